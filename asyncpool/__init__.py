@@ -1,0 +1,28 @@
+"""An asyncio-native connection pool for psycopg 3."""
+
+from asyncpool.errors import (
+    PoolClosed,
+    PoolError,
+    PoolForked,
+    PoolTimeout,
+    PoolWrongLoop,
+    ReleaseError,
+    TooManyRequests,
+)
+from asyncpool.health import HealthReport
+from asyncpool.pool import AsyncConnectionPool
+from asyncpool.stats import LeaseInfo, PoolStats
+
+__all__ = [
+    "AsyncConnectionPool",
+    "HealthReport",
+    "LeaseInfo",
+    "PoolClosed",
+    "PoolError",
+    "PoolForked",
+    "PoolStats",
+    "PoolTimeout",
+    "PoolWrongLoop",
+    "ReleaseError",
+    "TooManyRequests",
+]

@@ -1,0 +1,338 @@
+"""The pool itself, for any driver: who gets a connection, and what becomes of it afterwards.
+
+It knows no psycopg. Lending and taking back an idle, clean connection are plain calls; whatever has
+to wait for the line, for a check or for the end is a coroutine, and may be cancelled anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import math
+from asyncio import current_task, get_running_loop
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
+from random import Random
+from typing import Any, Generic
+
+import anyio
+
+from asyncpool._connector import C, Connector
+from asyncpool._entry import Entry
+from asyncpool._ledger import Ledger
+from asyncpool._settings import Settings, duration
+from asyncpool._stock import Stock, outcome
+from asyncpool._waiters import Waiter
+from asyncpool.errors import PoolClosed, PoolTimeout, PoolWrongLoop, ReleaseError, TooManyRequests
+
+logger = logging.getLogger("asyncpool")
+
+
+class Core(Generic[C]):
+    """A bounded set of connections and the line of those who wait for one.
+
+    Args:
+        settings: the numbers.
+        connector: the driver.
+        check: called with a connection before it is lent; when it raises, the next one is tried.
+        on_outage: called once when connecting has failed for `reconnect_timeout` seconds.
+        random: the source of jitter.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        connector: Connector[C],
+        *,
+        check: Callable[[C], Awaitable[None]] | None = None,
+        on_outage: Callable[[], Coroutine[Any, Any, None]] | None = None,
+        random: Random | None = None,
+    ) -> None:
+        self.ledger: Ledger[C] = Ledger(settings, self._overdue)
+        self.stock = Stock(self.ledger, connector, on_outage, random or Random())
+        self.stock.trusting = check is None
+        self._connector = connector
+        self._check = check
+        self._home: asyncio.AbstractEventLoop | None = None
+        self._express: asyncio.AbstractEventLoop | None = None
+        """The loop on which an idle connection is lent with no further question."""
+        self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The numbers in force."""
+        return self.ledger.settings
+
+    @property
+    def opened(self) -> bool:
+        """Whether it was ever opened."""
+        return self._home is not None
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.stock.closing
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is open, on this very loop."""
+        return not self.closed and self._home is get_running_loop()
+
+    def open(self) -> None:
+        """Belong to the running loop from now on, and start opening `min_size` connections."""
+        self._home = get_running_loop()
+        self.stock.time = self._home.time
+        self._express = self._home if self._check is None else None
+        if self.settings.min_size == 0:
+            self.stock.full.set()
+        self.stock.refill()
+
+    # These two are the hot path: no await, no task, no timer.
+
+    def acquire_now(self) -> C | None:
+        """An idle connection, or None: then `acquire` has to be awaited."""
+        if self._express is not get_running_loop():
+            return None
+        entry = self._take_idle()
+        if entry is None:
+            return None
+        self.stock.counters.requests += 1
+        return entry.conn
+
+    def release(self, conn: C, first: Callable[[], Awaitable[object]] | None = None) -> None:
+        """Take a connection back. What it needs before the next borrower is the crew's to do.
+
+        Args:
+            conn: one that was lent out by this pool.
+            first: work that must be done with it before it is reset.
+
+        Raises:
+            ReleaseError: it is not lent out by this pool.
+            PoolClosed: `close` did not wait for it any longer.
+            PoolWrongLoop: this is not the loop on which it was lent.
+        """
+        if self._home is not get_running_loop():
+            raise self._wrong_loop()
+        entry = self.ledger.take_back(conn)
+        if entry is None:
+            if self.closed:
+                msg = (
+                    f"pool {self.settings.name!r} was closed while this was lent: its work is lost"
+                )
+                raise PoolClosed(msg)
+            what = "it comes from elsewhere or was released already"
+            msg = f"pool {self.settings.name!r} has not lent out {conn!r}: {what}"
+            raise ReleaseError(msg)
+        stock = self.stock
+        now = stock.time()
+        stock.counters.use_time += now - entry.lent_at
+        entry.used_at = entry.proved_at = now
+        if first is None and self._connector.is_clean(conn):
+            stock.put(entry, now)
+        elif not self._connector.is_alive(conn):
+            stock.counters.returns_bad += 1
+            stock.discard(entry)
+        else:
+            stock.crew.spawn(stock.clean(entry, first), "reset")
+
+    def lease_number(self, conn: C) -> int:
+        """Which of its leases a connection is in; 0 when it is not lent out."""
+        entry = self.ledger.leased.get(conn)
+        return entry.uses if entry is not None else 0
+
+    async def acquire(self, timeout: float | None) -> C:
+        """A connection within `timeout` seconds, None being the pool's own time limit.
+
+        Raises:
+            PoolTimeout: there was none in time.
+            TooManyRequests: the line is as long as it may be.
+            PoolClosed: the pool is closed, or was while waiting.
+            PoolWrongLoop: the pool is open on another loop.
+        """
+        self.admit()
+        timeout = self.settings.timeout if timeout is None else duration("timeout", timeout)
+        deadline = self.stock.time() + timeout
+        counters = self.stock.counters
+        counters.requests += 1
+        try:
+            entry = self._take_idle() or await self._queue(timeout, deadline)
+            while not await self._passes(entry, timeout, deadline):
+                entry = self._take_idle() or await self._queue(timeout, deadline, again=True)
+        except asyncio.CancelledError:
+            counters.requests_cancelled += 1
+            raise
+        except BaseException:
+            counters.requests_failed += 1
+            raise
+        entry.holder = current_task()
+        return entry.conn
+
+    def admit(self) -> None:
+        """Raise unless the pool can be used here and now."""
+        if self.closed:
+            raise self._closed()
+        if self._home is not get_running_loop():
+            raise self._wrong_loop()
+
+    def resize(self, min_size: int, max_size: int) -> None:
+        """New sizes from now on; what is too many goes at once when idle, else on its return."""
+        self.ledger.settings = replace(self.settings, min_size=min_size, max_size=max_size)
+        for entry in self.ledger.idle[: max(0, self.ledger.staying - max_size)]:
+            self.stock.discard(entry)
+        self.stock.refill()
+
+    def drain(self) -> None:
+        """Retire every connection there is now; those lent out, on their return."""
+        self.ledger.generation += 1
+        for entry in list(self.ledger.idle):
+            self.stock.discard(entry)
+        self.stock.refill()
+
+    async def close(self, timeout: float) -> None:
+        """Close everything within about `timeout` seconds. Called again, it waits for the end.
+
+        Under an anyio scope that is cancelled it goes on to its end; a task that is cancelled gets
+        its CancelledError at once, and the pool closes behind its back.
+        """
+        if self._closing is None:
+            self._express = None
+            self.stock.closing = True
+            self.ledger.line.fail_all(self._closed)
+            shut = self._shut(self.stock.time() + timeout)
+            self._closing = get_running_loop().create_task(shut, context=contextvars.Context())
+        with anyio.CancelScope(shield=True):
+            await asyncio.shield(self._closing)
+
+    def forsake(self) -> list[C]:
+        """Give up everything with no I/O and no await: as garbage, or after a fork."""
+        self._express = self._home = None
+        self.stock.closing = True
+        self.stock.stop_retrying()
+        self.ledger.line.stop()
+        self.stock.crew.dismiss()
+        return [entry.conn for entry in self.ledger.entries if hasattr(entry, "conn")]
+
+    def _take_idle(self) -> Entry[C] | None:
+        while (entry := self.ledger.take(self.stock.time())) is not None:
+            if self._connector.is_alive(entry.conn):
+                entry.holder = current_task()
+                return entry
+            self.stock.found_lost(entry)
+        return None
+
+    async def _queue(self, timeout: float, deadline: float, *, again: bool = False) -> Entry[C]:
+        if self.closed:
+            raise self._closed()
+        line, joined_at = self.ledger.line, self.stock.time()
+        if deadline <= joined_at:
+            raise self._timeout(timeout)
+        limit = self.settings.max_waiting
+        if limit and len(line) >= limit and not again:
+            msg = f"{len(line)} requests wait already (max_waiting={limit}): shed load or raise it"
+            raise TooManyRequests(msg, waiting=len(line), max_waiting=limit)
+        waiter = line.join(joined_at, deadline, first=again)
+        self.stock.counters.requests_queued += 1
+        self.stock.refill()
+        try:
+            return await line.wait(waiter)
+        except BaseException:
+            if (entry := line.leave(waiter)) is not None and self.ledger.take_back(entry.conn):
+                entry.uses -= 1
+                self.stock.put(entry, self.stock.time())
+            raise
+        finally:
+            self.stock.counters.wait_time += self.stock.time() - joined_at
+
+    async def _passes(self, entry: Entry[C], timeout: float, deadline: float) -> bool:
+        """Whether an entry just lent is fit for its borrower; if not, it is gone."""
+        stock = self.stock
+        if entry.lost or not self._connector.is_alive(entry.conn):
+            stock.found_lost(entry)
+            return False
+        if self._check is None:
+            return True
+        # In a task of the crew: the borrower's deadline and cancellation hold whatever it does.
+        work = outcome(self._check(entry.conn))
+        task = stock.crew.spawn(work, "check", contextvars.copy_context())
+        try:
+            await asyncio.wait({task}, timeout=deadline - stock.time())
+        finally:
+            if not task.done() and self.ledger.take_back(entry.conn):
+                stock.crew.spawn(self._settle(entry, task), "check")
+        if not task.done():
+            raise self._timeout(timeout)
+        if (error := task.result()) is None:
+            stock.proved()
+            return True
+        logger.info("pool %r: check failed, replaced: %r", stock.name, error)
+        if entry.uses == 1:
+            # New and unfit is as good as a failed connect, and must not be repeated in a storm.
+            stock.connect_failed(error)
+        stock.found_lost(entry)
+        return False
+
+    async def _settle(self, entry: Entry[C], check: asyncio.Task[Exception | None]) -> None:
+        """Wait for a check whose borrower has left."""
+        error: Exception | None = TimeoutError()
+        try:
+            with anyio.move_on_after(self.settings.clean_timeout):
+                error = await check
+        finally:
+            if error is None:
+                self.stock.put(entry, self.stock.time())
+            else:
+                self.stock.found_lost(entry)
+
+    def _overdue(self, waiter: Waiter[Entry[C]]) -> PoolTimeout:
+        return self._timeout(round(waiter.deadline - waiter.joined_at, 3))
+
+    def _timeout(self, timeout: float) -> PoolTimeout:
+        now, outage = self.stock.time(), self.stock.outage
+        leased, waiting = self.ledger.leased, len(self.ledger.line)
+        longest = max((now - entry.lent_at for entry in leased.values()), default=0.0)
+        sizes = f"max_size={self.settings.max_size}, size={self.ledger.size}, leased={len(leased)}"
+        parts = [f"no connection within {timeout:g} s ({sizes}, waiting={waiting})"]
+        if outage:
+            parts.append(f"connecting has failed {outage.failures} times: {outage.error}")
+        if leased:
+            parts.append(f"the longest lease is {longest:.1f} s old: see pool.explain()")
+        error = PoolTimeout(
+            "; ".join(parts),
+            timeout=timeout,
+            max_size=self.settings.max_size,
+            size=self.ledger.size,
+            leased=len(leased),
+            waiting=waiting,
+            longest_lease=longest,
+        )
+        error.__cause__ = outage.error
+        return error
+
+    def _closed(self) -> PoolClosed:
+        return PoolClosed(f"pool {self.settings.name!r} is closed")
+
+    def _wrong_loop(self) -> PoolWrongLoop:
+        what = "is not open" if self._home is None else "is open on another event loop"
+        return PoolWrongLoop(
+            f"pool {self.settings.name!r} {what}: use it on the loop that opened it,"
+            " and give each loop a pool of its own"
+        )
+
+    async def _shut(self, deadline: float) -> None:
+        self.stock.stop_opening()
+        for entry in list(self.ledger.idle):
+            self.stock.discard(entry)
+        await self._emptied(deadline)
+        for entry in list(self.ledger.leased.values()):
+            logger.warning("pool %r: closed while lent: %r", self.settings.name, entry.conn)
+            self.stock.discard(entry)
+        await self._emptied(self.stock.time() + 0.25)
+        await self.stock.abandon()
+
+    async def _emptied(self, deadline: float) -> None:
+        if self.ledger.entries:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(None if deadline == math.inf else deadline):
+                    await self.stock.empty.wait()

@@ -1,0 +1,63 @@
+"""The pool's own tasks: whatever must be done to its end although the borrower is gone.
+
+They start with an empty context, so that no request's variables live on in them, and none of them
+can be reached by a borrower's cancellation, asyncio's or anyio's. A crash is logged, never lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from contextvars import Context
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+logger = logging.getLogger("asyncpool")
+
+
+class Crew:
+    """The tasks of one pool."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def spawn(
+        self, work: Coroutine[Any, Any, T], job: str, context: Context | None = None
+    ) -> asyncio.Task[T]:
+        """Start a task that the pool answers for."""
+        task = asyncio.get_running_loop().create_task(
+            work, name=f"{self._name}: {job}", context=context or Context()
+        )
+        self._tasks.add(task)
+        task.add_done_callback(self._ended, context=Context())
+        return task
+
+    def dismiss(self) -> None:
+        """Cancel all, once, and wait for none."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def stop(self, limit: float) -> None:
+        """Cancel all until they are gone, for `limit` seconds at most.
+
+        Once is not enough: psycopg answers the first cancellation of a query by cancelling it on
+        the server, which may take as long as the server likes.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + limit
+        pause = 0.01
+        while self._tasks and loop.time() < deadline:
+            self.dismiss()
+            await asyncio.wait(self._tasks, timeout=pause)
+            pause *= 2
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("task %r failed", task.get_name(), exc_info=error)

@@ -1,0 +1,82 @@
+"""What can be said of a pool at this moment, as numbers and as text; it changes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+from asyncpool._core import Core
+from asyncpool._entry import State
+from asyncpool.stats import LeaseInfo, PoolStats
+
+
+def snapshot(core: Core[Any]) -> PoolStats:
+    """The sizes by state and the counters."""
+    ledger = core.ledger
+    states = Counter(entry.state for entry in ledger.entries)
+    return PoolStats(
+        name=core.settings.name,
+        min_size=core.settings.min_size,
+        max_size=core.settings.max_size,
+        size=ledger.size,
+        opening=states[State.OPENING],
+        idle=states[State.IDLE],
+        leased=states[State.LEASED],
+        cleaning=states[State.CLEANING],
+        closing=states[State.CLOSING],
+        waiting=len(ledger.line),
+        **asdict(core.stock.counters),
+    )
+
+
+def leases(core: Core[Any]) -> list[LeaseInfo]:
+    """Who has a connection, the longest first."""
+    now = core.stock.time()
+    found = [
+        LeaseInfo(
+            age=now - entry.lent_at,
+            holder=entry.holder.get_name() if entry.holder is not None else "(being handed over)",
+            connection=repr(entry.conn),
+        )
+        for entry in core.ledger.leased.values()
+    ]
+    return sorted(found, key=lambda lease: -lease.age)
+
+
+def explain(core: Core[Any]) -> str:
+    """Sizes, holders, waiters, the last error and what may be done, for a person to read."""
+    stats, held = snapshot(core), leases(core)
+    now = core.stock.time()
+    states = ", ".join(
+        f"{getattr(stats, state)} {state}"
+        for state in ("idle", "leased", "opening", "cleaning", "closing")
+    )
+    lines = [
+        f"pool {stats.name!r}: size {stats.size} of {stats.min_size} to {stats.max_size}: {states}",
+        *(
+            f"  leased for {lease.age:.3f} s by {lease.holder}: {lease.connection}"
+            for lease in held
+        ),
+        f"{stats.waiting} waiting",
+    ]
+    if (first := next(iter(core.ledger.line), None)) is not None:
+        lines.append(f"  the first for {now - first.joined_at:.3f} s")
+    if (error := core.stock.last_error) is not None:
+        age = now - core.stock.last_error_at
+        lines.append(f"last error, {age:.1f} s ago: {error!r}")
+    lines.extend(f"advice: {advice}" for advice in _advice(core, stats, held))
+    return "\n".join(lines)
+
+
+def _advice(core: Core[Any], stats: PoolStats, held: list[LeaseInfo]) -> list[str]:
+    if core.closed:
+        return ["the pool is closed: make a new one"]
+    found = []
+    if core.stock.outage:
+        found.append("connecting fails: see the last error; the pool goes on trying by itself")
+    if stats.waiting and stats.leased == stats.max_size:
+        found.append("all are lent out: return them sooner, or raise max_size with resize()")
+        if held[0].age > core.settings.timeout:
+            found.append("the longest lease is longer than a request waits: is it ever returned?")
+    return found

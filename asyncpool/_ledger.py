@@ -1,0 +1,173 @@
+"""Which connections exist, who has them, who waits: every decision, and not one await.
+
+It does no I/O and starts no task. The core asks, then acts on the answer. Five laws hold between
+any two of its calls:
+
+1. Idle connections and waiters are never both present.
+2. The size is `len(entries)`, counted from the reservation until the socket is closed.
+3. Nothing here awaits.
+4. One rule, `wanted`, says how many connections to open.
+5. All ways into service end in `give`; all ways out go through `strike_off`.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable
+from typing import Generic
+
+from asyncpool._connector import C
+from asyncpool._entry import Entry, State
+from asyncpool._settings import Settings
+from asyncpool._waiters import Line, Waiter
+
+IDLE = State.IDLE
+LEASED = State.LEASED
+
+
+class Ledger(Generic[C]):
+    """The books of one pool."""
+
+    def __init__(
+        self, settings: Settings, overdue: Callable[[Waiter[Entry[C]]], BaseException]
+    ) -> None:
+        self.settings = settings
+        self.entries: set[Entry[C]] = set()
+        self.idle: list[Entry[C]] = []
+        """The stack of idle entries, the most recently used on top: the surplus ages below."""
+        self.leased: dict[C, Entry[C]] = {}
+        self.line: Line[Entry[C]] = Line(overdue)
+        self.opening = 0
+        self.closing = 0
+        self.generation = 0
+
+    @property
+    def size(self) -> int:
+        """Every entry that has, or may have, a socket."""
+        return len(self.entries)
+
+    @property
+    def staying(self) -> int:
+        """The size less those that are on their way out."""
+        return len(self.entries) - self.closing
+
+    def reserve(self, now: float) -> Entry[C]:
+        """A place for a connection that is about to be opened."""
+        assert len(self.entries) < self.settings.max_size, "bug: a place reserved above max_size"
+        entry: Entry[C] = Entry(self.generation, now)
+        self.entries.add(entry)
+        self.opening += 1
+        return entry
+
+    def opened(self, entry: Entry[C], conn: C, now: float, expires_at: float) -> None:
+        """The connection of a reserved place is there; it is not in service yet."""
+        self.opening -= 1
+        entry.conn = conn
+        entry.state = State.CLEANING
+        entry.opened_at = entry.used_at = entry.proved_at = now
+        entry.expires_at = expires_at
+
+    def take(self, now: float) -> Entry[C] | None:
+        """Lend the most recently used idle connection, or None."""
+        if not self.idle:
+            return None
+        entry = self.idle.pop()
+        self._lend(entry, now)
+        return entry
+
+    def give(self, entry: Entry[C], now: float) -> bool:
+        """Put an entry into service: to the head of the line (True), or onto the stack."""
+        if self.line:
+            self._lend(entry, now)
+            return self.line.serve(entry)
+        entry.state = IDLE
+        if self.idle and self.idle[-1].used_at > entry.used_at:
+            insort(self.idle, entry, key=_last_use)
+        else:
+            self.idle.append(entry)
+        return False
+
+    def take_back(self, conn: C) -> Entry[C] | None:
+        """End the lease of a connection; None when it is not lent out by this pool."""
+        entry = self.leased.pop(conn, None)
+        if entry is not None:
+            entry.state = State.CLEANING
+            entry.holder = None
+        return entry
+
+    def withdraw(self, entry: Entry[C], state: State) -> None:
+        """Take an entry out of service, idle or leased or neither, into another state."""
+        if entry.state is IDLE:
+            self.idle.remove(entry)
+        elif entry.state is LEASED:
+            del self.leased[entry.conn]
+            entry.holder = None
+        elif entry.state is State.OPENING:
+            self.opening -= 1
+        elif entry.state is State.CLOSING:
+            self.closing -= 1
+        if state is State.CLOSING:
+            self.closing += 1
+        entry.state = state
+
+    def strike_off(self, entry: Entry[C]) -> None:
+        """Forget an entry: its connection is closed, or never came to be."""
+        self.withdraw(entry, State.CLOSED)
+        self.entries.remove(entry)
+
+    def wanted(self) -> int:
+        """The one rule: how many connections should be opened now."""
+        size = len(self.entries)
+        limits = self.settings
+        need = max(limits.min_size - size, len(self.line) - self.opening)
+        return max(0, min(limits.max_size - size, need))
+
+    def fit(self, entry: Entry[C], now: float) -> bool:
+        """Whether an entry may go on: not past its life, of this generation, within the size."""
+        return (
+            entry.expires_at > now
+            and entry.generation == self.generation
+            and not entry.lost
+            and len(self.entries) - self.closing <= self.settings.max_size
+        )
+
+    def surplus(self, now: float) -> list[Entry[C]]:
+        """Idle entries above `min_size` that nobody has used for `max_idle`, oldest first."""
+        latest = now - self.settings.max_idle
+        due = [entry for entry in self.idle if entry.used_at <= latest]
+        return due[: max(0, self.staying - self.settings.min_size)]
+
+    def expired(self, now: float) -> list[Entry[C]]:
+        """Idle entries past their life and not being replaced."""
+        replaced = {entry.predecessor for entry in self.entries}
+        return [each for each in self.idle if each.expires_at <= now and each not in replaced]
+
+    def unproved(self, now: float) -> list[Entry[C]]:
+        """Idle entries that have shown no sign of life for `ping_interval`, oldest first."""
+        latest = now - self.settings.ping_interval
+        return [entry for entry in self.idle if entry.proved_at <= latest]
+
+    def next_due(self, now: float) -> float:
+        """The instant before which nothing can become due, whatever happens until then."""
+        limits = self.settings
+        instants = [now + min(limits.max_idle, limits.ping_interval, 0.95 * limits.max_lifetime)]
+        has_surplus = len(self.entries) > limits.min_size
+        for entry in self.entries:
+            if entry.state is LEASED:
+                instants.append(entry.expires_at)
+            elif entry.state is IDLE:
+                instants.append(entry.expires_at)
+                instants.append(entry.proved_at + limits.ping_interval)
+                if has_surplus:
+                    instants.append(entry.used_at + limits.max_idle)
+        return min(instants)
+
+    def _lend(self, entry: Entry[C], now: float) -> None:
+        entry.state = LEASED
+        entry.lent_at = now
+        entry.uses += 1
+        self.leased[entry.conn] = entry
+
+
+def _last_use(entry: Entry[C]) -> float:
+    return entry.used_at

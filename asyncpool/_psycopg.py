@@ -1,0 +1,296 @@
+"""The connector for psycopg 3: opens, pings, resets and closes its async connections.
+
+It decides how a connection is made clean and how it is parted from, never when. It keeps psycopg's
+contract with a pool: `conn._pool` is the pool while user code has the connection, else None.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import socket
+import sys
+import weakref
+from asyncio import get_running_loop
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import Any, Generic, Literal
+
+import anyio
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
+
+if sys.version_info >= (3, 13):
+    from typing import TypeVar
+else:
+    from typing_extensions import TypeVar
+
+ACT = TypeVar(
+    "ACT",
+    bound=psycopg.AsyncConnection[Any],
+    default=psycopg.AsyncConnection[psycopg.rows.TupleRow],
+)
+T = TypeVar("T")
+
+Conninfo = str | Callable[[], str] | Callable[[], Awaitable[str]]
+Kwargs = (
+    Mapping[str, Any] | Callable[[], Mapping[str, Any]] | Callable[[], Awaitable[Mapping[str, Any]]]
+)
+ResetLevel = Literal["rollback", "session", "discard"]
+
+CONNECT_TIMEOUT = 10
+"""Seconds for each address, where neither conninfo, kwargs nor PGCONNECT_TIMEOUT says another."""
+CONFIGURE_TIMEOUT = 30.0
+CANCEL_TIMEOUT = 1.0
+
+IDLE = int(TransactionStatus.IDLE)
+ACTIVE = int(TransactionStatus.ACTIVE)
+BAD = int(psycopg.pq.ConnStatus.BAD)
+
+# The parts of DISCARD ALL, which itself may stand in no query beside another statement.
+# Source: https://www.postgresql.org/docs/current/sql-discard.html
+SESSION = (
+    "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *;"
+    " SELECT pg_advisory_unlock_all()"
+)
+RESETS: dict[str, str] = {
+    "rollback": "",
+    "session": SESSION,
+    "discard": f"{SESSION}; DEALLOCATE ALL; DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """How `configure` left a connection's own attributes; the named resets go back to it."""
+
+    autocommit: bool
+    isolation_level: psycopg.IsolationLevel | None
+    read_only: bool | None
+    deferrable: bool | None
+    row_factory: Any
+    cursor_factory: Any
+    server_cursor_factory: Any
+    prepare_threshold: int | None
+
+    @classmethod
+    def of(cls, conn: psycopg.AsyncConnection[Any]) -> Baseline:
+        """What a connection has now."""
+        return cls(**{name: getattr(conn, name) for name in cls.__slots__})
+
+    async def restore(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        """Put it back; there is no I/O in this, as no transaction is open."""
+        if self == Baseline.of(conn):
+            return
+        await conn.set_autocommit(self.autocommit)
+        await conn.set_isolation_level(self.isolation_level)
+        await conn.set_read_only(self.read_only)
+        await conn.set_deferrable(self.deferrable)
+        conn.row_factory = self.row_factory
+        conn.cursor_factory = self.cursor_factory
+        conn.server_cursor_factory = self.server_cursor_factory
+        conn.prepare_threshold = self.prepare_threshold
+
+
+class PsycopgConnector(Generic[ACT]):
+    """`Connector[ACT]` over `connection_class.connect`.
+
+    psycopg's own connections cannot be watched: their wait owns the descriptor's one reader. So
+    `watch` does nothing, and pings and returns find out what is lost.
+    """
+
+    def __init__(
+        self,
+        conninfo: Conninfo,
+        kwargs: Kwargs | None,
+        connection_class: type[ACT],
+        configure: Callable[[ACT], Awaitable[None]] | None,
+        reset: ResetLevel | Callable[[ACT], Awaitable[None]] | None,
+    ) -> None:
+        if isinstance(conninfo, str):
+            check_conninfo(conninfo)
+        if isinstance(reset, str) and reset not in RESETS:
+            msg = f"reset must be one of {', '.join(RESETS)} or a callable, not {reset!r}"
+            raise ValueError(msg)
+        self.owner: Callable[[], object | None] = lambda: None
+        """A weak reference to the pool, or None."""
+        self._conninfo = conninfo
+        self._kwargs = kwargs
+        self._class = connection_class
+        self._configure = configure
+        self._reset = reset
+        self._always_resets = reset is not None and reset != "rollback"
+        self._baselines: weakref.WeakKeyDictionary[ACT, Baseline] = weakref.WeakKeyDictionary()
+        self._pid = os.getpid()
+
+    async def open(self) -> ACT:
+        """Connect and configure."""
+        self._pid = os.getpid()
+        conninfo = await settle(self._conninfo) if callable(self._conninfo) else self._conninfo
+        kwargs = await settle(self._kwargs) if callable(self._kwargs) else self._kwargs
+        kwargs = dict(kwargs or {})
+        if "connect_timeout" not in kwargs | check_conninfo(conninfo):
+            kwargs["connect_timeout"] = os.environ.get("PGCONNECT_TIMEOUT", CONNECT_TIMEOUT)
+        conn = await self._class.connect(conninfo, **kwargs)
+        try:
+            if self._configure is not None:
+                with anyio.fail_after(CONFIGURE_TIMEOUT):
+                    await self.lend_to(self._configure, conn)
+                _require_idle(conn, "configure")
+            self._baselines[conn] = Baseline.of(conn)
+        except BaseException:
+            await conn.close()
+            raise
+        conn._pool = None
+        return conn
+
+    async def close(self, conn: ACT) -> None:
+        """Cancel what still runs, say goodbye, and wait until the server has hung up.
+
+        Only then has its backend really gone, so that no more of them exist than entries. However
+        this ends, the socket is closed.
+        """
+        if os.getpid() != self._pid:
+            return  # a forked child: the session is the parent's
+        conn._pool = None
+        try:
+            if conn.pgconn.transaction_status == ACTIVE:
+                await conn.cancel_safe(timeout=CANCEL_TIMEOUT)
+            if conn.lock.locked():
+                await _interrupt(conn)
+        finally:
+            wire = _duplicate(conn)
+            await conn.close()  # does not suspend
+        if wire is not None:
+            with closing(wire), suppress(OSError):
+                while await get_running_loop().sock_recv(wire, 4096):
+                    pass
+
+    async def ping(self, conn: ACT) -> None:
+        """An empty query, outside any transaction."""
+        await ping(conn)
+
+    async def reset(self, conn: ACT) -> None:
+        """Roll back, and whatever more the pool was told; one round trip but for a callback's own.
+
+        Raises:
+            psycopg.Error: it cannot be made clean; also when a statement is under way.
+        """
+        status = conn.pgconn.transaction_status
+        if status == ACTIVE or conn._pipeline is not None or getattr(conn, "_tpc", None):
+            msg = f"returned in mid-operation: {conn!r}"
+            raise psycopg.OperationalError(msg)
+        statements = RESETS[self._reset] if isinstance(self._reset, str) else ""
+        if status != IDLE:
+            # Not conn.rollback(): the borrower may have left inside a transaction() block.
+            # psycopg sends no BEGIN ahead while a transaction is open.
+            await conn.execute(f"ROLLBACK; {statements}".encode(), prepare=False)
+        elif statements:
+            await conn.set_autocommit(True)
+            await conn.execute(statements.encode(), prepare=False)
+        if isinstance(self._reset, str) or not self._always_resets:
+            await self._baselines[conn].restore(conn)
+        else:
+            assert callable(self._reset), "bug: reset is neither a level nor a callable"
+            await self.lend_to(self._reset, conn)
+        _require_idle(conn, "reset")
+
+    def is_clean(self, conn: ACT) -> bool:
+        """Idle, and nothing more to be done between two borrowers."""
+        return (
+            conn.pgconn.transaction_status == IDLE
+            and not self._always_resets
+            and conn._pipeline is None
+        )
+
+    def is_alive(self, conn: ACT) -> bool:
+        """Not closed, as far as libpq knows."""
+        return conn.pgconn.status != BAD
+
+    def watch(self, conn: ACT, on_lost: Callable[[], None]) -> None:
+        """Nothing, for psycopg's own connections."""
+
+    async def lend_to(self, callback: Callable[[ACT], Awaitable[None] | None], conn: ACT) -> None:
+        """Call the user's callback with a connection that knows its pool meanwhile."""
+        conn._pool = self.owner()  # type: ignore[assignment]
+        try:
+            await settle(lambda: callback(conn))
+        finally:
+            conn._pool = None
+
+
+async def ping(conn: psycopg.AsyncConnection[Any]) -> None:
+    """One round trip that starts no transaction: the empty query."""
+    if conn.autocommit:
+        await conn.execute(b"")
+        return
+    await conn.set_autocommit(True)
+    try:
+        await conn.execute(b"")
+    finally:
+        with suppress(psycopg.Error):
+            await conn.set_autocommit(False)
+
+
+def version() -> tuple[int, int]:
+    """psycopg's own, such as (3, 3)."""
+    major, minor = psycopg.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+async def settle(make: Callable[[], Any]) -> Any:
+    """Call what may be a plain or an async function."""
+    value = make()
+    return await value if inspect.isawaitable(value) else value
+
+
+def check_conninfo(conninfo: str) -> dict[str, Any]:
+    """The parameters of a libpq connection string.
+
+    Raises:
+        ValueError: it is none. libpq's own message is left out, for it quotes what it cannot read,
+            and that may be the password.
+    """
+    if not isinstance(conninfo, str):
+        msg = f"conninfo must be a str or a callable that gives one, not {type(conninfo).__name__}"
+        raise TypeError(msg)
+    try:
+        return dict(conninfo_to_dict(conninfo))
+    except psycopg.ProgrammingError:
+        msg = (
+            "conninfo is neither a postgresql:// URL nor key=value pairs that libpq knows"
+            " (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING);"
+            " it is not shown here, since it may hold a password"
+        )
+        raise ValueError(msg) from None
+
+
+def _require_idle(conn: psycopg.AsyncConnection[Any], who: str) -> None:
+    if conn.pgconn.transaction_status != IDLE:
+        status = TransactionStatus(conn.pgconn.transaction_status).name
+        msg = f"connection left in status {status} by {who}: it must be IDLE, so it is discarded"
+        raise psycopg.ProgrammingError(msg)
+
+
+def _duplicate(conn: psycopg.AsyncConnection[Any]) -> socket.socket | None:
+    """The connection's socket once more, to outlive libpq's own descriptor."""
+    try:
+        wire = socket.socket(fileno=socket.dup(conn.pgconn.socket))
+    except (psycopg.Error, OSError):
+        return None
+    wire.setblocking(False)
+    return wire
+
+
+async def _interrupt(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Let a borrower that is still inside an operation end with an error, before its socket goes.
+
+    Were the descriptor closed under its wait, the loop would be left with a stale registration.
+    """
+    if (wire := _duplicate(conn)) is not None:
+        with closing(wire), suppress(OSError):
+            wire.shutdown(socket.SHUT_RDWR)
+    with anyio.move_on_after(CANCEL_TIMEOUT):
+        await conn.lock.acquire()

@@ -1,0 +1,116 @@
+"""Every number of a pool, with its unit, checked once.
+
+All durations are seconds. `math.inf` is a duration; a negative number, NaN and a bool are not.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the pool was told; `resize` makes a new one."""
+
+    name: str
+    min_size: int
+    max_size: int
+    timeout: float = 30.0
+    """How long a request waits for a connection."""
+    max_waiting: int = 0
+    """The most requests in the line; 0 is no limit."""
+    max_lifetime: float = 3600.0
+    """The age at which a connection is retired, less up to 5 % of jitter."""
+    max_idle: float = 600.0
+    """How long an idle connection above `min_size` is kept."""
+    reconnect_timeout: float = 300.0
+    """The length of an outage after which `reconnect_failed` is told."""
+    ping_interval: float = 30.0
+    """How long a connection may be idle before it is pinged."""
+    ping_timeout: float = 5.0
+    """The limit of one ping."""
+    clean_timeout: float = 10.0
+    """The limit of one roll-back and reset."""
+    close_timeout: float = 2.0
+    """The limit of one farewell to the server."""
+    open_at_once: int = 16
+    """The most connections that are being opened in the same moment."""
+    ping_at_once: int = 8
+    """The most connections that are being pinged in the same moment."""
+
+
+def settings(
+    *,
+    name: str,
+    min_size: int,
+    max_size: int | None,
+    timeout: float,
+    max_waiting: int,
+    max_lifetime: float,
+    max_idle: float,
+    reconnect_timeout: float,
+    ping_interval: float,
+    ping_timeout: float,
+) -> Settings:
+    """Check all numbers and name the one that makes no sense.
+
+    Raises:
+        TypeError: a size is no int, or a duration no number.
+        ValueError: a number is out of range; the message has it.
+    """
+    min_size, max_size = sizes(min_size, max_size)
+    return Settings(
+        name=name,
+        min_size=min_size,
+        max_size=max_size,
+        timeout=duration("timeout", timeout),
+        max_waiting=count("max_waiting", max_waiting),
+        max_lifetime=duration("max_lifetime", max_lifetime, above_zero=True),
+        max_idle=duration("max_idle", max_idle, above_zero=True),
+        reconnect_timeout=duration("reconnect_timeout", reconnect_timeout),
+        ping_interval=duration("ping_interval", ping_interval, above_zero=True),
+        ping_timeout=duration("ping_timeout", ping_timeout, above_zero=True),
+    )
+
+
+def sizes(min_size: int, max_size: int | None) -> tuple[int, int]:
+    """Both sizes, where `max_size=None` means a pool of one fixed size."""
+    min_size = count("min_size", min_size)
+    max_size = min_size if max_size is None else count("max_size", max_size)
+    if max_size < min_size:
+        msg = f"max_size must be at least min_size: got min_size={min_size}, max_size={max_size}"
+        raise ValueError(msg)
+    if max_size == 0:
+        msg = "max_size must be at least 1: with min_size=0 give max_size a number of its own"
+        raise ValueError(msg)
+    return min_size, max_size
+
+
+def count(name: str, value: int) -> int:
+    """A whole number from zero up."""
+    if isinstance(value, bool):
+        msg = f"{name} must be an int, not {value!r}"
+        raise TypeError(msg)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        msg = f"{name} must be an int, not {value!r}"
+        raise TypeError(msg) from None
+    if number < 0:
+        msg = f"{name} must not be negative: got {number}"
+        raise ValueError(msg)
+    return number
+
+
+def duration(name: str, value: float, *, above_zero: bool = False) -> float:
+    """A length of time in seconds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        msg = f"{name} must be a number of seconds, not {value!r}"
+        raise TypeError(msg)
+    if math.isnan(value) or value < 0 or (above_zero and value == 0):
+        least = "above zero" if above_zero else "zero or more"
+        msg = f"{name} must be {least} seconds: got {value!r}"
+        raise ValueError(msg)
+    return float(value)

@@ -1,0 +1,266 @@
+"""The connections of a pool: opening them, keeping them fit, closing them.
+
+It does the I/O that the ledger decides on, in tasks of the crew. Every connection comes into
+service through `put` and leaves it through `discard`. It lends nothing out: that is the core's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
+from functools import partial
+from random import Random
+from typing import Any, Generic
+
+import anyio
+
+from asyncpool._backoff import Outage
+from asyncpool._connector import C, Connector
+from asyncpool._crew import Crew
+from asyncpool._entry import Entry, State
+from asyncpool._ledger import Ledger
+from asyncpool.stats import Counters
+
+logger = logging.getLogger("asyncpool")
+
+
+class Stock(Generic[C]):
+    """What a pool has, and how it comes and goes.
+
+    Args:
+        ledger: the books.
+        connector: the driver.
+        on_outage: called once when connecting has failed for `reconnect_timeout` seconds.
+        random: the source of jitter.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger[C],
+        connector: Connector[C],
+        on_outage: Callable[[], Coroutine[Any, Any, None]] | None,
+        random: Random,
+    ) -> None:
+        self.ledger = ledger
+        self.connector = connector
+        self.crew = Crew(ledger.settings.name)
+        self.counters = Counters()
+        self.outage = Outage(random)
+        self.full = asyncio.Event()
+        """Set once `min_size` connections were open at the same time."""
+        self.empty = asyncio.Event()
+        """Set when the last entry is struck off."""
+        self.closing = False
+        self.trusting = True
+        """Whether one that opens has thereby shown that it works; else `proved` is to be called."""
+        self.time: Callable[[], float] = lambda: 0.0
+        self.last_error: Exception | None = None
+        """Of the last connect or ping that failed."""
+        self.last_error_at = 0.0
+        self._on_outage = on_outage
+        self._random = random
+        self._openers: set[asyncio.Task[None]] = set()
+        self._retry: asyncio.TimerHandle | None = None
+
+    @property
+    def name(self) -> str:
+        """The pool's."""
+        return self.ledger.settings.name
+
+    def put(self, entry: Entry[C], now: float) -> None:
+        """Into service, the one way: an entry that is not lent, whose connection is clean."""
+        if not self.closing and self.ledger.fit(entry, now):
+            self.ledger.give(entry, now)
+        else:
+            self.discard(entry)
+
+    def discard(self, entry: Entry[C]) -> None:
+        """Out of service, the one way; it counts until its socket is closed."""
+        if entry.state is not State.CLOSING and entry.state is not State.CLOSED:
+            self.ledger.withdraw(entry, State.CLOSING)
+            self.crew.spawn(self._close(entry), "close")
+
+    def found_lost(self, entry: Entry[C]) -> None:
+        """Discard one that broke while nobody used it."""
+        self.counters.lost += 1
+        self.discard(entry)
+
+    def refill(self) -> None:
+        """Open as many connections as the rule says, a bounded number at once."""
+        if self.closing:
+            return
+        now, ledger = self.time(), self.ledger
+        at_once = ledger.settings.open_at_once
+        if self.outage:
+            at_once = int(now >= self.outage.retry_at)
+        for _ in range(min(ledger.wanted(), at_once - ledger.opening)):
+            self.open_one()
+        if self.outage and self._retry is None and not ledger.opening and ledger.wanted():
+            self._retry = asyncio.get_running_loop().call_at(
+                self.outage.retry_at, _again, weakref.ref(self), context=Context()
+            )
+
+    def open_one(self, instead_of: Entry[C] | None = None) -> None:
+        """Start opening a connection, for which there must be room; then retire the other one."""
+        entry = self.ledger.reserve(self.time())
+        entry.predecessor = instead_of
+        self.counters.connects += 1
+        task = self.crew.spawn(_open(weakref.ref(self), self.connector, entry), "connect")
+        self._openers.add(task)
+        task.add_done_callback(self._openers.discard, context=Context())
+
+    async def ping(self, entry: Entry[C]) -> None:
+        """Ping an idle connection and put it back, or discard it."""
+        self.ledger.withdraw(entry, State.CLEANING)
+        try:
+            with anyio.fail_after(self.ledger.settings.ping_timeout):
+                await self.connector.ping(entry.conn)
+        except BaseException as error:
+            self.found_lost(entry)
+            if not isinstance(error, Exception):
+                raise
+            self._remember(error)
+            logger.info("pool %r: ping failed, replaced: %r", self.name, error)
+        else:
+            entry.proved_at = self.time()
+            self.put(entry, entry.proved_at)
+
+    async def clean(self, entry: Entry[C], first: Callable[[], Awaitable[object]] | None) -> None:
+        """Make a returned connection fit for the next borrower, or discard it."""
+        try:
+            with anyio.fail_after(self.ledger.settings.clean_timeout):
+                if first is not None and (error := await outcome(first())) is not None:
+                    logger.info("pool %r: %r while cleaning", self.name, error)
+                await self.connector.reset(entry.conn)
+        except BaseException as error:
+            self.discard(entry)
+            if not isinstance(error, Exception):
+                raise
+            logger.warning("pool %r: reset failed, replaced: %r", self.name, error)
+        else:
+            self.put(entry, self.time())
+
+    def connect_failed(self, error: Exception) -> None:
+        """A connection could not be had: back off before the next."""
+        now = self.time()
+        self.counters.connects_failed += 1
+        self._remember(error)
+        if not self.outage:
+            logger.warning("pool %r: cannot connect, will retry: %s", self.name, error)
+        self.outage.failed(now, error)
+        lasts = now - self.outage.since >= self.ledger.settings.reconnect_timeout
+        if lasts and not self.outage.told and self._on_outage is not None:
+            self.outage.told = True
+            self.crew.spawn(self._on_outage(), "reconnect_failed")
+
+    def proved(self) -> None:
+        """A connection has been had that works: an outage is over."""
+        if self.outage:
+            self.outage.end()
+            self.stop_retrying()
+            logger.info("pool %r: connected again", self.name)
+            self.refill()
+
+    def stop_opening(self) -> None:
+        """Abandon every connect under way; their places come free as the tasks end."""
+        self.stop_retrying()
+        for task in self._openers:
+            task.cancel()
+
+    def stop_retrying(self) -> None:
+        """Leave no timer behind."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    async def abandon(self) -> None:
+        """Stop the crew, and close with no farewell what is still there."""
+        await self.crew.stop(0.5)
+        for entry in list(self.ledger.entries):
+            if entry.state is not State.OPENING:
+                with anyio.CancelScope() as scope:
+                    scope.cancel()
+                    await outcome(self.connector.close(entry.conn))
+            self.strike_off(entry)
+
+    def strike_off(self, entry: Entry[C]) -> None:
+        """Forget an entry that has no socket any more; its place is free."""
+        if entry.state is not State.CLOSED:
+            self.ledger.strike_off(entry)
+        if not self.ledger.entries:
+            self.empty.set()
+        self.refill()
+
+    def opened(self, entry: Entry[C], conn: C) -> None:
+        """A connect has succeeded."""
+        now, limits = self.time(), self.ledger.settings
+        self.counters.connect_time += now - entry.opened_at
+        life = limits.max_lifetime * self._random.uniform(0.95, 1.0)
+        self.ledger.opened(entry, conn, now, now + life)
+        self.connector.watch(conn, partial(_lost, weakref.ref(self), entry))
+        if self.trusting:
+            self.proved()
+        if (old := entry.predecessor) is not None:
+            entry.predecessor = None
+            if old.state is State.IDLE:
+                self.discard(old)
+        self.put(entry, now)
+        if self.ledger.staying - self.ledger.opening >= limits.min_size:
+            self.full.set()
+        self.refill()
+
+    def _remember(self, error: Exception) -> None:
+        self.last_error, self.last_error_at = error, self.time()
+
+    async def _close(self, entry: Entry[C]) -> None:
+        try:
+            with anyio.move_on_after(self.ledger.settings.close_timeout):
+                if (error := await outcome(self.connector.close(entry.conn))) is not None:
+                    logger.info("pool %r: %r while closing", self.name, error)
+        finally:
+            self.strike_off(entry)
+
+
+async def outcome(work: Awaitable[object]) -> Exception | None:
+    """The exception that it ends with, as a value."""
+    try:
+        await work
+    except Exception as error:  # noqa: BLE001 - it is the answer
+        return error
+    return None
+
+
+async def _open(stock: weakref.ref[Stock[C]], connector: Connector[C], entry: Entry[C]) -> None:
+    # Holds the pool weakly: a connect that hangs must not keep a forgotten pool alive.
+    try:
+        conn = await connector.open()
+    except BaseException as error:
+        if (alive := stock()) is not None:
+            if isinstance(error, Exception):
+                alive.connect_failed(error)
+            alive.strike_off(entry)
+        if not isinstance(error, Exception):
+            raise
+        return
+    if (alive := stock()) is not None:
+        alive.opened(entry, conn)
+    else:
+        await connector.close(conn)
+
+
+def _again(stock: weakref.ref[Stock[C]]) -> None:
+    if (alive := stock()) is not None:
+        alive.stop_retrying()
+        alive.refill()
+
+
+def _lost(stock: weakref.ref[Stock[C]], entry: Entry[C]) -> None:
+    if (alive := stock()) is None:
+        return
+    if entry.state is State.IDLE:
+        alive.found_lost(entry)
+    else:
+        entry.lost = True

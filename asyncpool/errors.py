@@ -1,0 +1,86 @@
+"""What can go wrong in the pool itself.
+
+All are `psycopg.OperationalError`, so that code written for `psycopg_pool` catches them as before.
+The message says what happened, the numbers, then what to do; the numbers are attributes too.
+Errors of a query are psycopg's own and pass through untouched.
+"""
+
+from __future__ import annotations
+
+import psycopg
+
+__all__ = [
+    "PoolClosed",
+    "PoolError",
+    "PoolForked",
+    "PoolTimeout",
+    "PoolWrongLoop",
+    "ReleaseError",
+    "TooManyRequests",
+]
+
+
+class PoolError(psycopg.OperationalError):
+    """The base of every error that the pool raises on its own account."""
+
+
+class PoolClosed(PoolError):
+    """The pool is closed, or not open yet."""
+
+
+class PoolTimeout(PoolError):
+    """No connection within the time limit; the last connect error, if any, is the cause.
+
+    Attributes:
+        timeout: the limit that was up, in seconds.
+        max_size: the most connections that the pool may have.
+        size: those it had, in every state.
+        leased: those that were lent out.
+        waiting: requests in the line at that moment, this one included.
+        longest_lease: the age of the longest lease in seconds, 0.0 when nothing is lent out.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        timeout: float = 0.0,
+        max_size: int = 0,
+        size: int = 0,
+        leased: int = 0,
+        waiting: int = 0,
+        longest_lease: float = 0.0,
+    ) -> None:
+        super().__init__(message)
+        self.timeout = timeout
+        self.max_size = max_size
+        self.size = size
+        self.leased = leased
+        self.waiting = waiting
+        self.longest_lease = longest_lease
+
+
+class TooManyRequests(PoolError):
+    """`max_waiting` requests wait in the line already.
+
+    Attributes:
+        waiting: the requests in the line.
+        max_waiting: the limit.
+    """
+
+    def __init__(self, message: str, *, waiting: int = 0, max_waiting: int = 0) -> None:
+        super().__init__(message)
+        self.waiting = waiting
+        self.max_waiting = max_waiting
+
+
+class ReleaseError(PoolError, ValueError):
+    """The connection is not one that this pool has lent out: foreign, or released already."""
+
+
+class PoolWrongLoop(PoolError, RuntimeError):
+    """The pool is open on another event loop, or no loop runs at all."""
+
+
+class PoolForked(PoolError, RuntimeError):
+    """The pool was opened before a fork, and this is the child."""

@@ -1,0 +1,122 @@
+"""Is the pool able to serve? Answered without waiting in its line, and without raising.
+
+The one ping is made on a connection that happens to be idle; when all are lent out there is none to
+ping, and the report says what is known without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import anyio
+import psycopg
+
+from asyncpool._core import Core
+from asyncpool._entry import State
+from asyncpool._insight import snapshot
+from asyncpool._psycopg import ACT
+
+__all__ = ["HealthReport", "Status", "examine"]
+
+Status = Literal["ok", "degraded", "down"]
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport:
+    """What a health check found; plain values, so that `as_dict` turns into JSON."""
+
+    status: Status
+    """ok: serving. degraded: serving, but with waiters, without room, or after a failed ping or
+    connect. down: closed, or nothing to serve with."""
+    reason: str
+    """Why it is not ok, in words; empty when it is."""
+    latency: float | None
+    """Seconds of one round trip; None when nothing was idle to ping."""
+    server_version: str | None
+    """Such as "16.4"; None before the first connection."""
+    role: Literal["primary", "standby"] | None
+    """As the server has reported it (PostgreSQL 14 and later); else None."""
+    size: int
+    max_size: int
+    idle: int
+    leased: int
+    waiting: int
+    last_error: str | None
+    """The last failed connect or ping."""
+    last_error_age: float | None
+    """Seconds since then."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as a dict of JSON's own types."""
+        return asdict(self)
+
+
+async def examine(core: Core[ACT], timeout: float) -> HealthReport:
+    """Make a report within about `timeout` seconds."""
+    entry = core.ledger.idle[-1] if core.usable and core.ledger.idle else None
+    latency: float | None = None
+    failed = False
+    if entry is not None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        ping = core.stock.crew.spawn(core.stock.ping(entry), "health")
+        with anyio.move_on_after(timeout):
+            await asyncio.wait({ping})
+        if ping.done() and entry.state is not State.CLOSING and entry.state is not State.CLOSED:
+            latency = loop.time() - started
+        failed = latency is None
+    stats, outage = snapshot(core), core.stock.outage
+    serving = stats.size - stats.opening - stats.closing
+    reason = ""
+    status: Status = "ok"
+    if core.closed:
+        status, reason = "down", "the pool is closed"
+    elif not core.opened:
+        status, reason = "down", "the pool is not open yet"
+    elif serving == 0:
+        status, reason = "down", "no connection"
+    elif failed:
+        status, reason = (
+            ("degraded" if stats.leased else "down"),
+            "the server did not answer a ping",
+        )
+    elif outage:
+        status, reason = "degraded", "new connections fail"
+    elif stats.waiting:
+        status, reason = "degraded", f"{stats.waiting} requests wait for a connection"
+    if core.opened and stats.opening and not serving and not outage:
+        reason = "the first connections are being opened"
+    version, role = _server(core)
+    error = core.stock.last_error
+    age = core.stock.time() - core.stock.last_error_at if error is not None else None
+    return HealthReport(
+        status=status,
+        reason=reason,
+        latency=latency,
+        server_version=version,
+        role=role,
+        size=stats.size,
+        max_size=stats.max_size,
+        idle=stats.idle,
+        leased=stats.leased,
+        waiting=stats.waiting,
+        last_error=str(error) if error is not None else None,
+        last_error_age=age,
+    )
+
+
+def _server(core: Core[ACT]) -> tuple[str | None, Literal["primary", "standby"] | None]:
+    """What libpq knows with no query: the server's version and whether it is a standby."""
+    for entry in core.ledger.entries:
+        if entry.state in (State.IDLE, State.LEASED) and not entry.conn.closed:
+            info = entry.conn.info
+            try:
+                major, minor = divmod(info.server_version, 10000)
+                standby = info.parameter_status("in_hot_standby")
+            except psycopg.Error:
+                continue
+            version = f"{major}.{minor}"
+            return version, {"on": "standby", "off": "primary"}.get(standby or "")  # type: ignore[return-value]
+    return None, None

@@ -1,0 +1,512 @@
+"""The face: what an application sees of the pool, under the names that psycopg's users know."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import warnings
+import weakref
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from types import TracebackType
+from typing import Any, Generic, Self, cast
+
+import psycopg
+from psycopg.abc import Params, Query
+from psycopg.rows import AsyncRowFactory
+
+from asyncpool._contexts import Acquisition, Cursor, Exc, Lease, Transaction
+from asyncpool._core import Core
+from asyncpool._insight import explain, snapshot
+from asyncpool._keeper import keep, ping_all
+from asyncpool._lane import Ride
+from asyncpool._psycopg import (
+    ACT,
+    Conninfo,
+    Kwargs,
+    PsycopgConnector,
+    ResetLevel,
+    ping,
+    settle,
+    version,
+)
+from asyncpool._settings import count, duration, settings, sizes
+from asyncpool.errors import (
+    PoolClosed,
+    PoolError,
+    PoolForked,
+    PoolTimeout,
+    PoolWrongLoop,
+    ReleaseError,
+)
+from asyncpool.health import HealthReport, examine
+from asyncpool.stats import PoolStats, psycopg_keys, since
+
+logger = logging.getLogger("asyncpool")
+
+_numbers = itertools.count(1)
+_open_pools: weakref.WeakSet[AsyncConnectionPool[Any]] = weakref.WeakSet()
+_inherited: list[object] = []
+"""Connections of the parent in a forked child: kept alive, lest closing them ends its sessions."""
+
+
+class AsyncConnectionPool(Generic[ACT]):
+    """A bounded set of psycopg connections for the tasks of one event loop.
+
+    The constructor does no I/O and needs no running loop. The pool opens on `async with pool:`, on
+    `await pool.open()`, or, where `open` is true, on its first use.
+
+    Args:
+        conninfo: a libpq connection string, or a callable, plain or async, that gives one for each
+            new connection (rotated credentials).
+        connection_class: the class whose `connect` makes the connections.
+        kwargs: keyword arguments for `connect`, a mapping or a callable that gives one.
+        min_size: connections that are kept open.
+        max_size: the most there may be, in every state; None: as many as `min_size`.
+        open: whether the first use opens the pool; if false, use before `open()` is an error.
+        configure: async callable that gets each new connection before anybody else.
+        check: async callable that gets each connection before it is lent; if it raises, the
+            connection is replaced and the next is tried at once.
+        reset: how a returned connection is made clean, in the pool's own task: None or "rollback"
+            (end the transaction, if one is open), "session" (also settings, role, LISTEN, cursors
+            and advisory locks), "discard" (also temporary tables, sequences' values and prepared
+            statements), or an async callable. The named ones take one round trip. "session" and
+            "discard" also undo what `configure` has SET: give settings that are to stay as
+            `options=-c name=value` in the conninfo.
+        name: for messages and logs; "pool-1" and so on when left out.
+        close_returns: whether `conn.close()` returns the connection (psycopg 3.3 or later).
+        timeout: seconds that a request waits for a connection.
+        max_waiting: the most requests in the line; 0 is no limit.
+        max_lifetime: seconds after which a connection is replaced, less up to 5 % of jitter.
+        max_idle: seconds after which an idle connection above `min_size` is closed.
+        reconnect_timeout: seconds of failing connects after which `reconnect_failed` is called.
+            The pool goes on trying as long as somebody waits or `min_size` is not reached.
+        reconnect_failed: plain or async callable that gets the pool, once an outage.
+        num_workers: accepted for psycopg_pool's sake; work here needs no workers.
+        ping_interval: seconds without a sign of life after which an idle connection is pinged.
+        ping_timeout: seconds that a ping may take.
+
+    Raises:
+        TypeError, ValueError: an argument makes no sense; the message has its name and value.
+    """
+
+    def __init__(
+        self,
+        conninfo: Conninfo = "",
+        *,
+        connection_class: type[ACT] = cast("type[ACT]", psycopg.AsyncConnection),  # noqa: B008
+        kwargs: Kwargs | None = None,
+        min_size: int = 4,
+        max_size: int | None = None,
+        open: bool | None = True,  # noqa: A002
+        configure: Callable[[ACT], Awaitable[None]] | None = None,
+        check: Callable[[ACT], Awaitable[None]] | None = None,
+        reset: ResetLevel | Callable[[ACT], Awaitable[None]] | None = None,
+        name: str | None = None,
+        close_returns: bool = False,
+        timeout: float = 30.0,
+        max_waiting: int = 0,
+        max_lifetime: float = 60 * 60.0,
+        max_idle: float = 10 * 60.0,
+        reconnect_timeout: float = 5 * 60.0,
+        reconnect_failed: Callable[[Self], Any] | None = None,
+        num_workers: int = 3,
+        ping_interval: float = 30.0,
+        ping_timeout: float = 5.0,
+    ) -> None:
+        count("num_workers", num_workers)
+        if close_returns and version() < (3, 3):
+            msg = f"close_returns needs psycopg 3.3 or later: this is {psycopg.__version__}"
+            raise ValueError(msg)
+        self.name = name or f"pool-{next(_numbers)}"
+        self.conninfo = conninfo
+        self.kwargs = kwargs
+        self.connection_class = connection_class
+        self.close_returns = close_returns
+        self.num_workers = num_workers
+        self._lazy = open is None or bool(open)
+        self._forked = False
+        self._settings = settings(
+            name=self.name,
+            min_size=min_size,
+            max_size=max_size,
+            timeout=timeout,
+            max_waiting=max_waiting,
+            max_lifetime=max_lifetime,
+            max_idle=max_idle,
+            reconnect_timeout=reconnect_timeout,
+            ping_interval=ping_interval,
+            ping_timeout=ping_timeout,
+        )
+        self._connector = PsycopgConnector(conninfo, kwargs, connection_class, configure, reset)
+        self._connector.owner = weakref.ref(self)
+        self._check = check
+        self._reconnect_failed = reconnect_failed
+        self._core = self._new_core()
+        self._popped = snapshot(self._core)
+        _open_pools.add(self)
+
+    def __repr__(self) -> str:
+        now = snapshot(self._core)
+        sizes = f"size={now.size}/{now.max_size} idle={now.idle} leased={now.leased}"
+        return f"<{type(self).__name__} {self.name!r} {sizes} waiting={now.waiting}>"
+
+    # Borrowing and returning
+
+    def connection(self, timeout: float | None = None) -> Lease[ACT]:
+        """A connection for a block: `async with pool.connection() as conn`.
+
+        At the end of the block its transaction is committed, in the caller's task, so that errors
+        surface there. If the block raises, the pool rolls back in a task of its own.
+
+        Args:
+            timeout: seconds to wait for a connection; None: the pool's `timeout`. 0 takes one that
+                is idle or fails at once.
+
+        Raises:
+            PoolTimeout: on entry, when there was none in time.
+            TooManyRequests: on entry, when `max_waiting` requests wait already.
+            PoolClosed: the pool is closed, or closed while the block waited or ran.
+        """
+        return Lease(self, timeout)
+
+    def transaction(self, timeout: float | None = None) -> Transaction[ACT]:
+        """A connection for a block that is one transaction, in autocommit mode too.
+
+        Args and errors are those of `connection`. `psycopg.Rollback` in the block rolls back and is
+        not raised further.
+        """
+        return Transaction(self, timeout)
+
+    def cursor(
+        self,
+        *,
+        binary: bool = False,
+        row_factory: AsyncRowFactory[Any] | None = None,
+        timeout: float | None = None,
+    ) -> Cursor[ACT]:
+        """A cursor on a connection of its own, for a block; else as `connection`.
+
+        Args:
+            binary: whether results come in PostgreSQL's binary format.
+            row_factory: what makes rows, None: the connection's own.
+            timeout: seconds to wait for a connection.
+        """
+        if row_factory is None:
+            return Cursor(Lease(self, timeout), lambda conn: conn.cursor(binary=binary))
+        return Cursor(
+            Lease(self, timeout), lambda conn: conn.cursor(binary=binary, row_factory=row_factory)
+        )
+
+    def acquire(self, timeout: float | None = None) -> Acquisition[ACT]:
+        """A connection, to be given to `release` later: `conn = await pool.acquire()`.
+
+        Also `async with pool.acquire() as conn`, which returns it at the end of the block, and
+        commits nothing. Args and errors are those of `connection`.
+        """
+        return Acquisition(self, timeout)
+
+    async def release(self, conn: ACT) -> None:
+        """Return a connection. It does not wait: whatever must be cleaned, the pool cleans.
+
+        Raises:
+            ReleaseError: the connection is another pool's, or nobody's, or was returned already.
+            PoolClosed: the pool was closed meanwhile, and its work is lost.
+        """
+        if (owner := getattr(conn, "_pool", None)) is not self:
+            what = (
+                f"it is lent out by {owner!r}" if owner is not None else "no pool has lent it out"
+            )
+            msg = f"pool {self.name!r} cannot take back {conn!r}: {what}; was it released already?"
+            raise ReleaseError(msg)
+        self._return(conn)
+
+    async def getconn(self, timeout: float | None = None) -> ACT:
+        """The same as `await acquire(timeout)`."""
+        conn = self._core.acquire_now()
+        if conn is None:
+            self._ensure_open()
+            conn = await self._core.acquire(timeout)
+        conn._pool = self  # type: ignore[assignment]
+        return conn
+
+    async def putconn(self, conn: ACT) -> None:
+        """The same as `release(conn)`."""
+        await self.release(conn)
+
+    # One statement, one round trip, no transaction around it
+
+    async def execute(
+        self, query: Query, params: Params | None = None, *, timeout: float | None = None
+    ) -> str:
+        """Run one statement by itself; returns the server's command tag, such as "INSERT 0 1".
+
+        Args:
+            query: a str, bytes, `psycopg.sql.Composed` or template, with psycopg's placeholders.
+            params: the values for the placeholders.
+            timeout: seconds to wait for a connection.
+
+        Raises:
+            psycopg.Error: the statement failed; nothing of it remains.
+        """
+        async with Ride(self, timeout) as cur:
+            await cur.execute(query, params)
+            return cur.statusmessage or ""
+
+    async def executemany(
+        self, query: Query, params_seq: Iterable[Params], *, timeout: float | None = None
+    ) -> int:
+        """Run one statement with each of several sets of values, all or nothing.
+
+        Returns:
+            The number of rows that all of them touched.
+        """
+        async with Ride(self, timeout) as cur:
+            await cur.executemany(query, params_seq)
+            return int(cur.rowcount)
+
+    async def fetchall(
+        self, query: Query, params: Params | None = None, *, timeout: float | None = None
+    ) -> list[Any]:
+        """All rows of one statement, made by the connection's row factory; else as `execute`."""
+        async with Ride(self, timeout) as cur:
+            await cur.execute(query, params)
+            return cast("list[Any]", await cur.fetchall())
+
+    async def fetchone(
+        self, query: Query, params: Params | None = None, *, timeout: float | None = None
+    ) -> Any | None:
+        """The first row of one statement, or None; else as `execute`."""
+        async with Ride(self, timeout) as cur:
+            await cur.execute(query, params)
+            return await cur.fetchone()
+
+    async def fetchval(
+        self, query: Query, params: Params | None = None, *, timeout: float | None = None
+    ) -> Any | None:
+        """The first column of the first row of one statement, or None when there is no row."""
+        async with Ride(self, timeout) as cur:
+            cur.row_factory = psycopg.rows.tuple_row
+            await cur.execute(query, params)
+            row = await cur.fetchone()
+            return None if row is None else row[0]
+
+    # From the beginning to the end
+
+    async def open(self, wait: bool = False, timeout: float = 30.0) -> None:
+        """Open the pool on this event loop; on one that is open already it does nothing.
+
+        Args:
+            wait: whether to wait until `min_size` connections are there.
+            timeout: seconds to wait for that; see `wait`.
+
+        Raises:
+            PoolClosed: it was closed; a pool is opened once.
+            PoolWrongLoop: it is open on another loop.
+        """
+        if self._forked:
+            self._forked = False
+            self._core = self._new_core()
+        if not self._core.opened:
+            self._start()
+        self._core.admit()
+        if wait:
+            await self.wait(timeout)
+
+    async def wait(self, timeout: float = 30.0) -> None:
+        """Wait until `min_size` connections have been opened.
+
+        Any number of tasks may wait, at any time.
+
+        Raises:
+            PoolTimeout: not within `timeout` seconds; the pool is closed then, as in psycopg_pool,
+                and the last connect error is the cause.
+        """
+        timeout = duration("timeout", timeout)
+        self._ensure_open()
+        self._core.admit()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._core.stock.full.wait()
+        except TimeoutError:
+            ready, cause = snapshot(self._core), self._core.stock.last_error
+            await self.close()
+            msg = (
+                f"not ready within {timeout:g} s: {ready.size - ready.opening} of"
+                f" {ready.min_size} connections were opened, so the pool was closed"
+            )
+            raise PoolTimeout(msg, timeout=timeout, max_size=ready.max_size) from cause
+        self._core.admit()
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """Close the pool: wake all waiters with PoolClosed, wait for what is lent out, close all.
+
+        Args:
+            timeout: seconds to wait for connections that are lent out; then they are closed too.
+
+        When it returns, no connection, task or timer of the pool is left. A cancelled anyio scope
+        does not stop it; a task cancelled meanwhile gets its CancelledError at once, and the pool
+        closes by itself.
+        """
+        await self._core.close(duration("timeout", timeout))
+
+    @property
+    def closed(self) -> bool:
+        """Whether the pool cannot be used: closed, or not open yet."""
+        return self._core.closed or not self._core.opened
+
+    @property
+    def min_size(self) -> int:
+        """Connections that are kept open."""
+        return self._core.settings.min_size
+
+    @property
+    def max_size(self) -> int:
+        """The most connections there may be."""
+        return self._core.settings.max_size
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that a request waits by default."""
+        return self._core.settings.timeout
+
+    async def resize(self, min_size: int, max_size: int | None = None) -> None:
+        """Change both sizes. What is too many is closed at once if idle, else on its return."""
+        min_size, max_size = sizes(min_size, max_size)
+        self._core.resize(min_size, max_size)
+
+    async def check(self) -> None:
+        """Ping all idle connections, several at once, and replace those that fail.
+
+        It takes `ping_timeout` for each at most. Cancelled, it leaves the rest to the pool.
+        """
+        self._ensure_open()
+        self._core.admit()
+        work = ping_all(self._core, list(self._core.ledger.idle))
+        await asyncio.shield(self._core.stock.crew.spawn(work, "check"))
+
+    async def drain(self) -> None:
+        """Replace every connection there is now; those lent out, when they come back.
+
+        For changes that only reach new connections, such as adapters registered globally.
+        """
+        self._ensure_open()
+        self._core.admit()
+        self._core.drain()
+
+    @staticmethod
+    async def check_connection(conn: psycopg.AsyncConnection[Any]) -> None:
+        """One round trip with no transaction; raises if the connection is broken.
+
+        To be given as `check`.
+        """
+        await ping(conn)
+
+    # Looking in
+
+    async def health(self, timeout: float = 1.0) -> HealthReport:
+        """Say whether the pool can serve; it never raises and never waits in the line.
+
+        Args:
+            timeout: seconds that its one ping may take.
+        """
+        return await examine(self._core, timeout)
+
+    def stats(self) -> PoolStats:
+        """The sizes now and the counters since the pool was made."""
+        return snapshot(self._core)
+
+    def get_stats(self) -> dict[str, int]:
+        """The same as psycopg_pool's method of this name, under its keys."""
+        return psycopg_keys(since(snapshot(self._core), self._popped))
+
+    def pop_stats(self) -> dict[str, int]:
+        """The same, and the counters of `get_stats` start at zero again."""
+        now = snapshot(self._core)
+        before, self._popped = self._popped, now
+        return psycopg_keys(since(now, before))
+
+    def explain(self) -> str:
+        """Who holds what since when, who waits, what failed, and what to do, as text."""
+        return explain(self._core)
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: Exc, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __del__(self) -> None:
+        core = getattr(self, "_core", None)
+        if core is None or not core.opened or core.closed:
+            return
+        warnings.warn(f"{self!r} was dropped without close()", ResourceWarning, 2, source=self)
+        for conn in core.forsake():
+            conn._pool = None
+            with contextlib.suppress(StopIteration, Exception):
+                conn.close().send(None)
+
+    def _new_core(self) -> Core[ACT]:
+        pool = weakref.ref(self)
+        return Core(
+            self._settings,
+            self._connector,
+            check=None if self._check is None else partial(self._connector.lend_to, self._check),
+            on_outage=partial(_tell_of_outage, pool) if self._reconnect_failed else None,
+        )
+
+    def _start(self) -> None:
+        self._core.open()
+        self._core.stock.crew.spawn(keep(weakref.ref(self._core)), "keeper")
+
+    def _ensure_open(self) -> None:
+        if self._core.opened or self._core.closed:
+            return
+        if self._forked:
+            msg = f"pool {self.name!r} was opened before a fork: await pool.open() in the child"
+            raise PoolForked(msg)
+        if not self._lazy:
+            msg = f"pool {self.name!r} is not open yet: use `async with pool` or await pool.open()"
+            raise PoolClosed(msg)
+        self._start()
+
+    def _return(self, conn: ACT, first: Callable[[], Awaitable[object]] | None = None) -> None:
+        conn._pool = None
+        try:
+            self._core.release(conn, first)
+        except PoolWrongLoop:
+            conn._pool = self  # type: ignore[assignment]
+            raise
+
+    def _give_back(
+        self, conn: ACT, *, failing: bool, first: Callable[[], Awaitable[object]] | None = None
+    ) -> None:
+        try:
+            self._return(conn, first)
+        except PoolError as error:
+            if not failing:
+                raise
+            logger.info("pool %r: %s", self.name, error)
+
+
+async def _tell_of_outage(pool: weakref.ref[AsyncConnectionPool[Any]]) -> None:
+    if (alive := pool()) is not None and (tell := alive._reconnect_failed) is not None:
+        await settle(partial(tell, alive))
+
+
+def _forsake_in_child() -> None:
+    for pool in list(_open_pools):
+        if pool._core.opened and not pool._core.closed:
+            _inherited.extend([pool._core, *pool._core.forsake()])
+            pool._core = pool._new_core()
+            pool._forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forsake_in_child)

@@ -1,0 +1,122 @@
+"""A server's temporary folder: locked while its owner or warden lives, swept by a later run.
+
+`asyncpool-pg-xxxxxxxx` itself, with `lock` and `log`, is ours; `data`, and `s` for the Unix
+socket, whose path has to be short, are of the user that the server runs as.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from . import _warden
+from ._backend import ServerError
+from ._install import RunAs, reachable
+
+PREFIX = "asyncpool-pg-"
+NEWBORN = 60.0  # seconds in which a folder may not have its lock yet
+SOCKET_PATH_LIMIT = 103  # bytes, of macOS; Linux has 107
+
+
+class Folder:
+    """The folder of one server, with its warden."""
+
+    def __init__(self, who: RunAs) -> None:
+        base = _base(who)
+        sweep(base)
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
+        self.data = self.path / "data"
+        self.log = self.path / "log"
+        self._sockets = self.path / "s"
+        self._warden: subprocess.Popen[bytes] | None = None
+        self._lock = -1
+        try:
+            self._prepare(who)
+            self._lock = _lock(self.path)
+            self._warden = _warden.spawn(self.path, self._lock)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, who: RunAs) -> None:
+        self.log.touch()
+        for part in (self.data, self._sockets):
+            part.mkdir(mode=0o700 if part is self.data else 0o755)
+            if who:
+                os.chown(part, who["user"], who["group"])
+        self.path.chmod(0o755 if who else 0o700)
+
+    @property
+    def sockets(self) -> Path | None:
+        """Where the server's Unix socket goes; None where its path would be too long."""
+        path = self._sockets / ".s.PGSQL.65535.lock"
+        return self._sockets if len(os.fsencode(path)) <= SOCKET_PATH_LIMIT else None
+
+    def tail(self, lines: int = 20) -> str:
+        """The end of the server's log."""
+        try:
+            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        except FileNotFoundError:
+            return "(no log)"
+
+    def close(self) -> None:
+        """End what runs in it, remove it and dismiss the warden."""
+        _warden.discard(self.path)
+        if self._warden is not None:
+            assert self._warden.stdin is not None, "bug: a warden without its pipe"
+            self._warden.stdin.close()
+            try:
+                self._warden.wait(10.0)
+            except subprocess.TimeoutExpired:
+                self._warden.kill()
+                self._warden.wait()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def sweep(base: Path) -> None:
+    """Discard the folders that neither an owner nor a warden lives to discard."""
+    for folder in base.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # gone meanwhile, or locked: it is in use
+            if folder.lstat().st_uid == os.geteuid() and folder.is_dir():
+                _sweep_one(folder)
+
+
+def _sweep_one(folder: Path) -> None:
+    try:
+        lock = os.open(folder / "lock", os.O_RDWR)
+    except FileNotFoundError:
+        if time.time() - folder.stat().st_mtime > NEWBORN:
+            _warden.discard(folder)
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _warden.discard(folder)
+    finally:
+        os.close(lock)
+
+
+def _lock(folder: Path) -> int:
+    """A locked descriptor of `folder`'s lock, which is never seen there unlocked."""
+    draft = folder / "lock.new"
+    lock = os.open(draft, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    draft.rename(folder / "lock")
+    return lock
+
+
+def _base(who: RunAs) -> Path:
+    places = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]  # noqa: S108
+    for place in places:
+        if place.is_dir() and os.access(place, os.W_OK) and reachable(place.resolve(), who):
+            return place
+    raise ServerError(
+        f"the user that PostgreSQL runs as can enter none of {', '.join(map(str, places))}: "
+        "set TMPDIR to a folder that it can"
+    )

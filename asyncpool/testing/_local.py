@@ -1,0 +1,265 @@
+"""A server run from PostgreSQL's programs: the machine's own, or a wheel's.
+
+It is driven by signals and by the status line of its `postmaster.pid`, as pg_ctl does it,
+and needs no connection of its own, so it also works while every connection is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import subprocess
+import time
+from threading import Event
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from . import _warden
+from ._backend import (
+    Found,
+    Halted,
+    ServerError,
+    SettingValue,
+    Source,
+    Spec,
+    StopMode,
+    as_text,
+    free_port,
+)
+from ._folder import Folder
+from ._install import Installation, run_as
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+START_TIMEOUT = 60.0  # seconds, for a busy machine; it takes half a second
+PORT_ATTEMPTS = 10
+INITDB = ("--auth=trust", "--no-sync", "-U", "postgres", "-E", "UTF8", "--locale=C")
+STOP_SIGNALS: dict[StopMode, signal.Signals] = {
+    "smart": signal.SIGTERM,
+    "fast": signal.SIGINT,
+    "immediate": signal.SIGQUIT,
+}
+
+
+def found(installation: Installation) -> Found:
+    """The rung whose servers are of this installation."""
+
+    def open_local(spec: Spec, halt: Event) -> LocalServer:
+        return LocalServer(installation, spec).fill(halt, "initdb", *INITDB)
+
+    return Found(installation.source, str(installation), open_local)
+
+
+class LocalServer:
+    """A backend (see `_backend.Backend`) with processes and a folder of its own."""
+
+    def __init__(self, installation: Installation, spec: Spec) -> None:
+        self._who = run_as()
+        self._installation = installation.for_user(self._who)
+        self._spec = spec
+        self._folder = Folder(self._who)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._paused = False
+        self._port = 0
+
+    def fill(self, halt: Event, program: str, *arguments: str) -> LocalServer:
+        """Have `program` make the data folder, then start; or leave nothing."""
+        try:
+            self._run(halt, program, "-D", str(self._folder.data), *arguments)
+            with (self._folder.data / "postgresql.conf").open("a") as file:
+                file.write("include 'asyncpool.conf'\n")
+            self.start(halt)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    @property
+    def source(self) -> Source:
+        return self._installation.source
+
+    @property
+    def description(self) -> str:
+        return f"{self._installation}, port {self._port}"
+
+    @property
+    def dsn(self) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
+
+    @property
+    def socket_dsn(self) -> str | None:
+        if (folder := self._folder.sockets) is None:
+            return None
+        return f"postgresql://postgres@/postgres?host={quote(str(folder), '')}&port={self._port}"
+
+    @property
+    def state(self) -> str:
+        if self._running() is None:
+            return "stopped"
+        return "paused" if self._paused else "running"
+
+    def start(self, halt: Event) -> None:
+        if process := self._running():
+            raise ServerError(f"the server is running already (process {process.pid})")
+        if self._port:
+            self._start(halt)
+        else:
+            self._start_on_a_free_port(halt)
+
+    def stop(self, mode: StopMode, timeout: float, halt: Event) -> None:
+        if process := self._running():
+            _warden.send([process.pid], STOP_SIGNALS[mode])
+            self.resume(halt)  # a paused process would not see the signal
+            self._wait(halt, timeout, f"stop ({mode})", lambda: process.poll() is not None)
+
+    def kill(self, halt: Event) -> None:
+        if process := self._running():
+            _warden.kill_all([process.pid])
+            process.wait()
+        self._paused = False
+
+    def pause(self, halt: Event) -> None:
+        _warden.freeze(self._required("pause").pid)
+        self._paused = True
+
+    def resume(self, halt: Event) -> None:
+        if self._paused:
+            self._paused = False
+            _warden.send(_warden.family([self._required("resume").pid]), signal.SIGCONT)
+
+    def promote(self, timeout: float, halt: Event) -> None:
+        self._required("promote")
+        if not (self._folder.data / "standby.signal").exists():
+            raise ServerError("only a standby can be promoted; this server is none")
+        limit = str(math.ceil(timeout))
+        self._run(halt, "pg_ctl", "-D", str(self._folder.data), "promote", "-w", "-t", limit)
+
+    def standby(self, halt: Event) -> LocalServer:
+        self._required("be copied")
+        replica = LocalServer(self._installation, self._spec)
+        options = ("-R", "-X", "stream", "-c", "fast", "--no-sync")
+        return replica.fill(halt, "pg_basebackup", *options, "-d", self.dsn)
+
+    def close(self) -> None:
+        try:
+            self._stop_somehow()
+        finally:
+            self._folder.close()
+
+    def _stop_somehow(self) -> None:
+        for mode in ("fast", "immediate"):
+            with contextlib.suppress(ServerError):  # it takes too long
+                self.stop(mode, 5.0, Event())
+        self.kill(Event())
+
+    def _running(self) -> subprocess.Popen[bytes] | None:
+        process = self._process
+        return process if process is not None and process.poll() is None else None
+
+    def _required(self, what: str) -> subprocess.Popen[bytes]:
+        if (process := self._running()) is None:
+            raise ServerError(f"a stopped server cannot {what}: start() it first")
+        return process
+
+    def _start_on_a_free_port(self, halt: Event) -> None:
+        for attempt in range(1, PORT_ATTEMPTS + 1):
+            self._port = free_port()
+            try:
+                self._start(halt)
+            except PortTaken:
+                if attempt == PORT_ATTEMPTS:
+                    raise
+            else:
+                break
+
+    def _start(self, halt: Event) -> None:
+        (self._folder.data / "asyncpool.conf").write_text(self._configuration())
+        logged = self._folder.log.stat().st_size
+        self._paused = False
+        process = self._popen("postgres", "-D", str(self._folder.data))
+        self._process = process
+        try:
+            self._wait(
+                halt,
+                START_TIMEOUT,
+                "start",
+                lambda: process.poll() is not None or self._status() in ("ready", "standby"),
+            )
+        except BaseException:
+            self.kill(halt)
+            raise
+        if process.poll() is not None:
+            error = ServerError
+            if "could not create any TCP/IP sockets" in self._folder.log.read_text()[logged:]:
+                error = PortTaken
+            raise error(f"the server did not start on port {self._port}:\n{self._folder.tail()}")
+
+    def _configuration(self) -> str:
+        settings: dict[str, SettingValue] = {
+            "dynamic_shared_memory_type": "mmap",  # in the data folder: a kill leaves no segment
+            **self._spec.all_settings(),
+            "listen_addresses": "127.0.0.1",
+            "port": self._port,
+            "unix_socket_directories": str(self._folder.sockets or ""),
+        }
+        lines = (f"{name} = '{_quoted(as_text(value))}'\n" for name, value in settings.items())
+        return "".join(lines)
+
+    def _status(self) -> str | None:
+        """What the running server says of itself in postmaster.pid, or None."""
+        try:
+            lines = (self._folder.data / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return None
+        # A killed server's file still says "ready", with its own process number.
+        mine = self._process is not None and lines[:1] == [str(self._process.pid)]
+        return lines[7].strip() if mine and len(lines) > 7 else None
+
+    def _run(self, halt: Event, program: str, *arguments: str) -> None:
+        """Run one of PostgreSQL's programs to its end."""
+        process = self._popen(program, *arguments)
+        try:
+            self._wait(halt, START_TIMEOUT, program, lambda: process.poll() is not None)
+        finally:
+            if process.poll() is None:
+                _warden.kill_all([process.pid])
+                process.wait()
+        if process.returncode != 0:
+            raise ServerError(
+                f"{program} failed with status {process.returncode}:\n{self._folder.tail()}"
+            )
+
+    def _popen(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+        environment = {key: word for key, word in os.environ.items() if not key.startswith("PG")}
+        with self._folder.log.open("ab") as log:
+            return subprocess.Popen(
+                [str(self._installation.programs / program), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self._folder.path,
+                env=environment | {"LC_ALL": "C", "TZ": "UTC"},
+                process_group=0,  # the terminal's Ctrl-C is not for it
+                **self._who,
+            )
+
+    def _wait(self, halt: Event, timeout: float, what: str, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if halt.wait(0.01):
+                raise Halted
+            if time.monotonic() > deadline:
+                raise ServerError(
+                    f"the server did not {what} within {timeout:g} s:\n{self._folder.tail()}"
+                )
+
+
+class PortTaken(ServerError):
+    """Somebody else listens on the port that was to be the server's."""
+
+
+def _quoted(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("'", "''")

