@@ -15,7 +15,7 @@ import anyio
 import psycopg
 
 from asyncpool._core import Core
-from asyncpool._psycopg import ACT, IDLE
+from asyncpool._psycopg import ACT
 
 Exc = type[BaseException] | None
 
@@ -62,14 +62,16 @@ class Lease(Generic[ACT]):
         pool, conn = self._pool, self._conn
         if pool.close_returns and pool._core.lease_number(conn) != self._number:
             return  # conn.close() has returned it, and another may have it by now
-        if kind is None and (conn.pgconn.transaction_status != IDLE or conn._pipeline is not None):
+        conn._pool = None
+        if pool._core.release_now(conn):
+            return
+        if kind is None and not conn.closed:
             await self._commit()
         pool._give_back(conn, failing=kind is not None)
 
     async def _commit(self) -> None:
         conn = self._conn
-        if conn.closed:
-            return
+        conn._pool = self._pool  # type: ignore[assignment]
         try:
             with anyio.CancelScope(shield=True):
                 await conn.commit()

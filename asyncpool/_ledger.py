@@ -72,20 +72,36 @@ class Ledger(Generic[C]):
         if not self.idle:
             return None
         entry = self.idle.pop()
-        self._lend(entry, now)
+        entry.state = LEASED
+        entry.lent_at = now
+        entry.uses += 1
+        self.leased[entry.conn] = entry
         return entry
 
     def give(self, entry: Entry[C], now: float) -> bool:
-        """Put an entry into service: to the head of the line (True), or onto the stack."""
+        """Put an entry into service: to the head of the line, or onto the stack.
+
+        False if it may not go on: past its life, of an old generation, lost, or one too many.
+        """
+        if (
+            entry.expires_at <= now
+            or entry.generation != self.generation
+            or entry.lost
+            or len(self.entries) - self.closing > self.settings.max_size
+        ):
+            return False
         if self.line:
-            self._lend(entry, now)
+            entry.state = LEASED
+            entry.lent_at = now
+            entry.uses += 1
+            self.leased[entry.conn] = entry
             return self.line.serve(entry)
         entry.state = IDLE
         if self.idle and self.idle[-1].used_at > entry.used_at:
             insort(self.idle, entry, key=_last_use)
         else:
             self.idle.append(entry)
-        return False
+        return True
 
     def take_back(self, conn: C) -> Entry[C] | None:
         """End the lease of a connection; None when it is not lent out by this pool."""
@@ -122,15 +138,6 @@ class Ledger(Generic[C]):
         need = max(limits.min_size - size, len(self.line) - self.opening)
         return max(0, min(limits.max_size - size, need))
 
-    def fit(self, entry: Entry[C], now: float) -> bool:
-        """Whether an entry may go on: not past its life, of this generation, within the size."""
-        return (
-            entry.expires_at > now
-            and entry.generation == self.generation
-            and not entry.lost
-            and len(self.entries) - self.closing <= self.settings.max_size
-        )
-
     def surplus(self, now: float) -> list[Entry[C]]:
         """Idle entries above `min_size` that nobody has used for `max_idle`, oldest first."""
         latest = now - self.settings.max_idle
@@ -161,12 +168,6 @@ class Ledger(Generic[C]):
                 if has_surplus:
                     instants.append(entry.used_at + limits.max_idle)
         return min(instants)
-
-    def _lend(self, entry: Entry[C], now: float) -> None:
-        entry.state = LEASED
-        entry.lent_at = now
-        entry.uses += 1
-        self.leased[entry.conn] = entry
 
 
 def _last_use(entry: Entry[C]) -> float:

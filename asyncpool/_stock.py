@@ -72,9 +72,7 @@ class Stock(Generic[C]):
 
     def put(self, entry: Entry[C], now: float) -> None:
         """Into service, the one way: an entry that is not lent, whose connection is clean."""
-        if not self.closing and self.ledger.fit(entry, now):
-            self.ledger.give(entry, now)
-        else:
+        if self.closing or not self.ledger.give(entry, now):
             self.discard(entry)
 
     def discard(self, entry: Entry[C]) -> None:
