@@ -23,12 +23,13 @@ Exc = type[BaseException] | None
 class Lender(Protocol[ACT]):
     """What the blocks need of the pool."""
 
-    close_returns: bool
     _core: Core[ACT]
 
     async def getconn(self, timeout: float | None = None) -> ACT:
         """Borrow."""
         ...
+
+    def _ensure_open(self) -> None: ...
 
     def _give_back(
         self, conn: ACT, *, failing: bool, first: Callable[[], Awaitable[object]] | None = None
@@ -38,7 +39,7 @@ class Lender(Protocol[ACT]):
 class Lease(Generic[ACT]):
     """`pool.connection()`: a connection for a block, committed at its end, rolled back on error."""
 
-    __slots__ = ("_conn", "_number", "_pool", "_timeout")
+    __slots__ = ("_conn", "_pool", "_timeout")
 
     def __init__(self, pool: Lender[ACT], timeout: float | None) -> None:
         self._pool = pool
@@ -48,20 +49,16 @@ class Lease(Generic[ACT]):
         pool = self._pool
         conn = pool._core.acquire_now()
         if conn is None:
-            conn = await pool.getconn(self._timeout)
-        else:
-            conn._pool = pool  # type: ignore[assignment]
+            pool._ensure_open()
+            conn = await pool._core.acquire(self._timeout)
+        conn._pool = pool  # type: ignore[assignment]
         self._conn = conn
-        if pool.close_returns:
-            self._number = pool._core.lease_number(conn)
         return conn
 
     async def __aexit__(
         self, kind: Exc, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         pool, conn = self._pool, self._conn
-        if pool.close_returns and pool._core.lease_number(conn) != self._number:
-            return  # conn.close() has returned it, and another may have it by now
         conn._pool = None
         if pool._core.release_now(conn):
             return
@@ -78,6 +75,23 @@ class Lease(Generic[ACT]):
         except BaseException:
             self._pool._give_back(conn, failing=True)
             raise
+
+
+class NumberedLease(Lease[ACT]):
+    """The same where `conn.close()` returns it: another may have it by the end of the block."""
+
+    __slots__ = ("_number",)
+
+    async def __aenter__(self) -> ACT:
+        conn = await super().__aenter__()
+        self._number = self._pool._core.lease_number(conn)
+        return conn
+
+    async def __aexit__(
+        self, kind: Exc, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self._pool._core.lease_number(self._conn) == self._number:
+            await super().__aexit__(kind, error, tb)
 
 
 class Transaction(Generic[ACT]):
@@ -167,7 +181,10 @@ class Acquisition(Coroutine[Any, Any, ACT]):
         return self._coroutine
 
     def __await__(self) -> Generator[Any, Any, ACT]:
-        return self._started().__await__()
+        if self._coroutine is None and (conn := self._pool._core.acquire_now()) is not None:
+            conn._pool = self._pool  # type: ignore[assignment]
+            return conn
+        return (yield from self._started().__await__())
 
     def send(self, value: Any) -> Any:
         """See `Coroutine`."""
@@ -183,7 +200,7 @@ class Acquisition(Coroutine[Any, Any, ACT]):
             self._coroutine.close()
 
     async def __aenter__(self) -> ACT:
-        self._conn = await self._started()
+        self._conn = await self
         return self._conn
 
     async def __aexit__(

@@ -14,14 +14,13 @@ import math
 import time
 from asyncio import current_task, get_running_loop
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import replace
 from random import Random
 from typing import Any, Generic
 
 import anyio
 
 from asyncpool._connector import C, Connector
-from asyncpool._entry import Entry
+from asyncpool._entry import DOOMED, Entry
 from asyncpool._ledger import Ledger
 from asyncpool._settings import Settings, duration
 from asyncpool._stock import Stock, outcome
@@ -96,32 +95,29 @@ class Core(Generic[C]):
 
     def acquire_now(self) -> C | None:
         """An idle connection, or None: then `acquire` has to be awaited."""
-        stock = self.stock
         if self._express is not get_running_loop():
             return None
-        entry = self.ledger.take(stock.time())
-        if entry is None:
+        if (entry := self.ledger.take(self.stock.time())) is None:
             return None
         conn = entry.conn
         if not self._connector.is_alive(conn):
-            stock.found_lost(entry)
+            self.stock.found_lost(entry)
             return self.acquire_now()
         entry.holder = current_task()
-        stock.counters.requests += 1
         return conn
 
     def release_now(self, conn: C) -> bool:
         """Take back a clean connection; False, and nothing done, when it needs `release`."""
         if self._home is not get_running_loop() or not self._connector.is_clean(conn):
             return False
-        entry = self.ledger.take_back(conn)
-        if entry is None:
+        ledger, stock = self.ledger, self.stock
+        if (entry := ledger.leased.pop(conn, None)) is None:
             return False
-        stock = self.stock
-        now = stock.time()
+        entry.holder = None
+        entry.used_at = now = stock.time()
         stock.counters.use_time += now - entry.lent_at
-        entry.used_at = entry.proved_at = now
-        stock.put(entry, now)
+        if stock.closing or not ledger.give(entry, now):
+            stock.discard(entry)
         return True
 
     def release(self, conn: C, first: Callable[[], Awaitable[object]] | None = None) -> None:
@@ -151,9 +147,8 @@ class Core(Generic[C]):
             msg = f"pool {self.settings.name!r} has not lent out {conn!r}: {what}"
             raise ReleaseError(msg)
         stock = self.stock
-        now = stock.time()
+        entry.used_at = now = stock.time()
         stock.counters.use_time += now - entry.lent_at
-        entry.used_at = entry.proved_at = now
         if not self._connector.is_alive(conn):
             stock.counters.returns_bad += 1
             stock.discard(entry)
@@ -178,19 +173,31 @@ class Core(Generic[C]):
         timeout = self.settings.timeout if timeout is None else duration("timeout", timeout)
         deadline = self.stock.time() + timeout
         counters = self.stock.counters
-        counters.requests += 1
+        again = False
         try:
-            entry = self._take_idle() or await self._queue(timeout, deadline)
-            while not await self._passes(entry, timeout, deadline):
-                entry = self._take_idle() or await self._queue(timeout, deadline, again=True)
+            while True:
+                entry = self.ledger.take(self.stock.time())
+                if entry is None:
+                    waiter = self._join(timeout, deadline, again)
+                    try:
+                        entry = await self.ledger.line.wait(waiter)
+                    except BaseException:
+                        counters.wait_time += self.stock.time() - waiter.joined_at
+                        self._leave(waiter)
+                        raise
+                    counters.wait_time += entry.lent_at - waiter.joined_at
+                entry.holder = current_task()
+                if entry.expires_at == DOOMED or not self._connector.is_alive(entry.conn):
+                    self.stock.found_lost(entry)
+                elif self._check is None or await self._passes(entry, timeout, deadline):
+                    return entry.conn
+                again = True
         except asyncio.CancelledError:
             counters.requests_cancelled += 1
             raise
         except BaseException:
             counters.requests_failed += 1
             raise
-        entry.holder = current_task()
-        return entry.conn
 
     def admit(self) -> None:
         """Raise unless the pool can be used here and now."""
@@ -201,15 +208,13 @@ class Core(Generic[C]):
 
     def resize(self, min_size: int, max_size: int) -> None:
         """New sizes from now on; what is too many goes at once when idle, else on its return."""
-        self.ledger.settings = replace(self.settings, min_size=min_size, max_size=max_size)
-        for entry in self.ledger.idle[: max(0, self.ledger.staying - max_size)]:
+        for entry in self.ledger.resize(min_size, max_size):
             self.stock.discard(entry)
         self.stock.refill()
 
     def drain(self) -> None:
         """Retire every connection there is now; those lent out, on their return."""
-        self.ledger.generation += 1
-        for entry in list(self.ledger.idle):
+        for entry in self.ledger.drain():
             self.stock.discard(entry)
         self.stock.refill()
 
@@ -237,45 +242,33 @@ class Core(Generic[C]):
         self.stock.crew.dismiss()
         return [entry.conn for entry in self.ledger.entries if hasattr(entry, "conn")]
 
-    def _take_idle(self) -> Entry[C] | None:
-        while (entry := self.ledger.take(self.stock.time())) is not None:
-            if self._connector.is_alive(entry.conn):
-                entry.holder = current_task()
-                return entry
-            self.stock.found_lost(entry)
-        return None
-
-    async def _queue(self, timeout: float, deadline: float, *, again: bool = False) -> Entry[C]:
+    def _join(self, timeout: float, deadline: float, again: bool) -> Waiter[Entry[C]]:
+        """Take a place in the line, the first one for whom was served something unfit before."""
         if self.closed:
             raise self._closed()
-        line, joined_at = self.ledger.line, self.stock.time()
-        if deadline <= joined_at:
+        line, now = self.ledger.line, self.stock.time()
+        if deadline <= now:
             raise self._timeout(timeout)
         limit = self.settings.max_waiting
-        if limit and len(line) >= limit and not again:
-            msg = f"{len(line)} requests wait already (max_waiting={limit}): shed load or raise it"
-            raise TooManyRequests(msg, waiting=len(line), max_waiting=limit)
-        waiter = line.join(joined_at, deadline, first=again)
+        if limit and line.length >= limit and not again:
+            msg = f"{line.length} requests wait already (max_waiting={limit}): shed load or grow"
+            raise TooManyRequests(msg, waiting=line.length, max_waiting=limit)
+        waiter = line.join(now, deadline, first=again)
         self.stock.counters.requests_queued += 1
         self.stock.refill()
-        try:
-            return await line.wait(waiter)
-        except BaseException:
-            if (entry := line.leave(waiter)) is not None and self.ledger.take_back(entry.conn):
-                entry.uses -= 1
-                self.stock.put(entry, self.stock.time())
-            raise
-        finally:
-            self.stock.counters.wait_time += self.stock.time() - joined_at
+        return waiter
+
+    def _leave(self, waiter: Waiter[Entry[C]]) -> None:
+        """Give up a place in the line, and pass on what was handed over already."""
+        entry = self.ledger.line.leave(waiter)
+        if entry is not None and self.ledger.take_back(entry.conn) is not None:
+            entry.uses -= 1
+            self.stock.put(entry, self.stock.time())
 
     async def _passes(self, entry: Entry[C], timeout: float, deadline: float) -> bool:
-        """Whether an entry just lent is fit for its borrower; if not, it is gone."""
+        """Whether an entry just lent satisfies the user's check; if not, it is gone."""
+        assert self._check is not None, "bug: no check to pass"
         stock = self.stock
-        if entry.lost or not self._connector.is_alive(entry.conn):
-            stock.found_lost(entry)
-            return False
-        if self._check is None:
-            return True
         # In a task of the crew: the borrower's deadline and cancellation hold whatever it does.
         work = outcome(self._check(entry.conn))
         task = stock.crew.spawn(work, "check", contextvars.copy_context())
@@ -313,7 +306,7 @@ class Core(Generic[C]):
 
     def _timeout(self, timeout: float) -> PoolTimeout:
         now, outage = self.stock.time(), self.stock.outage
-        leased, waiting = self.ledger.leased, len(self.ledger.line)
+        leased, waiting = self.ledger.leased, self.ledger.line.length
         longest = max((now - entry.lent_at for entry in leased.values()), default=0.0)
         sizes = f"max_size={self.settings.max_size}, size={self.ledger.size}, leased={len(leased)}"
         parts = [f"no connection within {timeout:g} s ({sizes}, waiting={waiting})"]

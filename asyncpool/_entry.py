@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from enum import Enum
 from typing import Any, Generic
 
@@ -21,6 +22,10 @@ class State(Enum):
     """Struck off; it counts no more."""
 
 
+DOOMED = -math.inf
+"""The end of a life that was cut short."""
+
+
 class Entry(Generic[C]):
     """One place in the pool; it exists before its connection does.
 
@@ -30,10 +35,8 @@ class Entry(Generic[C]):
     __slots__ = (
         "conn",
         "expires_at",
-        "generation",
         "holder",
         "lent_at",
-        "lost",
         "opened_at",
         "predecessor",
         "proved_at",
@@ -44,22 +47,23 @@ class Entry(Generic[C]):
 
     conn: C
 
-    def __init__(self, generation: int, now: float) -> None:
+    def __init__(self, now: float) -> None:
         self.state = State.OPENING
-        self.generation = generation
         self.opened_at = now
         self.expires_at = now
         self.used_at = now
         """When it last came back from a borrower."""
         self.proved_at = now
-        """When it was last known to work: a return or a ping."""
+        """When a ping last showed that it works, or it was opened."""
         self.lent_at = now
         self.holder: asyncio.Task[Any] | None = None
         self.uses = 0
         self.predecessor: Entry[C] | None = None
         """The one to be retired once this one is open."""
-        self.lost = False
-        """The watch saw the server go while it was lent out."""
+
+    def doom(self) -> None:
+        """Never lend it again: its server was seen to go, or the pool was drained."""
+        self.expires_at = DOOMED
 
     def __repr__(self) -> str:
-        return f"<Entry {self.state.value} uses={self.uses} generation={self.generation}>"
+        return f"<Entry {self.state.value} uses={self.uses}>"

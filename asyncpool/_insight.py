@@ -13,7 +13,7 @@ from asyncpool.stats import LeaseInfo, PoolStats
 
 def snapshot(core: Core[Any]) -> PoolStats:
     """The sizes by state and the counters."""
-    ledger = core.ledger
+    ledger, counters = core.ledger, core.stock.counters
     states = Counter(entry.state for entry in ledger.entries)
     return PoolStats(
         name=core.settings.name,
@@ -25,8 +25,12 @@ def snapshot(core: Core[Any]) -> PoolStats:
         leased=states[State.LEASED],
         cleaning=states[State.CLEANING],
         closing=states[State.CLOSING],
-        waiting=len(ledger.line),
-        **asdict(core.stock.counters),
+        waiting=ledger.line.length,
+        requests=ledger.leases
+        + counters.requests_failed
+        + counters.requests_cancelled
+        + ledger.line.length,
+        **asdict(counters),
     )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Generic
 
 from asyncpool._connector import C
@@ -39,7 +40,10 @@ class Ledger(Generic[C]):
         self.line: Line[Entry[C]] = Line(overdue)
         self.opening = 0
         self.closing = 0
-        self.generation = 0
+        self._past_leases = 0
+        """Leases of the entries that are struck off."""
+        self.oversize = False
+        """Whether there may be more than `max_size`, as after a resize."""
 
     @property
     def size(self) -> int:
@@ -51,10 +55,15 @@ class Ledger(Generic[C]):
         """The size less those that are on their way out."""
         return len(self.entries) - self.closing
 
+    @property
+    def leases(self) -> int:
+        """How many times a connection was lent."""
+        return self._past_leases + sum(entry.uses for entry in self.entries)
+
     def reserve(self, now: float) -> Entry[C]:
         """A place for a connection that is about to be opened."""
         assert len(self.entries) < self.settings.max_size, "bug: a place reserved above max_size"
-        entry: Entry[C] = Entry(self.generation, now)
+        entry: Entry[C] = Entry(now)
         self.entries.add(entry)
         self.opening += 1
         return entry
@@ -81,23 +90,18 @@ class Ledger(Generic[C]):
     def give(self, entry: Entry[C], now: float) -> bool:
         """Put an entry into service: to the head of the line, or onto the stack.
 
-        False if it may not go on: past its life, of an old generation, lost, or one too many.
+        False if it may not go on: past its life, or one too many.
         """
-        if (
-            entry.expires_at <= now
-            or entry.generation != self.generation
-            or entry.lost
-            or len(self.entries) - self.closing > self.settings.max_size
-        ):
+        if entry.expires_at <= now or (self.oversize and self._is_too_many()):
             return False
-        if self.line:
+        if self.line.length:
             entry.state = LEASED
             entry.lent_at = now
             entry.uses += 1
             self.leased[entry.conn] = entry
             return self.line.serve(entry)
         entry.state = IDLE
-        if self.idle and self.idle[-1].used_at > entry.used_at:
+        if entry.used_at < now:
             insort(self.idle, entry, key=_last_use)
         else:
             self.idle.append(entry)
@@ -111,12 +115,24 @@ class Ledger(Generic[C]):
             entry.holder = None
         return entry
 
+    def resize(self, min_size: int, max_size: int) -> list[Entry[C]]:
+        """New sizes from now on; returns the idle entries that are too many."""
+        self.settings = replace(self.settings, min_size=min_size, max_size=max_size)
+        self.oversize = self.staying > max_size
+        return self.idle[: max(0, self.staying - max_size)]
+
+    def drain(self) -> list[Entry[C]]:
+        """Let none of today's connections be lent again; returns the idle ones."""
+        for entry in self.entries:
+            entry.doom()
+        return list(self.idle)
+
     def withdraw(self, entry: Entry[C], state: State) -> None:
         """Take an entry out of service, idle or leased or neither, into another state."""
         if entry.state is IDLE:
             self.idle.remove(entry)
         elif entry.state is LEASED:
-            del self.leased[entry.conn]
+            self.leased.pop(entry.conn, None)
             entry.holder = None
         elif entry.state is State.OPENING:
             self.opening -= 1
@@ -130,12 +146,13 @@ class Ledger(Generic[C]):
         """Forget an entry: its connection is closed, or never came to be."""
         self.withdraw(entry, State.CLOSED)
         self.entries.remove(entry)
+        self._past_leases += entry.uses
 
     def wanted(self) -> int:
         """The one rule: how many connections should be opened now."""
         size = len(self.entries)
         limits = self.settings
-        need = max(limits.min_size - size, len(self.line) - self.opening)
+        need = max(limits.min_size - size, self.line.length - self.opening)
         return max(0, min(limits.max_size - size, need))
 
     def surplus(self, now: float) -> list[Entry[C]]:
@@ -152,7 +169,7 @@ class Ledger(Generic[C]):
     def unproved(self, now: float) -> list[Entry[C]]:
         """Idle entries that have shown no sign of life for `ping_interval`, oldest first."""
         latest = now - self.settings.ping_interval
-        return [entry for entry in self.idle if entry.proved_at <= latest]
+        return [entry for entry in self.idle if max(entry.used_at, entry.proved_at) <= latest]
 
     def next_due(self, now: float) -> float:
         """The instant before which nothing can become due, whatever happens until then."""
@@ -164,10 +181,14 @@ class Ledger(Generic[C]):
                 instants.append(entry.expires_at)
             elif entry.state is IDLE:
                 instants.append(entry.expires_at)
-                instants.append(entry.proved_at + limits.ping_interval)
+                instants.append(max(entry.used_at, entry.proved_at) + limits.ping_interval)
                 if has_surplus:
                     instants.append(entry.used_at + limits.max_idle)
         return min(instants)
+
+    def _is_too_many(self) -> bool:
+        self.oversize = self.staying > self.settings.max_size
+        return self.oversize
 
 
 def _last_use(entry: Entry[C]) -> float:

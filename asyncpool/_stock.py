@@ -20,7 +20,7 @@ import anyio
 from asyncpool._backoff import Outage
 from asyncpool._connector import C, Connector
 from asyncpool._crew import Crew
-from asyncpool._entry import Entry, State
+from asyncpool._entry import DOOMED, Entry, State
 from asyncpool._ledger import Ledger
 from asyncpool.stats import Counters
 
@@ -197,7 +197,9 @@ class Stock(Generic[C]):
         now, limits = self.time(), self.ledger.settings
         self.counters.connect_time += now - entry.opened_at
         life = limits.max_lifetime * self._random.uniform(0.95, 1.0)
-        self.ledger.opened(entry, conn, now, now + life)
+        # Drained while it was being opened: it may have been made with what has just changed.
+        expires_at = DOOMED if entry.expires_at == DOOMED else now + life
+        self.ledger.opened(entry, conn, now, expires_at)
         self.connector.watch(conn, partial(_lost, weakref.ref(self), entry))
         if self.trusting:
             self.proved()
@@ -261,4 +263,4 @@ def _lost(stock: weakref.ref[Stock[C]], entry: Entry[C]) -> None:
     if entry.state is State.IDLE:
         alive.found_lost(entry)
     else:
-        entry.lost = True
+        entry.doom()

@@ -23,9 +23,9 @@ Why one lock, and a Condition for each waiter
     All Conditions share one lock, because what they guard is one thing, the line. Under the lock
     nothing is awaited but the Condition, which lets go of it while it waits. So no task ever finds
     the lock taken, taking it never suspends, and there is no await in a hand-over at which a
-    cancellation could come between the decision and the notice. `Line._end` relies on it: it is
-    called from timers and callbacks, which cannot await, and takes the lock by running its
-    coroutine to the end in one step.
+    cancellation could come between the decision and the notice. `Gate` is that lock with the fact
+    made plain: taking it is an ordinary call, which timers and callbacks can make too, and finding
+    it taken is a bug. It also saves two coroutines a hand-over.
 
 The CPython bug
     Until 3.12.2 (and in every 3.11) a notice was lost when the task it woke was cancelled before it
@@ -49,16 +49,48 @@ import math
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+
+class _Done:
+    """An awaitable that is over before it begins."""
+
+    def __await__(self) -> Iterator[Any]:
+        return _NOTHING
+
+
+_NOTHING: Iterator[Any] = iter(())
+_DONE = _Done()
+
+
+class Gate:
+    """The line's lock, which nobody ever finds taken; `asyncio.Condition` asks no more of one."""
+
+    def __init__(self) -> None:
+        self._taken = False
+
+    def locked(self) -> bool:
+        """Whether it is held in this very step."""
+        return self._taken
+
+    def acquire(self) -> _Done:
+        """Take it, at once; awaiting the answer does not suspend."""
+        assert not self._taken, "bug: the line's lock was held across a suspension"
+        self._taken = True
+        return _DONE
+
+    def release(self) -> None:
+        """Let go of it."""
+        self._taken = False
 
 
 class Waiter(asyncio.Condition, Generic[T]):
     """One place in the line. Exactly one of `served` and `error` is set when the wait is over.
 
     It is a Condition rather than having one, and shares with the other waiters of its line what
-    `asyncio.Condition.__init__` would make anew; but for the queue, where a list of one does
+    `asyncio.Condition.__init__` would make anew; but for its queue, where a list of one does
     instead of a deque. That saves 900 bytes a waiter.
     """
 
@@ -81,7 +113,7 @@ class Waiter(asyncio.Condition, Generic[T]):
 
 
 class Line(Generic[T]):
-    """The line of waiters; `len()` counts those who really wait."""
+    """The line of waiters."""
 
     def __init__(self, overdue: Callable[[Waiter[T]], BaseException]) -> None:
         """Make an empty line.
@@ -90,16 +122,14 @@ class Line(Generic[T]):
             overdue: makes the error for a waiter whose deadline has come, still in the line.
         """
         self._overdue = overdue
-        self._lock = asyncio.Lock()
-        self._pattern = asyncio.Condition(self._lock)
+        self._gate = Gate()
+        self._pattern = asyncio.Condition(self._gate)  # type: ignore[arg-type]
         # Both keep the departed until they come to the front or outnumber those who wait.
         self._places: deque[Waiter[T]] = deque()
         self._deadlines: list[Waiter[T]] = []
-        self._length = 0
+        self.length = 0
+        """Those who really wait."""
         self._timer: asyncio.TimerHandle | None = None
-
-    def __len__(self) -> int:
-        return self._length
 
     def __iter__(self) -> Iterator[Waiter[T]]:
         return (waiter for waiter in self._places if waiter.waiting)
@@ -113,16 +143,16 @@ class Line(Generic[T]):
             first: take the first place instead, for one who was served something unfit.
         """
         waiter: Waiter[T] = Waiter(self._pattern, now, deadline)
-        self._length += 1
+        self.length += 1
         if first:
             self._places.appendleft(waiter)
         else:
             self._places.append(waiter)
-        if len(self._places) > 2 * self._length + 64:
+        if len(self._places) > 2 * self.length + 64:
             self._places = deque(self)
         if deadline != math.inf:
             heapq.heappush(self._deadlines, waiter)
-            if len(self._deadlines) > 2 * self._length + 64:
+            if len(self._deadlines) > 2 * self.length + 64:
                 self._deadlines = [each for each in self._deadlines if each.waiting]
                 heapq.heapify(self._deadlines)
             if self._timer is None or deadline < self._timer.when():
@@ -131,12 +161,12 @@ class Line(Generic[T]):
 
     async def wait(self, waiter: Waiter[T]) -> T:
         """Wait until it is served, or raise its error; after any exception call `leave`."""
-        await self._lock.acquire()
+        self._gate.acquire()
         try:
             while waiter.served is None and waiter.error is None:
                 await waiter.wait()
         finally:
-            self._lock.release()
+            self._gate.release()
         if waiter.error is not None:
             raise waiter.error
         assert waiter.served is not None, "bug: a waiter woke up with neither item nor error"
@@ -145,21 +175,25 @@ class Line(Generic[T]):
     def leave(self, waiter: Waiter[T]) -> T | None:
         """Give up the place at once; returns what was handed over already, to be passed on."""
         if waiter.waiting:
-            self._remove(waiter)
+            waiter.waiting = False
+            self.length -= 1
         served, waiter.served = waiter.served, None
         return served
 
     def serve(self, item: T) -> bool:
         """Hand the item to the head of the line; False when nobody waits."""
-        if (waiter := self._head()) is None:
-            return False
-        waiter.served = item
-        self._end(waiter)
-        return True
+        places = self._places
+        while places:
+            waiter = places.popleft()
+            if waiter.waiting:
+                waiter.served = item
+                self._end(waiter)
+                return True
+        return False
 
     def fail_all(self, error: Callable[[], BaseException]) -> None:
         """End every wait, each with an error of its own, and the timer."""
-        while (waiter := self._head()) is not None:
+        for waiter in list(self):
             waiter.error = error()
             self._end(waiter)
         self.stop()
@@ -171,29 +205,13 @@ class Line(Generic[T]):
             self._timer.cancel()
             self._timer = None
 
-    def _head(self) -> Waiter[T] | None:
-        places = self._places
-        while places:
-            if places[0].waiting:
-                return places[0]
-            places.popleft()
-        return None
-
     def _end(self, waiter: Waiter[T]) -> None:
-        self._remove(waiter)
-        taking = self._lock.acquire()
-        try:
-            taking.send(None)
-        except StopIteration:
-            waiter.notify()
-            self._lock.release()
-        else:
-            msg = "bug: the line's lock was held across a suspension"
-            raise AssertionError(msg)
-
-    def _remove(self, waiter: Waiter[T]) -> None:
         waiter.waiting = False
-        self._length -= 1
+        self.length -= 1
+        gate = self._gate
+        gate.acquire()
+        waiter.notify()
+        gate.release()
 
     def _set_timer(self, deadline: float) -> None:
         if self._timer is not None:

@@ -18,7 +18,7 @@ import psycopg
 from psycopg.abc import Params, Query
 from psycopg.rows import AsyncRowFactory
 
-from asyncpool._contexts import Acquisition, Cursor, Exc, Lease, Transaction
+from asyncpool._contexts import Acquisition, Cursor, Exc, Lease, NumberedLease, Transaction
 from asyncpool._core import Core
 from asyncpool._insight import explain, snapshot
 from asyncpool._keeper import keep, ping_all
@@ -126,6 +126,7 @@ class AsyncConnectionPool(Generic[ACT]):
         self.kwargs = kwargs
         self.connection_class = connection_class
         self.close_returns = close_returns
+        self._lease: type[Lease[ACT]] = NumberedLease if close_returns else Lease
         self.num_workers = num_workers
         self._lazy = open is None or bool(open)
         self._forked = False
@@ -171,7 +172,7 @@ class AsyncConnectionPool(Generic[ACT]):
             TooManyRequests: on entry, when `max_waiting` requests wait already.
             PoolClosed: the pool is closed, or closed while the block waited or ran.
         """
-        return Lease(self, timeout)
+        return self._lease(self, timeout)
 
     def transaction(self, timeout: float | None = None) -> Transaction[ACT]:
         """A connection for a block that is one transaction, in autocommit mode too.
@@ -196,9 +197,10 @@ class AsyncConnectionPool(Generic[ACT]):
             timeout: seconds to wait for a connection.
         """
         if row_factory is None:
-            return Cursor(Lease(self, timeout), lambda conn: conn.cursor(binary=binary))
+            return Cursor(self._lease(self, timeout), lambda conn: conn.cursor(binary=binary))
         return Cursor(
-            Lease(self, timeout), lambda conn: conn.cursor(binary=binary, row_factory=row_factory)
+            self._lease(self, timeout),
+            lambda conn: conn.cursor(binary=binary, row_factory=row_factory),
         )
 
     def acquire(self, timeout: float | None = None) -> Acquisition[ACT]:
@@ -216,13 +218,14 @@ class AsyncConnectionPool(Generic[ACT]):
             ReleaseError: the connection is another pool's, or nobody's, or was returned already.
             PoolClosed: the pool was closed meanwhile, and its work is lost.
         """
-        if (owner := getattr(conn, "_pool", None)) is not self:
+        if (owner := getattr(conn, "_pool", None)) is self:
+            self._return(conn)
+        else:
             what = (
                 f"it is lent out by {owner!r}" if owner is not None else "no pool has lent it out"
             )
             msg = f"pool {self.name!r} cannot take back {conn!r}: {what}; was it released already?"
             raise ReleaseError(msg)
-        self._return(conn)
 
     async def getconn(self, timeout: float | None = None) -> ACT:
         """The same as `await acquire(timeout)`."""

@@ -11,7 +11,6 @@ __all__ = ["LeaseInfo", "PoolStats", "psycopg_keys"]
 class Counters:
     """What a pool has counted since it was made; the core adds to them as things happen."""
 
-    requests: int = 0
     requests_queued: int = 0
     requests_failed: int = 0
     requests_cancelled: int = 0
@@ -57,6 +56,7 @@ class PoolStats:
     waiting: int
     """Requests in the line."""
     requests: int
+    """All that were served, have failed or were cancelled, or wait."""
     requests_queued: int
     """Those that had to wait."""
     requests_failed: int
@@ -82,7 +82,7 @@ def since(now: PoolStats, before: PoolStats) -> PoolStats:
         field.name: getattr(now, field.name) - getattr(before, field.name)
         for field in fields(Counters)
     }
-    return replace(now, **counted)
+    return replace(now, requests=now.requests - before.requests, **counted)
 
 
 def psycopg_keys(stats: PoolStats) -> dict[str, int]:
