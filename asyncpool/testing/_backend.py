@@ -129,12 +129,15 @@ def refuse(source: Source, operation: str, reason: str) -> NoReturn:
     raise ServerUnsupported(source, operation, reason)
 
 
+_random = random.SystemRandom()  # a test may have seeded the module's own
+
+
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody has now; somebody may take it before we do."""
     # Below the range from which the kernel takes ports of outgoing connections (and bind(0)
     # as well): while the server is stopped, no client's socket must happen to get its port.
     while True:
-        port = random.randrange(20000, 32000)
+        port = _random.randrange(20000, 32000)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))

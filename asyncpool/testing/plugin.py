@@ -1,6 +1,6 @@
 """The pytest plugin: a server for the whole session, in fixtures that need no event loop.
 
-pytest loads this at every start, wherever asyncpool is installed: nothing is imported
+pytest loads this at every start, wherever asyncpool is installed: nothing heavy is imported
 before it is needed, and no server is started before a test asks for one.
 """
 
@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ._backend import Found, ServerError, ServerUnavailable, Spec
+from ._ladder import choose
+from ._server import Server
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ._backend import Found
-    from ._server import Server
-
-CHOICE = pytest.StashKey["Found | str"]()
+CHOICE = pytest.StashKey[Found | str]()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -34,9 +35,6 @@ def asyncpool_server(pytestconfig: pytest.Config) -> Iterator[Server]:
 
     Its methods work in any event loop; a test that stops it starts it again.
     """
-    from ._backend import ServerUnavailable, Spec  # noqa: PLC0415
-    from ._server import Server  # noqa: PLC0415
-
     choice = _choice(pytestconfig)
     if isinstance(choice, str):
         pytest.fail(choice, pytrace=False)
@@ -58,12 +56,9 @@ def asyncpool_dsn(asyncpool_server: Server) -> str:
 
 def _choice(config: pytest.Config) -> Found | str:
     """The server that this session takes, or why there is none: asked once, so that it stays."""
-    from ._backend import ServerUnavailable  # noqa: PLC0415
-    from ._ladder import choose  # noqa: PLC0415
-
     if CHOICE not in config.stash:
         try:
             config.stash[CHOICE] = choose()
-        except ServerUnavailable as error:
+        except ServerError as error:
             config.stash[CHOICE] = str(error)
     return config.stash[CHOICE]

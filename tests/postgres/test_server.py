@@ -184,6 +184,12 @@ async def test_operations_that_make_no_sense_are_refused(server: Server) -> None
         await server.promote()
     with pytest.raises(ValueError, match="smart, fast, immediate"):
         await server.stop("slow")  # type: ignore[arg-type]
+    await server.pause()
+    with pytest.raises(ServerError, match=r"resume\(\) it first"):
+        await server.promote()
+    with pytest.raises(ServerError, match=r"resume\(\) it first"):
+        async with server.standby():
+            pass
     await server.kill()
     for operation in (server.pause, server.promote):
         with pytest.raises(ServerError, match=r"start\(\) it first"):
@@ -201,6 +207,21 @@ async def test_kill_ends_every_process_and_the_data_survive(server: Server, base
         assert not _warden.family([backend])
     await server.start()
     assert await value(server.dsn, "SELECT n FROM kept") == 1
+
+
+@pytest.mark.skipif(not Path("/proc/sysvipc/shm").exists(), reason="looks into Linux's /proc")
+async def test_a_killed_server_leaves_no_shared_memory(own: Source, base: Path) -> None:
+    """The segment that its postmaster made is removed, though it could not do so itself."""
+
+    def makers() -> list[str]:
+        return [row.split()[4] for row in Path("/proc/sysvipc/shm").read_text().splitlines()]
+
+    async with postgres(source=own) as server:
+        (name,) = os.listdir(base)  # noqa: PTH208 - pathlib's way is taken for a blocking one
+        (postmaster,) = _warden.heads_of(base / name / "data")
+        assert str(postmaster) in makers()
+        await server.kill()
+    assert str(postmaster) not in makers()
 
 
 async def test_a_paused_server_answers_only_after_resume(server: Server) -> None:

