@@ -14,6 +14,7 @@ import math
 import time
 from asyncio import current_task, get_running_loop
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from random import Random
 from typing import Any, Generic
 
@@ -270,15 +271,18 @@ class Core(Generic[C]):
         assert self._check is not None, "bug: no check to pass"
         stock = self.stock
         # In a task of the crew: the borrower's deadline and cancellation hold whatever it does.
-        work = outcome(self._check(entry.conn))
+        work = outcome(partial(self._check, entry.conn))
         task = stock.crew.spawn(work, "check", contextvars.copy_context())
+        # With timeout=0 the connection may not be waited for, but its check has to be.
+        limit = deadline - stock.time() if timeout else self.settings.ping_timeout
         try:
-            await asyncio.wait({task}, timeout=deadline - stock.time())
-        finally:
-            if not task.done() and self.ledger.take_back(entry.conn):
+            await asyncio.wait({task}, timeout=limit)
+            if not task.done():
+                raise self._timeout(timeout)
+        except BaseException:
+            if self.ledger.take_back(entry.conn) is not None:
                 stock.crew.spawn(self._settle(entry, task), "check")
-        if not task.done():
-            raise self._timeout(timeout)
+            raise
         if (error := task.result()) is None:
             stock.proved()
             return True

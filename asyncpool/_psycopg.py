@@ -94,6 +94,49 @@ class Baseline:
         conn.prepare_threshold = self.prepare_threshold
 
 
+class Bond:
+    """What the pool keeps of a connection besides psycopg's object, to part from it properly.
+
+    psycopg closes a connection by itself when it is interrupted again while it cancels a query. Its
+    backend works on, then, and neither psycopg nor libpq can reach it any more.
+    """
+
+    def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        self.baseline = Baseline.of(conn)
+        self._cancel = conn.pgconn.get_cancel()
+        # The socket once more: the only witness that outlives libpq's own descriptor.
+        self._wire = socket.socket(fileno=socket.dup(conn.pgconn.socket))
+        self._wire.setblocking(False)
+        weakref.finalize(conn, self._wire.close)
+
+    async def end_orphan(self) -> None:
+        """Cancel what a backend still runs for a connection that is closed on our side only."""
+        if not self._hung_up():
+            with suppress(psycopg.Error):
+                await anyio.to_thread.run_sync(self._cancel.cancel, abandon_on_cancel=True)
+
+    async def hang_up(self) -> None:
+        """Wait until the server has closed its end: then its backend is gone."""
+        with closing(self._wire) as wire, suppress(OSError):
+            while await get_running_loop().sock_recv(wire, 4096):
+                pass
+
+    def interrupt(self) -> None:
+        """Make whatever waits on the socket end with an error."""
+        with suppress(OSError):
+            self._wire.shutdown(socket.SHUT_RDWR)
+
+    def _hung_up(self) -> bool:
+        try:
+            while self._wire.recv(4096):
+                pass
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
+
 class PsycopgConnector(Generic[ACT]):
     """`Connector[ACT]` over `connection_class.connect`.
 
@@ -122,7 +165,7 @@ class PsycopgConnector(Generic[ACT]):
         self._configure = configure
         self._reset = reset
         self._always_resets = reset is not None and reset != "rollback"
-        self._baselines: weakref.WeakKeyDictionary[ACT, Baseline] = weakref.WeakKeyDictionary()
+        self._bonds: weakref.WeakKeyDictionary[ACT, Bond] = weakref.WeakKeyDictionary()
         self._pid = os.getpid()
 
     async def open(self) -> ACT:
@@ -139,7 +182,7 @@ class PsycopgConnector(Generic[ACT]):
                 with anyio.fail_after(CONFIGURE_TIMEOUT):
                     await self.lend_to(self._configure, conn)
                 _require_idle(conn, "configure")
-            self._baselines[conn] = Baseline.of(conn)
+            self._bonds[conn] = Bond(conn)
         except BaseException:
             await conn.close()
             raise
@@ -155,18 +198,21 @@ class PsycopgConnector(Generic[ACT]):
         if os.getpid() != self._pid:
             return  # a forked child: the session is the parent's
         conn._pool = None
+        bond = self._bonds.pop(conn)
         try:
-            if conn.pgconn.transaction_status == ACTIVE:
+            if conn.closed:
+                await bond.end_orphan()
+            elif conn.pgconn.transaction_status == ACTIVE:
                 await conn.cancel_safe(timeout=CANCEL_TIMEOUT)
             if conn.lock.locked():
-                await _interrupt(conn)
+                # A borrower is still inside an operation. It must end before its descriptor is
+                # closed, or the loop would be left with a stale registration.
+                bond.interrupt()
+                with anyio.move_on_after(CANCEL_TIMEOUT):
+                    await conn.lock.acquire()
         finally:
-            wire = _duplicate(conn)
             await conn.close()  # does not suspend
-        if wire is not None:
-            with closing(wire), suppress(OSError):
-                while await get_running_loop().sock_recv(wire, 4096):
-                    pass
+        await bond.hang_up()
 
     async def ping(self, conn: ACT) -> None:
         """An empty query, outside any transaction."""
@@ -191,7 +237,7 @@ class PsycopgConnector(Generic[ACT]):
             await conn.set_autocommit(True)
             await conn.execute(statements.encode(), prepare=False)
         if isinstance(self._reset, str) or not self._always_resets:
-            await self._baselines[conn].restore(conn)
+            await self._bonds[conn].baseline.restore(conn)
         else:
             assert callable(self._reset), "bug: reset is neither a level nor a callable"
             await self.lend_to(self._reset, conn)
@@ -272,25 +318,3 @@ def _require_idle(conn: psycopg.AsyncConnection[Any], who: str) -> None:
         status = TransactionStatus(conn.pgconn.transaction_status).name
         msg = f"connection left in status {status} by {who}: it must be IDLE, so it is discarded"
         raise psycopg.ProgrammingError(msg)
-
-
-def _duplicate(conn: psycopg.AsyncConnection[Any]) -> socket.socket | None:
-    """The connection's socket once more, to outlive libpq's own descriptor."""
-    try:
-        wire = socket.socket(fileno=socket.dup(conn.pgconn.socket))
-    except (psycopg.Error, OSError):
-        return None
-    wire.setblocking(False)
-    return wire
-
-
-async def _interrupt(conn: psycopg.AsyncConnection[Any]) -> None:
-    """Let a borrower that is still inside an operation end with an error, before its socket goes.
-
-    Were the descriptor closed under its wait, the loop would be left with a stale registration.
-    """
-    if (wire := _duplicate(conn)) is not None:
-        with closing(wire), suppress(OSError):
-            wire.shutdown(socket.SHUT_RDWR)
-    with anyio.move_on_after(CANCEL_TIMEOUT):
-        await conn.lock.acquire()

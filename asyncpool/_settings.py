@@ -35,7 +35,7 @@ class Settings:
     """The limit of one roll-back and reset."""
     close_timeout: float = 2.0
     """The limit of one farewell to the server."""
-    open_at_once: int = 16
+    open_at_once: int = 32
     """The most connections that are being opened in the same moment."""
     ping_at_once: int = 8
     """The most connections that are being pinged in the same moment."""

@@ -94,7 +94,8 @@ class Stock(Generic[C]):
         at_once = ledger.settings.open_at_once
         if self.outage:
             at_once = int(now >= self.outage.retry_at)
-        for _ in range(min(ledger.wanted(), at_once - ledger.opening)):
+        # Counted anew each time: a task that starts eagerly may be back here before the next.
+        while ledger.opening < at_once and ledger.wanted():
             self.open_one()
         if self.outage and self._retry is None and not ledger.opening and ledger.wanted():
             self._retry = asyncio.get_running_loop().call_at(
@@ -130,7 +131,7 @@ class Stock(Generic[C]):
         """Make a returned connection fit for the next borrower, or discard it."""
         try:
             with anyio.fail_after(self.ledger.settings.clean_timeout):
-                if first is not None and (error := await outcome(first())) is not None:
+                if first is not None and (error := await outcome(first)) is not None:
                     logger.info("pool %r: %r while cleaning", self.name, error)
                 await self.connector.reset(entry.conn)
         except BaseException as error:
@@ -181,7 +182,7 @@ class Stock(Generic[C]):
             if entry.state is not State.OPENING:
                 with anyio.CancelScope() as scope:
                     scope.cancel()
-                    await outcome(self.connector.close(entry.conn))
+                    await outcome(partial(self.connector.close, entry.conn))
             self.strike_off(entry)
 
     def strike_off(self, entry: Entry[C]) -> None:
@@ -218,16 +219,16 @@ class Stock(Generic[C]):
     async def _close(self, entry: Entry[C]) -> None:
         try:
             with anyio.move_on_after(self.ledger.settings.close_timeout):
-                if (error := await outcome(self.connector.close(entry.conn))) is not None:
+                if (error := await outcome(partial(self.connector.close, entry.conn))) is not None:
                     logger.info("pool %r: %r while closing", self.name, error)
         finally:
             self.strike_off(entry)
 
 
-async def outcome(work: Awaitable[object]) -> Exception | None:
+async def outcome(work: Callable[[], Awaitable[object]]) -> Exception | None:
     """The exception that it ends with, as a value."""
     try:
-        await work
+        await work()
     except Exception as error:  # noqa: BLE001 - it is the answer
         return error
     return None
