@@ -1,0 +1,118 @@
+"""A driver without a server: each method can succeed, fail, be slow, hang or resist cancelling."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+
+class Broken(Exception):
+    """What the fake raises where psycopg would raise an error of its own."""
+
+
+@dataclass(frozen=True)
+class Climate:
+    """How likely each mishap is, for each call."""
+
+    error: float = 0.0
+    slow: float = 0.0
+    hang: float = 0.0
+    stubborn: float = 0.0
+    """A cancellation is only obeyed after a while, as psycopg's wait does."""
+
+
+CALM = Climate()
+
+
+class FakeConn:
+    """A connection, with what psycopg would know of it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.alive = True
+        self.clean = True
+        self.lent = False
+        self.closed = False
+        self.lose: Callable[[], None] = lambda: None
+
+    def __repr__(self) -> str:
+        return f"<conn {self.number}>"
+
+
+class FakeConnector:
+    """A `Connector[FakeConn]` that counts the sockets there are."""
+
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self.climate = CALM
+        self.sockets = 0
+        self.made = 0
+
+    async def open(self) -> FakeConn:
+        """A socket exists from here on until the connect fails or the connection is closed."""
+        self.sockets += 1
+        try:
+            await self._weather(longest_hang=20.0)
+        except BaseException:
+            self.sockets -= 1
+            raise
+        self.made += 1
+        return FakeConn(self.made)
+
+    async def close(self, conn: FakeConn) -> None:
+        """However it ends, the socket is gone."""
+        assert not conn.closed, f"{conn} was closed twice"
+        conn.closed = True
+        try:
+            await self._weather()
+        finally:
+            conn.alive = False
+            self.sockets -= 1
+
+    async def ping(self, conn: FakeConn) -> None:
+        """A round trip."""
+        assert not conn.lent, f"{conn} was pinged while it was lent"
+        await self._weather()
+        if not conn.alive:
+            raise Broken
+
+    async def reset(self, conn: FakeConn) -> None:
+        """A round trip that makes it clean."""
+        assert not conn.lent, f"{conn} was reset while it was lent"
+        await self._weather()
+        if not conn.alive:
+            raise Broken
+        conn.clean = True
+
+    def is_clean(self, conn: FakeConn) -> bool:
+        """Clean and alive."""
+        return conn.clean and conn.alive
+
+    def is_alive(self, conn: FakeConn) -> bool:
+        """Whether it is known to be broken."""
+        return conn.alive
+
+    def watch(self, conn: FakeConn, on_lost: Callable[[], None]) -> None:
+        """The world calls `conn.lose()` when it lets the server go."""
+        conn.lose = on_lost
+
+    async def _weather(self, longest_hang: float = 10_000.0) -> None:
+        random, climate = self.random, self.climate
+        try:
+            draw = random.random()
+            if draw < climate.hang:
+                await asyncio.sleep(longest_hang)
+                raise Broken
+            if draw < climate.hang + climate.slow:
+                await asyncio.sleep(random.choice([0.01, 0.3, 3.0]))
+            else:
+                for _ in range(random.randrange(3)):
+                    await asyncio.sleep(0)
+            if random.random() < climate.error:
+                raise Broken
+        except asyncio.CancelledError:
+            if random.random() < climate.stubborn:
+                await asyncio.sleep(random.choice([0, 0.2, 30.0]))
+            raise
