@@ -1,0 +1,5 @@
+"""`python -m asyncpool.cli`, the same as `asyncpool`."""
+
+from asyncpool.cli import main
+
+main()
