@@ -1,0 +1,42 @@
+"""A plain script: how many rows has every table? Many questions at once, over four connections.
+
+Run it (it only reads):
+
+    pip install asyncpool
+    DATABASE_URL=postgresql://localhost/postgres python examples/script.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from psycopg import sql
+
+from asyncpool import AsyncConnectionPool
+
+TABLES = """
+SELECT table_schema, table_name FROM information_schema.tables
+WHERE table_type = 'BASE TABLE' AND table_schema NOT IN ('pg_catalog', 'information_schema')
+ORDER BY table_schema, table_name
+"""
+
+
+async def count(pool: AsyncConnectionPool, schema: str, table: str) -> int:
+    """The rows of one table."""
+    name = sql.Identifier(schema, table)
+    return int(await pool.fetchval(sql.SQL("SELECT count(*) FROM {}").format(name)) or 0)
+
+
+async def main() -> None:
+    """Ask for all of them at once; the pool makes them wait for their turn."""
+    dsn = os.environ["DATABASE_URL"]
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=4) as pool:
+        tables = await pool.fetchall(TABLES)
+        counts = await asyncio.gather(*(count(pool, *table) for table in tables))
+    for (schema, table), rows in zip(tables, counts, strict=True):
+        print(f"{rows:12,}  {schema}.{table}")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
