@@ -1,0 +1,1 @@
+"""asyncpool beside the pools its users come from, on the same server: `python -m benchmarks`."""

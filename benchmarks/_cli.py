@@ -1,0 +1,162 @@
+"""The command: what to run, on which server, and where the figures go."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from psycopg.conninfo import make_conninfo
+from rich.console import Console
+
+from asyncpool.testing import ServerError, ServerUnavailable, postgres
+from benchmarks._facts import facts
+from benchmarks._numbers import results
+from benchmarks._plan import ROOT, ROWS, Plan, figures, quick, tiny
+from benchmarks._pools import APPLICATION, POOLS
+from benchmarks._report import show
+
+app = typer.Typer(add_completion=False)
+
+
+class WorkerFailed(Exception):
+    """The process for one event loop gave no figures; it has said why on stderr."""
+
+
+class Loop(StrEnum):
+    """Where to run."""
+
+    ASYNCIO = "asyncio"
+    UVLOOP = "uvloop"
+    BOTH = "both"
+
+
+@app.command()
+def main(  # noqa: PLR0917 - typer knows them by name
+    rows: Annotated[str, typer.Option(help="Which, by commas.")] = ",".join(ROWS),
+    pools: Annotated[str, typer.Option(help="Which, by commas.")] = ",".join(POOLS),
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each pool, where fast.")] = 15,
+    fast: Annotated[bool, typer.Option("--quick", help="Three rounds of less.")] = False,
+    loop: Annotated[Loop, typer.Option(help="The event loop.")] = Loop.BOTH,
+    dsn: Annotated[str | None, typer.Option(help="A server; else one is started.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw the ratios: a .png or .svg.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the shuffling.")] = None,
+    toy: Annotated[bool, typer.Option("--tiny", hidden=True)] = False,
+) -> None:
+    """Compare asyncpool with other pools on the same server, alternating them in one run."""
+    _check_files(json_file, picture)
+    plan = Plan(
+        dsn="",
+        loop="",
+        rows=_choice(rows, ROWS),
+        pools=_choice(pools, tuple(POOLS)),
+        rounds=3 if fast else rounds,
+        seed=random.randrange(2**32) if seed is None else seed,
+    )
+    plan = tiny(plan) if toy else quick(plan) if fast else plan
+    loops = [Loop.ASYNCIO, Loop.UVLOOP] if loop is Loop.BOTH else [loop]
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    try:
+        report = asyncio.run(_run(plan, [each.value for each in loops], dsn))
+    except (WorkerFailed, ServerError, ServerUnavailable) as error:
+        console.print(f"{error}", style="red", markup=False)
+        raise typer.Exit(1) from error
+    show(report, console)
+    if json_file is not None:
+        json_file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    if picture is not None:
+        from benchmarks._picture import draw  # noqa: PLC0415 - matplotlib is slow to import
+
+        draw(report, picture)
+
+
+def _check_files(json_file: Path | None, picture: Path | None) -> None:
+    """Before the long run, not after it."""
+    for file in (json_file, picture):
+        if file is not None and not file.parent.is_dir():
+            raise typer.BadParameter(f"{file}: there is no folder {file.parent}")
+    if picture is not None and picture.suffix not in {".png", ".svg"}:
+        raise typer.BadParameter(f"{picture}: a picture is a .png or .svg")
+    if picture is not None and find_spec("matplotlib") is None:
+        raise typer.BadParameter("a picture needs matplotlib: pip install 'asyncpool[bench]'")
+
+
+def _choice(given: str, among: tuple[str, ...]) -> list[str]:
+    chosen = [each.strip() for each in given.split(",") if each.strip()]
+    if strange := [each for each in chosen if each not in among]:
+        raise typer.BadParameter(f"{', '.join(strange)}: not one of {', '.join(among)}")
+    return [each for each in among if each in chosen]
+
+
+async def _run(plan: Plan, loops: list[str], dsn: str | None) -> dict[str, Any]:
+    """Everything, as the JSON has it."""
+    settings = asdict(plan)
+    for key in ("dsn", "loop"):
+        del settings[key]
+    report: dict[str, Any] = {
+        "facts": facts(),
+        "settings": settings,
+        "figures": [asdict(figure) for figure in figures(plan)],
+        "results": [],
+        "notes": [],
+    }
+    async with _server(dsn, plan) as server:
+        for loop in loops:
+            given = {**asdict(plan), "loop": loop, "dsn": server}
+            run = await _on_loop(given)
+            report["results"] += results(run)
+            report["notes"] += [note for note in run["notes"] if note not in report["notes"]]
+            if "postgresql" in run:
+                report["facts"]["postgresql"] = run["postgresql"]
+    return report
+
+
+@asynccontextmanager
+async def _server(dsn: str | None, plan: Plan) -> AsyncIterator[str]:
+    if dsn := dsn or os.environ.get("ASYNCPOOL_TEST_DSN"):
+        yield make_conninfo(dsn, application_name=APPLICATION)
+        return
+    at_most = max(plan.to_open, plan.size * len(POOLS)) + 30
+    async with postgres(max_connections=at_most) as server:
+        yield make_conninfo(server.dsn, application_name=APPLICATION)
+
+
+async def _on_loop(plan: dict[str, Any]) -> dict[str, Any]:
+    """One loop's run, in a process of its own: neither loop finds what the other has left."""
+    worker = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks._worker"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+        limit=2**26,
+        start_new_session=True,
+    )
+    assert worker.stdin is not None, "bug: it is a pipe"
+    assert worker.stdout is not None, "bug: it is a pipe"
+    worker.stdin.write(json.dumps(plan).encode() + b"\n")  # left open: its end would be ours
+    result: dict[str, Any] | None = None
+    with Console(stderr=True).status("starting") as status:
+        try:
+            async for line in worker.stdout:
+                said = json.loads(line)
+                result = said.get("result", result)
+                status.update(said.get("progress", "done"))
+        finally:
+            if worker.returncode is None and result is None:
+                worker.kill()
+            code = await worker.wait()
+    if result is None:
+        msg = f"the run on {plan['loop']} ended with status {code} and no figures"
+        raise WorkerFailed(msg)
+    return result

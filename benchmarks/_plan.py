@@ -1,0 +1,139 @@
+"""What is to be run, with every number, and what each figure means; plain data, for JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+"""Where `python -m benchmarks` works, and its own subprocesses start."""
+
+ROWS = ("cycle", "handover", "select", "opening", "memory")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run on one event loop; times in seconds."""
+
+    dsn: str
+    loop: str
+    rows: list[str]
+    pools: list[str]
+    rounds: int
+    seed: int
+    size: int = 10
+    slice: float = 0.04
+    """How long each pool cycles uncontended in a round."""
+    few: int = 200
+    few_times: int = 5
+    many: int = 10_000
+    tasks: int = 200
+    queries: int = 10
+    """That each task runs in a round."""
+    asleep: int = 10_000
+    """Waiters whose memory is measured."""
+    to_open: int = 50
+    delay: float = 0.1
+    timeout: float = 300.0
+    """That a request may wait: more than any does."""
+
+    def some(self, share: int) -> int:
+        """The rounds of a row that is slow enough to be measured less often."""
+        return max(1, self.rounds // share)
+
+
+def quick(plan: Plan) -> Plan:
+    """For a first look: the same work, hardly repeated."""
+    return replace(plan, slice=0.02, few_times=3, queries=5, asleep=2000)
+
+
+def tiny(plan: Plan) -> Plan:
+    """For a test that it runs at all."""
+    return replace(
+        plan,
+        size=2,
+        slice=0.001,
+        few=5,
+        few_times=1,
+        many=20,
+        asleep=20,
+        tasks=4,
+        queries=2,
+        to_open=3,
+        delay=0.01,
+        timeout=30.0,
+    )
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One thing that is measured of every pool; less is better."""
+
+    key: str
+    title: str
+    unit: str
+    note: str
+
+
+def figures(plan: Plan) -> list[Figure]:
+    """All of them, in the order of the table."""
+    size = plan.size
+    over = f"{plan.tasks} tasks over {size} connections, {plan.queries} times each"
+    usable = (
+        f"until {plan.to_open} are lent out at the same time; the pool object is made before."
+        f" min_size = max_size = {plan.to_open} and the pool's own way to wait for them;"
+        " SQLAlchemy's grows on demand, by the requests themselves."
+        " aiopg also looks up its types on each connection, as is its default"
+    )
+    return [
+        Figure(
+            "cycle",
+            "uncontended cycle",
+            "µs",
+            "borrow and return with nobody else there, `async with`, no query inside;"
+            f" as many as fit into {plan.slice * 1e3:g} ms, the same for each pool",
+        ),
+        Figure(
+            "handover-few",
+            f"hand-over, {plan.few} waiting",
+            "µs",
+            f"{plan.few} tasks wait for {size} connections; timed from the first return until the"
+            f" last task has had and returned one; the mean of {plan.few_times} such lines;"
+            " asyncpg waits without a time limit, as is its default, the others with one",
+        ),
+        Figure(
+            "handover-many",
+            f"hand-over, {plan.many:,} waiting",
+            "µs",
+            f"the same with {plan.many:,} tasks",
+        ),
+        Figure(
+            "handover-growth",
+            f"hand-over, {plan.many:,} to {plan.few}",
+            "ratio",
+            "the ratio of the two, within a round",
+        ),
+        Figure(
+            "select-autocommit", "SELECT 1, autocommit", "µs", f"{over}: borrow, SELECT 1, return"
+        ),
+        Figure(
+            "select-transaction",
+            "SELECT 1, transaction",
+            "µs",
+            f"{over}: borrow, BEGIN, SELECT 1, COMMIT, return",
+        ),
+        Figure("opening-near", f"open {plan.to_open}, loopback", "ms", usable),
+        Figure(
+            "opening-far",
+            f"open {plan.to_open}, {plan.delay * 1e3:g} ms away",
+            "ms",
+            f"the same through a proxy that holds each new connection back for"
+            f" {plan.delay * 1e3:g} ms, once",
+        ),
+        Figure(
+            "memory",
+            f"memory, {plan.asleep:,} waiting",
+            "bytes",
+            "what each waiter takes beyond a task that waits on a bare future (tracemalloc)",
+        ),
+    ]

@@ -1,0 +1,41 @@
+"""aiopg's Pool: psycopg2 in its asynchronous mode, which is always autocommit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiopg
+
+from benchmarks._pools import Borrow, Setup
+
+
+class Aiopg:
+    """`create_pool(minsize=maxsize)`; `pool.acquire()`; its types registered as by default."""
+
+    borrow: Borrow
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+
+    async def open(self) -> None:
+        """It opens them one after another."""
+        size, timeout = self.setup.size, self.setup.timeout
+        self.pool = await aiopg.create_pool(
+            self.setup.dsn, minsize=size, maxsize=size, timeout=timeout
+        )
+        self.borrow = self.pool.acquire
+
+    async def close(self) -> None:
+        """Close."""
+        self.pool.close()
+        await self.pool.wait_closed()
+
+    async def select(self) -> Any:
+        """A statement by itself, or in `cur.begin()`."""
+        async with self.pool.acquire() as conn, conn.cursor() as cur:
+            if self.setup.autocommit:
+                await cur.execute("SELECT 1")
+                return await cur.fetchone()
+            async with cur.begin():
+                await cur.execute("SELECT 1")
+                return await cur.fetchone()

@@ -1,0 +1,51 @@
+"""asyncpg's Pool, as it comes and without the query by which it resets what is returned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncpg  # type: ignore[import-untyped]
+
+from benchmarks._pools import Borrow, Setup, uri
+
+
+class Asyncpg:
+    """`create_pool(min_size=max_size)`; `pool.acquire()`, with no time limit as is its default."""
+
+    borrow: Borrow
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.options: dict[str, Any] = {}
+
+    async def open(self) -> None:
+        """It opens one, then the others at once."""
+        size = self.setup.size
+        self.pool = await asyncpg.create_pool(
+            uri(self.setup.dsn), min_size=size, max_size=size, **self.options
+        )
+        self.borrow = self.pool.acquire
+
+    async def close(self) -> None:
+        """Close."""
+        await self.pool.close()
+
+    async def select(self) -> Any:
+        """A statement by itself, or in `conn.transaction()`: asyncpg is always in autocommit."""
+        async with self.pool.acquire() as conn:
+            if self.setup.autocommit:
+                return await conn.fetchrow("SELECT 1")
+            async with conn.transaction():
+                return await conn.fetchrow("SELECT 1")
+
+
+class AsyncpgNoReset(Asyncpg):
+    """With a `reset` of the user's that does nothing: asyncpg still ends open transactions."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.options = {"reset": _nothing}
+
+
+async def _nothing(_: Any) -> None:
+    pass

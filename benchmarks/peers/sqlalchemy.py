@@ -1,0 +1,42 @@
+"""SQLAlchemy's asyncio engine over psycopg."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from benchmarks._pools import Borrow, Setup, uri
+
+SELECT = text("SELECT 1")
+
+
+class SQLAlchemy:
+    """`pool_size`, no overflow; `engine.connect()`, and `engine.begin()` for a transaction."""
+
+    borrow: Borrow
+
+    def __init__(self, setup: Setup) -> None:
+        mode = {"isolation_level": "AUTOCOMMIT"} if setup.autocommit else {}
+        self.engine = create_async_engine(
+            uri(setup.dsn, "postgresql+psycopg"),
+            pool_size=setup.size,
+            max_overflow=0,
+            pool_timeout=setup.timeout,
+            **mode,
+        )
+        self.borrow = self.engine.connect
+        self.begin = self.engine.connect if setup.autocommit else self.engine.begin
+
+    async def open(self) -> None:
+        """Nothing: its pool opens a connection when one is asked for."""
+
+    async def close(self) -> None:
+        """Close."""
+        await self.engine.dispose()
+
+    async def select(self) -> Any:
+        """By the same `text()` each time, which SQLAlchemy compiles once."""
+        async with self.begin() as conn:
+            return (await conn.execute(SELECT)).fetchone()

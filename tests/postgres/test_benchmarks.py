@@ -1,0 +1,131 @@
+"""The benchmarks run: every row with tiny numbers. What they find is no matter here."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NEEDED = ("aiopg", "asyncpg", "matplotlib", "psycopg_pool", "rich", "sqlalchemy", "typer", "uvloop")
+MISSING = [name for name in NEEDED if find_spec(name) is None]
+
+POOLS = {"asyncpool", "psycopg_pool", "asyncpg", "asyncpg-no-reset", "sqlalchemy", "aiopg"}
+FIGURES = {
+    "cycle",
+    "handover-few",
+    "handover-many",
+    "handover-growth",
+    "select-autocommit",
+    "select-transaction",
+    "opening-near",
+    "opening-far",
+    "memory",
+}
+
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="servers of our own need POSIX"),
+    pytest.mark.skipif(
+        bool(MISSING), reason=f"{', '.join(MISSING)} not found: pip install 'asyncpool[bench]'"
+    ),
+]
+
+
+def run(*options: str) -> subprocess.CompletedProcess[str]:
+    """The command, from the root of the project."""
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--tiny", *options],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "130"},
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def outcome(
+    asyncpool_dsn: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, dict[str, Any], bytes]:
+    """What a run of everything has printed, its JSON and its picture."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    files = ("--json", str(folder / "figures.json"), "--picture", str(folder / "picture.svg"))
+    done = run("--rounds", "2", "--dsn", asyncpool_dsn, *files)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((folder / "figures.json").read_text())
+    return done.stdout, report, (folder / "picture.svg").read_bytes()
+
+
+def test_every_pool_has_every_figure_on_both_loops(
+    outcome: tuple[str, dict[str, Any], bytes],
+) -> None:
+    """No row leaves out, and no pool fails."""
+    _, report, _ = outcome
+    assert report["notes"] == []
+    found = {
+        (record["loop"], record["figure"], record["pool"])
+        for record in report["results"]
+        if record["pool"] in POOLS
+    }
+    assert found == {
+        (loop, figure, pool)
+        for loop in ("asyncio", "uvloop")
+        for figure in FIGURES
+        for pool in POOLS
+    }
+
+
+def test_each_record_has_its_samples_spread_and_ratios(
+    outcome: tuple[str, dict[str, Any], bytes],
+) -> None:
+    """The quartiles are in order; a pool is once as good as itself."""
+    _, report, _ = outcome
+    for record in report["results"]:
+        assert record["samples"]
+        assert all(math.isfinite(value) for value in record["samples"])
+        assert record["p25"] <= record["median"] <= record["p75"]
+        itself = {
+            "psycopg_pool": "times_better_than_psycopg_pool",
+            "asyncpool": "asyncpool_times_better",
+        }
+        if record["unit"] != "ratio" and (key := itself.get(record["pool"])):
+            assert record[key]["median"] == 1
+
+
+def test_the_cycle_stands_beside_its_yardsticks(
+    outcome: tuple[str, dict[str, Any], bytes],
+) -> None:
+    """Two bare deques, and the pair of calls."""
+    _, report, _ = outcome
+    pools = {each["pool"] for each in report["results"] if each["figure"] == "cycle"}
+    assert pools - POOLS == {
+        "asyncpool acquire/release",
+        "bare deque, class",
+        "bare deque, @asynccontextmanager",
+    }
+
+
+def test_the_report_names_the_machine_and_never_the_password(
+    outcome: tuple[str, dict[str, Any], bytes],
+) -> None:
+    """Figures without their machine are worth nothing; the DSN is nobody's business."""
+    printed, report, picture = outcome
+    assert {"cpu", "python", "postgresql", "psycopg", "asyncpg"} <= report["facts"].keys()
+    assert report["facts"]["postgresql"] in printed
+    assert "dsn" not in report["settings"]
+    assert b"<svg" in picture
+
+
+def test_an_unknown_row_is_refused() -> None:
+    """With the names there are."""
+    done = run("--rows", "cycle,tricycle")
+    assert done.returncode == 2
+    assert "tricycle" in done.stderr
