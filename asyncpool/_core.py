@@ -229,6 +229,7 @@ class Core(Generic[C]):
             self._express = None
             self.stock.closing = True
             self.ledger.line.fail_all(self._closed)
+            self.stock.full.set()
             shut = self._shut(self.stock.time() + timeout)
             self._closing = get_running_loop().create_task(shut, context=contextvars.Context())
         with anyio.CancelScope(shield=True):
@@ -287,7 +288,7 @@ class Core(Generic[C]):
             stock.proved()
             return True
         logger.info("pool %r: check failed, replaced: %r", stock.name, error)
-        if entry.uses == 1:
+        if entry.lent_at == entry.opened_at:
             # New and unfit is as good as a failed connect, and must not be repeated in a storm.
             stock.connect_failed(error)
         stock.found_lost(entry)

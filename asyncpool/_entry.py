@@ -36,6 +36,7 @@ class Entry(Generic[C]):
         "conn",
         "expires_at",
         "holder",
+        "late",
         "lent_at",
         "opened_at",
         "predecessor",
@@ -58,6 +59,7 @@ class Entry(Generic[C]):
         self.lent_at = now
         self.holder: asyncio.Task[Any] | None = None
         self.uses = 0
+        self.late = False
         self.predecessor: Entry[C] | None = None
         """The one to be retired once this one is open."""
 

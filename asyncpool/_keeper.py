@@ -37,7 +37,8 @@ async def make_round(core: Core[C]) -> None:
     for entry in ledger.surplus(now):
         core.stock.discard(entry)
     for entry in ledger.expired(now):
-        if ledger.staying > ledger.settings.min_size or ledger.size >= ledger.settings.max_size:
+        ready = ledger.staying - ledger.opening
+        if ready > ledger.settings.min_size or ledger.size >= ledger.settings.max_size:
             core.stock.discard(entry)
         elif not core.stock.outage:
             core.stock.open_one(instead_of=entry)

@@ -39,6 +39,8 @@ class Ledger(Generic[C]):
         self.leased: dict[C, Entry[C]] = {}
         self.line: Line[Entry[C]] = Line(overdue)
         self.opening = 0
+        self.late = 0
+        """Those of the opening that take so long that nobody should count on them."""
         self.closing = 0
         self._past_leases = 0
         """Leases of the entries that are struck off."""
@@ -70,11 +72,17 @@ class Ledger(Generic[C]):
 
     def opened(self, entry: Entry[C], conn: C, now: float, expires_at: float) -> None:
         """The connection of a reserved place is there; it is not in service yet."""
-        self.opening -= 1
+        self._leave_opening(entry)
         entry.conn = conn
         entry.state = State.CLEANING
         entry.opened_at = entry.used_at = entry.proved_at = now
         entry.expires_at = expires_at
+
+    def is_late(self, entry: Entry[C]) -> None:
+        """Do not count on an opening entry any longer; it goes on all the same."""
+        assert entry.state is State.OPENING, "bug: only a connect can be late"
+        entry.late = True
+        self.late += 1
 
     def take(self, now: float) -> Entry[C] | None:
         """Lend the most recently used idle connection, or None."""
@@ -135,7 +143,7 @@ class Ledger(Generic[C]):
             self.leased.pop(entry.conn, None)
             entry.holder = None
         elif entry.state is State.OPENING:
-            self.opening -= 1
+            self._leave_opening(entry)
         elif entry.state is State.CLOSING:
             self.closing -= 1
         if state is State.CLOSING:
@@ -152,7 +160,7 @@ class Ledger(Generic[C]):
         """The one rule: how many connections should be opened now."""
         size = len(self.entries)
         limits = self.settings
-        need = max(limits.min_size - size, self.line.length - self.opening)
+        need = max(limits.min_size - size, self.line.length - (self.opening - self.late))
         return max(0, min(limits.max_size - size, need))
 
     def surplus(self, now: float) -> list[Entry[C]]:
@@ -185,6 +193,10 @@ class Ledger(Generic[C]):
                 if has_surplus:
                     instants.append(entry.used_at + limits.max_idle)
         return min(instants)
+
+    def _leave_opening(self, entry: Entry[C]) -> None:
+        self.opening -= 1
+        self.late -= entry.late
 
     def _is_too_many(self) -> bool:
         self.oversize = self.staying > self.settings.max_size

@@ -74,14 +74,24 @@ class Baseline:
     cursor_factory: Any
     server_cursor_factory: Any
     prepare_threshold: int | None
+    notice_handlers: list[Any]
+    notify_handlers: list[Any]
 
     @classmethod
     def of(cls, conn: psycopg.AsyncConnection[Any]) -> Baseline:
         """What a connection has now."""
-        return cls(**{name: getattr(conn, name) for name in cls.__slots__})
+        handlers = {"notice_handlers", "notify_handlers"}
+        own = {name: getattr(conn, name) for name in cls.__slots__ if name not in handlers}
+        return cls(
+            **own,
+            notice_handlers=list(conn._notice_handlers),
+            notify_handlers=list(conn._notify_handlers),
+        )
 
     async def restore(self, conn: psycopg.AsyncConnection[Any]) -> None:
         """Put it back; there is no I/O in this, as no transaction is open."""
+        if backlog := getattr(conn, "_notifies_backlog", None):
+            backlog.clear()
         if self == Baseline.of(conn):
             return
         await conn.set_autocommit(self.autocommit)
@@ -92,6 +102,8 @@ class Baseline:
         conn.cursor_factory = self.cursor_factory
         conn.server_cursor_factory = self.server_cursor_factory
         conn.prepare_threshold = self.prepare_threshold
+        conn._notice_handlers[:] = self.notice_handlers
+        conn._notify_handlers[:] = self.notify_handlers
 
 
 class Bond:
@@ -152,11 +164,21 @@ class PsycopgConnector(Generic[ACT]):
         configure: Callable[[ACT], Awaitable[None]] | None,
         reset: ResetLevel | Callable[[ACT], Awaitable[None]] | None,
     ) -> None:
-        if isinstance(conninfo, str):
+        if not callable(conninfo):
             check_conninfo(conninfo)
-        if isinstance(reset, str) and reset not in RESETS:
+        if not (kwargs is None or callable(kwargs) or isinstance(kwargs, Mapping)):
+            msg = f"kwargs must be a mapping or a callable, not {type(kwargs).__name__}"
+            raise TypeError(msg)
+        if not (reset is None or callable(reset) or reset in RESETS):
             msg = f"reset must be one of {', '.join(RESETS)} or a callable, not {reset!r}"
             raise ValueError(msg)
+        if not (
+            isinstance(connection_class, type)
+            and hasattr(connection_class, "connect")
+            and issubclass(connection_class, psycopg.AsyncConnection)
+        ):
+            msg = f"connection_class must be a psycopg.AsyncConnection class: {connection_class!r}"
+            raise TypeError(msg)
         self.owner: Callable[[], object | None] = lambda: None
         """A weak reference to the pool, or None."""
         self._conninfo = conninfo
@@ -197,7 +219,6 @@ class PsycopgConnector(Generic[ACT]):
         """
         if os.getpid() != self._pid:
             return  # a forked child: the session is the parent's
-        conn._pool = None
         bond = self._bonds.pop(conn)
         try:
             if conn.closed:
@@ -211,7 +232,10 @@ class PsycopgConnector(Generic[ACT]):
                 with anyio.move_on_after(CANCEL_TIMEOUT):
                     await conn.lock.acquire()
         finally:
+            # Where close() would return it, it must not; yet a borrower's release is to know it.
+            owner, conn._pool = conn._pool, None
             await conn.close()  # does not suspend
+            conn._pool = owner
         await bond.hang_up()
 
     async def ping(self, conn: ACT) -> None:
@@ -225,7 +249,7 @@ class PsycopgConnector(Generic[ACT]):
             psycopg.Error: it cannot be made clean; also when a statement is under way.
         """
         status = conn.pgconn.transaction_status
-        if status == ACTIVE or conn._pipeline is not None or getattr(conn, "_tpc", None):
+        if status == ACTIVE or conn._pipeline or conn._tpc or conn._num_transactions:
             msg = f"returned in mid-operation: {conn!r}"
             raise psycopg.OperationalError(msg)
         statements = RESETS[self._reset] if isinstance(self._reset, str) else ""
@@ -303,14 +327,19 @@ def check_conninfo(conninfo: str) -> dict[str, Any]:
         msg = f"conninfo must be a str or a callable that gives one, not {type(conninfo).__name__}"
         raise TypeError(msg)
     try:
-        return dict(conninfo_to_dict(conninfo))
+        params = dict(conninfo_to_dict(conninfo))
     except psycopg.ProgrammingError:
+        params = None
+    if params is None or "@" in str(params.get("host", "")):
+        # The second is a password whose own @ is not percent-encoded: its end would pass as a host.
         msg = (
-            "conninfo is neither a postgresql:// URL nor key=value pairs that libpq knows"
+            "conninfo is neither a postgresql:// URL, with special characters percent-encoded, nor"
+            " key=value pairs that libpq knows"
             " (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING);"
             " it is not shown here, since it may hold a password"
         )
-        raise ValueError(msg) from None
+        raise ValueError(msg)
+    return params
 
 
 def _require_idle(conn: psycopg.AsyncConnection[Any], who: str) -> None:

@@ -110,6 +110,8 @@ class Stock(Generic[C]):
         task = self.crew.spawn(_open(weakref.ref(self), self.connector, entry), "connect")
         self._openers.add(task)
         task.add_done_callback(self._openers.discard, context=Context())
+        if not task.done():
+            self._grow_impatient(task, entry)
 
     async def ping(self, entry: Entry[C]) -> None:
         """Ping an idle connection and put it back, or discard it."""
@@ -213,6 +215,17 @@ class Stock(Generic[C]):
             self.full.set()
         self.refill()
 
+    def _grow_impatient(self, connect: asyncio.Task[None], entry: Entry[C]) -> None:
+        """Once a connect takes long, whoever counts on it gets another beside it."""
+        patience = asyncio.get_running_loop().call_later(
+            self.ledger.settings.connect_patience,
+            _late,
+            weakref.ref(self),
+            entry,
+            context=Context(),
+        )
+        connect.add_done_callback(lambda _: patience.cancel(), context=Context())
+
     def _remember(self, error: Exception) -> None:
         self.last_error, self.last_error_at = error, self.time()
 
@@ -255,6 +268,12 @@ async def _open(stock: weakref.ref[Stock[C]], connector: Connector[C], entry: En
 def _again(stock: weakref.ref[Stock[C]]) -> None:
     if (alive := stock()) is not None:
         alive.stop_retrying()
+        alive.refill()
+
+
+def _late(stock: weakref.ref[Stock[C]], entry: Entry[C]) -> None:
+    if (alive := stock()) is not None and entry.state is State.OPENING:
+        alive.ledger.is_late(entry)
         alive.refill()
 
 

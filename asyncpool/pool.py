@@ -118,6 +118,14 @@ class AsyncConnectionPool(Generic[ACT]):
         ping_timeout: float = 5.0,
     ) -> None:
         count("num_workers", num_workers)
+        for what, given in (
+            ("configure", configure),
+            ("check", check),
+            ("reconnect_failed", reconnect_failed),
+        ):
+            if given is not None and not callable(given):
+                msg = f"{what} must be a callable, not {given!r}"
+                raise TypeError(msg)
         if close_returns and version() < (3, 3):
             msg = f"close_returns needs psycopg 3.3 or later: this is {psycopg.__version__}"
             raise ValueError(msg)
