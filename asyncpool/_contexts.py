@@ -90,14 +90,14 @@ class NumberedLease(Lease[ACT]):
     async def __aexit__(
         self, kind: Exc, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        if self._pool._core.lease_number(self._conn) == self._number:
+        if _is_still_lent(self._pool, self._conn, self._number):
             await super().__aexit__(kind, error, tb)
 
 
 class Transaction(Generic[ACT]):
     """`pool.transaction()`: a connection for a block that is one explicit transaction."""
 
-    __slots__ = ("_conn", "_pool", "_timeout", "_transaction")
+    __slots__ = ("_conn", "_number", "_pool", "_timeout", "_transaction")
 
     def __init__(self, pool: Lender[ACT], timeout: float | None) -> None:
         self._pool = pool
@@ -112,12 +112,15 @@ class Transaction(Generic[ACT]):
             self._pool._give_back(conn, failing=True)
             raise
         self._conn = conn
+        self._number = self._pool._core.lease_number(conn)
         return conn
 
     async def __aexit__(
         self, kind: Exc, error: BaseException | None, tb: TracebackType | None
     ) -> bool:
         pool, conn, end = self._pool, self._conn, self._transaction.__aexit__
+        if not _is_still_lent(pool, conn, self._number):
+            return False
         if kind is not None and not isinstance(error, psycopg.Rollback):
             pool._give_back(conn, failing=True, first=partial(end, kind, error, None))
             return False
@@ -168,7 +171,7 @@ class Acquisition(Coroutine[Any, Any, ACT]):
     It is a coroutine like any other, so that `asyncio.create_task` and `wait_for` take it.
     """
 
-    __slots__ = ("_conn", "_coroutine", "_pool", "_timeout")
+    __slots__ = ("_conn", "_coroutine", "_number", "_pool", "_timeout")
 
     def __init__(self, pool: Lender[ACT], timeout: float | None) -> None:
         self._pool = pool
@@ -201,9 +204,21 @@ class Acquisition(Coroutine[Any, Any, ACT]):
 
     async def __aenter__(self) -> ACT:
         self._conn = await self
+        self._number = self._pool._core.lease_number(self._conn)
         return self._conn
 
     async def __aexit__(
         self, kind: Exc, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self._pool._give_back(self._conn, failing=kind is not None)
+        pool, conn = self._pool, self._conn
+        if _is_still_lent(pool, conn, self._number):
+            pool._give_back(conn, failing=kind is not None)
+
+
+def _is_still_lent(pool: Lender[ACT], conn: ACT, number: int) -> bool:
+    """Whether a block's connection is still in that lease, or was taken from it by `close()`.
+
+    If not, the block itself has returned it, and another may have it by now.
+    """
+    owner: object = conn._pool
+    return owner is pool and pool._core.lease_number(conn) in (number, 0)

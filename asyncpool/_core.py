@@ -209,9 +209,12 @@ class Core(Generic[C]):
 
     def resize(self, min_size: int, max_size: int) -> None:
         """New sizes from now on; what is too many goes at once when idle, else on its return."""
+        if self.opened:
+            self.admit()
         for entry in self.ledger.resize(min_size, max_size):
             self.stock.discard(entry)
-        self.stock.refill()
+        if self.opened:
+            self.stock.refill()
 
     def drain(self) -> None:
         """Retire every connection there is now; those lent out, on their return."""
@@ -225,6 +228,8 @@ class Core(Generic[C]):
         Under an anyio scope that is cancelled it goes on to its end; a task that is cancelled gets
         its CancelledError at once, and the pool closes behind its back.
         """
+        if self.opened and self._home is not get_running_loop():
+            raise self._wrong_loop()
         if self._closing is None:
             self._express = None
             self.stock.closing = True

@@ -7,6 +7,7 @@ can be reached by a borrower's cancellation, asyncio's or anyio's. A crash is lo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Coroutine
 from contextvars import Context
@@ -41,7 +42,8 @@ class Crew:
     def dismiss(self) -> None:
         """Cancel all, once, and wait for none."""
         for task in self._tasks:
-            task.cancel()
+            with contextlib.suppress(RuntimeError):  # its loop is closed: nothing runs there
+                task.cancel()
 
     async def stop(self, limit: float) -> None:
         """Cancel all until they are gone, for `limit` seconds at most.

@@ -7,6 +7,7 @@ holds the pool weakly.
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 
 import anyio
@@ -14,6 +15,8 @@ import anyio
 from asyncpool._connector import C
 from asyncpool._core import Core
 from asyncpool._entry import Entry, State
+
+logger = logging.getLogger("asyncpool")
 
 SHORTEST_PAUSE = 0.5
 """Seconds: what falls due in a shorter time than this is dealt with in one round."""
@@ -26,7 +29,10 @@ async def keep(pool: weakref.ref[Core[C]]) -> None:
         del core
         await asyncio.sleep(pause)
         if (core := pool()) is not None:
-            await make_round(core)
+            try:
+                await make_round(core)
+            except Exception:
+                logger.exception("pool %r: a round failed", core.settings.name)
         del core
 
 
@@ -40,7 +46,7 @@ async def make_round(core: Core[C]) -> None:
         ready = ledger.staying - ledger.opening
         if ready > ledger.settings.min_size or ledger.size >= ledger.settings.max_size:
             core.stock.discard(entry)
-        elif not core.stock.outage:
+        elif not core.stock.outage and ledger.opening < ledger.settings.open_at_once:
             core.stock.open_one(instead_of=entry)
     core.stock.refill()
     await ping_all(core, ledger.unproved(now))

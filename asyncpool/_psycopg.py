@@ -230,7 +230,8 @@ class PsycopgConnector(Generic[ACT]):
                 # closed, or the loop would be left with a stale registration.
                 bond.interrupt()
                 with anyio.move_on_after(CANCEL_TIMEOUT):
-                    await conn.lock.acquire()
+                    async with conn.lock:
+                        pass
         finally:
             # Where close() would return it, it must not; yet a borrower's release is to know it.
             owner, conn._pool = conn._pool, None

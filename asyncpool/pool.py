@@ -9,20 +9,19 @@ import logging
 import os
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Self, cast
+from typing import Any, Self, cast
 
 import psycopg
-from psycopg.abc import Params, Query
 from psycopg.rows import AsyncRowFactory
 
 from asyncpool._contexts import Acquisition, Cursor, Exc, Lease, NumberedLease, Transaction
 from asyncpool._core import Core
 from asyncpool._insight import explain, snapshot
 from asyncpool._keeper import keep, ping_all
-from asyncpool._lane import Ride
+from asyncpool._lane import OneShots
 from asyncpool._psycopg import (
     ACT,
     Conninfo,
@@ -53,7 +52,7 @@ _inherited: list[object] = []
 """Connections of the parent in a forked child: kept alive, lest closing them ends its sessions."""
 
 
-class AsyncConnectionPool(Generic[ACT]):
+class AsyncConnectionPool(OneShots[ACT]):
     """A bounded set of psycopg connections for the tasks of one event loop.
 
     The constructor does no I/O and needs no running loop. The pool opens on `async with pool:`, on
@@ -247,63 +246,6 @@ class AsyncConnectionPool(Generic[ACT]):
     async def putconn(self, conn: ACT) -> None:
         """The same as `release(conn)`."""
         await self.release(conn)
-
-    # One statement, one round trip, no transaction around it
-
-    async def execute(
-        self, query: Query, params: Params | None = None, *, timeout: float | None = None
-    ) -> str:
-        """Run one statement by itself; returns the server's command tag, such as "INSERT 0 1".
-
-        Args:
-            query: a str, bytes, `psycopg.sql.Composed` or template, with psycopg's placeholders.
-            params: the values for the placeholders.
-            timeout: seconds to wait for a connection.
-
-        Raises:
-            psycopg.Error: the statement failed; nothing of it remains.
-        """
-        async with Ride(self, timeout) as cur:
-            await cur.execute(query, params)
-            return cur.statusmessage or ""
-
-    async def executemany(
-        self, query: Query, params_seq: Iterable[Params], *, timeout: float | None = None
-    ) -> int:
-        """Run one statement with each of several sets of values, all or nothing.
-
-        Returns:
-            The number of rows that all of them touched.
-        """
-        async with Ride(self, timeout) as cur:
-            await cur.executemany(query, params_seq)
-            return int(cur.rowcount)
-
-    async def fetchall(
-        self, query: Query, params: Params | None = None, *, timeout: float | None = None
-    ) -> list[Any]:
-        """All rows of one statement, made by the connection's row factory; else as `execute`."""
-        async with Ride(self, timeout) as cur:
-            await cur.execute(query, params)
-            return cast("list[Any]", await cur.fetchall())
-
-    async def fetchone(
-        self, query: Query, params: Params | None = None, *, timeout: float | None = None
-    ) -> Any | None:
-        """The first row of one statement, or None; else as `execute`."""
-        async with Ride(self, timeout) as cur:
-            await cur.execute(query, params)
-            return await cur.fetchone()
-
-    async def fetchval(
-        self, query: Query, params: Params | None = None, *, timeout: float | None = None
-    ) -> Any | None:
-        """The first column of the first row of one statement, or None when there is no row."""
-        async with Ride(self, timeout) as cur:
-            cur.row_factory = psycopg.rows.tuple_row
-            await cur.execute(query, params)
-            row = await cur.fetchone()
-            return None if row is None else row[0]
 
     # From the beginning to the end
 
