@@ -133,10 +133,10 @@ class Bond:
             while await get_running_loop().sock_recv(wire, 4096):
                 pass
 
-    def interrupt(self) -> None:
-        """Make whatever waits on the socket end with an error."""
+    def shut(self, how: int) -> None:
+        """Let nothing more go out, or in; what waits for that ends with an error."""
         with suppress(OSError):
-            self._wire.shutdown(socket.SHUT_RDWR)
+            self._wire.shutdown(how)
 
     def _hung_up(self) -> bool:
         try:
@@ -221,17 +221,22 @@ class PsycopgConnector(Generic[ACT]):
             return  # a forked child: the session is the parent's
         bond = self._bonds.pop(conn)
         try:
+            if conn.lock.locked():
+                bond.shut(socket.SHUT_WR)  # a borrower is inside: its next statement is to fail
             if conn.closed:
                 await bond.end_orphan()
             elif conn.pgconn.transaction_status == ACTIVE:
-                await conn.cancel_safe(timeout=CANCEL_TIMEOUT)
-            if conn.lock.locked():
-                # A borrower is still inside an operation. It must end before its descriptor is
-                # closed, or the loop would be left with a stale registration.
-                bond.interrupt()
-                with anyio.move_on_after(CANCEL_TIMEOUT):
+                with suppress(psycopg.Error):
+                    await conn.cancel_safe(timeout=CANCEL_TIMEOUT)
+            # Whoever waits on the descriptor must have left before it is closed, or the loop would
+            # be left with a stale registration. The second time without the server's help.
+            for _ in range(2):
+                with anyio.move_on_after(CANCEL_TIMEOUT / 4) as limit:
                     async with conn.lock:
                         pass
+                if not limit.cancelled_caught:
+                    break
+                bond.shut(socket.SHUT_RDWR)
         finally:
             # Where close() would return it, it must not; yet a borrower's release is to know it.
             owner, conn._pool = conn._pool, None
