@@ -34,12 +34,17 @@ class Outage:
     def __bool__(self) -> bool:
         return self.failures > 0
 
-    def failed(self, now: float, error: Exception) -> None:
-        """One more connect has failed; the next may start at `retry_at`."""
+    def failed(self, now: float, error: Exception, began: float) -> None:
+        """One more connect has failed; the next may start at `retry_at`.
+
+        Those that began before the outage fail with it, and do not prolong the pause.
+        """
+        self.error = error
+        if self.failures and began <= self.since:
+            return
         if not self.failures:
             self.since = now
         self.failures += 1
-        self.error = error
         self.retry_at = now + delay(self.failures, self._random)
 
     def end(self) -> None:

@@ -98,14 +98,14 @@ class Core(Generic[C]):
         """An idle connection, or None: then `acquire` has to be awaited."""
         if self._express is not get_running_loop():
             return None
-        if (entry := self.ledger.take(self.stock.time())) is None:
-            return None
-        conn = entry.conn
-        if not self._connector.is_alive(conn):
+        while (entry := self.ledger.take(self.stock.time())) is not None:
+            conn = entry.conn
+            if self._connector.is_alive(conn):
+                entry.holder = current_task()
+                return conn
+            entry.uses -= 1
             self.stock.found_lost(entry)
-            return self.acquire_now()
-        entry.holder = current_task()
-        return conn
+        return None
 
     def release_now(self, conn: C) -> bool:
         """Take back a clean connection; False, and nothing done, when it needs `release`."""
@@ -189,6 +189,7 @@ class Core(Generic[C]):
                     counters.wait_time += entry.lent_at - waiter.joined_at
                 entry.holder = current_task()
                 if entry.expires_at == DOOMED or not self._connector.is_alive(entry.conn):
+                    entry.uses -= 1
                     self.stock.found_lost(entry)
                 elif self._check is None or await self._passes(entry, timeout, deadline):
                     return entry.conn
@@ -287,6 +288,7 @@ class Core(Generic[C]):
                 raise self._timeout(timeout)
         except BaseException:
             if self.ledger.take_back(entry.conn) is not None:
+                entry.uses -= 1
                 stock.crew.spawn(self._settle(entry, task), "check")
             raise
         if (error := task.result()) is None:
@@ -295,7 +297,8 @@ class Core(Generic[C]):
         logger.info("pool %r: check failed, replaced: %r", stock.name, error)
         if entry.lent_at == entry.opened_at:
             # New and unfit is as good as a failed connect, and must not be repeated in a storm.
-            stock.connect_failed(error)
+            stock.connect_failed(error, entry)
+        entry.uses -= 1
         stock.found_lost(entry)
         return False
 
@@ -359,6 +362,7 @@ class Core(Generic[C]):
 
     async def _emptied(self, deadline: float) -> None:
         if self.ledger.entries:
+            self.stock.empty.clear()  # it may have been empty before
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(None if deadline == math.inf else deadline):
                     await self.stock.empty.wait()

@@ -7,6 +7,7 @@ borrows a connection for as long as it runs.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, cast
 
@@ -41,12 +42,20 @@ class Ride(Generic[ACT]):
     async def __aexit__(
         self, kind: Exc, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        conn = self._conn
+        conn, turn_back = self._conn, None
         try:
             if self._turned and conn.pgconn.transaction_status == IDLE:
                 await conn.set_autocommit(False)
+            elif self._turned:
+                turn_back = partial(_turn_back, conn)
         finally:
-            self._pool._give_back(conn, failing=kind is not None)
+            self._pool._give_back(conn, failing=kind is not None, first=turn_back)
+
+
+async def _turn_back(conn: ACT) -> None:
+    # The one shot was a BEGIN: psycopg changes the mode outside of transactions only.
+    await conn.rollback()
+    await conn.set_autocommit(False)
 
 
 class OneShots(Lender[ACT]):

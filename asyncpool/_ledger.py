@@ -185,7 +185,7 @@ class Ledger(Generic[C]):
         instants = [now + min(limits.max_idle, limits.ping_interval, 0.95 * limits.max_lifetime)]
         has_surplus = len(self.entries) > limits.min_size
         for entry in self.entries:
-            if entry.state is LEASED:
+            if entry.state is LEASED and entry.expires_at > now:
                 instants.append(entry.expires_at)
             elif entry.state is IDLE:
                 instants.append(entry.expires_at)

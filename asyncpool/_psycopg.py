@@ -266,10 +266,9 @@ class PsycopgConnector(Generic[ACT]):
         elif statements:
             await conn.set_autocommit(True)
             await conn.execute(statements.encode(), prepare=False)
-        if isinstance(self._reset, str) or not self._always_resets:
+        if statements:
             await self._bonds[conn].baseline.restore(conn)
-        else:
-            assert callable(self._reset), "bug: reset is neither a level nor a callable"
+        elif callable(self._reset):
             await self.lend_to(self._reset, conn)
         _require_idle(conn, "reset")
 

@@ -64,6 +64,7 @@ class Stock(Generic[C]):
         self._random = random
         self._openers: set[asyncio.Task[None]] = set()
         self._retry: asyncio.TimerHandle | None = None
+        self._probing: Entry[C] | None = None
 
     @property
     def name(self) -> str:
@@ -90,19 +91,15 @@ class Stock(Generic[C]):
         """Open as many connections as the rule says, a bounded number at once."""
         if self.closing:
             return
-        now, ledger = self.time(), self.ledger
-        at_once = ledger.settings.open_at_once
         if self.outage:
-            at_once = int(now >= self.outage.retry_at)
+            self._probe()
+            return
+        ledger = self.ledger
         # Counted anew each time: a task that starts eagerly may be back here before the next.
-        while ledger.opening < at_once and ledger.wanted():
+        while ledger.opening < ledger.settings.open_at_once and ledger.wanted():
             self.open_one()
-        if self.outage and self._retry is None and not ledger.opening and ledger.wanted():
-            self._retry = asyncio.get_running_loop().call_at(
-                self.outage.retry_at, _again, weakref.ref(self), context=Context()
-            )
 
-    def open_one(self, instead_of: Entry[C] | None = None) -> None:
+    def open_one(self, instead_of: Entry[C] | None = None) -> Entry[C]:
         """Start opening a connection, for which there must be room; then retire the other one."""
         entry = self.ledger.reserve(self.time())
         entry.predecessor = instead_of
@@ -112,6 +109,7 @@ class Stock(Generic[C]):
         task.add_done_callback(self._openers.discard, context=Context())
         if not task.done():
             self._grow_impatient(task, entry)
+        return entry
 
     async def ping(self, entry: Entry[C]) -> None:
         """Ping an idle connection and put it back, or discard it."""
@@ -144,14 +142,14 @@ class Stock(Generic[C]):
         else:
             self.put(entry, self.time())
 
-    def connect_failed(self, error: Exception) -> None:
+    def connect_failed(self, error: Exception, entry: Entry[C]) -> None:
         """A connection could not be had: back off before the next."""
         now = self.time()
         self.counters.connects_failed += 1
         self._remember(error)
         if not self.outage:
             logger.warning("pool %r: cannot connect, will retry: %s", self.name, error)
-        self.outage.failed(now, error)
+        self.outage.failed(now, error, entry.opened_at)
         lasts = now - self.outage.since >= self.ledger.settings.reconnect_timeout
         if lasts and not self.outage.told and self._on_outage is not None:
             self.outage.told = True
@@ -204,8 +202,6 @@ class Stock(Generic[C]):
         expires_at = DOOMED if entry.expires_at == DOOMED else now + life
         self.ledger.opened(entry, conn, now, expires_at)
         self.connector.watch(conn, partial(_lost, weakref.ref(self), entry))
-        if self.trusting:
-            self.proved()
         if (old := entry.predecessor) is not None:
             entry.predecessor = None
             if old.state is State.IDLE:
@@ -213,6 +209,8 @@ class Stock(Generic[C]):
         self.put(entry, now)
         if self.ledger.staying - self.ledger.opening >= limits.min_size:
             self.full.set()
+        if self.trusting:
+            self.proved()
         self.refill()
 
     def _grow_impatient(self, connect: asyncio.Task[None], entry: Entry[C]) -> None:
@@ -225,6 +223,20 @@ class Stock(Generic[C]):
             context=Context(),
         )
         connect.add_done_callback(lambda _: patience.cancel(), context=Context())
+
+    def _probe(self) -> None:
+        """In an outage: one connect at a time, when its pause is over."""
+        now, probe = self.time(), self._probing
+        if (probe is not None and probe.state is State.OPENING and not probe.late) or (
+            not self.ledger.wanted()
+        ):
+            return
+        if now >= self.outage.retry_at:
+            self._probing = self.open_one()
+        elif self._retry is None:
+            self._retry = asyncio.get_running_loop().call_at(
+                self.outage.retry_at, _again, weakref.ref(self), context=Context()
+            )
 
     def _remember(self, error: Exception) -> None:
         self.last_error, self.last_error_at = error, self.time()
@@ -254,7 +266,7 @@ async def _open(stock: weakref.ref[Stock[C]], connector: Connector[C], entry: En
     except BaseException as error:
         if (alive := stock()) is not None:
             if isinstance(error, Exception):
-                alive.connect_failed(error)
+                alive.connect_failed(error, entry)
             alive.strike_off(entry)
         if not isinstance(error, Exception):
             raise

@@ -49,6 +49,7 @@ import math
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextvars import Context
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -216,7 +217,9 @@ class Line(Generic[T]):
     def _set_timer(self, deadline: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(deadline, _ring, weakref.ref(self))
+        # In a context of its own: the line must not keep the first waiter's variables alive.
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_at(deadline, _ring, weakref.ref(self), context=Context())
 
     def _ring(self) -> None:
         self._timer = None

@@ -31,7 +31,7 @@ class HealthReport:
     """ok: serving. degraded: serving, but with waiters, without room, or after a failed ping or
     connect. down: closed, or nothing to serve with."""
     reason: str
-    """Why it is not ok, in words; empty when it is."""
+    """Why it is not ok, or what could not be tried, in words; else empty."""
     latency: float | None
     """Seconds of one round trip; None when nothing was idle to ping."""
     server_version: str | None
@@ -86,6 +86,8 @@ async def examine(core: Core[ACT], timeout: float) -> HealthReport:
         status, reason = "degraded", "new connections fail"
     elif stats.waiting:
         status, reason = "degraded", f"{stats.waiting} requests wait for a connection"
+    elif latency is None:
+        reason = "all connections are lent out: none was pinged"
     if core.opened and stats.opening and not serving and not outage:
         reason = "the first connections are being opened"
     version, role = _server(core)

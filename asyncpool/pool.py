@@ -73,7 +73,8 @@ class AsyncConnectionPool(OneShots[ACT]):
             (end the transaction, if one is open), "session" (also settings, role, LISTEN, cursors
             and advisory locks), "discard" (also temporary tables, sequences' values and prepared
             statements), or an async callable. The named ones take one round trip. "session" and
-            "discard" also undo what `configure` has SET: give settings that are to stay as
+            "discard" also put back psycopg's attributes, such as autocommit and row_factory, and
+            undo what `configure` has SET: give settings that are to stay as
             `options=-c name=value` in the conninfo.
         name: for messages and logs; "pool-1" and so on when left out.
         close_returns: whether `conn.close()` returns the connection (psycopg 3.3 or later).
