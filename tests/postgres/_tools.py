@@ -1,0 +1,287 @@
+"""What the tests on a real server share: waiting for a fact, looking at the server, a proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from asyncpool import AsyncConnectionPool, PoolStats
+
+T = TypeVar("T")
+
+LIMIT = 15.0
+"""Seconds that a test which is going to fail may take; no verdict depends on it."""
+
+
+async def eventually(fact: Callable[[], T], limit: float = LIMIT) -> T:
+    """Wait until `fact()` is true, and return it."""
+    deadline = time.monotonic() + limit
+    while not (value := fact()):
+        assert time.monotonic() < deadline, f"not so within {limit} s: {value!r}"
+        await asyncio.sleep(0.005)
+    return value
+
+
+async def in_time(work: Awaitable[T], limit: float = LIMIT) -> T:
+    """The outcome of work that must not hang."""
+    async with asyncio.timeout(limit):
+        return await work
+
+
+def never_suspends(work: Any) -> Any:
+    """The outcome of a coroutine that has to end in its first step."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        return end.value
+    finally:
+        work.close()
+    raise AssertionError("it suspended")
+
+
+def without_suspending(work: Awaitable[T]) -> T:
+    """The same for an awaitable that is entered with `await`."""
+
+    async def wait() -> T:
+        return await work
+
+    result: T = never_suspends(wait())
+    return result
+
+
+async def at_rest(pool: AsyncConnectionPool[Any]) -> PoolStats:
+    """Wait until all connections are idle and as many as there must be; the books add up."""
+
+    def resting() -> bool:
+        now = pool.stats()
+        parts = now.opening + now.idle + now.leased + now.cleaning + now.closing
+        assert parts == now.size, now
+        assert not (now.idle and now.waiting), now
+        return now.min_size <= now.idle == now.size <= now.max_size and not now.waiting
+
+    try:
+        await eventually(resting)
+    except AssertionError:
+        raise AssertionError(f"{pool.explain()}\n{pool.stats()}") from None
+    return pool.stats()
+
+
+async def all_usable(pool: AsyncConnectionPool[Any]) -> None:
+    """Every connection that the pool may have can be borrowed, at once, and answers."""
+    await at_rest(pool)
+    conns = await asyncio.gather(*(pool.acquire(LIMIT) for _ in range(pool.max_size)))
+    assert len({await backend_of(conn) for conn in conns}) == pool.max_size
+    for conn in conns:
+        await pool.release(conn)
+    stats = await at_rest(pool)
+    assert stats.size == pool.max_size
+
+
+async def backend_of(conn: psycopg.AsyncConnection[Any]) -> int:
+    """The process that serves a connection, asked from the server, in a transaction of its own."""
+    cur = conn.cursor(row_factory=psycopg.rows.scalar_row)
+    await cur.execute("SELECT pg_backend_pid()")
+    (pid,) = await cur.fetchall()
+    if conn.pgconn.transaction_status == psycopg.pq.TransactionStatus.INTRANS:
+        await conn.commit()
+    return int(pid)
+
+
+def descriptors() -> dict[str, str]:
+    """The open descriptors of this process and what they are."""
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found[entry.name] = str(entry.readlink())
+    return found
+
+
+def sockets() -> set[str]:
+    """The open sockets of this process."""
+    return {name for name in descriptors().values() if name.startswith("socket:")}
+
+
+linux = sys.platform == "linux"
+
+
+class Backends:
+    """The server's own view of one application's sessions, over short sessions beside it."""
+
+    def __init__(self, dsn: str, name: str) -> None:
+        self._dsn = make_conninfo(dsn, application_name=f"{name}-observer")
+        self._name = name
+
+    def ask(self, query: str, *params: object) -> list[tuple[Any, ...]]:
+        """The rows of a statement that is run and committed by another session."""
+        with psycopg.connect(self._dsn, autocommit=True) as conn:
+            cur = conn.execute(query.encode(), params or None)
+            return cur.fetchall() if cur.description else []
+
+    def pids(self) -> set[int]:
+        """The backends of the application."""
+        query = "SELECT pid FROM pg_stat_activity WHERE application_name = %s"
+        return {pid for (pid,) in self.ask(query, self._name)}
+
+    def running(self, part: str) -> int:
+        """How many of them are executing a statement that contains `part`."""
+        query = (
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE application_name = %s AND state = 'active' AND query LIKE %s"
+        )
+        return int(self.ask(query, self._name, f"%{part}%")[0][0])
+
+    def terminate(self, *pids: int) -> None:
+        """End these backends, or else all of the application, and see them gone."""
+        for pid in pids or self.pids():
+            self.ask("SELECT pg_terminate_backend(%s)", pid)
+        deadline = time.monotonic() + LIMIT
+        while self.pids() & set(pids) if pids else self.pids():
+            assert time.monotonic() < deadline, "the backends do not end"
+            time.sleep(0.005)
+
+
+class Proxy:
+    """A TCP proxy before the server, in this event loop.
+
+    It counts the client's turns (a turn is what it says before the server says something), and
+    can make the way to the server slow, dead or deaf.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        parts = conninfo_to_dict(dsn)
+        self._host, self._port = str(parts["host"]), int(str(parts["port"]))
+        self._given = dsn
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.turns = 0
+        self.delay = 0.0
+        """Seconds before a new connection is passed on to the server."""
+        self.hung = 0
+        """So many of the next connections are accepted, and never passed on."""
+        self.open_way = asyncio.Event()
+        """While this is not set, nothing that is said passes."""
+        self.open_way.set()
+        self.accepted = 0
+        self.connecting = 0
+        self.most_connecting = 0
+        self.connected = 0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        self.dsn = make_conninfo(
+            self._given, host="127.0.0.1", port=port, sslmode="disable", gssencmode="disable"
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.wait_closed()
+
+    def cut(self) -> None:
+        """Break every connection there is."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        self._writers.add(writer)
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream: asyncio.StreamWriter | None = None
+        self.connecting += 1
+        self.most_connecting = max(self.most_connecting, self.connecting)
+        try:
+            try:
+                if self.hung:
+                    self.hung -= 1
+                    await reader.read()
+                    return
+                await asyncio.sleep(self.delay)
+                answers, upstream = await asyncio.open_connection(self._host, self._port)
+                self._writers.add(upstream)
+            finally:
+                self.connecting -= 1
+            self.connected += 1
+            await self._pass_on(reader, upstream, answers, writer)
+        except OSError:
+            pass  # cut, or the server is not there
+        finally:
+            for end in filter(None, (writer, upstream)):
+                end.transport.abort()
+                self._writers.discard(end)
+
+    async def _pass_on(
+        self,
+        reader: asyncio.StreamReader,
+        upstream: asyncio.StreamWriter,
+        answers: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        client_spoke = False
+
+        async def one_way(
+            source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, client: bool
+        ) -> None:
+            nonlocal client_spoke
+            while data := await source.read(65536):
+                await self.open_way.wait()
+                # The farewell is no question.
+                if client and not client_spoke and not data.startswith(b"X"):
+                    self.turns += 1
+                client_spoke = client
+                sink.write(data)
+                await sink.drain()
+            sink.write_eof()
+
+        ways = [
+            asyncio.ensure_future(one_way(reader, upstream, client=True)),
+            asyncio.ensure_future(one_way(answers, writer, client=False)),
+        ]
+        try:
+            await asyncio.gather(*ways)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+
+
+async def run_script(script: str, *arguments: str) -> str:
+    """Run Python code in a process of its own, warnings being errors, and return what it prints."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-W", "error", "-W", "ignore::DeprecationWarning", "-c", script, *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONFAULTHANDLER": "1"},
+    )
+    try:
+        out, err = await in_time(process.communicate(), 60.0)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, err.decode()
+    assert not err, err.decode()
+    return out.decode()

@@ -1,0 +1,299 @@
+"""Health, statistics and `explain`: true in every state of the pool, and never in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+import psycopg_pool
+import pytest
+
+from asyncpool import AsyncConnectionPool, HealthReport, PoolTimeout, TooManyRequests
+
+from ._tools import Backends, at_rest, eventually, in_time
+
+if TYPE_CHECKING:
+    from asyncpool.testing import Server
+
+
+def through_json(report: HealthReport) -> dict[str, object]:
+    """What arrives of it at the other end."""
+    told: dict[str, object] = json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    return told
+
+
+async def test_a_pool_that_serves_is_ok(dsn: str, backends: Backends) -> None:
+    """With a latency, the server's version and role, and the sizes."""
+    async with AsyncConnectionPool(dsn, min_size=2, max_size=3) as pool:
+        await pool.wait()
+        await at_rest(pool)
+        report = await pool.health()
+        assert (report.status, report.reason, report.last_error) == ("ok", "", None)
+        assert report.latency is not None
+        assert 0 < report.latency < 5
+        ((version,),) = backends.ask("SHOW server_version")
+        assert report.server_version is not None
+        assert version.split()[0] == report.server_version
+        assert (report.size, report.max_size, report.idle, report.waiting) == (2, 3, 2, 0)
+        assert through_json(report)["status"] == "ok"
+        ((number,),) = backends.ask("SHOW server_version_num")
+        assert report.role == ("primary" if int(number) >= 140000 else None)
+
+
+async def test_health_gives_its_connection_back(dsn: str) -> None:
+    """Asked often and by many at once, it costs no connection and is no request."""
+    async with AsyncConnectionPool(dsn, min_size=2) as pool:
+        await pool.wait()
+        reports = await asyncio.gather(*(pool.health() for _ in range(20)))
+        assert {report.status for report in reports} == {"ok"}
+        stats = await at_rest(pool)
+        assert (stats.connects, stats.requests) == (2, 0)
+
+
+async def test_health_of_an_exhausted_pool_does_not_wait_in_its_line(dsn: str) -> None:
+    """It tells of the waiters, and of no latency, for there is nothing to ping."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        async with pool.connection():
+            report = await in_time(pool.health(timeout=10), 5)
+            assert (report.status, report.latency, report.leased) == ("ok", None, 1)
+            waiter = asyncio.create_task(pool.acquire())
+            await eventually(lambda: pool.stats().waiting == 1)
+            report = await in_time(pool.health(timeout=10), 5)
+            assert (report.status, report.waiting) == ("degraded", 1)
+            assert "1" in report.reason
+            assert report.server_version is not None
+            assert through_json(report)["waiting"] == 1
+        await pool.release(await waiter)
+
+
+async def test_health_on_a_stopped_server_is_down_with_the_error(server: Server, dsn: str) -> None:
+    """As soon as a ping has failed; it is ok again when the server is, with no help."""
+    async with AsyncConnectionPool(dsn, min_size=2) as pool:
+        await pool.wait()
+        await server.stop()
+        for _ in range(3):
+            report = await in_time(pool.health(), 5)
+            assert report.status == "down"
+            assert report.reason
+        assert report.last_error
+        assert report.last_error_age is not None
+        assert report.last_error_age >= 0
+        assert through_json(report)["status"] == "down"
+        await server.start()
+        await at_rest(pool)
+        report = await pool.health()
+        assert report.status == "ok"
+        assert report.last_error is not None, "that it failed once is still worth telling"
+
+
+async def test_health_on_a_paused_server_ends_at_its_limit(server: Server, dsn: str) -> None:
+    """A server that does not answer is down within about `timeout`, and the pool recovers."""
+    async with AsyncConnectionPool(dsn, min_size=1, ping_timeout=30) as pool:
+        await pool.wait()
+        await server.pause()
+        report = await in_time(pool.health(timeout=0.2), 5)
+        assert (report.status, report.latency) == ("down", None)
+        assert report.reason
+        await server.resume()
+        await at_rest(pool)
+        assert (await pool.health()).status == "ok"
+
+
+async def test_health_of_a_standby_says_so(server: Server, dsn: str) -> None:
+    """The role is the server's own word, and it changes with a promotion."""
+    ((number,),) = Backends(server.dsn, "").ask("SHOW server_version_num")
+    if int(number) < 140000:
+        pytest.skip("servers before PostgreSQL 14 do not report it")
+    if server.source == "testcontainers":
+        pytest.skip("no standby in a container")
+    async with server.standby() as replica, AsyncConnectionPool(replica.dsn, min_size=1) as pool:
+        await pool.wait()
+        assert (await pool.health()).role == "standby"
+
+
+@pytest.mark.parametrize("state", ["never opened", "closed", "closed unopened"])
+async def test_health_of_a_pool_that_is_not_open(dsn: str, state: str) -> None:
+    """It is down, the reason says why, and nothing is raised or opened by the question."""
+    pool = AsyncConnectionPool(dsn, min_size=1)
+    if state == "closed":
+        await pool.open(wait=True)
+    if state.startswith("closed"):
+        await pool.close()
+    report = await pool.health()
+    assert report.status == "down"
+    assert state.split(maxsplit=1)[0].replace("never", "not") in report.reason
+    assert through_json(report)["size"] == 0
+    assert pool.stats().connects == (1 if state == "closed" else 0)
+
+
+async def test_health_before_the_first_connection_says_what_is_going_on(server: Server) -> None:
+    """A server that is not there is told as the last error, not as silence."""
+    await server.stop()
+    async with AsyncConnectionPool(server.dsn, min_size=1) as pool:
+        await eventually(lambda: pool.stats().connects_failed)
+        report = await pool.health()
+        assert report.status == "down"
+        assert "connection failed" in str(report.last_error)
+        assert (report.server_version, report.role) == (None, None)
+
+
+async def test_the_books_add_up(dsn: str) -> None:
+    """Every request is served, failed, cancelled or waiting, and counted as one of these."""
+    async with AsyncConnectionPool(dsn, min_size=1, max_waiting=2) as pool:
+        await pool.wait()
+        for _ in range(5):
+            async with pool.connection():
+                pass
+        async with pool.connection():
+            with pytest.raises(PoolTimeout):
+                await pool.acquire(timeout=0)
+            with pytest.raises(PoolTimeout):
+                await pool.acquire(timeout=0.01)
+            waiters = [asyncio.create_task(pool.acquire()) for _ in range(2)]
+            await eventually(lambda: pool.stats().waiting == 2)
+            with pytest.raises(TooManyRequests):
+                await pool.acquire()
+            stats = pool.stats()
+            assert (stats.requests, stats.requests_failed, stats.waiting) == (11, 3, 2)
+            waiters[0].cancel()
+            await asyncio.wait({waiters[0]})
+        await pool.release(await waiters[1])
+        stats = pool.stats()
+        assert stats.requests == 11
+        assert (stats.requests_failed, stats.requests_cancelled) == (3, 1)
+        assert stats.requests_queued == 3
+        assert stats.wait_time > 0.01
+        assert (stats.connects, stats.connects_failed, stats.lost) == (1, 0, 0)
+        assert stats.connect_time > 0
+
+
+async def test_short_uses_are_not_rounded_away(dsn: str) -> None:
+    """The times are summed before they are made milliseconds of."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        await pool.wait()
+        for _ in range(300):
+            async with pool.connection() as conn:
+                await conn.execute("SELECT 1")
+        assert pool.get_stats()["usage_ms"] >= 10
+        assert pool.stats().use_time * 1000 == pytest.approx(pool.get_stats()["usage_ms"], abs=1)
+
+
+async def test_get_stats_has_psycopg_pools_keys(dsn: str) -> None:
+    """All that a psycopg_pool ever shows, and no other, under the same conditions."""
+    theirs: dict[str, int] = {}
+    async with psycopg_pool.AsyncConnectionPool(
+        dsn, min_size=1, max_size=2, open=False, reconnect_timeout=0.1
+    ) as other:
+        await other.wait()
+        conns = [await other.getconn(), await other.getconn()]
+        with pytest.raises(psycopg_pool.PoolTimeout):
+            await other.getconn(timeout=0.01)
+        for conn in conns:
+            await conn.close()
+            await other.putconn(conn)
+        theirs |= other.get_stats()
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=2) as pool:
+        await pool.wait()
+        ours = pool.get_stats()
+    assert set(theirs) <= set(ours)
+    documented = {
+        "pool_min",
+        "pool_max",
+        "pool_size",
+        "pool_available",
+        "requests_waiting",
+        "usage_ms",
+        "requests_num",
+        "requests_queued",
+        "requests_wait_ms",
+        "requests_errors",
+        "returns_bad",
+        "connections_num",
+        "connections_ms",
+        "connections_errors",
+        "connections_lost",
+    }
+    assert set(ours) == documented
+    assert all(type(value) is int for value in ours.values())
+
+
+async def test_the_same_day_gives_the_same_figures_as_psycopg_pool(dsn: str) -> None:
+    """The counts under psycopg_pool's keys mean what they mean there."""
+
+    async def a_day(pool: object) -> dict[str, int]:
+        assert isinstance(pool, AsyncConnectionPool | psycopg_pool.AsyncConnectionPool)
+        await pool.wait()
+        for _ in range(3):
+            async with pool.connection() as conn:
+                await conn.execute("SELECT 1")
+        conn = await pool.getconn()
+        with pytest.raises((PoolTimeout, psycopg_pool.PoolTimeout)):
+            await pool.getconn(timeout=0.05)
+        waiter = asyncio.create_task(pool.getconn())
+        await eventually(lambda: pool.get_stats().get("requests_waiting"))
+        busy = pool.get_stats()
+        await conn.close()
+        await pool.putconn(conn)
+        await pool.putconn(await in_time(waiter))
+        done = pool.get_stats()
+        same = ("requests_num", "requests_queued", "requests_errors", "returns_bad")
+        now = ("pool_min", "pool_max", "pool_size", "pool_available", "requests_waiting")
+        counts = {key: done.get(key, 0) for key in (*same, "connections_num")}
+        return {**counts, **{f"busy {key}": busy.get(key, 0) for key in now}}
+
+    async with psycopg_pool.AsyncConnectionPool(dsn, min_size=1, open=False) as theirs:
+        expected = await a_day(theirs)
+    async with AsyncConnectionPool(dsn, min_size=1) as ours:
+        assert await a_day(ours) == expected
+
+
+async def test_pop_stats_starts_the_counters_again(dsn: str) -> None:
+    """The sizes stay, what was counted goes to zero; `stats()` goes on counting."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        await pool.wait()
+        for _ in range(3):
+            assert await pool.fetchval("SELECT 1") == 1
+        popped = pool.pop_stats()
+        assert (popped["requests_num"], popped["connections_num"]) == (3, 1)
+        after = pool.get_stats()
+        assert (after["requests_num"], after["connections_num"], after["usage_ms"]) == (0, 0, 0)
+        assert (after["pool_size"], after["pool_available"]) == (1, 1)
+        assert await pool.fetchval("SELECT 1") == 1
+        assert pool.pop_stats()["requests_num"] == 1
+        assert pool.stats().requests == 4
+
+
+async def test_explain_names_who_holds_what(dsn: str) -> None:
+    """The tasks that hold connections, for how long, who waits, and what to do."""
+    async with AsyncConnectionPool(dsn, min_size=1, name="shop", timeout=0.01) as pool:
+        await pool.wait()
+        released = asyncio.Event()
+
+        async def hold() -> None:
+            async with pool.connection():
+                await released.wait()
+
+        holder = asyncio.create_task(hold(), name="the till")
+        await eventually(lambda: pool.stats().leased)
+        waiter = asyncio.create_task(pool.acquire(timeout=30))
+        await eventually(lambda: pool.stats().waiting)
+        told = pool.explain()
+        assert "'shop'" in told
+        assert "the till" in told
+        assert "1 waiting" in told
+        assert "resize()" in told
+        released.set()
+        await holder
+        await pool.release(await waiter)
+        assert "the till" not in pool.explain()
+    assert "closed" in pool.explain()
+
+
+async def test_the_repr_tells_the_sizes(dsn: str) -> None:
+    """Name, size of the most, idle, leased and waiting."""
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=2, name="shop") as pool:
+        await pool.wait()
+        async with pool.connection():
+            expected = "<AsyncConnectionPool 'shop' size=1/2 idle=0 leased=1 waiting=0>"
+            assert repr(pool) == expected

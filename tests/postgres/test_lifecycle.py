@@ -1,0 +1,427 @@
+"""From open to close: what is there in between, and that nothing is there afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import psycopg
+import pytest
+
+from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout
+
+from ._tools import (
+    Backends,
+    Proxy,
+    all_usable,
+    at_rest,
+    descriptors,
+    eventually,
+    in_time,
+    linux,
+    sockets,
+    without_suspending,
+)
+
+if TYPE_CHECKING:
+    from asyncpool.testing import Server
+
+
+def test_a_pool_is_made_without_a_loop_and_without_cost() -> None:
+    """The constructor connects to nothing, and a pool never opened leaves in silence."""
+    pool = AsyncConnectionPool("host=nowhere.invalid", min_size=3)
+    assert pool.closed
+    assert pool.stats().size == 0
+    del pool
+    gc.collect()
+
+
+async def test_the_first_use_opens_the_pool(dsn: str) -> None:
+    """`open=True`, the default, needs no word more."""
+    pool = AsyncConnectionPool(dsn, min_size=2)
+    assert pool.closed
+    assert await pool.fetchval("SELECT 1") == 1
+    assert not pool.closed
+    assert (await at_rest(pool)).size == 2
+    await pool.close()
+
+
+async def test_a_pool_that_opens_on_demand_only_says_so(dsn: str) -> None:
+    """With `open=False` a use before `open()` is an error that tells how."""
+    pool = AsyncConnectionPool(dsn, min_size=1, open=False)
+    for use in (pool.acquire, pool.wait, pool.check, pool.drain):
+        with pytest.raises(PoolClosed, match=r"not open yet.*async with pool"):
+            await use()
+    with pytest.raises(PoolClosed, match="not open yet"):
+        async with pool.connection():
+            pass
+    await pool.open(wait=True)
+    assert pool.stats().idle == 1
+    await pool.close()
+
+
+async def test_open_waits_only_when_it_is_told_to(dsn: str) -> None:
+    """Without `wait` it does not suspend; with it the minimum is there."""
+    async with Proxy(dsn) as proxy:
+        proxy.delay = 0.05
+        pool = AsyncConnectionPool(proxy.dsn, min_size=3)
+        without_suspending(pool.open())
+        assert pool.stats().idle == 0
+        await pool.open(wait=True)
+        assert pool.stats().idle == 3
+        await pool.close()
+
+
+async def test_open_may_be_called_again_while_it_is_open(dsn: str) -> None:
+    """Many tasks may open one pool; it is opened once."""
+    pool = AsyncConnectionPool(dsn, min_size=2)
+    await asyncio.gather(*(pool.open(wait=True) for _ in range(5)))
+    async with pool:
+        assert pool.stats().connects == 2
+    assert pool.closed
+
+
+async def test_a_closed_pool_is_not_opened_again(dsn: str) -> None:
+    """Neither by `open()` nor by use: each is a clear error."""
+    pool = AsyncConnectionPool(dsn, min_size=1)
+    await pool.open(wait=True)
+    await pool.close()
+    for use in (pool.open, pool.wait, pool.acquire, pool.check, pool.drain, pool.__aenter__):
+        with pytest.raises(PoolClosed, match="is closed"):
+            await use()
+    with pytest.raises(PoolClosed, match="is closed"):
+        await pool.fetchval("SELECT 1")
+
+
+async def test_wait_may_be_called_by_many_and_at_any_time(dsn: str) -> None:
+    """At once, again, and after a cancelled one."""
+    async with Proxy(dsn) as proxy:
+        proxy.delay = 0.05
+        async with AsyncConnectionPool(proxy.dsn, min_size=2) as pool:
+            cancelled = asyncio.create_task(pool.wait())
+            await asyncio.sleep(0)
+            cancelled.cancel()
+            await asyncio.gather(pool.wait(), pool.wait())
+            without_suspending(pool.wait())
+
+
+async def test_wait_out_of_time_closes_the_pool(dsn: str) -> None:
+    """What was opened by then is closed as well, and the error counts it."""
+    async with Proxy(dsn) as proxy:
+        proxy.hung = 1
+        pool = AsyncConnectionPool(proxy.dsn, min_size=3)
+        with pytest.raises(PoolTimeout, match="2 of 3"):
+            await pool.open(wait=True, timeout=0.5)
+        assert pool.closed
+        assert pool.stats().size == 0
+
+
+@pytest.mark.parametrize("use", ["acquire", "wait"])
+async def test_close_wakes_all_who_wait(dsn: str, use: str) -> None:
+    """Each with PoolClosed, at once, though a connect is hung and a connection lent."""
+    async with Proxy(dsn) as proxy:
+        proxy.hung = 1
+        pool = AsyncConnectionPool(proxy.dsn, min_size=2)
+        conn = await pool.acquire()
+        waiters = [asyncio.create_task(getattr(pool, use)()) for _ in range(5)]
+        await asyncio.sleep(0.01)
+        closing = asyncio.create_task(pool.close(timeout=30))
+        try:
+            ends = await in_time(asyncio.gather(*waiters, return_exceptions=True), 3)
+            assert {type(end) for end in ends} == {PoolClosed}
+            assert not closing.done()
+        finally:
+            await pool.release(conn)
+            await in_time(closing)
+
+
+async def test_close_waits_for_what_is_lent(dsn: str) -> None:
+    """The borrower's work is committed, and then the pool closes without delay."""
+    pool = AsyncConnectionPool(dsn, min_size=2)
+    async with pool.connection() as conn:
+        await conn.execute("DROP TABLE IF EXISTS last_words")
+        await conn.execute("CREATE TABLE last_words (x int)")
+        closing = asyncio.create_task(pool.close(timeout=30))
+        await eventually(lambda: pool.closed)
+        await conn.execute("INSERT INTO last_words VALUES (1)")
+        assert not closing.done()
+    await in_time(closing, 10)
+    async with await psycopg.AsyncConnection.connect(dsn) as conn:
+        cur = await conn.execute("SELECT count(*) FROM last_words")
+        assert await cur.fetchone() == (1,)
+        await conn.execute("DROP TABLE last_words")
+
+
+async def test_close_takes_what_is_lent_for_too_long(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After `timeout` it is closed under its borrower, whose work fails with a clear error."""
+    pool = AsyncConnectionPool(dsn, min_size=1)
+    with pytest.raises(PoolClosed, match="lost"):  # noqa: PT012
+        async with pool.connection() as conn:
+            await conn.execute("SELECT 1")
+            await in_time(pool.close(timeout=0.05), 5)
+            assert conn.closed
+    assert "closed while lent" in caplog.text
+
+
+async def test_close_ends_a_query_that_runs_for_too_long(dsn: str, backends: Backends) -> None:
+    """The borrower gets psycopg's error, and nothing runs on at the server."""
+    pool = AsyncConnectionPool(dsn, min_size=1)
+
+    async def work() -> None:
+        async with pool.connection() as conn:
+            await conn.execute("SELECT pg_sleep(60)")
+
+    task = asyncio.create_task(work())
+    await eventually(lambda: backends.running("pg_sleep"))
+    await in_time(pool.close(timeout=0.05), 10)
+    await in_time(asyncio.wait({task}), 5)
+    assert isinstance(task.exception(), psycopg.OperationalError)
+    await eventually(lambda: not backends.pids())
+
+
+async def test_what_a_borrower_does_after_that_fails_and_does_not_hang(dsn: str) -> None:
+    """Its next statement, its roll-back and the end of its block find the connection closed."""
+
+    async def work(pool: AsyncConnectionPool) -> None:
+        async with pool.connection() as conn:
+            with pytest.raises(psycopg.OperationalError):
+                await conn.execute("SELECT pg_sleep(60)")
+            await conn.execute("SELECT 1")
+
+    for _ in range(20):
+        pool = AsyncConnectionPool(dsn, min_size=2)
+        await pool.wait()
+        tasks = [asyncio.create_task(work(pool)), asyncio.create_task(pool.execute("SELECT 1"))]
+        await asyncio.sleep(0.02)
+        tasks.append(asyncio.create_task(pool.execute("SELECT pg_sleep(60)")))
+        await eventually(lambda p=pool: p.stats().leased == 2)  # type: ignore[misc]
+        await asyncio.sleep(0.01)
+        await in_time(pool.close(timeout=0), 5)
+        ends = await in_time(asyncio.gather(*tasks, return_exceptions=True), 5)
+        assert isinstance(ends[0], psycopg.OperationalError)
+        assert ends[1] == "SELECT 1"
+        assert isinstance(ends[2], psycopg.OperationalError)
+
+
+async def test_close_twice_and_at_the_same_time(dsn: str) -> None:
+    """Everyone who closes waits for the same end."""
+    pool = AsyncConnectionPool(dsn, min_size=2)
+    conn = await pool.acquire()
+    closings = [asyncio.create_task(pool.close(timeout=5)) for _ in range(3)]
+    await eventually(lambda: pool.closed)
+    await asyncio.sleep(0.05)
+    assert not any(closing.done() for closing in closings)
+    await pool.release(conn)
+    await in_time(asyncio.gather(*closings))
+    await pool.close()
+    assert pool.stats().size == 0
+
+
+async def test_a_pool_never_opened_may_be_closed(dsn: str) -> None:
+    """It is closed from then on, and was never connected."""
+    pool = AsyncConnectionPool(dsn)
+    await pool.close()
+    await pool.close()
+    with pytest.raises(PoolClosed, match="is closed"):
+        await pool.acquire()
+
+
+async def test_close_goes_on_under_a_cancelled_scope(dsn: str, backends: Backends) -> None:
+    """anyio's cancellation reaches whoever awaits; the closing is not torn by it."""
+    pool = AsyncConnectionPool(dsn, min_size=3)
+    await pool.wait()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await pool.close()
+    assert pool.stats().size == 0
+    assert not backends.pids()
+
+
+async def test_a_block_of_the_pool_in_a_cancelled_scope_closes_it(
+    dsn: str, backends: Backends
+) -> None:
+    """`async with pool` of a server that is stopped by its scope."""
+    with anyio.move_on_after(0.1):
+        async with AsyncConnectionPool(dsn, min_size=2) as pool:
+            await pool.wait()
+            async with pool.connection() as conn:
+                await conn.execute("SELECT 1")
+                await anyio.sleep_forever()
+    assert pool.stats().size == 0
+    assert not backends.pids()
+
+
+async def test_a_cancelled_close_is_let_go_and_the_pool_closes_by_itself(dsn: str) -> None:
+    """task.cancel() comes out at once; somebody else may still wait for the end."""
+    pool = AsyncConnectionPool(dsn, min_size=1)
+    conn = await pool.acquire()
+    closing = asyncio.create_task(pool.close(timeout=30))
+    await eventually(lambda: pool.closed)
+    closing.cancel()
+    await asyncio.wait({closing}, timeout=5)
+    assert closing.cancelled()
+    await pool.release(conn)
+    await in_time(pool.close(), 10)
+    assert pool.stats().size == 0
+
+
+async def test_close_on_a_paused_server_ends_at_its_limit(server: Server, dsn: str) -> None:
+    """Idle, lent, cleaned and opening ones: none of them waits for an answer for ever."""
+    pool = AsyncConnectionPool(dsn, min_size=3, max_size=5, ping_timeout=60)
+    await pool.wait()
+    await pool.acquire()
+    to_clean = await pool.acquire()
+    await to_clean.execute("SELECT 1")
+    await server.pause()
+    await pool.release(to_clean)
+    requests = [asyncio.create_task(pool.acquire()) for _ in range(3)]
+    checking = asyncio.create_task(pool.check())
+    await asyncio.sleep(0.05)
+    started = time.monotonic()
+    await in_time(pool.close(timeout=0.5))
+    assert time.monotonic() - started < 5
+    assert pool.stats().size == 0
+    await in_time(asyncio.wait([*requests, checking]), 5)
+    assert {type(request.exception()) for request in requests[1:]} == {PoolClosed}
+
+
+async def test_close_while_the_server_is_down_ends_at_once(server: Server) -> None:
+    """Neither the timer of the next attempt nor an attempt itself keeps it."""
+    await server.stop()
+    pool = AsyncConnectionPool(server.dsn, min_size=2)
+    await pool.open()
+    await eventually(lambda: pool.stats().connects_failed)
+    await in_time(pool.close(timeout=30), 3)
+    attempts = pool.stats().connects
+    await asyncio.sleep(0.3)
+    assert pool.stats().connects == attempts
+
+
+@pytest.mark.skipif(not linux, reason="descriptors are counted in /proc")
+async def test_nothing_is_left_after_close(dsn: str, server: Server) -> None:
+    """No socket, no other descriptor, no task: after work, breakage and cancellation."""
+
+    async def life() -> None:
+        async with AsyncConnectionPool(
+            dsn, min_size=2, max_size=6, reset="session", ping_interval=0.05, max_idle=0.2
+        ) as pool:
+            await asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(30)))
+            async with pool.connection() as conn:
+                await conn.close()
+            task = asyncio.create_task(pool.execute("SELECT pg_sleep(60)"))
+            await asyncio.sleep(0.05)
+            task.cancel()
+            await asyncio.wait({task})
+            await pool.check()
+            await pool.drain()
+            await at_rest(pool)
+            await server.restart()
+            await pool.check()
+
+    await life()
+    gc.collect()
+    before = set(descriptors())
+    await life()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    gc.collect()
+    assert set(descriptors()) == before
+
+
+@pytest.mark.skipif(not linux, reason="descriptors are counted in /proc")
+async def test_a_pool_dropped_without_close_is_collected(dsn: str, backends: Backends) -> None:
+    """With one ResourceWarning that names it; its sockets and tasks go with it."""
+    before = sockets()
+
+    async def live() -> weakref.ref[AsyncConnectionPool]:
+        pool = AsyncConnectionPool(dsn, min_size=3, name="forgotten", ping_interval=0.05)
+        await pool.open(wait=True)
+        await pool.execute("SELECT 1")
+        await asyncio.sleep(0.1)
+        await at_rest(pool)
+        return weakref.ref(pool)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        watch = await live()
+        gc.collect()
+        await eventually(lambda: not backends.pids())
+        await eventually(lambda: len(asyncio.all_tasks()) == 1)
+        told = [(each.category, str(each.message)) for each in caught]
+        caught.clear()  # they hold what they are about
+    assert [category for category, _ in told] == [ResourceWarning]
+    assert "'forgotten'" in told[0][1]
+    gc.collect()
+    assert watch() is None
+    assert sockets() == before
+
+
+async def test_a_pool_dropped_in_mid_connect_is_collected_too(dsn: str) -> None:
+    """A connect that hangs does not keep it alive."""
+    async with Proxy(dsn) as proxy:
+        proxy.hung = 10
+        pool = AsyncConnectionPool(proxy.dsn, min_size=3)
+        await pool.open()
+        await eventually(lambda: proxy.accepted == 3)
+        with pytest.warns(ResourceWarning, match="dropped without close"):  # noqa: PT031
+            del pool
+            gc.collect()
+        await eventually(lambda: len(asyncio.all_tasks() - proxy._tasks) == 1)
+
+
+async def test_a_pool_dropped_while_its_connection_is_lent_leaves_that_usable(dsn: str) -> None:
+    """The block holds its pool: as long as one runs, nothing is collected under it."""
+
+    async def make() -> Any:
+        pool = AsyncConnectionPool(dsn, min_size=1)
+        block = pool.connection()
+        return block, await block.__aenter__(), weakref.ref(pool)
+
+    block, conn, watch = await make()
+    gc.collect()
+    assert watch() is not None
+    await conn.execute("SELECT 1")
+    await block.__aexit__(None, None, None)
+    await watch().close()
+
+
+async def test_open_and_close_may_be_called_in_different_tasks(dsn: str) -> None:
+    """As the fixtures of frameworks do; the opener may have ended long before."""
+    pool = AsyncConnectionPool(dsn, min_size=1)
+    await asyncio.create_task(pool.open(wait=True))
+    assert await asyncio.create_task(pool.fetchval("SELECT 1")) == 1
+    await all_usable(pool)
+    await asyncio.create_task(pool.close())
+
+
+async def test_close_races_with_all_that_a_pool_does(dsn: str, backends: Backends) -> None:
+    """At any moment of its life: whoever uses it ends, and nothing stays."""
+
+    async def use(pool: AsyncConnectionPool) -> None:
+        while True:
+            async with pool.connection() as conn:
+                await conn.execute("SELECT 1")
+
+    async def stir(pool: AsyncConnectionPool) -> None:
+        while True:
+            await pool.drain()
+            await pool.check()
+            await pool.resize(1, 5)
+            await asyncio.sleep(0.001)
+
+    for moment in (0, 0.001, 0.003, 0.006, 0.01, 0.02, 0.05):
+        pool = AsyncConnectionPool(dsn, min_size=2, max_size=4)
+        tasks = [asyncio.create_task(use(pool)) for _ in range(8)]
+        tasks += [asyncio.create_task(stir(pool)), asyncio.create_task(pool.wait())]
+        await asyncio.sleep(moment)
+        await in_time(pool.close(timeout=2))
+        ends = await in_time(asyncio.gather(*tasks, return_exceptions=True), 5)
+        assert {type(end) for end in ends} <= {PoolClosed, type(None)}
+        assert pool.stats().size == 0
+        assert not backends.pids()

@@ -1,0 +1,154 @@
+"""One-shots: one statement by itself, in one round trip, with no transaction around it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from asyncpool import AsyncConnectionPool, PoolTimeout
+
+from ._tools import Proxy, all_usable, at_rest
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    Shot = Callable[[AsyncConnectionPool], Awaitable[Any]]
+
+SHOTS: dict[str, Shot] = {
+    "execute": lambda pool: pool.execute("INSERT INTO shots VALUES (%s)", [1]),
+    "fetchall": lambda pool: pool.fetchall("SELECT %s::int", [1]),
+    "fetchone": lambda pool: pool.fetchone("SELECT %s::int", [1]),
+    "fetchval": lambda pool: pool.fetchval("SELECT %s::int", [1]),
+    "executemany": lambda pool: pool.executemany(
+        "INSERT INTO shots VALUES (%s)", [[number] for number in range(20)]
+    ),
+    "executemany of one": lambda pool: pool.executemany("INSERT INTO shots VALUES (%s)", [[1]]),
+}
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+@pytest.mark.parametrize("shot", SHOTS)
+async def test_a_one_shot_takes_one_round_trip(dsn: str, shot: str, autocommit: bool) -> None:
+    """No BEGIN before it and no COMMIT after it; not even when psycopg prepares it."""
+    async with (
+        Proxy(dsn) as proxy,
+        AsyncConnectionPool(proxy.dsn, min_size=1, kwargs={"autocommit": autocommit}) as pool,
+    ):
+        await pool.execute("CREATE TEMP TABLE shots (x int)")
+        turns = []
+        for _ in range(8):
+            before = proxy.turns
+            await SHOTS[shot](pool)
+            await at_rest(pool)
+            turns.append(proxy.turns - before)
+        # The sixth time psycopg prepares the statement, which is a round trip of its own.
+        assert [turns[0], turns[-1]] == [1, 1], turns
+        assert sum(turns) <= 9
+
+
+async def test_a_one_shot_is_committed_by_itself(dsn: str) -> None:
+    """Another session sees it at once."""
+    async with AsyncConnectionPool(dsn, min_size=2) as pool:
+        assert await pool.execute("DROP TABLE IF EXISTS shots") == "DROP TABLE"
+        assert await pool.execute("CREATE TABLE shots (x int)") == "CREATE TABLE"
+        assert await pool.execute("INSERT INTO shots VALUES (1), (2)") == "INSERT 0 2"
+        async with await psycopg.AsyncConnection.connect(dsn) as other:
+            cur = await other.execute("SELECT count(*) FROM shots")
+            assert await cur.fetchone() == (2,)
+        assert await pool.execute("DROP TABLE shots") == "DROP TABLE"
+
+
+async def test_statements_that_refuse_a_transaction_work(dsn: str) -> None:
+    """VACUUM and its like can be run, for there is none around them."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        assert await pool.execute("VACUUM pg_catalog.pg_namespace") == "VACUUM"
+
+
+async def test_what_comes_back(dsn: str) -> None:
+    """All rows, the first, its first column; nothing is an empty list or None."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        two = "SELECT x, -x FROM generate_series(1, 2) AS x ORDER BY x"
+        assert await pool.fetchall(two) == [(1, -1), (2, -2)]
+        assert await pool.fetchone(two) == (1, -1)
+        assert await pool.fetchval(two) == 1
+        none = "SELECT 1 WHERE false"
+        assert await pool.fetchall(none) == []
+        assert await pool.fetchone(none) is None
+        assert await pool.fetchval(none) is None
+        assert await pool.fetchval("SELECT NULL") is None
+        assert await pool.fetchval("SELECT %(a)s::int + %(b)s::int", {"a": 1, "b": 2}) == 3
+        assert await pool.fetchval(psycopg.sql.SQL("SELECT {}").format(7)) == 7
+        assert await pool.fetchval(b"SELECT 8") == 8
+
+
+async def test_rows_are_made_by_the_connections_factory(dsn: str) -> None:
+    """`fetchval` does not need one, and leaves it as it is."""
+    async with AsyncConnectionPool(dsn, min_size=1, kwargs={"row_factory": dict_row}) as pool:
+        assert await pool.fetchone("SELECT 1 AS x") == {"x": 1}
+        assert await pool.fetchall("SELECT 1 AS x") == [{"x": 1}]
+        assert await pool.fetchval("SELECT 1 AS x, 2 AS y") == 1
+        assert await pool.fetchone("SELECT 1 AS x") == {"x": 1}
+
+
+async def test_executemany_is_all_or_nothing(dsn: str) -> None:
+    """A set of values that fails undoes those before it; the rows are counted over all."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        await pool.execute("CREATE TEMP TABLE shots (x int CHECK (x < 5))")
+        insert = "INSERT INTO shots VALUES (%s), (%s)"
+        assert await pool.executemany(insert, [(1, 2), (3, 4)]) == 4
+        with pytest.raises(psycopg.errors.CheckViolation):
+            await pool.executemany(insert, [(1, 2), (3, 5), (1, 1)])
+        assert await pool.fetchval("SELECT count(*) FROM shots") == 4
+        assert await pool.executemany(insert, []) == 0
+        assert (await at_rest(pool)).connects == 1
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+async def test_a_failed_one_shot_leaves_a_good_connection(dsn: str, autocommit: bool) -> None:
+    """psycopg's own error comes out; the mode is as it was; nothing is replaced."""
+    async with AsyncConnectionPool(dsn, min_size=1, kwargs={"autocommit": autocommit}) as pool:
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await pool.fetchval("SELECT 1/0")
+        with pytest.raises(psycopg.ProgrammingError):
+            await pool.fetchval("SELECT %s", [1, 2])
+        with pytest.raises(psycopg.ProgrammingError, match="didn't produce"):
+            await pool.fetchall("SET x.y = 1")
+        async with pool.connection() as conn:
+            assert conn.autocommit is autocommit
+        assert (await at_rest(pool)).connects == 1
+
+
+async def test_one_shots_and_blocks_do_not_change_each_others_mode(dsn: str) -> None:
+    """After a one-shot a block is a transaction again, after a block a one-shot is none."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        for _ in range(3):
+            assert await pool.fetchval("SELECT 1") == 1
+            async with pool.connection() as conn:
+                assert not conn.autocommit
+                await conn.execute("SELECT 1")
+                assert conn.pgconn.transaction_status == psycopg.pq.TransactionStatus.INTRANS
+
+
+async def test_many_one_shots_share_the_connections(dsn: str) -> None:
+    """More tasks than connections: each gets its own answer."""
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=4) as pool:
+        numbers = [pool.fetchval("SELECT %s::int", [number]) for number in range(200)]
+        assert await asyncio.gather(*numbers) == list(range(200))
+        assert (await at_rest(pool)).size <= 4
+        await all_usable(pool)
+
+
+async def test_a_one_shot_waits_no_longer_than_it_is_told(dsn: str) -> None:
+    """`timeout` is that of borrowing."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        async with pool.connection():
+            for shot in (pool.execute, pool.fetchall, pool.fetchone, pool.fetchval):
+                with pytest.raises(PoolTimeout):
+                    await shot("SELECT 1", timeout=0.01)
+            with pytest.raises(PoolTimeout):
+                await pool.executemany("SELECT %s", [[1]], timeout=0.01)
+        assert await pool.fetchval("SELECT 1", timeout=0) == 1

@@ -1,0 +1,259 @@
+"""Returning: never waits, refuses what is not lent, and lets nothing unclean through."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from asyncpool import AsyncConnectionPool, PoolClosed, ReleaseError
+
+from ._tools import Backends, all_usable, at_rest, backend_of, eventually, in_time, never_suspends
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from contextlib import AbstractAsyncContextManager
+
+    Conn = psycopg.AsyncConnection[Any]
+
+
+async def test_returning_never_suspends_even_when_there_is_much_to_clean(dsn: str) -> None:
+    """The roll-back is the pool's work, so a borrower cannot be cancelled in it."""
+    async with AsyncConnectionPool(dsn, min_size=1, reset="discard") as pool:
+        conn = await pool.acquire()
+        await conn.execute("CREATE TEMP TABLE scratch (x int)")
+        never_suspends(pool.release(conn))
+        assert (pool.stats().leased, pool.stats().cleaning) == (0, 1)
+        assert (await at_rest(pool)).connects == 1
+
+
+async def test_a_second_release_is_refused_and_changes_nothing(dsn: str) -> None:
+    """The error names the pool; the connection stays where it is, once."""
+    async with AsyncConnectionPool(dsn, min_size=1, name="books") as pool:
+        conn = await pool.acquire()
+        await pool.release(conn)
+        with pytest.raises(ReleaseError, match=r"'books'.*released already"):
+            await pool.release(conn)
+        assert (pool.stats().idle, pool.stats().size) == (1, 1)
+
+
+async def test_a_second_release_does_not_take_it_from_the_next_borrower(dsn: str) -> None:
+    """While it is cleaned it is nobody's: a late second return must not cut that short."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        conn = await pool.acquire()
+        await conn.execute("SELECT 1")
+        await pool.release(conn)
+        with pytest.raises(ReleaseError):
+            await pool.release(conn)
+        assert (await at_rest(pool)).connects == 1
+
+
+async def test_a_foreign_connection_is_refused_and_left_alone(dsn: str) -> None:
+    """Neither a connection of psycopg's own nor another pool's is taken in."""
+    async with (
+        AsyncConnectionPool(dsn, min_size=1, name="one") as one,
+        AsyncConnectionPool(dsn, min_size=1, name="other") as other,
+        await psycopg.AsyncConnection.connect(dsn, autocommit=True) as stranger,
+    ):
+        with pytest.raises(ReleaseError, match="'one'"):
+            await one.release(stranger)
+        async with other.connection() as conn:
+            with pytest.raises(ReleaseError, match="'other'"):
+                await one.release(conn)
+            assert await backend_of(conn)
+        assert await backend_of(stranger)
+        assert (await at_rest(one)).size == (await at_rest(other)).size == 1
+
+
+async def test_a_value_that_is_no_connection_is_refused(dsn: str) -> None:
+    """An error that says so, not an AttributeError from within."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        with pytest.raises(ReleaseError):
+            await pool.release(None)  # type: ignore[arg-type]
+
+
+async def test_release_after_close_says_that_the_work_is_lost(dsn: str) -> None:
+    """Who holds a connection beyond `close()` is told so at its return."""
+    pool = AsyncConnectionPool(dsn, min_size=1)
+    conn = await pool.acquire()
+    await pool.close(timeout=0)
+    with pytest.raises(PoolClosed, match="lost"):
+        await pool.release(conn)
+    assert conn.closed
+
+
+async def test_any_task_may_return_a_connection(dsn: str) -> None:
+    """A lease belongs to the connection, not to the task that borrowed it."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        conn = await asyncio.create_task(pool.getconn())
+        await asyncio.create_task(pool.putconn(conn))
+        assert (await at_rest(pool)).idle == 1
+
+
+async def test_a_connection_that_its_borrower_closed_is_replaced(dsn: str) -> None:
+    """`conn.close()` in a block is no error of the block, and its place is filled again."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        async with pool.connection() as conn:
+            await conn.close()
+        async with pool.connection(timeout=10) as again:
+            assert again is not conn
+            await again.execute("SELECT 1")
+        stats = await at_rest(pool)
+        assert (stats.connects, stats.returns_bad) == (2, 1)
+
+
+LEFT: list[Any] = []
+"""What a test has left open: were it collected, it would be closed behind the test's back."""
+
+
+@pytest.fixture(autouse=True)
+def left() -> Iterator[None]:
+    """Let go of it after the test, with whatever psycopg has to say about it."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        LEFT.clear()
+
+
+async def enter(block: AbstractAsyncContextManager[Any]) -> None:
+    LEFT.append(block)
+    await block.__aenter__()
+
+
+async def leave_a_transaction(conn: Conn) -> None:
+    await conn.execute("SELECT 1")
+
+
+async def leave_a_failed_transaction(conn: Conn) -> None:
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        await conn.execute("SELECT 1/0")
+
+
+async def leave_inside_a_transaction_block(conn: Conn) -> None:
+    await enter(conn.transaction())
+
+
+async def leave_inside_a_savepoint(conn: Conn) -> None:
+    await conn.execute("SAVEPOINT inner_one")
+
+
+async def leave_a_server_side_cursor(conn: Conn) -> None:
+    cur = conn.cursor("portal")
+    LEFT.append(cur)
+    await cur.execute("SELECT generate_series(1, 1000)")
+    await cur.fetchone()
+
+
+UNTIDY = [
+    leave_a_transaction,
+    leave_a_failed_transaction,
+    leave_inside_a_savepoint,
+    leave_a_server_side_cursor,
+]
+
+
+@pytest.mark.parametrize("level", [None, "rollback", "session", "discard"])
+@pytest.mark.parametrize("leave", UNTIDY)
+async def test_what_can_be_rolled_back_is_rolled_back(
+    dsn: str, leave: Callable[[Conn], Awaitable[None]], level: Any
+) -> None:
+    """The very same connection serves the next borrower, who can begin, commit and set it up."""
+    async with AsyncConnectionPool(dsn, min_size=1, reset=level) as pool:
+        conn = await pool.acquire()
+        await leave(conn)
+        await pool.release(conn)
+        async with pool.connection(timeout=10) as same:
+            assert same is conn
+            await same.set_autocommit(True)
+            await same.set_autocommit(False)
+            async with same.transaction():
+                await same.execute("SELECT 1")
+        assert (await at_rest(pool)).connects == 1
+
+
+@pytest.mark.parametrize("level", [None, "rollback", "session", "discard"])
+async def test_a_transaction_block_that_was_never_left_is_not_the_next_borrowers(
+    dsn: str, level: Any
+) -> None:
+    """psycopg counts the blocks it is in: the next borrower must not be inside of one."""
+    async with AsyncConnectionPool(dsn, min_size=1, reset=level) as pool:
+        conn = await pool.acquire()
+        await leave_inside_a_transaction_block(conn)
+        await pool.release(conn)
+        async with pool.connection(timeout=10) as fresh:
+            async with fresh.transaction():
+                await fresh.execute("SELECT 1")
+            await fresh.execute("SELECT 1")
+            await fresh.commit()
+
+
+async def leave_a_copy_under_way(conn: Conn) -> None:
+    await conn.execute("CREATE TEMP TABLE scratch (x int)")
+    await conn.commit()
+    await enter(conn.cursor().copy("COPY scratch FROM STDIN"))
+
+
+async def leave_a_stream_under_way(conn: Conn) -> None:
+    stream = conn.cursor().stream("SELECT generate_series(1, 100000)")
+    await anext(stream)
+    LEFT.append(stream)
+
+
+async def leave_a_pipeline(conn: Conn) -> None:
+    await enter(conn.pipeline())
+    await conn.execute("SELECT 1")
+
+
+async def leave_a_two_phase_transaction(conn: Conn) -> None:
+    await conn.tpc_begin("unfinished")
+
+
+async def leave_a_query_running(conn: Conn) -> None:
+    LEFT.append(asyncio.create_task(conn.execute("SELECT pg_sleep(60)")))
+    await eventually(lambda: conn.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE)
+
+
+HOPELESS = [
+    leave_a_copy_under_way,
+    leave_a_stream_under_way,
+    leave_a_pipeline,
+    leave_a_two_phase_transaction,
+    leave_a_query_running,
+]
+
+
+@pytest.mark.parametrize("level", [None, "session", "discard"])
+@pytest.mark.parametrize("leave", HOPELESS)
+async def test_what_is_returned_in_mid_operation_is_replaced(
+    dsn: str, backends: Backends, leave: Callable[[Conn], Awaitable[None]], level: Any
+) -> None:
+    """Nobody gets it again, nothing of it goes on at the server, and the line is served."""
+    async with AsyncConnectionPool(dsn, min_size=1, reset=level) as pool:
+        conn = await pool.acquire()
+        await leave(conn)
+        waiter = asyncio.create_task(pool.acquire())
+        await eventually(lambda: pool.stats().waiting == 1)
+        await pool.release(conn)
+        fresh = await in_time(waiter)
+        assert fresh is not conn
+        assert await backend_of(fresh)
+        await pool.release(fresh)
+        await all_usable(pool)
+        assert conn.closed
+        await eventually(lambda: not backends.running("pg_sleep"))
+    if leave is leave_a_query_running:
+        query = LEFT.pop()
+        await asyncio.wait({query})
+        assert isinstance(query.exception(), psycopg.OperationalError)
+
+
+async def test_a_pipeline_that_was_left_properly_is_no_reason_to_replace(dsn: str) -> None:
+    """After its block the connection is as good as before."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        async with pool.connection() as conn, conn.pipeline():
+            await conn.execute("SELECT 1")
+            await conn.execute("SELECT 2")
+        assert (await at_rest(pool)).connects == 1
