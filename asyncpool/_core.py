@@ -172,7 +172,10 @@ class Core(Generic[C]):
         """
         self.admit()
         timeout = self.settings.timeout if timeout is None else duration("timeout", timeout)
-        deadline = self.stock.time() + timeout
+        deadline = checked_by = self.stock.time() + timeout
+        if not timeout:
+            # With timeout=0 no connection may be waited for, but the check of one has to be.
+            checked_by += self.settings.ping_timeout
         counters = self.stock.counters
         again = False
         try:
@@ -191,7 +194,7 @@ class Core(Generic[C]):
                 if entry.expires_at == DOOMED or not self._connector.is_alive(entry.conn):
                     entry.uses -= 1
                     self.stock.found_lost(entry)
-                elif self._check is None or await self._passes(entry, timeout, deadline):
+                elif self._check is None or await self._passes(entry, timeout, checked_by):
                     return entry.conn
                 again = True
         except asyncio.CancelledError:
@@ -280,10 +283,8 @@ class Core(Generic[C]):
         # In a task of the crew: the borrower's deadline and cancellation hold whatever it does.
         work = outcome(partial(self._check, entry.conn))
         task = stock.crew.spawn(work, "check", contextvars.copy_context())
-        # With timeout=0 the connection may not be waited for, but its check has to be.
-        limit = deadline - stock.time() if timeout else self.settings.ping_timeout
         try:
-            await asyncio.wait({task}, timeout=limit)
+            await asyncio.wait({task}, timeout=deadline - stock.time())
             if not task.done():
                 raise self._timeout(timeout)
         except BaseException:

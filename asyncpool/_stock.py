@@ -239,7 +239,8 @@ class Stock(Generic[C]):
             )
 
     def _remember(self, error: Exception) -> None:
-        self.last_error, self.last_error_at = error, self.time()
+        # Without its traceback, whose frames hold the pool.
+        self.last_error, self.last_error_at = error.with_traceback(None), self.time()
 
     async def _close(self, entry: Entry[C]) -> None:
         try:

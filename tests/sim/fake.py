@@ -49,6 +49,8 @@ class FakeConnector:
         self.climate = CALM
         self.sockets = 0
         self.made = 0
+        self.misuse = ""
+        """What the pool did that it must never do; to raise would be to be taken for a mishap."""
 
     async def open(self) -> FakeConn:
         """A socket exists from here on until the connect fails or the connection is closed."""
@@ -63,7 +65,7 @@ class FakeConnector:
 
     async def close(self, conn: FakeConn) -> None:
         """However it ends, the socket is gone."""
-        assert not conn.closed, f"{conn} was closed twice"
+        self._forbid(conn.closed, f"{conn} was closed twice")
         conn.closed = True
         try:
             await self._weather()
@@ -73,14 +75,14 @@ class FakeConnector:
 
     async def ping(self, conn: FakeConn) -> None:
         """A round trip."""
-        assert not conn.lent, f"{conn} was pinged while it was lent"
+        self._forbid(conn.lent, f"{conn} was pinged while it was lent")
         await self._weather()
         if not conn.alive:
             raise Broken
 
     async def reset(self, conn: FakeConn) -> None:
         """A round trip that makes it clean."""
-        assert not conn.lent, f"{conn} was reset while it was lent"
+        self._forbid(conn.lent, f"{conn} was reset while it was lent")
         await self._weather()
         if not conn.alive:
             raise Broken
@@ -97,6 +99,10 @@ class FakeConnector:
     def watch(self, conn: FakeConn, on_lost: Callable[[], None]) -> None:
         """The world calls `conn.lose()` when it lets the server go."""
         conn.lose = on_lost
+
+    def _forbid(self, done: bool, what: str) -> None:
+        if done:
+            self.misuse = self.misuse or what
 
     async def _weather(self, longest_hang: float = 10_000.0) -> None:
         random, climate = self.random, self.climate

@@ -1,0 +1,138 @@
+"""What users write; mypy reads it in strict mode, and nobody runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Coroutine
+from typing import Any, assert_type
+
+from psycopg import AsyncConnection, AsyncCursor
+from psycopg.rows import DictRow, dict_row
+
+from asyncpool import AsyncConnectionPool, HealthReport, PoolStats, PoolTimeout
+
+Plain = AsyncConnection[tuple[Any, ...]]
+
+
+class Connection(AsyncConnection[DictRow]):
+    """A user's own, with a method more."""
+
+    async def tenant(self) -> str:
+        """Whose data this is."""
+        return "acme"
+
+
+class Pool(AsyncConnectionPool[Connection]):
+    """A user's own pool."""
+
+
+async def the_default_connection_is_psycopgs(dsn: str) -> None:
+    """With rows that are tuples."""
+    pool = AsyncConnectionPool(dsn, min_size=1, max_size=None)
+    assert_type(pool, AsyncConnectionPool[Plain])
+    async with pool.connection() as conn:
+        assert_type(conn, Plain)
+        cur = await conn.execute("SELECT 1")
+        assert_type(cur, AsyncCursor[tuple[Any, ...]])
+    async with pool.transaction(timeout=1) as conn:
+        assert_type(conn, Plain)
+
+
+async def acquire_is_awaited_or_entered(pool: AsyncConnectionPool) -> None:
+    """An unsubscripted name stands for the default."""
+    assert_type(pool, AsyncConnectionPool[Plain])
+    conn = await pool.acquire(timeout=2.0)
+    assert_type(conn, Plain)
+    await pool.release(conn)
+    async with pool.acquire() as conn:
+        assert_type(conn, Plain)
+    coroutine: Coroutine[Any, Any, Plain] = pool.acquire()
+    coroutine.close()
+    conn = await pool.getconn()
+    assert_type(conn, Plain)
+    await pool.putconn(conn)
+
+
+async def rows_are_what_the_connection_class_says(dsn: str) -> None:
+    """As in psycopg_pool."""
+    pool = AsyncConnectionPool(
+        dsn,
+        connection_class=AsyncConnection[DictRow],
+        kwargs={"row_factory": dict_row},
+    )
+    assert_type(pool, AsyncConnectionPool[AsyncConnection[DictRow]])
+    async with pool.connection() as conn:
+        cur = await conn.execute("SELECT 1 AS one")
+        assert_type(await cur.fetchone(), DictRow | None)
+
+
+async def a_class_of_ones_own_is_seen_through_the_pool(dsn: str) -> None:
+    """Its methods too."""
+    async with AsyncConnectionPool(dsn, connection_class=Connection) as pool:
+        assert_type(pool, AsyncConnectionPool[Connection])
+        async with pool.connection() as conn:
+            assert_type(await conn.tenant(), str)
+
+
+async def a_pool_can_be_subclassed(dsn: str) -> None:
+    """`async with` gives the subclass."""
+    async with Pool(dsn, connection_class=Connection) as pool:
+        assert_type(pool, Pool)
+        assert_type(await pool.acquire(), Connection)
+
+
+async def conninfo_and_kwargs_may_be_callables() -> None:
+    """Plain or async, for rotated credentials."""
+
+    def fresh() -> str:
+        return "dbname=test"
+
+    async def from_the_vault() -> str:
+        return "dbname=test"
+
+    async def options() -> dict[str, Any]:
+        return {"autocommit": True}
+
+    assert_type(AsyncConnectionPool(fresh), AsyncConnectionPool[Plain])
+    assert_type(AsyncConnectionPool(from_the_vault, kwargs=options), AsyncConnectionPool[Plain])
+
+
+async def callbacks_get_the_connection(dsn: str) -> None:
+    """Of the pool's own class."""
+
+    async def configure(conn: Connection) -> None:
+        await conn.tenant()
+
+    async def tell(pool: AsyncConnectionPool[Any]) -> None:
+        assert_type(pool.name, str)
+
+    AsyncConnectionPool(
+        dsn, connection_class=Connection, configure=configure, reset=configure, check=configure
+    )
+    AsyncConnectionPool(dsn, reset="discard", reconnect_failed=tell)
+    AsyncConnectionPool(dsn, check=AsyncConnectionPool.check_connection)
+
+
+async def what_makes_no_sense_is_an_error(dsn: str) -> None:
+    """Each of these ignores is needed, or mypy says so."""
+    AsyncConnectionPool(dsn, reset="everything")  # type: ignore[arg-type]
+    AsyncConnectionPool(dsn, min_size="4")  # type: ignore[arg-type]
+    AsyncConnectionPool(dsn, max_sise=4)  # type: ignore[call-arg]
+    AsyncConnectionPool(dsn, connection_class=int)  # type: ignore[type-var]
+    await AsyncConnectionPool(dsn).release("conn")  # type: ignore[arg-type]
+
+
+async def one_shots_and_reports(pool: AsyncConnectionPool) -> None:
+    """Rows of one-shots are Any, for the row factory decides."""
+    assert_type(await pool.execute("SELECT 1"), str)
+    assert_type(await pool.executemany("INSERT INTO t VALUES (%s)", [(1,)]), int)
+    assert_type(await pool.fetchall("SELECT 1"), list[Any])
+    assert_type(await pool.health(timeout=1), HealthReport)
+    assert_type(pool.stats(), PoolStats)
+    assert_type(pool.get_stats(), dict[str, int])
+    assert_type(pool.explain(), str)
+    waiting: Awaitable[None] = pool.open(wait=True, timeout=5)
+    await waiting
+    try:
+        await pool.acquire(timeout=0)
+    except PoolTimeout as error:
+        assert_type(error.longest_lease, float)

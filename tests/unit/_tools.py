@@ -1,0 +1,224 @@
+"""A virtual clock, and a driver that does as it is told: for the tests of single modules."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import weakref
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from random import Random
+from typing import Any, ParamSpec
+
+import looptime
+
+from asyncpool._core import Core
+from asyncpool._keeper import keep
+from asyncpool._settings import Settings
+from tests.sim.fake import Broken, FakeConn
+
+P = ParamSpec("P")
+Deed = Callable[[], Awaitable[None]]
+
+LATER = 100_000.0
+"""A duration that no test lives to see the end of."""
+DOOMSDAY = 10 * LATER
+"""When a test that hangs is ended."""
+
+
+class VirtualLoop(looptime.LoopTimeEventLoop, asyncio.SelectorEventLoop):
+    """An event loop whose time only passes while everybody sleeps."""
+
+    def __init__(self) -> None:
+        super().__init__(start=0.0, resolution=1e-9, noop_cycles=0)
+
+
+def virtual_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run an async test on a clock of its own, which starts at 0."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        async def live() -> None:
+            async with asyncio.timeout(DOOMSDAY):
+                await test(*args, **kwargs)
+
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            runner.run(live())
+
+    return run
+
+
+def now() -> float:
+    """The instant on the virtual clock."""
+    return asyncio.get_running_loop().time()
+
+
+async def settle() -> None:
+    """Let everything happen that can without waiting; the clock moves a microsecond."""
+    await asyncio.sleep(1e-6)
+
+
+def timers() -> list[asyncio.TimerHandle]:
+    """What the loop has in store, besides the end of a test that hangs."""
+    scheduled = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+    return [each for each in scheduled if not each.cancelled() and each.when() < DOOMSDAY]
+
+
+async def ok() -> None:
+    """A call that succeeds at once."""
+
+
+async def fails() -> None:
+    """A call that fails at once."""
+    raise Broken
+
+
+async def never() -> None:
+    """A call that hangs until it is cancelled."""
+    await asyncio.get_running_loop().create_future()
+
+
+def slow(seconds: float) -> Deed:
+    """A call that takes its time."""
+    return functools.partial(asyncio.sleep, seconds)
+
+
+def stubborn(until: float) -> Deed:
+    """A call that obeys no cancellation before some instant."""
+
+    async def deed() -> None:
+        while (left := until - now()) > 0:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(left)
+
+    return deed
+
+
+class Driver:
+    """A `Connector[FakeConn]`: each call does the next deed of its script, then the usual one."""
+
+    def __init__(self, **usual: Deed) -> None:
+        self.usual: dict[str, Deed] = dict.fromkeys(("open", "close", "ping", "reset"), ok) | usual
+        self.script: dict[str, deque[Deed]] = {name: deque() for name in self.usual}
+        self.calls: list[tuple[str, float]] = []
+        self.conns: list[FakeConn] = []
+        self.under_way: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+        self.sockets = 0
+        self.most_sockets = 0
+
+    def times(self, name: str) -> list[float]:
+        """When the calls of one method began."""
+        return [at for each, at in self.calls if each == name]
+
+    async def open(self) -> FakeConn:
+        """A socket exists from here on until the connect fails or the connection is closed."""
+        self.sockets += 1
+        self.most_sockets = max(self.most_sockets, self.sockets)
+        try:
+            await self._call("open")
+        except BaseException:
+            self.sockets -= 1
+            raise
+        conn = FakeConn(len(self.conns) + 1)
+        self.conns.append(conn)
+        return conn
+
+    async def close(self, conn: FakeConn) -> None:
+        """However it ends, the socket is gone."""
+        assert not conn.closed, f"{conn} was closed twice"
+        conn.closed = True
+        try:
+            await self._call("close")
+        finally:
+            conn.alive = False
+            self.sockets -= 1
+
+    async def ping(self, conn: FakeConn) -> None:
+        """A round trip."""
+        await self._call("ping")
+        if not conn.alive:
+            raise Broken
+
+    async def reset(self, conn: FakeConn) -> None:
+        """A round trip that makes it clean."""
+        await self._call("reset")
+        conn.clean = True
+
+    def is_clean(self, conn: FakeConn) -> bool:
+        """Clean and alive."""
+        return conn.clean and conn.alive
+
+    def is_alive(self, conn: FakeConn) -> bool:
+        """Whether it is known to be broken."""
+        return conn.alive
+
+    def watch(self, conn: FakeConn, on_lost: Callable[[], None]) -> None:
+        """The test calls `conn.lose()` when it lets the server go."""
+        conn.lose = on_lost
+
+    async def _call(self, name: str) -> None:
+        self.calls.append((name, now()))
+        self.under_way[name] += 1
+        self.most[name] = max(self.most[name], self.under_way[name])
+        try:
+            deed = self.script[name].popleft() if self.script[name] else self.usual[name]
+            await deed()
+        finally:
+            self.under_way[name] -= 1
+
+
+def make_core(
+    driver: Driver,
+    min_size: int = 0,
+    max_size: int = 4,
+    *,
+    check: Callable[[FakeConn], Awaitable[None]] | None = None,
+    on_outage: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    **numbers: Any,
+) -> Core[FakeConn]:
+    """A pool in which nothing falls due unless the test says so."""
+    rest = {"max_lifetime": LATER, "max_idle": LATER, "ping_interval": LATER} | numbers
+    return Core(
+        Settings("test", min_size, max_size, **rest),
+        driver,
+        check=check,
+        on_outage=on_outage,
+        random=Random(0),
+    )
+
+
+@contextlib.asynccontextmanager
+async def running(
+    driver: Driver, min_size: int = 0, max_size: int = 4, *, keeper: bool = False, **rest: Any
+) -> AsyncIterator[Core[FakeConn]]:
+    """An open pool, `min_size` connections and all; closed at the end, with nothing left of it."""
+    core = make_core(driver, min_size, max_size, **rest)
+    core.open()
+    if keeper:
+        core.stock.crew.spawn(keep(weakref.ref(core)), "keeper")
+    await settle()
+    try:
+        yield core
+    finally:
+        await core.close(0)
+    assert not core.ledger.entries
+    assert driver.sockets == 0
+    assert len(core.stock.crew) == 0
+    assert timers() == []
+
+
+async def use(core: Core[FakeConn], seconds: float = 0.0, timeout: float | None = None) -> float:
+    """Borrow, hold and return a connection; returns the instant at which it was had."""
+    conn = core.acquire_now() or await core.acquire(timeout)
+    had_at = now()
+    await asyncio.sleep(seconds)
+    core.release(conn)
+    return had_at
+
+
+def lose(conn: FakeConn) -> None:
+    """Its server goes away, and the loop sees it."""
+    conn.alive = False
+    conn.lose()

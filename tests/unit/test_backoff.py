@@ -1,0 +1,73 @@
+"""Delays between connects that fail."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from asyncpool._backoff import CAP, FIRST, Outage, delay
+
+
+@pytest.mark.parametrize(
+    ("failures", "longest"), [(1, 0.05), (2, 0.1), (3, 0.2), (4, 0.4), (5, 0.8), (6, 1.0)]
+)
+def test_delays_double_up_to_the_cap_and_are_at_most_halved(failures: int, longest: float) -> None:
+    """ "Equal jitter": between half of the delay and all of it."""
+    random = Random(0)
+    delays = [delay(failures, random) for _ in range(1000)]
+    assert longest / 2 <= min(delays) < 0.6 * longest
+    assert 0.9 * longest < max(delays) <= longest
+
+
+def test_a_long_outage_neither_overflows_nor_exceeds_the_cap() -> None:
+    """Days of failures are an ordinary number."""
+    assert CAP / 2 <= delay(1_000_000, Random(0)) <= CAP
+
+
+def test_the_same_seed_gives_the_same_delays() -> None:
+    """Which is what the simulator lives on."""
+    first, second = Random(7), Random(7)
+    assert [delay(n, first) for n in range(1, 9)] == [delay(n, second) for n in range(1, 9)]
+
+
+def test_an_outage_is_true_from_its_first_failure_to_its_end() -> None:
+    """It remembers when it began, and the last error."""
+    outage = Outage(Random(0))
+    assert not outage
+    outage.failed(10.0, OSError("first"), began=9.0)
+    outage.failed(12.0, OSError("second"), began=11.0)
+    assert outage
+    assert (outage.failures, outage.since, str(outage.error)) == (2, 10.0, "second")
+    outage.end()
+    assert not outage
+    assert outage.error is None
+
+
+def test_the_next_connect_waits_for_the_delay() -> None:
+    """Counted from the failure."""
+    outage = Outage(Random(0))
+    outage.failed(10.0, OSError(), began=9.0)
+    assert 10.0 + FIRST / 2 <= outage.retry_at <= 10.0 + FIRST
+
+
+def test_after_its_end_an_outage_begins_anew() -> None:
+    """The delays start from the first, and the user is told again."""
+    outage = Outage(Random(0))
+    for at in range(10):
+        outage.failed(float(at), OSError(), began=at - 0.5)
+    outage.told = True
+    outage.end()
+    outage.failed(100.0, OSError(), began=99.0)
+    assert (outage.since, outage.told) == (100.0, False)
+    assert outage.retry_at <= 100.0 + FIRST
+
+
+def test_connects_that_began_before_the_outage_do_not_prolong_the_pause() -> None:
+    """Twenty in parallel that fail together are one failure, with the last one's error."""
+    outage = Outage(Random(0))
+    outage.failed(10.0, OSError("first"), began=9.0)
+    retry_at = outage.retry_at
+    for _ in range(20):
+        outage.failed(10.1, OSError("last"), began=9.0)
+    assert (outage.failures, outage.retry_at, str(outage.error)) == (1, retry_at, "last")

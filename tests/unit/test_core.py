@@ -1,0 +1,1004 @@
+"""Lending, taking back, waiting, checking and closing, on a driver that does as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import sys
+from typing import Any
+
+import anyio
+import pytest
+
+from asyncpool._core import Core
+from asyncpool._insight import explain, leases, snapshot
+from asyncpool.errors import (
+    PoolClosed,
+    PoolTimeout,
+    PoolWrongLoop,
+    ReleaseError,
+    TooManyRequests,
+)
+from tests.sim.fake import Broken, FakeConn
+from tests.unit._tools import (
+    Driver,
+    VirtualLoop,
+    fails,
+    lose,
+    make_core,
+    never,
+    now,
+    ok,
+    running,
+    settle,
+    slow,
+    stubborn,
+    timers,
+    use,
+    virtual_time,
+)
+
+
+def at_once(coroutine: Any) -> Any:
+    """The result of a coroutine that must not suspend."""
+    with pytest.raises(StopIteration) as end:
+        coroutine.send(None)
+    return end.value.value
+
+
+async def take(core: Core[FakeConn], timeout: float | None = None) -> FakeConn:
+    return core.acquire_now() or await core.acquire(timeout)
+
+
+async def take_all(core: Core[FakeConn]) -> list[FakeConn]:
+    return [await take(core) for _ in range(core.settings.max_size)]
+
+
+def start(core: Core[FakeConn], timeout: float | None = None) -> asyncio.Task[FakeConn]:
+    return asyncio.create_task(core.acquire(timeout))
+
+
+async def check_alive(conn: FakeConn) -> None:
+    """A check that costs no time."""
+    if not conn.alive:
+        raise Broken
+
+
+def go_bad(conns: list[FakeConn]) -> None:
+    """They break, and nobody notices."""
+    for conn in conns:
+        conn.alive = False
+
+
+class TestNoSuspension:
+    @virtual_time
+    async def test_borrowing_an_idle_connection_does_not_suspend(self) -> None:
+        """So there is nothing in it to cancel."""
+        async with running(Driver(), 1) as core:
+            conn = at_once(core.acquire(None))
+            assert conn is core.ledger.leased[conn].conn
+            core.release(conn)
+
+    @virtual_time
+    async def test_a_clean_cycle_makes_no_task_and_no_timer(self) -> None:
+        """It is two plain calls."""
+        async with running(Driver(), 1) as core:
+            tasks, before = len(asyncio.all_tasks()), timers()
+            conn = core.acquire_now()
+            assert conn is not None
+            core.release(conn)
+            assert (len(asyncio.all_tasks()), timers()) == (tasks, before)
+            assert core.acquire_now() is conn
+
+    @virtual_time
+    async def test_returning_an_unclean_connection_does_not_suspend_either(self) -> None:
+        """What it needs is done by a task of the pool's."""
+        driver = Driver(reset=slow(1.0))
+        async with running(driver, 1) as core:
+            conn = await take(core)
+            conn.clean = False
+            core.release(conn)
+            assert now() < 0.01
+            assert core.acquire_now() is None
+            await asyncio.sleep(1.5)
+            assert core.acquire_now() is conn
+
+    @virtual_time
+    async def test_the_most_recently_used_is_lent_first(self) -> None:
+        """So that the surplus ages."""
+        async with running(Driver(), 3) as core:
+            first, second, third = await take(core), await take(core), await take(core)
+            for conn in (third, first, second):
+                core.release(conn)
+            assert [core.acquire_now() for _ in range(3)] == [second, first, third]
+
+
+class TestLine:
+    @virtual_time
+    async def test_requests_are_served_in_the_order_of_their_coming(self) -> None:
+        """Strict FIFO."""
+        async with running(Driver(), 1, 1) as core:
+            conn = await take(core)
+            tasks = [start(core) for _ in range(5)]
+            await settle()
+            for number in range(5):
+                core.release(conn)
+                await settle()
+                assert [task.done() for task in tasks] == [True] * (number + 1) + [False] * (
+                    4 - number
+                )
+
+    @virtual_time
+    async def test_a_newcomer_does_not_overtake_a_waiter(self) -> None:
+        """A returned connection is the waiter's before its task has run."""
+        async with running(Driver(), 1, 1) as core:
+            conn = await take(core)
+            waiting = start(core)
+            await settle()
+            core.release(conn)
+            assert core.acquire_now() is None
+            newcomer = start(core)
+            assert await waiting is conn
+            assert not newcomer.done()
+            core.release(conn)
+            assert await newcomer is conn
+
+    @pytest.mark.parametrize("cancelled_first", [True, False])
+    @virtual_time
+    async def test_a_hand_over_to_one_cancelled_in_the_same_tick_goes_to_the_next(
+        self, cancelled_first: bool
+    ) -> None:
+        """Nothing leaks, and nobody sleeps beside an idle connection."""
+        async with running(Driver(), 1, 1) as core:
+            conn = await take(core)
+            head, following = start(core), start(core)
+            await settle()
+            if cancelled_first:
+                head.cancel()
+            core.release(conn)
+            head.cancel()
+            assert await following is conn
+            assert head.cancelled()
+            core.release(conn)
+            stats = snapshot(core)
+            assert (stats.requests_cancelled, stats.requests, stats.idle) == (1, 3, 1)
+
+    @pytest.mark.parametrize("cancelled_first", [True, False])
+    @virtual_time
+    async def test_the_same_under_an_anyio_scope(self, cancelled_first: bool) -> None:
+        """Its cancellation comes at other instants than asyncio's."""
+        async with running(Driver(), 1, 1) as core:
+            conn = await take(core)
+            scope = anyio.CancelScope()
+
+            async def leave() -> None:
+                with scope:
+                    core.release(await core.acquire(None))
+
+            head = asyncio.create_task(leave())
+            await settle()
+            following = start(core)
+            await settle()
+            if cancelled_first:
+                scope.cancel()
+            core.release(conn)
+            scope.cancel()
+            assert await following is conn
+            await head
+            core.release(conn)
+
+    @virtual_time
+    async def test_a_connection_handed_over_and_lost_in_the_same_tick_is_replaced(self) -> None:
+        """The waiter keeps the first place."""
+        async with running(Driver(), 1, 1) as core:
+            conn = await take(core)
+            head, following = start(core), start(core)
+            await settle()
+            core.release(conn)
+            lose(conn)
+            other = await head
+            assert other is not conn
+            assert not following.done()
+            core.release(other)
+            assert await following is other
+
+    @virtual_time
+    async def test_a_full_line_refuses_the_next(self) -> None:
+        """`max_waiting` counts those who really wait, and the error has the numbers."""
+        async with running(Driver(), 1, 1, max_waiting=2) as core:
+            conn = await take(core)
+            tasks = [start(core) for _ in range(2)]
+            await settle()
+            with pytest.raises(TooManyRequests, match=r"2 requests .*max_waiting=2") as refused:
+                await core.acquire(None)
+            assert (refused.value.waiting, refused.value.max_waiting) == (2, 2)
+            tasks[0].cancel()
+            await settle()
+            third = start(core)
+            await settle()
+            assert not third.done()
+            core.release(conn)
+            core.release(await tasks[1])
+            core.release(await third)
+
+    @virtual_time
+    async def test_a_full_line_does_not_refuse_what_need_not_wait(self) -> None:
+        """With one idle nobody waits."""
+        async with running(Driver(), 1, 1, max_waiting=1) as core:
+            for _ in range(3):
+                await use(core)
+
+    @virtual_time
+    async def test_one_who_must_wait_again_is_not_refused(self) -> None:
+        """Its place was never given up, though the line is full."""
+        driver = Driver()
+        async with running(driver, 1, 1, max_waiting=1) as core:
+            conn = await take(core)
+            head = start(core)
+            await settle()
+            following = start(core)
+            core.release(conn)
+            lose(conn)
+            core.release(await head)
+            core.release(await following)
+
+
+class TestTimeout:
+    @virtual_time
+    async def test_a_request_ends_at_its_time_limit(self) -> None:
+        """Its own, or the pool's."""
+        async with running(Driver(), 1, 1, timeout=5.0) as core:
+            await take(core)
+            began = now()
+            with pytest.raises(PoolTimeout):
+                await core.acquire(None)
+            assert now() - began == pytest.approx(5.0)
+            with pytest.raises(PoolTimeout):
+                await core.acquire(2.0)
+            assert now() - began == pytest.approx(7.0)
+
+    @virtual_time
+    async def test_the_error_says_what_happened_with_the_numbers_and_what_to_do(self) -> None:
+        """In this order; the numbers are attributes as well."""
+        async with running(Driver(), 2, 2) as core:
+            await take_all(core)
+            await asyncio.sleep(40.0)
+            others = [start(core, 9.0) for _ in range(2)]
+            with pytest.raises(PoolTimeout) as late:
+                await core.acquire(8.0)
+            assert str(late.value) == (
+                "no connection within 8 s (max_size=2, size=2, leased=2, waiting=3);"
+                " the longest lease is 48.0 s old: see pool.explain()"
+            )
+            error = late.value
+            assert (error.timeout, error.max_size, error.size) == (8.0, 2, 2)
+            assert (error.leased, error.waiting) == (2, 3)
+            assert error.longest_lease == pytest.approx(48.0, abs=0.001)
+            await asyncio.gather(*others, return_exceptions=True)
+
+    @virtual_time
+    async def test_the_last_connect_error_is_the_cause(self) -> None:
+        """Then the caller knows why there was none."""
+        async with running(Driver(open=fails), 1, 1) as core:
+            with pytest.raises(PoolTimeout, match="connecting has failed") as late:
+                await core.acquire(1.0)
+            assert isinstance(late.value.__cause__, Broken)
+
+    @virtual_time
+    async def test_with_no_time_an_idle_connection_is_taken_or_it_fails_at_once(self) -> None:
+        """`timeout=0` never waits."""
+        async with running(Driver(), 1, 1) as core:
+            conn = at_once(core.acquire(0))
+            with pytest.raises(PoolTimeout):
+                core.acquire(0).send(None)
+            core.release(conn)
+            stats = snapshot(core)
+            assert (stats.requests_queued, stats.requests_failed, stats.requests) == (0, 1, 2)
+
+    @virtual_time
+    async def test_with_infinite_time_no_timer_is_set(self) -> None:
+        """`math.inf` waits for ever."""
+        async with running(Driver(), 1, 1) as core:
+            conn = await take(core)
+            waiting = start(core, math.inf)
+            await settle()
+            assert timers() == []
+            core.release(conn)
+            await waiting
+
+    @pytest.mark.parametrize("timeout", [-1, math.nan])
+    @virtual_time
+    async def test_a_time_limit_that_makes_no_sense_is_refused(self, timeout: float) -> None:
+        """At the call, and nothing is lost."""
+        async with running(Driver(), 1, 1) as core:
+            with pytest.raises(ValueError, match=r"^timeout must be zero or more"):
+                await core.acquire(timeout)
+            assert core.acquire_now() is not None
+
+    @virtual_time
+    async def test_the_deadline_is_one_instant_across_all_attempts(self) -> None:
+        """Connections that turn out unfit do not make the wait longer."""
+
+        async def check(conn: FakeConn) -> None:
+            await asyncio.sleep(0.3)
+            raise Broken
+
+        async with running(Driver(open=slow(0.1)), 0, 2, check=check) as core:
+            began = now()
+            with pytest.raises(PoolTimeout):
+                await core.acquire(1.0)
+            assert now() - began == pytest.approx(1.0)
+
+    @virtual_time
+    async def test_of_a_deadline_and_a_return_in_one_tick_nothing_is_lost(self) -> None:
+        """The request has the connection or the pool has."""
+        for offset in (-1e-9, 0.0, 1e-9):
+            async with running(Driver(), 1, 1) as core:
+                conn = await take(core)
+                deadline = now() + 1.0
+                waiting = start(core, 1.0)
+                asyncio.get_running_loop().call_at(deadline + offset, core.release, conn)
+                (result,) = await asyncio.gather(waiting, return_exceptions=True)
+                await settle()
+                assert (result is conn) == (not core.ledger.idle)
+                assert isinstance(result, FakeConn | PoolTimeout)
+
+
+class TestCheck:
+    @virtual_time
+    async def test_every_connection_is_checked_before_it_is_lent(self) -> None:
+        """An idle one too."""
+        checked: list[FakeConn] = []
+
+        async def check(conn: FakeConn) -> None:
+            checked.append(conn)
+
+        async with running(Driver(), 1, check=check) as core:
+            conns = [await take(core)]
+            core.release(conns[0])
+            conns.append(await take(core))
+            assert checked == conns
+
+    @virtual_time
+    async def test_after_a_failed_check_the_next_is_tried_at_once(self) -> None:
+        """Without back-off, which is for connects; no time passes."""
+        driver = Driver()
+        async with running(driver, 5, 5, check=check_alive) as core:
+            good, *bad = [await take(core) for _ in range(5)]
+            for conn in (good, *bad):
+                core.release(conn)
+            go_bad(bad)
+            began = now()
+            assert await core.acquire(None) is good
+            assert now() == began
+            assert snapshot(core).lost == 4
+            await settle()
+            assert core.ledger.size == 5
+
+    @virtual_time
+    async def test_when_all_idle_ones_fail_their_check_a_new_one_is_opened_at_once(self) -> None:
+        """No delay there either, for no connect has failed."""
+        driver = Driver()
+        async with running(driver, 3, 3, check=check_alive) as core:
+            conns = await take_all(core)
+            for conn in conns:
+                core.release(conn)
+            go_bad(conns)
+            began = now()
+            assert await core.acquire(None) not in conns
+            assert now() == began
+
+    @virtual_time
+    async def test_new_connections_that_fail_their_check_are_not_opened_in_a_storm(self) -> None:
+        """New and unfit is as good as a failed connect."""
+
+        async def check(conn: FakeConn) -> None:
+            raise Broken
+
+        driver = Driver()
+        async with running(driver, 0, 4, check=check) as core:
+            with pytest.raises(PoolTimeout) as late:
+                await core.acquire(5.0)
+            assert len(driver.conns) < 20
+            assert isinstance(late.value.__cause__, Broken)
+
+    @virtual_time
+    async def test_a_check_that_hangs_is_not_waited_for_beyond_the_deadline(self) -> None:
+        """The borrower gets its error in time, and the connection is not lost."""
+        driver, end = Driver(), asyncio.Event()
+
+        async def check(conn: FakeConn) -> None:
+            await end.wait()
+
+        async with running(driver, 1, 1, check=check) as core:
+            began = now()
+            with pytest.raises(PoolTimeout):
+                await core.acquire(2.0)
+            assert now() - began == pytest.approx(2.0)
+            assert not core.ledger.leased
+            end.set()
+            await settle()
+            assert len(core.ledger.idle) == 1
+            assert len(driver.conns) == 1
+
+    @virtual_time
+    async def test_a_check_that_goes_on_hanging_costs_the_connection(self) -> None:
+        """It is replaced after `clean_timeout`."""
+        driver = Driver()
+        hang = True
+
+        async def check(conn: FakeConn) -> None:
+            if hang:
+                await never()
+
+        async with running(driver, 1, 1, check=check) as core:
+            with pytest.raises(PoolTimeout):
+                await core.acquire(2.0)
+            hang = False
+            await asyncio.sleep(core.settings.clean_timeout + 0.1)
+            assert driver.conns[0].closed
+            assert await core.acquire(1.0) is driver.conns[1]
+
+    @virtual_time
+    async def test_a_borrower_cancelled_in_its_check_leaks_nothing(self) -> None:
+        """The check comes to its end, and the connection is put back."""
+        driver = Driver()
+
+        async def check(conn: FakeConn) -> None:
+            await asyncio.sleep(1.0)
+
+        async with running(driver, 1, 1, check=check) as core:
+            task = start(core)
+            await asyncio.sleep(0.5)
+            task.cancel()
+            await settle()
+            assert task.cancelled()
+            await asyncio.sleep(1.0)
+            assert len(core.ledger.idle) == 1
+            assert snapshot(core).requests_cancelled == 1
+
+    @virtual_time
+    async def test_with_no_time_a_check_has_that_of_a_ping(self) -> None:
+        """`timeout=0` may not wait for a connection, but its check has to be waited for."""
+
+        async def check(conn: FakeConn) -> None:
+            await asyncio.sleep(1.0)
+
+        async with running(Driver(), 1, 1, check=check, ping_timeout=3.0) as core:
+            core.release(await core.acquire(0))
+        async with running(Driver(), 1, 1, check=check, ping_timeout=0.5) as core:
+            began = now()
+            with pytest.raises(PoolTimeout):
+                await core.acquire(0)
+            assert now() - began == pytest.approx(0.5)
+
+
+class TestReturns:
+    @virtual_time
+    async def test_what_is_unclean_is_reset_before_the_next_has_it(self) -> None:
+        """Also where somebody waits for it."""
+        driver = Driver(reset=slow(0.5))
+        async with running(driver, 1, 1) as core:
+            conn = await take(core)
+            waiting = start(core)
+            await settle()
+            conn.clean = False
+            core.release(conn)
+            assert (await waiting).clean
+            assert now() == pytest.approx(0.5, abs=0.01)
+            core.release(conn)
+
+    @virtual_time
+    async def test_no_cancellation_of_the_borrower_stops_the_reset(self) -> None:
+        """It runs in a task of the pool's."""
+        driver = Driver(reset=slow(0.5))
+        async with running(driver, 1, 1) as core:
+
+            async def borrow() -> None:
+                conn = await take(core)
+                try:
+                    await never()
+                finally:
+                    conn.clean = False
+                    core.release(conn)
+
+            with anyio.move_on_after(1.0):
+                await borrow()
+            await asyncio.sleep(1.0)
+            assert driver.calls[-1][0] == "reset"
+            assert [entry.conn for entry in core.ledger.idle] == driver.conns
+
+    @pytest.mark.parametrize("trouble", [fails, never])
+    @virtual_time
+    async def test_one_that_cannot_be_reset_is_replaced(self, trouble: Any) -> None:
+        """Whether the reset fails or hangs: `clean_timeout` is its limit."""
+        driver = Driver(reset=trouble)
+        async with running(driver, 1, 1) as core:
+            conn = await take(core)
+            conn.clean = False
+            core.release(conn)
+            assert await core.acquire(11.0) is driver.conns[1]
+            assert conn.closed
+
+    @virtual_time
+    async def test_one_that_broke_in_use_is_discarded_and_replaced(self) -> None:
+        """The next borrower does not see it."""
+        driver = Driver()
+        async with running(driver, 1, 1) as core:
+            conn = await take(core)
+            conn.alive = False
+            core.release(conn)
+            assert await core.acquire(1.0) is driver.conns[1]
+            assert snapshot(core).returns_bad == 1
+
+    @virtual_time
+    async def test_one_whose_loss_was_seen_while_it_was_lent_is_not_lent_again(self) -> None:
+        """Even if the driver thinks well of it on its return."""
+        driver = Driver()
+        async with running(driver, 1, 1) as core:
+            conn = await take(core)
+            conn.lose()
+            core.release(conn)
+            assert await core.acquire(1.0) is driver.conns[1]
+
+    @virtual_time
+    async def test_a_second_release_is_an_error(self) -> None:
+        """And does no harm."""
+        async with running(Driver(), 1, 1) as core:
+            conn = await take(core)
+            core.release(conn)
+            with pytest.raises(ReleaseError, match=r"'test' has not lent out .*released already"):
+                core.release(conn)
+            assert len(core.ledger.idle) == 1
+
+    @virtual_time
+    async def test_a_foreign_connection_is_an_error(self) -> None:
+        """Another pool's, or nobody's, clean or not."""
+        async with running(Driver(), 1, 1) as core, running(Driver(), 1, 1) as other:
+            foreign = await take(other)
+            for conn in (foreign, FakeConn(99)):
+                for conn.clean in (True, False):
+                    with pytest.raises(ReleaseError):
+                        core.release(conn)
+            foreign.clean = True
+            other.release(foreign)
+
+    @virtual_time
+    async def test_the_end_of_the_borrowers_work_can_be_left_to_the_pool(self) -> None:
+        """`first` runs before the reset, in the pool's task; when it fails the reset decides."""
+        driver, done = Driver(), []
+
+        async def first() -> None:
+            done.append(driver.times("reset"))
+            raise Broken
+
+        async with running(driver, 1, 1) as core:
+            conn = await take(core)
+            core.release(conn, first)
+            await settle()
+            assert done == [[]]
+            assert len(driver.times("reset")) == 1
+            assert core.acquire_now() is conn
+
+    @virtual_time
+    async def test_a_lease_has_a_number_of_its_own(self) -> None:
+        """So that a block knows whether its connection is still its own."""
+        async with running(Driver(), 1, 1) as core:
+            conn = await take(core)
+            number = core.lease_number(conn)
+            core.release(conn)
+            assert core.lease_number(conn) == 0
+            await take(core)
+            assert core.lease_number(conn) == number + 1
+
+
+class TestLost:
+    @virtual_time
+    async def test_one_that_is_lost_while_idle_is_replaced_at_once(self) -> None:
+        """The watch sees it, with no round trip; nobody has asked yet."""
+        driver = Driver()
+        async with running(driver, 2, 2) as core:
+            lose(driver.conns[0])
+            await settle()
+            assert [entry.conn for entry in core.ledger.idle] == driver.conns[1:]
+            assert len(driver.conns) == 3
+            assert snapshot(core).lost == 1
+
+    @virtual_time
+    async def test_an_idle_one_known_to_be_broken_is_not_lent(self) -> None:
+        """The next one is, in the same step."""
+        driver = Driver()
+        async with running(driver, 2, 2) as core:
+            driver.conns[1].alive = False
+            assert core.acquire_now() is driver.conns[0]
+
+    @virtual_time
+    async def test_a_thousand_idle_ones_may_be_broken_at_once(self) -> None:
+        """As after a failover, in a pool of any size."""
+        driver = Driver()
+        async with running(driver, 2000, 2000) as core:
+            while core.ledger.opening:
+                await settle()
+            go_bad(driver.conns)
+            assert core.acquire_now() is None
+            assert await core.acquire(1.0)
+
+    @virtual_time
+    async def test_one_that_is_lost_in_its_reset_is_not_lent_again(self) -> None:
+        """Whatever the reset says."""
+        driver = Driver(reset=slow(1.0))
+        async with running(driver, 1, 1) as core:
+            conn = await take(core)
+            conn.clean = False
+            core.release(conn)
+            await settle()
+            conn.lose()
+            assert await core.acquire(5.0) is driver.conns[1]
+
+
+class TestClose:
+    @virtual_time
+    async def test_an_idle_pool_closes_at_once(self) -> None:
+        """There is nothing to wait for."""
+        driver = Driver()
+        core = make_core(driver, 3)
+        core.open()
+        await settle()
+        began = now()
+        await core.close(5.0)
+        assert now() == began
+        assert all(conn.closed for conn in driver.conns)
+        assert len(driver.conns) == 3
+
+    @virtual_time
+    async def test_it_waits_for_what_is_lent_out(self) -> None:
+        """As long as it is told to, and no longer than necessary."""
+        async with running(Driver(), 1, 1) as core:
+            user = asyncio.create_task(use(core, 2.0))
+            await settle()
+            began = now()
+            await core.close(5.0)
+            assert now() - began == pytest.approx(2.0, abs=0.01)
+            await user
+
+    @virtual_time
+    async def test_it_waits_for_what_is_lent_out_also_when_the_pool_was_empty_before(self) -> None:
+        """That the first connect failed, or that all were lost once, is long past."""
+        driver = Driver()
+        driver.script["open"].append(fails)
+        async with running(driver, 0, 1) as core:
+            user = asyncio.create_task(use(core, 2.0))
+            await asyncio.sleep(1.0)
+            assert core.ledger.leased
+            await core.close(5.0)
+            await user
+
+    @virtual_time
+    async def test_it_ends_at_its_limit_although_a_connection_is_lent(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Then it closes that one too, and says so."""
+        driver = Driver()
+        async with running(driver, 1, 1) as core:
+            await take(core)
+            began = now()
+            await core.close(3.0)
+            assert now() - began == pytest.approx(3.0, abs=0.01)
+            assert driver.conns[0].closed
+            assert "closed while lent: <conn 1>" in caplog.text
+
+    @virtual_time
+    async def test_a_release_after_that_says_that_the_work_is_lost(self) -> None:
+        """It is no bug of the borrower's."""
+        async with running(Driver(), 1, 1) as core:
+            conn = await take(core)
+            await core.close(0)
+            with pytest.raises(PoolClosed, match="closed while this was lent: its work is lost"):
+                core.release(conn)
+
+    @virtual_time
+    async def test_it_wakes_every_waiter(self) -> None:
+        """Each gets PoolClosed, at once."""
+        async with running(Driver(), 1, 1) as core:
+            await take(core)
+            tasks = [start(core) for _ in range(5)]
+            await settle()
+            began = now()
+            closing = asyncio.create_task(core.close(5.0))
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert now() == began
+            assert all(isinstance(each, PoolClosed) for each in results)
+            await closing
+
+    @virtual_time
+    async def test_nobody_is_lent_anything_any_more(self) -> None:
+        """From the call on, not from its end."""
+        driver = Driver()
+        async with running(driver, 2, 2) as core:
+            conn = await take(core)
+            closing = asyncio.create_task(core.close(5.0))
+            await settle()
+            assert core.acquire_now() is None
+            with pytest.raises(PoolClosed, match="pool 'test' is closed"):
+                await core.acquire(None)
+            core.release(conn)
+            await closing
+            assert conn.closed
+            assert len(driver.conns) == 2
+
+    @virtual_time
+    async def test_a_connect_that_hangs_is_cancelled(self) -> None:
+        """It costs no time."""
+        driver = Driver(open=never)
+        async with running(driver, 2, 2) as core:
+            began = now()
+            await core.close(5.0)
+            assert now() == began
+            assert driver.sockets == 0
+
+    @virtual_time
+    async def test_a_stubborn_connect_is_waited_for_as_long_as_allowed(self) -> None:
+        """Then it is left behind; what it opens is closed all the same."""
+        driver = Driver(open=stubborn(30.0))
+        core = make_core(driver, 1)
+        core.open()
+        await settle()
+        began = now()
+        await core.close(1.0)
+        assert 1.0 < now() - began < 2.5
+        assert not core.ledger.entries
+        await asyncio.sleep(40.0)
+        assert driver.sockets == 0
+
+    @virtual_time
+    async def test_a_stubborn_reset_is_abandoned(self) -> None:
+        """The pool closes without it."""
+        driver = Driver(reset=stubborn(9.0))
+        core = make_core(driver, 1)
+        core.open()
+        await settle()
+        conn = await take(core)
+        conn.clean = False
+        core.release(conn)
+        await settle()
+        began = now()
+        await core.close(1.0)
+        assert now() - began < 2.5
+        assert conn.closed
+        assert driver.sockets == 0
+        await asyncio.sleep(60.0)
+        assert driver.times("close") == [pytest.approx(began + 2.0, abs=1.0)]
+
+    @virtual_time
+    async def test_a_farewell_that_hangs_has_its_limit(self) -> None:
+        """The socket is closed without it."""
+        driver = Driver(close=never)
+        core = make_core(driver, 3)
+        core.open()
+        await settle()
+        began = now()
+        await core.close(5.0)
+        assert now() - began <= core.settings.close_timeout + 0.01
+        assert driver.sockets == 0
+
+    @virtual_time
+    async def test_closing_twice_is_closing_once(self) -> None:
+        """The second call finds nothing to do."""
+        async with running(Driver(), 1) as core:
+            await core.close(1.0)
+            began = now()
+            await core.close(1.0)
+            assert now() == began
+
+    @virtual_time
+    async def test_who_closes_at_the_same_time_waits_for_the_same_end(self) -> None:
+        """With the first one's limit."""
+        async with running(Driver(), 1, 1) as core:
+            await take(core)
+            began = now()
+            ends: list[float] = []
+
+            async def close(timeout: float) -> None:
+                await core.close(timeout)
+                ends.append(now() - began)
+
+            await asyncio.gather(close(2.0), close(50.0))
+            assert ends == [pytest.approx(2.0, abs=0.01)] * 2
+
+    @virtual_time
+    async def test_a_cancelled_close_goes_on_behind_the_callers_back(self) -> None:
+        """The task gets its CancelledError at once."""
+        driver = Driver()
+        async with running(driver, 1, 1) as core:
+            await take(core)
+            task = asyncio.create_task(core.close(2.0))
+            await settle()
+            task.cancel()
+            await settle()
+            assert task.cancelled()
+            await asyncio.sleep(2.5)
+            assert driver.sockets == 0
+            assert len(core.stock.crew) == 0
+
+    @virtual_time
+    async def test_a_cancelled_scope_does_not_stop_it(self) -> None:
+        """As at the end of an application that is shut down."""
+        driver = Driver(close=slow(0.5))
+        async with running(driver, 2) as core:
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await core.close(1.0)
+            assert driver.sockets == 0
+
+    @virtual_time
+    async def test_a_borrower_in_its_check_gets_no_connection_of_a_closed_pool(self) -> None:
+        """Or it would hold one that nobody closes."""
+        driver = Driver()
+
+        async def check(conn: FakeConn) -> None:
+            await asyncio.sleep(1.0)
+
+        async with running(driver, 1, 1, check=check) as core:
+            task = start(core)
+            await settle()
+            await core.close(0.1)
+            (result,) = await asyncio.gather(task, return_exceptions=True)
+            assert isinstance(result, PoolClosed | asyncio.CancelledError) or result.closed  # type: ignore[union-attr]
+            assert driver.sockets == 0
+
+
+class TestLoops:
+    @virtual_time
+    async def test_a_pool_that_is_not_open_says_so(self) -> None:
+        """It belongs to no loop yet."""
+        core = make_core(Driver())
+        assert core.acquire_now() is None
+        with pytest.raises(PoolWrongLoop, match="'test' is not open"):
+            await core.acquire(None)
+
+    def test_on_another_loop_every_use_is_an_error(self) -> None:
+        """Never a hang, and nothing is lost."""
+        core = make_core(Driver(), 1)
+
+        async def begin() -> FakeConn:
+            core.open()
+            await settle()
+            return await take(core)
+
+        async def elsewhere() -> None:
+            with pytest.raises(PoolWrongLoop, match="open on another event loop"):
+                await core.acquire(None)
+            with pytest.raises(PoolWrongLoop, match="give each loop a pool of its own"):
+                core.release(conn)
+
+        async def end() -> None:
+            core.release(conn)
+            await core.close(0)
+
+        with asyncio.Runner(loop_factory=VirtualLoop) as home:
+            conn = home.run(begin())
+            with asyncio.Runner(loop_factory=VirtualLoop) as other:
+                other.run(elsewhere())
+            home.run(end())
+
+    @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+    @pytest.mark.parametrize("usual", [ok, slow(0.1)])
+    @virtual_time
+    async def test_it_works_with_eager_tasks(self, usual: Any) -> None:
+        """Where a new task may be over before its maker goes on."""
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        driver = Driver(open=usual, close=usual, reset=usual)
+        async with running(driver, 2, 5) as core:
+            had_at = await asyncio.gather(*(use(core, 0.1) for _ in range(20)))
+            assert max(had_at) < 1.0
+            for conn in list(driver.conns):
+                lose(conn)
+            conn = await take(core)
+            conn.clean = False
+            core.release(conn)
+            await asyncio.sleep(1.0)
+            assert core.ledger.size == len(core.ledger.idle) >= 2
+        assert driver.most_sockets <= 5
+
+
+class TestInsight:
+    @virtual_time
+    async def test_the_states_add_up_to_the_size(self) -> None:
+        """In every moment."""
+        driver = Driver(reset=slow(1.0), close=slow(1.0))
+        async with running(driver, 4, 5) as core:
+            conns = [await take(core) for _ in range(3)]
+            conns[0].clean = False
+            core.release(conns[0])
+            lose(conns[1])
+            core.release(conns[1])
+            driver.usual["open"] = never
+            waiting = [start(core) for _ in range(3)]
+            await settle()
+            now_ = snapshot(core)
+            parts = (now_.opening, now_.idle, now_.leased, now_.cleaning, now_.closing)
+            assert parts == (1, 0, 2, 1, 1)
+            assert now_.size == sum(parts)
+            assert now_.waiting == 2
+            assert now_.requests == 6
+            for task in waiting:
+                task.cancel()
+
+    @virtual_time
+    async def test_waits_and_uses_are_summed_exactly(self) -> None:
+        """In seconds, for those served and for those not."""
+        async with running(Driver(), 1, 1) as core:
+            user = asyncio.create_task(use(core, 2.0))
+            await settle()
+            with pytest.raises(PoolTimeout):
+                await core.acquire(0.5)
+            await use(core, 1.0)
+            await user
+            stats = snapshot(core)
+            assert stats.wait_time == pytest.approx(0.5 + 1.5, abs=0.001)
+            assert stats.use_time == pytest.approx(2.0 + 1.0, abs=0.001)
+            assert (stats.requests, stats.requests_queued, stats.requests_failed) == (3, 2, 1)
+
+    @pytest.mark.parametrize("check", [None, check_alive])
+    @virtual_time
+    async def test_a_request_counts_once_however_many_connections_it_takes(
+        self, check: Any
+    ) -> None:
+        """What turned out unfit on the way has served nobody."""
+        driver = Driver()
+        async with running(driver, 4, 4, check=check) as core:
+            go_bad(driver.conns[1:])
+            core.release(await take(core))
+            stats = snapshot(core)
+            assert (stats.requests, stats.requests_failed, stats.lost) == (1, 0, 3)
+
+    @virtual_time
+    async def test_leases_name_their_holders_the_longest_first(self) -> None:
+        """Whose task has it, and since when."""
+        async with running(Driver(), 2, 2) as core:
+            for name in ("first", "second"):
+                asyncio.create_task(use(core, 5.0), name=name)  # noqa: RUF006
+                await asyncio.sleep(1.0)
+            found = leases(core)
+            assert [lease.holder for lease in found] == ["first", "second"]
+            assert found[0].age == pytest.approx(2.0, abs=0.001)
+            await asyncio.sleep(5.0)
+            assert leases(core) == []
+
+    @virtual_time
+    async def test_the_explanation_has_numbers_holders_and_advice(self) -> None:
+        """For a person to read."""
+        async with running(Driver(), 1, 1) as core:
+            asyncio.create_task(use(core, 40.0), name="hoarder")  # noqa: RUF006
+            await settle()
+            waiting = start(core, 60.0)
+            await asyncio.sleep(35.0)
+            text = explain(core)
+            assert "size 1 of 1 to 1: 0 idle, 1 leased" in text
+            assert "leased for 35.000 s by hoarder: <conn 1>" in text
+            assert "1 waiting\n  the first for 35.000 s" in text
+            assert "raise max_size" in text
+            assert "is it ever returned?" in text
+            core.release(await waiting)
+
+
+@virtual_time
+async def test_a_pool_given_up_as_garbage_leaves_no_timer(caplog: pytest.LogCaptureFixture) -> None:
+    """With no I/O and no await; what it had is named, to be closed."""
+    caplog.set_level(logging.INFO)
+    driver = Driver()
+    core = make_core(driver, 2, 2)
+    core.open()
+    await settle()
+    conn = await take(core)
+    await take(core)
+    waiting = start(core, 5.0)
+    await settle()
+    assert set(core.forsake()) == set(driver.conns)
+    waiting.cancel()
+    await settle()
+    assert timers() == []
+    assert core.acquire_now() is None
+    with pytest.raises(PoolWrongLoop):
+        core.release(conn)

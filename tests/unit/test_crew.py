@@ -1,0 +1,159 @@
+"""The pool's own tasks: their context, their crashes, their end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextvars import ContextVar, copy_context
+
+import anyio.lowlevel
+import pytest
+
+from asyncpool._crew import Crew
+from tests.unit._tools import never, now, settle, slow, stubborn, virtual_time
+
+user: ContextVar[str] = ContextVar("user", default="nobody")
+
+
+async def crash() -> None:
+    raise ValueError("a bug")
+
+
+@virtual_time
+async def test_tasks_start_with_an_empty_context() -> None:
+    """No request's variables live on in them."""
+    crew = Crew("main")
+    user.set("alice")
+
+    async def who() -> str:
+        return user.get()
+
+    assert await crew.spawn(who(), "look") == "nobody"
+
+
+@virtual_time
+async def test_a_context_can_be_given() -> None:
+    """As for a check, which is the borrower's own code."""
+    crew = Crew("main")
+    user.set("alice")
+
+    async def who() -> str:
+        return user.get()
+
+    assert await crew.spawn(who(), "look", copy_context()) == "alice"
+
+
+@virtual_time
+async def test_a_task_is_named_for_the_pool_and_its_job() -> None:
+    """So that it is recognised in a debugger and in logs."""
+    crew = Crew("main")
+    assert crew.spawn(never(), "close").get_name() == "main: close"
+    await crew.stop(1.0)
+
+
+@virtual_time
+async def test_a_crash_is_logged_and_the_task_forgotten(caplog: pytest.LogCaptureFixture) -> None:
+    """It is never lost, and never surfaces in somebody else's task."""
+    crew = Crew("main")
+    crew.spawn(crash(), "reset")
+    await settle()
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert "main: reset" in record.message
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "a bug"
+    assert len(crew) == 0
+
+
+@virtual_time
+async def test_a_cancelled_task_is_no_crash(caplog: pytest.LogCaptureFixture) -> None:
+    """It ends as it was told to."""
+    crew = Crew("main")
+    crew.spawn(never(), "connect").cancel()
+    await settle()
+    assert len(crew) == 0
+    assert caplog.records == []
+
+
+@virtual_time
+async def test_no_cancellation_of_the_spawner_reaches_a_task() -> None:
+    """Neither asyncio's nor that of an anyio scope."""
+    crew = Crew("main")
+    ended: list[str] = []
+
+    async def work() -> None:
+        await slow(1.0)()
+        ended.append("work")
+
+    async def borrower() -> None:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            crew.spawn(work(), "reset")
+            await anyio.lowlevel.checkpoint()
+
+    task = asyncio.create_task(borrower())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(2.0)
+    assert ended == ["work"]
+
+
+@virtual_time
+async def test_to_dismiss_cancels_all_and_waits_for_none() -> None:
+    """It is a plain call, for a pool that is collected."""
+    crew = Crew("main")
+    tasks = [crew.spawn(never(), "ping") for _ in range(3)]
+    await settle()
+    crew.dismiss()
+    await settle()
+    assert all(task.cancelled() for task in tasks)
+
+
+@virtual_time
+async def test_to_stop_waits_until_all_are_gone() -> None:
+    """And no longer."""
+    crew = Crew("main")
+    crew.spawn(never(), "ping")
+    crew.spawn(stubborn(0.3)(), "reset")  # type: ignore[arg-type]
+    await settle()
+    await crew.stop(5.0)
+    assert len(crew) == 0
+    assert now() < 0.7
+
+
+@virtual_time
+async def test_to_stop_cancels_again_what_obeys_no_first_time() -> None:
+    """psycopg answers the first cancellation by cancelling the query on the server."""
+    crew = Crew("main")
+    cancelled = 0
+
+    async def twice() -> None:
+        nonlocal cancelled
+        while cancelled < 3:
+            try:
+                await never()
+            except asyncio.CancelledError:
+                cancelled += 1
+
+    crew.spawn(twice(), "reset")
+    await settle()
+    await crew.stop(5.0)
+    assert (cancelled, len(crew)) == (3, 0)
+
+
+@virtual_time
+async def test_to_stop_ends_at_its_limit() -> None:
+    """Whatever the stubborn ones do."""
+    crew = Crew("main")
+    crew.spawn(stubborn(60.0)(), "reset")  # type: ignore[arg-type]
+    await settle()
+    await crew.stop(0.5)
+    assert len(crew) == 1
+    assert now() < 1.0
+
+
+@virtual_time
+async def test_to_stop_an_empty_crew_does_not_wait() -> None:
+    """There is nothing to wait for."""
+    await Crew("main").stop(5.0)
+    assert now() == 0.0

@@ -1,0 +1,40 @@
+"""The record of one connection."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from asyncpool._entry import DOOMED, Entry, State
+
+
+def test_an_entry_exists_before_its_connection() -> None:
+    """It is OPENING, and has no connection to be mistaken for one."""
+    entry: Entry[str] = Entry(5.0)
+    assert entry.state is State.OPENING
+    assert not hasattr(entry, "conn")
+    assert (entry.opened_at, entry.used_at, entry.proved_at) == (5.0, 5.0, 5.0)
+
+
+def test_a_doomed_entry_is_past_its_life_at_any_instant() -> None:
+    """So that every question about its life has the same answer."""
+    entry: Entry[str] = Entry(5.0)
+    entry.doom()
+    assert entry.expires_at == DOOMED
+    assert entry.expires_at < 0.0
+    assert math.isinf(DOOMED)
+
+
+def test_an_entry_takes_no_other_attributes() -> None:
+    """A typing error does not become state."""
+    entry: Entry[str] = Entry(0.0)
+    with pytest.raises(AttributeError):
+        entry.expire_at = 1.0  # type: ignore[attr-defined]
+
+
+def test_the_repr_has_the_state_and_the_uses() -> None:
+    """And nothing of the connection, which may know a password."""
+    entry: Entry[str] = Entry(0.0)
+    entry.conn = "password=secret"
+    assert repr(entry) == "<Entry opening uses=0>"

@@ -1,0 +1,367 @@
+"""The books: who is lent what, how many to open, what is due; no loop runs here."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import pytest
+
+from asyncpool import _ledger
+from asyncpool._entry import DOOMED, Entry, State
+from asyncpool._ledger import Ledger
+from asyncpool._settings import Settings
+from asyncpool._waiters import Waiter
+
+Books = Ledger[str]
+LONG = 1e6
+
+
+def overdue(waiter: Waiter[Entry[str]]) -> BaseException:
+    raise AssertionError(f"no time passes here: {waiter}")
+
+
+def make_ledger(min_size: int = 0, max_size: int = 4, **numbers: Any) -> Books:
+    rest = {"max_lifetime": LONG, "max_idle": LONG, "ping_interval": LONG} | numbers
+    return Ledger(Settings("test", min_size, max_size, **rest), overdue)
+
+
+def add(ledger: Books, conn: str, now: float = 0.0, expires_at: float = math.inf) -> Entry[str]:
+    """A connection, opened and put into service."""
+    entry = ledger.reserve(now)
+    ledger.opened(entry, conn, now, expires_at)
+    assert ledger.give(entry, now)
+    return entry
+
+
+def lend(ledger: Books, now: float = 0.0) -> Entry[str]:
+    entry = ledger.take(now)
+    assert entry is not None
+    return entry
+
+
+def take_back(ledger: Books, entry: Entry[str], now: float) -> bool:
+    """What a clean return does."""
+    assert ledger.take_back(entry.conn) is entry
+    entry.used_at = now
+    return ledger.give(entry, now)
+
+
+class TestLaws:
+    def test_an_entry_goes_to_a_waiter_before_it_is_idle(self) -> None:
+        """First law: idle connections and waiters are never both present."""
+        ledger = make_ledger()
+        waiter = ledger.line.join(0.0, math.inf)
+        entry = add(ledger, "a", 1.0)
+        assert waiter.served is entry
+        assert ledger.idle == []
+        assert (entry.state, entry.lent_at, entry.uses) == (State.LEASED, 1.0, 1)
+        assert ledger.leased == {"a": entry}
+
+    def test_an_entry_counts_from_its_reservation_until_it_is_struck_off(self) -> None:
+        """Second law: size is the number of entries, in every state."""
+        ledger = make_ledger()
+        entry = ledger.reserve(0.0)
+        sizes = [ledger.size]
+        ledger.opened(entry, "a", 0.0, math.inf)
+        sizes.append(ledger.size)
+        ledger.give(entry, 0.0)
+        lend(ledger)
+        sizes.append(ledger.size)
+        ledger.withdraw(entry, State.CLOSING)
+        sizes.append(ledger.size)
+        ledger.strike_off(entry)
+        assert (sizes, ledger.size) == ([1, 1, 1, 1], 0)
+
+    def test_nothing_in_the_ledger_awaits(self) -> None:
+        """Third law; so no cancellation can come between two of its steps."""
+        functions = vars(Ledger) | vars(_ledger)
+        assert not [each for each in functions.values() if inspect.iscoroutinefunction(each)]
+
+    @pytest.mark.parametrize(
+        ("min_size", "max_size", "idle", "opening", "waiting", "wanted"),
+        [
+            (0, 4, 0, 0, 0, 0),
+            (2, 4, 0, 0, 0, 2),
+            (2, 4, 0, 2, 0, 0),
+            (2, 4, 2, 0, 0, 0),
+            (0, 4, 0, 0, 1, 1),
+            (0, 4, 0, 1, 1, 0),
+            (0, 4, 0, 1, 3, 2),
+            (0, 4, 0, 0, 9, 4),
+            (0, 4, 0, 3, 9, 1),
+            (0, 4, 0, 4, 9, 0),
+            (4, 4, 0, 0, 1, 4),
+        ],
+    )
+    def test_one_rule_says_how_many_to_open(  # noqa: PLR0917
+        self, min_size: int, max_size: int, idle: int, opening: int, waiting: int, wanted: int
+    ) -> None:
+        """Fourth law: min(max_size - size, max(min_size - size, waiting - opening))."""
+        ledger = make_ledger(min_size, max_size)
+        for number in range(idle):
+            add(ledger, f"conn {number}")
+        for _ in range(opening):
+            ledger.reserve(0.0)
+        for _ in range(waiting):
+            ledger.line.join(0.0, math.inf)
+        assert ledger.wanted() == wanted
+
+    def test_what_is_closing_takes_room_until_it_is_closed(self) -> None:
+        """The rule counts backends, not usable connections."""
+        ledger = make_ledger(max_size=1)
+        entry = add(ledger, "a")
+        ledger.withdraw(entry, State.CLOSING)
+        ledger.line.join(0.0, math.inf)
+        assert ledger.wanted() == 0
+        ledger.strike_off(entry)
+        assert ledger.wanted() == 1
+
+    def test_a_connect_that_is_late_is_not_counted_on(self) -> None:
+        """Who waits for it gets another; it counts towards the size all the same."""
+        ledger = make_ledger(max_size=2)
+        ledger.line.join(0.0, math.inf)
+        entry = ledger.reserve(0.0)
+        assert ledger.wanted() == 0
+        ledger.is_late(entry)
+        assert ledger.wanted() == 1
+        other = ledger.reserve(0.0)
+        assert ledger.wanted() == 0
+        ledger.strike_off(entry)
+        assert (ledger.opening, ledger.late) == (1, 0)
+        ledger.opened(other, "a", 0.0, math.inf)
+        assert (ledger.opening, ledger.late) == (0, 0)
+
+    def test_a_waiter_that_leaves_is_wanted_for_no_more(self) -> None:
+        """The rule follows who really waits."""
+        ledger = make_ledger()
+        waiter = ledger.line.join(0.0, math.inf)
+        ledger.line.leave(waiter)
+        assert ledger.wanted() == 0
+
+    def test_a_place_above_max_size_is_a_bug(self) -> None:
+        """An impossible state is an assertion."""
+        ledger = make_ledger(max_size=1)
+        ledger.reserve(0.0)
+        with pytest.raises(AssertionError, match="above max_size"):
+            ledger.reserve(0.0)
+
+    @pytest.mark.parametrize("state", ["opening", "idle", "leased", "cleaning", "closing"])
+    def test_an_entry_can_be_struck_off_in_any_state(self, state: str) -> None:
+        """Fifth law: the one way out forgets it everywhere."""
+        ledger = make_ledger()
+        entry = ledger.reserve(0.0)
+        if state != "opening":
+            ledger.opened(entry, "a", 0.0, math.inf)
+        if state in ("idle", "leased"):
+            ledger.give(entry, 0.0)
+        if state == "leased":
+            lend(ledger)
+        if state == "closing":
+            ledger.withdraw(entry, State.CLOSING)
+        assert entry.state.value == state
+        ledger.strike_off(entry)
+        left = (ledger.size, ledger.opening, ledger.closing, ledger.idle, ledger.leased)
+        assert left == (0, 0, 0, [], {})
+        assert entry.state is State.CLOSED
+
+
+class TestTakeAndGive:
+    def test_the_most_recently_used_is_lent_first(self) -> None:
+        """So that the surplus ages."""
+        ledger = make_ledger()
+        first, second = add(ledger, "a", 0.0), add(ledger, "b", 1.0)
+        assert lend(ledger) is second
+        assert lend(ledger) is first
+        assert ledger.take(0.0) is None
+
+    def test_one_that_comes_back_is_on_top(self) -> None:
+        """The order is that of the last use, not of opening."""
+        ledger = make_ledger()
+        first, second = add(ledger, "a"), add(ledger, "b")
+        lend(ledger)
+        lend(ledger)
+        take_back(ledger, second, 1.0)
+        take_back(ledger, first, 2.0)
+        assert ledger.idle == [second, first]
+
+    def test_one_that_was_pinged_goes_back_to_its_place(self) -> None:
+        """A ping is no use: it does not make a connection young."""
+        ledger = make_ledger()
+        entries = [add(ledger, name, float(at)) for at, name in enumerate("abc")]
+        ledger.withdraw(entries[0], State.CLEANING)
+        assert ledger.give(entries[0], 9.0)
+        assert ledger.idle == entries
+
+    def test_waiters_are_served_in_their_order(self) -> None:
+        """The head of the line gets what comes first."""
+        ledger = make_ledger()
+        waiters = [ledger.line.join(0.0, math.inf) for _ in range(2)]
+        entries = [add(ledger, "a"), add(ledger, "b")]
+        assert [waiter.served for waiter in waiters] == entries
+
+    def test_one_past_its_life_is_not_put_into_service(self) -> None:
+        """Neither onto the stack nor to a waiter."""
+        ledger = make_ledger()
+        entry = add(ledger, "a", 0.0, expires_at=10.0)
+        lend(ledger)
+        waiter = ledger.line.join(0.0, math.inf)
+        assert not take_back(ledger, entry, 10.0)
+        assert waiter.served is None
+        assert ledger.idle == []
+
+    def test_taking_back_ends_the_lease_once(self) -> None:
+        """The second time there is none, nor for a stranger."""
+        ledger = make_ledger()
+        add(ledger, "a")
+        entry = lend(ledger)
+        assert ledger.take_back("a") is entry
+        assert entry.state is State.CLEANING
+        assert ledger.take_back("a") is None
+        assert ledger.take_back("stranger") is None
+
+    def test_leases_are_counted_beyond_the_life_of_their_connections(self) -> None:
+        """The number of requests served never goes back."""
+        ledger = make_ledger()
+        for name in ("a", "b"):
+            entry = add(ledger, name)
+            take_back(ledger, lend(ledger), 0.0)
+            ledger.strike_off(entry)
+        add(ledger, "c")
+        lend(ledger)
+        assert ledger.leases == 3
+
+
+class TestSizes:
+    def test_what_is_idle_and_too_many_after_a_resize_is_named_at_once(self) -> None:
+        """The least recently used ones, and no more than necessary."""
+        ledger = make_ledger(max_size=4)
+        entries = [add(ledger, name, float(at)) for at, name in enumerate("abcd")]
+        leased = lend(ledger)
+        assert ledger.resize(0, 2) == entries[:2]
+        assert leased is entries[3]
+        assert ledger.wanted() == 0
+
+    def test_what_is_lent_and_too_many_after_a_resize_goes_on_its_return(self) -> None:
+        """Until the pool is down to its new size; from then on they stay."""
+        ledger = make_ledger(max_size=3)
+        for name in "abc":
+            add(ledger, name)
+        leased = [lend(ledger) for _ in "abc"]
+        assert ledger.resize(0, 2) == []
+        assert not take_back(ledger, leased[0], 1.0)
+        ledger.withdraw(leased[0], State.CLOSING)
+        assert take_back(ledger, leased[1], 1.0)
+        assert take_back(ledger, leased[2], 1.0)
+        assert not ledger.oversize
+
+    def test_one_on_its_way_out_does_not_make_the_pool_too_large(self) -> None:
+        """Only those that would stay are counted against the new size."""
+        ledger = make_ledger(max_size=2)
+        first, second = add(ledger, "a"), add(ledger, "b")
+        ledger.withdraw(first, State.CLOSING)
+        assert ledger.resize(0, 1) == []
+        assert ledger.idle == [second]
+        assert not ledger.oversize
+
+    def test_growing_is_wanted_at_once(self) -> None:
+        """A larger min_size is filled, a larger max_size serves the line."""
+        ledger = make_ledger(max_size=1)
+        ledger.resize(3, 3)
+        assert ledger.wanted() == 3
+
+    def test_draining_dooms_everything_there_is(self) -> None:
+        """Idle ones are named; others are refused when they come, those being opened too."""
+        ledger = make_ledger()
+        idle, _ = add(ledger, "a"), add(ledger, "b")
+        leased, opening = lend(ledger), ledger.reserve(0.0)
+        assert ledger.drain() == [idle]
+        assert not take_back(ledger, leased, 1.0)
+        assert opening.expires_at == DOOMED
+
+    def test_what_is_opened_after_a_drain_stays(self) -> None:
+        """A drain is about the connections of that moment."""
+        ledger = make_ledger()
+        ledger.drain()
+        add(ledger, "a")
+        assert ledger.take(0.0) is not None
+
+
+class TestDue:
+    def test_the_surplus_is_all_that_was_long_idle_above_min_size(self) -> None:
+        """All that are due at once, the oldest first, down to exactly min_size."""
+        ledger = make_ledger(2, 6, max_idle=10.0)
+        entries = [add(ledger, name, float(at)) for at, name in enumerate("abcdef")]
+        assert ledger.surplus(9.9) == []
+        assert ledger.surplus(11.0) == entries[:2]
+        assert ledger.surplus(99.0) == entries[:4]
+
+    def test_what_is_lent_counts_towards_min_size(self) -> None:
+        """Two lent and one idle are one too many for a min_size of two."""
+        ledger = make_ledger(2, 6, max_idle=10.0)
+        for name in "abc":
+            add(ledger, name)
+        lend(ledger)
+        lend(ledger)
+        assert ledger.surplus(10.0) == ledger.idle
+
+    def test_what_is_closing_does_not_count_towards_min_size(self) -> None:
+        """Else the next round would close one too many."""
+        ledger = make_ledger(2, 6, max_idle=10.0)
+        entries = [add(ledger, name) for name in "abc"]
+        ledger.withdraw(entries[0], State.CLOSING)
+        assert ledger.surplus(10.0) == []
+
+    def test_a_life_ends_for_idle_ones_too(self) -> None:
+        """At its instant, not after it."""
+        ledger = make_ledger()
+        entry = add(ledger, "a", 0.0, expires_at=10.0)
+        add(ledger, "b", 0.0, expires_at=11.0)
+        assert ledger.expired(9.9) == []
+        assert ledger.expired(10.0) == [entry]
+
+    def test_one_that_is_being_replaced_is_not_named_again(self) -> None:
+        """A replacement is opened once."""
+        ledger = make_ledger()
+        entry = add(ledger, "a", 0.0, expires_at=10.0)
+        ledger.reserve(10.0).predecessor = entry
+        assert ledger.expired(10.0) == []
+
+    def test_only_those_silent_for_ping_interval_are_unproved(self) -> None:
+        """A use or a ping is a sign of life."""
+        ledger = make_ledger(ping_interval=10.0)
+        silent, used, pinged = add(ledger, "a"), add(ledger, "b"), add(ledger, "c")
+        used.used_at = pinged.proved_at = 5.0
+        assert ledger.unproved(9.9) == []
+        assert ledger.unproved(10.0) == [silent]
+        assert ledger.unproved(15.0) == [silent, used, pinged]
+
+    def test_nothing_becomes_due_before_next_due(self) -> None:
+        """It is the earliest end of a life, an idleness or a silence."""
+        numbers = {"max_idle": 30.0, "ping_interval": 20.0, "max_lifetime": 100.0}
+        ledger = make_ledger(1, 4, **numbers)
+        assert ledger.next_due(0.0) == 20.0
+        add(ledger, "a", 5.0)
+        assert ledger.next_due(5.0) == 25.0
+        add(ledger, "b", 6.0, expires_at=7.0)
+        assert ledger.next_due(6.0) == 7.0
+
+    def test_what_opens_until_then_does_not_become_due_before_next_due(self) -> None:
+        """A new connection lives 95 % of max_lifetime at least."""
+        ledger = make_ledger(max_lifetime=10.0)
+        assert ledger.next_due(0.0) == 9.5
+
+    def test_the_life_of_a_lent_one_is_looked_forward_to(self) -> None:
+        """It may be idle by then."""
+        ledger = make_ledger()
+        add(ledger, "a", 0.0, expires_at=10.0)
+        lend(ledger)
+        assert ledger.next_due(0.0) == 10.0
+
+    def test_a_lent_one_past_its_life_is_no_reason_for_a_round(self) -> None:
+        """It is refused on its return; until then there is nothing to do about it."""
+        ledger = make_ledger()
+        add(ledger, "a", 0.0, expires_at=10.0)
+        lend(ledger)
+        assert ledger.next_due(11.0) > 11.0

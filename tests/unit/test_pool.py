@@ -1,0 +1,185 @@
+"""The face, as far as it needs no server: its arguments, and that borrowing does not suspend."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+import pytest
+
+from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout, ReleaseError
+from asyncpool._core import Core
+from tests.sim.fake import FakeConn
+from tests.unit._tools import Driver, settle, virtual_time
+
+Pool = AsyncConnectionPool[Any]
+
+
+async def open_pool(min_size: int = 1) -> Pool:
+    """A pool whose connections are fakes."""
+    pool: Pool = AsyncConnectionPool("", min_size=min_size, name="main")
+    core: Any = Core(pool._settings, Driver())
+    pool._core = core
+    await pool.open()
+    await settle()
+    return pool
+
+
+def at_once(awaitable: Any) -> Any:
+    """The result of an awaitable that must not suspend."""
+
+    async def wait() -> Any:
+        return await awaitable
+
+    with pytest.raises(StopIteration) as end:
+        wait().send(None)
+    return end.value.value
+
+
+class TestArguments:
+    def test_the_constructor_needs_no_running_loop(self) -> None:
+        """And does no I/O."""
+        pool = AsyncConnectionPool("host=nowhere.invalid", min_size=10)
+        assert pool.closed
+        assert pool.stats().size == 0
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("min_size", -1),
+            ("max_size", 1.5),
+            ("timeout", math.nan),
+            ("max_waiting", -1),
+            ("max_lifetime", 0),
+            ("max_idle", "10"),
+            ("reconnect_timeout", -1),
+            ("num_workers", -1),
+            ("ping_interval", True),
+            ("ping_timeout", 0),
+        ],
+    )
+    def test_a_number_that_makes_no_sense_is_refused_by_name(self, name: str, value: Any) -> None:
+        """At the call, not at the first use."""
+        with pytest.raises((TypeError, ValueError), match=f"^{name} must "):
+            AsyncConnectionPool("", **{name: value})
+
+    def test_an_unknown_keyword_is_refused(self) -> None:
+        """A typing error is no silent default."""
+        with pytest.raises(TypeError, match="max_sise"):
+            AsyncConnectionPool("", max_sise=10)  # type: ignore[call-arg]
+
+    def test_a_conninfo_that_is_none_is_refused_and_not_repeated(self) -> None:
+        """For it may hold a password."""
+        with pytest.raises(ValueError, match="neither a postgresql:// URL") as refused:
+            AsyncConnectionPool("postgresql://user:hunter2@[host")
+        assert "hunter2" not in str(refused.value)
+
+    def test_an_unknown_reset_level_is_refused_with_those_there_are(self) -> None:
+        """The message lists them."""
+        reset: Any = "everything"
+        with pytest.raises(ValueError, match="rollback, session, discard or a callable"):
+            AsyncConnectionPool("", reset=reset)
+
+    @pytest.mark.parametrize("name", ["configure", "check", "reconnect_failed"])
+    def test_a_callback_that_cannot_be_called_is_refused(self, name: str) -> None:
+        """At the call, too."""
+        with pytest.raises(TypeError, match=f"^{name} must be a callable, not 'x'"):
+            AsyncConnectionPool("", **{name: "x"})  # type: ignore[arg-type]
+
+    def test_pools_without_a_name_have_different_ones(self) -> None:
+        """So that a log can be read."""
+        first, second = AsyncConnectionPool(""), AsyncConnectionPool("")
+        assert first.name != second.name
+
+    def test_the_repr_has_the_sizes_and_no_conninfo(self) -> None:
+        """It may be logged."""
+        pool = AsyncConnectionPool("password=hunter2", name="main", min_size=2, max_size=5)
+        assert repr(pool) == "<AsyncConnectionPool 'main' size=0/5 idle=0 leased=0 waiting=0>"
+
+
+class TestNoSuspension:
+    @virtual_time
+    async def test_acquire_and_release(self) -> None:
+        """Nothing in them can be cancelled when one is idle, and clean on its return."""
+        pool = await open_pool()
+        conn = at_once(pool.acquire())
+        assert conn._pool is pool
+        at_once(pool.release(conn))
+        assert conn._pool is None
+        await pool.close()
+
+    @virtual_time
+    async def test_acquire_as_a_coroutine(self) -> None:
+        """Also when it is stepped as asyncio steps one."""
+        pool = await open_pool()
+        with pytest.raises(StopIteration) as end:
+            pool.acquire().send(None)
+        at_once(pool.release(end.value.value))
+        await pool.close()
+
+    @virtual_time
+    async def test_getconn_and_putconn(self) -> None:
+        """The same two under psycopg_pool's names."""
+        pool = await open_pool()
+        conn = at_once(pool.getconn())
+        at_once(pool.putconn(conn))
+        assert pool.stats().idle == 1
+        await pool.close()
+
+    @pytest.mark.parametrize("block", ["connection", "acquire"])
+    @virtual_time
+    async def test_entering_and_leaving_a_block(self, block: str) -> None:
+        """A clean connection's whole way, with no commit to make."""
+        pool = await open_pool()
+        context = getattr(pool, block)()
+        conn = at_once(context.__aenter__())
+        assert conn._pool is pool
+        at_once(context.__aexit__(None, None, None))
+        assert conn._pool is None
+        assert pool.stats().idle == 1
+        await pool.close()
+
+    @virtual_time
+    async def test_leaving_a_block_that_failed(self) -> None:
+        """The pool rolls back in a task of its own."""
+        pool = await open_pool()
+        context = pool.connection()
+        conn: FakeConn = at_once(context.__aenter__())
+        conn.clean = False
+        error = ValueError()
+        at_once(context.__aexit__(ValueError, error, None))
+        assert pool.stats().cleaning == 1
+        await settle()
+        assert pool.stats().idle == 1
+        await pool.close()
+
+
+@virtual_time
+async def test_a_second_release_names_its_pool() -> None:
+    """And asks whether it was released already."""
+    pool = await open_pool()
+    conn = await pool.acquire()
+    await pool.release(conn)
+    with pytest.raises(ReleaseError, match=r"'main' cannot take back .*released already"):
+        await pool.release(conn)
+    await pool.close()
+
+
+@virtual_time
+async def test_a_pool_that_is_not_to_open_by_itself_says_how_to_open_it() -> None:
+    """With `open=False` a use before `open()` is an error."""
+    pool = AsyncConnectionPool("", open=False, name="main")
+    with pytest.raises(PoolClosed, match="'main' is not open yet: use `async with pool`"):
+        await pool.acquire()
+
+
+@virtual_time
+async def test_an_acquisition_can_be_made_a_task() -> None:
+    """It is a coroutine like any other."""
+    pool = await open_pool()
+    conn = await asyncio.create_task(pool.acquire())
+    with pytest.raises(PoolTimeout):
+        await asyncio.wait_for(asyncio.create_task(pool.acquire(timeout=0)), 1.0)
+    await pool.release(conn)
+    await pool.close()

@@ -1,0 +1,74 @@
+"""Snapshots and counters."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import psycopg_pool
+import pytest
+
+from asyncpool.stats import Counters, PoolStats, psycopg_keys, since
+
+ZERO = PoolStats(
+    **{field.name: "main" if field.name == "name" else 0 for field in dataclasses.fields(PoolStats)}  # type: ignore[arg-type]
+)
+
+
+def test_a_snapshot_does_not_change() -> None:
+    """It is true for the instant in which it was made."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ZERO.size = 1  # type: ignore[misc]
+
+
+def test_every_counter_is_in_the_snapshot() -> None:
+    """What is counted is told."""
+    counted = {field.name for field in dataclasses.fields(Counters)}
+    assert counted < {field.name for field in dataclasses.fields(PoolStats)}
+
+
+def test_since_subtracts_what_was_counted_and_keeps_what_is() -> None:
+    """Counters begin anew, sizes are sizes."""
+    before = dataclasses.replace(ZERO, size=4, requests=10, wait_time=1.0, connects=4)
+    now = dataclasses.replace(ZERO, size=5, requests=15, wait_time=1.5, connects=6)
+    delta = since(now, before)
+    assert (delta.size, delta.requests, delta.wait_time, delta.connects) == (5, 5, 0.5, 2)
+
+
+def test_since_covers_every_counter() -> None:
+    """A new counter cannot be forgotten."""
+    ones: dict[str, Any] = {field.name: 1 for field in dataclasses.fields(Counters)}
+    delta = since(ZERO, dataclasses.replace(ZERO, **ones))
+    assert {name: getattr(delta, name) for name in ones} == dict.fromkeys(ones, -1)
+
+
+def test_times_under_psycopgs_keys_are_whole_milliseconds() -> None:
+    """Ours are exact seconds; theirs are not."""
+    times = {"wait_time": 0.0126, "use_time": 2.0, "connect_time": 0.0004}
+    keys = psycopg_keys(dataclasses.replace(ZERO, **times))  # type: ignore[arg-type]
+    times_there = keys["requests_wait_ms"], keys["usage_ms"], keys["connections_ms"]
+    assert times_there == (13, 2000, 0)
+
+
+def test_the_keys_are_those_of_psycopg_pool() -> None:
+    """Dashboards made for it go on working."""
+    theirs = set(psycopg_pool.AsyncConnectionPool("", open=False).get_stats())
+    assert theirs <= psycopg_keys(ZERO).keys()
+    documented = {
+        "connections_num",
+        "connections_ms",
+        "connections_errors",
+        "connections_lost",
+        "requests_num",
+        "requests_queued",
+        "requests_wait_ms",
+        "requests_errors",
+        "returns_bad",
+        "usage_ms",
+        "pool_min",
+        "pool_max",
+        "pool_size",
+        "pool_available",
+        "requests_waiting",
+    }
+    assert psycopg_keys(ZERO).keys() == documented

@@ -1,0 +1,415 @@
+"""Opening connections: how many, how soon, and what becomes of it when connecting fails."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import weakref
+from itertools import pairwise
+
+import pytest
+
+from asyncpool._core import Core
+from asyncpool.errors import PoolTimeout
+from tests.sim.fake import FakeConn
+from tests.unit._tools import (
+    Driver,
+    fails,
+    lose,
+    make_core,
+    never,
+    now,
+    ok,
+    running,
+    settle,
+    slow,
+    stubborn,
+    timers,
+    use,
+    virtual_time,
+)
+
+
+async def wait_until_full(core: Core[FakeConn]) -> float:
+    await core.stock.full.wait()
+    return now()
+
+
+async def fail_slowly() -> None:
+    """A connect that takes 10 ms to fail."""
+    await asyncio.sleep(0.01)
+    await fails()
+
+
+class TestGrowth:
+    @virtual_time
+    async def test_many_requests_at_once_grow_the_pool_in_parallel(self) -> None:
+        """Twenty connects of 100 ms take 100 ms, not two seconds."""
+        driver = Driver(open=slow(0.1))
+        async with running(driver, 0, 20) as core:
+            had_at = await asyncio.gather(*(use(core, 5.0) for _ in range(20)))
+            assert max(had_at) == pytest.approx(0.1, abs=0.001)
+
+    @virtual_time
+    async def test_a_connection_that_comes_back_first_serves_first(self) -> None:
+        """A request waits for whatever is there first, not for the connect that it caused."""
+        async with running(Driver(open=slow(0.1)), 0, 5) as core:
+            first = asyncio.create_task(use(core, 0.05))
+            await asyncio.sleep(0.12)
+            second = asyncio.create_task(use(core, 5.0))
+            await first
+            assert await second == pytest.approx(0.15, abs=0.001)
+
+    @virtual_time
+    async def test_one_connect_that_hangs_does_not_stop_growth(self) -> None:
+        """The others serve, and it takes up one place only."""
+        driver = Driver(open=slow(0.1))
+        driver.script["open"].append(never)
+        async with running(driver, 0, 3) as core:
+            began = now()
+            await asyncio.gather(*(use(core, 1.0) for _ in range(4)))
+            assert now() - began == pytest.approx(2.1, abs=0.01)
+            assert core.ledger.opening == 1
+
+    @virtual_time
+    async def test_whoever_counts_on_a_connect_that_takes_long_gets_another_beside_it(self) -> None:
+        """After `connect_patience`, where there is room; the slow one goes on all the same."""
+        driver = Driver(open=slow(0.1))
+        driver.script["open"].append(slow(60.0))
+        async with running(driver, 0, 3, connect_patience=1.0) as core:
+            assert await use(core) == pytest.approx(1.1, abs=0.01)
+            await asyncio.sleep(60.0)
+            assert len(core.ledger.idle) == 2
+
+    @virtual_time
+    async def test_a_connect_in_time_leaves_no_timer_of_its_patience(self) -> None:
+        """Whether it succeeds or fails."""
+        driver = Driver(open=slow(0.1))
+        async with running(driver, 1, 1, connect_patience=1000.0):
+            await asyncio.sleep(0.2)
+            assert timers() == []
+            driver.usual["open"] = fails
+            lose(driver.conns[0])
+            await settle()
+            assert all(timer.when() < 10.0 for timer in timers())
+
+    @virtual_time
+    async def test_a_requester_that_gives_up_does_not_stop_the_connect(self) -> None:
+        """The next has the connection the sooner."""
+        driver = Driver(open=slow(1.0))
+        async with running(driver, 0, 5) as core:
+            with pytest.raises(PoolTimeout):
+                await core.acquire(0.9)
+            assert await use(core) == pytest.approx(1.0, abs=0.001)
+            assert len(driver.conns) == 1
+
+    @virtual_time
+    async def test_a_cancelled_requester_does_not_stop_it_either(self) -> None:
+        """Connects belong to the pool."""
+        driver = Driver(open=slow(1.0))
+        async with running(driver, 0, 5) as core:
+            task = asyncio.create_task(core.acquire(None))
+            await asyncio.sleep(0.5)
+            task.cancel()
+            await asyncio.sleep(1.0)
+            assert [entry.conn for entry in core.ledger.idle] == driver.conns
+
+    @virtual_time
+    async def test_no_more_are_opened_than_are_waited_for(self) -> None:
+        """A connect under way counts for one waiter."""
+        driver = Driver(open=slow(0.1))
+        async with running(driver, 0, 20) as core:
+            await asyncio.gather(*(use(core, 1.0) for _ in range(3)))
+            assert len(driver.conns) == 3
+
+    @virtual_time
+    async def test_there_are_never_more_sockets_than_max_size(self) -> None:
+        """Those that are being closed count until they are."""
+        driver = Driver(open=slow(0.1), close=slow(1.0))
+        async with running(driver, 2, 3) as core:
+            for _ in range(5):
+                for conn in driver.conns:
+                    if not conn.closed:
+                        lose(conn)
+                await asyncio.gather(*(use(core, 0.1) for _ in range(10)))
+        assert driver.most_sockets == 3
+
+
+class TestMinSize:
+    @virtual_time
+    async def test_it_is_opened_in_parallel(self) -> None:
+        """Ten connects of 100 ms take 100 ms."""
+        async with running(Driver(open=slow(0.1)), 10, 10) as core:
+            assert await wait_until_full(core) == pytest.approx(0.1, abs=0.001)
+
+    @virtual_time
+    async def test_a_bounded_number_is_opened_at_once(self) -> None:
+        """A server is not run over, and each that is done makes room for the next."""
+        driver = Driver(open=slow(0.1))
+        async with running(driver, 50, 50, open_at_once=20) as core:
+            assert await wait_until_full(core) == pytest.approx(0.3, abs=0.001)
+            assert driver.most["open"] == 20
+
+    @virtual_time
+    async def test_the_pool_serves_before_it_is_full(self) -> None:
+        """Nobody waits for min_size but who asks to."""
+        driver = Driver(open=slow(10.0))
+        driver.script["open"].append(slow(0.1))
+        async with running(driver, 5, 5) as core:
+            assert await use(core) == pytest.approx(0.1, abs=0.001)
+
+    @virtual_time
+    async def test_a_pool_of_min_size_zero_opens_nothing_unasked(self) -> None:
+        """And it is full from the beginning."""
+        driver = Driver()
+        async with running(driver, 0, 5) as core:
+            assert core.stock.full.is_set()
+            await asyncio.sleep(100.0)
+            assert driver.calls == []
+
+    @virtual_time
+    async def test_what_is_lost_is_replaced_up_to_min_size(self) -> None:
+        """With nobody asking."""
+        driver = Driver(open=slow(0.1))
+        async with running(driver, 3, 5) as core:
+            await wait_until_full(core)
+            for conn in driver.conns[:2]:
+                lose(conn)
+            await asyncio.sleep(0.2)
+            assert len(core.ledger.idle) == 3
+
+
+class TestOutage:
+    @virtual_time
+    async def test_only_one_probe_is_made_at_a_time(self) -> None:
+        """However many wait, the server is not stormed."""
+        driver = Driver(open=fail_slowly)
+        async with running(driver, 5, 20) as core:
+            users = [asyncio.create_task(use(core)) for _ in range(30)]
+            await asyncio.sleep(0.02)
+            driver.most.clear()
+            await asyncio.sleep(10.0)
+            assert driver.most["open"] == 1
+            for task in users:
+                task.cancel()
+
+    @virtual_time
+    async def test_probes_are_delayed_twice_as_long_each_time_up_to_a_second(self) -> None:
+        """Less up to half of it at random."""
+        driver = Driver(open=fails)
+        async with running(driver, 1, 1):
+            await asyncio.sleep(10.0)
+            times = driver.times("open")
+            delays = [later - earlier for earlier, later in pairwise(times)]
+            assert len(delays) > 10
+            for number, delay in enumerate(delays):
+                longest = min(1.0, 0.05 * 2**number)
+                assert 0.499 * longest <= delay <= 1.001 * longest
+
+    @virtual_time
+    async def test_when_the_server_is_back_all_are_served_at_once(self) -> None:
+        """The probe that succeeds ends the outage for everybody."""
+        driver = Driver(open=fails)
+        async with running(driver, 0, 10) as core:
+            users = [asyncio.create_task(use(core, 0.1)) for _ in range(10)]
+            await asyncio.sleep(5.0)
+            driver.usual["open"] = ok
+            had_at = await asyncio.gather(*users)
+            assert max(had_at) <= 6.0
+            assert max(had_at) - min(had_at) < 0.01
+            assert not core.stock.outage
+
+    @virtual_time
+    async def test_the_probe_that_succeeds_serves_a_waiter_like_any_other(self) -> None:
+        """Whoever it serves needs no further connection."""
+        driver = Driver()
+        driver.script["open"].append(fails)
+        async with running(driver, 0, 10) as core:
+            await use(core, 0.1)
+            await settle()
+            assert len(driver.conns) == 1
+
+    @virtual_time
+    async def test_a_waiter_keeps_its_place_through_an_outage(self) -> None:
+        """First come, first served, when it is over too."""
+        driver = Driver(open=fails)
+        async with running(driver, 0, 1) as core:
+            order: list[int] = []
+
+            async def user(number: int) -> None:
+                await use(core, 0.01)
+                order.append(number)
+
+            users = [asyncio.create_task(user(number)) for number in range(10)]
+            await asyncio.sleep(5.0)
+            driver.usual["open"] = ok
+            await asyncio.gather(*users)
+            assert order == list(range(10))
+
+    @virtual_time
+    async def test_no_probe_is_made_when_nobody_needs_one(self) -> None:
+        """A pool of min_size zero whose waiters have left stays quiet."""
+        driver = Driver(open=fails)
+        async with running(driver, 0, 5) as core:
+            with pytest.raises(PoolTimeout):
+                await core.acquire(2.0)
+            await asyncio.sleep(5.0)
+            made = len(driver.times("open"))
+            await asyncio.sleep(100.0)
+            assert len(driver.times("open")) == made
+            assert timers() == []
+
+    @virtual_time
+    async def test_a_connect_that_hangs_does_not_stop_the_probes(self) -> None:
+        """It began before the outage, and may hang for as long as the network likes."""
+        driver = Driver()
+        driver.script["open"].extend([never, fails])
+        async with running(driver, 0, 3) as core:
+            users = [asyncio.create_task(use(core, timeout=20.0)) for _ in range(2)]
+            had_at = await asyncio.gather(*users)
+            assert max(had_at) < 1.0
+
+    @virtual_time
+    async def test_it_is_logged_once_when_it_begins(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A warning, not one for each probe."""
+        async with running(Driver(open=fails), 3, 3):
+            await asyncio.sleep(60.0)
+            warnings = [each for each in caplog.records if each.levelno >= logging.WARNING]
+            assert len(warnings) == 1
+            assert "cannot connect, will retry" in warnings[0].message
+
+    @virtual_time
+    async def test_reconnect_failed_is_told_once_an_outage(self) -> None:
+        """After `reconnect_timeout` seconds of it, and anew for the next."""
+        told: list[float] = []
+
+        async def tell() -> None:
+            told.append(now())
+
+        driver = Driver(open=fails)
+        async with running(driver, 1, 1, on_outage=tell, reconnect_timeout=30.0):
+            await asyncio.sleep(100.0)
+            assert told == [pytest.approx(30.5, abs=0.6)]
+            driver.usual["open"] = ok
+            await asyncio.sleep(2.0)
+            driver.usual["open"] = fails
+            lose(driver.conns[0])
+            ended = now()
+            await asyncio.sleep(100.0)
+            assert told[1:] == [pytest.approx(ended + 30.5, abs=0.6)]
+
+    @virtual_time
+    async def test_a_short_outage_is_not_told(self) -> None:
+        """It is over before anybody has to know."""
+        told: list[float] = []
+
+        async def tell() -> None:
+            told.append(now())
+
+        driver = Driver(open=fails)
+        async with running(driver, 1, 1, on_outage=tell, reconnect_timeout=30.0):
+            await asyncio.sleep(20.0)
+            driver.usual["open"] = ok
+            await asyncio.sleep(60.0)
+            assert told == []
+
+    @virtual_time
+    async def test_after_reconnect_failed_the_pool_goes_on_trying(self) -> None:
+        """Unlike psycopg_pool, which gives up until it is asked again."""
+
+        async def tell() -> None:
+            """Nothing to do."""
+
+        driver = Driver(open=fails)
+        async with running(driver, 1, 1, on_outage=tell, reconnect_timeout=1.0) as core:
+            await asyncio.sleep(1000.0)
+            driver.usual["open"] = ok
+            await asyncio.sleep(1.1)
+            assert len(core.ledger.idle) == 1
+
+
+class TestDropped:
+    @virtual_time
+    async def test_a_connect_that_hangs_does_not_keep_a_dropped_pool_alive(self) -> None:
+        """The pool's tasks hold it weakly."""
+        driver = Driver(open=never)
+        core = make_core(driver, 2)
+        core.open()
+        await settle()
+        dead = weakref.ref(core)
+        crew = core.stock.crew
+        del core
+        gc.collect()
+        assert dead() is None
+        crew.dismiss()
+        await settle()
+        assert driver.sockets == 0
+
+    @virtual_time
+    async def test_what_opens_after_the_pool_was_dropped_is_closed(self) -> None:
+        """Nobody else would."""
+        driver = Driver(open=slow(1.0))
+        core = make_core(driver, 2)
+        core.open()
+        await settle()
+        del core
+        gc.collect()
+        await asyncio.sleep(2.0)
+        assert len(driver.conns) == 2
+        assert driver.sockets == 0
+
+    @virtual_time
+    async def test_a_pause_in_an_outage_does_not_keep_a_dropped_pool_alive(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Its timer holds it weakly too."""
+        caplog.set_level(logging.CRITICAL, "asyncpool")  # a log's record holds what it tells of
+        core = make_core(Driver(open=fails), 1)
+        core.open()
+        await settle()
+        dead = weakref.ref(core)
+        del core
+        gc.collect()
+        assert dead() is None
+        await asyncio.sleep(2.0)
+        assert timers() == []
+
+
+@virtual_time
+async def test_a_connection_that_was_drained_while_it_opened_is_replaced() -> None:
+    """It may have been made with what has just changed."""
+    driver = Driver()
+    driver.script["open"].append(slow(1.0))
+    async with running(driver, 1, 1) as core:
+        core.drain()
+        core.release(await core.acquire(5.0))
+        assert [entry.conn for entry in core.ledger.idle] == [driver.conns[1]]
+
+
+@virtual_time
+async def test_a_resize_opens_and_closes_at_once() -> None:
+    """What is lent and too many goes on its return."""
+    driver = Driver()
+    async with running(driver, 1, 1) as core:
+        core.resize(4, 4)
+        await settle()
+        assert core.ledger.size == 4
+        conns = [await core.acquire(1.0) for _ in range(3)]
+        core.resize(1, 1)
+        await settle()
+        assert core.ledger.size == 3
+        for conn in conns:
+            core.release(conn)
+        await settle()
+        assert core.ledger.size == len(core.ledger.idle) == 1
+
+
+@virtual_time
+async def test_a_stubborn_farewell_keeps_its_place_until_its_socket_is_closed() -> None:
+    """Or there would be one backend too many."""
+    driver = Driver(close=stubborn(1.5))
+    async with running(driver, 1, 1) as core:
+        lose(driver.conns[0])
+        assert await use(core) == pytest.approx(1.5, abs=0.01)
+    assert driver.most_sockets == 1
