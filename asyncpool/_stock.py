@@ -111,21 +111,14 @@ class Stock(Generic[C]):
             self._grow_impatient(task, entry)
         return entry
 
-    async def ping(self, entry: Entry[C]) -> None:
-        """Ping an idle connection and put it back, or discard it."""
+    def ping(self, entry: Entry[C]) -> Coroutine[Any, Any, bool]:
+        """Ping an idle connection and put it back, or discard it; returns whether it answered.
+
+        It is out of service from the call on, whenever the work may start.
+        """
+        assert entry.state is State.IDLE, "bug: only an idle connection may be pinged"
         self.ledger.withdraw(entry, State.CLEANING)
-        try:
-            with anyio.fail_after(self.ledger.settings.ping_timeout):
-                await self.connector.ping(entry.conn)
-        except BaseException as error:
-            self.found_lost(entry)
-            if not isinstance(error, Exception):
-                raise
-            self._remember(error)
-            logger.info("pool %r: ping failed, replaced: %r", self.name, error)
-        else:
-            entry.proved_at = self.time()
-            self.put(entry, entry.proved_at)
+        return self._ping(entry)
 
     async def clean(self, entry: Entry[C], first: Callable[[], Awaitable[object]] | None) -> None:
         """Make a returned connection fit for the next borrower, or discard it."""
@@ -185,13 +178,14 @@ class Stock(Generic[C]):
                     await outcome(partial(self.connector.close, entry.conn))
             self.strike_off(entry)
 
-    def strike_off(self, entry: Entry[C]) -> None:
+    def strike_off(self, entry: Entry[C], *, refill: bool = True) -> None:
         """Forget an entry that has no socket any more; its place is free."""
         if entry.state is not State.CLOSED:
             self.ledger.strike_off(entry)
         if not self.ledger.entries:
             self.empty.set()
-        self.refill()
+        if refill:
+            self.refill()
 
     def opened(self, entry: Entry[C], conn: C) -> None:
         """A connect has succeeded."""
@@ -209,7 +203,7 @@ class Stock(Generic[C]):
         self.put(entry, now)
         if self.ledger.staying - self.ledger.opening >= limits.min_size:
             self.full.set()
-        if self.trusting:
+        if self.trusting or entry.state is State.IDLE:
             self.proved()
         self.refill()
 
@@ -223,6 +217,21 @@ class Stock(Generic[C]):
             context=Context(),
         )
         connect.add_done_callback(lambda _: patience.cancel(), context=Context())
+
+    async def _ping(self, entry: Entry[C]) -> bool:
+        try:
+            with anyio.fail_after(self.ledger.settings.ping_timeout):
+                await self.connector.ping(entry.conn)
+        except BaseException as error:
+            self.found_lost(entry)
+            if not isinstance(error, Exception):
+                raise
+            self._remember(error)
+            logger.info("pool %r: ping failed, replaced: %r", self.name, error)
+            return False
+        entry.proved_at = self.time()
+        self.put(entry, entry.proved_at)
+        return True
 
     def _probe(self) -> None:
         """In an outage: one connect at a time, when its pause is over."""
@@ -268,7 +277,8 @@ async def _open(stock: weakref.ref[Stock[C]], connector: Connector[C], entry: En
         if (alive := stock()) is not None:
             if isinstance(error, Exception):
                 alive.connect_failed(error, entry)
-            alive.strike_off(entry)
+            # Cancelled, it is the end of the pool or of the loop: nothing is to follow it.
+            alive.strike_off(entry, refill=isinstance(error, Exception))
         if not isinstance(error, Exception):
             raise
         return

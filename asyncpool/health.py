@@ -64,7 +64,7 @@ async def examine(core: Core[ACT], timeout: float) -> HealthReport:
         ping = core.stock.crew.spawn(core.stock.ping(entry), "health")
         with anyio.move_on_after(timeout):
             await asyncio.wait({ping})
-        if ping.done() and entry.state is not State.CLOSING and entry.state is not State.CLOSED:
+        if ping.done() and not ping.cancelled() and ping.result():
             latency = loop.time() - started
         failed = latency is None
     stats, outage = snapshot(core), core.stock.outage
@@ -75,6 +75,10 @@ async def examine(core: Core[ACT], timeout: float) -> HealthReport:
         status, reason = "down", "the pool is closed"
     elif not core.opened:
         status, reason = "down", "the pool is not open yet"
+    elif not core.usable:
+        status, reason = "down", "the pool is open on another event loop"
+    elif serving == 0 and stats.opening and not outage:
+        status, reason = "degraded", "connections are being opened"
     elif serving == 0:
         status, reason = "down", "no connection"
     elif failed:
@@ -88,8 +92,6 @@ async def examine(core: Core[ACT], timeout: float) -> HealthReport:
         status, reason = "degraded", f"{stats.waiting} requests wait for a connection"
     elif latency is None:
         reason = "all connections are lent out: none was pinged"
-    if core.opened and stats.opening and not serving and not outage:
-        reason = "the first connections are being opened"
     version, role = _server(core)
     error = core.stock.last_error
     age = core.stock.time() - core.stock.last_error_at if error is not None else None

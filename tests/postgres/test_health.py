@@ -115,7 +115,7 @@ async def test_health_of_a_standby_says_so(server: Server, dsn: str) -> None:
 @pytest.mark.parametrize("state", ["never opened", "closed", "closed unopened"])
 async def test_health_of_a_pool_that_is_not_open(dsn: str, state: str) -> None:
     """It is down, the reason says why, and nothing is raised or opened by the question."""
-    pool = AsyncConnectionPool(dsn, min_size=1)
+    pool = AsyncConnectionPool(dsn, min_size=1, open=False)
     if state == "closed":
         await pool.open(wait=True)
     if state.startswith("closed"):
@@ -125,6 +125,17 @@ async def test_health_of_a_pool_that_is_not_open(dsn: str, state: str) -> None:
     assert state.split(maxsplit=1)[0].replace("never", "not") in report.reason
     assert through_json(report)["size"] == 0
     assert pool.stats().connects == (1 if state == "closed" else 0)
+
+
+async def test_health_opens_a_pool_that_opens_on_its_first_use(dsn: str) -> None:
+    """Else a readiness probe would keep the first use from ever coming."""
+    pool = AsyncConnectionPool(dsn, min_size=1)
+    try:
+        assert (await pool.health()).status == "degraded"
+        await pool.wait()
+        assert (await pool.health()).status == "ok"
+    finally:
+        await pool.close()
 
 
 async def test_health_before_the_first_connection_says_what_is_going_on(server: Server) -> None:
@@ -297,3 +308,17 @@ async def test_the_repr_tells_the_sizes(dsn: str) -> None:
         async with pool.connection():
             expected = "<AsyncConnectionPool 'shop' size=1/2 idle=0 leased=1 waiting=0>"
             assert repr(pool) == expected
+
+
+async def test_health_never_takes_a_connection_from_its_borrower(dsn: str) -> None:
+    """From the moment of the question on, the connection that is pinged is not lent."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        await pool.wait()
+        for _ in range(20):
+            asking = asyncio.create_task(pool.health())
+            borrowing = [asyncio.create_task(pool.acquire()) for _ in range(2)]
+            done, _ = await asyncio.wait(borrowing, return_when=asyncio.FIRST_COMPLETED, timeout=5)
+            assert len(done) == 1, "one connection, one owner"
+            for task in borrowing:
+                await pool.release(await in_time(task))
+            assert (await asking).status in {"ok", "degraded"}

@@ -179,12 +179,23 @@ class World(looptime.LoopTimeEventLoop, asyncio.SelectorEventLoop):
         timers = [each for each in self._scheduled if not each.cancelled()]  # type: ignore[attr-defined]
         self._law(not timers, f"timers after close: {timers}")
 
-    def _happen(self) -> None:
+    def _happen(self) -> None:  # noqa: PLR0912 - a list of all that may happen
         """One event."""
         random, ledger = self.random, self.core.ledger
         event = random.choices(
-            ["user", "users", "cancel", "lose", "lose all", "resize", "drain", "round", "weather"],
-            [8, 3, 6, 2, 0.3, 0.5, 0.5, 1, 1],
+            [
+                "user",
+                "users",
+                "cancel",
+                "lose",
+                "lose all",
+                "resize",
+                "drain",
+                "round",
+                "weather",
+                "ping",
+            ],
+            [8, 3, 6, 2, 0.3, 0.5, 0.5, 1, 1, 1],
         )[0]
         match event:
             case "user":
@@ -211,6 +222,8 @@ class World(looptime.LoopTimeEventLoop, asyncio.SelectorEventLoop):
                 self.core.drain()
             case "round":
                 self.core.stock.crew.spawn(make_round(self.core), "round")
+            case "ping" if ledger.idle:
+                self.core.stock.crew.spawn(self.core.stock.ping(ledger.idle[-1]), "health")
             case "weather":
                 error, slow = random.choice([0.0, 0.1]), random.choice([0.0, 0.3])
                 self.connector.climate = Climate(error=error, slow=slow)
@@ -282,12 +295,12 @@ class World(looptime.LoopTimeEventLoop, asyncio.SelectorEventLoop):
         """Check the order of hand-overs, and cancel some in the same tick."""
         line = self.core.ledger.line
         join, end = line.join, line._end
-        arrivals = iter(range(1, 1_000_000))
 
-        def joined(now: float, deadline: float, *, first: bool = False) -> Waiter[Entry[FakeConn]]:
-            waiter = join(now, deadline, first=first)
-            arrival = next(arrivals)
-            self._places[id(waiter)] = -arrival if first else arrival
+        def joined(
+            now: float, deadline: float, ticket: int | None = None
+        ) -> Waiter[Entry[FakeConn]]:
+            waiter = join(now, deadline, ticket)
+            self._places[id(waiter)] = waiter.ticket
             task = asyncio.current_task()
             assert task is not None
             self._tasks_of[waiter] = task
