@@ -19,6 +19,7 @@ from typing import Any, Generic, Literal
 
 import anyio
 import psycopg
+from psycopg import capabilities, generators, waiting
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 
@@ -47,6 +48,8 @@ CANCEL_TIMEOUT = 1.0
 
 IDLE = int(TransactionStatus.IDLE)
 ACTIVE = int(TransactionStatus.ACTIVE)
+INTRANS = int(TransactionStatus.INTRANS)
+INERROR = int(TransactionStatus.INERROR)
 BAD = int(psycopg.pq.ConnStatus.BAD)
 
 # The parts of DISCARD ALL, which itself may stand in no query beside another statement.
@@ -115,7 +118,9 @@ class Bond:
 
     def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
         self.baseline = Baseline.of(conn)
-        self._cancel = conn.pgconn.get_cancel()
+        # Made now, since libpq makes none for a connection that is closed. Only since its version
+        # 17 can a cancel be sent without blocking; the older way would stop all threads.
+        self._cancel = conn.pgconn.cancel_conn() if capabilities.has_cancel_safe() else None
         # The socket once more: the only witness that outlives libpq's own descriptor.
         self._wire = socket.socket(fileno=socket.dup(conn.pgconn.socket))
         self._wire.setblocking(False)
@@ -123,9 +128,11 @@ class Bond:
 
     async def end_orphan(self) -> None:
         """Cancel what a backend still runs for a connection that is closed on our side only."""
-        if not self._hung_up():
+        if self._cancel is not None and not self._hung_up():
             with suppress(psycopg.Error):
-                await anyio.to_thread.run_sync(self._cancel.cancel, abandon_on_cancel=True)
+                self._cancel.start()
+                work = generators.cancel(self._cancel)
+                await waiting.wait_conn_async(work, interval=0.1, timeout=CANCEL_TIMEOUT)
 
     async def hang_up(self) -> None:
         """Wait until the server has closed its end: then its backend is gone."""
@@ -266,6 +273,10 @@ class PsycopgConnector(Generic[ACT]):
         elif statements:
             await conn.set_autocommit(True)
             await conn.execute(statements.encode(), prepare=False)
+        if self._reset == "discard":
+            # Not all versions of psycopg see for themselves that their statements are gone.
+            conn._prepared.clear()
+            conn._prepared._to_flush.clear()
         if statements:
             await self._bonds[conn].baseline.restore(conn)
         elif callable(self._reset):
@@ -278,6 +289,8 @@ class PsycopgConnector(Generic[ACT]):
             conn.pgconn.transaction_status == IDLE
             and not self._always_resets
             and conn._pipeline is None
+            and not conn._num_transactions
+            and conn._tpc is None
         )
 
     def is_alive(self, conn: ACT) -> bool:
@@ -286,6 +299,12 @@ class PsycopgConnector(Generic[ACT]):
 
     def watch(self, conn: ACT, on_lost: Callable[[], None]) -> None:
         """Nothing, for psycopg's own connections."""
+
+    async def ask(self, check: Callable[[ACT], Awaitable[None] | None], conn: ACT) -> None:
+        """Call the user's check, and end the transaction that it may have started."""
+        await self.lend_to(check, conn)
+        if conn.pgconn.transaction_status in (INTRANS, INERROR):
+            await conn.rollback()
 
     async def lend_to(self, callback: Callable[[ACT], Awaitable[None] | None], conn: ACT) -> None:
         """Call the user's callback with a connection that knows its pool meanwhile."""
