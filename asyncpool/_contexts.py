@@ -9,20 +9,26 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
 import psycopg
 
 from asyncpool._core import Core
 from asyncpool._psycopg import ACT
+from asyncpool.errors import PoolError, ReleaseError
 
 Exc = type[BaseException] | None
+T = TypeVar("T")
+
+GRACE = 10.0
+"""Seconds for a commit whose caller is cancelled by then."""
 
 
 class Lender(Protocol[ACT]):
     """What the blocks need of the pool."""
 
+    close_returns: bool
     _core: Core[ACT]
 
     async def getconn(self, timeout: float | None = None) -> ACT:
@@ -39,7 +45,7 @@ class Lender(Protocol[ACT]):
 class Lease(Generic[ACT]):
     """`pool.connection()`: a connection for a block, committed at its end, rolled back on error."""
 
-    __slots__ = ("_conn", "_pool", "_timeout")
+    __slots__ = ("_entry", "_number", "_pool", "_timeout")
 
     def __init__(self, pool: Lender[ACT], timeout: float | None) -> None:
         self._pool = pool
@@ -47,51 +53,34 @@ class Lease(Generic[ACT]):
 
     async def __aenter__(self) -> ACT:
         pool = self._pool
-        conn = pool._core.acquire_now()
-        if conn is None:
+        entry = pool._core.take_now()
+        if entry is None:
             pool._ensure_open()
-            conn = await pool._core.acquire(self._timeout)
+            entry = pool._core.ledger.leased[await pool._core.acquire(self._timeout)]
+        conn = entry.conn
         conn._pool = pool  # type: ignore[assignment]
-        self._conn = conn
+        self._entry = entry
+        self._number = entry.uses
         return conn
 
     async def __aexit__(
         self, kind: Exc, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        pool, conn = self._pool, self._conn
-        conn._pool = None
-        if pool._core.release_now(conn):
+        pool, entry = self._pool, self._entry
+        conn = entry.conn
+        if entry.uses == self._number and pool._core.release_now(conn):
+            conn._pool = None
+            return
+        if not _is_still_lent(pool, conn, self._number):
+            _complain(pool, conn, failing=kind is not None)
             return
         if kind is None and not conn.closed:
-            await self._commit()
+            try:
+                await _see_through(conn.commit)
+            except BaseException:
+                pool._give_back(conn, failing=True)
+                raise
         pool._give_back(conn, failing=kind is not None)
-
-    async def _commit(self) -> None:
-        conn = self._conn
-        conn._pool = self._pool  # type: ignore[assignment]
-        try:
-            with anyio.CancelScope(shield=True):
-                await conn.commit()
-        except BaseException:
-            self._pool._give_back(conn, failing=True)
-            raise
-
-
-class NumberedLease(Lease[ACT]):
-    """The same where `conn.close()` returns it: another may have it by the end of the block."""
-
-    __slots__ = ("_number",)
-
-    async def __aenter__(self) -> ACT:
-        conn = await super().__aenter__()
-        self._number = self._pool._core.lease_number(conn)
-        return conn
-
-    async def __aexit__(
-        self, kind: Exc, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        if _is_still_lent(self._pool, self._conn, self._number):
-            await super().__aexit__(kind, error, tb)
 
 
 class Transaction(Generic[ACT]):
@@ -120,13 +109,15 @@ class Transaction(Generic[ACT]):
     ) -> bool:
         pool, conn, end = self._pool, self._conn, self._transaction.__aexit__
         if not _is_still_lent(pool, conn, self._number):
+            _complain(pool, conn, failing=kind is not None)
             return False
         if kind is not None and not isinstance(error, psycopg.Rollback):
-            pool._give_back(conn, failing=True, first=partial(end, kind, error, None))
+            # With an exception of our own: theirs would lose its traceback over there.
+            undo = partial(end, psycopg.Rollback, psycopg.Rollback(), None)
+            pool._give_back(conn, failing=True, first=undo)
             return False
         try:
-            with anyio.CancelScope(shield=True):
-                handled = bool(await end(kind, error, tb))
+            handled = bool(await _see_through(partial(end, kind, error, tb)))
         except BaseException:
             pool._give_back(conn, failing=True)
             raise
@@ -157,8 +148,7 @@ class Cursor(Generic[ACT]):
     ) -> None:
         try:
             if kind is None:
-                with anyio.CancelScope(shield=True):
-                    await self._cursor.close()
+                await _see_through(self._cursor.close)
         except BaseException as failure:
             await self._lease.__aexit__(type(failure), failure, None)
             raise
@@ -213,6 +203,8 @@ class Acquisition(Coroutine[Any, Any, ACT]):
         pool, conn = self._pool, self._conn
         if _is_still_lent(pool, conn, self._number):
             pool._give_back(conn, failing=kind is not None)
+        else:
+            _complain(pool, conn, failing=kind is not None)
 
 
 def _is_still_lent(pool: Lender[ACT], conn: ACT, number: int) -> bool:
@@ -222,3 +214,25 @@ def _is_still_lent(pool: Lender[ACT], conn: ACT, number: int) -> bool:
     """
     owner: object = conn._pool
     return owner is pool and pool._core.lease_number(conn) in (number, 0)
+
+
+def _complain(pool: Lender[ACT], conn: ACT, *, failing: bool) -> None:
+    """Raise for a block that has returned its connection, where `conn.close()` is no reason."""
+    if not pool.close_returns and not failing:
+        msg = f"{conn!r} was returned inside of the block that it was lent to"
+        raise ReleaseError(msg)
+
+
+async def _see_through(work: Callable[[], Awaitable[T]]) -> T:
+    """Bring a COMMIT to its end, although an anyio scope around it is cancelled.
+
+    Once the scope's time is up that takes `GRACE` seconds at most.
+
+    Raises:
+        PoolError: there was no answer by then.
+    """
+    deadline = max(anyio.current_effective_deadline(), anyio.current_time()) + GRACE
+    with anyio.CancelScope(shield=True, deadline=deadline):
+        return await work()
+    msg = f"no answer to COMMIT in {GRACE:g} s more than allowed: what became of it is unknown"
+    raise PoolError(msg)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import psycopg
 import pytest
 
 from asyncpool import AsyncConnectionPool, PoolClosed, ReleaseError
+from asyncpool.testing import ServerUnsupported, postgres
 
 from ._tools import Backends, all_usable, at_rest, backend_of, eventually, in_time, never_suspends
 
@@ -257,3 +259,48 @@ async def test_a_pipeline_that_was_left_properly_is_no_reason_to_replace(dsn: st
             await conn.execute("SELECT 1")
             await conn.execute("SELECT 2")
         assert (await at_rest(pool)).connects == 1
+
+
+async def test_a_prepared_two_phase_transaction_is_not_the_next_borrowers() -> None:
+    """psycopg is between the two phases, though the server's transaction is over."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            server = postgres(settings={"max_prepared_transactions": "2"})
+            dsn = (await stack.enter_async_context(server)).dsn
+        except ServerUnsupported as error:
+            pytest.skip(str(error))
+        pool = await stack.enter_async_context(AsyncConnectionPool(dsn, min_size=1))
+        conn = await pool.acquire()
+        await conn.tpc_begin(conn.xid(1, "left", "behind"))
+        await conn.execute("SELECT 1")
+        await conn.tpc_prepare()
+        await pool.release(conn)
+        async with pool.connection(timeout=10) as fresh:
+            await fresh.execute("SELECT 1")
+
+
+async def test_a_block_that_returned_its_connection_does_not_take_it_from_the_next(
+    dsn: str,
+) -> None:
+    """Its end is an error, and the lease of the other goes on."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        with pytest.raises(ReleaseError):
+            async with pool.connection() as conn:
+                await pool.release(conn)
+        with pytest.raises(ReleaseError):  # noqa: PT012 - the block is what is tested
+            async with pool.connection() as conn:
+                await pool.release(conn)
+                other = await pool.acquire()
+        assert pool.stats().leased == 1
+        await pool.release(other)
+
+
+async def test_a_failing_transaction_leaves_the_users_error_its_traceback(dsn: str) -> None:
+    """The roll-back goes on in another task, which must not touch it."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        with pytest.raises(ZeroDivisionError) as caught:
+            async with pool.transaction():
+                raise ZeroDivisionError
+        await at_rest(pool)
+        assert caught.value.__traceback__ is not None
+        assert await pool.fetchval("SELECT 1") == 1
