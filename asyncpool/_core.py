@@ -21,7 +21,7 @@ from typing import Any, Generic
 import anyio
 
 from asyncpool._connector import C, Connector
-from asyncpool._entry import DOOMED, Entry
+from asyncpool._entry import DOOMED, Entry, State
 from asyncpool._ledger import Ledger
 from asyncpool._settings import Settings, duration
 from asyncpool._stock import Stock, outcome
@@ -59,7 +59,11 @@ class Core(Generic[C]):
         self._home: asyncio.AbstractEventLoop | None = None
         self._express: asyncio.AbstractEventLoop | None = None
         """The loop on which an idle connection is lent with no further question."""
+        self._ready: asyncio.AbstractEventLoop | None = None
+        """The loop on which a clean connection is taken back with no further question."""
         self._closing: asyncio.Task[None] | None = None
+        self._counters = self.stock.counters
+        self._now = self.stock.time
 
     @property
     def settings(self) -> Settings:
@@ -86,7 +90,8 @@ class Core(Generic[C]):
         self._home = get_running_loop()
         # asyncio's own time() is a method around time.monotonic(); half the cost without it.
         plain = type(self._home).time is asyncio.BaseEventLoop.time
-        self.stock.time = time.monotonic if plain else self._home.time
+        self._now = self.stock.time = time.monotonic if plain else self._home.time
+        self._ready = self._home
         self._express = self._home if self._check is None else None
         if self.settings.min_size == 0:
             self.stock.full.set()
@@ -96,29 +101,33 @@ class Core(Generic[C]):
 
     def acquire_now(self) -> C | None:
         """An idle connection, or None: then `acquire` has to be awaited."""
+        entry = self.take_now()
+        return None if entry is None else entry.conn
+
+    def take_now(self) -> Entry[C] | None:
+        """The same, as its entry."""
         if self._express is not get_running_loop():
             return None
-        while (entry := self.ledger.take(self.stock.time())) is not None:
-            conn = entry.conn
-            if self._connector.is_alive(conn):
+        while (entry := self.ledger.take(self._now())) is not None:
+            if self._connector.is_alive(entry.conn):
                 entry.holder = current_task()
-                return conn
+                return entry
             entry.uses -= 1
             self.stock.found_lost(entry)
         return None
 
     def release_now(self, conn: C) -> bool:
         """Take back a clean connection; False, and nothing done, when it needs `release`."""
-        if self._home is not get_running_loop() or not self._connector.is_clean(conn):
+        if self._ready is not get_running_loop() or not self._connector.is_clean(conn):
             return False
-        ledger, stock = self.ledger, self.stock
+        ledger = self.ledger
         if (entry := ledger.leased.pop(conn, None)) is None:
             return False
         entry.holder = None
-        entry.used_at = now = stock.time()
-        stock.counters.use_time += now - entry.lent_at
-        if stock.closing or not ledger.give(entry, now):
-            stock.discard(entry)
+        entry.used_at = now = self._now()
+        self._counters.use_time += now - entry.lent_at
+        if not ledger.give(entry, now):
+            self.stock.discard(entry)
         return True
 
     def release(self, conn: C, first: Callable[[], Awaitable[object]] | None = None) -> None:
@@ -153,6 +162,8 @@ class Core(Generic[C]):
         if not self._connector.is_alive(conn):
             stock.counters.returns_bad += 1
             stock.discard(entry)
+        elif first is None and stock.closing:
+            stock.discard(entry)
         else:
             stock.crew.spawn(stock.clean(entry, first), "reset")
 
@@ -177,12 +188,13 @@ class Core(Generic[C]):
             # With timeout=0 no connection may be waited for, but the check of one has to be.
             checked_by += self.settings.ping_timeout
         counters = self.stock.counters
+        ticket = self.ledger.line.ticket()
         again = False
         try:
             while True:
                 entry = self.ledger.take(self.stock.time())
                 if entry is None:
-                    waiter = self._join(timeout, deadline, again)
+                    waiter = self._join(timeout, deadline, ticket, again)
                     try:
                         entry = await self.ledger.line.wait(waiter)
                     except BaseException:
@@ -191,7 +203,10 @@ class Core(Generic[C]):
                         raise
                     counters.wait_time += entry.lent_at - waiter.joined_at
                 entry.holder = current_task()
-                if entry.expires_at == DOOMED or not self._connector.is_alive(entry.conn):
+                if entry.expires_at == DOOMED:
+                    entry.uses -= 1
+                    self.stock.discard(entry)
+                elif not self._connector.is_alive(entry.conn):
                     entry.uses -= 1
                     self.stock.found_lost(entry)
                 elif self._check is None or await self._passes(entry, timeout, checked_by):
@@ -235,26 +250,27 @@ class Core(Generic[C]):
         if self.opened and self._home is not get_running_loop():
             raise self._wrong_loop()
         if self._closing is None:
-            self._express = None
+            self._express = self._ready = None
             self.stock.closing = True
             self.ledger.line.fail_all(self._closed)
             self.stock.full.set()
             shut = self._shut(self.stock.time() + timeout)
             self._closing = get_running_loop().create_task(shut, context=contextvars.Context())
+        self.stock.crew.spare(current_task())
         with anyio.CancelScope(shield=True):
             await asyncio.shield(self._closing)
 
     def forsake(self) -> list[C]:
         """Give up everything with no I/O and no await: as garbage, or after a fork."""
-        self._express = self._home = None
+        self._express = self._ready = self._home = None
         self.stock.closing = True
         self.stock.stop_retrying()
         self.ledger.line.stop()
         self.stock.crew.dismiss()
         return [entry.conn for entry in self.ledger.entries if hasattr(entry, "conn")]
 
-    def _join(self, timeout: float, deadline: float, again: bool) -> Waiter[Entry[C]]:
-        """Take a place in the line, the first one for whom was served something unfit before."""
+    def _join(self, timeout: float, deadline: float, ticket: int, again: bool) -> Waiter[Entry[C]]:
+        """Take the ticket's place in the line, again if what was served was unfit."""
         if self.closed:
             raise self._closed()
         line, now = self.ledger.line, self.stock.time()
@@ -264,7 +280,7 @@ class Core(Generic[C]):
         if limit and line.length >= limit and not again:
             msg = f"{line.length} requests wait already (max_waiting={limit}): shed load or grow"
             raise TooManyRequests(msg, waiting=line.length, max_waiting=limit)
-        waiter = line.join(now, deadline, first=again)
+        waiter = line.join(now, deadline, ticket)
         self.stock.counters.requests_queued += 1
         self.stock.refill()
         return waiter
@@ -286,7 +302,9 @@ class Core(Generic[C]):
         try:
             await asyncio.wait({task}, timeout=deadline - stock.time())
             if not task.done():
-                raise self._timeout(timeout)
+                raise self._timeout(timeout, "the check of a connection did not end")
+            if task.cancelled() or entry.state is not State.LEASED:
+                raise self._closed()
         except BaseException:
             if self.ledger.take_back(entry.conn) is not None:
                 entry.uses -= 1
@@ -311,22 +329,25 @@ class Core(Generic[C]):
                 error = await check
         finally:
             if error is None:
-                self.stock.put(entry, self.stock.time())
+                self.stock.crew.spawn(self.stock.clean(entry, None), "reset")
             else:
                 self.stock.found_lost(entry)
 
     def _overdue(self, waiter: Waiter[Entry[C]]) -> PoolTimeout:
         return self._timeout(round(waiter.deadline - waiter.joined_at, 3))
 
-    def _timeout(self, timeout: float) -> PoolTimeout:
+    def _timeout(self, timeout: float, why: str = "") -> PoolTimeout:
         now, outage = self.stock.time(), self.stock.outage
-        leased, waiting = self.ledger.leased, self.ledger.line.length
+        leased = self.ledger.leased
+        waiting = max(1, self.ledger.line.length)  # the one who is told counts
         longest = max((now - entry.lent_at for entry in leased.values()), default=0.0)
         sizes = f"max_size={self.settings.max_size}, size={self.ledger.size}, leased={len(leased)}"
         parts = [f"no connection within {timeout:g} s ({sizes}, waiting={waiting})"]
+        if why:
+            parts.append(why)
         if outage:
             parts.append(f"connecting has failed {outage.failures} times: {outage.error}")
-        if leased:
+        if leased and not why:
             parts.append(f"the longest lease is {longest:.1f} s old: see pool.explain()")
         error = PoolTimeout(
             "; ".join(parts),

@@ -24,6 +24,7 @@ class Crew:
     def __init__(self, name: str) -> None:
         self._name = name
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._spared: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -39,9 +40,14 @@ class Crew:
         task.add_done_callback(self._ended, context=Context())
         return task
 
+    def spare(self, task: asyncio.Task[Any] | None) -> None:
+        """Let it end by itself: it runs a user's callback that has called `close()`."""
+        if task in self._tasks:
+            self._spared.add(task)
+
     def dismiss(self) -> None:
         """Cancel all, once, and wait for none."""
-        for task in self._tasks:
+        for task in self._tasks - self._spared:
             with contextlib.suppress(RuntimeError):  # its loop is closed: nothing runs there
                 task.cancel()
 
@@ -54,12 +60,13 @@ class Crew:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + limit
         pause = 0.01
-        while self._tasks and loop.time() < deadline:
+        while (tasks := self._tasks - self._spared) and loop.time() < deadline:
             self.dismiss()
-            await asyncio.wait(self._tasks, timeout=pause)
+            await asyncio.wait(tasks, timeout=pause)
             pause *= 2
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
+        self._spared.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("task %r failed", task.get_name(), exc_info=error)

@@ -50,6 +50,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import Context
+from itertools import count, takewhile
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -95,14 +96,17 @@ class Waiter(asyncio.Condition, Generic[T]):
     instead of a deque. That saves 900 bytes a waiter.
     """
 
-    __slots__ = ("deadline", "error", "joined_at", "served", "waiting")
+    __slots__ = ("deadline", "error", "joined_at", "served", "ticket", "waiting")
 
-    def __init__(self, pattern: asyncio.Condition, joined_at: float, deadline: float) -> None:
+    def __init__(
+        self, pattern: asyncio.Condition, ticket: int, joined_at: float, deadline: float
+    ) -> None:
         self._lock = pattern._lock  # type: ignore[attr-defined]
         self.locked = pattern.locked  # type: ignore[method-assign]
         self.acquire = pattern.acquire  # type: ignore[method-assign]
         self.release = pattern.release  # type: ignore[method-assign]
         self._waiters: list[asyncio.Future[bool]] = []  # type: ignore[assignment]
+        self.ticket = ticket
         self.joined_at = joined_at
         self.deadline = deadline
         self.waiting = True
@@ -128,6 +132,7 @@ class Line(Generic[T]):
         # Both keep the departed until they come to the front or outnumber those who wait.
         self._places: deque[Waiter[T]] = deque()
         self._deadlines: list[Waiter[T]] = []
+        self._tickets = count(1)
         self.length = 0
         """Those who really wait."""
         self._timer: asyncio.TimerHandle | None = None
@@ -135,20 +140,28 @@ class Line(Generic[T]):
     def __iter__(self) -> Iterator[Waiter[T]]:
         return (waiter for waiter in self._places if waiter.waiting)
 
-    def join(self, now: float, deadline: float, *, first: bool = False) -> Waiter[T]:
-        """Take the last place; from here on a hand-over may come, even before `wait`.
+    def ticket(self) -> int:
+        """A number higher than all before: the order in which requests have come."""
+        return next(self._tickets)
+
+    def join(self, now: float, deadline: float, ticket: int | None = None) -> Waiter[T]:
+        """Take the place of that ticket; from here on a hand-over may come, even before `wait`.
 
         Args:
             now: the instant, `loop.time()`.
             deadline: the instant at which the wait ends in an error; `math.inf` for never.
-            first: take the first place instead, for one who was served something unfit.
+            ticket: the request's own, when it comes again, having been served something unfit;
+                None: the next, and with it the last place.
         """
-        waiter: Waiter[T] = Waiter(self._pattern, now, deadline)
+        if ticket is None:
+            ticket = self.ticket()
+        waiter: Waiter[T] = Waiter(self._pattern, ticket, now, deadline)
         self.length += 1
-        if first:
-            self._places.appendleft(waiter)
+        places = self._places
+        if not places or places[-1].ticket < ticket:
+            places.append(waiter)
         else:
-            self._places.append(waiter)
+            places.insert(sum(1 for _ in takewhile(lambda w: w.ticket < ticket, places)), waiter)
         if len(self._places) > 2 * self.length + 64:
             self._places = deque(self)
         if deadline != math.inf:

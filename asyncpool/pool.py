@@ -17,7 +17,7 @@ from typing import Any, Self, cast
 import psycopg
 from psycopg.rows import AsyncRowFactory
 
-from asyncpool._contexts import Acquisition, Cursor, Exc, Lease, NumberedLease, Transaction
+from asyncpool._contexts import Acquisition, Cursor, Exc, Lease, Transaction
 from asyncpool._core import Core
 from asyncpool._insight import explain, snapshot
 from asyncpool._keeper import keep, ping_all
@@ -134,7 +134,6 @@ class AsyncConnectionPool(OneShots[ACT]):
         self.kwargs = kwargs
         self.connection_class = connection_class
         self.close_returns = close_returns
-        self._lease: type[Lease[ACT]] = NumberedLease if close_returns else Lease
         self.num_workers = num_workers
         self._lazy = open is None or bool(open)
         self._forked = False
@@ -180,7 +179,7 @@ class AsyncConnectionPool(OneShots[ACT]):
             TooManyRequests: on entry, when `max_waiting` requests wait already.
             PoolClosed: the pool is closed, or closed while the block waited or ran.
         """
-        return self._lease(self, timeout)
+        return Lease(self, timeout)
 
     def transaction(self, timeout: float | None = None) -> Transaction[ACT]:
         """A connection for a block that is one transaction, in autocommit mode too.
@@ -205,9 +204,9 @@ class AsyncConnectionPool(OneShots[ACT]):
             timeout: seconds to wait for a connection.
         """
         if row_factory is None:
-            return Cursor(self._lease(self, timeout), lambda conn: conn.cursor(binary=binary))
+            return Cursor(Lease(self, timeout), lambda conn: conn.cursor(binary=binary))
         return Cursor(
-            self._lease(self, timeout),
+            Lease(self, timeout),
             lambda conn: conn.cursor(binary=binary, row_factory=row_factory),
         )
 
@@ -263,7 +262,6 @@ class AsyncConnectionPool(OneShots[ACT]):
         """
         if self._forked:
             self._forked = False
-            self._core = self._new_core()
         if not self._core.opened:
             self._start()
         self._core.admit()
@@ -340,7 +338,12 @@ class AsyncConnectionPool(OneShots[ACT]):
         self._ensure_open()
         self._core.admit()
         work = ping_all(self._core, list(self._core.ledger.idle))
-        await asyncio.shield(self._core.stock.crew.spawn(work, "check"))
+        task = self._core.stock.crew.spawn(work, "check")
+        await asyncio.wait({task})
+        if task.cancelled():
+            self._core.admit()  # the pool was closed meanwhile
+        else:
+            task.result()
 
     async def drain(self) -> None:
         """Replace every connection there is now; those lent out, when they come back.
@@ -364,9 +367,13 @@ class AsyncConnectionPool(OneShots[ACT]):
     async def health(self, timeout: float = 1.0) -> HealthReport:
         """Say whether the pool can serve; it never raises and never waits in the line.
 
+        A pool that opens on its first use is opened by this too.
+
         Args:
             timeout: seconds that its one ping may take.
         """
+        with contextlib.suppress(PoolError):
+            self._ensure_open()
         return await examine(self._core, timeout)
 
     def stats(self) -> PoolStats:
@@ -411,7 +418,7 @@ class AsyncConnectionPool(OneShots[ACT]):
         return Core(
             self._settings,
             self._connector,
-            check=None if self._check is None else partial(self._connector.lend_to, self._check),
+            check=None if self._check is None else partial(self._connector.ask, self._check),
             on_outage=partial(_tell_of_outage, pool) if self._reconnect_failed else None,
         )
 
@@ -457,6 +464,7 @@ async def _tell_of_outage(pool: weakref.ref[AsyncConnectionPool[Any]]) -> None:
 def _forsake_in_child() -> None:
     for pool in list(_open_pools):
         if pool._core.opened and not pool._core.closed:
+            pool._settings = pool._core.settings
             _inherited.extend([pool._core, *pool._core.forsake()])
             pool._core = pool._new_core()
             pool._forked = True

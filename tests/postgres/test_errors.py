@@ -426,3 +426,15 @@ async def test_a_callable_that_gives_no_dsn_is_the_cause(answer: object) -> None
             await pool.acquire(timeout=0.2)
     cause = caught.value.__cause__
     assert cause is answer if isinstance(answer, Exception) else isinstance(cause, TypeError)
+
+
+async def test_a_check_may_leave_its_transaction_open(dsn: str) -> None:
+    """A plain query starts one; the borrower gets the connection without it."""
+
+    async def check(conn: psycopg.AsyncConnection[Any]) -> None:
+        await conn.execute("SELECT 1")
+
+    async with AsyncConnectionPool(dsn, min_size=1, check=check) as pool:
+        assert await pool.fetchval("SELECT 1") == 1
+        async with pool.connection() as conn:
+            assert conn.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE

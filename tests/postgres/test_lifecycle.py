@@ -425,3 +425,33 @@ async def test_close_races_with_all_that_a_pool_does(dsn: str, backends: Backend
         assert {type(end) for end in ends} <= {PoolClosed, type(None)}
         assert pool.stats().size == 0
         assert not backends.pids()
+
+
+async def test_a_check_that_hangs_ends_in_pool_closed_when_the_pool_is_closed(dsn: str) -> None:
+    """Nobody has cancelled the borrower, so it sees no CancelledError."""
+
+    async def check(conn: object) -> None:
+        await asyncio.sleep(60)
+
+    pool = AsyncConnectionPool(dsn, min_size=1, check=check)
+    borrower = asyncio.create_task(pool.acquire(timeout=60))
+    await eventually(lambda: pool.stats().leased == 1)
+    await in_time(pool.close(timeout=0.05))
+    with pytest.raises(PoolClosed):
+        await in_time(borrower)
+
+
+async def test_the_pool_may_be_closed_by_its_own_callback() -> None:
+    """`reconnect_failed` closes it and goes on, as it would to end the application."""
+    went_on = asyncio.Event()
+
+    async def give_up(pool: AsyncConnectionPool) -> None:
+        await pool.close()
+        went_on.set()
+
+    pool = AsyncConnectionPool(
+        "host=127.0.0.1 port=1", min_size=1, reconnect_timeout=0, reconnect_failed=give_up
+    )
+    await pool.open()
+    await in_time(went_on.wait())
+    assert pool.closed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,6 +47,8 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(tempfile, "tempdir", None)
     yield folder
     assert running_in(folder) == []
+    for copy in folder.glob("asyncpool-wheel-*"):  # where the wheel's own folder cannot be entered
+        shutil.rmtree(copy)
     folder.rmdir()
 
 

@@ -26,9 +26,9 @@ def make_line() -> Line[str]:
     return Line(lambda waiter: Late(waiter.deadline))
 
 
-async def stand(line: Line[str], deadline: float = math.inf, *, first: bool = False) -> str:
+async def stand(line: Line[str], deadline: float = math.inf, *, ticket: int | None = None) -> str:
     """Stand in line as the core does: what was handed over to one who leaves is passed on."""
-    waiter = line.join(now(), deadline, first=first)
+    waiter = line.join(now(), deadline, ticket)
     try:
         return await line.wait(waiter)
     except BaseException:
@@ -82,10 +82,10 @@ class TestOrder:
 
     @virtual_time
     async def test_one_who_was_served_something_unfit_takes_the_first_place(self) -> None:
-        """`first=True` goes before all who wait."""
+        """Its ticket is older than those of all who wait."""
         line = make_line()
         tasks = await queue(line, 2)
-        again = asyncio.create_task(stand(line, first=True))
+        again = asyncio.create_task(stand(line, ticket=0))
         await settle()
         line.serve("a")
         line.serve("b")
@@ -391,7 +391,7 @@ class TestWaiter:
     async def test_a_waiter_sets_what_a_condition_would_set(self) -> None:
         """`Waiter` skips `asyncio.Condition.__init__`: a Python that changes it is noticed here."""
         pattern: Any = asyncio.Condition()
-        waiter: Waiter[str] = Waiter(pattern, 0.0, 1.0)
+        waiter: Waiter[str] = Waiter(pattern, 1, 0.0, 1.0)
         assert vars(waiter).keys() == vars(pattern).keys()
         shared = {"_lock", "locked", "acquire", "release"}
         assert vars(pattern).keys() == shared | {"_waiters"}
