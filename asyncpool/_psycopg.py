@@ -11,17 +11,16 @@ import os
 import socket
 import sys
 import weakref
-from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Any, Generic, Literal
 
 import anyio
 import psycopg
-from psycopg import capabilities, generators, waiting
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
+
+from asyncpool._bond import CANCEL_TIMEOUT, Bond
 
 if sys.version_info >= (3, 13):
     from typing import TypeVar
@@ -44,7 +43,6 @@ ResetLevel = Literal["rollback", "session", "discard"]
 CONNECT_TIMEOUT = 10
 """Seconds for each address, where neither conninfo, kwargs nor PGCONNECT_TIMEOUT says another."""
 CONFIGURE_TIMEOUT = 30.0
-CANCEL_TIMEOUT = 1.0
 
 IDLE = int(TransactionStatus.IDLE)
 ACTIVE = int(TransactionStatus.ACTIVE)
@@ -63,97 +61,6 @@ RESETS: dict[str, str] = {
     "session": SESSION,
     "discard": f"{SESSION}; DEALLOCATE ALL; DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Baseline:
-    """How `configure` left a connection's own attributes; the named resets go back to it."""
-
-    autocommit: bool
-    isolation_level: psycopg.IsolationLevel | None
-    read_only: bool | None
-    deferrable: bool | None
-    row_factory: Any
-    cursor_factory: Any
-    server_cursor_factory: Any
-    prepare_threshold: int | None
-    notice_handlers: list[Any]
-    notify_handlers: list[Any]
-
-    @classmethod
-    def of(cls, conn: psycopg.AsyncConnection[Any]) -> Baseline:
-        """What a connection has now."""
-        handlers = {"notice_handlers", "notify_handlers"}
-        own = {name: getattr(conn, name) for name in cls.__slots__ if name not in handlers}
-        return cls(
-            **own,
-            notice_handlers=list(conn._notice_handlers),
-            notify_handlers=list(conn._notify_handlers),
-        )
-
-    async def restore(self, conn: psycopg.AsyncConnection[Any]) -> None:
-        """Put it back; there is no I/O in this, as no transaction is open."""
-        if backlog := getattr(conn, "_notifies_backlog", None):
-            backlog.clear()
-        if self == Baseline.of(conn):
-            return
-        await conn.set_autocommit(self.autocommit)
-        await conn.set_isolation_level(self.isolation_level)
-        await conn.set_read_only(self.read_only)
-        await conn.set_deferrable(self.deferrable)
-        conn.row_factory = self.row_factory
-        conn.cursor_factory = self.cursor_factory
-        conn.server_cursor_factory = self.server_cursor_factory
-        conn.prepare_threshold = self.prepare_threshold
-        conn._notice_handlers[:] = self.notice_handlers
-        conn._notify_handlers[:] = self.notify_handlers
-
-
-class Bond:
-    """What the pool keeps of a connection besides psycopg's object, to part from it properly.
-
-    psycopg closes a connection by itself when it is interrupted again while it cancels a query. Its
-    backend works on, then, and neither psycopg nor libpq can reach it any more.
-    """
-
-    def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
-        self.baseline = Baseline.of(conn)
-        # Made now, since libpq makes none for a connection that is closed. Only since its version
-        # 17 can a cancel be sent without blocking; the older way would stop all threads.
-        self._cancel = conn.pgconn.cancel_conn() if capabilities.has_cancel_safe() else None
-        # The socket once more: the only witness that outlives libpq's own descriptor.
-        self._wire = socket.socket(fileno=socket.dup(conn.pgconn.socket))
-        self._wire.setblocking(False)
-        weakref.finalize(conn, self._wire.close)
-
-    async def end_orphan(self) -> None:
-        """Cancel what a backend still runs for a connection that is closed on our side only."""
-        if self._cancel is not None and not self._hung_up():
-            with suppress(psycopg.Error):
-                self._cancel.start()
-                work = generators.cancel(self._cancel)
-                await waiting.wait_conn_async(work, interval=0.1, timeout=CANCEL_TIMEOUT)
-
-    async def hang_up(self) -> None:
-        """Wait until the server has closed its end: then its backend is gone."""
-        with closing(self._wire) as wire, suppress(OSError):
-            while await get_running_loop().sock_recv(wire, 4096):
-                pass
-
-    def shut(self, how: int) -> None:
-        """Let nothing more go out, or in; what waits for that ends with an error."""
-        with suppress(OSError):
-            self._wire.shutdown(how)
-
-    def _hung_up(self) -> bool:
-        try:
-            while self._wire.recv(4096):
-                pass
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-        return True
 
 
 class PsycopgConnector(Generic[ACT]):
