@@ -374,12 +374,13 @@ def test_a_folder_without_owner_and_warden_is_swept_with_its_server(
         wardens = [p.pid for p in _warden.processes() if f"_warden.py {orphan}" in p.command]
         _warden.send([*wardens, owner.pid], signal.SIGKILL)
     assert len(wardens) == 1
-    assert len(running_in(base)) == 1
+    # A child that has just been forked still bears its parent's command line.
+    assert _warden.wait_until(lambda: len(running_in(base)) == 1, 10)
 
     async def start_another() -> None:
         async with postgres(source=own):
             assert not orphan.exists()
-            assert len(running_in(base)) == 1
+            assert _warden.wait_until(lambda: len(running_in(base)) == 1, 10)
 
     asyncio.run(start_another())
 

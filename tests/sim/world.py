@@ -142,9 +142,14 @@ class World(looptime.LoopTimeEventLoop, asyncio.SelectorEventLoop):
         for _ in range(random.randrange(5, 40)):
             self._happen()
             await asyncio.sleep(random.choice([0, 0, 0, 0.001, 0.2, 1.0, 5.0]))
-        close_early = random.random() < 0.3
-        if not close_early:
+        end = random.choice(["in good weather", "in good weather", "at once", "in an outage"])
+        if end == "in good weather":
             await self._clear_up(keeper)
+        elif end == "in an outage":
+            self.connector.climate = Climate(error=1.0)
+            for entry in sorted(core.ledger.entries, key=_number):
+                self._lose(entry)
+            await asyncio.sleep(random.choice([0.01, 0.2, 1.0]))
         await self._end()
 
     async def _clear_up(self, keeper: asyncio.Task[None]) -> None:
