@@ -72,8 +72,13 @@ def family(heads: Iterable[int]) -> list[int]:
 
 def heads_of(data: Path) -> list[int]:
     """Whatever runs on the data folder `data`: postgres, initdb, pg_basebackup."""
-    mark = f" -D {data} "
-    return [process.pid for process in processes() if mark in process.command + " "]
+    return [process.pid for process in headed(f" -D {data} ")]
+
+
+def headed(mark: str) -> list[Process]:
+    """The processes with `mark` in their command, but for children that still bear a parent's."""
+    found = {each.pid: each for each in processes() if mark in each.command + " "}
+    return [each for each in found.values() if each.parent not in found]
 
 
 def send(pids: Iterable[int], number: signal.Signals) -> None:

@@ -79,8 +79,7 @@ def own() -> Source:
 
 def running_in(folder: Path) -> list[str]:
     """The server programs that run on any data folder in `folder`."""
-    mark = f" -D {folder}/"
-    return [process.command for process in _warden.processes() if mark in process.command]
+    return [process.command for process in _warden.headed(f" -D {folder}/")]
 
 
 @asynccontextmanager
@@ -374,13 +373,12 @@ def test_a_folder_without_owner_and_warden_is_swept_with_its_server(
         wardens = [p.pid for p in _warden.processes() if f"_warden.py {orphan}" in p.command]
         _warden.send([*wardens, owner.pid], signal.SIGKILL)
     assert len(wardens) == 1
-    # A child that has just been forked still bears its parent's command line.
-    assert _warden.wait_until(lambda: len(running_in(base)) == 1, 10)
+    assert len(running_in(base)) == 1
 
     async def start_another() -> None:
         async with postgres(source=own):
             assert not orphan.exists()
-            assert _warden.wait_until(lambda: len(running_in(base)) == 1, 10)
+            assert len(running_in(base)) == 1
 
     asyncio.run(start_another())
 
