@@ -22,7 +22,7 @@ import anyio
 
 from asyncpool._connector import C, Connector
 from asyncpool._entry import DOOMED, Entry, State
-from asyncpool._ledger import Ledger
+from asyncpool._ledger import LEASED, Ledger
 from asyncpool._settings import Settings, duration
 from asyncpool._stock import Stock, outcome
 from asyncpool._waiters import Waiter
@@ -108,11 +108,18 @@ class Core(Generic[C]):
         """The same, as its entry."""
         if self._express is not get_running_loop():
             return None
-        while (entry := self.ledger.take(self._now())) is not None:
-            if self._connector.is_alive(entry.conn):
+        ledger = self.ledger
+        while ledger.idle:
+            # What `Ledger.take` does, written out: a call less where every call counts.
+            entry = ledger.idle.pop()
+            entry.state = LEASED
+            conn = entry.conn
+            ledger.leased[conn] = entry
+            if self._connector.is_alive(conn):
+                entry.lent_at = self._now()
+                entry.uses += 1
                 entry.holder = current_task()
                 return entry
-            entry.uses -= 1
             self.stock.found_lost(entry)
         return None
 
