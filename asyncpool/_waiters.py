@@ -93,7 +93,7 @@ class Waiter(asyncio.Condition, Generic[T]):
 
     It is a Condition rather than having one, and shares with the other waiters of its line what
     `asyncio.Condition.__init__` would make anew; but for its queue, where a list of one does
-    instead of a deque. That saves 900 bytes a waiter.
+    instead of a deque. One made in the usual way takes 1,070 bytes.
     """
 
     __slots__ = ("deadline", "error", "joined_at", "served", "ticket", "waiting")
