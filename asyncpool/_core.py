@@ -22,7 +22,7 @@ import anyio
 
 from asyncpool._connector import C, Connector
 from asyncpool._entry import DOOMED, Entry, State
-from asyncpool._ledger import LEASED, Ledger
+from asyncpool._ledger import IDLE, LEASED, Ledger
 from asyncpool._settings import Settings, duration
 from asyncpool._stock import Stock, outcome
 from asyncpool._waiters import Waiter
@@ -133,7 +133,11 @@ class Core(Generic[C]):
         entry.holder = None
         entry.used_at = now = self._now()
         self._counters.use_time += now - entry.lent_at
-        if not ledger.give(entry, now):
+        if entry.expires_at > now and not (ledger.oversize or ledger.line.length):
+            # `Ledger.give` in its plainest case, written out for the same reason.
+            entry.state = IDLE
+            ledger.idle.append(entry)
+        elif not ledger.give(entry, now):
             self.stock.discard(entry)
         return True
 
