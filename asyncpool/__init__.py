@@ -1,5 +1,6 @@
 """An asyncio-native connection pool for psycopg 3."""
 
+from asyncpool.connection import Connection
 from asyncpool.errors import (
     PoolClosed,
     PoolError,
@@ -15,6 +16,7 @@ from asyncpool.stats import LeaseInfo, PoolStats
 
 __all__ = [
     "AsyncConnectionPool",
+    "Connection",
     "HealthReport",
     "LeaseInfo",
     "PoolClosed",

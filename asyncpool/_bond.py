@@ -12,8 +12,7 @@ from typing import Any
 import psycopg
 from psycopg import capabilities, generators, waiting
 
-CANCEL_TIMEOUT = 1.0
-"""Seconds for a cancel request to reach the server."""
+from asyncpool._wire import CANCEL_TIMEOUT, Wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +71,15 @@ class Bond:
         # Made now, since libpq makes none for a connection that is closed. Only since its version
         # 17 can a cancel be sent without blocking; the older way would stop all threads.
         self._cancel = conn.pgconn.cancel_conn() if capabilities.has_cancel_safe() else None
+        self.wire: Wire | None = getattr(conn, "_wire", None)
         # The socket once more: the only witness that outlives libpq's own descriptor.
-        self._wire = socket.socket(fileno=socket.dup(conn.pgconn.socket))
-        self._wire.setblocking(False)
-        weakref.finalize(conn, self._wire.close)
+        if self.wire is not None:
+            self._socket = self.wire.socket
+            self.wire.kept = True
+        else:
+            self._socket = socket.socket(fileno=socket.dup(conn.pgconn.socket))
+            self._socket.setblocking(False)
+            weakref.finalize(conn, self._socket.close)
 
     async def end_orphan(self) -> None:
         """Cancel what a backend still runs for a connection that is closed on our side only."""
@@ -85,20 +89,39 @@ class Bond:
                 work = generators.cancel(self._cancel)
                 await waiting.wait_conn_async(work, interval=0.1, timeout=CANCEL_TIMEOUT)
 
+    async def settle(self) -> None:
+        """Wait until a cancelled query has come to its end."""
+        if self.wire is not None:
+            await self.wire.drained()
+
+    def take_interrupted(self) -> bool:
+        """Whether a query was cancelled since this was last asked."""
+        if self.wire is None:
+            return False
+        was, self.wire.interrupted = self.wire.interrupted, False
+        return was
+
+    def watch_again(self) -> None:
+        """The connection is clean: its end is to be noticed again."""
+        if self.wire is not None:
+            self.wire.resume()
+
     async def hang_up(self) -> None:
         """Wait until the server has closed its end: then its backend is gone."""
-        with closing(self._wire) as wire, suppress(OSError):
+        if self.wire is not None:
+            self.wire.release()
+        with closing(self._socket) as wire, suppress(OSError):
             while await get_running_loop().sock_recv(wire, 4096):
                 pass
 
     def shut(self, how: int) -> None:
         """Let nothing more go out, or in; what waits for that ends with an error."""
         with suppress(OSError):
-            self._wire.shutdown(how)
+            self._socket.shutdown(how)
 
     def _hung_up(self) -> bool:
         try:
-            while self._wire.recv(4096):
+            while self._socket.recv(4096):
                 pass
         except BlockingIOError:
             return False

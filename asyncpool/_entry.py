@@ -33,6 +33,7 @@ class Entry(Generic[C]):
     """
 
     __slots__ = (
+        "__weakref__",
         "conn",
         "expires_at",
         "holder",

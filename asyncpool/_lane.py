@@ -15,7 +15,7 @@ import psycopg
 from psycopg.abc import Params, Query
 
 from asyncpool._contexts import Exc, Lender
-from asyncpool._psycopg import ACT, IDLE
+from asyncpool._psycopg import ACT
 
 
 class Ride(Generic[ACT]):
@@ -44,10 +44,11 @@ class Ride(Generic[ACT]):
     ) -> None:
         conn, turn_back = self._conn, None
         try:
-            if self._turned and conn.pgconn.transaction_status == IDLE:
-                await conn.set_autocommit(False)
-            elif self._turned:
-                turn_back = partial(_turn_back, conn)
+            if self._turned:
+                try:
+                    await conn.set_autocommit(False)
+                except psycopg.ProgrammingError:
+                    turn_back = partial(_turn_back, conn)
         finally:
             self._pool._give_back(conn, failing=kind is not None, first=turn_back)
 

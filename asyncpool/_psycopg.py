@@ -17,10 +17,11 @@ from typing import Any, Generic, Literal
 
 import anyio
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 
-from asyncpool._bond import CANCEL_TIMEOUT, Bond
+from asyncpool._bond import Bond
+from asyncpool._dsn import check_conninfo, limits_for
+from asyncpool._wire import ACTIVE, BAD, CANCEL_TIMEOUT
 
 if sys.version_info >= (3, 13):
     from typing import TypeVar
@@ -40,15 +41,11 @@ Kwargs = (
 )
 ResetLevel = Literal["rollback", "session", "discard"]
 
-CONNECT_TIMEOUT = 10
-"""Seconds for each address, where neither conninfo, kwargs nor PGCONNECT_TIMEOUT says another."""
 CONFIGURE_TIMEOUT = 30.0
 
 IDLE = int(TransactionStatus.IDLE)
-ACTIVE = int(TransactionStatus.ACTIVE)
 INTRANS = int(TransactionStatus.INTRANS)
 INERROR = int(TransactionStatus.INERROR)
-BAD = int(psycopg.pq.ConnStatus.BAD)
 
 # The parts of DISCARD ALL, which itself may stand in no query beside another statement.
 # Source: https://www.postgresql.org/docs/current/sql-discard.html
@@ -66,8 +63,8 @@ RESETS: dict[str, str] = {
 class PsycopgConnector(Generic[ACT]):
     """`Connector[ACT]` over `connection_class.connect`.
 
-    psycopg's own connections cannot be watched: their wait owns the descriptor's one reader. So
-    `watch` does nothing, and pings and returns find out what is lost.
+    `asyncpool.Connection` is watched. psycopg's own cannot be, for their wait owns the descriptor's
+    one reader; pings and returns find out what is lost of them.
     """
 
     def __init__(
@@ -110,8 +107,7 @@ class PsycopgConnector(Generic[ACT]):
         conninfo = await settle(self._conninfo) if callable(self._conninfo) else self._conninfo
         kwargs = await settle(self._kwargs) if callable(self._kwargs) else self._kwargs
         kwargs = dict(kwargs or {})
-        if "connect_timeout" not in kwargs | check_conninfo(conninfo):
-            kwargs["connect_timeout"] = os.environ.get("PGCONNECT_TIMEOUT", CONNECT_TIMEOUT)
+        kwargs = limits_for(kwargs | check_conninfo(conninfo)) | kwargs
         conn = await self._class.connect(conninfo, **kwargs)
         try:
             if self._configure is not None:
@@ -135,6 +131,8 @@ class PsycopgConnector(Generic[ACT]):
             return  # a forked child: the session is the parent's
         bond = self._bonds.pop(conn)
         try:
+            with anyio.move_on_after(CANCEL_TIMEOUT):
+                await bond.settle()
             if conn.lock.locked():
                 bond.shut(socket.SHUT_WR)  # a borrower is inside: its next statement is to fail
             if conn.closed:
@@ -168,8 +166,14 @@ class PsycopgConnector(Generic[ACT]):
         Raises:
             psycopg.Error: it cannot be made clean; also when a statement is under way.
         """
+        bond = self._bonds[conn]
+        await bond.settle()
         status = conn.pgconn.transaction_status
-        if status == ACTIVE or conn._pipeline or conn._tpc or conn._num_transactions:
+        open_blocks = conn._num_transactions
+        if bond.take_interrupted():
+            # Its blocks were left with no time for their end.
+            open_blocks = conn._num_transactions = 0
+        if status == ACTIVE or conn._pipeline or conn._tpc or open_blocks:
             msg = f"returned in mid-operation: {conn!r}"
             raise psycopg.OperationalError(msg)
         statements = RESETS[self._reset] if isinstance(self._reset, str) else ""
@@ -185,10 +189,11 @@ class PsycopgConnector(Generic[ACT]):
             conn._prepared.clear()
             conn._prepared._to_flush.clear()
         if statements:
-            await self._bonds[conn].baseline.restore(conn)
+            await bond.baseline.restore(conn)
         elif callable(self._reset):
             await self.lend_to(self._reset, conn)
         _require_idle(conn, "reset")
+        bond.watch_again()
 
     def is_clean(self, conn: ACT) -> bool:
         """Idle, and nothing more to be done between two borrowers."""
@@ -198,6 +203,7 @@ class PsycopgConnector(Generic[ACT]):
             and conn._pipeline is None
             and not conn._num_transactions
             and conn._tpc is None
+            and ((wire := getattr(conn, "_wire", None)) is None or wire.settled)
         )
 
     def is_alive(self, conn: ACT) -> bool:
@@ -205,7 +211,13 @@ class PsycopgConnector(Generic[ACT]):
         return conn.pgconn.status != BAD
 
     def watch(self, conn: ACT, on_lost: Callable[[], None]) -> None:
-        """Nothing, for psycopg's own connections."""
+        """Have `on_lost` called when the server hangs up; psycopg's own cannot be watched."""
+        if (wire := self._bonds[conn].wire) is None:
+            return
+        if wire.up:
+            wire.on_lost = on_lost
+        else:
+            on_lost()
 
     async def ask(self, check: Callable[[ACT], Awaitable[None] | None], conn: ACT) -> None:
         """Call the user's check, and end the transaction that it may have started."""
@@ -245,32 +257,6 @@ async def settle(make: Callable[[], Any]) -> Any:
     """Call what may be a plain or an async function."""
     value = make()
     return await value if inspect.isawaitable(value) else value
-
-
-def check_conninfo(conninfo: str) -> dict[str, Any]:
-    """The parameters of a libpq connection string.
-
-    Raises:
-        ValueError: it is none. libpq's own message is left out, for it quotes what it cannot read,
-            and that may be the password.
-    """
-    if not isinstance(conninfo, str):
-        msg = f"conninfo must be a str or a callable that gives one, not {type(conninfo).__name__}"
-        raise TypeError(msg)
-    try:
-        params = dict(conninfo_to_dict(conninfo))
-    except psycopg.ProgrammingError:
-        params = None
-    if params is None or "@" in str(params.get("host", "")):
-        # The second is a password whose own @ is not percent-encoded: its end would pass as a host.
-        msg = (
-            "conninfo is neither a postgresql:// URL, with special characters percent-encoded, nor"
-            " key=value pairs that libpq knows"
-            " (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING);"
-            " it is not shown here, since it may hold a password"
-        )
-        raise ValueError(msg)
-    return params
 
 
 def _require_idle(conn: psycopg.AsyncConnection[Any], who: str) -> None:

@@ -33,6 +33,7 @@ from asyncpool._psycopg import (
     version,
 )
 from asyncpool._settings import count, duration, settings, sizes
+from asyncpool.connection import Connection
 from asyncpool.errors import (
     PoolClosed,
     PoolError,
@@ -61,7 +62,9 @@ class AsyncConnectionPool(OneShots[ACT]):
     Args:
         conninfo: a libpq connection string, or a callable, plain or async, that gives one for each
             new connection (rotated credentials).
-        connection_class: the class whose `connect` makes the connections.
+        connection_class: the class whose `connect` makes the connections: `asyncpool.Connection`,
+            one derived from it, or any other `psycopg.AsyncConnection`, which is then slower and
+            not watched.
         kwargs: keyword arguments for `connect`, a mapping or a callable that gives one.
         min_size: connections that are kept open.
         max_size: the most there may be, in every state; None: as many as `min_size`.
@@ -97,7 +100,7 @@ class AsyncConnectionPool(OneShots[ACT]):
         self,
         conninfo: Conninfo = "",
         *,
-        connection_class: type[ACT] = cast("type[ACT]", psycopg.AsyncConnection),  # noqa: B008
+        connection_class: type[ACT] = cast("type[ACT]", Connection),  # noqa: B008
         kwargs: Kwargs | None = None,
         min_size: int = 4,
         max_size: int | None = None,

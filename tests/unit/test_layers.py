@@ -19,7 +19,18 @@ FLOORS = [
     ["_stock"],
     ["_core"],
     ["_keeper"],
-    ["_insight", "_bond", "_psycopg", "_contexts", "_lane", "health", "pool"],
+    [
+        "_insight",
+        "_dsn",
+        "_wire",
+        "connection",
+        "_bond",
+        "_psycopg",
+        "_contexts",
+        "_lane",
+        "health",
+        "pool",
+    ],
     ["__init__"],
 ]
 FLOOR = {module: number for number, floor in enumerate(FLOORS) for module in floor}

@@ -1,0 +1,340 @@
+"""One connection's socket, watched for as long as the connection lives.
+
+It advances psycopg's generators as the socket becomes ready, takes in what arrives when nobody has
+asked, and sees the end of file when the server goes away. It knows the socket and libpq's record of
+the connection, not the pool, and holds the connection itself weakly.
+
+What is registered with the event loop is a duplicate of the descriptor: libpq closes its own when
+the server goes away, and the number may then be another's while the loop still has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+import threading
+import weakref
+from asyncio import get_running_loop
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import Context, copy_context
+from time import monotonic
+from typing import Any
+
+import psycopg
+from psycopg import waiting
+from psycopg.pq import ConnStatus, TransactionStatus
+
+WAIT_R, WAIT_W = int(waiting.WAIT_R), int(waiting.WAIT_W)
+READY_R, READY_W = int(waiting.READY_R), int(waiting.READY_W)
+ACTIVE = int(TransactionStatus.ACTIVE)
+BAD = int(ConnStatus.BAD)
+
+HUNG_UP = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
+
+BUSY_TIME = 0.005
+"""Seconds for which work that never has to wait may keep the loop from its other tasks."""
+CANCEL_TIMEOUT = 1.0
+"""Seconds for a cancel request to reach the server."""
+DRAIN_TIMEOUT = 5.0
+"""Seconds for a cancelled query to come to its end; then its connection is closed."""
+AGAIN = 0.05
+"""Seconds until a cancel request is repeated; doubled each time."""
+
+
+class Wire:
+    """The watch over one connection's socket, and the one operation that goes over it.
+
+    Args:
+        conn: an open connection, of which a weak reference is kept.
+
+    Raises:
+        OSError: there is no descriptor left for the duplicate.
+        NotImplementedError: the event loop cannot watch descriptors.
+    """
+
+    def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        self.loop = get_running_loop()
+        self.pgconn = conn.pgconn
+        self.settled = False
+        """Watched, and not in the middle of ending a cancelled query."""
+        self.up = True
+        """False once the server has hung up, or the connection is given up."""
+        self.kept = False
+        """Whether the socket is to outlive the closing of the connection, for the pool to end."""
+        self.interrupted = False
+        """Whether a query was cancelled since the connection was last made clean."""
+        self.draining: asyncio.Task[None] | None = None
+        """What brings a cancelled query to its end."""
+        self.on_lost: Callable[[], None] | None = None
+        self.reading = False
+        self._writing = False
+        self._conn = weakref.ref(conn)
+        self._gen: Any = None
+        self._want = WAIT_R
+        self._future: asyncio.Future[Any] | None = None
+        self._context: Context | None = None
+        self._pid = os.getpid()
+        self._thread = threading.get_ident()
+        self._poll = select.poll()
+        self.socket = socket.socket(fileno=socket.dup(conn.pgconn.socket))
+        self._fd = self.socket.fileno()
+        try:
+            self.socket.setblocking(False)
+            self._poll.register(self._fd, select.POLLIN | select.POLLOUT | HUNG_UP)
+            self.resume()
+        except BaseException:
+            self.socket.close()
+            raise
+        weakref.finalize(conn, self.dispose)
+
+    def start(self, gen: Any, want: int) -> asyncio.Future[Any]:
+        """Let a generator go on whenever the socket is ready for it; returns its outcome to be."""
+        if not self.reading:
+            self.resume()
+        self._gen = gen
+        self._want = want
+        self._context = copy_context()
+        self._future = future = self.loop.create_future()
+        if want & WAIT_W:
+            self._go_on(0)
+        return future
+
+    def forget(self, gen: Any) -> bool:
+        """Whether a generator was still under way; if so it is no longer."""
+        if self._gen is not gen:
+            return False
+        self._end()
+        gen.close()
+        return True
+
+    def is_under_way(self, gen: Any) -> bool:
+        """Whether the generator has not come to its end."""
+        return self._gen is gen
+
+    def overdue(self) -> None:
+        """The generator's time is up: have a last look, then end it with psycopg's own error."""
+        if self._gen is not None and self._ready(WAIT_R):
+            self._readable()
+        future = self._future
+        if future is not None and not future.done():
+            self._end()
+            future.set_exception(psycopg.errors._WaitTimeout("wait timeout expired"))
+
+    def tick(self) -> None:
+        """Tell the generator that nothing has come, as psycopg before 3.3 does for `notifies`."""
+        if self._gen is not None:
+            self._go_on(0, tell=True)
+
+    def drain(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        """Have the query under way cancelled on the server and brought to its end."""
+        self.settled, self.interrupted = False, True
+        if self.loop.is_closed():
+            self._give_up()
+            return
+        self._future = future = self.loop.create_future()
+        work = self._drain(conn, future)
+        self.draining = self.loop.create_task(work, name="asyncpool: drain", context=Context())
+
+    async def drained(self) -> None:
+        """Wait for the end of a cancelled query; not to be waited for by two at once."""
+        while (task := self.draining) is not None:
+            await asyncio.wait({task})
+
+    def resume(self) -> None:
+        """Watch again, or on another loop than before."""
+        if not self.up or self.reading:
+            return
+        # The loop keeps the context of this call; a request's variables are not to stay with it.
+        Context().run(self.loop.add_reader, self._fd, self._readable)
+        self.reading = True
+        self.settled = self.draining is None
+
+    def move(self) -> None:
+        """Belong to the running loop from now on."""
+        self._unwatch()
+        self.loop = get_running_loop()
+        self._thread = threading.get_ident()
+        self.resume()
+
+    def release(self) -> socket.socket:
+        """Watch no longer; whoever still waits gets an error. Returns the socket, still open."""
+        self.up, self.on_lost = False, None
+        self._unwatch()
+        if self.draining is not None and not self.loop.is_closed():
+            self.draining.cancel()
+        future = self._future
+        if self._gen is not None:
+            self._end()
+            if future is not None and not future.done():
+                future.set_exception(psycopg.OperationalError("the connection was closed"))
+        return self.socket
+
+    def dispose(self) -> None:
+        """Leave no registration and no descriptor behind, from whichever thread."""
+        with suppress(RuntimeError):
+            if self.reading and threading.get_ident() != self._thread and self.loop.is_running():
+                self.loop.call_soon_threadsafe(self.dispose)
+                return
+        self.release()
+        self.socket.close()
+
+    # What follows runs in the loop's callbacks.
+
+    def _readable(self) -> None:
+        if self._gen is None:
+            self._unasked()
+        elif self._want & WAIT_R:
+            self._go_on(READY_R)
+        else:
+            self._pause()
+
+    def _writable(self) -> None:
+        self._go_on(0)
+
+    def _go_on(self, ready: int, *, tell: bool = False) -> None:
+        """Advance the generator with what is ready, and on as long as the socket takes more."""
+        gen, future, want = self._gen, self._future, self._want
+        assert self._context is not None, "bug: a generator with no context"
+        assert future is not None, "bug: a generator with nobody to tell"
+        send, since = self._context.run, 0.0
+        try:
+            if ready or tell:
+                want = send(gen.send, ready)
+                while ready & READY_R and want & WAIT_R and self._is_hung_up():
+                    want = send(gen.send, READY_R)
+            while want & WAIT_W:
+                # A socket asked for writing is nearly always writable.
+                now = monotonic()
+                since = since or now
+                if now - since > BUSY_TIME or not (ready := self._ready(want)):
+                    if not self._writing:
+                        Context().run(self.loop.add_writer, self._fd, self._writable)
+                        self._writing = True
+                    break
+                want = send(gen.send, ready)
+            else:
+                if self._writing:
+                    self._stop_writing()
+            self._want = want
+        except StopIteration as end:
+            self._end()
+            if not future.done():
+                future.set_result(end.value)
+        except BaseException as error:
+            self._failed(future, error)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            # The exception's traceback has this frame, which is not to have the exception.
+            del future
+
+    def _failed(self, future: asyncio.Future[Any], error: BaseException) -> None:
+        self._end()
+        if not future.done():
+            future.set_exception(error)
+        if self.pgconn.status == BAD:
+            self._lose()
+
+    def _unasked(self) -> None:
+        """Take in notices, notifications and the end of the connection, with no query under way."""
+        conn, pgconn = self._conn(), self.pgconn
+        backlog = getattr(conn, "_notifies_backlog", None)
+        if (
+            conn is None
+            or pgconn.transaction_status == ACTIVE
+            or (backlog is None and conn.lock.locked())
+        ):
+            # Rows that nobody asked for yet, or somebody is iterating over notifies().
+            self._pause()
+            return
+        # The server's last words and the end of file are two reads.
+        while True:
+            with suppress(psycopg.Error):
+                pgconn.consume_input()
+                pgconn.is_busy()  # it passes notices to their handlers
+            if pgconn.status == BAD:
+                self._lose()
+                return
+            if not self._is_hung_up():
+                break
+        if conn._notify_handlers or backlog is not None:
+            while (notify := pgconn.notifies()) is not None:
+                if pgconn.notify_handler is not None:
+                    pgconn.notify_handler(notify)
+
+    def _is_hung_up(self) -> bool:
+        """Whether the other end is gone, be there still something to read or not.
+
+        uvloop tells of that once and never again.
+        """
+        return any(event & HUNG_UP for _, event in self._poll.poll(0))
+
+    def _ready(self, want: int) -> int:
+        """What the socket is ready for at this very moment."""
+        ready = 0
+        for _, event in self._poll.poll(0):
+            ready |= READY_R if event & ~select.POLLOUT else 0
+            ready |= READY_W if event & (select.POLLOUT | select.POLLERR | select.POLLHUP) else 0
+        return ready & want
+
+    async def _drain(self, conn: psycopg.AsyncConnection[Any], future: asyncio.Future[Any]) -> None:
+        pause = AGAIN
+        try:
+            async with asyncio.timeout(DRAIN_TIMEOUT):
+                # A request that came before the query did has had no effect.
+                while not future.done():
+                    await conn.cancel_safe(timeout=CANCEL_TIMEOUT)
+                    await asyncio.wait({future}, timeout=pause)
+                    pause *= 2
+        except BaseException as error:
+            # Also when the cancel request may be on its way still: it would hit the next query.
+            self._give_up()
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            if future.done() and not future.cancelled():
+                future.exception()  # it was expected
+            self.draining = None
+            self.settled = self.reading
+
+    def _give_up(self) -> None:
+        future = self._future
+        if self._gen is not None:
+            self._end()
+            if future is not None:
+                future.cancel()
+        self.pgconn.finish()
+        self._lose()
+
+    def _lose(self) -> None:
+        self.up = False
+        self._unwatch()
+        tell, self.on_lost = self.on_lost, None
+        if tell is not None:
+            tell()
+
+    def _pause(self) -> None:
+        if self.reading:
+            self.reading = self.settled = False
+            self.loop.remove_reader(self._fd)
+
+    def _end(self) -> None:
+        self._gen = self._future = self._context = None
+        if self._writing:
+            self._stop_writing()
+
+    def _stop_writing(self) -> None:
+        self._writing = False
+        self.loop.remove_writer(self._fd)
+
+    def _unwatch(self) -> None:
+        if self.loop.is_closed() or os.getpid() != self._pid:
+            # In a forked child the selector is the parent's too.
+            self.reading = self.settled = self._writing = False
+            return
+        self._pause()
+        if self._writing:
+            self._stop_writing()

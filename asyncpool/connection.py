@@ -1,0 +1,115 @@
+"""The connection that the pool makes by default: psycopg's, with waits of our own.
+
+psycopg registers its socket with the event loop anew for each wait. Here it stays registered for
+the connection's life, so that a query costs less, the end of the server is seen at once, and a
+cancelled query is brought to its end behind its caller's back. All else is psycopg's.
+"""
+
+from __future__ import annotations
+
+import sys
+from asyncio import get_running_loop, sleep
+from time import monotonic
+from typing import Any, Self, TypeVar, cast
+
+import psycopg
+from psycopg.abc import PQGen
+from psycopg.rows import Row
+
+from asyncpool._wire import ACTIVE, BUSY_TIME, Wire
+
+__all__ = ["Connection"]
+
+RV = TypeVar("RV")
+
+_last_pause = 0.0
+"""When the event loop was last let in by work that never had to wait."""
+
+
+class Connection(psycopg.AsyncConnection[Row]):
+    """A `psycopg.AsyncConnection` whose socket the event loop watches all the time.
+
+    It does what psycopg's does, with or without a pool. What differs:
+
+    - A cancelled call raises at once. The query is cancelled on the server in the background, and
+      the next call on this connection first waits until that is done; where it cannot be done in a
+      few seconds the connection is closed.
+    - Notices and notifications reach their handlers as they arrive, also between calls.
+    - It has one descriptor more.
+
+    Where the event loop cannot watch descriptors, as on Windows, it waits as psycopg does.
+    """
+
+    _wire: Wire | None = None
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+        """Connect, with the arguments of `psycopg.AsyncConnection.connect`."""
+        conn = await super().connect(conninfo, **kwargs)
+        if sys.platform != "win32":
+            try:
+                conn._wire = Wire(conn)
+            except NotImplementedError:
+                pass
+            except OSError as error:
+                await super(Connection, conn).close()
+                msg = f"cannot watch the connection: {error}"
+                raise psycopg.OperationalError(msg) from error
+        return conn
+
+    async def close(self) -> None:
+        """Close the connection; in a pool with `close_returns`, return it."""
+        await super().close()
+        if (wire := self._wire) is not None and self.closed:
+            if wire.kept:
+                wire.release()
+            else:
+                wire.dispose()
+
+    async def wait(
+        self, gen: PQGen[RV], interval: float | None = None, timeout: float | None = None
+    ) -> RV:
+        """See `psycopg.AsyncConnection.wait`."""
+        wire = self._wire
+        if wire is None:
+            limits = {"interval": interval, "timeout": timeout}
+            given = {name: value for name, value in limits.items() if value is not None}
+            return await super().wait(gen, **given)
+        if wire.draining is not None:
+            await wire.drained()
+        try:
+            want = next(gen)
+        except StopIteration as end:
+            await self._breathe(wire)
+            return cast("RV", end.value)
+        if get_running_loop() is not wire.loop:
+            wire.move()
+        future = wire.start(gen, want)
+        timer = None
+        if timeout is not None:
+            timer = wire.loop.call_later(timeout, wire.overdue)
+        elif interval is not None:
+            timer = wire.loop.call_later(interval, wire.tick)
+        try:
+            return cast("RV", await future)
+        except BaseException:
+            if wire.is_under_way(gen):
+                # Cancelled; what is left of a query is not this caller's to wait for.
+                if self.pgconn.transaction_status == ACTIVE:
+                    wire.drain(self)
+                else:
+                    wire.forget(gen)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    async def _breathe(self, wire: Wire) -> None:
+        """After work that did not have to wait: watch again, and let other tasks in at times."""
+        global _last_pause  # noqa: PLW0603 - one loop, one clock
+        if not wire.reading and self.pgconn.transaction_status != ACTIVE:
+            wire.resume()
+        if (now := monotonic()) - _last_pause >= BUSY_TIME:
+            _last_pause = now
+            await sleep(0)
+            _last_pause = monotonic()
