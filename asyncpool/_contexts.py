@@ -53,10 +53,12 @@ class Lease(Generic[ACT]):
 
     async def __aenter__(self) -> ACT:
         pool = self._pool
-        entry = pool._core.take_now()
+        core = pool._core
+        entry = core.take_now()
         if entry is None:
-            pool._ensure_open()
-            entry = pool._core.ledger.leased[await pool._core.acquire(self._timeout)]
+            if core.home is None:
+                pool._ensure_open()
+            entry = await core.acquire_entry(self._timeout)
         conn = entry.conn
         conn._pool = pool  # type: ignore[assignment]
         self._entry = entry

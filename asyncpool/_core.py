@@ -56,7 +56,8 @@ class Core(Generic[C]):
         self.stock.trusting = check is None
         self._connector = connector
         self._check = check
-        self._home: asyncio.AbstractEventLoop | None = None
+        self.home: asyncio.AbstractEventLoop | None = None
+        """The loop that it was opened on."""
         self._express: asyncio.AbstractEventLoop | None = None
         """The loop on which an idle connection is lent with no further question."""
         self._ready: asyncio.AbstractEventLoop | None = None
@@ -73,7 +74,7 @@ class Core(Generic[C]):
     @property
     def opened(self) -> bool:
         """Whether it was ever opened."""
-        return self._home is not None
+        return self.home is not None
 
     @property
     def closed(self) -> bool:
@@ -83,16 +84,16 @@ class Core(Generic[C]):
     @property
     def usable(self) -> bool:
         """Whether it is open, on this very loop."""
-        return not self.closed and self._home is get_running_loop()
+        return not self.closed and self.home is get_running_loop()
 
     def open(self) -> None:
         """Belong to the running loop from now on, and start opening `min_size` connections."""
-        self._home = get_running_loop()
+        self.home = get_running_loop()
         # asyncio's own time() is a method around time.monotonic(); half the cost without it.
-        plain = type(self._home).time is asyncio.BaseEventLoop.time
-        self._now = self.stock.time = time.monotonic if plain else self._home.time
-        self._ready = self._home
-        self._express = self._home if self._check is None else None
+        plain = type(self.home).time is asyncio.BaseEventLoop.time
+        self._now = self.stock.time = time.monotonic if plain else self.home.time
+        self._ready = self.home
+        self._express = self.home if self._check is None else None
         if self.settings.min_size == 0:
             self.stock.full.set()
         self.stock.refill()
@@ -155,7 +156,7 @@ class Core(Generic[C]):
         """
         if first is None and self.release_now(conn):
             return
-        if self._home is not get_running_loop():
+        if self.home is not get_running_loop():
             raise self._wrong_loop()
         entry = self.ledger.take_back(conn)
         if entry is None:
@@ -192,24 +193,32 @@ class Core(Generic[C]):
             PoolClosed: the pool is closed, or was while waiting.
             PoolWrongLoop: the pool is open on another loop.
         """
-        self.admit()
-        timeout = self.settings.timeout if timeout is None else duration("timeout", timeout)
-        deadline = checked_by = self.stock.time() + timeout
+        return (await self.acquire_entry(timeout)).conn
+
+    async def acquire_entry(self, timeout: float | None) -> Entry[C]:
+        """The same, as its entry."""
+        if self._ready is not get_running_loop():
+            self.admit()
+        ledger, counters, now = self.ledger, self._counters, self._now()
+        timeout = ledger.settings.timeout if timeout is None else duration("timeout", timeout)
+        deadline = checked_by = now + timeout
         if not timeout:
             # With timeout=0 no connection may be waited for, but the check of one has to be.
             checked_by += self.settings.ping_timeout
-        counters = self.stock.counters
-        ticket = self.ledger.line.ticket()
+        ticket = ledger.line.ticket()
         again = False
         try:
             while True:
-                entry = self.ledger.take(self.stock.time())
+                entry = ledger.take(now)
                 if entry is None:
-                    waiter = self._join(timeout, deadline, ticket, again)
+                    waiter = self._join(now, timeout, deadline, ticket, again)
                     try:
-                        entry = await self.ledger.line.wait(waiter)
+                        # What `Line.wait` does, written out: a coroutine less.
+                        while waiter.waiting:
+                            await waiter.wait()
+                        entry = waiter.outcome()
                     except BaseException:
-                        counters.wait_time += self.stock.time() - waiter.joined_at
+                        counters.wait_time += self._now() - waiter.joined_at
                         self._leave(waiter)
                         raise
                     counters.wait_time += entry.lent_at - waiter.joined_at
@@ -221,8 +230,9 @@ class Core(Generic[C]):
                     entry.uses -= 1
                     self.stock.found_lost(entry)
                 elif self._check is None or await self._passes(entry, timeout, checked_by):
-                    return entry.conn
+                    return entry
                 again = True
+                now = self._now()
         except asyncio.CancelledError:
             counters.requests_cancelled += 1
             raise
@@ -234,7 +244,7 @@ class Core(Generic[C]):
         """Raise unless the pool can be used here and now."""
         if self.closed:
             raise self._closed()
-        if self._home is not get_running_loop():
+        if self.home is not get_running_loop():
             raise self._wrong_loop()
 
     def resize(self, min_size: int, max_size: int) -> None:
@@ -258,7 +268,7 @@ class Core(Generic[C]):
         Under an anyio scope that is cancelled it goes on to its end; a task that is cancelled gets
         its CancelledError at once, and the pool closes behind its back.
         """
-        if self.opened and self._home is not get_running_loop():
+        if self.opened and self.home is not get_running_loop():
             raise self._wrong_loop()
         if self._closing is None:
             self._express = self._ready = None
@@ -273,27 +283,31 @@ class Core(Generic[C]):
 
     def forsake(self) -> list[C]:
         """Give up everything with no I/O and no await: as garbage, or after a fork."""
-        self._express = self._ready = self._home = None
+        self._express = self._ready = self.home = None
         self.stock.closing = True
         self.stock.stop_retrying()
         self.ledger.line.stop()
         self.stock.crew.dismiss()
         return [entry.conn for entry in self.ledger.entries if hasattr(entry, "conn")]
 
-    def _join(self, timeout: float, deadline: float, ticket: int, again: bool) -> Waiter[Entry[C]]:
+    def _join(
+        self, now: float, timeout: float, deadline: float, ticket: int, again: bool
+    ) -> Waiter[Entry[C]]:
         """Take the ticket's place in the line, again if what was served was unfit."""
-        if self.closed:
+        if self.stock.closing:
             raise self._closed()
-        line, now = self.ledger.line, self.stock.time()
+        line = self.ledger.line
         if deadline <= now:
             raise self._timeout(timeout)
-        limit = self.settings.max_waiting
+        limits = self.ledger.settings
+        limit = limits.max_waiting
         if limit and line.length >= limit and not again:
             msg = f"{line.length} requests wait already (max_waiting={limit}): shed load or grow"
             raise TooManyRequests(msg, waiting=line.length, max_waiting=limit)
         waiter = line.join(now, deadline, ticket)
-        self.stock.counters.requests_queued += 1
-        self.stock.refill()
+        self._counters.requests_queued += 1
+        if len(self.ledger.entries) < limits.max_size:
+            self.stock.refill()
         return waiter
 
     def _leave(self, waiter: Waiter[Entry[C]]) -> None:
@@ -376,7 +390,7 @@ class Core(Generic[C]):
         return PoolClosed(f"pool {self.settings.name!r} is closed")
 
     def _wrong_loop(self) -> PoolWrongLoop:
-        what = "is not open" if self._home is None else "is open on another event loop"
+        what = "is not open" if self.home is None else "is open on another event loop"
         return PoolWrongLoop(
             f"pool {self.settings.name!r} {what}: use it on the loop that opened it,"
             " and give each loop a pool of its own"

@@ -22,6 +22,7 @@ from psycopg.pq import TransactionStatus
 from asyncpool._bond import Bond
 from asyncpool._dsn import check_conninfo, limits_for
 from asyncpool._wire import ACTIVE, BAD, CANCEL_TIMEOUT
+from asyncpool.connection import Connection
 
 if sys.version_info >= (3, 13):
     from typing import TypeVar
@@ -97,6 +98,7 @@ class PsycopgConnector(Generic[ACT]):
         self._class = connection_class
         self._configure = configure
         self._reset = reset
+        self._watched = issubclass(connection_class, Connection)
         self._always_resets = reset is not None and reset != "rollback"
         self._bonds: weakref.WeakKeyDictionary[ACT, Bond] = weakref.WeakKeyDictionary()
         self._pid = os.getpid()
@@ -203,7 +205,7 @@ class PsycopgConnector(Generic[ACT]):
             and conn._pipeline is None
             and not conn._num_transactions
             and conn._tpc is None
-            and ((wire := getattr(conn, "_wire", None)) is None or wire.settled)
+            and (not self._watched or (wire := conn._wire) is None or wire.settled)  # type: ignore[attr-defined]
         )
 
     def is_alive(self, conn: ACT) -> bool:

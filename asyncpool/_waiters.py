@@ -12,20 +12,19 @@ Why hand-over
     carries the news. If the waiter turns out to be cancelled, its own `leave` finds what it was
     handed, and the pool gives it to the next. Nothing has to be guessed from who woke up.
 
-Why one lock, and a Condition for each waiter
+Why a Condition for each waiter, and no lock
     `asyncio.Condition.notify()` wakes the oldest waiter of that Condition whose future is still
     pending. With a Condition for the whole line that would nearly be the head, but only nearly: the
     head may have been cancelled in this very turn of the loop, and then the notice goes to a task
     that was handed nothing while the one that was handed the connection sleeps on. So each waiter
-    has a Condition to itself and a notice cannot reach the wrong task. That also makes a hand-over
+    is a Condition to itself and a notice cannot reach the wrong task. That also makes a hand-over
     and a departure O(1): a shared Condition searches its queue for both.
 
-    All Conditions share one lock, because what they guard is one thing, the line. Under the lock
-    nothing is awaited but the Condition, which lets go of it while it waits. So no task ever finds
-    the lock taken, taking it never suspends, and there is no await in a hand-over at which a
-    cancellation could come between the decision and the notice. `Gate` is that lock with the fact
-    made plain: taking it is an ordinary call, which timers and callbacks can make too, and finding
-    it taken is a bug. It also saves two coroutines a hand-over.
+    A Condition has a lock, so that what it guards does not change between the look and the wait.
+    What is guarded here is the line, which changes between two awaits and never across one: on one
+    event loop there is nobody to lock out. Under such a lock nothing would be awaited but the
+    Condition, which lets go of it; no task would ever find it taken. So there is none: `locked` is
+    a fact, `wait` has no way back to the lock to go, and a hand-over costs a third less.
 
 The CPython bug
     Until 3.12.2 (and in every 3.11) a notice was lost when the task it woke was cancelled before it
@@ -50,68 +49,46 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import Context
-from itertools import count, takewhile
-from typing import Any, Generic, TypeVar
+from itertools import takewhile
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
-
-
-class _Done:
-    """An awaitable that is over before it begins."""
-
-    def __await__(self) -> Iterator[Any]:
-        return _NOTHING
-
-
-_NOTHING: Iterator[Any] = iter(())
-_DONE = _Done()
-
-
-class Gate:
-    """The line's lock, which nobody ever finds taken; `asyncio.Condition` asks no more of one."""
-
-    def __init__(self) -> None:
-        self._taken = False
-
-    def locked(self) -> bool:
-        """Whether it is held in this very step."""
-        return self._taken
-
-    def acquire(self) -> _Done:
-        """Take it, at once; awaiting the answer does not suspend."""
-        assert not self._taken, "bug: the line's lock was held across a suspension"
-        self._taken = True
-        return _DONE
-
-    def release(self) -> None:
-        """Let go of it."""
-        self._taken = False
 
 
 class Waiter(asyncio.Condition, Generic[T]):
     """One place in the line. Exactly one of `served` and `error` is set when the wait is over.
 
-    It is a Condition rather than having one, and shares with the other waiters of its line what
-    `asyncio.Condition.__init__` would make anew; but for its queue, where a list of one does
-    instead of a deque. One made in the usual way takes 1,070 bytes.
+    A Condition that is waited for once, by one task, under no lock. It has slots only: one made in
+    the usual way takes 1,070 bytes.
     """
 
-    __slots__ = ("deadline", "error", "joined_at", "served", "ticket", "waiting")
+    __slots__ = ("_waiters", "deadline", "error", "joined_at", "served", "ticket", "waiting")
 
-    def __init__(
-        self, pattern: asyncio.Condition, ticket: int, joined_at: float, deadline: float
-    ) -> None:
-        self._lock = pattern._lock  # type: ignore[attr-defined]
-        self.locked = pattern.locked  # type: ignore[method-assign]
-        self.acquire = pattern.acquire  # type: ignore[method-assign]
-        self.release = pattern.release  # type: ignore[method-assign]
-        self._waiters: list[asyncio.Future[bool]] = []  # type: ignore[assignment]
+    def __init__(self, ticket: int, joined_at: float, deadline: float) -> None:
+        self._waiters: tuple[asyncio.Future[bool], ...] = ()  # type: ignore[assignment]
         self.ticket = ticket
         self.joined_at = joined_at
         self.deadline = deadline
         self.waiting = True
         self.served: T | None = None
         self.error: BaseException | None = None
+
+    def locked(self) -> bool:
+        """Always: nobody else runs between two awaits."""
+        return True
+
+    def wait(self) -> asyncio.Future[bool]:  # type: ignore[override]
+        """What to await until `notify`."""
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiters = (future,)
+        return future
+
+    def outcome(self) -> T:
+        """What it was served, once it waits no more; or its error, raised."""
+        if self.error is not None:
+            raise self.error
+        assert self.served is not None, "bug: a waiter woke up with neither item nor error"
+        return self.served
 
     def __lt__(self, other: Waiter[T]) -> bool:
         return self.deadline < other.deadline
@@ -127,22 +104,22 @@ class Line(Generic[T]):
             overdue: makes the error for a waiter whose deadline has come, still in the line.
         """
         self._overdue = overdue
-        self._gate = Gate()
-        self._pattern = asyncio.Condition(self._gate)  # type: ignore[arg-type]
         # Both keep the departed until they come to the front or outnumber those who wait.
         self._places: deque[Waiter[T]] = deque()
         self._deadlines: list[Waiter[T]] = []
-        self._tickets = count(1)
+        self._last_ticket = 0
         self.length = 0
         """Those who really wait."""
         self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = math.inf
 
     def __iter__(self) -> Iterator[Waiter[T]]:
         return (waiter for waiter in self._places if waiter.waiting)
 
     def ticket(self) -> int:
         """A number higher than all before: the order in which requests have come."""
-        return next(self._tickets)
+        self._last_ticket += 1
+        return self._last_ticket
 
     def join(self, now: float, deadline: float, ticket: int | None = None) -> Waiter[T]:
         """Take the place of that ticket; from here on a hand-over may come, even before `wait`.
@@ -155,36 +132,30 @@ class Line(Generic[T]):
         """
         if ticket is None:
             ticket = self.ticket()
-        waiter: Waiter[T] = Waiter(self._pattern, ticket, now, deadline)
-        self.length += 1
+        waiter: Waiter[T] = Waiter(ticket, now, deadline)
+        self.length = length = self.length + 1
         places = self._places
         if not places or places[-1].ticket < ticket:
             places.append(waiter)
         else:
             places.insert(sum(1 for _ in takewhile(lambda w: w.ticket < ticket, places)), waiter)
-        if len(self._places) > 2 * self.length + 64:
+        many = 2 * length + 64
+        if len(places) > many:
             self._places = deque(self)
         if deadline != math.inf:
             heapq.heappush(self._deadlines, waiter)
-            if len(self._deadlines) > 2 * self.length + 64:
+            if len(self._deadlines) > many:
                 self._deadlines = [each for each in self._deadlines if each.waiting]
                 heapq.heapify(self._deadlines)
-            if self._timer is None or deadline < self._timer.when():
+            if deadline < self._rings_at:
                 self._set_timer(deadline)
         return waiter
 
     async def wait(self, waiter: Waiter[T]) -> T:
         """Wait until it is served, or raise its error; after any exception call `leave`."""
-        self._gate.acquire()
-        try:
-            while waiter.served is None and waiter.error is None:
-                await waiter.wait()
-        finally:
-            self._gate.release()
-        if waiter.error is not None:
-            raise waiter.error
-        assert waiter.served is not None, "bug: a waiter woke up with neither item nor error"
-        return waiter.served
+        while waiter.waiting:
+            await waiter.wait()
+        return waiter.outcome()
 
     def leave(self, waiter: Waiter[T]) -> T | None:
         """Give up the place at once; returns what was handed over already, to be passed on."""
@@ -215,6 +186,7 @@ class Line(Generic[T]):
     def stop(self) -> None:
         """Leave no timer behind."""
         self._deadlines.clear()
+        self._rings_at = math.inf
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -222,20 +194,18 @@ class Line(Generic[T]):
     def _end(self, waiter: Waiter[T]) -> None:
         waiter.waiting = False
         self.length -= 1
-        gate = self._gate
-        gate.acquire()
         waiter.notify()
-        gate.release()
 
     def _set_timer(self, deadline: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         # In a context of its own: the line must not keep the first waiter's variables alive.
         loop = asyncio.get_running_loop()
+        self._rings_at = deadline
         self._timer = loop.call_at(deadline, _ring, weakref.ref(self), context=Context())
 
     def _ring(self) -> None:
-        self._timer = None
+        self._timer, self._rings_at = None, math.inf
         now = asyncio.get_running_loop().time()
         while self._deadlines:
             waiter = self._deadlines[0]

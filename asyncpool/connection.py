@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from asyncio import get_running_loop, sleep
 from time import monotonic
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
@@ -81,7 +81,7 @@ class Connection(psycopg.AsyncConnection[Row]):
             want = next(gen)
         except StopIteration as end:
             await self._breathe(wire)
-            return cast("RV", end.value)
+            return end.value  # type: ignore[no-any-return]
         if get_running_loop() is not wire.loop:
             wire.move()
         future = wire.start(gen, want)
@@ -91,7 +91,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         elif interval is not None:
             timer = wire.loop.call_later(interval, wire.tick)
         try:
-            return cast("RV", await future)
+            return await future  # type: ignore[no-any-return]
         except BaseException:
             if wire.is_under_way(gen):
                 # Cancelled; what is left of a query is not this caller's to wait for.

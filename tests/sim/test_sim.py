@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -99,37 +100,26 @@ def test_different_seeds_give_different_runs() -> None:
 
 def forget_the_notice(patch: pytest.MonkeyPatch) -> None:
     """A lost wake-up: the hand-over is written down, and its waiter not told."""
-
-    def end(self: Line[Any], waiter: Waiter[Any]) -> None:
-        waiter.waiting = False
-        self.length -= 1
-
-    patch.setattr(Line, "_end", end)
+    patch.setattr(Waiter, "notify", lambda _: None)
 
 
 def notify_whoever_comes_first(patch: pytest.MonkeyPatch) -> None:
     """A lost wake-up: one Condition for the whole line, whose notice may go to another."""
 
-    async def wait(self: Line[Any], waiter: Waiter[Any]) -> Any:
-        self._gate.acquire()
-        try:
-            while waiter.served is None and waiter.error is None:
-                await self._pattern.wait()
-        finally:
-            self._gate.release()
-        if waiter.error is not None:
-            raise waiter.error
-        return waiter.served
+    shared: deque[asyncio.Future[bool]] = deque()
 
-    def end(self: Line[Any], waiter: Waiter[Any]) -> None:
-        waiter.waiting = False
-        self.length -= 1
-        self._gate.acquire()
-        self._pattern.notify()
-        self._gate.release()
+    def wait(self: Waiter[Any]) -> asyncio.Future[bool]:
+        shared.append(asyncio.get_running_loop().create_future())
+        return shared[-1]
 
-    patch.setattr(Line, "wait", wait)
-    patch.setattr(Line, "_end", end)
+    def notify(_: Waiter[Any]) -> None:
+        while shared:
+            if not (future := shared.popleft()).done():
+                future.set_result(True)
+                break
+
+    patch.setattr(Waiter, "wait", wait)
+    patch.setattr(Waiter, "notify", notify)
 
 
 def keep_what_was_handed_over(patch: pytest.MonkeyPatch) -> None:
@@ -210,13 +200,11 @@ def send_back_to_the_end(patch: pytest.MonkeyPatch) -> None:
     """A waiter is overtaken: one who was served something unfit joins behind the others."""
     join = Core._join
 
-    def join_last(
-        self: Core[Any], timeout: float, deadline: float, ticket: int, again: bool
-    ) -> Any:
+    def join_last(self: Core[Any], *request: Any) -> Any:
         line = self.ledger.line
         before = list(line)
-        waiter = join(self, timeout, deadline, ticket, again)
-        if again and before:
+        waiter = join(self, *request)
+        if request[-1] and before:
             line._places.remove(waiter)
             line._places.append(waiter)
         return waiter

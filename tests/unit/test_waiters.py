@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from asyncpool._waiters import Gate, Line, Waiter
+from asyncpool._waiters import Line, Waiter
 from tests.unit._tools import now, settle, timers, virtual_time
 
 
@@ -365,36 +365,22 @@ class TestCosts:
         line.stop()
 
 
-class TestGate:
-    def test_finding_the_lock_taken_is_a_bug(self) -> None:
-        """Under the lock nothing is awaited, so nobody can."""
-        gate = Gate()
-        gate.acquire()
-        assert gate.locked()
-        with pytest.raises(AssertionError, match="held across a suspension"):
-            gate.acquire()
-        gate.release()
-        assert not gate.locked()
-
-    def test_taking_the_lock_does_not_suspend(self) -> None:
-        """`asyncio.Condition` awaits the answer; it is over before it begins."""
-
-        async def take(gate: Any) -> None:
-            await gate.acquire()
-
-        with pytest.raises(StopIteration):
-            take(Gate()).send(None)
-
-
 class TestWaiter:
     @virtual_time
-    async def test_a_waiter_sets_what_a_condition_would_set(self) -> None:
-        """`Waiter` skips `asyncio.Condition.__init__`: a Python that changes it is noticed here."""
-        pattern: Any = asyncio.Condition()
-        waiter: Waiter[str] = Waiter(pattern, 1, 0.0, 1.0)
-        assert vars(waiter).keys() == vars(pattern).keys()
-        shared = {"_lock", "locked", "acquire", "release"}
-        assert vars(pattern).keys() == shared | {"_waiters"}
-        assert {name: vars(waiter)[name] for name in shared} == {
-            name: vars(pattern)[name] for name in shared
-        }
+    async def test_a_waiter_is_notified_as_a_condition_is(self) -> None:
+        """It has none of what `asyncio.Condition.__init__` makes: a Python that needs it shows."""
+        waiter: Waiter[str] = Waiter(1, 0.0, 1.0)
+        assert not vars(waiter)
+        future = waiter.wait()
+        assert not future.done()
+        waiter.notify()
+        assert future.done()
+
+    @virtual_time
+    async def test_a_notice_to_one_who_was_cancelled_does_no_harm(self) -> None:
+        """Its future is done already."""
+        waiter: Waiter[str] = Waiter(1, 0.0, 1.0)
+        future = waiter.wait()
+        future.cancel()
+        waiter.notify()
+        assert future.cancelled()
