@@ -39,6 +39,9 @@ class Connector(Protocol[C]):
         """Whether it is not known to be broken, with no I/O."""
         ...
 
-    def watch(self, conn: C, on_lost: Callable[[], None]) -> None:
-        """Call `on_lost` from the event loop when the server goes away, where that can be seen."""
+    def watch(self, conn: C, on_lost: Callable[[], None]) -> bool:
+        """Call `on_lost` as soon as an idle connection is not alive any more.
+
+        False where that cannot be seen: then `is_alive` has to be asked.
+        """
         ...

@@ -116,7 +116,7 @@ class Core(Generic[C]):
             entry.state = LEASED
             conn = entry.conn
             ledger.leased[conn] = entry
-            if self._connector.is_alive(conn):
+            if entry.watched or self._connector.is_alive(conn):
                 entry.lent_at = self._now()
                 entry.uses += 1
                 entry.holder = current_task()

@@ -45,6 +45,7 @@ class Entry(Generic[C]):
         "state",
         "used_at",
         "uses",
+        "watched",
     )
 
     conn: C
@@ -61,6 +62,8 @@ class Entry(Generic[C]):
         self.holder: asyncio.Task[Any] | None = None
         self.uses = 0
         self.late = False
+        self.watched = False
+        """Whether its loss is told of, so that nobody has to ask."""
         self.predecessor: Entry[C] | None = None
         """The one to be retired once this one is open."""
 

@@ -99,7 +99,8 @@ class PsycopgConnector(Generic[ACT]):
         self._configure = configure
         self._reset = reset
         self._watched = issubclass(connection_class, Connection)
-        self._always_resets = reset is not None and reset != "rollback"
+        # With a reset of its own no connection is clean, whatever its status.
+        self._clean_status = IDLE if reset is None or reset == "rollback" else -1
         self._bonds: weakref.WeakKeyDictionary[ACT, Bond] = weakref.WeakKeyDictionary()
         self._pid = os.getpid()
 
@@ -109,7 +110,7 @@ class PsycopgConnector(Generic[ACT]):
         conninfo = await settle(self._conninfo) if callable(self._conninfo) else self._conninfo
         kwargs = await settle(self._kwargs) if callable(self._kwargs) else self._kwargs
         kwargs = dict(kwargs or {})
-        kwargs = limits_for(kwargs | check_conninfo(conninfo)) | kwargs
+        kwargs |= limits_for(check_conninfo(conninfo), kwargs)
         conn = await self._class.connect(conninfo, **kwargs)
         try:
             if self._configure is not None:
@@ -200,8 +201,7 @@ class PsycopgConnector(Generic[ACT]):
     def is_clean(self, conn: ACT) -> bool:
         """Idle, and nothing more to be done between two borrowers."""
         return (
-            conn.pgconn.transaction_status == IDLE
-            and not self._always_resets
+            conn.pgconn.transaction_status == self._clean_status
             and conn._pipeline is None
             and not conn._num_transactions
             and conn._tpc is None
@@ -212,14 +212,15 @@ class PsycopgConnector(Generic[ACT]):
         """Not closed, as far as libpq knows."""
         return conn.pgconn.status != BAD
 
-    def watch(self, conn: ACT, on_lost: Callable[[], None]) -> None:
+    def watch(self, conn: ACT, on_lost: Callable[[], None]) -> bool:
         """Have `on_lost` called when the server hangs up; psycopg's own cannot be watched."""
         if (wire := self._bonds[conn].wire) is None:
-            return
+            return False
         if wire.up:
             wire.on_lost = on_lost
         else:
             on_lost()
+        return True
 
     async def ask(self, check: Callable[[ACT], Awaitable[None] | None], conn: ACT) -> None:
         """Call the user's check, and end the transaction that it may have started."""

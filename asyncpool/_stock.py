@@ -195,7 +195,8 @@ class Stock(Generic[C]):
         # Drained while it was being opened: it may have been made with what has just changed.
         expires_at = DOOMED if entry.expires_at == DOOMED else now + life
         self.ledger.opened(entry, conn, now, expires_at)
-        self.connector.watch(conn, partial(_lost, weakref.ref(self), weakref.ref(entry)))
+        on_lost = partial(_lost, weakref.ref(self), weakref.ref(entry))
+        entry.watched = self.connector.watch(conn, on_lost)
         if (old := entry.predecessor) is not None:
             entry.predecessor = None
             if old.state is State.IDLE:
@@ -303,7 +304,7 @@ def _late(stock: weakref.ref[Stock[C]], entry: Entry[C]) -> None:
 def _lost(stock: weakref.ref[Stock[C]], place: weakref.ref[Entry[C]]) -> None:
     # Weakly, for the watch is the event loop's, and a lent connection knows its pool.
     alive, entry = stock(), place()
-    if alive is None or entry is None:
+    if alive is None or entry is None or alive.closing:
         return
     if entry.state is State.IDLE:
         alive.found_lost(entry)

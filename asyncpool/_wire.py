@@ -161,8 +161,7 @@ class Wire:
 
     def release(self) -> socket.socket:
         """Watch no longer; whoever still waits gets an error. Returns the socket, still open."""
-        self.up, self.on_lost = False, None
-        self._unwatch()
+        self._lose()
         if self.draining is not None and not self.loop.is_closed():
             self.draining.cancel()
         future = self._future

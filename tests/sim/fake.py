@@ -96,9 +96,10 @@ class FakeConnector:
         """Whether it is known to be broken."""
         return conn.alive
 
-    def watch(self, conn: FakeConn, on_lost: Callable[[], None]) -> None:
+    def watch(self, conn: FakeConn, on_lost: Callable[[], None]) -> bool:
         """The world calls `conn.lose()` when it lets the server go."""
         conn.lose = on_lost
+        return False
 
     def _forbid(self, done: bool, what: str) -> None:
         if done:

@@ -107,6 +107,8 @@ class Driver:
         self.most: Counter[str] = Counter()
         self.sockets = 0
         self.most_sockets = 0
+        self.watches = False
+        """Whether it claims to tell of every loss."""
 
     def times(self, name: str) -> list[float]:
         """When the calls of one method began."""
@@ -154,9 +156,10 @@ class Driver:
         """Whether it is known to be broken."""
         return conn.alive
 
-    def watch(self, conn: FakeConn, on_lost: Callable[[], None]) -> None:
+    def watch(self, conn: FakeConn, on_lost: Callable[[], None]) -> bool:
         """The test calls `conn.lose()` when it lets the server go."""
         conn.lose = on_lost
+        return self.watches
 
     async def _call(self, name: str) -> None:
         self.calls.append((name, now()))

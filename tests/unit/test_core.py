@@ -533,6 +533,16 @@ class TestReturns:
             assert snapshot(core).returns_bad == 1
 
     @virtual_time
+    async def test_nobody_asks_whether_a_watched_connection_is_alive(self) -> None:
+        """Its loss is told of; the others are asked each time."""
+        for watches in (True, False):
+            driver = Driver()
+            driver.watches = watches
+            async with running(driver, 1, 1) as core:
+                driver.conns[0].alive = False
+                assert (core.acquire_now() is driver.conns[0]) == watches
+
+    @virtual_time
     async def test_one_whose_loss_was_seen_while_it_was_lent_is_not_lent_again(self) -> None:
         """Even if the driver thinks well of it on its return."""
         driver = Driver()
