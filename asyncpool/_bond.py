@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import weakref
 from asyncio import get_running_loop
@@ -84,10 +85,11 @@ class Bond:
     async def end_orphan(self) -> None:
         """Cancel what a backend still runs for a connection that is closed on our side only."""
         if self._cancel is not None and not self._hung_up():
-            with suppress(psycopg.Error):
+            with suppress(psycopg.Error, TimeoutError):
                 self._cancel.start()
                 work = generators.cancel(self._cancel)
-                await waiting.wait_conn_async(work, interval=0.1, timeout=CANCEL_TIMEOUT)
+                async with asyncio.timeout(CANCEL_TIMEOUT):
+                    await waiting.wait_conn_async(work, interval=0.1)
 
     async def settle(self) -> None:
         """Wait until a cancelled query has come to its end."""

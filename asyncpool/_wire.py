@@ -177,6 +177,7 @@ class Wire:
             if self.reading and threading.get_ident() != self._thread and self.loop.is_running():
                 self.loop.call_soon_threadsafe(self.dispose)
                 return
+        self.on_lost = None
         self.release()
         self.socket.close()
 
