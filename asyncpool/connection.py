@@ -58,13 +58,21 @@ class Connection(psycopg.AsyncConnection[Row]):
         return conn
 
     async def close(self) -> None:
-        """Close the connection; in a pool with `close_returns`, return it."""
-        await super().close()
-        if (wire := self._wire) is not None and self.closed:
-            if wire.kept:
-                wire.release()
-            else:
-                wire.dispose()
+        """Close the connection; in a pool with `close_returns`, return it.
+
+        One that no pool has waits for the end of a query that was cancelled.
+        """
+        wire = self._wire
+        try:
+            if wire is not None and not wire.kept:
+                await wire.drained()
+        finally:
+            await super().close()
+            if wire is not None and self.closed:
+                if wire.kept:
+                    wire.release()
+                else:
+                    wire.dispose()
 
     async def wait(
         self, gen: PQGen[RV], interval: float | None = None, timeout: float | None = None
