@@ -7,6 +7,7 @@ borrows a connection for as long as it runs.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, cast
@@ -15,7 +16,7 @@ import psycopg
 from psycopg.abc import Params, Query
 
 from asyncpool._contexts import Exc, Lender
-from asyncpool._psycopg import ACT
+from asyncpool._psycopg import ACT, IDLE
 
 
 class Ride(Generic[ACT]):
@@ -45,16 +46,18 @@ class Ride(Generic[ACT]):
         conn, turn_back = self._conn, None
         try:
             if self._turned:
-                try:
-                    await conn.set_autocommit(False)
-                except psycopg.ProgrammingError:
+                if conn.pgconn.transaction_status == IDLE:
+                    with suppress(psycopg.ProgrammingError):  # closed in the meantime
+                        await conn.set_autocommit(False)  # no I/O
+                else:
                     turn_back = partial(_turn_back, conn)
         finally:
             self._pool._give_back(conn, failing=kind is not None, first=turn_back)
 
 
 async def _turn_back(conn: ACT) -> None:
-    # The one shot was a BEGIN: psycopg changes the mode outside of transactions only.
+    # The one shot was a BEGIN, or was cancelled and has not come to its end yet: psycopg changes
+    # the mode outside of transactions only.
     await conn.rollback()
     await conn.set_autocommit(False)
 
