@@ -149,7 +149,7 @@ def anchors(file: Path) -> set[str]:
     """What a link may point at in a file."""
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".py":
-        return set(re.findall(r"^(?:async )?def (\w+)", text, re.MULTILINE))
+        return set(re.findall(r"^ *(?:async )?def (\w+)", text, re.MULTILINE))
     headings = re.findall(r"^#+ +(.+?) *$", FENCE.sub("", text), re.MULTILINE)
     # As code hosts make them.
     return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
