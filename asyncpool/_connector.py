@@ -36,12 +36,12 @@ class Connector(Protocol[C]):
         ...
 
     def is_alive(self, conn: C) -> bool:
-        """Whether it is not known to be broken, with no I/O."""
+        """Whether it is not known to be broken, with no I/O that waits."""
         ...
 
     def watch(self, conn: C, on_lost: Callable[[], None]) -> bool:
-        """Call `on_lost` as soon as an idle connection is not alive any more.
+        """Call `on_lost` from the event loop when an idle connection is not alive any more.
 
-        False where that cannot be seen: then `is_alive` has to be asked.
+        False where that cannot be seen: then `is_alive` has to be asked each time.
         """
         ...

@@ -30,6 +30,10 @@ from asyncpool.errors import PoolClosed, PoolTimeout, PoolWrongLoop, ReleaseErro
 
 logger = logging.getLogger("asyncpool")
 
+FRESH = 0.001
+"""Seconds since its last use within which a watched connection's word is not asked for: a loop that
+has been busy for longer may not have heard of its end yet."""
+
 
 class Core(Generic[C]):
     """A bounded set of connections and the line of those who wait for one.
@@ -116,8 +120,8 @@ class Core(Generic[C]):
             entry.state = LEASED
             conn = entry.conn
             ledger.leased[conn] = entry
-            if entry.watched or self._connector.is_alive(conn):
-                entry.lent_at = self._now()
+            entry.lent_at = now = self._now()
+            if (entry.watched and now - entry.used_at < FRESH) or self._connector.is_alive(conn):
                 entry.uses += 1
                 entry.holder = current_task()
                 return entry
@@ -226,7 +230,9 @@ class Core(Generic[C]):
                 if entry.expires_at == DOOMED:
                     entry.uses -= 1
                     self.stock.discard(entry)
-                elif not self._connector.is_alive(entry.conn):
+                elif not (
+                    entry.watched and entry.lent_at - entry.used_at < FRESH
+                ) and not self._connector.is_alive(entry.conn):
                     entry.uses -= 1
                     self.stock.found_lost(entry)
                 elif self._check is None or await self._passes(entry, timeout, checked_by):

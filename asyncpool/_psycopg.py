@@ -21,7 +21,7 @@ from psycopg.pq import TransactionStatus
 
 from asyncpool._bond import Bond
 from asyncpool._dsn import check_conninfo, limits_for
-from asyncpool._wire import ACTIVE, BAD, CANCEL_TIMEOUT
+from asyncpool._wire import ACTIVE, BAD, CANCEL_TIMEOUT, Wire
 from asyncpool.connection import Connection
 
 if sys.version_info >= (3, 13):
@@ -209,8 +209,11 @@ class PsycopgConnector(Generic[ACT]):
         )
 
     def is_alive(self, conn: ACT) -> bool:
-        """Not closed, as far as libpq knows."""
-        return conn.pgconn.status != BAD
+        """Not closed, as far as libpq knows, nor hung up, where the socket can be looked at."""
+        if conn.pgconn.status == BAD:
+            return False
+        wire: Wire | None = getattr(conn, "_wire", None)
+        return wire is None or (wire.up and not wire.is_hung_up())
 
     def watch(self, conn: ACT, on_lost: Callable[[], None]) -> bool:
         """Have `on_lost` called when the server hangs up; psycopg's own cannot be watched."""

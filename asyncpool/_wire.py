@@ -128,6 +128,13 @@ class Wire:
         if self._gen is not None:
             self._go_on(0, tell=True)
 
+    def is_hung_up(self) -> bool:
+        """Whether the other end is gone, be there still something to read or not.
+
+        uvloop tells of that once and never again.
+        """
+        return any(event & HUNG_UP for _, event in self._poll.poll(0))
+
     def drain(self, conn: psycopg.AsyncConnection[Any]) -> None:
         """Have the query under way cancelled on the server and brought to its end."""
         self.settled, self.interrupted = False, True
@@ -203,7 +210,7 @@ class Wire:
         try:
             if ready or tell:
                 want = send(gen.send, ready)
-                while ready & READY_R and want & WAIT_R and self._is_hung_up():
+                while ready & READY_R and want & WAIT_R and self.is_hung_up():
                     want = send(gen.send, READY_R)
             while want & WAIT_W:
                 # A socket asked for writing is nearly always writable.
@@ -258,19 +265,12 @@ class Wire:
             if pgconn.status == BAD:
                 self._lose()
                 return
-            if not self._is_hung_up():
+            if not self.is_hung_up():
                 break
         if conn._notify_handlers or backlog is not None:
             while (notify := pgconn.notifies()) is not None:
                 if pgconn.notify_handler is not None:
                     pgconn.notify_handler(notify)
-
-    def _is_hung_up(self) -> bool:
-        """Whether the other end is gone, be there still something to read or not.
-
-        uvloop tells of that once and never again.
-        """
-        return any(event & HUNG_UP for _, event in self._poll.poll(0))
 
     def _ready(self, want: int) -> int:
         """What the socket is ready for at this very moment."""

@@ -381,7 +381,8 @@ async def test_a_transaction_that_cannot_begin_keeps_no_connection(
     dsn: str, backends: Backends
 ) -> None:
     """An error of BEGIN comes before the block, and the lease is over all the same."""
-    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+    unwatched = psycopg.AsyncConnection  # of others the pool would know
+    async with AsyncConnectionPool(dsn, min_size=1, connection_class=unwatched) as pool:
         await pool.wait()
         backends.terminate()
         with pytest.raises(psycopg.OperationalError):
