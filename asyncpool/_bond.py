@@ -6,7 +6,7 @@ import asyncio
 import socket
 import weakref
 from asyncio import get_running_loop
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,9 +112,15 @@ class Bond:
         """Wait until the server has closed its end: then its backend is gone."""
         if self.wire is not None:
             self.wire.release()
-        with closing(self._socket) as wire, suppress(OSError):
-            while await get_running_loop().sock_recv(wire, 4096):
+        with suppress(OSError):
+            while await get_running_loop().sock_recv(self._socket, 4096):
                 pass
+
+    def close(self) -> None:
+        """Close the socket; nothing else here has a descriptor of its own."""
+        if self.wire is not None:
+            self.wire.release()
+        self._socket.close()
 
     def shut(self, how: int) -> None:
         """Let nothing more go out, or in; what waits for that ends with an error."""

@@ -12,7 +12,7 @@ import socket
 import sys
 import weakref
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, Generic, Literal
 
 import anyio
@@ -132,32 +132,9 @@ class PsycopgConnector(Generic[ACT]):
         """
         if os.getpid() != self._pid:
             return  # a forked child: the session is the parent's
-        bond = self._bonds.pop(conn)
-        try:
-            with anyio.move_on_after(CANCEL_TIMEOUT):
-                await bond.settle()
-            if conn.lock.locked():
-                bond.shut(socket.SHUT_WR)  # a borrower is inside: its next statement is to fail
-            if conn.closed:
-                await bond.end_orphan()
-            elif conn.pgconn.transaction_status == ACTIVE:
-                with suppress(psycopg.Error):
-                    await conn.cancel_safe(timeout=CANCEL_TIMEOUT)
-            # Whoever waits on the descriptor must have left before it is closed, or the loop would
-            # be left with a stale registration. The second time without the server's help.
-            for _ in range(2):
-                with anyio.move_on_after(CANCEL_TIMEOUT / 4) as limit:
-                    async with conn.lock:
-                        pass
-                if not limit.cancelled_caught:
-                    break
-                bond.shut(socket.SHUT_RDWR)
-        finally:
-            # Where close() would return it, it must not; yet a borrower's release is to know it.
-            owner, conn._pool = conn._pool, None
-            await conn.close()  # does not suspend
-            conn._pool = owner
-        await bond.hang_up()
+        with closing(self._bonds.pop(conn)) as bond:
+            await self._part_from(conn, bond)
+            await bond.hang_up()
 
     async def ping(self, conn: ACT) -> None:
         """An empty query, outside any transaction."""
@@ -238,6 +215,33 @@ class PsycopgConnector(Generic[ACT]):
             await settle(lambda: callback(conn))
         finally:
             conn._pool = None
+
+    async def _part_from(self, conn: ACT, bond: Bond) -> None:
+        """End what is under way, and close psycopg's side, however much of that succeeds."""
+        try:
+            with anyio.move_on_after(CANCEL_TIMEOUT):
+                await bond.settle()
+            if conn.lock.locked():
+                bond.shut(socket.SHUT_WR)  # a borrower is inside: its next statement is to fail
+            if conn.closed:
+                await bond.end_orphan()
+            elif conn.pgconn.transaction_status == ACTIVE:
+                with suppress(psycopg.Error):
+                    await conn.cancel_safe(timeout=CANCEL_TIMEOUT)
+            # Whoever waits on the descriptor must have left before it is closed, or the loop would
+            # be left with a stale registration. The second time without the server's help.
+            for _ in range(2):
+                with anyio.move_on_after(CANCEL_TIMEOUT / 4) as limit:
+                    async with conn.lock:
+                        pass
+                if not limit.cancelled_caught:
+                    break
+                bond.shut(socket.SHUT_RDWR)
+        finally:
+            # Where close() would return it, it must not; yet a borrower's release is to know it.
+            owner, conn._pool = conn._pool, None
+            await conn.close()  # does not suspend
+            conn._pool = owner
 
 
 async def ping(conn: psycopg.AsyncConnection[Any]) -> None:
