@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import weakref
 from asyncio import get_running_loop
@@ -11,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg import capabilities, generators, waiting
 
-from asyncpool._wire import CANCEL_TIMEOUT, Wire
+from asyncpool._cancel import prepare, request
+from asyncpool._wire import Wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +68,8 @@ class Bond:
 
     def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
         self.baseline = Baseline.of(conn)
-        # Made now, since libpq makes none for a connection that is closed. Only since its version
-        # 17 can a cancel be sent without blocking; the older way would stop all threads.
-        self._cancel = conn.pgconn.cancel_conn() if capabilities.has_cancel_safe() else None
+        # Made now, since libpq makes none for a connection that is closed.
+        self._cancel = prepare(conn.pgconn)
         self.wire: Wire | None = getattr(conn, "_wire", None)
         # The socket once more: the only witness that outlives libpq's own descriptor.
         if self.wire is not None:
@@ -82,14 +80,11 @@ class Bond:
             self._socket.setblocking(False)
             weakref.finalize(conn, self._socket.close)
 
-    async def end_orphan(self) -> None:
-        """Cancel what a backend still runs for a connection that is closed on our side only."""
-        if self._cancel is not None and not self._hung_up():
+    async def cancel(self) -> None:
+        """Cancel what the backend runs, be the connection closed on our side or not."""
+        if self._cancel is not None:
             with suppress(psycopg.Error, TimeoutError):
-                self._cancel.start()
-                work = generators.cancel(self._cancel)
-                async with asyncio.timeout(CANCEL_TIMEOUT):
-                    await waiting.wait_conn_async(work, interval=0.1)
+                await request(self._cancel)
 
     async def settle(self) -> None:
         """Wait until a cancelled query has come to its end."""
@@ -127,7 +122,8 @@ class Bond:
         with suppress(OSError):
             self._socket.shutdown(how)
 
-    def _hung_up(self) -> bool:
+    def is_hung_up(self) -> bool:
+        """Whether the server has; it takes in what it has said, so libpq must be done with it."""
         try:
             while self._socket.recv(4096):
                 pass

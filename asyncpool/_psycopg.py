@@ -20,8 +20,9 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from asyncpool._bond import Bond
+from asyncpool._cancel import CANCEL_TIMEOUT
 from asyncpool._dsn import check_conninfo, limits_for
-from asyncpool._wire import ACTIVE, BAD, CANCEL_TIMEOUT, Wire
+from asyncpool._wire import ACTIVE, BAD, Wire
 from asyncpool.connection import Connection
 
 if sys.version_info >= (3, 13):
@@ -223,11 +224,9 @@ class PsycopgConnector(Generic[ACT]):
                 await bond.settle()
             if conn.lock.locked():
                 bond.shut(socket.SHUT_WR)  # a borrower is inside: its next statement is to fail
-            if conn.closed:
-                await bond.end_orphan()
-            elif conn.pgconn.transaction_status == ACTIVE:
-                with suppress(psycopg.Error):
-                    await conn.cancel_safe(timeout=CANCEL_TIMEOUT)
+            working = conn.pgconn.transaction_status == ACTIVE
+            if working or (conn.closed and not bond.is_hung_up()):
+                await bond.cancel()
             # Whoever waits on the descriptor must have left before it is closed, or the loop would
             # be left with a stale registration. The second time without the server's help.
             for _ in range(2):

@@ -27,6 +27,8 @@ import psycopg
 from psycopg import waiting
 from psycopg.pq import ConnStatus, TransactionStatus
 
+from asyncpool._cancel import prepare, request
+
 WAIT_R, WAIT_W = int(waiting.WAIT_R), int(waiting.WAIT_W)
 READY_R, READY_W = int(waiting.READY_R), int(waiting.READY_W)
 ACTIVE = int(TransactionStatus.ACTIVE)
@@ -36,8 +38,6 @@ HUNG_UP = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 
 BUSY_TIME = 0.005
 """Seconds for which work that never has to wait may keep the loop from its other tasks."""
-CANCEL_TIMEOUT = 1.0
-"""Seconds for a cancel request to reach the server."""
 DRAIN_TIMEOUT = 5.0
 """Seconds for a cancelled query to come to its end; then its connection is closed."""
 AGAIN = 0.05
@@ -286,7 +286,10 @@ class Wire:
             async with asyncio.timeout(DRAIN_TIMEOUT):
                 # A request that came before the query did has had no effect.
                 while not future.done():
-                    await conn.cancel_safe(timeout=CANCEL_TIMEOUT)
+                    if (cancel := prepare(self.pgconn)) is not None:
+                        await request(cancel)
+                    else:
+                        await conn.cancel_safe()
                     await asyncio.wait({future}, timeout=pause)
                     pause *= 2
         except BaseException as error:

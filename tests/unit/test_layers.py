@@ -22,6 +22,7 @@ FLOORS = [
     [
         "_insight",
         "_dsn",
+        "_cancel",
         "_wire",
         "connection",
         "_bond",

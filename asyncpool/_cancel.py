@@ -1,0 +1,56 @@
+"""Cancel requests: a short connection to the server that says which query is to end.
+
+psycopg's own way is for a network that answers. On its versions before 3.3 libpq is asked for
+progress where there was none, and then blocks the thread, and with it the event loop, until the
+request has gone out: on a silent network for minutes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import psycopg
+from psycopg import capabilities, waiting
+from psycopg.abc import PQGenConn
+from psycopg.pq import PollingStatus
+from psycopg.pq.abc import PGcancelConn, PGconn
+
+CANCEL_TIMEOUT = 1.0
+"""Seconds for a cancel request to reach the server."""
+
+INTERVAL = 0.5
+"""Seconds between two looks at nothing, which psycopg's wait insists on."""
+
+
+def prepare(pgconn: PGconn) -> PGcancelConn | None:
+    """The means to cancel what a connection runs, also when it is closed by then; None: no way.
+
+    Only since libpq 17 can a request be sent without blocking.
+    """
+    return pgconn.cancel_conn() if capabilities.has_cancel_safe() else None
+
+
+async def request(cancel: PGcancelConn) -> None:
+    """Send one request and wait until the server has read it; once only for each `prepare`.
+
+    Raises:
+        TimeoutError: that took longer than `CANCEL_TIMEOUT`; it may still be under way.
+        psycopg.OperationalError: the server cannot be reached.
+    """
+    async with asyncio.timeout(CANCEL_TIMEOUT):
+        await waiting.wait_conn_async(_request(cancel), interval=INTERVAL)
+
+
+def _request(cancel: PGcancelConn) -> PQGenConn[None]:
+    cancel.start()
+    wait = waiting.WAIT_W
+    while True:
+        while not (yield cancel.socket, wait):
+            pass
+        status = cancel.poll()
+        if status == PollingStatus.OK:
+            return
+        if status == PollingStatus.FAILED:
+            msg = f"the cancel request failed: {cancel.get_error_message()}"
+            raise psycopg.OperationalError(msg)
+        wait = waiting.WAIT_R if status == PollingStatus.READING else waiting.WAIT_W
