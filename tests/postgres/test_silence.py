@@ -20,7 +20,7 @@ from psycopg.conninfo import make_conninfo
 from asyncpool import AsyncConnectionPool, PoolTimeout
 
 from ._network import Network, NoNetwork
-from ._tools import Backends, all_usable, at_rest, backend_of, descriptors, eventually, in_time
+from ._tools import Backends, all_usable, backend_of, descriptors, eventually, in_time
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -317,59 +317,3 @@ async def test_close_ends_at_its_limit(network: Network, backends: Backends) -> 
     ends = await in_time(asyncio.gather(query, request, return_exceptions=True), AT_ONCE)
     assert all(isinstance(end, psycopg.OperationalError) for end in ends), ends
     await eventually(lambda: descriptors() == before)
-
-
-def test_a_pool_under_load_goes_on_after_each_silence(run: Run, network: Network) -> None:
-    """Borrowers get errors, never a hang; no place, no descriptor, no turn of the loop is lost."""
-
-    async def test() -> None:
-        before = descriptors()
-        async with AsyncConnectionPool(
-            network.dsn, min_size=2, max_size=5, kwargs=SHORT, timeout=1
-        ) as pool:
-            silent = over = False
-            served, longest = 0, 0.0
-
-            async def borrow() -> None:
-                nonlocal served
-                while not over:
-                    try:
-                        async with pool.connection() as conn:
-                            await conn.execute("SELECT pg_sleep(0.001)")
-                    except psycopg.OperationalError:
-                        assert silent
-                        assert not pool.closed
-                    served += not silent
-
-            async def tick() -> None:
-                nonlocal longest
-                while not over:
-                    started = time.monotonic()
-                    await asyncio.sleep(0.01)
-                    longest = max(longest, time.monotonic() - started)
-                    assert pool.stats().size <= pool.max_size, pool.explain()
-
-            await pool.wait()
-            tasks = [asyncio.create_task(borrow()) for _ in range(10)]
-            tasks.append(asyncio.create_task(tick()))
-            for _ in range(2):
-                so_far = served
-                await eventually(lambda: served > so_far + 50)  # noqa: B023
-                silent = True
-                network.fall_silent()
-                lost = pool.stats().returns_bad + pool.stats().lost
-                await eventually(
-                    lambda: pool.stats().returns_bad + pool.stats().lost >= lost + 2  # noqa: B023
-                )
-                network.speak()
-                await eventually(lambda: pool.stats().idle + pool.stats().leased >= 2)
-                silent = False
-            over = True
-            await in_time(asyncio.gather(*tasks))
-            assert longest < 1, "something has kept the event loop"
-            await eventually(lambda: not pool.stats().opening)
-            await at_rest(pool)
-            await all_usable(pool)
-        assert descriptors() == before
-
-    run(test())
