@@ -5,10 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks._sql import BLOCK, FETCHED, LINE
+
 ROOT = Path(__file__).resolve().parent.parent
 """Where `python -m benchmarks` works, and its own subprocesses start."""
 
-ROWS = ("cycle", "handover", "select", "opening", "memory")
+ROWS = (
+    "cycle",
+    "handover",
+    "select",
+    "transaction",
+    "fetch",
+    "copy",
+    "latency",
+    "opening",
+    "memory",
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +42,11 @@ class Plan:
     tasks: int = 200
     queries: int = 10
     """That each task runs in a round."""
+    fetches: int = 60
+    copied: float = 100.0
+    """Megabytes, each way."""
+    asked: int = 1000
+    """Queries on a single connection in a round."""
     asleep: int = 10_000
     """Waiters whose memory is measured."""
     to_open: int = 50
@@ -44,7 +61,16 @@ class Plan:
 
 def quick(plan: Plan) -> Plan:
     """For a first look: the same work, hardly repeated."""
-    return replace(plan, slice=0.02, few_times=3, queries=5, asleep=2000)
+    return replace(
+        plan,
+        slice=0.02,
+        few_times=3,
+        queries=5,
+        fetches=30,
+        copied=5.0,
+        asked=300,
+        asleep=2000,
+    )
 
 
 def tiny(plan: Plan) -> Plan:
@@ -59,6 +85,9 @@ def tiny(plan: Plan) -> Plan:
         asleep=20,
         tasks=4,
         queries=2,
+        fetches=3,
+        copied=0.1,
+        asked=3,
         to_open=3,
         delay=0.01,
         timeout=30.0,
@@ -114,13 +143,53 @@ def figures(plan: Plan) -> list[Figure]:
             "the ratio of the two, within a round",
         ),
         Figure(
-            "select-autocommit", "SELECT 1, autocommit", "µs", f"{over}: borrow, SELECT 1, return"
+            "select-autocommit",
+            "SELECT 1, autocommit",
+            "µs",
+            f"{over}: borrow, SELECT 1, return",
         ),
         Figure(
             "select-transaction",
             "SELECT 1, transaction",
             "µs",
             f"{over}: borrow, BEGIN, SELECT 1, COMMIT, return",
+        ),
+        Figure(
+            "transaction",
+            "transaction of 3 statements",
+            "µs",
+            f"{over}: borrow, BEGIN, three SELECTs of a constant with a row fetched from each,"
+            " COMMIT, return",
+        ),
+        Figure(
+            "fetch",
+            f"{FETCHED:,} rows of 10 columns",
+            "µs",
+            f"{plan.fetches} tasks over {size} connections: borrow, fetch all the rows as Python's"
+            " objects, return; integers, floats, texts, a truth value, a date, a timestamp;"
+            " psycopg's in text, asyncpg's in binary, as each comes",
+        ),
+        Figure(
+            "copy-out",
+            f"COPY {plan.copied:g} MB out",
+            "ms",
+            f"COPY (SELECT ...) TO STDOUT on one borrowed connection, lines of {LINE} bytes in"
+            " text format; psycopg hands out each line, asyncpg what has arrived; SQLAlchemy has"
+            " psycopg's own COPY and aiopg none, so both are left out",
+        ),
+        Figure(
+            "copy-in",
+            f"COPY {plan.copied:g} MB in",
+            "ms",
+            f"the same lines by COPY FROM STDIN into an empty unlogged table, from blocks of"
+            f" {LINE * BLOCK / 1e3:g} kB made ahead",
+        ),
+        Figure(
+            "latency",
+            "SELECT 1, one connection",
+            "µs",
+            f"one task, one connection that it has borrowed before, {plan.asked:,} queries one"
+            " after another, autocommit; asyncpg's reset has no part in it",
         ),
         Figure("opening-near", f"open {plan.to_open}, loopback", "ms", usable),
         Figure(

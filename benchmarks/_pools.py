@@ -10,10 +10,12 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 from urllib.parse import quote, urlencode
 
 from psycopg.conninfo import conninfo_to_dict
+
+from benchmarks._sql import Load
 
 Borrow = Callable[[], AbstractAsyncContextManager[Any]]
 
@@ -55,6 +57,26 @@ class Subject(Protocol):
     async def select(self) -> Any:
         """Borrow a connection, run `SELECT 1`, fetch the row, return the connection."""
 
+    async def transaction(self) -> None:
+        """Borrow a connection, run three statements in one transaction, return the connection."""
+
+    async def fetch(self) -> Any:
+        """Borrow a connection, fetch all rows of `FETCH`, return the connection."""
+
+    async def ask(self, conn: Any) -> Any:
+        """Run `SELECT 1` on a connection that is borrowed already, and fetch the row."""
+
+
+@runtime_checkable
+class Copier(Subject, Protocol):
+    """A pool whose connections have COPY."""
+
+    async def copy_out(self, conn: Any, load: Load) -> int:
+        """Take the lines of the load from the server, and return how many bytes they were."""
+
+    async def copy_in(self, conn: Any, load: Load) -> None:
+        """Give the lines of the load to the server."""
+
 
 Maker = Callable[[Setup], Subject]
 
@@ -62,6 +84,7 @@ OURS = "asyncpool"
 REFERENCE = "psycopg_pool"
 POOLS = {
     OURS: "ours:Ours",
+    "asyncpool-psycopg-wait": "ours:OursPsycopgWait",
     REFERENCE: "psycopg_pool:PsycopgPool",
     "asyncpg": "asyncpg:Asyncpg",
     "asyncpg-no-reset": "asyncpg:AsyncpgNoReset",

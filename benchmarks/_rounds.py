@@ -58,14 +58,12 @@ class Bench:
         self._tell = tell
         self._random = Random(plan.seed)
 
-    def setup(self, *, autocommit: bool = False) -> Setup:
-        """That of the pools in most rows."""
-        return Setup(self.plan.dsn, self.plan.size, self.plan.timeout, autocommit)
-
     @asynccontextmanager
-    async def opened(self, *, autocommit: bool = False) -> AsyncIterator[dict[str, Subject]]:
-        """Every pool, open with all its connections."""
-        setup = self.setup(autocommit=autocommit)
+    async def opened(
+        self, *, autocommit: bool = False, size: int | None = None
+    ) -> AsyncIterator[dict[str, Subject]]:
+        """Every pool, open with all its connections: as many as in most rows, or `size`."""
+        setup = Setup(self.plan.dsn, size or self.plan.size, self.plan.timeout, autocommit)
         async with AsyncExitStack() as stack:
             subjects = {}
             for name, make in self.makers.items():

@@ -1,4 +1,4 @@
-"""What is measured, a function a row."""
+"""What is measured, a function a row: here what the pools themselves do."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from functools import partial
 
 import psycopg
 
+from benchmarks import _queries
 from benchmarks._plan import Plan
 from benchmarks._pools import APPLICATION, OURS, Borrow, Maker, Setup, Subject
 from benchmarks._proxy import far_away
@@ -49,17 +50,6 @@ async def handover(bench: Bench) -> None:
         await bench.rounds("hand-over", bench.plan.some(2), turns)
 
 
-async def select(bench: Bench) -> None:
-    """The whole way to the server and back, with more tasks than connections."""
-    for mode in ("autocommit", "transaction"):
-        async with bench.opened(autocommit=mode == "autocommit") as subjects:
-            turns: dict[str, Turn] = {}
-            for name, subject in subjects.items():
-                turns[name] = partial(_selects, subject, bench.plan, f"select-{mode}")
-                await turns[name]()  # prepares the statement on each connection
-            await bench.rounds(f"SELECT 1, {mode}", bench.plan.rounds, turns)
-
-
 async def opening(bench: Bench) -> None:
     """From nothing to a full pool, on a server that is near and on one that is far away."""
     plan = bench.plan
@@ -91,7 +81,17 @@ async def memory(bench: Bench) -> None:
         await bench.rounds("memory of waiters", 1, turns)
 
 
-RUN = {"cycle": cycle, "handover": handover, "select": select, "opening": opening, "memory": memory}
+RUN = {
+    "cycle": cycle,
+    "handover": handover,
+    "select": _queries.select,
+    "transaction": _queries.transaction,
+    "fetch": _queries.fetch,
+    "copy": _queries.copy,
+    "latency": _queries.latency,
+    "opening": opening,
+    "memory": memory,
+}
 
 
 async def _spin(borrow: Borrow, times: int) -> None:
@@ -163,16 +163,6 @@ async def _asleep() -> None:
     for _ in range(20):
         await asyncio.sleep(0)
     await asyncio.sleep(0.01)
-
-
-async def _selects(subject: Subject, plan: Plan, key: str) -> dict[str, float]:
-    async def work() -> None:
-        for _ in range(plan.queries):
-            await subject.select()
-
-    with timed() as watch:
-        await asyncio.gather(*(work() for _ in range(plan.tasks)))
-    return {key: watch.spent / (plan.tasks * plan.queries) * 1e6}
 
 
 async def _open(

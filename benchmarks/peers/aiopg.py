@@ -7,6 +7,7 @@ from typing import Any
 import aiopg
 
 from benchmarks._pools import Borrow, Setup
+from benchmarks._sql import FETCH, SELECT, THREE
 
 
 class Aiopg:
@@ -34,8 +35,27 @@ class Aiopg:
         """A statement by itself, or in `cur.begin()`."""
         async with self.pool.acquire() as conn, conn.cursor() as cur:
             if self.setup.autocommit:
-                await cur.execute("SELECT 1")
+                await cur.execute(SELECT)
                 return await cur.fetchone()
             async with cur.begin():
-                await cur.execute("SELECT 1")
+                await cur.execute(SELECT)
                 return await cur.fetchone()
+
+    async def transaction(self) -> None:
+        """On one cursor, in `cur.begin()`."""
+        async with self.pool.acquire() as conn, conn.cursor() as cur, cur.begin():
+            for statement in THREE:
+                await cur.execute(statement)
+                await cur.fetchone()
+
+    async def fetch(self) -> Any:
+        """With `fetchall()`."""
+        async with self.pool.acquire() as conn, conn.cursor() as cur:
+            await cur.execute(FETCH)
+            return await cur.fetchall()
+
+    async def ask(self, conn: Any) -> Any:
+        """By a new cursor each time."""
+        async with conn.cursor() as cur:
+            await cur.execute(SELECT)
+            return await cur.fetchone()

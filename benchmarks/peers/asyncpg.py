@@ -7,6 +7,7 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped]
 
 from benchmarks._pools import Borrow, Setup, uri
+from benchmarks._sql import FETCH, SELECT, THREE, Load
 
 
 class Asyncpg:
@@ -34,9 +35,39 @@ class Asyncpg:
         """A statement by itself, or in `conn.transaction()`: asyncpg is always in autocommit."""
         async with self.pool.acquire() as conn:
             if self.setup.autocommit:
-                return await conn.fetchrow("SELECT 1")
+                return await conn.fetchrow(SELECT)
             async with conn.transaction():
-                return await conn.fetchrow("SELECT 1")
+                return await conn.fetchrow(SELECT)
+
+    async def transaction(self) -> None:
+        """In `conn.transaction()`."""
+        async with self.pool.acquire() as conn, conn.transaction():
+            for statement in THREE:
+                await conn.fetchrow(statement)
+
+    async def fetch(self) -> Any:
+        """With `fetch()`, in the binary format, which is asyncpg's only one."""
+        async with self.pool.acquire() as conn:
+            return await conn.fetch(FETCH)
+
+    async def ask(self, conn: Any) -> Any:
+        """By `fetchrow()`, from asyncpg's own cache of prepared statements."""
+        return await conn.fetchrow(SELECT)
+
+    async def copy_out(self, conn: Any, load: Load) -> int:
+        """To a coroutine, which asyncpg gives what has arrived: many lines at a time."""
+        size = 0
+
+        async def take(block: bytes) -> None:
+            nonlocal size
+            size += len(block)
+
+        await conn.copy_from_query(load.query(), output=take)
+        return size
+
+    async def copy_in(self, conn: Any, load: Load) -> None:
+        """From an asynchronous iterator."""
+        await conn.copy_to_table(load.table, source=load.source())
 
 
 class AsyncpgNoReset(Asyncpg):

@@ -1,19 +1,20 @@
-"""asyncpool."""
+"""asyncpool, with its own connections and with psycopg's."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import psycopg
+
 from asyncpool import AsyncConnectionPool
-from benchmarks._pools import Borrow, Setup
+from benchmarks._pools import Setup
+from benchmarks.peers._psycopg import Psycopg
 
 
-class Ours:
+class Ours(Psycopg):
     """min_size = max_size; `open(wait=True)`; `pool.connection()`."""
 
-    borrow: Borrow
-
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, **options: Any) -> None:
         self.pool = AsyncConnectionPool(
             setup.dsn,
             min_size=setup.size,
@@ -21,6 +22,7 @@ class Ours:
             timeout=setup.timeout,
             kwargs={"autocommit": setup.autocommit},
             open=False,
+            **options,
         )
         self.borrow = self.pool.connection
 
@@ -32,8 +34,9 @@ class Ours:
         """Close."""
         await self.pool.close()
 
-    async def select(self) -> Any:
-        """In the connection's own mode; a transaction is committed by the pool."""
-        async with self.pool.connection() as conn:
-            cur = await conn.execute("SELECT 1")
-            return await cur.fetchone()
+
+class OursPsycopgWait(Ours):
+    """With `connection_class=psycopg.AsyncConnection`, which waits as psycopg does."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup, connection_class=psycopg.AsyncConnection)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from psycopg_pool import AsyncConnectionPool
 
-from benchmarks._pools import Borrow, Setup
+from benchmarks._pools import Setup
+from benchmarks.peers._psycopg import Psycopg
 
 
-class PsycopgPool:
+class PsycopgPool(Psycopg):
     """min_size = max_size; `open(wait=True)`; `pool.connection()`."""
-
-    borrow: Borrow
 
     def __init__(self, setup: Setup) -> None:
         self.pool = AsyncConnectionPool(
@@ -32,9 +29,3 @@ class PsycopgPool:
     async def close(self) -> None:
         """Close."""
         await self.pool.close()
-
-    async def select(self) -> Any:
-        """In the connection's own mode; a transaction is committed by the pool."""
-        async with self.pool.connection() as conn:
-            cur = await conn.execute("SELECT 1")
-            return await cur.fetchone()

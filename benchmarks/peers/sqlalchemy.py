@@ -7,9 +7,12 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from benchmarks import _sql
 from benchmarks._pools import Borrow, Setup, uri
 
-SELECT = text("SELECT 1")
+SELECT = text(_sql.SELECT)
+THREE = [text(statement) for statement in _sql.THREE]
+FETCH = text(_sql.FETCH)
 
 
 class SQLAlchemy:
@@ -40,3 +43,18 @@ class SQLAlchemy:
         """By the same `text()` each time, which SQLAlchemy compiles once."""
         async with self.begin() as conn:
             return (await conn.execute(SELECT)).fetchone()
+
+    async def transaction(self) -> None:
+        """In `engine.begin()`."""
+        async with self.begin() as conn:
+            for statement in THREE:
+                (await conn.execute(statement)).fetchone()
+
+    async def fetch(self) -> Any:
+        """With `fetchall()`."""
+        async with self.begin() as conn:
+            return (await conn.execute(FETCH)).fetchall()
+
+    async def ask(self, conn: Any) -> Any:
+        """By the same `text()` each time."""
+        return (await conn.execute(SELECT)).fetchone()

@@ -1,0 +1,136 @@
+"""What is measured, a function a row: here what runs queries."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Any
+
+import psycopg
+
+from benchmarks._pools import Copier, Subject
+from benchmarks._rounds import Bench, Turn, timed
+from benchmarks._sql import LINE, Load
+
+Work = Callable[[], Awaitable[Any]]
+
+
+async def select(bench: Bench) -> None:
+    """The whole way to the server and back, with more tasks than connections."""
+    plan = bench.plan
+    for mode in ("autocommit", "transaction"):
+        async with bench.opened(autocommit=mode == "autocommit") as subjects:
+            key = f"select-{mode}"
+            turns: dict[str, Turn] = {
+                name: partial(_loaded, subject.select, plan.tasks, plan.queries, key)
+                for name, subject in subjects.items()
+            }
+            await _warm_up(turns)
+            await bench.rounds(f"SELECT 1, {mode}", plan.rounds, turns)
+
+
+async def transaction(bench: Bench) -> None:
+    """Five round trips for what is one to the borrower."""
+    plan = bench.plan
+    async with bench.opened() as subjects:
+        turns: dict[str, Turn] = {
+            name: partial(_loaded, subject.transaction, plan.tasks, plan.queries, "transaction")
+            for name, subject in subjects.items()
+        }
+        await _warm_up(turns)
+        await bench.rounds("transaction of 3 statements", plan.some(2), turns)
+
+
+async def fetch(bench: Bench) -> None:
+    """Results that take many reads."""
+    async with bench.opened(autocommit=True) as subjects:
+        turns: dict[str, Turn] = {
+            name: partial(_loaded, subject.fetch, bench.plan.fetches, 1, "fetch")
+            for name, subject in subjects.items()
+        }
+        await _warm_up(turns)
+        await bench.rounds("rows", bench.plan.some(2), turns)
+
+
+async def copy(bench: Bench) -> None:
+    """Much data over one connection, each way."""
+    load = Load(f"asyncpool_benchmark_{os.getpid()}", round(bench.plan.copied * 1e6 / LINE))
+    async with AsyncExitStack() as held:
+        watcher = await held.enter_async_context(_table(bench, load))
+        subjects = await held.enter_async_context(bench.opened(autocommit=True, size=1))
+        out: dict[str, Turn] = {}
+        into: dict[str, Turn] = {}
+        for name, subject in subjects.items():
+            if isinstance(subject, Copier):
+                conn = await held.enter_async_context(subject.borrow())
+                out[name] = partial(_copy_out, subject, conn, load)
+                into[name] = partial(_copy_in, subject, conn, load, watcher)
+        await bench.rounds("COPY out", bench.plan.some(5), out)
+        await bench.rounds("COPY in", bench.plan.some(5), into)
+
+
+async def latency(bench: Bench) -> None:
+    """A round trip with nothing to share the machine with."""
+    async with bench.opened(autocommit=True, size=1) as subjects, AsyncExitStack() as held:
+        turns: dict[str, Turn] = {}
+        for name, subject in subjects.items():
+            conn = await held.enter_async_context(subject.borrow())
+            turns[name] = partial(_asked, subject, conn, bench.plan.asked)
+        await _warm_up(turns)
+        await bench.rounds("latency", bench.plan.rounds, turns)
+
+
+async def _warm_up(turns: dict[str, Turn]) -> None:
+    """Let each prepare its statements on each connection."""
+    for turn in turns.values():
+        await turn()
+
+
+async def _loaded(work: Work, tasks: int, times: int, key: str) -> dict[str, float]:
+    async def repeat() -> None:
+        for _ in range(times):
+            await work()
+
+    with timed() as watch:
+        await asyncio.gather(*(repeat() for _ in range(tasks)))
+    return {key: watch.spent / (tasks * times) * 1e6}
+
+
+async def _asked(subject: Subject, conn: Any, times: int) -> dict[str, float]:
+    with timed() as watch:
+        for _ in range(times):
+            await subject.ask(conn)
+    return {"latency": watch.spent / times * 1e6}
+
+
+@asynccontextmanager
+async def _table(bench: Bench, load: Load) -> AsyncIterator[psycopg.AsyncConnection]:
+    """The table that is copied into, and a connection to look after it."""
+    async with await psycopg.AsyncConnection.connect(bench.plan.dsn, autocommit=True) as watcher:
+        await watcher.execute(load.definition())
+        try:
+            yield watcher
+        finally:
+            await watcher.execute(f"DROP TABLE {load.table}")
+
+
+async def _copy_out(subject: Copier, conn: Any, load: Load) -> dict[str, float]:
+    with timed() as watch:
+        size = await subject.copy_out(conn, load)
+    assert size == load.lines * LINE, f"bug: {size} bytes came out"
+    return {"copy-out": watch.spent * 1e3}
+
+
+async def _copy_in(
+    subject: Copier, conn: Any, load: Load, watcher: psycopg.AsyncConnection
+) -> dict[str, float]:
+    with timed() as watch:
+        await subject.copy_in(conn, load)
+    cur = await watcher.execute(f"SELECT count(*) FROM {load.table}")
+    row = await cur.fetchone()
+    assert row == (load.lines,), f"bug: {row} lines came in"
+    await watcher.execute(f"TRUNCATE {load.table}")
+    return {"copy-in": watch.spent * 1e3}
