@@ -12,6 +12,8 @@ from benchmarks._pools import OURS, POOLS, REFERENCE
 
 COLOURS = {OURS: "#1f5fa8", REFERENCE: "#8a8f98"}
 OTHERS = "#c3c9d2"
+REPEATS = {"handover-few": "handover-many", "select-transaction": "transaction"}
+"""Figures that are not drawn beside another that says the same."""
 
 
 def draw(report: dict[str, Any], file: Path) -> None:
@@ -23,7 +25,8 @@ def draw(report: dict[str, Any], file: Path) -> None:
     ]
     if not records:
         return
-    keys = list(dict.fromkeys(record["figure"] for record in records))
+    found = list(dict.fromkeys(record["figure"] for record in records))
+    keys = [key for key in found if REPEATS.get(key) not in found]
     loops = list(dict.fromkeys(record["loop"] for record in records))
     picture = Figure(
         figsize=(6.2 * len(loops), 0.9 + 1.75 * len(keys)), layout="constrained", facecolor="white"
