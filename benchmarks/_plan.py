@@ -42,6 +42,8 @@ class Plan:
     tasks: int = 200
     queries: int = 10
     """That each task runs in a round."""
+    pgbench: int = 2000
+    """Queries of each of pgbench's clients in a round."""
     fetches: int = 60
     copied: float = 100.0
     """Megabytes, each way."""
@@ -66,6 +68,7 @@ def quick(plan: Plan) -> Plan:
         slice=0.02,
         few_times=3,
         queries=5,
+        pgbench=1000,
         fetches=30,
         copied=5.0,
         asked=300,
@@ -85,6 +88,7 @@ def tiny(plan: Plan) -> Plan:
         asleep=20,
         tasks=4,
         queries=2,
+        pgbench=5,
         fetches=3,
         copied=0.1,
         asked=3,
@@ -146,7 +150,10 @@ def figures(plan: Plan) -> list[Figure]:
             "select-autocommit",
             "SELECT 1, autocommit",
             "µs",
-            f"{over}: borrow, SELECT 1, return",
+            f"{over}: borrow, SELECT 1, return; pgbench's lines are the time a query takes at its"
+            f" rate with -c {size} -j {min(size, 2)}, its connecting left out, and the last column"
+            " is asyncpool's share of that rate; psycopg and asyncpg prepare the statement as"
+            " -M prepared does",
         ),
         Figure(
             "select-transaction",

@@ -82,6 +82,8 @@ Maker = Callable[[Setup], Subject]
 
 OURS = "asyncpool"
 REFERENCE = "psycopg_pool"
+PGBENCH = "pgbench"
+"""No pool, but what begins the names of its lines in the table."""
 POOLS = {
     OURS: "ours:Ours",
     "asyncpool-psycopg-wait": "ours:OursPsycopgWait",

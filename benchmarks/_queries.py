@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 
+from benchmarks import _pgbench
 from benchmarks._pools import Copier, Subject
 from benchmarks._rounds import Bench, Turn, timed
 from benchmarks._sql import LINE, Load
@@ -29,6 +30,8 @@ async def select(bench: Bench) -> None:
                 for name, subject in subjects.items()
             }
             await _warm_up(turns)
+            if mode == "autocommit":
+                turns |= _pgbench.turns(bench, key)
             await bench.rounds(f"SELECT 1, {mode}", plan.rounds, turns)
 
 

@@ -8,13 +8,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks._pools import OURS
+from benchmarks._pools import OURS, PGBENCH
 
 
 def show(report: dict[str, Any], console: Console) -> None:
     """Print a table a loop, then what its numbers mean."""
     for loop, records in groupby(report["results"], key=lambda record: record["loop"]):
-        console.print(_table(loop, list(records)))
+        of_loop = list(records)
+        console.print(_table(loop, of_loop))
+        _print_shares(of_loop, console)
     _print_notes(report, console)
 
 
@@ -37,6 +39,16 @@ def _table(loop: str, records: list[dict[str, Any]]) -> Table:
             )
         table.add_section()
     return table
+
+
+def _print_shares(records: list[dict[str, Any]], console: Console) -> None:
+    for record in records:
+        if record["pool"].startswith(PGBENCH) and (share := record["asyncpool_times_better"]):
+            console.print(
+                f"{record['title']}: {OURS} has {share['median']:.0%} of the rate of"
+                f" {record['pool']} ({share['p25']:.0%}..{share['p75']:.0%}).",
+                highlight=False,
+            )
 
 
 def _print_notes(report: dict[str, Any], console: Console) -> None:

@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks import _pgbench
+from benchmarks._plan import Plan
+from benchmarks._rounds import Bench
+
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ("aiopg", "asyncpg", "matplotlib", "psycopg_pool", "rich", "sqlalchemy", "typer", "uvloop")
 MISSING = [name for name in NEEDED if find_spec(name) is None]
@@ -35,6 +39,8 @@ FIGURES = {
     "opening-far",
     "memory",
 }
+
+NO_PGBENCH = "pgbench is left out: there is no such program"
 
 pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="servers of our own need POSIX"),
@@ -75,7 +81,7 @@ def test_every_pool_has_every_figure_on_both_loops(
 ) -> None:
     """No pool fails; those without a COPY of their own are left out of its two."""
     _, report, _ = outcome
-    assert report["notes"] == []
+    assert [note for note in report["notes"] if note != NO_PGBENCH] == []
     found = {
         (record["loop"], record["figure"], record["pool"])
         for record in report["results"]
@@ -116,6 +122,45 @@ def test_the_cycle_stands_beside_its_yardsticks(
         "asyncpool acquire/release",
         "bare deque, class",
         "bare deque, @asynccontextmanager",
+    }
+
+
+@pytest.mark.skipif(_pgbench.find() is None, reason="pgbench not found")
+def test_pgbench_stands_beside_the_select_with_our_share_of_its_rate(
+    outcome: tuple[str, dict[str, Any], bytes],
+) -> None:
+    """Both of its protocols have a turn in each round, on both loops."""
+    printed, report, _ = outcome
+    found = {
+        (record["loop"], record["figure"], record["pool"])
+        for record in report["results"]
+        if record["pool"].startswith("pgbench") and record["asyncpool_times_better"]
+    }
+    assert found == {
+        (loop, "select-autocommit", f"pgbench -M {mode}")
+        for loop in ("asyncio", "uvloop")
+        for mode in ("prepared", "simple")
+    }
+    assert "of the rate of pgbench -M prepared" in " ".join(printed.split())
+
+
+def test_a_machine_without_pgbench_gets_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a pool that is not installed."""
+    monkeypatch.setattr(_pgbench, "find", lambda: None)
+    plan = Plan(dsn="", loop="asyncio", rows=[], pools=[], rounds=1, seed=0)
+    bench = Bench(plan, {}, lambda _: None)
+    assert _pgbench.turns(bench, "select-autocommit") == {}
+    assert bench.notes == [NO_PGBENCH]
+
+
+def test_pgbench_has_the_connection_string_from_its_environment() -> None:
+    """The password is in no argument."""
+    assert _pgbench.environment("host=there port=5433 user=me password=secret dbname=app") == {
+        "PGHOST": "there",
+        "PGPORT": "5433",
+        "PGUSER": "me",
+        "PGPASSWORD": "secret",
+        "PGDATABASE": "app",
     }
 
 

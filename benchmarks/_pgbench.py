@@ -1,0 +1,73 @@
+"""pgbench, which comes with PostgreSQL and is written in C: how far from its rate a pool stays.
+
+It takes its turn in each round as a pool does. The connection string reaches it by the environment,
+since everyone may read a program's arguments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+from functools import partial
+from pathlib import Path
+from subprocess import DEVNULL, PIPE
+from tempfile import NamedTemporaryFile
+
+from psycopg.pq import Conninfo
+
+from benchmarks._plan import Plan
+from benchmarks._pools import PGBENCH
+from benchmarks._rounds import Bench, Turn
+from benchmarks._sql import SELECT
+
+MODES = ("prepared", "simple")
+RATE = re.compile(r"^tps = ([\d.]+)", re.MULTILINE)
+
+
+def find() -> str | None:
+    """The program, also where Debian keeps it off the path."""
+    places = Path("/usr/lib/postgresql").glob(f"*/bin/{PGBENCH}")
+    newest = max(places, key=lambda place: float(place.parts[-3]), default=None)
+    return shutil.which(PGBENCH) or (None if newest is None else str(newest))
+
+
+def turns(bench: Bench, key: str) -> dict[str, Turn]:
+    """A turn for each of its protocols; none, with a note, where there is no such program."""
+    if (program := find()) is None:
+        bench.notes.append(f"{PGBENCH} is left out: there is no such program")
+        return {}
+    return {
+        f"{PGBENCH} -M {mode}": partial(_turn, [program, "-M", mode], bench.plan, key)
+        for mode in MODES
+    }
+
+
+def environment(dsn: str) -> dict[str, str]:
+    """What libpq reads a connection string's settings from where it is given none."""
+    options = Conninfo.parse(dsn.encode())
+    given = {each.envvar: each.val for each in options if each.envvar and each.val is not None}
+    return {name.decode(): value.decode() for name, value in given.items()}
+
+
+async def _turn(command: list[str], plan: Plan, key: str) -> dict[str, float]:
+    """Microseconds a query, all clients together; without the time that connecting took."""
+    clients = ["-c", str(plan.size), "-j", str(min(2, plan.size))]
+    with NamedTemporaryFile("w", suffix=".sql") as script:
+        script.write(f"{SELECT};\n")
+        script.flush()
+        process = await asyncio.create_subprocess_exec(
+            *(*command, *clients, "-n", "-t", str(plan.pgbench), "-f", script.name),
+            env={**os.environ, **environment(plan.dsn)},
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=PIPE,
+        )
+        said, complaint = await process.communicate()
+    # Before PostgreSQL 14 there are two rates; the last leaves out the connecting.
+    rates = RATE.findall(said.decode())
+    if process.returncode or not rates:
+        msg = f"it ended with {process.returncode}: {complaint.decode().strip()[-200:]}"
+        raise RuntimeError(msg)
+    return {key: 1e6 / float(rates[-1])}
