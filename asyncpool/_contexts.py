@@ -54,7 +54,7 @@ class Lease(Generic[ACT]):
     async def __aenter__(self) -> ACT:
         pool = self._pool
         core = pool._core
-        entry = core.take_now()
+        entry = core.take_now() if core.ledger.idle else None
         if entry is None:
             if core.home is None:
                 pool._ensure_open()

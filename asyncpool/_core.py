@@ -133,17 +133,25 @@ class Core(Generic[C]):
         if self._ready is not get_running_loop() or not self._connector.is_clean(conn):
             return False
         ledger = self.ledger
-        if (entry := ledger.leased.pop(conn, None)) is None:
+        if (entry := ledger.leased.get(conn)) is None:
             return False
         entry.holder = None
         entry.used_at = now = self._now()
         self._counters.use_time += now - entry.lent_at
-        if entry.expires_at > now and not (ledger.oversize or ledger.line.length):
-            # `Ledger.give` in its plainest case, written out for the same reason.
+        # `Ledger.give` in its two plain cases, written out for the same reason.
+        if entry.expires_at <= now or ledger.oversize:
+            del ledger.leased[conn]
+            if not ledger.give(entry, now):
+                self.stock.discard(entry)
+        elif ledger.line.length:
+            # From one to the next: it stays lent.
+            entry.lent_at = now
+            entry.uses += 1
+            ledger.line.serve(entry)
+        else:
+            del ledger.leased[conn]
             entry.state = IDLE
             ledger.idle.append(entry)
-        elif not ledger.give(entry, now):
-            self.stock.discard(entry)
         return True
 
     def release(self, conn: C, first: Callable[[], Awaitable[object]] | None = None) -> None:
@@ -209,18 +217,21 @@ class Core(Generic[C]):
         if not timeout:
             # With timeout=0 no connection may be waited for, but the check of one has to be.
             checked_by += self.settings.ping_timeout
-        ticket = ledger.line.ticket()
+        # Whoever has to wait for a check has come before those who come meanwhile.
+        ticket = None if self._check is None else ledger.line.ticket()
         again = False
         try:
             while True:
-                entry = ledger.take(now)
-                if entry is None:
+                if ledger.idle:
+                    entry = ledger.take(now)
+                else:
                     waiter = self._join(now, timeout, deadline, ticket, again)
+                    ticket = waiter.ticket
                     try:
                         # What `Line.wait` does, written out: a coroutine less.
                         while waiter.waiting:
                             await waiter.wait()
-                        entry = waiter.outcome()
+                        entry = waiter.served or waiter.outcome()
                     except BaseException:
                         counters.wait_time += self._now() - waiter.joined_at
                         self._leave(waiter)
@@ -297,7 +308,7 @@ class Core(Generic[C]):
         return [entry.conn for entry in self.ledger.entries if hasattr(entry, "conn")]
 
     def _join(
-        self, now: float, timeout: float, deadline: float, ticket: int, again: bool
+        self, now: float, timeout: float, deadline: float, ticket: int | None, again: bool
     ) -> Waiter[Entry[C]]:
         """Take the ticket's place in the line, again if what was served was unfit."""
         if self.stock.closing:

@@ -84,10 +84,8 @@ class Ledger(Generic[C]):
         entry.late = True
         self.late += 1
 
-    def take(self, now: float) -> Entry[C] | None:
-        """Lend the most recently used idle connection, or None."""
-        if not self.idle:
-            return None
+    def take(self, now: float) -> Entry[C]:
+        """Lend the most recently used of the idle connections, of which there must be one."""
         entry = self.idle.pop()
         entry.state = LEASED
         entry.lent_at = now

@@ -35,9 +35,10 @@ The CPython bug
 Deadlines
     One timer serves the whole line; a timer for each waiter would cost more than the hand-over. It
     is set to the earliest deadline there was when it was set. Departures do not touch it: when it
-    rings for somebody who has left, it is set anew. The deadlines are a heap from which the
-    departed are dropped late, and at the latest when they outnumber those who wait. With one
-    timeout for all, the common case, a push onto the heap is O(1): each deadline is the latest.
+    rings for somebody who has left, it is set anew. With one timeout for all, the common case, each
+    deadline is the latest, and they are a queue as the line is. Whoever has less time than somebody
+    ahead goes to a heap beside it. Both drop the departed late, and at the latest when these
+    outnumber those who wait.
 """
 
 from __future__ import annotations
@@ -83,6 +84,12 @@ class Waiter(asyncio.Condition, Generic[T]):
         self._waiters = (future,)
         return future
 
+    def notify(self, n: int = 1) -> None:
+        """Wake its task, unless that was cancelled by now."""
+        for future in self._waiters:
+            if not future.done():
+                future.set_result(False)
+
     def outcome(self) -> T:
         """What it was served, once it waits no more; or its error, raised."""
         if self.error is not None:
@@ -104,9 +111,10 @@ class Line(Generic[T]):
             overdue: makes the error for a waiter whose deadline has come, still in the line.
         """
         self._overdue = overdue
-        # Both keep the departed until they come to the front or outnumber those who wait.
+        # All three keep the departed until they come to the front or outnumber those who wait.
         self._places: deque[Waiter[T]] = deque()
-        self._deadlines: list[Waiter[T]] = []
+        self._deadlines: deque[Waiter[T]] = deque()
+        self._hurried: list[Waiter[T]] = []
         self._last_ticket = 0
         self.length = 0
         """Those who really wait."""
@@ -130,25 +138,24 @@ class Line(Generic[T]):
             ticket: the request's own, when it comes again, having been served something unfit;
                 None: the next, and with it the last place.
         """
+        places, deadlines = self._places, self._deadlines
         if ticket is None:
-            ticket = self.ticket()
-        waiter: Waiter[T] = Waiter(ticket, now, deadline)
-        self.length = length = self.length + 1
-        places = self._places
-        if not places or places[-1].ticket < ticket:
+            self._last_ticket = ticket = self._last_ticket + 1
+            waiter: Waiter[T] = Waiter(ticket, now, deadline)
             places.append(waiter)
         else:
+            waiter = Waiter(ticket, now, deadline)
             places.insert(sum(1 for _ in takewhile(lambda w: w.ticket < ticket, places)), waiter)
-        many = 2 * length + 64
-        if len(places) > many:
-            self._places = deque(self)
+        self.length = length = self.length + 1
         if deadline != math.inf:
-            heapq.heappush(self._deadlines, waiter)
-            if len(self._deadlines) > many:
-                self._deadlines = [each for each in self._deadlines if each.waiting]
-                heapq.heapify(self._deadlines)
+            if not deadlines or deadlines[-1].deadline <= deadline:
+                deadlines.append(waiter)
+            else:
+                heapq.heappush(self._hurried, waiter)
             if deadline < self._rings_at:
                 self._set_timer(deadline)
+        if len(places) + len(deadlines) + len(self._hurried) > 4 * length + 128:
+            self._drop_the_departed()
         return waiter
 
     async def wait(self, waiter: Waiter[T]) -> T:
@@ -172,7 +179,9 @@ class Line(Generic[T]):
             waiter = places.popleft()
             if waiter.waiting:
                 waiter.served = item
-                self._end(waiter)
+                waiter.waiting = False
+                self.length -= 1
+                waiter.notify()
                 return True
         return False
 
@@ -186,6 +195,7 @@ class Line(Generic[T]):
     def stop(self) -> None:
         """Leave no timer behind."""
         self._deadlines.clear()
+        self._hurried.clear()
         self._rings_at = math.inf
         if self._timer is not None:
             self._timer.cancel()
@@ -204,18 +214,32 @@ class Line(Generic[T]):
         self._rings_at = deadline
         self._timer = loop.call_at(deadline, _ring, weakref.ref(self), context=Context())
 
+    def _drop_the_departed(self) -> None:
+        self._places = deque(self)
+        self._deadlines = deque(each for each in self._deadlines if each.waiting)
+        self._hurried = [each for each in self._hurried if each.waiting]
+        heapq.heapify(self._hurried)
+
     def _ring(self) -> None:
         self._timer, self._rings_at = None, math.inf
         now = asyncio.get_running_loop().time()
-        while self._deadlines:
-            waiter = self._deadlines[0]
-            if waiter.waiting:
-                if waiter.deadline > now:
-                    self._set_timer(waiter.deadline)
-                    return
-                waiter.error = self._overdue(waiter)
-                self._end(waiter)
-            heapq.heappop(self._deadlines)
+        while (waiter := self._most_hurried()) is not None:
+            if waiter.deadline > now:
+                self._set_timer(waiter.deadline)
+                return
+            waiter.error = self._overdue(waiter)
+            self._end(waiter)
+
+    def _most_hurried(self) -> Waiter[T] | None:
+        """Who has the least time of those who wait, if anybody has a limit."""
+        queue, heap = self._deadlines, self._hurried
+        while queue and not queue[0].waiting:
+            queue.popleft()
+        while heap and not heap[0].waiting:
+            heapq.heappop(heap)
+        if queue and heap:
+            return min(queue[0], heap[0])
+        return queue[0] if queue else heap[0] if heap else None
 
 
 def _ring(line: weakref.ref[Line[T]]) -> None:

@@ -13,7 +13,8 @@ import math
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from random import Random
 from typing import Any
 
@@ -303,7 +304,7 @@ class World(looptime.LoopTimeEventLoop, asyncio.SelectorEventLoop):
     def _listen_to_the_line(self) -> None:
         """Check the order of hand-overs, and cancel some in the same tick."""
         line = self.core.ledger.line
-        join, end = line.join, line._end
+        join, serve, end = line.join, line.serve, line._end
 
         def joined(
             now: float, deadline: float, ticket: int | None = None
@@ -315,24 +316,32 @@ class World(looptime.LoopTimeEventLoop, asyncio.SelectorEventLoop):
             self._tasks_of[waiter] = task
             return waiter
 
+        def served(item: Entry[FakeConn]) -> bool:
+            head = min(line, key=lambda each: self._places[id(each)], default=None)
+            with self._cancelled_in_same_tick(head):
+                handed_over = serve(item)
+            self._law(head is None or head.served is item, "a waiter was overtaken")
+            return handed_over
+
         def ended(waiter: Waiter[Entry[FakeConn]]) -> None:
-            if waiter.served is not None:
-                first = min((self._places[id(each)] for each in line), default=math.inf)
-                self._law(self._places[id(waiter)] <= first, "a waiter was overtaken")
-            self._cancel_in_same_tick(waiter, end)
+            with self._cancelled_in_same_tick(waiter):
+                end(waiter)
 
         line.join = joined  # type: ignore[method-assign]
+        line.serve = served  # type: ignore[method-assign]
         line._end = ended  # type: ignore[method-assign]
 
-    def _cancel_in_same_tick(
-        self, waiter: Waiter[Entry[FakeConn]], end: Callable[[Waiter[Entry[FakeConn]]], None]
-    ) -> None:
-        task, draw = self._tasks_of[waiter], self.random.random()
-        mine = task in self.users and task is not asyncio.current_task()
-        if mine and draw < 0.1:
+    @contextmanager
+    def _cancelled_in_same_tick(self, waiter: Waiter[Entry[FakeConn]] | None) -> Iterator[None]:
+        """Cancel its task at times, just before or just after."""
+        task = None if waiter is None else self._tasks_of[waiter]
+        draw = self.random.random()
+        if task not in self.users or task is asyncio.current_task():
+            task = None
+        if task is not None and draw < 0.1:
             task.cancel()
-        end(waiter)
-        if mine and draw > 0.85:
+        yield
+        if task is not None and draw > 0.85:
             task.cancel()
 
     def _law(self, holds: bool, otherwise: str) -> None:
