@@ -90,9 +90,16 @@ class Wire:
             raise
         weakref.finalize(conn, self.dispose)
 
-    def start(self, gen: Any, want: int) -> asyncio.Future[Any]:
-        """Let a generator go on whenever the socket is ready for it; returns its outcome to be."""
-        if not self.reading:
+    def start(self, gen: Any) -> asyncio.Future[Any]:
+        """Let a generator go on whenever the socket is ready for it; returns its outcome to be.
+
+        Raises:
+            StopIteration: it did not have to wait; the exception has its value.
+        """
+        want = next(gen)
+        if get_running_loop() is not self.loop:
+            self.move()
+        elif not self.reading:
             self.resume()
         self._gen = gen
         self._want = want
@@ -102,17 +109,18 @@ class Wire:
             self._go_on(0)
         return future
 
-    def forget(self, gen: Any) -> bool:
-        """Whether a generator was still under way; if so it is no longer."""
-        if self._gen is not gen:
-            return False
-        self._end()
-        gen.close()
-        return True
+    def abandon(self, gen: Any, conn: psycopg.AsyncConnection[Any]) -> None:
+        """Nobody waits for a generator any longer, if it is under way still.
 
-    def is_under_way(self, gen: Any) -> bool:
-        """Whether the generator has not come to its end."""
-        return self._gen is gen
+        What is left of a query is not its caller's to wait for.
+        """
+        if self._gen is not gen:
+            return
+        if self.pgconn.transaction_status == ACTIVE:
+            self._drain_later(conn)
+        else:
+            self._end()
+            gen.close()
 
     def overdue(self) -> None:
         """The generator's time is up: have a last look, then end it with psycopg's own error."""
@@ -134,16 +142,6 @@ class Wire:
         uvloop tells of that once and never again.
         """
         return any(event & HUNG_UP for _, event in self._poll.poll(0))
-
-    def drain(self, conn: psycopg.AsyncConnection[Any]) -> None:
-        """Have the query under way cancelled on the server and brought to its end."""
-        self.settled, self.interrupted = False, True
-        if self.loop.is_closed():
-            self._give_up()
-            return
-        self._future = future = self.loop.create_future()
-        work = self._drain(conn, future)
-        self.draining = self.loop.create_task(work, name="asyncpool: drain", context=Context())
 
     async def drained(self) -> None:
         """Wait for the end of a cancelled query; not to be waited for by two at once."""
@@ -279,6 +277,16 @@ class Wire:
             ready |= READY_R if event & ~select.POLLOUT else 0
             ready |= READY_W if event & (select.POLLOUT | select.POLLERR | select.POLLHUP) else 0
         return ready & want
+
+    def _drain_later(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        """Have the query under way cancelled on the server and brought to its end."""
+        self.settled, self.interrupted = False, True
+        if self.loop.is_closed():
+            self._give_up()
+            return
+        self._future = future = self.loop.create_future()
+        work = self._drain(conn, future)
+        self.draining = self.loop.create_task(work, name="asyncpool: drain", context=Context())
 
     async def _drain(self, conn: psycopg.AsyncConnection[Any], future: asyncio.Future[Any]) -> None:
         pause = AGAIN

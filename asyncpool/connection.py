@@ -8,19 +8,24 @@ cancelled query is brought to its end behind its caller's back. All else is psyc
 from __future__ import annotations
 
 import sys
-from asyncio import get_running_loop, sleep
+from asyncio import sleep
+from collections.abc import Coroutine
 from time import monotonic
 from typing import Any, Self, TypeVar
 
 import psycopg
-from psycopg.abc import PQGen
+from psycopg.abc import Params, PQGen, Query
+from psycopg.pq import ConnStatus
 from psycopg.rows import Row
 
+from asyncpool._cursor import TRIED, Cursor, Lock
 from asyncpool._wire import ACTIVE, BUSY_TIME, Wire
 
 __all__ = ["Connection"]
 
 RV = TypeVar("RV")
+
+OK = int(ConnStatus.OK)
 
 _last_pause = 0.0
 """When the event loop was last let in by work that never had to wait."""
@@ -40,7 +45,15 @@ class Connection(psycopg.AsyncConnection[Row]):
     Where the event loop cannot watch descriptors, as on Windows, it waits as psycopg does.
     """
 
+    lock: Lock
     _wire: Wire | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lock = Lock()
+        mine = type(self)
+        if TRIED and mine.wait is Connection.wait and mine.cursor is Connection.cursor:
+            self.cursor_factory = Cursor
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
@@ -74,6 +87,20 @@ class Connection(psycopg.AsyncConnection[Row]):
                 else:
                     wire.dispose()
 
+    def execute(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        prepare: bool | None = None,
+        binary: bool = False,
+    ) -> Coroutine[Any, Any, psycopg.AsyncCursor[Row]]:
+        """See `psycopg.AsyncConnection.execute`."""
+        if self.cursor_factory is not Cursor or self.pgconn.status != OK:
+            return super().execute(query, params, prepare=prepare, binary=binary)  # type: ignore[arg-type]
+        cur: Cursor[Row] = Cursor.for_one_statement(self, binary=binary)
+        return cur.execute(query, params, prepare=prepare)
+
     async def wait(
         self, gen: PQGen[RV], interval: float | None = None, timeout: float | None = None
     ) -> RV:
@@ -86,13 +113,11 @@ class Connection(psycopg.AsyncConnection[Row]):
         if wire.draining is not None:
             await wire.drained()
         try:
-            want = next(gen)
+            future = wire.start(gen)
         except StopIteration as end:
-            await self._breathe(wire)
+            if not wire.reading or monotonic() - _last_pause >= BUSY_TIME:
+                await self._breathe(wire)
             return end.value  # type: ignore[no-any-return]
-        if get_running_loop() is not wire.loop:
-            wire.move()
-        future = wire.start(gen, want)
         timer = None
         if timeout is not None:
             timer = wire.loop.call_later(timeout, wire.overdue)
@@ -101,12 +126,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         try:
             return await future  # type: ignore[no-any-return]
         except BaseException:
-            if wire.is_under_way(gen):
-                # Cancelled; what is left of a query is not this caller's to wait for.
-                if self.pgconn.transaction_status == ACTIVE:
-                    wire.drain(self)
-                else:
-                    wire.forget(gen)
+            wire.abandon(gen, self)
             raise
         finally:
             if timer is not None:

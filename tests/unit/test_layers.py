@@ -24,6 +24,7 @@ FLOORS = [
         "_dsn",
         "_cancel",
         "_wire",
+        "_cursor",
         "connection",
         "_bond",
         "_psycopg",

@@ -1,0 +1,123 @@
+"""The cursor of the pool's own connections: psycopg's, with a shorter way for a single statement.
+
+Before it waits, a statement goes through three coroutines and a lock in psycopg, and the cursor
+that `conn.execute()` makes for it gets a copy of the connection's adapters, which hardly anybody
+looks at. Here it is one coroutine, and the copy is made when it is asked for. What is not that
+plain case goes psycopg's way, and so does all on a psycopg that this was not tried with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any, Self
+from weakref import ref
+
+import psycopg
+from psycopg import adapt, errors
+from psycopg.abc import Params, PQGen, Query
+from psycopg.pq import Format
+from psycopg.rows import Row
+
+TEXT, BINARY = Format.TEXT, Format.BINARY
+
+TRIED = psycopg.__version__.startswith(("3.2.", "3.3."))
+"""Whether this is a psycopg whose cursor is known to be made and to begin as is said here."""
+
+
+class Lock(asyncio.Lock):
+    """A connection's lock, released with one call where nobody waits for it."""
+
+    _locked: bool
+    _waiters: Any
+
+    def release(self) -> None:
+        """See `asyncio.Lock`."""
+        if self._locked and not self._waiters:
+            self._locked = False
+        else:
+            super().release()
+
+
+class Cursor(psycopg.AsyncCursor[Row]):
+    """A `psycopg.AsyncCursor` on an `asyncpool.Connection`."""
+
+    __slots__ = ()
+
+    _conn: Any
+    """An `asyncpool.Connection`."""
+    _adapters: adapt.AdaptersMap | None  # type: ignore[assignment]
+    """None until it is asked for, where the connection's own serve as well."""
+
+    @classmethod
+    def for_one_statement(cls, conn: psycopg.AsyncConnection[Row], *, binary: bool) -> Self:
+        """One that is about to execute; it has the attributes that psycopg's `__init__` sets.
+
+        Those that an execution begins with come with it.
+        """
+        self = cls.__new__(cls)
+        self._conn = conn
+        self._pgconn = conn.pgconn
+        self._row_factory = conn.row_factory
+        self._adapters = None
+        self._last_query = None
+        self._closed = False
+        self.arraysize = 1
+        self.format = BINARY if binary else TEXT
+        return self
+
+    @property
+    def adapters(self) -> adapt.AdaptersMap:
+        """See `psycopg.AsyncCursor.adapters`."""
+        if self._adapters is None:
+            self._adapters = adapt.AdaptersMap(self._conn.adapters)
+            if changed := getattr(self, "_loaders_changed", None):  # since psycopg 3.3
+                self._adapters._register_loader_callback = partial(changed, ref(self))
+            self._last_query = None  # what it knows of types is the connection's
+        return self._adapters
+
+    async def execute(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        prepare: bool | None = None,
+        binary: bool | None = None,
+    ) -> Self:
+        """See `psycopg.AsyncCursor.execute`."""
+        conn = self._conn
+        wire, lock = conn._wire, conn.lock
+        if (
+            wire is None
+            or wire.draining is not None
+            or conn._pipeline is not None
+            or lock._locked
+            or lock._waiters
+        ):
+            return await super().execute(query, params, prepare=prepare, binary=binary)  # type: ignore[arg-type, misc]
+        lock._locked = True
+        gen = self._execute_gen(query, params, prepare=prepare, binary=binary)
+        try:
+            await wire.start(gen)
+        except StopIteration:
+            pass  # the answer had come before the question, as a server's last words may
+        except BaseException as error:
+            wire.abandon(gen, conn)
+            if isinstance(error, errors._NO_TRACEBACK):
+                error.with_traceback(None)
+            raise
+        finally:
+            lock.release()
+        return self
+
+    def _start_query(self, query: Query | None = None) -> PQGen[None]:
+        if self._adapters is not None:
+            yield from super()._start_query(query)
+            return
+        if self._closed:
+            raise errors.InterfaceError("the cursor is closed")
+        self._reset()
+        if self._last_query is None or self._last_query is not query:
+            self._last_query = None
+            self._tx = adapt.Transformer(self._conn)
+        yield from self._conn._start_query()
