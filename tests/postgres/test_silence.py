@@ -317,3 +317,65 @@ async def test_close_ends_at_its_limit(network: Network, backends: Backends) -> 
     ends = await in_time(asyncio.gather(query, request, return_exceptions=True), AT_ONCE)
     assert all(isinstance(end, psycopg.OperationalError) for end in ends), ends
     await eventually(lambda: descriptors() == before)
+
+
+def test_a_pool_under_load_goes_on_after_each_silence(run: Run, network: Network) -> None:
+    """Borrowers get errors, never a hang; no place, no descriptor, no turn of the loop is lost."""
+
+    async def test() -> None:
+        before = descriptors()
+        pool = AsyncConnectionPool(network.dsn, min_size=2, max_size=5, kwargs=SHORT, timeout=1)
+        calm = over = False
+        served, broken, longest = 0, 0, 0.0
+
+        async def borrow() -> None:
+            nonlocal served, broken
+            while not over:
+                began_calm = calm
+                try:
+                    async with pool.connection() as conn:
+                        await conn.execute("SELECT pg_sleep(0.001)")
+                    served += 1
+                except psycopg.OperationalError as error:
+                    if began_calm and calm:
+                        raise
+                    broken += not isinstance(error, PoolTimeout)
+
+        async def tick() -> None:
+            nonlocal longest
+            while not over:
+                started = time.monotonic()
+                await asyncio.sleep(0.01)
+                longest = max(longest, time.monotonic() - started)
+                assert pool.stats().size <= pool.max_size, pool.explain()
+
+        async def becomes(fact: Callable[[], bool]) -> None:
+            try:
+                await eventually(fact, AT_ONCE)
+            except AssertionError as error:
+                raise AssertionError(f"{error}\n{pool.explain()}\n{pool.stats()}") from None
+
+        async with pool:
+            # In a group a borrower that fails ends the test, and no phase waits for it in vain.
+            async with asyncio.TaskGroup() as group:
+                for work in (*[borrow] * 10, tick):
+                    group.create_task(work())
+                for _ in range(2):
+                    await becomes(lambda: pool.stats().leased == pool.max_size)
+                    calm, so_far = True, served
+                    await becomes(lambda: served > so_far + 50)  # noqa: B023
+                    # Each is lent out, so that the silence catches it in use.
+                    assert pool.stats().leased == pool.max_size, pool.explain()
+                    calm, broken = False, 0
+                    network.fall_silent()
+                    # Once none of them is left, whatever is lent is new.
+                    await becomes(lambda: broken == pool.max_size)  # noqa: B023
+                    assert not pool.stats().leased, pool.explain()
+                    network.speak()
+                await becomes(lambda: pool.stats().leased == pool.max_size)
+                over = True
+            await all_usable(pool)
+        assert longest < 1, "something has kept the event loop"
+        assert descriptors() == before
+
+    run(test())
