@@ -319,6 +319,14 @@ async def test_close_ends_at_its_limit(network: Network, backends: Backends) -> 
     await eventually(lambda: descriptors() == before)
 
 
+async def becomes(pool: AsyncConnectionPool[Any], fact: Callable[[], bool]) -> None:
+    """Wait until it is true of the pool; if it never is, the pool says why."""
+    try:
+        await eventually(fact, AT_ONCE)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{pool.explain()}\n{pool.stats()}") from None
+
+
 def test_a_pool_under_load_goes_on_after_each_silence(run: Run, network: Network) -> None:
     """Borrowers get errors, never a hang; no place, no descriptor, no turn of the loop is lost."""
 
@@ -349,30 +357,29 @@ def test_a_pool_under_load_goes_on_after_each_silence(run: Run, network: Network
                 longest = max(longest, time.monotonic() - started)
                 assert pool.stats().size <= pool.max_size, pool.explain()
 
-        async def becomes(fact: Callable[[], bool]) -> None:
-            try:
-                await eventually(fact, AT_ONCE)
-            except AssertionError as error:
-                raise AssertionError(f"{error}\n{pool.explain()}\n{pool.stats()}") from None
-
         async with pool:
             # In a group a borrower that fails ends the test, and no phase waits for it in vain.
             async with asyncio.TaskGroup() as group:
                 for work in (*[borrow] * 10, tick):
                     group.create_task(work())
-                for _ in range(2):
-                    await becomes(lambda: pool.stats().leased == pool.max_size)
+                for connects_fail in (False, True):
+                    await becomes(pool, lambda: pool.stats().leased == pool.max_size)
                     calm, so_far = True, served
-                    await becomes(lambda: served > so_far + 50)  # noqa: B023
+                    await becomes(pool, lambda: served > so_far + 50)  # noqa: B023
                     # Each is lent out, so that the silence catches it in use.
                     assert pool.stats().leased == pool.max_size, pool.explain()
-                    calm, broken = False, 0
+                    calm, broken, failed = False, 0, pool.stats().requests_failed
                     network.fall_silent()
                     # Once none of them is left, whatever is lent is new.
-                    await becomes(lambda: broken == pool.max_size)  # noqa: B023
-                    assert not pool.stats().leased, pool.explain()
+                    await becomes(pool, lambda: broken == pool.max_size)  # noqa: B023
+                    now = pool.stats()
+                    assert not now.leased, now
+                    assert now.requests_failed >= failed + 5, "the others waited for longer"
+                    if connects_fail:
+                        # All that were begun at once, and then one that was tried again.
+                        await becomes(pool, lambda: pool.stats().connects_failed > pool.max_size)
                     network.speak()
-                await becomes(lambda: pool.stats().leased == pool.max_size)
+                await becomes(pool, lambda: pool.stats().leased == pool.max_size)
                 over = True
             await all_usable(pool)
         assert longest < 1, "something has kept the event loop"
