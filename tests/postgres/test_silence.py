@@ -333,21 +333,22 @@ def test_a_pool_under_load_goes_on_after_each_silence(run: Run, network: Network
     async def test() -> None:
         before = descriptors()
         pool = AsyncConnectionPool(network.dsn, min_size=2, max_size=5, kwargs=SHORT, timeout=1)
-        calm = over = False
+        silent = over = False
         served, broken, longest = 0, 0, 0.0
 
         async def borrow() -> None:
             nonlocal served, broken
             while not over:
-                began_calm = calm
                 try:
                     async with pool.connection() as conn:
                         await conn.execute("SELECT pg_sleep(0.001)")
                     served += 1
-                except psycopg.OperationalError as error:
-                    if began_calm and calm:
+                except PoolTimeout:
+                    pass  # a second may be short at other times, too, on a busy machine
+                except psycopg.OperationalError:
+                    if not silent:
                         raise
-                    broken += not isinstance(error, PoolTimeout)
+                    broken += 1
 
         async def tick() -> None:
             nonlocal longest
@@ -363,12 +364,11 @@ def test_a_pool_under_load_goes_on_after_each_silence(run: Run, network: Network
                 for work in (*[borrow] * 10, tick):
                     group.create_task(work())
                 for connects_fail in (False, True):
-                    await becomes(pool, lambda: pool.stats().leased == pool.max_size)
-                    calm, so_far = True, served
+                    so_far = served
                     await becomes(pool, lambda: served > so_far + 50)  # noqa: B023
-                    # Each is lent out, so that the silence catches it in use.
-                    assert pool.stats().leased == pool.max_size, pool.explain()
-                    calm, broken, failed = False, 0, pool.stats().requests_failed
+                    # All are lent out, so that the silence catches each of them in use.
+                    await becomes(pool, lambda: pool.stats().leased == pool.max_size)
+                    silent, broken, failed = True, 0, pool.stats().requests_failed
                     network.fall_silent()
                     # Once none of them is left, whatever is lent is new.
                     await becomes(pool, lambda: broken == pool.max_size)  # noqa: B023
@@ -379,10 +379,11 @@ def test_a_pool_under_load_goes_on_after_each_silence(run: Run, network: Network
                         # All that were begun at once, and then one that was tried again.
                         await becomes(pool, lambda: pool.stats().connects_failed > pool.max_size)
                     network.speak()
+                    silent = False
                 await becomes(pool, lambda: pool.stats().leased == pool.max_size)
                 over = True
             await all_usable(pool)
-        assert longest < 1, "something has kept the event loop"
+        assert longest < SHORT["tcp_user_timeout"] / 1000, "the event loop waited for the network"
         assert descriptors() == before
 
     run(test())
