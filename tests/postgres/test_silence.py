@@ -317,3 +317,73 @@ async def test_close_ends_at_its_limit(network: Network, backends: Backends) -> 
     ends = await in_time(asyncio.gather(query, request, return_exceptions=True), AT_ONCE)
     assert all(isinstance(end, psycopg.OperationalError) for end in ends), ends
     await eventually(lambda: descriptors() == before)
+
+
+async def becomes(pool: AsyncConnectionPool[Any], fact: Callable[[], bool]) -> None:
+    """Wait until it is true of the pool; if it never is, the pool says why."""
+    try:
+        await eventually(fact, AT_ONCE)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{pool.explain()}\n{pool.stats()}") from None
+
+
+def test_a_pool_under_load_goes_on_after_each_silence(run: Run, network: Network) -> None:
+    """Borrowers get errors, never a hang; no place, no descriptor, no turn of the loop is lost."""
+
+    async def test() -> None:
+        before = descriptors()
+        pool = AsyncConnectionPool(network.dsn, min_size=2, max_size=5, kwargs=SHORT, timeout=1)
+        silent = over = False
+        served, broken, longest = 0, 0, 0.0
+
+        async def borrow() -> None:
+            nonlocal served, broken
+            while not over:
+                try:
+                    async with pool.connection() as conn:
+                        await conn.execute("SELECT pg_sleep(0.001)")
+                    served += 1
+                except PoolTimeout:
+                    pass  # a second may be short at other times, too, on a busy machine
+                except psycopg.OperationalError:
+                    if not silent:
+                        raise
+                    broken += 1
+
+        async def tick() -> None:
+            nonlocal longest
+            while not over:
+                started = time.monotonic()
+                await asyncio.sleep(0.01)
+                longest = max(longest, time.monotonic() - started)
+                assert pool.stats().size <= pool.max_size, pool.explain()
+
+        async with pool:
+            # In a group a borrower that fails ends the test, and no phase waits for it in vain.
+            async with asyncio.TaskGroup() as group:
+                for work in (*[borrow] * 10, tick):
+                    group.create_task(work())
+                for connects_fail in (False, True):
+                    so_far = served
+                    await becomes(pool, lambda: served > so_far + 50)  # noqa: B023
+                    # All are lent out, so that the silence catches each of them in use.
+                    await becomes(pool, lambda: pool.stats().leased == pool.max_size)
+                    silent, broken, failed = True, 0, pool.stats().requests_failed
+                    network.fall_silent()
+                    # Once none of them is left, whatever is lent is new.
+                    await becomes(pool, lambda: broken == pool.max_size)  # noqa: B023
+                    now = pool.stats()
+                    assert not now.leased, now
+                    assert now.requests_failed >= failed + 5, "the others waited for longer"
+                    if connects_fail:
+                        # All that were begun at once, and then one that was tried again.
+                        await becomes(pool, lambda: pool.stats().connects_failed > pool.max_size)
+                    network.speak()
+                    silent = False
+                await becomes(pool, lambda: pool.stats().leased == pool.max_size)
+                over = True
+            await all_usable(pool)
+        assert longest < SHORT["tcp_user_timeout"] / 1000, "the event loop waited for the network"
+        assert descriptors() == before
+
+    run(test())
