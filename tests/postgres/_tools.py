@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psycopg
+import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 if TYPE_CHECKING:
@@ -22,6 +23,16 @@ T = TypeVar("T")
 
 LIMIT = 15.0
 """Seconds that a test which is going to fail may take; no verdict depends on it."""
+
+
+def new_uvloop() -> asyncio.AbstractEventLoop:
+    """An event loop of uvloop's, for a test that is skipped where there is none."""
+    loop: asyncio.AbstractEventLoop = pytest.importorskip("uvloop").new_event_loop()
+    return loop
+
+
+BOTH_LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": new_uvloop}
+"""The `LOOPS` of a module whose asynchronous tests run on each of them."""
 
 
 async def eventually(fact: Callable[[], T], limit: float = LIMIT) -> T:
