@@ -24,8 +24,10 @@ from time import monotonic
 from typing import Any
 
 import psycopg
-from psycopg import waiting
-from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg import generators, waiting
+from psycopg.abc import PQGen
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGconn
 
 from asyncpool._cancel import prepare, request
 
@@ -68,6 +70,8 @@ class Wire:
         """Whether a query was cancelled since the connection was last made clean."""
         self.draining: asyncio.Task[None] | None = None
         """What brings a cancelled query to its end."""
+        self.cut_off = False
+        """Whether a query may be left in its middle: one wait of several was cancelled."""
         self.on_lost: Callable[[], None] | None = None
         self.reading = False
         self._writing = False
@@ -149,6 +153,17 @@ class Wire:
         """Wait for the end of a cancelled query; not to be waited for by two at once."""
         while (task := self.draining) is not None:
             await asyncio.wait({task})
+
+    async def finish(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        """Wait for the end of a cancelled query, and end a COPY or stream() that was left in it."""
+        await self.drained()
+        left, self.cut_off = self.cut_off, False
+        if left and self.pgconn.transaction_status == ACTIVE and conn._pipeline is None:
+            gen = _rest(self.pgconn)
+            with suppress(StopIteration):
+                self.start(gen, next(gen))
+                self.drain(conn)
+                await self.drained()
 
     def resume(self) -> None:
         """Watch again, or on another loop than before."""
@@ -301,6 +316,7 @@ class Wire:
             if future.done() and not future.cancelled():
                 future.exception()  # it was expected
             self.draining = None
+            self.cut_off = self.pgconn.transaction_status == ACTIVE
             self.settled = self.reading
 
     def _give_up(self) -> None:
@@ -341,3 +357,17 @@ class Wire:
         self._pause()
         if self._writing:
             self._stop_writing()
+
+
+def _rest(pgconn: PGconn) -> PQGen[None]:
+    """Take in and throw away what is left of a query."""
+    with suppress(psycopg.Error):
+        results = yield from generators.fetch_many(pgconn)
+        while results and results[-1].status in (ExecStatus.COPY_IN, ExecStatus.COPY_OUT):
+            with suppress(psycopg.Error):
+                if results[-1].status == ExecStatus.COPY_IN:
+                    yield from generators.copy_end(pgconn, b"cancelled")
+                else:
+                    while isinstance((yield from generators.copy_from(pgconn)), memoryview):
+                        pass
+            results = yield from generators.fetch_many(pgconn)

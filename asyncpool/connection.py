@@ -83,8 +83,8 @@ class Connection(psycopg.AsyncConnection[Row]):
             limits = {"interval": interval, "timeout": timeout}
             given = {name: value for name, value in limits.items() if value is not None}
             return await super().wait(gen, **given)
-        if wire.draining is not None:
-            await wire.drained()
+        if wire.draining is not None or wire.cut_off:
+            await self._settle(wire)
         try:
             want = next(gen)
         except StopIteration as end:
@@ -111,6 +111,21 @@ class Connection(psycopg.AsyncConnection[Row]):
         finally:
             if timer is not None:
                 timer.cancel()
+
+    async def _try_cancel(self, *, timeout: float = 5.0) -> None:
+        """How psycopg's COPY and stream() begin to clean up, when they are left early."""
+        try:
+            await super()._try_cancel(timeout=timeout)
+        except BaseException:
+            if self._wire is not None:
+                self._wire.cut_off = True
+            raise
+
+    async def _settle(self, wire: Wire) -> None:
+        """Let nothing meet what is left of a cancelled query, but for the end of its own COPY."""
+        await wire.drained()
+        if self.lock.locked():  # which a COPY does not hold while it goes on
+            await wire.finish(self)
 
     async def _breathe(self, wire: Wire) -> None:
         """After work that did not have to wait: watch again, and let other tasks in at times."""

@@ -17,6 +17,7 @@ from asyncpool.testing import Server
 from ._tools import (
     BOTH_LOOPS,
     Backends,
+    Proxy,
     all_usable,
     at_rest,
     backend_of,
@@ -111,6 +112,88 @@ async def test_a_borrower_cancelled_in_its_query_leaves_a_connection_that_works(
                 await conn.execute(ENDLESS)
 
         await interrupt(borrow(), lambda: backends.running("pg_sleep"))
+        await eventually(lambda: not backends.running("pg_sleep"))
+        await all_usable(pool)
+        assert pool.stats().connects == 1
+
+
+@each_interrupt
+async def test_a_copy_cancelled_on_a_full_socket_leaves_the_connection_usable(
+    dsn: str, interrupt: Interrupt
+) -> None:
+    """The server is told as soon as it reads again; nothing of the copy is kept."""
+    async with Proxy(dsn) as proxy, await Connection.connect(proxy.dsn, autocommit=True) as conn:
+        await conn.execute("CREATE TEMP TABLE t (x text)")
+        begun = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        async def write() -> None:
+            async with conn.cursor().copy("COPY t FROM STDIN") as copy:
+                await copy.write("line\n")
+                proxy.open_way.clear()
+                loop.call_later(0.05, begun.set)
+                loop.call_later(0.1, proxy.open_way.set)
+                await copy.write("line\n" * 6_000_000)
+
+        await interrupt(write(), begun.is_set)
+        cur = await in_time(conn.execute("SELECT count(*) FROM t"))
+        assert await cur.fetchone() == (0,)
+
+
+@each_interrupt
+async def test_a_cancelled_copy_to_the_client_leaves_the_connection_usable(
+    conn: Connection[Any], interrupt: Interrupt
+) -> None:
+    """What is left of its rows is not the next query's."""
+    begun = asyncio.Event()
+
+    async def read() -> None:
+        rows = "SELECT repeat('x', 9000), pg_sleep(n / 100) FROM generate_series(1, 9000) n"
+        async with conn.cursor().copy(f"COPY ({rows}) TO STDOUT") as copy:
+            async for _ in copy:
+                begun.set()
+
+    await interrupt(read(), begun.is_set)
+    cur = await in_time(conn.execute("SELECT 'next'"))
+    assert await cur.fetchall() == [("next",)]
+
+
+@each_interrupt
+async def test_a_cancelled_stream_leaves_the_connection_usable(
+    conn: Connection[Any], interrupt: Interrupt
+) -> None:
+    """Nor is what is left of its rows."""
+    begun = asyncio.Event()
+
+    async def read() -> None:
+        query = "SELECT repeat('x', 9000), pg_sleep(n / 100) FROM generate_series(1, 9000) n"
+        async for _ in conn.cursor().stream(query):
+            begun.set()
+
+    await interrupt(read(), begun.is_set)
+    cur = await in_time(conn.execute("SELECT 'next'"))
+    assert await cur.fetchall() == [("next",)]
+
+
+@each_interrupt
+async def test_a_borrower_cancelled_in_a_copy_leaves_a_connection_that_works(
+    dsn: str, backends: Backends, interrupt: Interrupt
+) -> None:
+    """What its clean-up had no time for is done on its return."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        begun = asyncio.Event()
+
+        async def borrow() -> None:
+            rows = "SELECT repeat('x', 9000), pg_sleep(n / 100) FROM generate_series(1, 9000) n"
+            async with (
+                pool.connection() as conn,
+                conn.transaction(),
+                conn.cursor().copy(f"COPY ({rows}) TO STDOUT") as copy,
+            ):
+                async for _ in copy:
+                    begun.set()
+
+        await interrupt(borrow(), begun.is_set)
         await eventually(lambda: not backends.running("pg_sleep"))
         await all_usable(pool)
         assert pool.stats().connects == 1
