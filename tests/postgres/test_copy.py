@@ -96,15 +96,18 @@ async def test_a_copy_waits_for_a_server_that_does_not_read(dsn: str) -> None:
     """The loop goes on meanwhile, and when the way is open again all of it arrives."""
     async with Proxy(dsn) as proxy, await Connection.connect(proxy.dsn, autocommit=True) as conn:
         await conn.execute("CREATE TEMP TABLE t (x text)")
-        async with conn.cursor().copy("COPY t FROM STDIN") as copy:
-            proxy.open_way.clear()
-            # More than the sockets' buffers can grow to.
-            writing = asyncio.create_task(copy.write(LINE * 30_000))
-            for _ in range(50):
-                await asyncio.sleep(0.002)
-            assert not writing.done()
-            proxy.open_way.set()
-            await in_time(writing)
+
+        async def write() -> None:
+            async with conn.cursor().copy("COPY t FROM STDIN") as copy:
+                proxy.open_way.clear()
+                await copy.write(LINE * 30_000)  # more than the sockets' buffers can grow to
+
+        writing = asyncio.create_task(write())
+        for _ in range(50):
+            await asyncio.sleep(0.002)
+        assert not writing.done()
+        proxy.open_way.set()
+        await in_time(writing)
         cur = await conn.execute("SELECT count(*), min(length(x)), max(length(x)) FROM t")
         assert await cur.fetchone() == (30_000, 999, 999)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -68,14 +67,17 @@ async def test_a_pipeline_keeps_its_order(conn: Connection[Any]) -> None:
 
 async def test_an_error_in_a_pipeline_leaves_the_connection_usable(conn: Connection[Any]) -> None:
     """What came before it has its results, what comes after is aborted."""
-    async with AsyncExitStack() as stack:
-        pipeline = await stack.enter_async_context(conn.pipeline())
-        before = await conn.execute("SELECT 1")
-        await pipeline.sync()
-        await conn.execute("SELECT 1 / 0")
-        await conn.execute("SELECT 2")
-        with pytest.raises(psycopg.errors.DivisionByZero):
-            await stack.aclose()
+    before = conn.cursor()
+
+    async def fail() -> None:
+        async with conn.pipeline() as pipeline:
+            await before.execute("SELECT 1")
+            await pipeline.sync()
+            await conn.execute("SELECT 1 / 0")
+            await conn.execute("SELECT 2")
+
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        await fail()
     assert await before.fetchone() == (1,)
     cur = await conn.execute("SELECT 3")
     assert await cur.fetchone() == (3,)
