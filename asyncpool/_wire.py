@@ -241,6 +241,8 @@ class Wire:
                 if self._writing:
                     self._stop_writing()
             self._want = want
+            if want & WAIT_R and not self.reading:
+                self.resume()  # paused while it only wanted to write
         except StopIteration as end:
             self._end()
             if not future.done():
