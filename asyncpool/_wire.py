@@ -238,11 +238,9 @@ class Wire:
                     break
                 want = send(gen.send, ready)
             else:
-                if self._writing:
-                    self._stop_writing()
+                if self._writing or not self.reading:
+                    self._wrote()
             self._want = want
-            if want & WAIT_R and not self.reading:
-                self.resume()  # paused while it only wanted to write
         except StopIteration as end:
             self._end()
             if not future.done():
@@ -254,6 +252,12 @@ class Wire:
         finally:
             # The exception's traceback has this frame, which is not to have the exception.
             del future
+
+    def _wrote(self) -> None:
+        """All that was to be written is: what was not read meanwhile comes next."""
+        if self._writing:
+            self._stop_writing()
+        self.resume()
 
     def _failed(self, future: asyncio.Future[Any], error: BaseException) -> None:
         self._end()

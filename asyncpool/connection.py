@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
+from psycopg.generators import copy_end
 from psycopg.rows import Row
 
 from asyncpool._wire import ACTIVE, BUSY_TIME, Wire
@@ -84,7 +85,7 @@ class Connection(psycopg.AsyncConnection[Row]):
             given = {name: value for name, value in limits.items() if value is not None}
             return await super().wait(gen, **given)
         if wire.draining is not None or wire.cut_off:
-            await self._settle(wire)
+            await self._settle(wire, gen)
         try:
             want = next(gen)
         except StopIteration as end:
@@ -113,18 +114,18 @@ class Connection(psycopg.AsyncConnection[Row]):
                 timer.cancel()
 
     async def _try_cancel(self, *, timeout: float = 5.0) -> None:
-        """How psycopg's COPY and stream() begin to clean up, when they are left early."""
-        try:
-            await super()._try_cancel(timeout=timeout)
-        except BaseException:
-            if self._wire is not None:
-                self._wire.cut_off = True
-            raise
+        """How psycopg's COPY and stream() begin to clean up; then they read to the end."""
+        if (wire := self._wire) is not None:
+            wire.cut_off = True
+        await super()._try_cancel(timeout=timeout)
+        if wire is not None:
+            await wire.drained()
+            wire.cut_off = False
 
-    async def _settle(self, wire: Wire) -> None:
+    async def _settle(self, wire: Wire, gen: PQGen[Any]) -> None:
         """Let nothing meet what is left of a cancelled query, but for the end of its own COPY."""
         await wire.drained()
-        if self.lock.locked():  # which a COPY does not hold while it goes on
+        if getattr(gen, "gi_code", None) is not copy_end.__code__:
             await wire.finish(self)
 
     async def _breathe(self, wire: Wire) -> None:

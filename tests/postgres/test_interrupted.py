@@ -127,7 +127,7 @@ CREATE TRIGGER doze BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION pg_temp.doz
 
 @each_interrupt
 async def test_a_copy_cancelled_on_a_full_socket_leaves_the_connection_usable(
-    conn: Connection[Any], interrupt: Interrupt
+    conn: Connection[Any], interrupt: Interrupt, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing of it is kept."""
     await conn.execute(DOZE)
@@ -141,11 +141,12 @@ async def test_a_copy_cancelled_on_a_full_socket_leaves_the_connection_usable(
     await interrupt(write(), begun.is_set)
     cur = await in_time(conn.execute("SELECT count(*) FROM t"))
     assert await cur.fetchone() == (0,)
+    assert "psycopg" not in [record.name for record in caplog.records]
 
 
 @each_interrupt
 async def test_a_cancelled_copy_to_the_client_leaves_the_connection_usable(
-    conn: Connection[Any], interrupt: Interrupt
+    conn: Connection[Any], interrupt: Interrupt, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What is left of its rows is not the next query's."""
     begun = asyncio.Event()
@@ -159,6 +160,7 @@ async def test_a_cancelled_copy_to_the_client_leaves_the_connection_usable(
     await interrupt(read(), begun.is_set)
     cur = await in_time(conn.execute("SELECT 'next'"))
     assert await cur.fetchall() == [("next",)]
+    assert "psycopg" not in [record.name for record in caplog.records]
 
 
 @each_interrupt
