@@ -233,6 +233,8 @@ async def main():
             while heard[-1:] != [how]:
                 await asyncio.sleep(0.005)
         await pool.release(lent)
+        while pool.stats().idle < 2:
+            await asyncio.sleep(0.005)
         (other,) = [pid for pid in before if pid != await backend(alone)]
         await alone.execute("SELECT pg_terminate_backend(%s)", [other])
         while pool.stats().lost == 0:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,11 @@ async def kill_one(backends: Backends, server: Server) -> None:
     """As the kernel does when memory is short: the postmaster then ends all the others."""
     if server.source not in ("binaries", "wheel"):
         pytest.skip("the server's processes are not on this machine")
-    os.kill(backends.pids().pop(), signal.SIGKILL)
+    with closing(psycopg.connect(server.dsn)) as witness:
+        os.kill(backends.pids().pop(), signal.SIGKILL)
+        # From then on nobody is let in until the server is up again.
+        with pytest.raises(psycopg.OperationalError):
+            witness.execute("SELECT pg_sleep(15)")
 
 
 each_kill = pytest.mark.parametrize("kill", [terminate, stop_fast, stop_immediately, kill_one])
