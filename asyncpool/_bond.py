@@ -86,10 +86,10 @@ class Bond:
             with suppress(psycopg.Error, TimeoutError):
                 await request(self._cancel)
 
-    async def settle(self) -> None:
+    async def settle(self, conn: psycopg.AsyncConnection[Any]) -> None:
         """Wait until a cancelled query has come to its end."""
         if self.wire is not None:
-            await self.wire.drained()
+            await self.wire.finish(conn)
 
     def take_interrupted(self) -> bool:
         """Whether a query was cancelled since this was last asked."""

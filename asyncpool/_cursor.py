@@ -90,6 +90,7 @@ class Cursor(psycopg.AsyncCursor[Row]):
         if (
             wire is None
             or wire.draining is not None
+            or wire.cut_off
             or conn._pipeline is not None
             or lock._locked
             or lock._waiters

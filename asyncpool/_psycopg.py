@@ -148,7 +148,7 @@ class PsycopgConnector(Generic[ACT]):
             psycopg.Error: it cannot be made clean; also when a statement is under way.
         """
         bond = self._bonds[conn]
-        await bond.settle()
+        await bond.settle(conn)
         status = conn.pgconn.transaction_status
         open_blocks = conn._num_transactions
         if bond.take_interrupted():
@@ -221,7 +221,7 @@ class PsycopgConnector(Generic[ACT]):
         """End what is under way, and close psycopg's side, however much of that succeeds."""
         try:
             with anyio.move_on_after(CANCEL_TIMEOUT):
-                await bond.settle()
+                await bond.settle(conn)
             if conn.lock.locked():
                 bond.shut(socket.SHUT_WR)  # a borrower is inside: its next statement is to fail
             working = conn.pgconn.transaction_status == ACTIVE

@@ -24,8 +24,10 @@ from time import monotonic
 from typing import Any
 
 import psycopg
-from psycopg import waiting
-from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg import generators, waiting
+from psycopg.abc import PQGen
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGconn
 
 from asyncpool._cancel import prepare, request
 
@@ -68,6 +70,8 @@ class Wire:
         """Whether a query was cancelled since the connection was last made clean."""
         self.draining: asyncio.Task[None] | None = None
         """What brings a cancelled query to its end."""
+        self.cut_off = False
+        """Whether a query may be left in its middle: one wait of several was cancelled."""
         self.on_lost: Callable[[], None] | None = None
         self.reading = False
         self._writing = False
@@ -148,6 +152,17 @@ class Wire:
         while (task := self.draining) is not None:
             await asyncio.wait({task})
 
+    async def finish(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        """Wait for the end of a cancelled query, and end a COPY or stream() that was left in it."""
+        await self.drained()
+        left, self.cut_off = self.cut_off, False
+        if left and self.pgconn.transaction_status == ACTIVE and conn._pipeline is None:
+            gen = _rest(self.pgconn)
+            with suppress(StopIteration):
+                self.start(gen)
+                self._drain_later(conn)
+                await self.drained()
+
     def resume(self) -> None:
         """Watch again, or on another loop than before."""
         if not self.up or self.reading:
@@ -221,8 +236,8 @@ class Wire:
                     break
                 want = send(gen.send, ready)
             else:
-                if self._writing:
-                    self._stop_writing()
+                if self._writing or not self.reading:
+                    self._wrote()
             self._want = want
         except StopIteration as end:
             self._end()
@@ -235,6 +250,12 @@ class Wire:
         finally:
             # The exception's traceback has this frame, which is not to have the exception.
             del future
+
+    def _wrote(self) -> None:
+        """All that was to be written is: what was not read meanwhile comes next."""
+        if self._writing:
+            self._stop_writing()
+        self.resume()
 
     def _failed(self, future: asyncio.Future[Any], error: BaseException) -> None:
         self._end()
@@ -309,6 +330,7 @@ class Wire:
             if future.done() and not future.cancelled():
                 future.exception()  # it was expected
             self.draining = None
+            self.cut_off = self.pgconn.transaction_status == ACTIVE
             self.settled = self.reading
 
     def _give_up(self) -> None:
@@ -349,3 +371,17 @@ class Wire:
         self._pause()
         if self._writing:
             self._stop_writing()
+
+
+def _rest(pgconn: PGconn) -> PQGen[None]:
+    """Take in and throw away what is left of a query."""
+    with suppress(psycopg.Error):
+        results = yield from generators.fetch_many(pgconn)
+        while results and results[-1].status in (ExecStatus.COPY_IN, ExecStatus.COPY_OUT):
+            with suppress(psycopg.Error):
+                if results[-1].status == ExecStatus.COPY_IN:
+                    yield from generators.copy_end(pgconn, b"cancelled")
+                else:
+                    while isinstance((yield from generators.copy_from(pgconn)), memoryview):
+                        pass
+            results = yield from generators.fetch_many(pgconn)

@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg.abc import Params, PQGen, Query
+from psycopg.generators import copy_end
 from psycopg.pq import ConnStatus
 from psycopg.rows import Row
 
@@ -110,8 +111,8 @@ class Connection(psycopg.AsyncConnection[Row]):
             limits = {"interval": interval, "timeout": timeout}
             given = {name: value for name, value in limits.items() if value is not None}
             return await super().wait(gen, **given)
-        if wire.draining is not None:
-            await wire.drained()
+        if wire.draining is not None or wire.cut_off:
+            await self._settle(wire, gen)
         try:
             future = wire.start(gen)
         except StopIteration as end:
@@ -131,6 +132,21 @@ class Connection(psycopg.AsyncConnection[Row]):
         finally:
             if timer is not None:
                 timer.cancel()
+
+    async def _try_cancel(self, *, timeout: float = 5.0) -> None:
+        """How psycopg's COPY and stream() begin to clean up; then they read to the end."""
+        if (wire := self._wire) is not None:
+            wire.cut_off = True
+        await super()._try_cancel(timeout=timeout)
+        if wire is not None:
+            await wire.drained()
+            wire.cut_off = False
+
+    async def _settle(self, wire: Wire, gen: PQGen[Any]) -> None:
+        """Let nothing meet what is left of a cancelled query, but for the end of its own COPY."""
+        await wire.drained()
+        if getattr(gen, "gi_code", None) is not copy_end.__code__:
+            await wire.finish(self)
 
     async def _breathe(self, wire: Wire) -> None:
         """After work that did not have to wait: watch again, and let other tasks in at times."""

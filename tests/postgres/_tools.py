@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 import sys
 import time
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psycopg
+import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from types import ModuleType
 
     from asyncpool import AsyncConnectionPool, PoolStats
 
@@ -22,6 +25,16 @@ T = TypeVar("T")
 
 LIMIT = 15.0
 """Seconds that a test which is going to fail may take; no verdict depends on it."""
+
+
+def new_uvloop() -> asyncio.AbstractEventLoop:
+    """An event loop of uvloop's, for a test that is skipped where there is none."""
+    loop: asyncio.AbstractEventLoop = pytest.importorskip("uvloop").new_event_loop()
+    return loop
+
+
+BOTH_LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": new_uvloop}
+"""The `LOOPS` of a module whose asynchronous tests run on each of them."""
 
 
 async def eventually(fact: Callable[[], T], limit: float = LIMIT) -> T:
@@ -265,6 +278,17 @@ class Proxy:
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
+
+
+def example(name: str) -> ModuleType:
+    """The module of one of the examples."""
+    path = Path(__file__).parents[2] / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 async def run_script(script: str, *arguments: str) -> str:

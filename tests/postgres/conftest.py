@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+import os
+import shutil
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from asyncpool import Connection
 from asyncpool._psycopg import version
-from asyncpool.testing import Server
+from asyncpool.testing import Server, ServerError, postgres
 
 from ._tools import Backends, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+
+
+def pytest_asyncio_loop_factories(
+    item: pytest.Item,
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The event loops on which an asynchronous test runs: its module's `LOOPS`, or asyncio's."""
+    loops: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] | None
+    loops = getattr(item.getparent(pytest.Module).obj, "LOOPS", None)  # type: ignore[union-attr]
+    return loops or {"asyncio": asyncio.new_event_loop}
 
 
 @pytest.fixture
@@ -52,6 +69,14 @@ async def dsn(
 
 
 @pytest.fixture
+async def conn(dsn: str) -> AsyncIterator[Connection[Any]]:
+    """A connection that no pool knows."""
+    conn = await Connection.connect(dsn, autocommit=True)
+    yield conn
+    await conn.close()
+
+
+@pytest.fixture
 async def server(asyncpool_server: Server, dsn: str) -> AsyncIterator[Server]:
     """The server for a test that stops, kills or pauses it: afterwards it runs again."""
     if asyncpool_server.source == "dsn":
@@ -61,3 +86,47 @@ async def server(asyncpool_server: Server, dsn: str) -> AsyncIterator[Server]:
         await asyncpool_server.resume()
     if asyncpool_server.state == "stopped":
         await asyncpool_server.start()
+
+
+@pytest.fixture(scope="session")
+def another_server(asyncpool_server: Server) -> Iterator[Server]:
+    """A second server, which has TLS and prepared transactions."""
+    if asyncpool_server.source not in ("binaries", "wheel"):
+        pytest.skip(f"{asyncpool_server.source}: a server's settings are not ours to choose")
+    with psycopg.connect(asyncpool_server.dsn) as conn:
+        (data,) = conn.execute("SHOW data_directory").fetchone() or ("",)
+    with certificate(Path(data).stat()) as files, asyncio.Runner() as runner:
+        settings: dict[str, Any] = {"max_prepared_transactions": 4, "ssl": True, **files}
+        server = postgres(settings=settings, source=asyncpool_server.source)
+        try:
+            running = runner.run(server.__aenter__())
+        except ServerError as error:
+            if "SSL is not supported" in str(error):
+                pytest.skip("the server was built without OpenSSL")
+            raise
+        yield running
+        runner.run(server.__aexit__(None, None, None))
+
+
+@contextmanager
+def certificate(owner: os.stat_result) -> Iterator[dict[str, str]]:
+    """The settings that name a certificate for 127.0.0.1 and its key, of this owner."""
+    if (openssl := shutil.which("openssl")) is None:
+        pytest.skip("openssl, which makes certificates, is not on the PATH")
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        key, cert = folder / "key", folder / "cert"
+        subprocess.run(
+            [
+                *(openssl, "req", "-x509", "-nodes", "-days", "2", "-newkey", "rsa:2048"),
+                *("-subj", "/CN=127.0.0.1", "-keyout", key, "-out", cert),
+            ],
+            check=True,
+            capture_output=True,
+        )
+        key.chmod(0o600)
+        if os.geteuid() == 0:
+            for file in (key, cert):
+                os.chown(file, owner.st_uid, owner.st_gid)
+        yield {"ssl_key_file": str(key), "ssl_cert_file": str(cert)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import signal
 import socket
@@ -25,6 +24,8 @@ from psycopg.conninfo import make_conninfo
 
 from asyncpool import AsyncConnectionPool
 from asyncpool.testing import Server, ServerUnsupported
+
+from ._tools import example
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -258,12 +259,7 @@ async def test_script_counts_the_rows_of_every_table(
 @pytest.fixture
 def queue() -> ModuleType:
     """The module of the queue worker."""
-    spec = importlib.util.spec_from_file_location("queue_worker", EXAMPLES / "queue_worker.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return example("queue_worker")
 
 
 async def results(conn: psycopg.AsyncConnection[Any]) -> list[int]:

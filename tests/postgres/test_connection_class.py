@@ -1,0 +1,92 @@
+"""Connection classes of the user's own, derived from psycopg's and from `asyncpool.Connection`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Self
+
+import psycopg
+import pytest
+
+from asyncpool import AsyncConnectionPool, Connection
+
+from ._tools import BOTH_LOOPS, Backends, all_usable, eventually
+
+LOOPS = BOTH_LOOPS
+
+
+class Plain(psycopg.AsyncConnection[Any]):
+    """It waits as psycopg does."""
+
+    async def one(self) -> object:
+        """A statement of the application's own."""
+        return await (await self.execute("SELECT 1")).fetchone()
+
+
+class Watched(Connection[Any]):
+    """It is watched, and has a `connect` of its own."""
+
+    label = ""
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+        """Connect, and remember something."""
+        conn = await super().connect(conninfo, **kwargs)
+        conn.label = "mine"
+        return conn
+
+    async def one(self) -> object:
+        """A statement of the application's own."""
+        return await (await self.execute("SELECT 1")).fetchone()
+
+
+each_class = pytest.mark.parametrize("own", [Plain, Watched])
+
+
+@each_class
+async def test_a_users_own_class_works_in_a_pool(dsn: str, own: Any) -> None:
+    """Derived from either; its own methods are there."""
+    async with AsyncConnectionPool(dsn, min_size=2, connection_class=own) as pool:
+        async with pool.connection() as conn:
+            assert type(conn) is own
+            assert await conn.one() == (1,)
+        results = await asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(100)))
+        assert results == [1] * 100
+        await all_usable(pool)
+
+
+@each_class
+async def test_a_cancelled_query_of_a_users_own_class_ends(
+    dsn: str, backends: Backends, own: Any
+) -> None:
+    """On the server too, and the pool is as it was."""
+    async with AsyncConnectionPool(dsn, min_size=2, connection_class=own) as pool:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(pool.execute("SELECT pg_sleep(60)"), 0.05)
+        await eventually(lambda: not backends.running("pg_sleep"))
+        await all_usable(pool)
+
+
+@each_class
+async def test_a_users_own_class_is_replaced_when_its_server_has_gone(
+    dsn: str, backends: Backends, own: Any
+) -> None:
+    """One derived from ours at once, one from psycopg's by its borrower's check."""
+    async with AsyncConnectionPool(
+        dsn, min_size=2, connection_class=own, check=AsyncConnectionPool.check_connection
+    ) as pool:
+        await pool.wait()
+        backends.terminate()
+        if own is Watched:
+            await eventually(lambda: pool.stats().lost == 2)
+        assert await pool.fetchval("SELECT 1") == 1
+        await all_usable(pool)
+
+
+async def test_a_class_derived_from_ours_is_watched(dsn: str, backends: Backends) -> None:
+    """What its own connect() has set is there as well."""
+    async with AsyncConnectionPool(dsn, min_size=1, connection_class=Watched) as pool:
+        async with pool.connection() as conn:
+            assert conn.label == "mine"
+        backends.terminate()
+        await eventually(lambda: pool.stats().lost == 1)

@@ -1,0 +1,96 @@
+"""An event loop that cannot watch descriptors: all goes on with psycopg's own waits."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from asyncpool import AsyncConnectionPool, Connection
+from asyncpool._wire import Wire
+
+from ._tools import Backends, Proxy, all_usable, backend_of, eventually, in_time
+
+
+class Unwatching(asyncio.SelectorEventLoop):
+    """It does for psycopg's own waits what they need, and nothing for ours."""
+
+    def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:  # type: ignore[override]
+        """See asyncio."""
+        if isinstance(getattr(callback, "__self__", None), Wire):
+            raise NotImplementedError
+        super().add_reader(fd, callback, *args)
+
+
+LOOPS = {"unwatching": Unwatching}
+
+
+async def test_every_kind_of_wait_works(dsn: str) -> None:
+    """They are psycopg's."""
+    async with await Connection.connect(dsn, autocommit=True) as conn:
+        assert conn._wire is None
+        async with conn.pipeline():
+            cursors = [await conn.execute("SELECT %s::int", [n]) for n in range(50)]
+        assert [await each.fetchone() for each in cursors] == [(n,) for n in range(50)]
+        await conn.execute("CREATE TEMP TABLE t (x text)")
+        cur = conn.cursor()
+        async with cur.copy("COPY t FROM STDIN") as copy:
+            await copy.write("line\n" * 1_000_000)
+        await cur.execute("SELECT count(*) FROM t")
+        assert await cur.fetchone() == (1_000_000,)
+        assert len([row async for row in cur.stream("SELECT * FROM t LIMIT 1000")]) == 1000
+        await conn.execute("LISTEN here")
+        await conn.execute("NOTIFY here, 'one'")
+        assert [n.payload async for n in conn.notifies(timeout=0.05)] == ["one"]
+
+
+async def test_a_pool_works(dsn: str, backends: Backends) -> None:
+    """It lends, grows, and ends the queries that are cancelled."""
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=4) as pool:
+        assert await asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(100))) == [1] * 100
+        work = asyncio.create_task(pool.execute("SELECT pg_sleep(60)"))
+        await eventually(lambda: backends.running("pg_sleep"))
+        work.cancel()
+        await asyncio.wait({work})
+        await eventually(lambda: not backends.running("pg_sleep"))
+        await all_usable(pool)
+
+
+async def test_dead_idle_connections_are_found_by_their_borrowers(
+    dsn: str, backends: Backends
+) -> None:
+    """psycopg's wait has no notice of their end: one that is lent dead fails, and goes."""
+    async with AsyncConnectionPool(
+        dsn, min_size=2, check=AsyncConnectionPool.check_connection
+    ) as pool:
+        await pool.wait()
+        backends.terminate()
+        assert await asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(20))) == [1] * 20
+        await all_usable(pool)
+
+
+async def test_a_silent_way_holds_up_no_other_task(dsn: str) -> None:
+    """A wait that lasts is a wait of the loop's."""
+    async with Proxy(dsn) as proxy, AsyncConnectionPool(proxy.dsn, min_size=1) as pool:
+        await pool.wait()
+        proxy.open_way.clear()
+        work = asyncio.create_task(pool.fetchval("SELECT 1"))
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+        assert not work.done()
+        proxy.open_way.set()
+        assert await in_time(work) == 1
+
+
+async def test_a_system_that_cannot_watch_is_not_asked(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows a socket's descriptor is no file's, and cannot be duplicated as one."""
+    monkeypatch.setattr("asyncpool.connection.sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr("asyncpool.connection.Wire", None)
+    async with AsyncConnectionPool(dsn, min_size=2) as pool:
+        async with pool.connection() as conn:
+            assert await backend_of(conn)
+        await all_usable(pool)

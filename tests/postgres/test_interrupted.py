@@ -1,0 +1,328 @@
+"""What becomes of a query whose caller is cancelled: it ends on the server, and no one waits."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import psycopg
+import pytest
+
+from asyncpool import AsyncConnectionPool, Connection
+from asyncpool.testing import Server
+
+from ._tools import (
+    BOTH_LOOPS,
+    Backends,
+    all_usable,
+    at_rest,
+    backend_of,
+    eventually,
+    in_time,
+)
+
+LOOPS = BOTH_LOOPS
+
+ENDLESS = "SELECT pg_sleep(60)"
+
+Interrupt = Callable[[Awaitable[Any], Callable[[], object]], Awaitable[None]]
+
+
+async def by_the_task(work: Awaitable[Any], under_way: Callable[[], object]) -> None:
+    """As whoever has started the task does."""
+    task = asyncio.ensure_future(work)
+    await eventually(under_way)
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()
+
+
+async def by_the_task_twice(work: Awaitable[Any], under_way: Callable[[], object]) -> None:
+    """The second in the same turn of the loop, the third a turn later."""
+    task = asyncio.ensure_future(work)
+    await eventually(under_way)
+    task.cancel()
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()
+
+
+async def by_a_scope(work: Awaitable[Any], under_way: Callable[[], object]) -> None:
+    """anyio's, which cancels each await again until the scope is left."""
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as group:
+
+            async def cancel() -> None:
+                await eventually(under_way)
+                scope.cancel()
+
+            group.start_soon(cancel)
+            await work
+    assert scope.cancelled_caught
+
+
+async def by_a_timeout(work: Awaitable[Any], under_way: Callable[[], object]) -> None:
+    """asyncio's."""
+
+    async def limited() -> None:
+        async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as group:
+
+            async def expire() -> None:
+                await eventually(under_way)
+                limit.reschedule(0)
+
+            group.create_task(expire())
+            await work
+
+    with pytest.raises(TimeoutError):
+        await limited()
+
+
+each_interrupt = pytest.mark.parametrize(
+    "interrupt", [by_the_task, by_the_task_twice, by_a_scope, by_a_timeout]
+)
+
+
+@each_interrupt
+async def test_a_cancelled_query_ends_and_its_connection_stays(
+    conn: Connection[Any], backends: Backends, interrupt: Interrupt
+) -> None:
+    """However it is cancelled."""
+    pid = await backend_of(conn)
+    await interrupt(conn.execute(ENDLESS), lambda: backends.running("pg_sleep"))
+    assert await in_time(backend_of(conn)) == pid
+    assert not backends.running("pg_sleep")
+
+
+@each_interrupt
+async def test_a_borrower_cancelled_in_its_query_leaves_a_connection_that_works(
+    dsn: str, backends: Backends, interrupt: Interrupt
+) -> None:
+    """It was in a transaction block of its own besides; no connect is needed after that."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+
+        async def borrow() -> None:
+            async with pool.connection() as conn, conn.transaction():
+                await conn.execute(ENDLESS)
+
+        await interrupt(borrow(), lambda: backends.running("pg_sleep"))
+        await eventually(lambda: not backends.running("pg_sleep"))
+        await all_usable(pool)
+        assert pool.stats().connects == 1
+
+
+DOZE = """
+CREATE TEMP TABLE t (x text);
+CREATE FUNCTION pg_temp.doze() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM pg_sleep(60); RETURN new; END $$;
+CREATE TRIGGER doze BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION pg_temp.doze();
+"""
+"""A table whose first row keeps the server so busy that it reads nothing more."""
+
+
+@each_interrupt
+async def test_a_copy_cancelled_on_a_full_socket_leaves_the_connection_usable(
+    conn: Connection[Any], interrupt: Interrupt, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing of it is kept."""
+    await conn.execute(DOZE)
+    begun = asyncio.Event()
+
+    async def write() -> None:
+        async with conn.cursor().copy("COPY t FROM STDIN") as copy:
+            asyncio.get_running_loop().call_later(0.05, begun.set)
+            await copy.write("line\n" * 4_000_000)
+
+    await interrupt(write(), begun.is_set)
+    cur = await in_time(conn.execute("SELECT count(*) FROM t"))
+    assert await cur.fetchone() == (0,)
+    assert "psycopg" not in [record.name for record in caplog.records]
+
+
+@each_interrupt
+async def test_a_cancelled_copy_to_the_client_leaves_the_connection_usable(
+    conn: Connection[Any], interrupt: Interrupt, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is left of its rows is not the next query's."""
+    begun = asyncio.Event()
+
+    async def read() -> None:
+        rows = "SELECT repeat('x', 9000), pg_sleep(n / 100) FROM generate_series(1, 9000) n"
+        async with conn.cursor().copy(f"COPY ({rows}) TO STDOUT") as copy:
+            async for _ in copy:
+                begun.set()
+
+    await interrupt(read(), begun.is_set)
+    cur = await in_time(conn.execute("SELECT 'next'"))
+    assert await cur.fetchall() == [("next",)]
+    assert "psycopg" not in [record.name for record in caplog.records]
+
+
+@each_interrupt
+async def test_a_cancelled_stream_leaves_the_connection_usable(
+    conn: Connection[Any], interrupt: Interrupt
+) -> None:
+    """Nor is what is left of its rows."""
+    begun = asyncio.Event()
+
+    async def read() -> None:
+        query = "SELECT repeat('x', 9000), pg_sleep(n / 100) FROM generate_series(1, 9000) n"
+        async for _ in conn.cursor().stream(query):
+            begun.set()
+
+    await interrupt(read(), begun.is_set)
+    cur = await in_time(conn.execute("SELECT 'next'"))
+    assert await cur.fetchall() == [("next",)]
+
+
+@each_interrupt
+async def test_a_borrower_cancelled_in_a_copy_leaves_a_connection_that_works(
+    dsn: str, backends: Backends, interrupt: Interrupt
+) -> None:
+    """What its clean-up had no time for is done on its return."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        begun = asyncio.Event()
+
+        async def borrow() -> None:
+            rows = "SELECT repeat('x', 9000), pg_sleep(n / 100) FROM generate_series(1, 9000) n"
+            async with (
+                pool.connection() as conn,
+                conn.transaction(),
+                conn.cursor().copy(f"COPY ({rows}) TO STDOUT") as copy,
+            ):
+                async for _ in copy:
+                    begun.set()
+
+        await interrupt(borrow(), begun.is_set)
+        await eventually(lambda: not backends.running("pg_sleep"))
+        await all_usable(pool)
+        assert pool.stats().connects == 1
+
+
+@each_interrupt
+async def test_a_cancelled_pipeline_leaves_nothing_running(
+    dsn: str, backends: Backends, interrupt: Interrupt
+) -> None:
+    """Its connection may have to go; the pool is as it was."""
+    async with AsyncConnectionPool(dsn, min_size=2) as pool:
+
+        async def borrow() -> None:
+            async with pool.connection() as conn, conn.pipeline():
+                await conn.execute("SELECT 1")
+                cur = await conn.execute(ENDLESS)
+                await conn.execute("SELECT 2")
+                await cur.fetchone()
+
+        await interrupt(borrow(), lambda: backends.running("pg_sleep"))
+        await eventually(lambda: not backends.running("pg_sleep"))
+        await all_usable(pool)
+
+
+async def test_a_cancelled_wait_for_notifications_ends_at_once(
+    conn: Connection[Any], dsn: str
+) -> None:
+    """There is no query to be cancelled; those that come later are not lost."""
+    await conn.execute("LISTEN here")
+
+    async def listen() -> None:
+        async for _ in conn.notifies():
+            pass
+
+    for _ in range(3):
+        task = asyncio.create_task(listen())
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as other:
+        await other.execute("NOTIFY here, 'later'")
+    assert [n.payload async for n in conn.notifies(timeout=10, stop_after=1)] == ["later"]
+
+
+async def test_a_cancelled_query_raises_at_once_on_a_server_that_is_stopped(
+    dsn: str, server: Server
+) -> None:
+    """Its caller waits for nobody."""
+    conn = await Connection.connect(dsn, autocommit=True)
+    task = asyncio.create_task(conn.execute(ENDLESS))
+    await asyncio.sleep(0.05)
+    await server.pause()
+    try:
+        task.cancel()
+        # A step for the cancellation itself, a few for the way out of psycopg.
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert task.cancelled()
+    finally:
+        await server.resume()
+    await conn.close()
+
+
+async def test_the_next_query_waits_for_the_end_of_the_cancelled_one(
+    conn: Connection[Any],
+) -> None:
+    """And it is not hit by the cancel request, however often."""
+    pid = await backend_of(conn)
+    for n in range(60):
+        with anyio.move_on_after(0.001 * (n % 5)):
+            await conn.execute(ENDLESS)
+        assert await in_time(backend_of(conn)) == pid
+
+
+async def test_cancelled_twice_it_is_the_same(conn: Connection[Any]) -> None:
+    """The second comes while the clean-up waits for the first."""
+
+    async def work() -> None:
+        try:
+            await conn.execute(ENDLESS)
+        finally:
+            await conn.execute("SELECT 1")
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0.02)
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert await in_time(backend_of(conn))
+
+
+async def test_a_storm_leaves_nothing_behind(dsn: str, backends: Backends) -> None:
+    """No more backends than `max_size`, no query left, nearly all connections survive."""
+    randomness = random.Random(7)
+    most = 0
+
+    async def one(pool: AsyncConnectionPool) -> None:
+        pause = randomness.choice([0, 0, 0.001, 0.003, 0.01])
+        work = pool.execute(ENDLESS, timeout=30)
+        if randomness.random() < 0.5:
+            with anyio.move_on_after(pause):
+                await work
+        else:
+            task = asyncio.create_task(work)
+            await asyncio.sleep(pause)
+            task.cancel()
+            await asyncio.wait({task})
+
+    async with AsyncConnectionPool(dsn, min_size=4) as pool:
+        await pool.wait()
+
+        async def many() -> None:
+            nonlocal most
+            for n in range(100):
+                await one(pool)
+                if n % 10 == 0:
+                    most = max(most, len(backends.pids()))
+
+        await in_time(asyncio.gather(*(many() for _ in range(8))), 60)
+        await eventually(lambda: not backends.running("pg_sleep"))
+        await at_rest(pool)
+        await all_usable(pool)
+        assert most <= 4
+        assert pool.stats().connects <= 4 + 20, pool.explain()

@@ -1,0 +1,257 @@
+"""What `asyncpool.Connection` notices with no query sent: its server's end, and what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from asyncpool import AsyncConnectionPool, Connection
+from asyncpool.testing import Server
+
+from ._tools import BOTH_LOOPS, Backends, all_usable, at_rest, eventually, in_time
+
+LOOPS = BOTH_LOOPS
+
+Kill = Callable[[Backends, Server], Awaitable[None]]
+
+NEVER = 600.0
+"""Seconds between pings: what is found out is not found out by them."""
+
+
+async def terminate(backends: Backends, server: Server) -> None:
+    """As an administrator does."""
+    backends.terminate()
+
+
+async def stop_fast(backends: Backends, server: Server) -> None:
+    """As for an upgrade of the server."""
+    await server.stop("fast")
+
+
+async def stop_immediately(backends: Backends, server: Server) -> None:
+    """As in an emergency."""
+    await server.stop("immediate")
+
+
+async def kill_one(backends: Backends, server: Server) -> None:
+    """As the kernel does when memory is short: the postmaster then ends all the others."""
+    if server.source not in ("binaries", "wheel"):
+        pytest.skip("the server's processes are not on this machine")
+    with closing(psycopg.connect(server.dsn)) as witness:
+        os.kill(backends.pids().pop(), signal.SIGKILL)
+        # From then on nobody is let in until the server is up again.
+        with pytest.raises(psycopg.OperationalError):
+            witness.execute("SELECT pg_sleep(15)")
+
+
+each_kill = pytest.mark.parametrize("kill", [terminate, stop_fast, stop_immediately, kill_one])
+
+
+@dataclass
+class Way:
+    """A way to a server, and the server's own view of those who came by it."""
+
+    name: str
+    dsn: str
+    backends: Backends
+    local: bool
+
+    def kill(self) -> None:
+        """Block until all have gone: the server lists them no more before they hang up."""
+        pids = self.backends.pids()
+        self.backends.terminate()
+        while self.local and any(Path(f"/proc/{pid}").exists() for pid in pids):
+            time.sleep(0.001)
+
+    def is_taken_by(self, conn: psycopg.AsyncConnection[Any]) -> bool:
+        """Whether the connection came by it."""
+        is_tls, is_unix = conn.pgconn.ssl_in_use, conn.info.host.startswith("/")
+        return (is_tls, is_unix) == (self.name == "tls", self.name == "unix")
+
+
+@pytest.fixture(params=["tcp", "unix", "tls"])
+def way(request: pytest.FixtureRequest, dsn: str, application: str) -> Iterator[Way]:
+    """Each of them."""
+    name = request.param
+    server: Server = request.getfixturevalue(
+        "another_server" if name == "tls" else "asyncpool_server"
+    )
+    start = server.dsn
+    if name == "unix":
+        if server.socket_dsn is None:
+            pytest.skip("this server has no Unix socket")
+        start = server.socket_dsn
+    mode = {"tls": "require", "tcp": "disable"}.get(name, "prefer")
+    backends = Backends(server.dsn, application)
+    way_in = make_conninfo(start, application_name=application, sslmode=mode)
+    yield Way(name, way_in, backends, local=server.source in ("binaries", "wheel"))
+    assert not backends.pids()
+
+
+@each_kill
+async def test_dead_idle_connections_are_replaced_with_no_query_sent(
+    dsn: str, backends: Backends, server: Server, kill: Kill
+) -> None:
+    """The loop sees their end, also while there is no server yet to replace them from."""
+    async with AsyncConnectionPool(dsn, min_size=4, ping_interval=NEVER) as pool:
+        await pool.wait()
+        before = backends.pids()
+        await kill(backends, server)
+        await eventually(lambda: pool.stats().lost == 4)
+        if server.state == "stopped":
+            await server.start()
+        stats = await at_rest(pool)
+        assert (stats.requests, stats.lost) == (0, 4)
+        after = backends.pids()
+        assert len(after) == 4
+        assert not after & before
+        await all_usable(pool)
+
+
+@each_kill
+async def test_one_that_dies_while_lent_is_not_lent_again(
+    dsn: str, backends: Backends, server: Server, kill: Kill
+) -> None:
+    """Its borrower, who has sent no query, may look; on its return it is discarded."""
+    async with AsyncConnectionPool(dsn, min_size=1, ping_interval=NEVER) as pool:
+        conn = await pool.acquire()
+        await kill(backends, server)
+        await eventually(lambda: conn.closed)
+        assert pool.stats().leased == 1
+        await pool.release(conn)
+        assert pool.stats().returns_bad == 1
+        if server.state == "stopped":
+            await server.start()
+        assert await in_time(pool.fetchval("SELECT 1")) == 1
+        assert pool.stats().lost == 0
+
+
+async def test_those_that_the_server_ends_for_idleness_are_replaced(
+    dsn: str, backends: Backends
+) -> None:
+    """Again and again, with no request; one that is lent and busy is left alone."""
+    limited = make_conninfo(dsn, options="-c idle_session_timeout=200")
+    async with AsyncConnectionPool(limited, min_size=3, max_size=4, ping_interval=NEVER) as pool:
+        work = asyncio.create_task(pool.execute("SELECT pg_sleep(1)"))
+        await eventually(lambda: pool.stats().lost >= 6)
+        await in_time(work)
+        assert pool.stats().requests == 1
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["before it is told", "once it is told"])
+async def test_no_request_fails_after_all_idle_backends_were_killed(way: Way, told: bool) -> None:
+    """Not one of a thousand that come at once, though the loop has not heard of the end yet."""
+    async with AsyncConnectionPool(way.dsn, min_size=4, max_size=8) as pool:
+        await pool.wait()
+        way.kill()
+        if told:
+            await eventually(lambda: pool.stats().lost == 4)
+        results = await asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(1000)))
+        assert results == [1] * 1000
+        assert pool.stats().lost == 4
+        async with pool.connection() as conn:
+            assert way.is_taken_by(conn)
+
+
+async def test_no_request_of_a_sequence_fails_after_the_kill(way: Way) -> None:
+    """A thousand, one after the other, and the kill comes at the first."""
+    async with AsyncConnectionPool(way.dsn, min_size=4) as pool:
+        await pool.wait()
+        way.kill()
+        for _ in range(1000):
+            async with pool.connection() as conn:
+                await conn.execute("SELECT 1")
+        assert pool.stats().lost == 4
+
+
+async def test_a_notification_reaches_an_idle_connection_at_once(way: Way) -> None:
+    """No query has to be sent for it."""
+    got: list[str] = []
+    async with await Connection.connect(way.dsn, autocommit=True) as conn:
+        conn.add_notify_handler(lambda notify: got.append(notify.payload))
+        await conn.execute("LISTEN here")
+        async with await psycopg.AsyncConnection.connect(way.dsn, autocommit=True) as other:
+            await other.execute("NOTIFY here, 'now'")
+        await eventually(lambda: got == ["now"])
+
+
+async def test_many_notifications_reach_an_idle_connection(way: Way) -> None:
+    """More than libpq reads at a time, and none waits in a buffer for the next to come."""
+    got: list[str] = []
+    async with await Connection.connect(way.dsn, autocommit=True) as conn:
+        conn.add_notify_handler(lambda notify: got.append(notify.payload))
+        await conn.execute("LISTEN here")
+        way.backends.ask(
+            "SELECT pg_notify('here', n || repeat('x', 7000)) FROM generate_series(0, 199) n"
+        )
+        await eventually(lambda: len(got) == 200)
+        assert [each.rstrip("x") for each in got] == [str(n) for n in range(200)]
+
+
+async def test_a_notice_reaches_an_idle_connection_at_once(
+    conn: Connection[Any], backends: Backends
+) -> None:
+    """Here one that the server's tracing makes of a notification."""
+    got: list[str | None] = []
+    conn.add_notice_handler(lambda notice: got.append(notice.message_primary))
+    await conn.execute("SET trace_notify = on; SET client_min_messages = debug1; LISTEN here")
+    got.clear()
+    backends.ask("NOTIFY here")
+    await eventually(lambda: any(each and "Notify" in each for each in got))
+
+
+async def test_the_servers_last_words_reach_an_idle_connection(
+    conn: Connection[Any], backends: Backends, server: Server
+) -> None:
+    """The notice comes together with the end of the file."""
+    got: list[str | None] = []
+    conn.add_notice_handler(lambda notice: got.append(notice.sqlstate))
+    await kill_one_other(backends, server)
+    await eventually(lambda: conn.closed)
+    assert got == ["57P02"]  # crash_shutdown
+    await eventually(lambda: is_up(backends))
+
+
+async def kill_one_other(backends: Backends, server: Server) -> None:
+    """Kill a backend that is none of the test's."""
+    if server.source not in ("binaries", "wheel"):
+        pytest.skip("the server's processes are not on this machine")
+    with psycopg.connect(server.dsn) as other:
+        os.kill(other.info.backend_pid, signal.SIGKILL)
+
+
+def is_up(backends: Backends) -> bool:
+    """Whether the server answers again."""
+    try:
+        return bool(backends.ask("SELECT 1"))
+    except psycopg.OperationalError:
+        return False
+
+
+async def test_a_pools_idle_connections_hear_what_configure_asked_for(
+    dsn: str, backends: Backends
+) -> None:
+    """A listener needs no borrower."""
+    got: list[str] = []
+
+    async def listen(conn: psycopg.AsyncConnection[Any]) -> None:
+        conn.add_notify_handler(lambda notify: got.append(notify.payload))
+        await conn.set_autocommit(True)
+        await conn.execute("LISTEN here")
+
+    async with AsyncConnectionPool(dsn, min_size=3, configure=listen) as pool:
+        await pool.wait()
+        backends.ask("NOTIFY here, 'all'")
+        await eventually(lambda: got == ["all"] * 3)
+        assert pool.stats().requests == 0
