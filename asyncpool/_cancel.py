@@ -1,22 +1,28 @@
-"""Cancel requests: a short connection to the server that says which query is to end.
+"""The end of a cancelled query: what asks the server for it, and what reads up to it.
 
-psycopg's own way is for a network that answers. On its versions before 3.3 libpq is asked for
-progress where there was none, and then blocks the thread, and with it the event loop, until the
-request has gone out: on a silent network for minutes.
+A cancel request is a short connection to the server that says which query is to end. psycopg's own
+way is for a network that answers. On its versions before 3.3 libpq is asked for progress where
+there was none, and then blocks the thread, and with it the event loop, until the request has gone
+out: on a silent network for minutes.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
+from typing import Any
 
 import psycopg
-from psycopg import capabilities, waiting
-from psycopg.abc import PQGenConn
-from psycopg.pq import PollingStatus
+from psycopg import capabilities, generators, waiting
+from psycopg.abc import PQGen, PQGenConn
+from psycopg.pq import ExecStatus, PollingStatus
 from psycopg.pq.abc import PGcancelConn, PGconn
 
 CANCEL_TIMEOUT = 1.0
 """Seconds for a cancel request to reach the server."""
+
+AGAIN = 0.05
+"""Seconds until a cancel request is repeated; doubled each time."""
 
 INTERVAL = 0.5
 """Seconds between two looks at nothing, which psycopg's wait insists on."""
@@ -39,6 +45,39 @@ async def request(cancel: PGcancelConn) -> None:
     """
     async with asyncio.timeout(CANCEL_TIMEOUT):
         await waiting.wait_conn_async(_request(cancel), interval=INTERVAL)
+
+
+async def insist(conn: psycopg.AsyncConnection[Any], end: asyncio.Future[Any] | None) -> None:
+    """Send requests until a query has come to its end; only one where that cannot be seen.
+
+    Raises:
+        TimeoutError, psycopg.Error: a request failed, or may be under way still.
+    """
+    pause = AGAIN
+    while end is None or not end.done():
+        if (cancel := prepare(conn.pgconn)) is not None:
+            await request(cancel)
+        else:
+            await conn.cancel_safe()
+        if end is None:
+            return
+        # A request that came before the query did has had no effect.
+        await asyncio.wait({end}, timeout=pause)
+        pause *= 2
+
+
+def rest(pgconn: PGconn) -> PQGen[None]:
+    """Take in and throw away what is left of a query."""
+    with suppress(psycopg.Error):
+        results = yield from generators.fetch_many(pgconn)
+        while results and results[-1].status in (ExecStatus.COPY_IN, ExecStatus.COPY_OUT):
+            with suppress(psycopg.Error):
+                if results[-1].status == ExecStatus.COPY_IN:
+                    yield from generators.copy_end(pgconn, b"cancelled")
+                else:
+                    while isinstance((yield from generators.copy_from(pgconn)), memoryview):
+                        pass
+            results = yield from generators.fetch_many(pgconn)
 
 
 def _request(cancel: PGcancelConn) -> PQGenConn[None]:

@@ -191,7 +191,7 @@ class PsycopgConnector(Generic[ACT]):
         if conn.pgconn.status == BAD:
             return False
         wire: Wire | None = getattr(conn, "_wire", None)
-        return wire is None or (wire.up and not wire.is_hung_up())
+        return wire is None or wire.is_up()
 
     def watch(self, conn: ACT, on_lost: Callable[[], None]) -> bool:
         """Have `on_lost` called when the server hangs up; psycopg's own cannot be watched."""

@@ -3,50 +3,39 @@
 It advances psycopg's generators as the socket becomes ready, takes in what arrives when nobody has
 asked, and sees the end of file when the server goes away. It knows the socket and libpq's record of
 the connection, not the pool, and holds the connection itself weakly.
-
-What is registered with the event loop is a duplicate of the descriptor: libpq closes its own when
-the server goes away, and the number may then be another's while the loop still has it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import select
 import socket
 import threading
 import weakref
 from asyncio import get_running_loop
-from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context, copy_context
 from time import monotonic
 from typing import Any
 
 import psycopg
-from psycopg import generators, waiting
-from psycopg.abc import PQGen
-from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
-from psycopg.pq.abc import PGconn
+from psycopg import waiting
+from psycopg.pq import ConnStatus, TransactionStatus
 
-from asyncpool._cancel import prepare, request
+from asyncpool._cancel import insist, rest
+from asyncpool._watch import HUNG_UP, READY_R, Watch
 
 WAIT_R, WAIT_W = int(waiting.WAIT_R), int(waiting.WAIT_W)
-READY_R, READY_W = int(waiting.READY_R), int(waiting.READY_W)
 ACTIVE = int(TransactionStatus.ACTIVE)
 BAD = int(ConnStatus.BAD)
-
-HUNG_UP = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 
 BUSY_TIME = 0.005
 """Seconds for which work that never has to wait may keep the loop from its other tasks."""
 DRAIN_TIMEOUT = 5.0
 """Seconds for a cancelled query to come to its end; then its connection is closed."""
-AGAIN = 0.05
-"""Seconds until a cancel request is repeated; doubled each time."""
 
 
-class Wire:
+class Wire(Watch):
     """The watch over one connection's socket, and the one operation that goes over it.
 
     Args:
@@ -58,40 +47,19 @@ class Wire:
     """
 
     def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
-        self.loop = get_running_loop()
+        super().__init__(conn.pgconn.socket)
         self.pgconn = conn.pgconn
-        self.settled = False
-        """Watched, and not in the middle of ending a cancelled query."""
-        self.up = True
-        """False once the server has hung up, or the connection is given up."""
         self.kept = False
         """Whether the socket is to outlive the closing of the connection, for the pool to end."""
         self.interrupted = False
         """Whether a query was cancelled since the connection was last made clean."""
-        self.draining: asyncio.Task[None] | None = None
-        """What brings a cancelled query to its end."""
         self.cut_off = False
         """Whether a query may be left in its middle: one wait of several was cancelled."""
-        self.on_lost: Callable[[], None] | None = None
-        self.reading = False
-        self._writing = False
         self._conn = weakref.ref(conn)
         self._gen: Any = None
         self._want = WAIT_R
         self._future: asyncio.Future[Any] | None = None
         self._context: Context | None = None
-        self._pid = os.getpid()
-        self._thread = threading.get_ident()
-        self._poll = select.poll()
-        self.socket = socket.socket(fileno=socket.dup(conn.pgconn.socket))
-        self._fd = self.socket.fileno()
-        try:
-            self.socket.setblocking(False)
-            self._poll.register(self._fd, select.POLLIN | select.POLLOUT | HUNG_UP)
-            self.resume()
-        except BaseException:
-            self.socket.close()
-            raise
         weakref.finalize(conn, self.dispose)
 
     def start(self, gen: Any) -> asyncio.Future[Any]:
@@ -140,13 +108,6 @@ class Wire:
         if self._gen is not None:
             self._go_on(0, tell=True)
 
-    def is_hung_up(self) -> bool:
-        """Whether the other end is gone, be there still something to read or not.
-
-        uvloop tells of that once and never again.
-        """
-        return any(event & HUNG_UP for _, event in self._poll.poll(0))
-
     async def drained(self) -> None:
         """Wait for the end of a cancelled query; not to be waited for by two at once."""
         while (task := self.draining) is not None:
@@ -157,27 +118,25 @@ class Wire:
         await self.drained()
         left, self.cut_off = self.cut_off, False
         if left and self.pgconn.transaction_status == ACTIVE and conn._pipeline is None:
-            gen = _rest(self.pgconn)
+            gen = rest(self.pgconn)
             with suppress(StopIteration):
                 self.start(gen)
                 self._drain_later(conn)
                 await self.drained()
 
-    def resume(self) -> None:
-        """Watch again, or on another loop than before."""
-        if not self.up or self.reading:
-            return
-        # The loop keeps the context of this call; a request's variables are not to stay with it.
-        Context().run(self.loop.add_reader, self._fd, self._readable)
-        self.reading = True
-        self.settled = self.draining is None
+    def cut(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        """A query was cancelled between two of its waits: have the server end it."""
+        if self.pgconn.transaction_status == ACTIVE and self.draining is None:
+            self._drain_later(conn)
 
-    def move(self) -> None:
-        """Belong to the running loop from now on."""
-        self._unwatch()
-        self.loop = get_running_loop()
-        self._thread = threading.get_ident()
-        self.resume()
+    def is_up(self) -> bool:
+        """Whether the server is there, by all that has come from it by now."""
+        seen = self.seen()
+        if seen & HUNG_UP:
+            return False
+        if seen & select.POLLIN and self._gen is None:
+            self._unasked()
+        return self.up and not self.leaving
 
     def release(self) -> socket.socket:
         """Watch no longer; whoever still waits gets an error. Returns the socket, still open."""
@@ -291,43 +250,31 @@ class Wire:
                 if pgconn.notify_handler is not None:
                     pgconn.notify_handler(notify)
 
-    def _ready(self, want: int) -> int:
-        """What the socket is ready for at this very moment."""
-        ready = 0
-        for _, event in self._poll.poll(0):
-            ready |= READY_R if event & ~select.POLLOUT else 0
-            ready |= READY_W if event & (select.POLLOUT | select.POLLERR | select.POLLHUP) else 0
-        return ready & want
-
     def _drain_later(self, conn: psycopg.AsyncConnection[Any]) -> None:
         """Have the query under way cancelled on the server and brought to its end."""
         self.settled, self.interrupted = False, True
         if self.loop.is_closed():
             self._give_up()
             return
-        self._future = future = self.loop.create_future()
+        future = None
+        if self._gen is not None:
+            self._future = future = self.loop.create_future()
         work = self._drain(conn, future)
         self.draining = self.loop.create_task(work, name="asyncpool: drain", context=Context())
 
-    async def _drain(self, conn: psycopg.AsyncConnection[Any], future: asyncio.Future[Any]) -> None:
-        pause = AGAIN
+    async def _drain(
+        self, conn: psycopg.AsyncConnection[Any], future: asyncio.Future[Any] | None
+    ) -> None:
         try:
             async with asyncio.timeout(DRAIN_TIMEOUT):
-                # A request that came before the query did has had no effect.
-                while not future.done():
-                    if (cancel := prepare(self.pgconn)) is not None:
-                        await request(cancel)
-                    else:
-                        await conn.cancel_safe()
-                    await asyncio.wait({future}, timeout=pause)
-                    pause *= 2
+                await insist(conn, future)
         except BaseException as error:
             # Also when the cancel request may be on its way still: it would hit the next query.
             self._give_up()
             if not isinstance(error, Exception):
                 raise
         finally:
-            if future.done() and not future.cancelled():
+            if future is not None and future.done() and not future.cancelled():
                 future.exception()  # it was expected
             self.draining = None
             self.cut_off = self.pgconn.transaction_status == ACTIVE
@@ -342,46 +289,7 @@ class Wire:
         self.pgconn.finish()
         self._lose()
 
-    def _lose(self) -> None:
-        self.up = False
-        self._unwatch()
-        tell, self.on_lost = self.on_lost, None
-        if tell is not None:
-            tell()
-
-    def _pause(self) -> None:
-        if self.reading:
-            self.reading = self.settled = False
-            self.loop.remove_reader(self._fd)
-
     def _end(self) -> None:
         self._gen = self._future = self._context = None
         if self._writing:
             self._stop_writing()
-
-    def _stop_writing(self) -> None:
-        self._writing = False
-        self.loop.remove_writer(self._fd)
-
-    def _unwatch(self) -> None:
-        if self.loop.is_closed() or os.getpid() != self._pid:
-            # In a forked child the selector is the parent's too.
-            self.reading = self.settled = self._writing = False
-            return
-        self._pause()
-        if self._writing:
-            self._stop_writing()
-
-
-def _rest(pgconn: PGconn) -> PQGen[None]:
-    """Take in and throw away what is left of a query."""
-    with suppress(psycopg.Error):
-        results = yield from generators.fetch_many(pgconn)
-        while results and results[-1].status in (ExecStatus.COPY_IN, ExecStatus.COPY_OUT):
-            with suppress(psycopg.Error):
-                if results[-1].status == ExecStatus.COPY_IN:
-                    yield from generators.copy_end(pgconn, b"cancelled")
-                else:
-                    while isinstance((yield from generators.copy_from(pgconn)), memoryview):
-                        pass
-            results = yield from generators.fetch_many(pgconn)

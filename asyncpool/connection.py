@@ -10,15 +10,20 @@ from __future__ import annotations
 import sys
 from asyncio import sleep
 from collections.abc import Coroutine
+from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import Any, Self, TypeVar
+from weakref import ref
 
 import psycopg
 from psycopg.abc import Params, PQGen, Query
 from psycopg.generators import copy_end
-from psycopg.pq import ConnStatus
+from psycopg.pq import ConnStatus, DiagnosticField
+from psycopg.pq.abc import PGresult
 from psycopg.rows import Row
 
+from asyncpool._cancel import prepare, request
 from asyncpool._cursor import TRIED, Cursor, Lock
 from asyncpool._wire import ACTIVE, BUSY_TIME, Wire
 
@@ -52,6 +57,7 @@ class Connection(psycopg.AsyncConnection[Row]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.lock = Lock()
+        self.pgconn.notice_handler = partial(_noticed, ref(self))
         mine = type(self)
         if TRIED and mine.wait is Connection.wait and mine.cursor is Connection.cursor:
             self.cursor_factory = Cursor
@@ -135,12 +141,15 @@ class Connection(psycopg.AsyncConnection[Row]):
 
     async def _try_cancel(self, *, timeout: float = 5.0) -> None:
         """How psycopg's COPY and stream() begin to clean up; then they read to the end."""
-        if (wire := self._wire) is not None:
-            wire.cut_off = True
-        await super()._try_cancel(timeout=timeout)
-        if wire is not None:
-            await wire.drained()
-            wire.cut_off = False
+        wire, cancel = self._wire, prepare(self.pgconn)
+        if wire is None or cancel is None:
+            await super()._try_cancel(timeout=timeout)
+            return
+        wire.cut_off = True
+        with suppress(psycopg.Error, TimeoutError):
+            await request(cancel)
+        await wire.drained()
+        wire.cut_off = False
 
     async def _settle(self, wire: Wire, gen: PQGen[Any]) -> None:
         """Let nothing meet what is left of a cancelled query, but for the end of its own COPY."""
@@ -155,5 +164,19 @@ class Connection(psycopg.AsyncConnection[Row]):
             wire.resume()
         if (now := monotonic()) - _last_pause >= BUSY_TIME:
             _last_pause = now
-            await sleep(0)
+            try:
+                await sleep(0)
+            except BaseException:
+                wire.cut(self)
+                raise
             _last_pause = monotonic()
+
+
+def _noticed(conn: ref[Connection[Any]], notice: PGresult) -> None:
+    """Hand a notice to its handlers; with no query under way the server's last words are one."""
+    Connection._notice_handler(conn, notice)  # type: ignore[arg-type]
+    severity = notice.error_field(DiagnosticField.SEVERITY_NONLOCALIZED)
+    if severity in (b"FATAL", b"PANIC"):
+        alive = conn()
+        if alive is not None and alive._wire is not None:
+            alive._wire.said_farewell()

@@ -186,6 +186,8 @@ class Proxy:
         self.open_way = asyncio.Event()
         """While this is not set, nothing that is said passes."""
         self.open_way.set()
+        self.tells_of_the_end = True
+        """Whether the client learns that the server has hung up."""
         self.accepted = 0
         self.connecting = 0
         self.most_connecting = 0
@@ -266,7 +268,10 @@ class Proxy:
                 client_spoke = client
                 sink.write(data)
                 await sink.drain()
-            sink.write_eof()
+            if not client and not self.tells_of_the_end:
+                await asyncio.Event().wait()
+            if not sink.transport.is_closing():
+                sink.write_eof()
 
         ways = [
             asyncio.ensure_future(one_way(reader, upstream, client=True)),

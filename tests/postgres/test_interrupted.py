@@ -144,6 +144,31 @@ async def test_a_copy_cancelled_on_a_full_socket_leaves_the_connection_usable(
     assert "psycopg" not in [record.name for record in caplog.records]
 
 
+async def test_a_copy_cancelled_between_two_writes_is_ended_on_the_server(
+    conn: Connection[Any], backends: Backends
+) -> None:
+    """Which is busy, and reads nothing of what psycopg says to end it."""
+    await conn.execute(DOZE)
+    begun = asyncio.Event()
+
+    async def write() -> None:
+        async with conn.cursor().copy("COPY t FROM STDIN") as copy:
+            await copy.write("line\n" * 20_000)  # enough for the server to work on some of it
+            begun.set()
+            while True:
+                await copy.write("line\n")  # there is room for it: it lets others in at times
+
+    writing = asyncio.create_task(write())
+    await in_time(begun.wait())
+    await asyncio.sleep(0)
+    writing.cancel()
+    await in_time(asyncio.wait({writing}))
+    assert writing.cancelled()
+    assert not backends.running("COPY")
+    cur = await in_time(conn.execute("SELECT count(*) FROM t"))
+    assert await cur.fetchone() == (0,)
+
+
 @each_interrupt
 async def test_a_cancelled_copy_to_the_client_leaves_the_connection_usable(
     conn: Connection[Any], interrupt: Interrupt, caplog: pytest.LogCaptureFixture

@@ -19,7 +19,7 @@ from psycopg.conninfo import make_conninfo
 from asyncpool import AsyncConnectionPool, Connection
 from asyncpool.testing import Server
 
-from ._tools import BOTH_LOOPS, Backends, all_usable, at_rest, eventually, in_time
+from ._tools import BOTH_LOOPS, Backends, Proxy, all_usable, at_rest, eventually, in_time
 
 LOOPS = BOTH_LOOPS
 
@@ -255,3 +255,33 @@ async def test_a_pools_idle_connections_hear_what_configure_asked_for(
         backends.ask("NOTIFY here, 'all'")
         await eventually(lambda: got == ["all"] * 3)
         assert pool.stats().requests == 0
+
+
+async def test_a_server_that_says_farewell_is_believed_before_it_hangs_up(
+    dsn: str, backends: Backends
+) -> None:
+    """Idle ones are replaced, and one that is lent is not lent again."""
+    async with Proxy(dsn) as proxy:
+        proxy.tells_of_the_end = False
+        async with AsyncConnectionPool(proxy.dsn, min_size=3, ping_interval=NEVER) as pool:
+            async with pool.connection() as lent:
+                await pool.wait()
+                backends.terminate()
+                await eventually(lambda: pool.stats().lost == 2)
+                await eventually(lambda: lent._wire.leaving)  # type: ignore[attr-defined]
+                assert not lent.closed
+            proxy.tells_of_the_end = True
+            assert await pool.fetchval("SELECT 1") == 1
+            await all_usable(pool)
+            proxy.cut()
+
+
+async def test_a_farewell_is_a_notice_too(dsn: str, backends: Backends) -> None:
+    """Handlers get it as they do from psycopg."""
+    conn = await Connection.connect(dsn, autocommit=True)
+    told: list[Any] = []
+    conn.add_notice_handler(lambda notice: told.append(notice.sqlstate))
+    backends.terminate()
+    await eventually(lambda: conn.closed)
+    assert told == ["57P01"]
+    await conn.close()

@@ -23,6 +23,7 @@ FLOORS = [
         "_insight",
         "_dsn",
         "_cancel",
+        "_watch",
         "_wire",
         "_cursor",
         "connection",
