@@ -142,7 +142,7 @@ async def test_attributes_of_the_connection_are_put_back(dsn: str, level: Level)
             await conn.set_read_only(True)
             await conn.set_deferrable(True)
             conn.row_factory = dict_row
-            conn.cursor_factory = psycopg.AsyncRawCursor
+            cursor_factory, conn.cursor_factory = conn.cursor_factory, psycopg.AsyncRawCursor
             conn.prepare_threshold = None
         async with pool.connection() as same:
             assert same is conn
@@ -151,7 +151,7 @@ async def test_attributes_of_the_connection_are_put_back(dsn: str, level: Level)
             assert same.read_only is None
             assert same.deferrable is None
             assert same.row_factory is not dict_row
-            assert same.cursor_factory is psycopg.AsyncCursor
+            assert same.cursor_factory is cursor_factory
             assert same.prepare_threshold == 7
 
 
