@@ -15,7 +15,7 @@ import anyio
 import psycopg
 
 from asyncpool._core import Core
-from asyncpool._psycopg import ACT
+from asyncpool._psycopg import ACT, IDLE
 from asyncpool.errors import PoolError, ReleaseError
 
 Exc = type[BaseException] | None
@@ -76,7 +76,7 @@ class Lease(Generic[ACT]):
         if not _is_still_lent(pool, conn, self._number):
             _complain(pool, conn, failing=kind is not None)
             return
-        if kind is None and not conn.closed:
+        if kind is None and not conn.closed and not _has_nothing_to_commit(conn):
             try:
                 await _see_through(conn.commit)
             except BaseException:
@@ -215,7 +215,13 @@ def _is_still_lent(pool: Lender[ACT], conn: ACT, number: int) -> bool:
     If not, the block itself has returned it, and another may have it by now.
     """
     owner: object = conn._pool
-    return owner is pool and pool._core.lease_number(conn) in (number, 0)
+    lease = pool._core.lease_number(conn)
+    return owner is pool and (lease == number or (not lease and pool._core.closed))
+
+
+def _has_nothing_to_commit(conn: ACT) -> bool:
+    """Then nobody needs to wait: for its lock, which a kept notifies() has, or a dead server."""
+    return conn.pgconn.transaction_status == IDLE and conn._tpc is None
 
 
 def _complain(pool: Lender[ACT], conn: ACT, *, failing: bool) -> None:

@@ -53,7 +53,8 @@ class Cursor(psycopg.AsyncCursor[Row]):
     def for_one_statement(cls, conn: psycopg.AsyncConnection[Row], *, binary: bool) -> Self:
         """One that is about to execute; it has the attributes that psycopg's `__init__` sets.
 
-        Those that an execution begins with come with it.
+        Those that an execution begins with come with it. Until its own adapters are asked for,
+        what is registered with the connection later reaches its next execution too.
         """
         self = cls.__new__(cls)
         self._conn = conn
@@ -91,6 +92,7 @@ class Cursor(psycopg.AsyncCursor[Row]):
             wire is None
             or wire.draining is not None
             or wire.cut_off
+            or wire.leaving
             or conn._pipeline is not None
             or lock._locked
             or lock._waiters

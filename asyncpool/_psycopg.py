@@ -45,6 +45,9 @@ ResetLevel = Literal["rollback", "session", "discard"]
 
 CONFIGURE_TIMEOUT = 30.0
 
+LEAVE_TIMEOUT = 0.5
+"""Seconds for whoever still uses a connection that was returned."""
+
 IDLE = int(TransactionStatus.IDLE)
 INTRANS = int(TransactionStatus.INTRANS)
 INERROR = int(TransactionStatus.INERROR)
@@ -149,12 +152,18 @@ class PsycopgConnector(Generic[ACT]):
         """
         bond = self._bonds[conn]
         await bond.settle(conn)
+        with anyio.move_on_after(LEAVE_TIMEOUT):
+            async with (
+                conn.lock
+            ):  # an iteration over notifies() that was left takes a moment to end
+                pass
         status = conn.pgconn.transaction_status
         open_blocks = conn._num_transactions
         if bond.take_interrupted():
             # Its blocks were left with no time for their end.
             open_blocks = conn._num_transactions = 0
-        if status == ACTIVE or conn._pipeline or conn._tpc or open_blocks:
+        busy = status == ACTIVE or conn.lock.locked() or conn.pgconn.pipeline_status
+        if busy or conn._pipeline or conn._tpc or open_blocks:
             msg = f"returned in mid-operation: {conn!r}"
             raise psycopg.OperationalError(msg)
         statements = RESETS[self._reset] if isinstance(self._reset, str) else ""
@@ -181,9 +190,15 @@ class PsycopgConnector(Generic[ACT]):
         return (
             conn.pgconn.transaction_status == self._clean_status
             and conn._pipeline is None
+            and not conn.pgconn.pipeline_status
             and not conn._num_transactions
             and conn._tpc is None
-            and (not self._watched or (wire := conn._wire) is None or wire.settled)  # type: ignore[attr-defined]
+            and not conn.lock.locked()
+            and (
+                not self._watched
+                or (wire := conn._wire) is None  # type: ignore[attr-defined]
+                or (wire.settled and not wire.interrupted)
+            )
         )
 
     def is_alive(self, conn: ACT) -> bool:

@@ -225,7 +225,8 @@ class Line(Generic[T]):
         now = asyncio.get_running_loop().time()
         while (waiter := self._most_hurried()) is not None:
             if waiter.deadline > now:
-                self._set_timer(waiter.deadline)
+                # A timer of less than a loop's own precision may ring at once, again and again.
+                self._set_timer(max(waiter.deadline, now + 0.001))
                 return
             waiter.error = self._overdue(waiter)
             self._end(waiter)

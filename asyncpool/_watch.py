@@ -42,6 +42,8 @@ class Watch:
         """False once the server has hung up, or the connection is given up."""
         self.leaving = False
         """Whether the server has said that it is about to hang up."""
+        self.farewell: BaseException | None = None
+        """What it said, as the error for who uses the connection next."""
         self.settled = False
         """Watched, and not in the middle of ending a cancelled query."""
         self.draining: asyncio.Task[None] | None = None
@@ -76,10 +78,16 @@ class Watch:
         """
         return bool(self.seen() & HUNG_UP)
 
-    def said_farewell(self) -> None:
+    def said_farewell(self, error: BaseException) -> None:
         """The server is about to hang up, and answers nothing any more."""
-        self.leaving = True
+        self.leaving, self.farewell = True, error
         self._tell_of_loss()
+
+    def pass_on_farewell(self) -> None:
+        """Raise what the server has said, once."""
+        error, self.farewell = self.farewell, None
+        if error is not None:
+            raise error
 
     def resume(self) -> None:
         """Watch again, or on another loop than before."""

@@ -8,8 +8,10 @@ the connection, not the pool, and holds the connection itself weakly.
 from __future__ import annotations
 
 import asyncio
+import logging
 import select
 import socket
+import sys
 import threading
 import weakref
 from asyncio import get_running_loop
@@ -24,6 +26,8 @@ from psycopg.pq import ConnStatus, TransactionStatus
 
 from asyncpool._cancel import insist, rest
 from asyncpool._watch import HUNG_UP, READY_R, Watch
+
+logger = logging.getLogger("asyncpool")
 
 WAIT_R, WAIT_W = int(waiting.WAIT_R), int(waiting.WAIT_W)
 ACTIVE = int(TransactionStatus.ACTIVE)
@@ -86,9 +90,18 @@ class Wire(Watch):
 
         What is left of a query is not its caller's to wait for.
         """
+        active = self.pgconn.transaction_status == ACTIVE
         if self._gen is not gen:
-            return
-        if self.pgconn.transaction_status == ACTIVE:
+            if (
+                active
+                and self._gen is None
+                and self.draining is None
+                and conn._pipeline is None
+                and isinstance(sys.exception(), asyncio.CancelledError | GeneratorExit)
+            ):
+                # Cancelled together with its answer, which has begun a COPY or a stream().
+                self.interrupted = self.cut_off = True
+        elif active or conn._pipeline is not None:
             self._drain_later(conn)
         else:
             self._end()
@@ -111,6 +124,12 @@ class Wire(Watch):
     async def drained(self) -> None:
         """Wait for the end of a cancelled query; not to be waited for by two at once."""
         while (task := self.draining) is not None:
+            if task.done() or task.get_loop() is not get_running_loop():
+                # It ended before it had begun, or its loop did.
+                self.draining = None
+                with suppress(RuntimeError):
+                    self._give_up()
+                return
             await asyncio.wait({task})
 
     async def finish(self, conn: psycopg.AsyncConnection[Any]) -> None:
@@ -121,8 +140,9 @@ class Wire(Watch):
             gen = rest(self.pgconn)
             with suppress(StopIteration):
                 self.start(gen)
-                self._drain_later(conn)
-                await self.drained()
+                if self._gen is gen:
+                    self._drain_later(conn)
+                    await self.drained()
 
     def cut(self, conn: psycopg.AsyncConnection[Any]) -> None:
         """A query was cancelled between two of its waits: have the server end it."""
@@ -248,7 +268,11 @@ class Wire(Watch):
         if conn._notify_handlers or backlog is not None:
             while (notify := pgconn.notifies()) is not None:
                 if pgconn.notify_handler is not None:
-                    pgconn.notify_handler(notify)
+                    try:
+                        pgconn.notify_handler(notify)
+                    except Exception:
+                        # The others are not to wait for the next statement.
+                        logger.exception("error in a handler of notifications")
 
     def _drain_later(self, conn: psycopg.AsyncConnection[Any]) -> None:
         """Have the query under way cancelled on the server and brought to its end."""
@@ -277,17 +301,20 @@ class Wire(Watch):
             if future is not None and future.done() and not future.cancelled():
                 future.exception()  # it was expected
             self.draining = None
+            if self.pgconn.pipeline_status and conn._pipeline is None:
+                with suppress(psycopg.Error):
+                    self.pgconn.exit_pipeline_mode()
             self.cut_off = self.pgconn.transaction_status == ACTIVE
             self.settled = self.reading
 
     def _give_up(self) -> None:
-        future = self._future
-        if self._gen is not None:
+        gen, future = self._gen, self._future
+        self.pgconn.finish()
+        self._lose()
+        if gen is not None:
             self._end()
             if future is not None:
                 future.cancel()
-        self.pgconn.finish()
-        self._lose()
 
     def _end(self) -> None:
         self._gen = self._future = self._context = None

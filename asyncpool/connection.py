@@ -7,16 +7,18 @@ cancelled query is brought to its end behind its caller's back. All else is psyc
 
 from __future__ import annotations
 
+import inspect
 import sys
 from asyncio import sleep
-from collections.abc import Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from time import monotonic
 from typing import Any, Self, TypeVar
 from weakref import ref
 
 import psycopg
+from psycopg import errors
 from psycopg.abc import Params, PQGen, Query
 from psycopg.generators import copy_end
 from psycopg.pq import ConnStatus, DiagnosticField
@@ -108,6 +110,31 @@ class Connection(psycopg.AsyncConnection[Row]):
         cur: Cursor[Row] = Cursor.for_one_statement(self, binary=binary)
         return cur.execute(query, params, prepare=prepare)
 
+    if sys.version_info >= (3, 12):
+        execute = inspect.markcoroutinefunction(execute)
+
+    @asynccontextmanager
+    async def pipeline(self) -> AsyncIterator[psycopg.AsyncPipeline]:
+        """See `psycopg.AsyncConnection.pipeline`."""
+        async with super().pipeline() as pipeline:
+            self._see_off(pipeline)
+            yield pipeline
+
+    @asynccontextmanager
+    async def _pipeline_nolock(self) -> AsyncIterator[psycopg.AsyncPipeline]:
+        async with super()._pipeline_nolock() as pipeline:
+            self._see_off(pipeline)
+            yield pipeline
+
+    def _see_off(self, pipeline: psycopg.AsyncPipeline) -> None:
+        if self._wire is not None:
+            pipeline._exit = partial(_leave, ref(pipeline), self._wire)  # type: ignore[method-assign]
+
+    def _check_connection_ok(self) -> None:
+        if (wire := self._wire) is not None and wire.leaving:
+            wire.pass_on_farewell()
+        super()._check_connection_ok()
+
     async def wait(
         self, gen: PQGen[RV], interval: float | None = None, timeout: float | None = None
     ) -> RV:
@@ -117,7 +144,7 @@ class Connection(psycopg.AsyncConnection[Row]):
             limits = {"interval": interval, "timeout": timeout}
             given = {name: value for name, value in limits.items() if value is not None}
             return await super().wait(gen, **given)
-        if wire.draining is not None or wire.cut_off:
+        if wire.draining is not None or wire.cut_off or wire.leaving:
             await self._settle(wire, gen)
         try:
             future = wire.start(gen)
@@ -136,6 +163,7 @@ class Connection(psycopg.AsyncConnection[Row]):
             wire.abandon(gen, self)
             raise
         finally:
+            del future  # its exception's traceback has this frame
             if timer is not None:
                 timer.cancel()
 
@@ -153,6 +181,7 @@ class Connection(psycopg.AsyncConnection[Row]):
 
     async def _settle(self, wire: Wire, gen: PQGen[Any]) -> None:
         """Let nothing meet what is left of a cancelled query, but for the end of its own COPY."""
+        wire.pass_on_farewell()
         await wire.drained()
         if getattr(gen, "gi_code", None) is not copy_end.__code__:
             await wire.finish(self)
@@ -172,11 +201,33 @@ class Connection(psycopg.AsyncConnection[Row]):
             _last_pause = monotonic()
 
 
+def _leave(
+    ended: ref[psycopg.AsyncPipeline], wire: Wire, error: BaseException | None = None
+) -> None:
+    """Leave a pipeline; one whose end was cancelled, the wire leaves once all is read."""
+    if (pipeline := ended()) is None:
+        return
+    if wire.draining is None:
+        psycopg.AsyncPipeline._exit(pipeline, error)
+    else:
+        pipeline.level -= 1
+
+
 def _noticed(conn: ref[Connection[Any]], notice: PGresult) -> None:
     """Hand a notice to its handlers; with no query under way the server's last words are one."""
     Connection._notice_handler(conn, notice)  # type: ignore[arg-type]
-    severity = notice.error_field(DiagnosticField.SEVERITY_NONLOCALIZED)
-    if severity in (b"FATAL", b"PANIC"):
-        alive = conn()
-        if alive is not None and alive._wire is not None:
-            alive._wire.said_farewell()
+    if notice.error_field(DiagnosticField.SEVERITY_NONLOCALIZED) not in (b"FATAL", b"PANIC"):
+        return
+    alive = conn()
+    if alive is not None and alive._wire is not None:
+        encoding = alive.info.encoding
+        info: dict[int, bytes | None] = {
+            field: notice.error_field(field) for field in DiagnosticField
+        }
+        try:
+            kind = errors.lookup((info[DiagnosticField.SQLSTATE] or b"").decode())
+        except KeyError:
+            kind = psycopg.OperationalError
+        alive._wire.said_farewell(
+            kind(notice.get_error_message(encoding), info=info, encoding=encoding)
+        )
