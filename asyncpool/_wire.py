@@ -31,6 +31,7 @@ logger = logging.getLogger("asyncpool")
 
 WAIT_R, WAIT_W = int(waiting.WAIT_R), int(waiting.WAIT_W)
 ACTIVE = int(TransactionStatus.ACTIVE)
+UNDER_WAY = {ACTIVE, int(TransactionStatus.INTRANS), int(TransactionStatus.INERROR)}
 BAD = int(ConnStatus.BAD)
 
 BUSY_TIME = 0.005
@@ -249,10 +250,14 @@ class Wire(Watch):
         backlog = getattr(conn, "_notifies_backlog", None)
         if (
             conn is None
-            or pgconn.transaction_status == ACTIVE
+            or pgconn.transaction_status in UNDER_WAY
             or (backlog is None and conn.lock.locked())
         ):
-            # Rows that nobody asked for yet, or somebody is iterating over notifies().
+            # Rows that nobody asked for yet, or somebody is iterating over notifies(). Or the end
+            # of an open transaction: of that its own next statement is to hear, and not libpq
+            # before it, for on a connection that is closed psycopg leaves a block with no error.
+            if self.is_hung_up():
+                self._tell_of_loss()
             self._pause()
             return
         # The server's last words and the end of file are two reads.

@@ -137,7 +137,8 @@ async def test_why_a_lent_connection_ended_is_told_to_who_uses_it_next(
         else:
             kind = psycopg.errors.IdleInTransactionSessionTimeout
             await conn.execute("SET idle_in_transaction_session_timeout = 20")
-        await eventually(lambda: conn.closed)
+        await eventually(lambda: not backends.pids())
+        await eventually(lambda: end != "terminated" or conn.closed)
         with pytest.raises(kind) as error:
             await (cursor if end == "terminated" else conn).execute("SELECT 1")
         assert isinstance(error.value, psycopg.Error)
@@ -145,6 +146,45 @@ async def test_why_a_lent_connection_ended_is_told_to_who_uses_it_next(
         assert error.value.diag.severity_nonlocalized == "FATAL"
         with pytest.raises(psycopg.OperationalError, match=r"closed|lost"):
             await conn.execute("SELECT 1")
+
+
+async def of_the_pool(pool: AsyncConnectionPool, die: Callable[[], Awaitable[None]]) -> None:
+    async with pool.connection() as conn:
+        await conn.execute("SELECT 1")
+        await die()
+
+
+async def explicit(pool: AsyncConnectionPool, die: Callable[[], Awaitable[None]]) -> None:
+    async with pool.transaction() as conn:
+        await conn.execute("SELECT 1")
+        await die()
+
+
+async def of_psycopg(pool: AsyncConnectionPool, die: Callable[[], Awaitable[None]]) -> None:
+    conn = await pool.acquire()
+    try:
+        async with conn.transaction():
+            await conn.execute("SELECT 1")
+            await die()
+    finally:
+        await pool.release(conn)
+
+
+@pytest.mark.parametrize("block", [of_the_pool, explicit, of_psycopg])
+async def test_a_block_whose_server_dies_before_its_commit_does_not_end_as_if_committed(
+    dsn: str, backends: Backends, block: Callable[..., Awaitable[None]]
+) -> None:
+    """However early the end of the connection was noticed."""
+
+    async def die() -> None:
+        backends.terminate()
+        await asyncio.sleep(0.02)  # for the loop to notice
+
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        with pytest.raises(psycopg.OperationalError):
+            await in_time(block(pool, die))
+        assert await in_time(pool.fetchval("SELECT 1")) == 1
+        await all_usable(pool)
 
 
 async def test_a_block_ends_quietly_while_its_returned_connection_is_reset(dsn: str) -> None:
