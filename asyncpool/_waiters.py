@@ -221,12 +221,12 @@ class Line(Generic[T]):
         heapq.heapify(self._hurried)
 
     def _ring(self) -> None:
+        # A loop of a coarse clock may ring a little early: the instant that was asked for has come.
+        now = max(asyncio.get_running_loop().time(), self._rings_at)
         self._timer, self._rings_at = None, math.inf
-        now = asyncio.get_running_loop().time()
         while (waiter := self._most_hurried()) is not None:
             if waiter.deadline > now:
-                # A timer of less than a loop's own precision may ring at once, again and again.
-                self._set_timer(max(waiter.deadline, now + 0.001))
+                self._set_timer(waiter.deadline)
                 return
             waiter.error = self._overdue(waiter)
             self._end(waiter)
