@@ -22,6 +22,7 @@ from typing import Any
 
 import psycopg
 from psycopg import waiting
+from psycopg._copy_base import BaseCopy
 from psycopg.pq import ConnStatus, TransactionStatus
 
 from asyncpool._cancel import insist, rest
@@ -31,6 +32,7 @@ logger = logging.getLogger("asyncpool")
 
 WAIT_R, WAIT_W = int(waiting.WAIT_R), int(waiting.WAIT_W)
 ACTIVE = int(TransactionStatus.ACTIVE)
+COPY_OUT_END = BaseCopy._end_copy_out_gen.__code__
 UNDER_WAY = {ACTIVE, int(TransactionStatus.INTRANS), int(TransactionStatus.INERROR)}
 BAD = int(ConnStatus.BAD)
 
@@ -144,6 +146,11 @@ class Wire(Watch):
                 if self._gen is gen:
                     self._drain_later(conn)
                     await self.drained()
+
+    def copied_out(self, gen: Any) -> bool:
+        """Whether a generator is to read a COPY to its end that is there already."""
+        over = self.pgconn.transaction_status != ACTIVE
+        return over and getattr(gen, "gi_code", None) is COPY_OUT_END
 
     def cut(self, conn: psycopg.AsyncConnection[Any]) -> None:
         """A query was cancelled between two of its waits: have the server end it."""

@@ -146,6 +146,9 @@ class Connection(psycopg.AsyncConnection[Row]):
             return await super().wait(gen, **given)
         if wire.draining is not None or wire.cut_off or wire.leaving:
             await self._settle(wire, gen)
+            if wire.copied_out(gen):
+                gen.close()
+                return None  # type: ignore[return-value]
         try:
             future = wire.start(gen)
         except StopIteration as end:
@@ -177,7 +180,8 @@ class Connection(psycopg.AsyncConnection[Row]):
         with suppress(psycopg.Error, TimeoutError):
             await request(cancel)
         await wire.drained()
-        wire.cut_off = False
+        # What is over already need not be read to its end: the next wait is to see to that.
+        wire.cut_off = self.pgconn.transaction_status != ACTIVE
 
     async def _settle(self, wire: Wire, gen: PQGen[Any]) -> None:
         """Let nothing meet what is left of a cancelled query, but for the end of its own COPY."""

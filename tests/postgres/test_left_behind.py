@@ -112,7 +112,10 @@ async def test_a_cancel_request_that_fails_at_once_is_not_waited_for(
     async def fail(*_: object) -> None:
         raise psycopg.OperationalError("no descriptor is left")
 
-    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, asyncio.BaseEventLoop):
+        pytest.skip("uvloop's tasks do not start eagerly on every Python")
+    loop.set_task_factory(asyncio.eager_task_factory)
     monkeypatch.setattr("asyncpool._wire.insist", fail)
     query = asyncio.create_task(conn.execute("SELECT pg_sleep(60)"))
     await asyncio.sleep(0.05)
