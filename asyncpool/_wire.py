@@ -22,7 +22,6 @@ from typing import Any
 
 import psycopg
 from psycopg import waiting
-from psycopg._copy_base import BaseCopy
 from psycopg.pq import ConnStatus, TransactionStatus
 
 from asyncpool._cancel import insist, rest
@@ -32,7 +31,8 @@ logger = logging.getLogger("asyncpool")
 
 WAIT_R, WAIT_W = int(waiting.WAIT_R), int(waiting.WAIT_W)
 ACTIVE = int(TransactionStatus.ACTIVE)
-COPY_OUT_END = BaseCopy._end_copy_out_gen.__code__
+COPY_OUT_END = getattr(getattr(psycopg.AsyncCopy, "_end_copy_out_gen", None), "__code__", object())
+"""By which psycopg's reading to the end of a COPY is known; where it has none, nothing is."""
 UNDER_WAY = {ACTIVE, int(TransactionStatus.INTRANS), int(TransactionStatus.INERROR)}
 BAD = int(ConnStatus.BAD)
 
