@@ -67,8 +67,11 @@ async def insist(conn: psycopg.AsyncConnection[Any], end: asyncio.Future[Any] | 
 
 
 def rest(pgconn: PGconn) -> PQGen[None]:
-    """Take in and throw away what is left of a query."""
+    """Take in and throw away what is left of a query, or of a pipeline."""
     with suppress(psycopg.Error):
+        if pgconn.pipeline_status:
+            yield from _rest_of_pipeline(pgconn)
+            return
         results = yield from generators.fetch_many(pgconn)
         while results and results[-1].status in (ExecStatus.COPY_IN, ExecStatus.COPY_OUT):
             with suppress(psycopg.Error):
@@ -78,6 +81,16 @@ def rest(pgconn: PGconn) -> PQGen[None]:
                     while isinstance((yield from generators.copy_from(pgconn)), memoryview):
                         pass
             results = yield from generators.fetch_many(pgconn)
+
+
+def _rest_of_pipeline(pgconn: PGconn) -> PQGen[None]:
+    """After an error the server skips all up to a Sync, which may not have been sent yet."""
+    pgconn.pipeline_sync()
+    yield from generators.send(pgconn)
+    while pgconn.pipeline_status:
+        yield from generators.fetch_many(pgconn)
+        with suppress(psycopg.Error):  # there is more to be read
+            pgconn.exit_pipeline_mode()
 
 
 def _request(cancel: PGcancelConn) -> PQGenConn[None]:

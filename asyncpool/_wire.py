@@ -138,14 +138,20 @@ class Wire(Watch):
     async def finish(self, conn: psycopg.AsyncConnection[Any]) -> None:
         """Wait for the end of a cancelled query, and end a COPY or stream() that was left in it."""
         await self.drained()
+        if conn._pipeline is not None:
+            return  # its own end is to come
         left, self.cut_off = self.cut_off, False
-        if left and self.pgconn.transaction_status == ACTIVE and conn._pipeline is None:
+        if left and self._is_in_query():
             gen = rest(self.pgconn)
             with suppress(StopIteration):
                 self.start(gen)
                 if self._gen is gen:
                     self._drain_later(conn)
                     await self.drained()
+
+    def _is_in_query(self) -> bool:
+        """Whether libpq awaits more of a query, or is in a pipeline."""
+        return self.pgconn.transaction_status == ACTIVE or bool(self.pgconn.pipeline_status)
 
     def copied_out(self, gen: Any) -> bool:
         """Whether a generator is to read a COPY to its end that is there already."""
@@ -313,10 +319,7 @@ class Wire(Watch):
             if future is not None and future.done() and not future.cancelled():
                 future.exception()  # it was expected
             self.draining = None
-            if self.pgconn.pipeline_status and conn._pipeline is None:
-                with suppress(psycopg.Error):
-                    self.pgconn.exit_pipeline_mode()
-            self.cut_off = self.pgconn.transaction_status == ACTIVE
+            self.cut_off = self._is_in_query()
             self.settled = self.reading
 
     def _give_up(self) -> None:

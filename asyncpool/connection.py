@@ -208,10 +208,10 @@ class Connection(psycopg.AsyncConnection[Row]):
 def _leave(
     ended: ref[psycopg.AsyncPipeline], wire: Wire, error: BaseException | None = None
 ) -> None:
-    """Leave a pipeline; one whose end was cancelled, the wire leaves once all is read."""
+    """Leave a pipeline; one in which a wait was cancelled, the wire leaves once all is read."""
     if (pipeline := ended()) is None:
         return
-    if wire.draining is None:
+    if wire.draining is None and not wire.cut_off:
         psycopg.AsyncPipeline._exit(pipeline, error)
     else:
         pipeline.level -= 1

@@ -229,23 +229,30 @@ async def test_a_borrower_cancelled_in_a_copy_leaves_a_connection_that_works(
         assert pool.stats().connects == 1
 
 
+@pytest.mark.parametrize("autocommit", [False, True])
 @each_interrupt
 async def test_a_cancelled_pipeline_leaves_nothing_running(
-    dsn: str, backends: Backends, interrupt: Interrupt
+    dsn: str, backends: Backends, interrupt: Interrupt, autocommit: bool
 ) -> None:
-    """Its connection may have to go; the pool is as it was."""
-    async with AsyncConnectionPool(dsn, min_size=2) as pool:
+    """The server, which skips what comes after an error, gets the Sync that it waits for."""
+    async with AsyncConnectionPool(dsn, min_size=1, reset=None) as pool:
 
         async def borrow() -> None:
-            async with pool.connection() as conn, conn.pipeline():
-                await conn.execute("SELECT 1")
-                cur = await conn.execute(ENDLESS)
-                await conn.execute("SELECT 2")
-                await cur.fetchone()
+            async with pool.connection() as conn:
+                await conn.set_autocommit(autocommit)
+                async with conn.pipeline():
+                    await work(conn)
+
+        async def work(conn: psycopg.AsyncConnection[Any]) -> None:
+            await conn.execute("SELECT 1")
+            cur = await conn.execute(ENDLESS)
+            await conn.execute("SELECT 2")
+            await cur.fetchone()
 
         await interrupt(borrow(), lambda: backends.running("pg_sleep"))
         await eventually(lambda: not backends.running("pg_sleep"))
         await all_usable(pool)
+        assert pool.stats().connects == 1
 
 
 async def test_a_cancelled_wait_for_notifications_ends_at_once(
