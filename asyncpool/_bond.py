@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import weakref
 from asyncio import get_running_loop
 from contextlib import suppress
@@ -84,7 +85,24 @@ class Bond:
         """Cancel what the backend runs, be the connection closed on our side or not."""
         if self._cancel is not None:
             with suppress(psycopg.Error, TimeoutError):
-                await request(self._cancel)
+                try:
+                    await request(self._cancel)
+                finally:
+                    self._cancel.reset()
+
+    async def break_off(self) -> None:
+        """Leave a server that may have many statements to run before it comes to the goodbye.
+
+        It looks for the client only when it has something to tell: the connection is reset, so
+        that it cannot, and what it runs is cancelled, so that it has to. The second time is for a
+        statement that began meanwhile.
+        """
+        if self.wire is not None:
+            self.wire.release()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._socket.close()
+        for _ in range(3):
+            await self.cancel()
 
     async def settle(self, conn: psycopg.AsyncConnection[Any]) -> None:
         """Wait until a cancelled query has come to its end."""

@@ -66,6 +66,8 @@ class Core(Generic[C]):
         """The loop on which an idle connection is lent with no further question."""
         self._ready: asyncio.AbstractEventLoop | None = None
         """The loop on which a clean connection is taken back with no further question."""
+        self.elsewhere: Callable[[], int] = lambda: 0
+        """How many wait for a connection beside the line."""
         self._closing: asyncio.Task[None] | None = None
         self._counters = self.stock.counters
         self._now = self.stock.time
@@ -260,7 +262,7 @@ class Core(Generic[C]):
     def admit(self) -> None:
         """Raise unless the pool can be used here and now."""
         if self.closed:
-            raise self._closed()
+            raise self.closed_error()
         if self.home is not get_running_loop():
             raise self._wrong_loop()
 
@@ -290,7 +292,7 @@ class Core(Generic[C]):
         if self._closing is None:
             self._express = self._ready = None
             self.stock.closing = True
-            self.ledger.line.fail_all(self._closed)
+            self.ledger.line.fail_all(self.closed_error)
             self.stock.full.set()
             shut = self._shut(self.stock.time() + timeout)
             self._closing = get_running_loop().create_task(shut, context=contextvars.Context())
@@ -312,15 +314,14 @@ class Core(Generic[C]):
     ) -> Waiter[Entry[C]]:
         """Take the ticket's place in the line, again if what was served was unfit."""
         if self.stock.closing:
-            raise self._closed()
+            raise self.closed_error()
         line = self.ledger.line
         if deadline <= now:
-            raise self._timeout(timeout)
+            raise self.timed_out(timeout)
         limits = self.ledger.settings
         limit = limits.max_waiting
         if limit and line.length >= limit and not again:
-            msg = f"{line.length} requests wait already (max_waiting={limit}): shed load or grow"
-            raise TooManyRequests(msg, waiting=line.length, max_waiting=limit)
+            raise self.too_many(line.length)
         waiter = line.join(now, deadline, ticket)
         self._counters.requests_queued += 1
         if len(self.ledger.entries) < limits.max_size:
@@ -344,9 +345,9 @@ class Core(Generic[C]):
         try:
             await asyncio.wait({task}, timeout=deadline - stock.time())
             if not task.done():
-                raise self._timeout(timeout, "the check of a connection did not end")
+                raise self.timed_out(timeout, "the check of a connection did not end")
             if task.cancelled() or entry.state is not State.LEASED:
-                raise self._closed()
+                raise self.closed_error()
         except BaseException:
             if self.ledger.take_back(entry.conn) is not None:
                 entry.uses -= 1
@@ -376,12 +377,13 @@ class Core(Generic[C]):
                 self.stock.found_lost(entry)
 
     def _overdue(self, waiter: Waiter[Entry[C]]) -> PoolTimeout:
-        return self._timeout(round(waiter.deadline - waiter.joined_at, 3))
+        return self.timed_out(round(waiter.deadline - waiter.joined_at, 3))
 
-    def _timeout(self, timeout: float, why: str = "") -> PoolTimeout:
+    def timed_out(self, timeout: float, why: str = "") -> PoolTimeout:
+        """The error of a request whose time is up, with the numbers of this moment."""
         now, outage = self.stock.time(), self.stock.outage
         leased = self.ledger.leased
-        waiting = max(1, self.ledger.line.length)  # the one who is told counts
+        waiting = max(1, self.ledger.line.length + self.elsewhere())  # the one who is told counts
         longest = max((now - entry.lent_at for entry in leased.values()), default=0.0)
         sizes = f"max_size={self.settings.max_size}, size={self.ledger.size}, leased={len(leased)}"
         parts = [f"no connection within {timeout:g} s ({sizes}, waiting={waiting})"]
@@ -403,7 +405,14 @@ class Core(Generic[C]):
         error.__cause__ = outage.error
         return error
 
-    def _closed(self) -> PoolClosed:
+    def too_many(self, waiting: int) -> TooManyRequests:
+        """The error for one more than `max_waiting`."""
+        limit = self.settings.max_waiting
+        msg = f"{waiting} requests wait already (max_waiting={limit}): shed load or grow"
+        return TooManyRequests(msg, waiting=waiting, max_waiting=limit)
+
+    def closed_error(self) -> PoolClosed:
+        """The error of a pool that is closed."""
         return PoolClosed(f"pool {self.settings.name!r} is closed")
 
     def _wrong_loop(self) -> PoolWrongLoop:

@@ -42,6 +42,7 @@ class Entry(Generic[C]):
         "opened_at",
         "predecessor",
         "proved_at",
+        "shared",
         "state",
         "used_at",
         "uses",
@@ -62,6 +63,8 @@ class Entry(Generic[C]):
         self.holder: asyncio.Task[Any] | None = None
         self.uses = 0
         self.late = False
+        self.shared = False
+        """Whether it is lent to the one-shot statements of many tasks."""
         self.watched = False
         """Whether its loss is told of, so that nobody has to ask."""
         self.predecessor: Entry[C] | None = None

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from asyncpool._core import Core
-from asyncpool._entry import State
+from asyncpool._entry import Entry, State
 from asyncpool.stats import LeaseInfo, PoolStats
 
 
@@ -15,6 +15,7 @@ def snapshot(core: Core[Any]) -> PoolStats:
     """The sizes by state and the counters."""
     ledger, counters = core.ledger, core.stock.counters
     states = Counter(entry.state for entry in ledger.entries)
+    waiting = ledger.line.length + core.elsewhere()
     return PoolStats(
         name=core.settings.name,
         min_size=core.settings.min_size,
@@ -25,11 +26,8 @@ def snapshot(core: Core[Any]) -> PoolStats:
         leased=states[State.LEASED],
         cleaning=states[State.CLEANING],
         closing=states[State.CLOSING],
-        waiting=ledger.line.length,
-        requests=ledger.leases
-        + counters.requests_failed
-        + counters.requests_cancelled
-        + ledger.line.length,
+        waiting=waiting,
+        requests=ledger.leases + counters.requests_failed + counters.requests_cancelled + waiting,
         **asdict(counters),
     )
 
@@ -40,12 +38,18 @@ def leases(core: Core[Any]) -> list[LeaseInfo]:
     found = [
         LeaseInfo(
             age=now - entry.lent_at,
-            holder=entry.holder.get_name() if entry.holder is not None else "(being handed over)",
+            holder=_holder(entry),
             connection=repr(entry.conn),
         )
         for entry in core.ledger.leased.values()
     ]
     return sorted(found, key=lambda lease: -lease.age)
+
+
+def _holder(entry: Entry[Any]) -> str:
+    if entry.shared:
+        return "(one-shot statements)"
+    return entry.holder.get_name() if entry.holder is not None else "(being handed over)"
 
 
 def explain(core: Core[Any]) -> str:

@@ -1,121 +1,269 @@
-"""One-shot statements: each runs by itself, outside any transaction, at one round trip.
+"""Which connection takes which one-shot statement: few connections, shared by many tasks.
 
-A single statement is a transaction of its own, so no BEGIN and COMMIT go around it. Here each one
-borrows a connection for as long as it runs.
+The lane borrows connections like any other borrower, when there are statements for them, and gives
+each back when nothing is under way on it any more. While others wait in the pool's line it sends
+nothing new, but takes its own place there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+import math
+from asyncio import get_running_loop
+from collections import deque
 from contextlib import suppress
-from functools import partial
-from types import TracebackType
-from typing import Any, Generic, cast
+from typing import Any
 
-import psycopg
 from psycopg.abc import Params, Query
+from psycopg.rows import AsyncRowFactory
 
-from asyncpool._contexts import Exc, Lender
-from asyncpool._psycopg import ACT, IDLE
+from asyncpool._core import Core
+from asyncpool._cursor import Cursor
+from asyncpool._entry import Entry
+from asyncpool._settings import duration
+from asyncpool._track import OK, Rider, Track
+from asyncpool.errors import PoolError
 
+PATIENCE = 0.005
+"""Seconds that a statement may have to wait for those before it, as long as there is a way out."""
+ENOUGH = 4
+"""Connections beyond which more are taken for slow statements only, not for many."""
 
-class Ride(Generic[ACT]):
-    """A cursor on a connection in autocommit mode, for one statement."""
-
-    __slots__ = ("_conn", "_pool", "_timeout", "_turned")
-
-    def __init__(self, pool: Lender[ACT], timeout: float | None) -> None:
-        self._pool = pool
-        self._timeout = timeout
-
-    async def __aenter__(self) -> Any:
-        conn = self._conn = await self._pool.getconn(self._timeout)
-        try:
-            # No I/O: psycopg only notes the mode, and refuses inside a transaction.
-            self._turned = not conn.autocommit
-            if self._turned:
-                await conn.set_autocommit(True)
-            return conn.cursor()
-        except BaseException:
-            self._pool._give_back(conn, failing=True)
-            raise
-
-    async def __aexit__(
-        self, kind: Exc, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        conn, turn_back = self._conn, None
-        try:
-            if self._turned:
-                if conn.pgconn.transaction_status == IDLE:
-                    with suppress(psycopg.ProgrammingError):  # closed in the meantime
-                        await conn.set_autocommit(False)  # no I/O
-                else:
-                    turn_back = partial(_turn_back, conn)
-        finally:
-            self._pool._give_back(conn, failing=kind is not None, first=turn_back)
+SENT = "the statement had been sent: it may have run"
 
 
-async def _turn_back(conn: ACT) -> None:
-    # The one shot was a BEGIN, or was cancelled and has not come to its end yet: psycopg changes
-    # the mode outside of transactions only.
-    await conn.rollback()
-    await conn.set_autocommit(False)
+class Unfit(Exception):
+    """A connection cannot be shared; who sees this takes one of its own."""
 
 
-class OneShots(Lender[ACT]):
-    """The one-shot calls of the pool."""
+class Lane:
+    """The connections of one pool that are shared now.
 
-    async def execute(
-        self, query: Query, params: Params | None = None, *, timeout: float | None = None
-    ) -> str:
-        """Run one statement by itself; returns the server's command tag, such as "INSERT 0 1".
+    Args:
+        core: the pool.
+        width: the most connections it may have; None: as many as the pool.
+    """
 
-        Args:
-            query: a str, bytes, `psycopg.sql.Composed` or template, with psycopg's placeholders.
-            params: the values for the placeholders.
-            timeout: seconds to wait for a connection.
+    def __init__(self, core: Core[Any], width: int | None) -> None:
+        self.core = core
+        self._width = width
+        self.tracks: list[Track] = []
+        self.queue: deque[Rider] = deque()
+        """Those that were not sent yet, in the order in which they have come."""
+        self._scout: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a connection, less the one that stands in the line for them."""
+        return len(self.queue) - (self._scout is not None)
+
+    @property
+    def width(self) -> int:
+        """The most connections it may have."""
+        return self.core.settings.max_size if self._width is None else self._width
+
+    async def ride(
+        self,
+        query: Query,
+        params: Params | None,
+        timeout: float | None,
+        row_factory: AsyncRowFactory[Any] | None = None,
+    ) -> Any:
+        """Run a statement; returns a cursor with its results.
 
         Raises:
-            psycopg.Error: the statement failed; nothing of it remains.
+            PoolTimeout: there was no connection, or no answer, in time.
+            TooManyRequests, PoolClosed, PoolWrongLoop: as for any borrower.
+            Unfit: the pool's connections cannot be shared; nothing was sent.
+            psycopg.Error: it failed.
         """
-        async with Ride(self, timeout) as cur:
-            await cur.execute(query, params)
-            return cur.statusmessage or ""
+        core = self.core
+        if core.home is not get_running_loop() or core.closed:
+            core.admit()
+        if timeout is not None:
+            timeout = duration("timeout", timeout)
+        rider = Rider(query, params, get_running_loop().create_future())
+        rider.limited = timeout is not None
+        track = self._pick() if not self.queue else None
+        if track is not None:
+            try:
+                track.send(rider)
+            except BaseException:
+                self._moved(track)
+                raise
+            if timeout:
+                self._limit(rider, timeout)
+        else:
+            self._enqueue(rider, timeout)
+        try:
+            cur = await rider.future  # type: ignore[misc]
+        except BaseException:
+            self._left(rider)
+            raise
+        finally:
+            if rider.timer is not None:
+                rider.timer.cancel()
+        if row_factory is not None:
+            cur._row_factory = row_factory
+        cur._check_results(rider.results)
+        cur._set_results(rider.results)
+        return cur
 
-    async def executemany(
-        self, query: Query, params_seq: Iterable[Params], *, timeout: float | None = None
-    ) -> int:
-        """Run one statement with each of several sets of values, all or nothing.
+    def _pick(self) -> Track | None:
+        """Where a statement is to go now; None: nowhere yet."""
+        line = self.core.ledger.line.length
+        if line and (line > 1 or self._scout is None):
+            return None
+        best, now = None, self.core.stock.time()
+        for track in self.tracks:
+            if track.entry.expires_at <= now or self.core.ledger.oversize:
+                continue  # it is to come back, to be closed
+            if track.room and (best is None or len(track.riders) < len(best.riders)):
+                best = track
+        if best is not None:
+            slow = best.slow
+            if not slow and (len(best.riders) * best.pace < PATIENCE or len(self.tracks) >= ENOUGH):
+                return best
+            if len(self.tracks) >= self.width:
+                return None if slow else best
+        elif len(self.tracks) >= self.width:
+            return None
+        if (entry := self.core.take_now()) is not None:
+            return self._lay(entry)
+        self._send_scout()
+        return None if best is None or slow else best
 
-        Returns:
-            The number of rows that all of them touched.
-        """
-        async with Ride(self, timeout) as cur:
-            await cur.executemany(query, params_seq)
-            return int(cur.rowcount)
+    def _lay(self, entry: Entry[Any]) -> Track:
+        conn = entry.conn
+        if conn._wire is None or conn.cursor_factory is not Cursor:
+            self._give_back(entry)
+            raise Unfit
+        track = Track(entry, self._moved, self._spilled, self.core.stock.crew.spawn)
+        track.lay()
+        entry.holder, entry.shared = None, True
+        self.tracks.append(track)
+        return track
 
-    async def fetchall(
-        self, query: Query, params: Params | None = None, *, timeout: float | None = None
-    ) -> list[Any]:
-        """All rows of one statement, made by the connection's row factory; else as `execute`."""
-        async with Ride(self, timeout) as cur:
-            await cur.execute(query, params)
-            return cast("list[Any]", await cur.fetchall())
+    def _enqueue(self, rider: Rider, timeout: float | None) -> None:
+        core = self.core
+        limits = core.settings
+        wait = limits.timeout if timeout is None else timeout
+        if not wait:
+            raise core.timed_out(wait)
+        if limits.max_waiting and len(self.queue) >= limits.max_waiting:
+            raise core.too_many(len(self.queue))
+        self.queue.append(rider)
+        self._limit(rider, wait)
+        if not self.tracks or len(self.tracks) < self.width:
+            self._send_scout()
 
-    async def fetchone(
-        self, query: Query, params: Params | None = None, *, timeout: float | None = None
-    ) -> Any | None:
-        """The first row of one statement, or None; else as `execute`."""
-        async with Ride(self, timeout) as cur:
-            await cur.execute(query, params)
-            return await cur.fetchone()
+    def _limit(self, rider: Rider, timeout: float) -> None:
+        if timeout != math.inf:
+            rider.timer = get_running_loop().call_later(timeout, self._expire, rider, timeout)
 
-    async def fetchval(
-        self, query: Query, params: Params | None = None, *, timeout: float | None = None
-    ) -> Any | None:
-        """The first column of the first row of one statement, or None when there is no row."""
-        async with Ride(self, timeout) as cur:
-            cur.row_factory = psycopg.rows.tuple_row
-            await cur.execute(query, params)
-            row = await cur.fetchone()
-            return None if row is None else row[0]
+    def _expire(self, rider: Rider, timeout: float) -> None:
+        self.core.stock.counters.requests_failed += rider.wanted
+        if rider.track is None:
+            rider.fail(self.core.timed_out(timeout))
+        else:
+            rider.fail(self.core.timed_out(timeout, SENT))
+
+    def _left(self, rider: Rider) -> None:
+        """Somebody does not wait any more."""
+        if rider.track is not None:
+            rider.track.end_unwanted()
+        elif rider in self.queue:
+            self.queue.remove(rider)
+            if not self.queue and self._scout is not None:
+                self._scout.cancel()
+                self._scout = None
+
+    def _send_scout(self) -> None:
+        if self._scout is None:
+            task = self.core.stock.crew.spawn(self._find(), "lane")
+            self._scout = None if task.done() else task  # it may have started eagerly
+
+    async def _find(self) -> None:
+        """Stand in the pool's line for one more connection."""
+        me = asyncio.current_task()
+        try:
+            entry = await self.core.acquire_entry(math.inf)
+        except PoolError as error:
+            self._fail_all(error)
+            return
+        except BaseException:
+            if self._scout is me:
+                # Not called back: this is the end of the pool or of its loop.
+                self._fail_all(self.core.closed_error())
+            raise
+        finally:
+            if self._scout is me:
+                self._scout = None
+        if not self.queue:
+            self._give_back(entry)
+            return
+        try:
+            track = self._lay(entry)
+        except Unfit as error:
+            self._fail_all(error)
+            return
+        # Whoever waits in the line behind the scout has its turn after those it stood there for.
+        while self.queue and track.room:
+            rider = self.queue.popleft()
+            if rider.wanted:
+                self._send(track, rider)
+        self._moved(track)
+
+    def _fail_all(self, error: BaseException) -> None:
+        while self.queue:
+            self.queue.popleft().fail(error)
+
+    def _spilled(self, riders: list[Rider]) -> None:
+        """Some have to be sent, again or elsewhere."""
+        for rider in riders:
+            rider.track = None
+            rider.results = []
+        self.queue.extendleft(reversed(riders))
+
+    def _moved(self, track: Track) -> None:
+        """Something has come to its end on a track: send the next, or give it back."""
+        queue = self.queue
+        if queue and self.core.closed:
+            self._fail_all(self.core.closed_error())
+        try:
+            while queue:
+                if not queue[0].wanted:
+                    queue.popleft()
+                elif (best := self._pick()) is None:
+                    break
+                else:
+                    self._send(best, queue.popleft())
+        except Unfit as error:
+            self._fail_all(error)
+        if not track.riders and not track.blocked:
+            self._lift(track)
+        if queue and len(self.tracks) < self.width:
+            self._send_scout()
+
+    def _send(self, track: Track, rider: Rider) -> None:
+        if rider.timer is not None and not rider.limited:
+            rider.timer.cancel()  # the pool's own limit is that of waiting for a connection
+        try:
+            track.send(rider)
+        except Exception as error:  # noqa: BLE001 - it is the caller's
+            rider.fail(error)
+
+    def _lift(self, track: Track) -> None:
+        if track not in self.tracks:
+            return
+        entry = track.entry
+        self.tracks.remove(track)
+        entry.shared = False
+        if track.pgconn.status == OK:
+            track.lift()
+        self._give_back(entry)
+
+    def _give_back(self, entry: Entry[Any]) -> None:
+        core = self.core
+        with suppress(PoolError):  # the pool was closed meanwhile
+            core.release(entry.conn)

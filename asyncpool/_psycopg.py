@@ -17,10 +17,12 @@ from typing import Any, Generic, Literal
 
 import anyio
 import psycopg
+from psycopg import capabilities
 from psycopg.pq import TransactionStatus
 
 from asyncpool._bond import Bond
 from asyncpool._cancel import CANCEL_TIMEOUT
+from asyncpool._cursor import TRIED
 from asyncpool._dsn import check_conninfo, limits_for
 from asyncpool._wire import ACTIVE, BAD, Wire
 from asyncpool.connection import Connection
@@ -137,8 +139,9 @@ class PsycopgConnector(Generic[ACT]):
         if os.getpid() != self._pid:
             return  # a forked child: the session is the parent's
         with closing(self._bonds.pop(conn)) as bond:
+            in_pipeline = bool(conn.pgconn.pipeline_status)
             await self._part_from(conn, bond)
-            await bond.hang_up()
+            await (bond.break_off() if in_pipeline else bond.hang_up())
 
     async def ping(self, conn: ACT) -> None:
         """An empty query, outside any transaction."""
@@ -269,6 +272,18 @@ async def ping(conn: psycopg.AsyncConnection[Any]) -> None:
     finally:
         with suppress(psycopg.Error):
             await conn.set_autocommit(False)
+
+
+def can_share(connection_class: type[Any]) -> bool:
+    """Whether connections of this class can run the statements of many tasks in a pipeline."""
+    return (
+        issubclass(connection_class, Connection)
+        and connection_class.wait is Connection.wait
+        and connection_class.cursor is Connection.cursor
+        and TRIED
+        and sys.platform != "win32"
+        and capabilities.has_pipeline()
+    )
 
 
 def version() -> tuple[int, int]:

@@ -16,11 +16,14 @@ import socket
 import threading
 from asyncio import get_running_loop
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context
 
 from psycopg import waiting
 
 READY_R, READY_W = int(waiting.READY_R), int(waiting.READY_W)
+
+CORK: int | None = getattr(socket, "TCP_CORK", None)
 
 HUNG_UP = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 
@@ -120,6 +123,31 @@ class Watch:
         if event & (select.POLLOUT | select.POLLERR | select.POLLHUP):
             ready |= READY_W
         return ready & want
+
+    def is_readable(self) -> bool:
+        """Whether there is something to be read at this very moment."""
+        return bool(self.seen() & ~select.POLLOUT)
+
+    def hold(self, on: bool) -> None:
+        """Let small packets wait for more, or send what there is; where TCP can do that."""
+        if CORK is not None and self.socket.family != socket.AF_UNIX:
+            with suppress(OSError):  # it is closed by now
+                self.socket.setsockopt(socket.IPPROTO_TCP, CORK, on)
+
+    def write_on(self) -> None:
+        """Have `_writable` called when there is room to write."""
+        if not self._writing:
+            Context().run(self.loop.add_writer, self._fd, self._writable)
+            self._writing = True
+
+    def write_no_more(self) -> None:
+        """All is written."""
+        if self._writing:
+            self._stop_writing()
+
+    def lose(self) -> None:
+        """The server is gone: watch no longer, and tell."""
+        self._lose()
 
     def _lose(self) -> None:
         self.up = False

@@ -18,7 +18,7 @@ from asyncio import get_running_loop
 from contextlib import suppress
 from contextvars import Context, copy_context
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 from psycopg import waiting
@@ -42,6 +42,19 @@ DRAIN_TIMEOUT = 5.0
 """Seconds for a cancelled query to come to its end; then its connection is closed."""
 
 
+class Track(Protocol):
+    """What may have the connection in pipeline mode; see `_track.py`."""
+
+    def readable(self) -> None:
+        """There is something to read."""
+
+    def writable(self) -> None:
+        """There is room to write."""
+
+    def lost(self) -> None:
+        """There will be nothing more."""
+
+
 class Wire(Watch):
     """The watch over one connection's socket, and the one operation that goes over it.
 
@@ -62,6 +75,8 @@ class Wire(Watch):
         """Whether a query was cancelled since the connection was last made clean."""
         self.cut_off = False
         """Whether a query may be left in its middle: one wait of several was cancelled."""
+        self.track: Track | None = None
+        """What shares the connection among many statements, in place of a generator."""
         self._conn = weakref.ref(conn)
         self._gen: Any = None
         self._want = WAIT_R
@@ -172,6 +187,10 @@ class Wire(Watch):
             self._unasked()
         return self.up and not self.leaving
 
+    def catch_up(self) -> None:
+        """Take in what has come with no query under way."""
+        self._unasked()
+
     def release(self) -> socket.socket:
         """Watch no longer; whoever still waits gets an error. Returns the socket, still open."""
         self._lose()
@@ -182,6 +201,8 @@ class Wire(Watch):
             self._end()
             if future is not None and not future.done():
                 future.set_exception(psycopg.OperationalError("the connection was closed"))
+        if (track := self.track) is not None:
+            track.lost()
         return self.socket
 
     def dispose(self) -> None:
@@ -198,14 +219,20 @@ class Wire(Watch):
 
     def _readable(self) -> None:
         if self._gen is None:
-            self._unasked()
+            if self.track is not None:
+                self.track.readable()
+            else:
+                self._unasked()
         elif self._want & WAIT_R:
             self._go_on(READY_R)
         else:
             self._pause()
 
     def _writable(self) -> None:
-        self._go_on(0)
+        if self.track is not None:
+            self.track.writable()
+        else:
+            self._go_on(0)
 
     def _go_on(self, ready: int, *, tell: bool = False) -> None:
         """Advance the generator with what is ready, and on as long as the socket takes more."""
@@ -223,9 +250,7 @@ class Wire(Watch):
                 now = monotonic()
                 since = since or now
                 if now - since > BUSY_TIME or not (ready := self._ready(want)):
-                    if not self._writing:
-                        Context().run(self.loop.add_writer, self._fd, self._writable)
-                        self._writing = True
+                    self.write_on()
                     break
                 want = send(gen.send, ready)
             else:

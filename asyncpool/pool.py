@@ -21,13 +21,15 @@ from asyncpool._contexts import Acquisition, Cursor, Exc, Lease, Transaction
 from asyncpool._core import Core
 from asyncpool._insight import explain, snapshot
 from asyncpool._keeper import keep, ping_all
-from asyncpool._lane import OneShots
+from asyncpool._lane import Lane
+from asyncpool._oneshot import OneShots
 from asyncpool._psycopg import (
     ACT,
     Conninfo,
     Kwargs,
     PsycopgConnector,
     ResetLevel,
+    can_share,
     ping,
     settle,
     version,
@@ -91,6 +93,9 @@ class AsyncConnectionPool(OneShots[ACT]):
         num_workers: accepted for psycopg_pool's sake; work here needs no workers.
         ping_interval: seconds without a sign of life after which an idle connection is pinged.
         ping_timeout: seconds that a ping may take.
+        pipeline: whether one-shot statements of many tasks share connections, in libpq's pipeline
+            mode; if false, each borrows one.
+        shared_size: the most connections that they share; None: as many as there are.
 
     Raises:
         TypeError, ValueError: an argument makes no sense; the message has its name and value.
@@ -119,6 +124,8 @@ class AsyncConnectionPool(OneShots[ACT]):
         num_workers: int = 3,
         ping_interval: float = 30.0,
         ping_timeout: float = 5.0,
+        pipeline: bool = False,
+        shared_size: int | None = None,
     ) -> None:
         count("num_workers", num_workers)
         for what, given in (
@@ -156,6 +163,8 @@ class AsyncConnectionPool(OneShots[ACT]):
         self._connector.owner = weakref.ref(self)
         self._check = check
         self._reconnect_failed = reconnect_failed
+        self._pipeline = bool(pipeline)
+        self._shared_size = None if shared_size is None else count("shared_size", shared_size)
         self._core = self._new_core()
         self._popped = snapshot(self._core)
         _open_pools.add(self)
@@ -418,12 +427,17 @@ class AsyncConnectionPool(OneShots[ACT]):
 
     def _new_core(self) -> Core[ACT]:
         pool = weakref.ref(self)
-        return Core(
+        core = Core(
             self._settings,
             self._connector,
             check=None if self._check is None else partial(self._connector.ask, self._check),
             on_outage=partial(_tell_of_outage, pool) if self._reconnect_failed else None,
         )
+        fit = self._pipeline and self._shared_size != 0 and can_share(self.connection_class)
+        self._lane = Lane(core, self._shared_size) if fit else None
+        if self._lane is not None:
+            core.elsewhere = partial(_riders, weakref.ref(self._lane))
+        return core
 
     def _start(self) -> None:
         self._core.open()
@@ -457,6 +471,10 @@ class AsyncConnectionPool(OneShots[ACT]):
             if not failing:
                 raise
             logger.info("pool %r: %s", self.name, error)
+
+
+def _riders(lane: weakref.ref[Lane]) -> int:
+    return alive.waiting if (alive := lane()) is not None else 0
 
 
 async def _tell_of_outage(pool: weakref.ref[AsyncConnectionPool[Any]]) -> None:

@@ -11,10 +11,12 @@ from psycopg.rows import dict_row
 
 from asyncpool import AsyncConnectionPool, PoolTimeout
 
-from ._tools import Proxy, all_usable, at_rest
+from ._tools import Proxy, all_usable, at_rest, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from ._tools import Backends
 
     Shot = Callable[[AsyncConnectionPool], Awaitable[Any]]
 
@@ -152,3 +154,20 @@ async def test_a_one_shot_waits_no_longer_than_it_is_told(dsn: str) -> None:
             with pytest.raises(PoolTimeout):
                 await pool.executemany("SELECT %s", [[1]], timeout=0.01)
         assert await pool.fetchval("SELECT 1", timeout=0) == 1
+
+
+@pytest.mark.parametrize("pipeline", [False, True])
+async def test_a_time_limit_is_the_whole_calls(
+    dsn: str, backends: Backends, pipeline: bool
+) -> None:
+    """The statement that takes longer is cancelled on the server; its connection goes on."""
+    async with AsyncConnectionPool(dsn, min_size=1, pipeline=pipeline) as pool:
+        await pool.wait()
+        for shot in (pool.execute, pool.fetchall, pool.fetchone, pool.fetchval):
+            with pytest.raises(PoolTimeout, match="may have run"):
+                await shot("SELECT pg_sleep(60)", timeout=0.1)
+        with pytest.raises(PoolTimeout, match="may have run"):
+            await pool.executemany("SELECT pg_sleep(%s)", [[60]], timeout=0.1)
+        await eventually(lambda: not backends.running("pg_sleep"))
+        assert await pool.fetchval("SELECT 1", timeout=10) == 1
+        assert (await at_rest(pool)).connects == 1

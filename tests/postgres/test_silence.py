@@ -280,11 +280,14 @@ async def test_a_ping_ends_at_its_limit(network: Network) -> None:
         await all_usable(pool)
 
 
-def test_a_cancelled_query_raises_at_once(run: Run, network: Network, backends: Backends) -> None:
+@pytest.mark.parametrize("pipeline", [False, True])
+def test_a_cancelled_query_raises_at_once(
+    run: Run, network: Network, backends: Backends, pipeline: bool
+) -> None:
     """Its cancel request gets no answer either, which is the pool's to wait for."""
 
     async def test() -> None:
-        async with AsyncConnectionPool(network.dsn, min_size=1) as pool:
+        async with AsyncConnectionPool(network.dsn, min_size=1, pipeline=pipeline) as pool:
             query = asyncio.create_task(pool.execute("SELECT pg_sleep(600)"))
             await eventually(lambda: backends.running("pg_sleep"))
             network.fall_silent()

@@ -1,0 +1,224 @@
+"""One-shot statements: each runs by itself, outside any transaction, at one round trip.
+
+A single statement is a transaction of its own, so no BEGIN and COMMIT go around it. Those that
+cannot change the session share connections; each of the others borrows one for as long as it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from asyncio import get_running_loop
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import lru_cache, partial
+from types import TracebackType
+from typing import Any, Generic, cast
+
+import psycopg
+from psycopg.abc import Params, Query
+from psycopg.rows import AsyncRowFactory, tuple_row
+from psycopg.sql import Composable
+
+from asyncpool._contexts import Exc, Lender
+from asyncpool._lane import SENT, Lane, Unfit
+from asyncpool._psycopg import ACT, IDLE
+
+LONG = 4096
+"""Characters of a statement that is not kept in memory only to know whether it rides."""
+
+HARMLESS = re.compile(
+    r"(?:\s+|--[^\n]*\n|/\*(?:[^*/]|\*(?!/)|/(?!\*))*\*/|\()*"
+    r"(?:SELECT|INSERT|UPDATE|DELETE|MERGE|VALUES|TABLE|WITH)\b",
+    re.IGNORECASE,
+)
+
+
+class Ride(Generic[ACT]):
+    """A cursor on a connection in autocommit mode, for one statement."""
+
+    __slots__ = ("_conn", "_limit", "_pool", "_timeout", "_turned")
+
+    def __init__(self, pool: Lender[ACT], timeout: float | None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+
+    async def __aenter__(self) -> Any:
+        started = get_running_loop().time()
+        conn = self._conn = await self._pool.getconn(self._timeout)
+        self._limit: asyncio.Timeout | None = None
+        try:
+            # No I/O: psycopg only notes the mode, and refuses inside a transaction.
+            self._turned = not conn.autocommit
+            if self._turned:
+                await conn.set_autocommit(True)
+            cur = conn.cursor()
+            if self._timeout and self._timeout != math.inf:
+                limit = asyncio.timeout_at(started + self._timeout)
+                await limit.__aenter__()  # it does not suspend
+                self._limit = limit
+            return cur
+        except BaseException:
+            self._pool._give_back(conn, failing=True)
+            raise
+
+    async def __aexit__(
+        self, kind: Exc, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        try:
+            if self._limit is not None:
+                await self._limit.__aexit__(kind, error, tb)  # nor does this
+        except TimeoutError as late:
+            kind = type(late)
+            failure = self._pool._core.timed_out(cast("float", self._timeout), SENT)
+            raise failure from failure.__cause__
+        finally:
+            await self._end(failing=kind is not None)
+
+    async def _end(self, *, failing: bool) -> None:
+        conn, turn_back = self._conn, None
+        try:
+            if self._turned:
+                if conn.pgconn.transaction_status == IDLE:
+                    with suppress(psycopg.ProgrammingError):  # closed in the meantime
+                        await conn.set_autocommit(False)  # no I/O
+                else:
+                    turn_back = partial(_turn_back, conn)
+        finally:
+            self._pool._give_back(conn, failing=failing, first=turn_back)
+
+
+async def _turn_back(conn: ACT) -> None:
+    # The one shot was a BEGIN, or was cancelled and has not come to its end yet: psycopg changes
+    # the mode outside of transactions only.
+    await conn.rollback()
+    await conn.set_autocommit(False)
+
+
+class OneShots(Lender[ACT]):
+    """The one-shot calls of the pool."""
+
+    _lane: Lane | None = None
+    """Where they share connections; None: each has one of its own."""
+
+    async def execute(
+        self, query: Query, params: Params | None = None, *, timeout: float | None = None
+    ) -> str:
+        """Run one statement by itself; returns the server's command tag, such as "INSERT 0 1".
+
+        Args:
+            query: a str, bytes, `psycopg.sql.Composed` or template, with psycopg's placeholders.
+            params: the values for the placeholders.
+            timeout: seconds for all of it, the wait for a connection included; None: the pool's
+                `timeout` for that wait alone. 0 takes a connection that is there or fails at once.
+
+        Raises:
+            PoolTimeout: there was no connection in time, or no answer; then the statement may
+                have run.
+            psycopg.Error: the statement failed; nothing of it remains.
+        """
+        if (cur := await self._share(query, params, timeout)) is not None:
+            return cur.statusmessage or ""
+        async with Ride(self, timeout) as cur:
+            await cur.execute(query, params)
+            return cur.statusmessage or ""
+
+    async def executemany(
+        self, query: Query, params_seq: Iterable[Params], *, timeout: float | None = None
+    ) -> int:
+        """Run one statement with each of several sets of values, all or nothing.
+
+        Returns:
+            The number of rows that all of them touched.
+        """
+        async with Ride(self, timeout) as cur:
+            await cur.executemany(query, params_seq)
+            return int(cur.rowcount)
+
+    async def fetchall(
+        self, query: Query, params: Params | None = None, *, timeout: float | None = None
+    ) -> list[Any]:
+        """All rows of one statement, made by the connection's row factory; else as `execute`."""
+        if (cur := await self._share(query, params, timeout)) is not None:
+            return all_rows(cur)
+        async with Ride(self, timeout) as cur:
+            await cur.execute(query, params)
+            return cast("list[Any]", await cur.fetchall())
+
+    async def fetchone(
+        self, query: Query, params: Params | None = None, *, timeout: float | None = None
+    ) -> Any | None:
+        """The first row of one statement, or None; else as `execute`."""
+        if (cur := await self._share(query, params, timeout)) is not None:
+            return first_row(cur)
+        async with Ride(self, timeout) as cur:
+            await cur.execute(query, params)
+            return await cur.fetchone()
+
+    async def fetchval(
+        self, query: Query, params: Params | None = None, *, timeout: float | None = None
+    ) -> Any | None:
+        """The first column of the first row of one statement, or None when there is no row."""
+        if (cur := await self._share(query, params, timeout, tuple_row)) is not None:
+            row = first_row(cur)
+        else:
+            async with Ride(self, timeout) as cur:
+                cur.row_factory = tuple_row
+                await cur.execute(query, params)
+                row = await cur.fetchone()
+        return None if row is None else row[0]
+
+    async def _share(
+        self,
+        query: Query,
+        params: Params | None,
+        timeout: float | None,
+        row_factory: AsyncRowFactory[Any] | None = None,
+    ) -> Any | None:
+        """A cursor that has run a statement on a shared connection; None: it is not for those."""
+        if (lane := self._lane) is None or not rides(query):
+            return None
+        if self._core.home is None:
+            self._ensure_open()
+        try:
+            return await lane.ride(query, params, timeout, row_factory)
+        except Unfit:
+            self._lane = None
+            return None
+
+
+def all_rows(cur: Any) -> list[Any]:
+    """What `fetchall` gives, at once."""
+    result = cur._check_result_for_fetch()
+    return cast("list[Any]", cur._tx.load_rows(0, result.ntuples, cur._make_row))
+
+
+def first_row(cur: Any) -> Any | None:
+    """What `fetchone` gives, at once."""
+    result = cur._check_result_for_fetch()
+    return cur._tx.load_row(0, cur._make_row) if result.ntuples else None
+
+
+def rides(query: Query) -> bool:
+    """Whether a statement leaves the session as it is, by its first word; if in doubt, not."""
+    if isinstance(query, str) and len(query) <= LONG:
+        return _rides(query)
+    if isinstance(query, str | bytes):
+        text: str | bytes = query
+    elif isinstance(query, Composable):
+        text = query.as_string(None)
+    elif (parts := getattr(query, "strings", None)) is not None:
+        return _rides(parts[0]) and not any(";" in part for part in parts)
+    else:
+        return False
+    return _rides(text) if len(text) <= LONG else _looks_harmless(text)
+
+
+def _looks_harmless(text: str | bytes) -> bool:
+    if isinstance(text, bytes):
+        text = text.decode("latin-1")
+    return HARMLESS.match(text) is not None and ";" not in text.rstrip("; \t\n")
+
+
+_rides = lru_cache(1024)(_looks_harmless)

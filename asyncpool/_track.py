@@ -1,0 +1,410 @@
+"""One connection that the one-shot statements of many tasks share, in libpq's pipeline mode.
+
+Each statement is followed by a Sync, so that it is a transaction of its own and its error touches
+no other. They run on the server one after the other, in the order in which they were sent, and so
+come the results. Which statements go here is another's to say: see `_lane.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import adapt, capabilities
+from psycopg._preparing import Prepare
+from psycopg.abc import Params, Query
+from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
+
+from asyncpool._cancel import prepare, request
+from asyncpool._cursor import Cursor
+from asyncpool._entry import Entry
+from asyncpool._wire import DRAIN_TIMEOUT
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGresult
+
+    from asyncpool._wire import Wire
+
+logger = logging.getLogger("asyncpool")
+
+SYNC, FATAL = int(ExecStatus.PIPELINE_SYNC), int(ExecStatus.FATAL_ERROR)
+OK, BAD = int(ConnStatus.OK), int(ConnStatus.BAD)
+
+DEPTH = 128
+"""The most statements that are under way on one connection."""
+BYTES = 1 << 20
+"""The most bytes of parameters under way, but for a statement that is alone."""
+BATCH = 64
+"""The most statements that go out together: a packet for each would cost more than they do."""
+SLOW = 0.003
+"""Seconds after which nobody is to wait behind a statement any more."""
+RECENT = 1.0
+"""Seconds for which a cancel request may reach a statement that it was not meant for."""
+
+NO_SUCH_STATEMENT, CANCELLED = b"26000", b"57014"
+
+
+class Rider:
+    """One statement on its way, and who waits for its results."""
+
+    __slots__ = (
+        "again",
+        "cur",
+        "future",
+        "key",
+        "limited",
+        "name",
+        "params",
+        "prepare",
+        "query",
+        "results",
+        "size",
+        "state",
+        "timer",
+        "track",
+    )
+
+    cur: Any
+    """A `Cursor`, from the moment it is sent; its insides are used here."""
+    key: Any
+
+    def __init__(
+        self, query: Query, params: Params | None, future: asyncio.Future[Any] | None
+    ) -> None:
+        self.query = query
+        self.params = params
+        self.future = future
+        """Of its cursor; None for what the pool itself has to say to the server."""
+        self.prepare: bool | None = None
+        self.limited = False
+        """Whether its caller has set a limit for all of the call."""
+        self.results: list[PGresult] = []
+        self.again = False
+        """Whether it was sent a second time, which is done where it cannot have run."""
+        self.state = Prepare.NO
+        self.name = b""
+        self.size = 0
+        self.track: Track | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody still waits for it."""
+        return self.future is not None and not self.future.done()
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether somebody waited for it, and does not any more."""
+        return self.future is not None and self.future.done()
+
+    def fail(self, error: BaseException) -> None:
+        """Tell who waits."""
+        if self.wanted:
+            self.future.set_exception(error)  # type: ignore[union-attr]
+
+
+class Track:
+    """A leased connection in pipeline mode, from `lay` to `lift`.
+
+    Args:
+        entry: the pool's record of an idle `asyncpool.Connection`, which is lent to this.
+        moved: called whenever a statement has come to its end.
+        spilled: called with those that have to go elsewhere, for they cannot have run here.
+        spawn: starts a task of the pool's.
+    """
+
+    def __init__(
+        self,
+        entry: Entry[Any],
+        moved: Callable[[Track], None],
+        spilled: Callable[[list[Rider]], None],
+        spawn: Callable[[Coroutine[Any, Any, None], str], object],
+    ) -> None:
+        self.entry = entry
+        self.conn = entry.conn
+        self.pgconn = self.conn.pgconn
+        self.wire: Wire = self.conn._wire
+        self.riders: deque[Rider] = deque()
+        """Those under way, in the order in which they were sent; the first one is running."""
+        self.since = 0.0
+        """When the first one began to run."""
+        self.pace = 0.0
+        """Seconds that a statement took of late."""
+        self.load = 0
+        """Bytes of parameters under way."""
+        self.blocked = False
+        """Whether nothing may be sent: a cancel request is on its way."""
+        self.cancelled_at = 0.0
+        self._ending_since = 0.0
+        """When the server was first asked to cancel the statement that runs, or 0."""
+        self._held = 0
+        """Statements that wait for the packet's departure, or 0 where each departs at once."""
+        self._due = False
+        """Whether results were seen to be there that are not taken in yet."""
+        self._moved = moved
+        self._spilled = spilled
+        self._spawn = spawn
+        self._timer: asyncio.TimerHandle | None = None
+
+    def lay(self) -> None:
+        """Begin."""
+        self.pgconn.enter_pipeline_mode()
+        self.wire.resume()
+        self.wire.track = self
+
+    def lift(self) -> None:
+        """Leave the connection as it was; nothing may be under way."""
+        assert not self.riders, "bug: a track lifted under its riders"
+        self._stop()
+        self.pgconn.exit_pipeline_mode()
+        if self.conn._notify_handlers:
+            self.wire.catch_up()  # what came among the results
+
+    @property
+    def room(self) -> bool:
+        """Whether it takes one more."""
+        return (
+            not self.blocked
+            and len(self.riders) < DEPTH
+            and self.load < BYTES
+            and self.pgconn.status == OK
+        )
+
+    @property
+    def slow(self) -> bool:
+        """Whether the statement that runs has taken so long that nobody should wait behind it."""
+        if self._due or not self.riders or monotonic() - self.since <= SLOW:
+            return False
+        self._due = self.wire.is_readable()  # this loop is what was slow
+        return not self._due
+
+    def send(self, rider: Rider) -> None:
+        """Send a statement; if this raises, nothing of it was sent.
+
+        Raises:
+            psycopg.Error, TypeError, ...: its parameters cannot be converted.
+        """
+        conn = self.conn
+        prepared = conn._prepared
+        if prepared._to_flush:
+            self._deallocate()
+        cur: Cursor[Any] = Cursor.for_one_statement(conn, binary=False)
+        cur._reset()
+        cur._tx = adapt.Transformer(conn)
+        pgq = cur._convert_query(rider.query, rider.params)
+        if pgq.params:
+            rider.size = sum(len(value) for value in pgq.params if value is not None)
+        state, name = prepared.get(pgq, rider.prepare)
+        if state is Prepare.NO:
+            cur._execute_send(pgq, force_extended=True)
+        else:
+            cur._query = pgq
+            if state is Prepare.SHOULD:
+                cur._send_prepare(name, pgq)
+            try:
+                cur._send_query_prepared(name, pgq)
+            except BaseException:
+                self._sent(Rider(b"", None, None))  # of what may have gone out
+                raise
+        rider.cur, rider.state, rider.name = cur, state, name
+        rider.key = prepared.maybe_add_to_cache(pgq, state, name)
+        self._sent(rider)
+
+    def end_unwanted(self) -> None:
+        """If nobody waits for the statement that runs any more, have the server cancel it."""
+        if self.blocked or not self.riders or not self.riders[0].abandoned:
+            return
+        runs = monotonic() - self.since
+        if runs < SLOW:
+            # It may well be over before a request could be there.
+            if self._timer is None:
+                self._timer = self.wire.loop.call_later(SLOW - runs, self._look_again)
+        elif (cancel := prepare(self.pgconn)) is not None:
+            self.blocked = True
+            self._spawn(self._cancel(cancel), "cancel")
+
+    def lost(self, why: str = "") -> None:
+        """The connection is gone: tell all who wait."""
+        self._stop()
+        riders, self.riders = self.riders, deque()
+        self.load = 0
+        if riders:
+            last = riders[0].results[-1] if riders[0].results else None
+            if last is not None and _is_farewell(last):
+                # Said while it had the first before it: at those behind it has not looked.
+                encoding = self.pgconn._encoding
+                riders.popleft().fail(psycopg.errors.error_from_result(last, encoding=encoding))
+                self._spilled([rider for rider in riders if rider.wanted])
+            else:
+                why = why or self.pgconn.get_error_message() or "the connection was lost"
+                for rider in riders:
+                    rider.fail(psycopg.OperationalError(why))
+        self._moved(self)
+
+    # What follows runs in the loop's callbacks.
+
+    def readable(self) -> None:
+        """Take in what has come, and hand it out."""
+        pgconn, done = self.pgconn, 0
+        self._due = False
+        with suppress(psycopg.Error):
+            while True:
+                pgconn.consume_input()
+                done += self._take_in()
+                # The server's last words and the end of file are two reads.
+                if pgconn.status == BAD or not self.wire.is_hung_up():
+                    break
+        if done:
+            now = monotonic()
+            self.pace += ((now - self.since) / done - self.pace) / 8
+            self.since, self._ending_since = now, 0.0
+        if pgconn.status == BAD:
+            self.wire.lose()
+            self.lost()
+        elif done or not self.riders:
+            self._moved(self)
+            self.end_unwanted()
+
+    def writable(self) -> None:
+        """Send on."""
+        try:
+            if self.pgconn.flush() == 0:
+                self.wire.write_no_more()
+        except psycopg.Error:
+            self.readable()
+
+    def _stop(self) -> None:
+        self.wire.track = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _take_in(self) -> int:
+        """Hand out the results that are complete; returns how many."""
+        pgconn, riders, done = self.pgconn, self.riders, 0
+        while riders and not pgconn.is_busy():
+            result = pgconn.get_result()
+            if result is None:
+                if pgconn.status == BAD:
+                    break  # it would be None for ever
+            elif result.status == SYNC:
+                done += 1
+                self._arrived(riders.popleft())
+            else:
+                riders[0].results.append(result)
+        return done
+
+    def _sent(self, rider: Rider) -> None:
+        pgconn = self.pgconn
+        if not self.riders:
+            self.since = monotonic()
+        else:
+            self._gather()
+        pgconn.pipeline_sync()
+        self.load += rider.size
+        rider.track = self
+        self.riders.append(rider)
+        if pgconn.flush():
+            self.wire.write_on()
+
+    def _gather(self) -> None:
+        """While the server is busy, let what is sent in one turn of the loop go out together."""
+        if not self._held:
+            self.wire.hold(True)
+            self.wire.loop.call_soon(self._let_go)
+        elif self._held % BATCH == 0:
+            self.wire.hold(False)
+            self.wire.hold(True)
+        self._held += 1
+
+    def _let_go(self) -> None:
+        self._held = 0
+        self.wire.hold(False)
+
+    def _deallocate(self) -> None:
+        to_flush = self.conn._prepared._to_flush
+        while to_flush:
+            name = to_flush.popleft()
+            if name is not None and capabilities.has_send_close_prepared():
+                self.pgconn.send_close_prepared(name)
+            else:
+                what = b"ALL" if name is None else name
+                self.pgconn.send_query_params(b"DEALLOCATE " + what, None)
+            self._sent(Rider(b"", None, None))
+
+    def _arrived(self, rider: Rider) -> None:
+        self.load -= rider.size
+        if rider.future is None:
+            return
+        results, prepared = rider.results, self.conn._prepared
+        if rider.state is Prepare.SHOULD and results:
+            if results[0].status == FATAL:
+                prepared._names.pop(prepared.key(rider.cur._query), None)
+            else:
+                del results[0]
+        if rider.key is not None:
+            prepared.validate(rider.key, rider.state, rider.name, results)
+        if results and results[-1].status == FATAL and self._heals(rider, results[-1]):
+            return
+        if rider.wanted:
+            rider.future.set_result(rider.cur)
+
+    def _heals(self, rider: Rider, error: PGresult) -> bool:
+        """Whether a statement that has failed before it ran is sent once more."""
+        if rider.again or not rider.wanted:
+            return False
+        state = error.error_field(DiagnosticField.SQLSTATE)
+        where = error.error_field(DiagnosticField.SOURCE_FUNCTION)
+        if rider.state is not Prepare.NO and (
+            state == NO_SUCH_STATEMENT or where == b"RevalidateCachedQuery"
+        ):
+            # Its plan is of before a change to the tables, or its PREPARE had failed.
+            prepared = self.conn._prepared
+            if prepared._names.pop(prepared.key(rider.cur._query), None) is not None:
+                prepared._to_flush.append(rider.name)
+            rider.prepare = False
+        elif state != CANCELLED or monotonic() - self.cancelled_at > RECENT:
+            return False
+        rider.again = True
+        rider.results = []
+        self._spilled([rider])
+        return True
+
+    def _look_again(self) -> None:
+        self._timer = None
+        self.end_unwanted()
+
+    async def _cancel(self, cancel: Any) -> None:
+        hopeless = False
+        try:
+            self.cancelled_at = monotonic()
+            self._ending_since = self._ending_since or self.cancelled_at
+            await request(cancel)
+        except (psycopg.Error, TimeoutError) as error:
+            logger.info("a cancel request failed: %r", error)
+            hopeless = True
+        finally:
+            self.cancelled_at = now = monotonic()
+            self.blocked = False
+            if self._ending_since and (hopeless or now - self._ending_since > DRAIN_TIMEOUT):
+                self._give_up()
+            else:
+                self._moved(self)
+                self.end_unwanted()
+
+    def _give_up(self) -> None:
+        """The statement that runs cannot be ended: let go of the connection."""
+        self.pgconn.finish()
+        self.wire.lose()
+        self.lost("the connection was closed: a cancelled statement before this one did not end")
+
+
+def _is_farewell(result: PGresult) -> bool:
+    severity = result.error_field(DiagnosticField.SEVERITY_NONLOCALIZED)
+    return severity in (b"FATAL", b"PANIC")

@@ -1,0 +1,440 @@
+"""One-shots of many tasks share connections, in libpq's pipeline mode."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+from asyncpool import AsyncConnectionPool, PoolClosed
+
+from ._tools import BOTH_LOOPS, Proxy, at_rest, eventually, in_time
+
+if TYPE_CHECKING:
+    from ._tools import Backends
+
+LOOPS = BOTH_LOOPS
+
+
+def sharing(dsn: str, **options: Any) -> AsyncConnectionPool:
+    """A pool whose one-shots share connections."""
+    return AsyncConnectionPool(dsn, pipeline=True, **options)
+
+
+async def test_a_thousand_tasks_need_a_handful_of_connections(dsn: str) -> None:
+    """Each gets its own answer, and the pool does not grow for them."""
+    async with sharing(dsn, min_size=1, max_size=20, shared_size=2) as pool:
+        answers = await asyncio.gather(*(pool.fetchval("SELECT %s::int", [n]) for n in range(1000)))
+        assert answers == list(range(1000))
+        assert (await at_rest(pool)).connects <= 2
+
+
+async def test_they_do_not_wait_for_one_anothers_round_trip(dsn: str) -> None:
+    """A hundred of them go out in a few packets, on one connection."""
+    async with (
+        Proxy(dsn) as proxy,
+        sharing(proxy.dsn, min_size=1, shared_size=1) as pool,
+    ):
+        await pool.wait()
+        before = proxy.turns
+        await asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(100)))
+        assert proxy.turns - before < 50
+
+
+async def test_an_error_is_its_own_statements_alone(dsn: str) -> None:
+    """Every other one fails, each in another way, and the others do not notice."""
+    async with sharing(dsn, min_size=1) as pool:
+        await pool.execute("CREATE TEMP TABLE kept (x int PRIMARY KEY)")
+
+        async def good(n: int) -> int:
+            await pool.execute("INSERT INTO kept VALUES (%s)", [n])
+            return cast("int", await pool.fetchval("SELECT x FROM kept WHERE x = %s", [n]))
+
+        bad = [
+            (pool.fetchval("SELECT 1/0"), psycopg.errors.DivisionByZero),
+            (pool.fetchval("SELECT nothing"), psycopg.errors.UndefinedColumn),
+            (pool.fetchval("SELECT %s", [1, 2]), psycopg.ProgrammingError),
+            (pool.fetchval("SELECT %s", [object()]), psycopg.ProgrammingError),
+            (pool.fetchall("INSERT INTO kept VALUES (-1)"), psycopg.ProgrammingError),
+            (pool.execute("INSERT INTO kept VALUES (-1)"), psycopg.errors.UniqueViolation),
+        ]
+        outcomes = await asyncio.gather(
+            *(work for n, (one, _) in enumerate(bad) for work in (good(n), one)),
+            return_exceptions=True,
+        )
+        assert outcomes[::2] == list(range(len(bad)))
+        for outcome, (_, kind) in zip(outcomes[1::2], bad, strict=True):
+            assert isinstance(outcome, kind), outcome
+        assert (await at_rest(pool)).connects == 1
+
+
+async def test_what_changes_the_session_has_a_connection_of_its_own(dsn: str) -> None:
+    """Unseen by the caller; no neighbour meets what it leaves."""
+    async with sharing(dsn, min_size=1) as pool:
+        for text in (
+            "SET LOCAL work_mem = '1MB'",
+            "BEGIN; SELECT 1; COMMIT",
+            "SELECT 1; SELECT 2",
+            "DO $$ BEGIN END $$",
+            "CREATE TEMP TABLE own (x int)",
+            "/* a word /* nested */ */ LISTEN own",
+            "EXPLAIN SELECT 1",
+            "VACUUM pg_catalog.pg_namespace",
+        ):
+            await asyncio.gather(pool.execute(text), pool.execute("SELECT 1"))
+        assert await pool.execute("BEGIN") == "BEGIN"
+        await at_rest(pool)
+        assert await pool.fetchval("SELECT 1") == 1
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT 1 AS x",
+        b"SELECT 1 AS x",
+        " -- why\n /* not */ (SELECT 1 AS x)",
+        "WITH y AS (SELECT 1 AS x) SELECT x FROM y;",
+        psycopg.sql.SQL("SELECT {} AS x").format(1),
+    ],
+)
+async def test_every_way_to_say_it(dsn: str, query: Any) -> None:
+    """All that psycopg takes for a query."""
+    async with sharing(dsn, min_size=1, kwargs={"row_factory": dict_row}) as pool:
+        assert await pool.fetchall(query) == [{"x": 1}]
+
+
+async def test_a_slow_statement_holds_up_nobody_who_comes_later(dsn: str) -> None:
+    """Newcomers take another connection, which is opened for them if need be."""
+    async with sharing(dsn, min_size=1, max_size=4) as pool:
+        await pool.wait()
+        slow = asyncio.create_task(pool.execute("SELECT pg_sleep(60)"))
+        await asyncio.sleep(0.05)
+        for _ in range(20):
+            assert await in_time(pool.fetchval("SELECT 1"), 10) == 1
+        assert not slow.done()
+        slow.cancel()
+
+
+async def test_borrowers_and_one_shots_do_not_starve_each_other(dsn: str) -> None:
+    """With a single connection both go on, in turns."""
+    async with sharing(dsn, min_size=1) as pool:
+        stop = False
+        shots = 0
+
+        async def shoot() -> None:
+            nonlocal shots
+            while not stop:
+                await pool.fetchval("SELECT 1")
+                shots += 1
+
+        tasks = [asyncio.create_task(shoot()) for _ in range(20)]
+        for _ in range(50):
+            before = shots
+            async with pool.connection(timeout=10) as conn:
+                await conn.execute("SELECT 1")
+            await eventually(lambda before=before: shots > before)  # type: ignore[misc]
+        stop = True
+        await in_time(asyncio.gather(*tasks), 10)
+
+
+async def test_one_shots_have_their_turn_however_many_borrow(dsn: str) -> None:
+    """The line is never empty, and they stand in it like any other."""
+    async with sharing(dsn, min_size=2) as pool:
+        stop = False
+
+        async def borrow() -> None:
+            while not stop:
+                async with pool.connection() as conn:
+                    await conn.execute("SELECT 1")
+
+        tasks = [asyncio.create_task(borrow()) for _ in range(20)]
+        await eventually(lambda: pool.stats().waiting > 5)
+        for _ in range(20):
+            shots = [pool.fetchval("SELECT %s::int", [n]) for n in range(10)]
+            assert await in_time(asyncio.gather(*shots), 10) == list(range(10))
+        stop = True
+        await asyncio.gather(*tasks)
+
+
+async def test_a_busy_connection_is_replaced_all_the_same(dsn: str) -> None:
+    """`drain()` reaches one on which there is always something under way."""
+    async with sharing(dsn, min_size=1, max_size=2, shared_size=1) as pool:
+        stop = False
+
+        async def shoot() -> None:
+            while not stop:
+                await pool.fetchval("SELECT 1")
+
+        tasks = [asyncio.create_task(shoot()) for _ in range(20)]
+        before = await pool.fetchval("SELECT pg_backend_pid()")
+        await pool.drain()
+        for _ in range(1000):
+            if await pool.fetchval("SELECT pg_backend_pid()") != before:
+                break
+        else:
+            pytest.fail("it is there still")
+        stop = True
+        await asyncio.gather(*tasks)
+
+
+async def test_explain_says_who_has_a_shared_connection(dsn: str) -> None:
+    """Not one task, but one-shot statements."""
+    async with sharing(dsn, min_size=1) as pool:
+        slow = asyncio.create_task(pool.execute("SELECT pg_sleep(60)"))
+        await eventually(lambda: "one-shot statements" in pool.explain())
+        slow.cancel()
+
+
+async def test_notifications_among_the_results_reach_their_handler(dsn: str) -> None:
+    """On a connection that listens and is shared meanwhile."""
+    heard: list[str] = []
+
+    async def listen(conn: psycopg.AsyncConnection[Any]) -> None:
+        conn.add_notify_handler(lambda notify: heard.append(notify.payload))
+        await conn.execute("LISTEN here")
+        await conn.commit()
+
+    async with sharing(dsn, min_size=1, configure=listen) as pool:
+        await pool.fetchval("SELECT pg_notify('here', 'a word')")
+        await eventually(lambda: heard == ["a word"])
+
+
+async def test_a_cancelled_one_returns_at_once_and_ends_on_the_server(
+    dsn: str, backends: Backends
+) -> None:
+    """Its neighbours, also those behind it, get their answers."""
+    async with sharing(dsn, min_size=1, shared_size=1) as pool:
+        await pool.wait()
+        slow = asyncio.create_task(pool.execute("SELECT pg_sleep(60)"))
+        behind = [asyncio.create_task(pool.fetchval("SELECT %s::int", [n])) for n in range(20)]
+        await eventually(lambda: backends.running("pg_sleep"))
+        slow.cancel()
+        await asyncio.wait({slow}, timeout=1)
+        assert slow.cancelled()
+        assert await in_time(asyncio.gather(*behind), 10) == list(range(20))
+        assert not backends.running("pg_sleep")
+        assert (await at_rest(pool)).connects == 1
+
+
+async def test_one_that_is_cancelled_before_it_was_sent_never_runs(dsn: str) -> None:
+    """It waits in the lane for a connection that somebody else has."""
+    async with sharing(dsn, min_size=1) as pool:
+        await pool.execute("DROP TABLE IF EXISTS never")
+        await pool.execute("CREATE TABLE never (x int)")
+        async with pool.connection():
+            task = asyncio.create_task(pool.execute("INSERT INTO never VALUES (1)"))
+            await asyncio.sleep(0.01)
+            assert pool.stats().waiting == 1
+            task.cancel()
+            await asyncio.wait({task})
+            assert pool.stats().waiting == 0
+        assert await pool.fetchval("SELECT count(*) FROM never") == 0
+
+
+async def test_a_changed_table_does_not_fail_a_prepared_statement(dsn: str) -> None:
+    """The plan of before the change is thrown away, and the statement sent once more."""
+    async with sharing(dsn, min_size=2, shared_size=1) as pool:
+        await pool.execute("DROP TABLE IF EXISTS changed")
+        await pool.execute("CREATE TABLE changed (x int)")
+        await pool.execute("INSERT INTO changed VALUES (1)")
+        for _ in range(10):
+            await pool.fetchall("SELECT * FROM changed")
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as other:
+            await other.execute("ALTER TABLE changed ADD y int DEFAULT 2")
+        answers = await asyncio.gather(*(pool.fetchall("SELECT * FROM changed") for _ in range(20)))
+        assert answers == [[(1, 2)]] * 20
+
+
+async def test_statements_are_prepared_and_evicted(dsn: str) -> None:
+    """As many as psycopg keeps, on the server too."""
+    async with sharing(dsn, min_size=1) as pool:
+        async with pool.connection() as conn:
+            conn.prepare_threshold = 0
+            conn.prepared_max = 5
+        for n in range(30):
+            assert await pool.fetchval(f"SELECT {n}") == n
+        kept = await pool.fetchval("SELECT count(*) FROM pg_prepared_statements")
+        assert kept is not None
+        assert 1 <= kept <= 7
+
+
+async def test_without_prepared_statements(dsn: str) -> None:
+    """`prepare_threshold=None` is honoured."""
+    async with sharing(dsn, min_size=1, kwargs={"prepare_threshold": None}) as pool:
+        for _ in range(20):
+            await pool.fetchval("SELECT 1")
+        assert await pool.fetchval("SELECT count(*) FROM pg_prepared_statements") == 0
+
+
+async def test_a_failed_preparation_is_not_its_followers_error(dsn: str) -> None:
+    """Those sent behind it, with the name that does not exist, get the true error."""
+    async with sharing(dsn, min_size=1, kwargs={"prepare_threshold": 0}, shared_size=1) as pool:
+        failing = (pool.fetchval("SELECT * FROM no_such_table") for _ in range(5))
+        for outcome in await asyncio.gather(*failing, return_exceptions=True):
+            assert isinstance(outcome, psycopg.errors.UndefinedTable), outcome
+
+
+async def test_large_values_both_ways(dsn: str) -> None:
+    """Neither the loop nor client and server stand still over full buffers."""
+    async with sharing(dsn, min_size=1, shared_size=1) as pool:
+        value = "x" * 20_000_000
+        many = [pool.fetchval("SELECT %s::text", [value]) for _ in range(3)]
+        small = [pool.fetchval("SELECT 1") for _ in range(50)]
+        answers = await in_time(asyncio.gather(*many, *small), 60)
+        assert answers[:3] == [value] * 3
+        assert answers[3:] == [1] * 50
+
+
+async def test_a_server_that_goes_fails_them_with_its_own_words(
+    dsn: str, backends: Backends
+) -> None:
+    """Those behind, at which it cannot have looked, go elsewhere unseen."""
+    async with sharing(dsn, min_size=1, shared_size=1) as pool:
+        await pool.wait()
+        slow = asyncio.create_task(pool.execute("SELECT pg_sleep(60)"))
+        behind = [asyncio.create_task(pool.fetchval("SELECT %s::int", [n])) for n in range(20)]
+        await eventually(lambda: backends.running("pg_sleep"))
+        backends.terminate()
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            await slow
+        assert await in_time(asyncio.gather(*behind), 20) == list(range(20))
+
+
+async def test_one_that_was_not_sent_moves_when_the_connection_is_lost(dsn: str) -> None:
+    """It waits for a slow one, whose connection ends without a word."""
+    async with Proxy(dsn) as proxy, sharing(proxy.dsn, min_size=1, shared_size=1) as pool:
+        await pool.wait()
+        slow = asyncio.create_task(pool.execute("SELECT pg_sleep(1)"))
+        await asyncio.sleep(0.05)
+        behind = asyncio.create_task(pool.execute("SELECT 1"))
+        await asyncio.sleep(0.01)
+        proxy.cut()
+        with pytest.raises(psycopg.OperationalError):
+            await slow
+        assert await in_time(behind, 20) == "SELECT 1"
+
+
+async def test_closing_the_pool_ends_them(dsn: str) -> None:
+    """The one that runs, those behind it and those that wait."""
+    pool = sharing(dsn, min_size=1, shared_size=1)
+    await pool.open(wait=True)
+    tasks = [asyncio.create_task(pool.execute("SELECT pg_sleep(60)")) for _ in range(300)]
+    await asyncio.sleep(0.05)
+    await in_time(pool.close(timeout=0.1), 10)
+    outcomes = await in_time(asyncio.gather(*tasks, return_exceptions=True), 10)
+    assert all(isinstance(outcome, psycopg.OperationalError) for outcome in outcomes)
+    with pytest.raises(PoolClosed):
+        await pool.fetchval("SELECT 1")
+
+
+async def test_without_the_pipeline_each_borrows(dsn: str) -> None:
+    """`pipeline=False`: as many connections as statements under way."""
+    async with AsyncConnectionPool(dsn, min_size=3) as pool:
+        await pool.wait()
+        tasks = [asyncio.create_task(pool.execute("SELECT pg_sleep(0.3)")) for _ in range(3)]
+        await eventually(lambda: pool.stats().leased == 3)
+        await asyncio.gather(*tasks)
+
+
+ODDITIES: list[tuple[str, list[Any] | None]] = [
+    ("SELECT %s", [None]),
+    ("SELECT %s::int[]", [[1, None, 3]]),
+    ("SELECT %s::jsonb", [Jsonb({"a": [1, None, "x"]})]),
+    ("SELECT int4range(1, %s)", [5]),
+    ("SELECT ROW(1, 'a', NULL)", None),
+    ("SELECT %s::numeric, %s::float8, %s::bytea", ["1.50", 0.1, b"\x00\xff"]),
+    ("SELECT now() - now(), date '2020-01-31', timestamptz '2020-01-01 00:00Z'", None),
+    ("SELECT %s || 'é' || %s", ["ä", "\u20ac"]),
+    ("SELECT", None),
+    ("VALUES (1, 'a'), (2, NULL)", None),
+    ("TABLE pg_catalog.pg_am", None),
+    ("SELECT 1 WHERE false", None),
+    ("SELECT x, repeat('y', x) FROM generate_series(1, 300) AS x", None),
+    ("SELECT %s", ["no \x00 here"]),
+    ("SELECT 'x'::int", None),
+    ("SELECT * FROM missing", None),
+    ("SELECT 1 +", None),
+    ("SELECT %s, %s", [1]),
+    ("SELECT %(a)s", [1]),
+    ("UPDATE pg_catalog.pg_am SET amname = amname WHERE false", None),
+    ("SELECT 1/%s", [0]),
+    ("SELECT '{1,2}'::int[], '(1,2)'::point, '1.2.3.4'::inet, uuid_nil()", None),
+]
+
+
+async def test_the_same_as_on_a_connection_of_ones_own(dsn: str) -> None:
+    """Rows, types and exceptions, some thousand times over, beside one another."""
+    chance = random.Random(4)
+    async with (
+        sharing(dsn, min_size=2) as shared,
+        AsyncConnectionPool(dsn, min_size=2) as own,
+    ):
+
+        async def both(query: str, params: list[Any] | None) -> None:
+            for call in ("execute", "fetchall", "fetchone", "fetchval"):
+                found = [
+                    await asyncio.gather(getattr(pool, call)(query, params), return_exceptions=True)
+                    for pool in (shared, own)
+                ]
+                one, two = (outcome[0] for outcome in found)
+                if isinstance(two, BaseException):
+                    assert type(one) is type(two), (query, one, two)
+                    assert str(one) == str(two)
+                elif "pg_am" not in query:
+                    assert one == two, query
+                    assert repr(one) == repr(two)
+
+        for _ in range(10):
+            work = [both(*chance.choice(ODDITIES)) for _ in range(50)]
+            await asyncio.gather(*work)
+
+
+async def test_no_write_is_lost_or_done_twice_in_chaos(dsn: str, backends: Backends) -> None:
+    """Errors, cancellations, kills and slow heads at random, against a table of what was done."""
+    chance = random.Random(7)
+    async with sharing(dsn, min_size=2, max_size=4, timeout=60) as pool:
+        await pool.execute("DROP TABLE IF EXISTS booked")
+        await pool.execute("CREATE TABLE booked (n int CHECK (n % 17 <> 0))")
+        done: set[int] = set()
+        unknown: set[int] = set()
+        refused: set[int] = set()
+
+        async def book(n: int) -> None:
+            try:
+                await pool.execute("INSERT INTO booked VALUES (%s)", [n])
+            except psycopg.errors.CheckViolation:
+                refused.add(n)
+            except (psycopg.OperationalError, asyncio.CancelledError):
+                unknown.add(n)
+            else:
+                done.add(n)
+
+        async def slow() -> None:
+            with suppress(psycopg.OperationalError):
+                await pool.execute("SELECT pg_sleep(%s)", [chance.uniform(0, 0.05)])
+
+        tasks: list[asyncio.Task[None]] = []
+        for n in range(1, 3001):
+            tasks.append(asyncio.create_task(book(n)))
+            if chance.random() < 0.02:
+                tasks.append(asyncio.create_task(slow()))
+            if chance.random() < 0.05:
+                chance.choice(tasks).cancel()
+            if chance.random() < 0.003:
+                backends.terminate()
+            if chance.random() < 0.1:
+                await asyncio.sleep(chance.uniform(0, 0.002))
+        await in_time(asyncio.gather(*tasks, return_exceptions=True), 60)
+        await at_rest(pool)
+        rows = [n for (n,) in await pool.fetchall("SELECT n FROM booked")]
+        assert len(rows) == len(set(rows)), "done twice"
+        assert done <= set(rows)
+        assert not refused & set(rows)
+        assert set(rows) <= done | unknown
+        assert len(done) > 1000
