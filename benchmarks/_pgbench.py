@@ -33,13 +33,13 @@ def find() -> str | None:
     return shutil.which(PGBENCH) or (None if newest is None else str(newest))
 
 
-def turns(bench: Bench, key: str) -> dict[str, Turn]:
+def turns(bench: Bench, key: str, threads: int = 2) -> dict[str, Turn]:
     """A turn for each of its protocols; none, with a note, where there is no such program."""
     if (program := find()) is None:
         bench.notes.append(f"{PGBENCH} is left out: there is no such program")
         return {}
     return {
-        f"{PGBENCH} -M {mode}": partial(_turn, [program, "-M", mode], bench.plan, key)
+        f"{PGBENCH} -M {mode}": partial(_turn, [program, "-M", mode], bench.plan, key, threads)
         for mode in MODES
     }
 
@@ -51,9 +51,9 @@ def environment(dsn: str) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in given.items()}
 
 
-async def _turn(command: list[str], plan: Plan, key: str) -> dict[str, float]:
+async def _turn(command: list[str], plan: Plan, key: str, threads: int) -> dict[str, float]:
     """Microseconds a query, all clients together; without the time that connecting took."""
-    clients = ["-c", str(plan.size), "-j", str(min(2, plan.size))]
+    clients = ["-c", str(plan.size), "-j", str(min(threads, plan.size))]
     with NamedTemporaryFile("w", suffix=".sql") as script:
         script.write(f"{SELECT};\n")
         script.flush()

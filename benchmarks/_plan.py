@@ -14,6 +14,7 @@ ROWS = (
     "cycle",
     "handover",
     "select",
+    "oneshot",
     "transaction",
     "fetch",
     "copy",
@@ -160,6 +161,21 @@ def figures(plan: Plan) -> list[Figure]:
             "SELECT 1, transaction",
             "µs",
             f"{over}: borrow, BEGIN, SELECT 1, COMMIT, return",
+        ),
+        *(
+            Figure(
+                f"oneshot-{key}",
+                f"one-shot, {what}",
+                "µs",
+                f"{over}: {what} by the pool's own shortest way, all its rows fetched:"
+                " `pool.fetchall()` with `pipeline=True`, asyncpg's `pool.fetch()`, psycopg_pool's"
+                " `connection()` with `execute()`",
+            )
+            for key, what in (
+                ("constant", "SELECT 1"),
+                ("key", "a row by its key"),
+                ("hundred", "100 rows"),
+            )
         ),
         Figure(
             "transaction",

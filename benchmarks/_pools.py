@@ -68,6 +68,14 @@ class Subject(Protocol):
 
 
 @runtime_checkable
+class OneShots(Subject, Protocol):
+    """A pool by which a single statement can be run."""
+
+    async def one_shot(self, query: str, params: list[int]) -> Any:
+        """Run a statement by itself in the pool's own shortest way, and fetch all its rows."""
+
+
+@runtime_checkable
 class Copier(Subject, Protocol):
     """A pool whose connections have COPY."""
 

@@ -12,9 +12,9 @@ from typing import Any
 import psycopg
 
 from benchmarks import _pgbench
-from benchmarks._pools import Copier, Subject
+from benchmarks._pools import Copier, OneShots, Subject
 from benchmarks._rounds import Bench, Turn, timed
-from benchmarks._sql import LINE, Load
+from benchmarks._sql import LINE, ONE_SHOTS, Load
 
 Work = Callable[[], Awaitable[Any]]
 
@@ -33,6 +33,30 @@ async def select(bench: Bench) -> None:
             if mode == "autocommit":
                 turns |= _pgbench.turns(bench, key)
             await bench.rounds(f"SELECT 1, {mode}", plan.rounds, turns)
+
+
+async def one_shots(bench: Bench) -> None:
+    """Single statements, each pool in its shortest way."""
+    plan = bench.plan
+    async with bench.opened(autocommit=True) as subjects:
+        able = {name: each for name, each in subjects.items() if isinstance(each, OneShots)}
+        for what, (query, params) in ONE_SHOTS.items():
+            turns: dict[str, Turn] = {
+                name: partial(
+                    _loaded,
+                    partial(each.one_shot, query, params),
+                    plan.tasks,
+                    plan.queries,
+                    f"oneshot-{what}",
+                )
+                for name, each in able.items()
+            }
+            await _warm_up(turns)
+            if what == "constant":
+                turns |= _pgbench.turns(bench, "oneshot-constant", threads=1)
+            await bench.rounds(
+                f"one-shot, {what}", plan.some(1 if what == "constant" else 2), turns
+            )
 
 
 async def transaction(bench: Bench) -> None:

@@ -85,6 +85,7 @@ RUN = {
     "cycle": cycle,
     "handover": handover,
     "select": _queries.select,
+    "oneshot": _queries.one_shots,
     "transaction": _queries.transaction,
     "fetch": _queries.fetch,
     "copy": _queries.copy,

@@ -17,6 +17,17 @@ FETCH = f"""
     FROM generate_series(1, {FETCHED}) AS i
 """
 
+ONE_SHOTS: dict[str, tuple[str, list[int]]] = {
+    "constant": (SELECT, []),
+    "key": ("SELECT amname, amtype FROM pg_catalog.pg_am WHERE oid = %s::oid", [2]),
+    "hundred": (
+        """SELECT i, i::bigint * 1000000007, 'a name of some length', i > 50
+        FROM generate_series(1, 100) AS i""",
+        [],
+    ),
+}
+"""Statements with nothing around them, each with its parameters, in psycopg's placeholders."""
+
 LINE = 100
 """Bytes of a line in COPY's text format: two columns, a tab and the end of the line."""
 BLOCK = 500

@@ -32,6 +32,12 @@ class Psycopg:
             cur = await conn.execute(FETCH)
             return await cur.fetchall()
 
+    async def one_shot(self, query: str, params: list[int]) -> Any:
+        """On a borrowed connection."""
+        async with self.borrow() as conn:
+            cur = await conn.execute(query, params or None)
+            return await cur.fetchall()
+
     async def ask(self, conn: Any) -> Any:
         """By a new cursor each time, as `conn.execute()` makes it."""
         cur = await conn.execute(SELECT)

@@ -50,6 +50,10 @@ class Asyncpg:
         async with self.pool.acquire() as conn:
             return await conn.fetch(FETCH)
 
+    async def one_shot(self, query: str, params: list[int]) -> Any:
+        """By `pool.fetch()`, with a placeholder of its own."""
+        return await self.pool.fetch(query.replace("%s", "$1"), *params)
+
     async def ask(self, conn: Any) -> Any:
         """By `fetchrow()`, from asyncpg's own cache of prepared statements."""
         return await conn.fetchrow(SELECT)

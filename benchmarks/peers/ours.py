@@ -12,7 +12,7 @@ from benchmarks.peers._psycopg import Psycopg
 
 
 class Ours(Psycopg):
-    """min_size = max_size; `open(wait=True)`; `pool.connection()`."""
+    """min_size = max_size; `open(wait=True)`; `pool.connection()`; one-shots share connections."""
 
     def __init__(self, setup: Setup, **options: Any) -> None:
         self.pool = AsyncConnectionPool(
@@ -22,9 +22,14 @@ class Ours(Psycopg):
             timeout=setup.timeout,
             kwargs={"autocommit": setup.autocommit},
             open=False,
+            pipeline=True,
             **options,
         )
         self.borrow = self.pool.connection
+
+    async def one_shot(self, query: str, params: list[int]) -> Any:
+        """By `pool.fetchall()`."""
+        return await self.pool.fetchall(query, params or None)
 
     async def open(self) -> None:
         """Wait until all are open."""

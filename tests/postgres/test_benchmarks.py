@@ -21,8 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ("aiopg", "asyncpg", "matplotlib", "psycopg_pool", "rich", "sqlalchemy", "typer", "uvloop")
 MISSING = [name for name in NEEDED if find_spec(name) is None]
 
-COPIERS = {"asyncpool", "asyncpool-psycopg-wait", "psycopg_pool", "asyncpg", "asyncpg-no-reset"}
-POOLS = COPIERS | {"sqlalchemy", "aiopg"}
+SOME = {"asyncpool", "asyncpool-psycopg-wait", "psycopg_pool", "asyncpg", "asyncpg-no-reset"}
+"""Those with a COPY and one-shots of their own."""
+POOLS = SOME | {"sqlalchemy", "aiopg"}
 FIGURES = {
     "cycle",
     "handover-few",
@@ -30,6 +31,9 @@ FIGURES = {
     "handover-growth",
     "select-autocommit",
     "select-transaction",
+    "oneshot-constant",
+    "oneshot-key",
+    "oneshot-hundred",
     "transaction",
     "fetch",
     "copy-out",
@@ -79,7 +83,7 @@ def outcome(
 def test_every_pool_has_every_figure_on_both_loops(
     outcome: tuple[str, dict[str, Any], bytes],
 ) -> None:
-    """No pool fails; those without a COPY of their own are left out of its two."""
+    """No pool fails; those without a COPY or one-shots of their own are left out of those."""
     _, report, _ = outcome
     assert [note for note in report["notes"] if note != NO_PGBENCH] == []
     found = {
@@ -91,7 +95,7 @@ def test_every_pool_has_every_figure_on_both_loops(
         (loop, figure, pool)
         for loop in ("asyncio", "uvloop")
         for figure in FIGURES
-        for pool in (COPIERS if figure.startswith("copy") else POOLS)
+        for pool in (SOME if figure.startswith(("copy", "oneshot")) else POOLS)
     }
 
 
@@ -137,8 +141,9 @@ def test_pgbench_stands_beside_the_select_with_our_share_of_its_rate(
         if record["pool"].startswith("pgbench") and record["asyncpool_times_better"]
     }
     assert found == {
-        (loop, "select-autocommit", f"pgbench -M {mode}")
+        (loop, figure, f"pgbench -M {mode}")
         for loop in ("asyncio", "uvloop")
+        for figure in ("select-autocommit", "oneshot-constant")
         for mode in ("prepared", "simple")
     }
     assert "of the rate of pgbench -M prepared" in " ".join(printed.split())
