@@ -46,6 +46,8 @@ class Baseline:
         """Put it back; there is no I/O in this, as no transaction is open."""
         if backlog := getattr(conn, "_notifies_backlog", None):
             backlog.clear()
+        if missed := getattr(conn, "_missed", None):
+            missed.clear()
         if self == Baseline.of(conn):
             return
         await conn.set_autocommit(self.autocommit)

@@ -24,6 +24,8 @@ CANCEL_TIMEOUT = 1.0
 AGAIN = 0.05
 """Seconds until a cancel request is repeated; doubled each time."""
 
+COPIES = (ExecStatus.COPY_IN, ExecStatus.COPY_OUT)
+
 INTERVAL = 0.5
 """Seconds between two looks at nothing, which psycopg's wait insists on."""
 
@@ -73,7 +75,7 @@ def rest(pgconn: PGconn) -> PQGen[None]:
             yield from _rest_of_pipeline(pgconn)
             return
         results = yield from generators.fetch_many(pgconn)
-        while results and results[-1].status in (ExecStatus.COPY_IN, ExecStatus.COPY_OUT):
+        while results and results[-1].status in COPIES:
             with suppress(psycopg.Error):
                 if results[-1].status == ExecStatus.COPY_IN:
                     yield from generators.copy_end(pgconn, b"cancelled")
@@ -88,7 +90,9 @@ def _rest_of_pipeline(pgconn: PGconn) -> PQGen[None]:
     pgconn.pipeline_sync()
     yield from generators.send(pgconn)
     while pgconn.pipeline_status:
-        yield from generators.fetch_many(pgconn)
+        results = yield from generators.fetch_many(pgconn)
+        if results and results[-1].status in COPIES:
+            return  # there is no way out of it
         with suppress(psycopg.Error):  # there is more to be read
             pgconn.exit_pipeline_mode()
 

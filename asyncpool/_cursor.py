@@ -9,8 +9,10 @@ plain case goes psycopg's way, and so does all on a psycopg that this was not tr
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, cast
 from weakref import ref
 
 import psycopg
@@ -113,6 +115,18 @@ class Cursor(psycopg.AsyncCursor[Row]):
             lock.release()
         return self
 
+    def stream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Row]:
+        """See `psycopg.AsyncCursor.stream`."""
+        if _is_left_in_pipeline(self._conn):
+            return self._stream_later(*args, **kwargs)
+        return super().stream(*args, **kwargs)
+
+    async def _stream_later(self, *args: Any, **kwargs: Any) -> AsyncIterator[Row]:
+        await _leave_pipeline(self._conn)
+        async with aclosing(cast("AsyncGenerator[Row]", super().stream(*args, **kwargs))) as rows:
+            async for row in rows:
+                yield row
+
     def _start_query(self, query: Query | None = None) -> PQGen[None]:
         if self._adapters is not None:
             yield from super()._start_query(query)
@@ -124,3 +138,29 @@ class Cursor(psycopg.AsyncCursor[Row]):
             self._last_query = None
             self._tx = adapt.Transformer(self._conn)
         yield from self._conn._start_query()
+
+
+class ServerCursor(psycopg.AsyncServerCursor[Row]):
+    """A `psycopg.AsyncServerCursor` on an `asyncpool.Connection`."""
+
+    __slots__ = ()
+
+    async def execute(self, *args: Any, **kwargs: Any) -> Self:
+        """See `psycopg.AsyncServerCursor.execute`."""
+        if _is_left_in_pipeline(self._conn):
+            await _leave_pipeline(self._conn)
+        return await super().execute(*args, **kwargs)
+
+
+# psycopg looks whether libpq is in pipeline mode before it waits, where it refuses that. Out of one
+# whose end was cancelled libpq comes only in the next wait.
+
+
+def _is_left_in_pipeline(conn: Any) -> bool:
+    wire = conn._wire
+    return conn._pipeline is None and wire is not None and bool(wire.draining or wire.cut_off)
+
+
+async def _leave_pipeline(conn: Any) -> None:
+    async with conn.lock:
+        await conn._wire.finish(conn)

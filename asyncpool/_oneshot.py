@@ -48,9 +48,9 @@ class Ride(Generic[ACT]):
         started = get_running_loop().time()
         conn = self._conn = await self._pool.getconn(self._timeout)
         self._limit: asyncio.Timeout | None = None
+        self._turned = not conn.autocommit
         try:
             # No I/O: psycopg only notes the mode, and refuses inside a transaction.
-            self._turned = not conn.autocommit
             if self._turned:
                 await conn.set_autocommit(True)
             cur = conn.cursor()
@@ -60,7 +60,7 @@ class Ride(Generic[ACT]):
                 self._limit = limit
             return cur
         except BaseException:
-            self._pool._give_back(conn, failing=True)
+            await self._end(failing=True)
             raise
 
     async def __aexit__(

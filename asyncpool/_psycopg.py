@@ -266,8 +266,8 @@ async def ping(conn: psycopg.AsyncConnection[Any]) -> None:
     if conn.autocommit:
         await conn.execute(b"")
         return
-    await conn.set_autocommit(True)
     try:
+        await conn.set_autocommit(True)
         await conn.execute(b"")
     finally:
         with suppress(psycopg.Error):

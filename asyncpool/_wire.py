@@ -146,12 +146,16 @@ class Wire(Watch):
                 # It ended before it had begun, or its loop did.
                 self.draining = None
                 with suppress(RuntimeError):
-                    self._give_up()
+                    self.give_up()
                 return
             await asyncio.wait({task})
 
-    async def finish(self, conn: psycopg.AsyncConnection[Any]) -> None:
-        """Wait for the end of a cancelled query, and end a COPY or stream() that was left in it."""
+    async def finish(self, conn: Any) -> None:
+        """Wait for the end of a cancelled query, and bring what was left in its middle to an end.
+
+        That is a COPY, a stream() or a pipeline, and the end of a transaction block that was
+        cancelled while it waited here. What cannot be ended, ends the connection.
+        """
         await self.drained()
         if conn._pipeline is not None:
             return  # its own end is to come
@@ -163,6 +167,22 @@ class Wire(Watch):
                 if self._gen is gen:
                     self._drain_later(conn)
                     await self.drained()
+            if self._is_in_query():
+                self.give_up()
+        while conn._owed:
+            gen = conn._owed.popleft()
+            with suppress(StopIteration, psycopg.Error):
+                future = self.start(gen)
+                try:
+                    await future
+                except BaseException:
+                    self.abandon(gen, conn)
+                    raise
+
+    def owe(self, gen: Any, conn: Any) -> None:
+        """Let whoever uses the connection next first run this to its end."""
+        conn._owed.append(gen)
+        self.cut_off = True
 
     def _is_in_query(self) -> bool:
         """Whether libpq awaits more of a query, or is in a pipeline."""
@@ -321,7 +341,7 @@ class Wire(Watch):
         """Have the query under way cancelled on the server and brought to its end."""
         self.settled, self.interrupted = False, True
         if self.loop.is_closed():
-            self._give_up()
+            self.give_up()
             return
         future = None
         if self._gen is not None:
@@ -329,25 +349,24 @@ class Wire(Watch):
         work = self._drain(conn, future)
         self.draining = self.loop.create_task(work, name="asyncpool: drain", context=Context())
 
-    async def _drain(
-        self, conn: psycopg.AsyncConnection[Any], future: asyncio.Future[Any] | None
-    ) -> None:
+    async def _drain(self, conn: Any, future: asyncio.Future[Any] | None) -> None:
         try:
             async with asyncio.timeout(DRAIN_TIMEOUT):
                 await insist(conn, future)
         except BaseException as error:
             # Also when the cancel request may be on its way still: it would hit the next query.
-            self._give_up()
+            self.give_up()
             if not isinstance(error, Exception):
                 raise
         finally:
             if future is not None and future.done() and not future.cancelled():
                 future.exception()  # it was expected
             self.draining = None
-            self.cut_off = self._is_in_query()
+            self.cut_off = self._is_in_query() or bool(conn._owed)
             self.settled = self.reading
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """Close the connection; whoever waits for it gets an error."""
         gen, future = self._gen, self._future
         self.pgconn.finish()
         self._lose()

@@ -7,11 +7,13 @@ cancelled query is brought to its end behind its caller's back. All else is psyc
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import sys
-from asyncio import sleep
+from asyncio import CancelledError, sleep
+from collections import deque
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from time import monotonic
 from typing import Any, Self, TypeVar
@@ -20,13 +22,12 @@ from weakref import ref
 import psycopg
 from psycopg import errors
 from psycopg.abc import Params, PQGen, Query
-from psycopg.generators import copy_end
+from psycopg.generators import copy_end, notifies
 from psycopg.pq import ConnStatus, DiagnosticField
 from psycopg.pq.abc import PGresult
 from psycopg.rows import Row
 
-from asyncpool._cancel import prepare, request
-from asyncpool._cursor import TRIED, Cursor, Lock
+from asyncpool._cursor import TRIED, Cursor, Lock, ServerCursor
 from asyncpool._wire import ACTIVE, BUSY_TIME, Wire
 
 __all__ = ["Connection"]
@@ -34,6 +35,14 @@ __all__ = ["Connection"]
 RV = TypeVar("RV")
 
 OK = int(ConnStatus.OK)
+
+BLOCK_START, BLOCK_END = (
+    getattr(getattr(psycopg.AsyncTransaction, name, None), "__code__", object())
+    for name in ("_enter_gen", "_exit_gen")
+)
+"""By which the start and the end of a transaction block are known."""
+UNDOES_START = not psycopg.__version__.startswith("3.2.")
+"""Whether psycopg ends a block that was cancelled in its start."""
 
 _last_pause = 0.0
 """When the event loop was last let in by work that never had to wait."""
@@ -59,10 +68,15 @@ class Connection(psycopg.AsyncConnection[Row]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.lock = Lock()
+        self._owed: deque[PQGen[Any]] = deque()
+        """What is to be run before anything else."""
+        self._missed: list[Any] = []
+        """Notifications that were read, and whose reader was cancelled."""
         self.pgconn.notice_handler = partial(_noticed, ref(self))
         mine = type(self)
         if TRIED and mine.wait is Connection.wait and mine.cursor is Connection.cursor:
             self.cursor_factory = Cursor
+            self.server_cursor_factory = ServerCursor
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
@@ -141,18 +155,23 @@ class Connection(psycopg.AsyncConnection[Row]):
         """See `psycopg.AsyncConnection.wait`."""
         wire = self._wire
         if wire is None:
-            limits = {"interval": interval, "timeout": timeout}
-            given = {name: value for name, value in limits.items() if value is not None}
-            return await super().wait(gen, **given)
+            return await super().wait(gen, **_given(interval=interval, timeout=timeout))
         if wire.draining is not None or wire.cut_off or wire.leaving:
             await self._settle(wire, gen)
             if wire.copied_out(gen):
                 gen.close()
                 return None  # type: ignore[return-value]
+        if self._missed and getattr(gen, "gi_code", None) is notifies.__code__:
+            gen.close()
+            missed, self._missed = self._missed, []
+            return missed  # type: ignore[return-value]
+        copying = self.pgconn.transaction_status == ACTIVE and self._pipeline is None
         try:
             future = wire.start(gen)
         except StopIteration as end:
-            if not wire.reading or monotonic() - _last_pause >= BUSY_TIME:
+            if not wire.reading and self.pgconn.transaction_status != ACTIVE:
+                wire.resume()
+            if copying and monotonic() - _last_pause >= BUSY_TIME:
                 await self._breathe(wire)
             return end.value  # type: ignore[no-any-return]
         timer = None
@@ -164,6 +183,7 @@ class Connection(psycopg.AsyncConnection[Row]):
             return await future  # type: ignore[no-any-return]
         except BaseException:
             wire.abandon(gen, self)
+            self._keep(gen, future)
             raise
         finally:
             del future  # its exception's traceback has this frame
@@ -172,46 +192,75 @@ class Connection(psycopg.AsyncConnection[Row]):
 
     async def _try_cancel(self, *, timeout: float = 5.0) -> None:
         """How psycopg's COPY and stream() begin to clean up; then they read to the end."""
-        wire, cancel = self._wire, prepare(self.pgconn)
-        if wire is None or cancel is None:
+        if (wire := self._wire) is None:
             await super()._try_cancel(timeout=timeout)
             return
         wire.cut_off = True
-        with suppress(psycopg.Error, TimeoutError):
-            await request(cancel)
+        wire.cut(self)  # by its own task: a request that is under way is to be known of
         await wire.drained()
         # What is over already need not be read to its end: the next wait is to see to that.
         wire.cut_off = self.pgconn.transaction_status != ACTIVE
 
+    def _keep(self, gen: PQGen[Any], future: asyncio.Future[Any]) -> None:
+        """Notifications that came together with the cancellation are for who asks next."""
+        if getattr(gen, "gi_code", None) is not notifies.__code__ or not future.done():
+            return
+        if not future.cancelled() and future.exception() is None:
+            self._missed += future.result()
+
+    def _note_end_of_block(self, wire: Wire, gen: PQGen[Any]) -> None:
+        """A transaction block was cancelled where it waits for another query's end.
+
+        psycopg counts its blocks in these generators, which have not begun: they are to run yet.
+        """
+        code = getattr(gen, "gi_code", None)
+        if code is BLOCK_END:
+            block = gen.gi_frame.f_locals["self"]  # type: ignore[attr-defined]
+            block.force_rollback = True  # who was cancelled is not to find it committed
+        if code is BLOCK_END or (code is BLOCK_START and UNDOES_START):
+            wire.owe(gen, self)
+
     async def _settle(self, wire: Wire, gen: PQGen[Any]) -> None:
         """Let nothing meet what is left of a cancelled query, but for the end of its own COPY."""
         wire.pass_on_farewell()
-        await wire.drained()
-        if getattr(gen, "gi_code", None) is not copy_end.__code__:
-            await wire.finish(self)
+        try:
+            await wire.drained()
+            if getattr(gen, "gi_code", None) is not copy_end.__code__:
+                await wire.finish(self)
+        except CancelledError:
+            self._note_end_of_block(wire, gen)
+            raise
 
     async def _breathe(self, wire: Wire) -> None:
-        """After work that did not have to wait: watch again, and let other tasks in at times."""
+        """Let other tasks in, between two steps of a COPY or stream() that never has to wait.
+
+        All else that need not wait must not be cancelled either: what only notes something, such as
+        a new mode, has done so by then, and its caller would not know.
+        """
         global _last_pause  # noqa: PLW0603 - one loop, one clock
-        if not wire.reading and self.pgconn.transaction_status != ACTIVE:
-            wire.resume()
-        if (now := monotonic()) - _last_pause >= BUSY_TIME:
-            _last_pause = now
-            try:
-                await sleep(0)
-            except BaseException:
-                wire.cut(self)
-                raise
-            _last_pause = monotonic()
+        _last_pause = monotonic()
+        try:
+            await sleep(0)
+        except BaseException:
+            wire.cut(self)
+            raise
+        _last_pause = monotonic()
+
+
+def _given(**limits: float | None) -> dict[str, Any]:
+    """Those that are given: psycopg's defaults are not None, and not all versions have both."""
+    return {name: value for name, value in limits.items() if value is not None}
 
 
 def _leave(
     ended: ref[psycopg.AsyncPipeline], wire: Wire, error: BaseException | None = None
 ) -> None:
-    """Leave a pipeline; one in which a wait was cancelled, the wire leaves once all is read."""
+    """Leave a pipeline; one whose end was cancelled, the wire leaves once all is read."""
     if (pipeline := ended()) is None:
         return
-    if wire.draining is None and not wire.cut_off:
+    cut_short = (left := sys.exception()) is not error and not isinstance(left, Exception)
+    if not cut_short:
+        wire.cut_off = bool(pipeline._conn._owed)  # type: ignore[attr-defined]
         psycopg.AsyncPipeline._exit(pipeline, error)
     else:
         pipeline.level -= 1

@@ -1,0 +1,310 @@
+"""Cancellations where psycopg has noted something, or is about to, and the wire has it wait.
+
+psycopg's own waits suspend in fewer places. In those that only ours have, a cancellation leaves the
+connection as it would be without them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
+
+import anyio
+import psycopg
+import pytest
+from psycopg import sql
+
+from asyncpool import AsyncConnectionPool, Connection
+
+from ._tools import BOTH_LOOPS, Backends, Proxy, eventually, in_time
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+LOOPS = BOTH_LOOPS
+
+SLOW = "SELECT pg_sleep(60)"
+
+
+async def cancelled_at_once(work: Awaitable[Any]) -> None:
+    """In the first turn of the event loop after it has begun, if it is not over by then."""
+    await asyncio.sleep(0.02)  # it is long since the last other task was let in
+    task = asyncio.ensure_future(work)
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def by_a_timeout(work: Callable[[], Awaitable[Any]]) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await work()
+
+
+async def by_a_scope(work: Callable[[], Awaitable[Any]]) -> None:
+    with anyio.move_on_after(0.2):
+        await work()
+
+
+each_way = pytest.mark.parametrize("cut", [by_a_timeout, by_a_scope])
+
+
+async def test_a_one_shot_cancelled_at_its_start_leaves_no_mode_behind(dsn: str) -> None:
+    """The next borrower's block that fails is rolled back."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+
+        async def fail() -> None:
+            async with pool.connection() as conn:
+                assert not conn.autocommit
+                await conn.execute("INSERT INTO cut VALUES (1)")
+                raise ZeroDivisionError
+
+        await pool.execute("CREATE TEMP TABLE cut (x int)")
+        await cancelled_at_once(pool.execute("SELECT 1"))
+        with pytest.raises(ZeroDivisionError):
+            await fail()
+        assert await pool.fetchval("SELECT count(*) FROM cut") == 0
+        assert pool.stats().connects == 1
+
+
+async def test_a_pipeline_cancelled_at_its_start_was_entered_or_not(dsn: str) -> None:
+    """What comes after it is outside of it, and done."""
+    conn = await Connection.connect(dsn, autocommit=True)
+    await conn.execute("CREATE TEMP TABLE cut (x int)")
+
+    async def use() -> None:
+        async with conn.pipeline():
+            await conn.execute("SELECT 1")
+
+    await cancelled_at_once(use())
+    cur = await conn.execute("INSERT INTO cut VALUES (1)")
+    assert cur.rowcount == 1
+    with pytest.raises(psycopg.errors.SyntaxError):
+        await conn.execute("selectt 1")
+    await conn.close()
+
+
+@each_way
+@pytest.mark.parametrize("autocommit", [False, True])
+async def test_a_transaction_cut_short_is_over(
+    dsn: str, cut: Callable[..., Awaitable[None]], autocommit: bool
+) -> None:
+    """Its roll-back may have to wait for the query's end; it comes before whatever follows."""
+    conn = await Connection.connect(dsn, autocommit=autocommit)
+    await conn.execute("CREATE TEMP TABLE cut (x int)")
+    await conn.rollback() if autocommit else await conn.commit()
+
+    async def work() -> None:
+        async with conn.transaction():
+            await conn.execute("INSERT INTO cut VALUES (1)")
+            await conn.execute(SLOW)
+
+    for _ in range(2):
+        await cut(work)
+        cur = await conn.execute("SELECT count(*) FROM cut")
+        assert await cur.fetchone() == (0,)
+        await conn.rollback()
+        async with conn.transaction():
+            await conn.execute("SELECT 1")
+    await conn.close()
+
+
+@each_way
+async def test_a_savepoint_cut_short_is_rolled_back_alone(
+    dsn: str, cut: Callable[..., Awaitable[None]]
+) -> None:
+    """The block around it goes on, and is committed."""
+    conn = await Connection.connect(dsn, autocommit=True)
+    await conn.execute("CREATE TEMP TABLE cut (x int)")
+
+    async def work() -> None:
+        async with conn.transaction():
+            await conn.execute("INSERT INTO cut VALUES (1)")
+            await conn.execute(SLOW)
+
+    async with conn.transaction():
+        await conn.execute("INSERT INTO cut VALUES (2)")
+        await cut(work)
+        await conn.execute("INSERT INTO cut VALUES (3)")
+    cur = await conn.execute("SELECT x FROM cut ORDER BY x")
+    assert await cur.fetchall() == [(2,), (3,)]
+    await conn.close()
+
+
+async def test_a_transaction_cancelled_before_its_start_was_none(dsn: str) -> None:
+    """While it waits for the end of another query that was cancelled."""
+    conn = await Connection.connect(dsn, autocommit=True)
+    await by_a_timeout(lambda: conn.execute(SLOW))
+
+    async def work() -> None:
+        async with conn.transaction():
+            await conn.execute("SELECT 1")
+
+    with suppress(asyncio.CancelledError):
+        await cancelled_right_after(conn.execute(SLOW), work())
+    await work()
+    await conn.commit()
+    await conn.close()
+
+
+async def test_a_block_that_ends_well_is_not_committed_behind_its_back(
+    dsn: str, backends: Backends
+) -> None:
+    """Cancelled in its end, while that waits for a query whose cancellation it has caught."""
+    conn = await Connection.connect(dsn, autocommit=True)
+    await conn.execute("DROP TABLE IF EXISTS cut")
+    await conn.execute("CREATE TABLE cut (x int)")
+
+    async def work() -> None:
+        async with conn.transaction():
+            await conn.execute("INSERT INTO cut VALUES (1)")
+            task = asyncio.current_task()
+            assert task is not None
+            query = asyncio.create_task(conn.execute("SELECT 1 FROM pg_sleep(0.2)"))
+            await asyncio.sleep(0.05)
+            query.cancel()
+            await asyncio.wait({query})
+            asyncio.get_running_loop().call_soon(task.cancel)
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(work())
+    cur = await conn.execute("SELECT count(*) FROM cut")
+    assert await cur.fetchone() == (0,)
+    await conn.close()
+
+
+async def cancelled_right_after(first: Awaitable[Any], second: Awaitable[Any]) -> None:
+    """The first in its query; the second while it waits for the first one's end on the server."""
+    for work in (first, second):
+        task = asyncio.ensure_future(work)
+        await asyncio.sleep(0.1 if work is first else 0)
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def streams(conn: Connection[Any]) -> list[Any]:
+    return [row async for row in conn.cursor().stream("SELECT 1")]
+
+
+async def declares(conn: Connection[Any]) -> list[Any]:
+    async with conn.transaction(), conn.cursor("declared") as cur:
+        await cur.execute("SELECT 1")
+        return await cur.fetchall()
+
+
+async def declares_at_once(conn: Connection[Any]) -> list[Any]:
+    async with conn.cursor("declared", withhold=True) as cur:
+        await cur.execute("SELECT 1")
+        return await cur.fetchall()
+
+
+async def copies(conn: Connection[Any]) -> list[Any]:
+    async with conn.cursor().copy("COPY (SELECT 1) TO STDOUT") as copy:
+        return [(int(bytes(block)),) async for block in copy]
+
+
+@each_way
+@pytest.mark.parametrize("use", [streams, declares, declares_at_once, copies])
+async def test_after_a_pipeline_cut_short_everything_works(
+    dsn: str,
+    cut: Callable[..., Awaitable[None]],
+    use: Callable[[Connection[Any]], Awaitable[list[Any]]],
+) -> None:
+    """Also what psycopg refuses in a pipeline, as the very first thing."""
+    conn = await Connection.connect(dsn, autocommit=True)
+
+    async def work() -> None:
+        async with conn.pipeline():
+            cur = await conn.execute(SLOW)
+            await cur.fetchone()
+
+    await cut(work)
+    assert await use(conn) == [(1,)]
+    await conn.close()
+
+
+async def test_a_pipeline_refuses_what_it_refused(dsn: str) -> None:
+    """As psycopg's does."""
+    conn = await Connection.connect(dsn, autocommit=True)
+    async with conn.cursor("declared", withhold=True) as cur:
+        async with conn.pipeline():
+            with pytest.raises(psycopg.ProgrammingError):
+                await streams(conn)
+            with pytest.raises(psycopg.NotSupportedError):
+                await cur.execute("SELECT 1")
+        await cur.execute("SELECT 1")
+    await conn.close()
+
+
+async def test_a_copy_in_a_pipeline_cut_short_ends_the_connection(
+    dsn: str, backends: Backends
+) -> None:
+    """Where it cannot be brought out of it, its next user is told, and waits for nothing."""
+    conn = await Connection.connect(dsn, autocommit=True)
+    await conn.execute("CREATE TEMP TABLE cut (x int)")
+    swallows = sql.SQL(
+        "DO $$BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN NULL; END$$"
+    )
+
+    async def work() -> None:
+        async with conn.pipeline():
+            await conn.execute(swallows)
+            await conn.execute("COPY cut FROM STDIN")
+
+    task = asyncio.create_task(work())
+    await eventually(lambda: backends.running("pg_sleep"))
+    task.cancel()
+    await asyncio.wait({task})
+    with pytest.raises(psycopg.OperationalError):
+        await in_time(conn.execute("SELECT 1"))
+    assert conn.closed
+    await conn.close()
+
+
+@pytest.mark.parametrize("kind", [psycopg.AsyncConnection, Connection])
+async def test_a_notification_that_comes_with_the_time_out_is_kept(
+    dsn: str, kind: type[psycopg.AsyncConnection[Any]]
+) -> None:
+    """The loop is busy meanwhile: both are there when it looks."""
+    conn = await kind.connect(dsn, autocommit=True)
+    await conn.execute("LISTEN cut")
+    got: list[str] = []
+
+    async def listen() -> None:
+        async for notify in conn.notifies():
+            got.append(notify.payload)
+
+    def notify_and_keep_the_loop_busy() -> None:
+        with psycopg.connect(dsn, autocommit=True) as other:
+            other.execute("NOTIFY cut, 'one'")
+        time.sleep(0.3)
+
+    asyncio.get_running_loop().call_later(0.1, notify_and_keep_the_loop_busy)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await listen()
+    got += [notify.payload async for notify in conn.notifies(timeout=0.2)]
+    assert got == ["one"]
+    await conn.close()
+
+
+@pytest.mark.parametrize("left", ["a COPY", "a stream"])
+async def test_a_cancel_request_that_comes_late_hits_no_other_borrower(dsn: str, left: str) -> None:
+    """The connection that it was for is not lent again, as it may be on its way still."""
+    async with Proxy(dsn) as proxy, AsyncConnectionPool(proxy.dsn, min_size=1) as pool:
+        await pool.wait()
+        proxy.delay = 1.6  # as of a postmaster that is slow to accept
+        with suppress(ZeroDivisionError):
+            async with pool.connection() as conn:
+                await conn.set_autocommit(True)
+                if left == "a COPY":
+                    numbers = "COPY (SELECT generate_series(1, 200000)) TO STDOUT"
+                    async with conn.cursor().copy(numbers) as copy:
+                        await copy.read()
+                        raise ZeroDivisionError
+                stream = conn.cursor().stream("SELECT generate_series(1, 200000)")
+                await anext(stream)
+                await cast("AsyncGenerator[Any]", stream).aclose()
+        assert await pool.fetchval("SELECT 1 FROM pg_sleep(2)") == 1
