@@ -10,10 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
 import psycopg
 
 from asyncpool._cancel import prepare, request
 from asyncpool._wire import Wire
+
+INSIST_TIMEOUT = 0.1
+"""Seconds for the statements of a pipeline to be cancelled one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +99,16 @@ class Bond:
     async def break_off(self) -> None:
         """Leave a server that may have many statements to run before it comes to the goodbye.
 
-        It looks for the client only when it has something to tell: the connection is reset, so
-        that it cannot, and what it runs is cancelled, so that it has to. The second time is for a
-        statement that began meanwhile.
+        They are cancelled one after the other. Where there are too many the connection is reset: a
+        backend looks for its client only when it has something to tell, which it now cannot, and
+        the next that is cancelled ends it. It is not known then when it has gone.
         """
         if self.wire is not None:
             self.wire.release()
+        with anyio.move_on_after(INSIST_TIMEOUT):
+            while not self.is_hung_up():
+                await self.cancel()
+            return
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._socket.close()
         for _ in range(3):

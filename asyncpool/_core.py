@@ -14,19 +14,20 @@ import math
 import time
 from asyncio import current_task, get_running_loop
 from collections.abc import Awaitable, Callable, Coroutine
-from functools import partial
 from random import Random
 from typing import Any, Generic
 
 import anyio
 
+from asyncpool._check import Check
 from asyncpool._connector import C, Connector
-from asyncpool._entry import DOOMED, Entry, State
+from asyncpool._entry import DOOMED, Entry
 from asyncpool._ledger import IDLE, LEASED, Ledger
+from asyncpool._refusals import Refusals
 from asyncpool._settings import Settings, duration
-from asyncpool._stock import Stock, outcome
+from asyncpool._stock import Stock
 from asyncpool._waiters import Waiter
-from asyncpool.errors import PoolClosed, PoolTimeout, PoolWrongLoop, ReleaseError, TooManyRequests
+from asyncpool.errors import PoolClosed, PoolTimeout, ReleaseError
 
 logger = logging.getLogger("asyncpool")
 
@@ -58,16 +59,15 @@ class Core(Generic[C]):
         self.ledger: Ledger[C] = Ledger(settings, self._overdue)
         self.stock = Stock(self.ledger, connector, on_outage, random or Random())
         self.stock.trusting = check is None
+        self.refusals = Refusals(self.ledger, self.stock)
         self._connector = connector
-        self._check = check
+        self._check = None if check is None else Check(check, self.stock, self.refusals)
         self.home: asyncio.AbstractEventLoop | None = None
         """The loop that it was opened on."""
         self._express: asyncio.AbstractEventLoop | None = None
         """The loop on which an idle connection is lent with no further question."""
         self._ready: asyncio.AbstractEventLoop | None = None
         """The loop on which a clean connection is taken back with no further question."""
-        self.elsewhere: Callable[[], int] = lambda: 0
-        """How many wait for a connection beside the line."""
         self._closing: asyncio.Task[None] | None = None
         self._counters = self.stock.counters
         self._now = self.stock.time
@@ -171,7 +171,7 @@ class Core(Generic[C]):
         if first is None and self.release_now(conn):
             return
         if self.home is not get_running_loop():
-            raise self._wrong_loop()
+            raise self.refusals.wrong_loop(opened=self.opened)
         entry = self.ledger.take_back(conn)
         if entry is None:
             if self.closed:
@@ -248,7 +248,7 @@ class Core(Generic[C]):
                 ) and not self._connector.is_alive(entry.conn):
                     entry.uses -= 1
                     self.stock.found_lost(entry)
-                elif self._check is None or await self._passes(entry, timeout, checked_by):
+                elif self._check is None or await self._check.passes(entry, timeout, checked_by):
                     return entry
                 again = True
                 now = self._now()
@@ -262,9 +262,9 @@ class Core(Generic[C]):
     def admit(self) -> None:
         """Raise unless the pool can be used here and now."""
         if self.closed:
-            raise self.closed_error()
+            raise self.refusals.closed()
         if self.home is not get_running_loop():
-            raise self._wrong_loop()
+            raise self.refusals.wrong_loop(opened=self.opened)
 
     def resize(self, min_size: int, max_size: int) -> None:
         """New sizes from now on; what is too many goes at once when idle, else on its return."""
@@ -288,11 +288,11 @@ class Core(Generic[C]):
         its CancelledError at once, and the pool closes behind its back.
         """
         if self.opened and self.home is not get_running_loop():
-            raise self._wrong_loop()
+            raise self.refusals.wrong_loop(opened=self.opened)
         if self._closing is None:
             self._express = self._ready = None
             self.stock.closing = True
-            self.ledger.line.fail_all(self.closed_error)
+            self.ledger.line.fail_all(self.refusals.closed)
             self.stock.full.set()
             shut = self._shut(self.stock.time() + timeout)
             self._closing = get_running_loop().create_task(shut, context=contextvars.Context())
@@ -314,14 +314,14 @@ class Core(Generic[C]):
     ) -> Waiter[Entry[C]]:
         """Take the ticket's place in the line, again if what was served was unfit."""
         if self.stock.closing:
-            raise self.closed_error()
+            raise self.refusals.closed()
         line = self.ledger.line
         if deadline <= now:
-            raise self.timed_out(timeout)
+            raise self.refusals.timed_out(timeout)
         limits = self.ledger.settings
         limit = limits.max_waiting
         if limit and line.length >= limit and not again:
-            raise self.too_many(line.length)
+            raise self.refusals.too_many(line.length)
         waiter = line.join(now, deadline, ticket)
         self._counters.requests_queued += 1
         if len(self.ledger.entries) < limits.max_size:
@@ -335,92 +335,8 @@ class Core(Generic[C]):
             entry.uses -= 1
             self.stock.put(entry, self.stock.time())
 
-    async def _passes(self, entry: Entry[C], timeout: float, deadline: float) -> bool:
-        """Whether an entry just lent satisfies the user's check; if not, it is gone."""
-        assert self._check is not None, "bug: no check to pass"
-        stock = self.stock
-        # In a task of the crew: the borrower's deadline and cancellation hold whatever it does.
-        work = outcome(partial(self._check, entry.conn))
-        task = stock.crew.spawn(work, "check", contextvars.copy_context())
-        try:
-            await asyncio.wait({task}, timeout=deadline - stock.time())
-            if not task.done():
-                raise self.timed_out(timeout, "the check of a connection did not end")
-            if task.cancelled() or entry.state is not State.LEASED:
-                raise self.closed_error()
-        except BaseException:
-            if self.ledger.take_back(entry.conn) is not None:
-                entry.uses -= 1
-                stock.crew.spawn(self._settle(entry, task), "check")
-            raise
-        if (error := task.result()) is None:
-            stock.proved()
-            return True
-        logger.info("pool %r: check failed, replaced: %r", stock.name, error)
-        if entry.lent_at == entry.opened_at:
-            # New and unfit is as good as a failed connect, and must not be repeated in a storm.
-            stock.connect_failed(error, entry)
-        entry.uses -= 1
-        stock.found_lost(entry)
-        return False
-
-    async def _settle(self, entry: Entry[C], check: asyncio.Task[Exception | None]) -> None:
-        """Wait for a check whose borrower has left."""
-        error: Exception | None = TimeoutError()
-        try:
-            with anyio.move_on_after(self.settings.clean_timeout):
-                error = await check
-        finally:
-            if error is None:
-                self.stock.crew.spawn(self.stock.clean(entry, None), "reset")
-            else:
-                self.stock.found_lost(entry)
-
     def _overdue(self, waiter: Waiter[Entry[C]]) -> PoolTimeout:
-        return self.timed_out(round(waiter.deadline - waiter.joined_at, 3))
-
-    def timed_out(self, timeout: float, why: str = "") -> PoolTimeout:
-        """The error of a request whose time is up, with the numbers of this moment."""
-        now, outage = self.stock.time(), self.stock.outage
-        leased = self.ledger.leased
-        waiting = max(1, self.ledger.line.length + self.elsewhere())  # the one who is told counts
-        longest = max((now - entry.lent_at for entry in leased.values()), default=0.0)
-        sizes = f"max_size={self.settings.max_size}, size={self.ledger.size}, leased={len(leased)}"
-        parts = [f"no connection within {timeout:g} s ({sizes}, waiting={waiting})"]
-        if why:
-            parts.append(why)
-        if outage:
-            parts.append(f"connecting has failed {outage.failures} times: {outage.error}")
-        if leased and not why:
-            parts.append(f"the longest lease is {longest:.1f} s old: see pool.explain()")
-        error = PoolTimeout(
-            "; ".join(parts),
-            timeout=timeout,
-            max_size=self.settings.max_size,
-            size=self.ledger.size,
-            leased=len(leased),
-            waiting=waiting,
-            longest_lease=longest,
-        )
-        error.__cause__ = outage.error
-        return error
-
-    def too_many(self, waiting: int) -> TooManyRequests:
-        """The error for one more than `max_waiting`."""
-        limit = self.settings.max_waiting
-        msg = f"{waiting} requests wait already (max_waiting={limit}): shed load or grow"
-        return TooManyRequests(msg, waiting=waiting, max_waiting=limit)
-
-    def closed_error(self) -> PoolClosed:
-        """The error of a pool that is closed."""
-        return PoolClosed(f"pool {self.settings.name!r} is closed")
-
-    def _wrong_loop(self) -> PoolWrongLoop:
-        what = "is not open" if self.home is None else "is open on another event loop"
-        return PoolWrongLoop(
-            f"pool {self.settings.name!r} {what}: use it on the loop that opened it,"
-            " and give each loop a pool of its own"
-        )
+        return self.refusals.timed_out(round(waiter.deadline - waiter.joined_at, 3))
 
     async def _shut(self, deadline: float) -> None:
         self.stock.stop_opening()

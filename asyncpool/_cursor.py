@@ -152,11 +152,11 @@ class ServerCursor(psycopg.AsyncServerCursor[Row]):
         return await super().execute(*args, **kwargs)
 
 
-# psycopg looks whether libpq is in pipeline mode before it waits, where it refuses that. Out of one
-# whose end was cancelled libpq comes only in the next wait.
-
-
 def _is_left_in_pipeline(conn: Any) -> bool:
+    """Whether libpq may be in a pipeline that was left: it comes out of it in the next wait.
+
+    What psycopg refuses in a pipeline it refuses before it waits.
+    """
     wire = conn._wire
     return conn._pipeline is None and wire is not None and bool(wire.draining or wire.cut_off)
 

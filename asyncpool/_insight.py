@@ -15,7 +15,7 @@ def snapshot(core: Core[Any]) -> PoolStats:
     """The sizes by state and the counters."""
     ledger, counters = core.ledger, core.stock.counters
     states = Counter(entry.state for entry in ledger.entries)
-    waiting = ledger.line.length + core.elsewhere()
+    waiting = ledger.waiting
     return PoolStats(
         name=core.settings.name,
         min_size=core.settings.min_size,

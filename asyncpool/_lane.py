@@ -20,16 +20,15 @@ from psycopg.rows import AsyncRowFactory
 from asyncpool._core import Core
 from asyncpool._cursor import Cursor
 from asyncpool._entry import Entry
+from asyncpool._rider import Rider
 from asyncpool._settings import duration
-from asyncpool._track import OK, Rider, Track
+from asyncpool._track import OK, Track
 from asyncpool.errors import PoolError
 
 PATIENCE = 0.005
 """Seconds that a statement may have to wait for those before it, as long as there is a way out."""
 ENOUGH = 4
 """Connections beyond which more are taken for slow statements only, not for many."""
-
-SENT = "the statement had been sent: it may have run"
 
 
 class Unfit(Exception):
@@ -149,9 +148,9 @@ class Lane:
         limits = core.settings
         wait = limits.timeout if timeout is None else timeout
         if not wait:
-            raise core.timed_out(wait)
+            raise core.refusals.timed_out(wait)
         if limits.max_waiting and len(self.queue) >= limits.max_waiting:
-            raise core.too_many(len(self.queue))
+            raise core.refusals.too_many(len(self.queue))
         self.queue.append(rider)
         self._limit(rider, wait)
         if not self.tracks or len(self.tracks) < self.width:
@@ -164,9 +163,9 @@ class Lane:
     def _expire(self, rider: Rider, timeout: float) -> None:
         self.core.stock.counters.requests_failed += rider.wanted
         if rider.track is None:
-            rider.fail(self.core.timed_out(timeout))
+            rider.fail(self.core.refusals.timed_out(timeout))
         else:
-            rider.fail(self.core.timed_out(timeout, SENT))
+            rider.fail(self.core.refusals.unanswered(timeout))
 
     def _left(self, rider: Rider) -> None:
         """Somebody does not wait any more."""
@@ -194,7 +193,7 @@ class Lane:
         except BaseException:
             if self._scout is me:
                 # Not called back: this is the end of the pool or of its loop.
-                self._fail_all(self.core.closed_error())
+                self._fail_all(self.core.refusals.closed())
             raise
         finally:
             if self._scout is me:
@@ -229,7 +228,7 @@ class Lane:
         """Something has come to its end on a track: send the next, or give it back."""
         queue = self.queue
         if queue and self.core.closed:
-            self._fail_all(self.core.closed_error())
+            self._fail_all(self.core.refusals.closed())
         try:
             while queue:
                 if not queue[0].wanted:

@@ -38,6 +38,8 @@ class Ledger(Generic[C]):
         """The stack of idle entries, the most recently used on top: the surplus ages below."""
         self.leased: dict[C, Entry[C]] = {}
         self.line: Line[Entry[C]] = Line(overdue)
+        self.elsewhere: Callable[[], int] = lambda: 0
+        """How many wait for a connection beside the line."""
         self.opening = 0
         self.late = 0
         """Those of the opening that take so long that nobody should count on them."""
@@ -51,6 +53,11 @@ class Ledger(Generic[C]):
     def size(self) -> int:
         """Every entry that has, or may have, a socket."""
         return len(self.entries)
+
+    @property
+    def waiting(self) -> int:
+        """Everybody who waits for a connection."""
+        return self.line.length + self.elsewhere()
 
     @property
     def staying(self) -> int:

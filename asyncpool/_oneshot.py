@@ -22,7 +22,7 @@ from psycopg.rows import AsyncRowFactory, tuple_row
 from psycopg.sql import Composable
 
 from asyncpool._contexts import Exc, Lender
-from asyncpool._lane import SENT, Lane, Unfit
+from asyncpool._lane import Lane, Unfit
 from asyncpool._psycopg import ACT, IDLE
 
 LONG = 4096
@@ -71,7 +71,7 @@ class Ride(Generic[ACT]):
                 await self._limit.__aexit__(kind, error, tb)  # nor does this
         except TimeoutError as late:
             kind = type(late)
-            failure = self._pool._core.timed_out(cast("float", self._timeout), SENT)
+            failure = self._pool._core.refusals.unanswered(cast("float", self._timeout))
             raise failure from failure.__cause__
         finally:
             await self._end(failing=kind is not None)

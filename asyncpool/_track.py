@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import adapt, capabilities
 from psycopg._preparing import Prepare
-from psycopg.abc import Params, Query
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 
 from asyncpool._cancel import prepare, request
 from asyncpool._cursor import Cursor
 from asyncpool._entry import Entry
+from asyncpool._rider import Rider
 from asyncpool._wire import DRAIN_TIMEOUT
 
 if TYPE_CHECKING:
@@ -48,65 +48,6 @@ RECENT = 1.0
 """Seconds for which a cancel request may reach a statement that it was not meant for."""
 
 NO_SUCH_STATEMENT, CANCELLED = b"26000", b"57014"
-
-
-class Rider:
-    """One statement on its way, and who waits for its results."""
-
-    __slots__ = (
-        "again",
-        "cur",
-        "future",
-        "key",
-        "limited",
-        "name",
-        "params",
-        "prepare",
-        "query",
-        "results",
-        "size",
-        "state",
-        "timer",
-        "track",
-    )
-
-    cur: Any
-    """A `Cursor`, from the moment it is sent; its insides are used here."""
-    key: Any
-
-    def __init__(
-        self, query: Query, params: Params | None, future: asyncio.Future[Any] | None
-    ) -> None:
-        self.query = query
-        self.params = params
-        self.future = future
-        """Of its cursor; None for what the pool itself has to say to the server."""
-        self.prepare: bool | None = None
-        self.limited = False
-        """Whether its caller has set a limit for all of the call."""
-        self.results: list[PGresult] = []
-        self.again = False
-        """Whether it was sent a second time, which is done where it cannot have run."""
-        self.state = Prepare.NO
-        self.name = b""
-        self.size = 0
-        self.track: Track | None = None
-        self.timer: asyncio.TimerHandle | None = None
-
-    @property
-    def wanted(self) -> bool:
-        """Whether anybody still waits for it."""
-        return self.future is not None and not self.future.done()
-
-    @property
-    def abandoned(self) -> bool:
-        """Whether somebody waited for it, and does not any more."""
-        return self.future is not None and self.future.done()
-
-    def fail(self, error: BaseException) -> None:
-        """Tell who waits."""
-        if self.wanted:
-            self.future.set_exception(error)  # type: ignore[union-attr]
 
 
 class Track:

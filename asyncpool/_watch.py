@@ -143,13 +143,11 @@ class Watch:
     def write_no_more(self) -> None:
         """All is written."""
         if self._writing:
-            self._stop_writing()
+            self._writing = False
+            self.loop.remove_writer(self._fd)
 
     def lose(self) -> None:
         """The server is gone: watch no longer, and tell."""
-        self._lose()
-
-    def _lose(self) -> None:
         self.up = False
         self._unwatch()
         self._tell_of_loss()
@@ -164,15 +162,10 @@ class Watch:
             self.reading = self.settled = False
             self.loop.remove_reader(self._fd)
 
-    def _stop_writing(self) -> None:
-        self._writing = False
-        self.loop.remove_writer(self._fd)
-
     def _unwatch(self) -> None:
         if self.loop.is_closed() or os.getpid() != self._pid:
             # In a forked child the selector is the parent's too.
             self.reading = self.settled = self._writing = False
             return
         self._pause()
-        if self._writing:
-            self._stop_writing()
+        self.write_no_more()

@@ -204,16 +204,12 @@ class Wire(Watch):
         if seen & HUNG_UP:
             return False
         if seen & select.POLLIN and self._gen is None:
-            self._unasked()
+            self.catch_up()
         return self.up and not self.leaving
-
-    def catch_up(self) -> None:
-        """Take in what has come with no query under way."""
-        self._unasked()
 
     def release(self) -> socket.socket:
         """Watch no longer; whoever still waits gets an error. Returns the socket, still open."""
-        self._lose()
+        self.lose()
         if self.draining is not None and not self.loop.is_closed():
             self.draining.cancel()
         future = self._future
@@ -242,7 +238,7 @@ class Wire(Watch):
             if self.track is not None:
                 self.track.readable()
             else:
-                self._unasked()
+                self.catch_up()
         elif self._want & WAIT_R:
             self._go_on(READY_R)
         else:
@@ -291,8 +287,7 @@ class Wire(Watch):
 
     def _wrote(self) -> None:
         """All that was to be written is: what was not read meanwhile comes next."""
-        if self._writing:
-            self._stop_writing()
+        self.write_no_more()
         self.resume()
 
     def _failed(self, future: asyncio.Future[Any], error: BaseException) -> None:
@@ -300,9 +295,9 @@ class Wire(Watch):
         if not future.done():
             future.set_exception(error)
         if self.pgconn.status == BAD:
-            self._lose()
+            self.lose()
 
-    def _unasked(self) -> None:
+    def catch_up(self) -> None:
         """Take in notices, notifications and the end of the connection, with no query under way."""
         conn, pgconn = self._conn(), self.pgconn
         backlog = getattr(conn, "_notifies_backlog", None)
@@ -324,7 +319,7 @@ class Wire(Watch):
                 pgconn.consume_input()
                 pgconn.is_busy()  # it passes notices to their handlers
             if pgconn.status == BAD:
-                self._lose()
+                self.lose()
                 return
             if not self.is_hung_up():
                 break
@@ -369,7 +364,7 @@ class Wire(Watch):
         """Close the connection; whoever waits for it gets an error."""
         gen, future = self._gen, self._future
         self.pgconn.finish()
-        self._lose()
+        self.lose()
         if gen is not None:
             self._end()
             if future is not None:
@@ -378,4 +373,4 @@ class Wire(Watch):
     def _end(self) -> None:
         self._gen = self._future = self._context = None
         if self._writing:
-            self._stop_writing()
+            self.write_no_more()

@@ -436,7 +436,7 @@ class AsyncConnectionPool(OneShots[ACT]):
         fit = self._pipeline and self._shared_size != 0 and can_share(self.connection_class)
         self._lane = Lane(core, self._shared_size) if fit else None
         if self._lane is not None:
-            core.elsewhere = partial(_riders, weakref.ref(self._lane))
+            core.ledger.elsewhere = partial(_riders, weakref.ref(self._lane))
         return core
 
     def _start(self) -> None:

@@ -205,15 +205,23 @@ async def test_notifications_among_the_results_reach_their_handler(dsn: str) -> 
         await eventually(lambda: heard == ["a word"])
 
 
+async def one_slow_and_many_behind(
+    pool: AsyncConnectionPool, backends: Backends
+) -> tuple[asyncio.Task[str], list[asyncio.Task[Any]]]:
+    """Sent in one turn of the loop, on the pool's only connection."""
+    await pool.wait()
+    slow = asyncio.create_task(pool.execute("SELECT pg_sleep(60)"))
+    behind = [asyncio.create_task(pool.fetchval("SELECT %s::int", [n])) for n in range(20)]
+    await eventually(lambda: backends.running("pg_sleep"))
+    return slow, behind
+
+
 async def test_a_cancelled_one_returns_at_once_and_ends_on_the_server(
     dsn: str, backends: Backends
 ) -> None:
     """Its neighbours, also those behind it, get their answers."""
     async with sharing(dsn, min_size=1, shared_size=1) as pool:
-        await pool.wait()
-        slow = asyncio.create_task(pool.execute("SELECT pg_sleep(60)"))
-        behind = [asyncio.create_task(pool.fetchval("SELECT %s::int", [n])) for n in range(20)]
-        await eventually(lambda: backends.running("pg_sleep"))
+        slow, behind = await one_slow_and_many_behind(pool, backends)
         slow.cancel()
         await asyncio.wait({slow}, timeout=1)
         assert slow.cancelled()
@@ -296,10 +304,7 @@ async def test_a_server_that_goes_fails_them_with_its_own_words(
 ) -> None:
     """Those behind, at which it cannot have looked, go elsewhere unseen."""
     async with sharing(dsn, min_size=1, shared_size=1) as pool:
-        await pool.wait()
-        slow = asyncio.create_task(pool.execute("SELECT pg_sleep(60)"))
-        behind = [asyncio.create_task(pool.fetchval("SELECT %s::int", [n])) for n in range(20)]
-        await eventually(lambda: backends.running("pg_sleep"))
+        slow, behind = await one_slow_and_many_behind(pool, backends)
         backends.terminate()
         with pytest.raises(psycopg.errors.AdminShutdown):
             await slow

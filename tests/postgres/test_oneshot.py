@@ -164,9 +164,9 @@ async def test_a_time_limit_is_the_whole_calls(
     async with AsyncConnectionPool(dsn, min_size=1, pipeline=pipeline) as pool:
         await pool.wait()
         for shot in (pool.execute, pool.fetchall, pool.fetchone, pool.fetchval):
-            with pytest.raises(PoolTimeout, match="may have run"):
+            with pytest.raises(PoolTimeout, match=r"no answer within .*may have run"):
                 await shot("SELECT pg_sleep(60)", timeout=0.1)
-        with pytest.raises(PoolTimeout, match="may have run"):
+        with pytest.raises(PoolTimeout, match=r"no answer within .*may have run"):
             await pool.executemany("SELECT pg_sleep(%s)", [[60]], timeout=0.1)
         await eventually(lambda: not backends.running("pg_sleep"))
         assert await pool.fetchval("SELECT 1", timeout=10) == 1

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from asyncpool._check import Check
 from asyncpool._core import Core
 from asyncpool._entry import Entry, State
 from asyncpool._insight import snapshot
@@ -137,22 +138,21 @@ def forget_a_check_under_way(patch: pytest.MonkeyPatch) -> None:
     async def settle(self: Core[Any], entry: Entry[Any], check: object) -> None:
         """Nothing."""
 
-    patch.setattr(Core, "_settle", settle)
+    patch.setattr(Check, "_settle", settle)
 
 
 def never_check_again(patch: pytest.MonkeyPatch) -> None:
     """A leak: a lease that ends by cancellation in its check is not ended in the books."""
 
-    async def passes(self: Core[FakeConn], entry: Entry[FakeConn], *_: float) -> bool:
-        assert self._check is not None
+    async def passes(self: Check[FakeConn], entry: Entry[FakeConn], *_: float) -> bool:
         try:
             await self._check(entry.conn)
         except Exception:  # noqa: BLE001 - any failure of a check
-            self.stock.found_lost(entry)
+            self._stock.found_lost(entry)
             return False
         return True
 
-    patch.setattr(Core, "_passes", passes)
+    patch.setattr(Check, "passes", passes)
 
 
 def strike_off_before_closing(patch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ FLOORS = [
     ["_ledger"],
     ["_crew"],
     ["_stock"],
+    ["_refusals"],
+    ["_check"],
     ["_core"],
     ["_keeper"],
     [
@@ -30,6 +32,7 @@ FLOORS = [
         "_bond",
         "_psycopg",
         "_contexts",
+        "_rider",
         "_track",
         "_lane",
         "_oneshot",
@@ -44,7 +47,18 @@ ANNEXES = {
     "testing": {"asyncpool"},
 }
 """What each may import besides its own modules: public names only, never one another's insides."""
-GENERIC = ["_connector", "_entry", "_waiters", "_ledger", "_crew", "_stock", "_core", "_keeper"]
+GENERIC = [
+    "_connector",
+    "_entry",
+    "_waiters",
+    "_ledger",
+    "_crew",
+    "_stock",
+    "_refusals",
+    "_check",
+    "_core",
+    "_keeper",
+]
 
 
 def imports(path: Path) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,78 @@
+"""The user's check of a connection before it is lent: in a task of its own, within a time limit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Generic
+
+import anyio
+
+from asyncpool._connector import C
+from asyncpool._entry import Entry, State
+from asyncpool._refusals import Refusals
+from asyncpool._stock import Stock, outcome
+
+logger = logging.getLogger("asyncpool")
+
+
+class Check(Generic[C]):
+    """What a pool was told to do with each connection before it is lent.
+
+    Args:
+        check: the user's; when it raises, the connection is replaced.
+        stock: where the connections are.
+        refusals: what is said to who waits in vain.
+    """
+
+    def __init__(
+        self, check: Callable[[C], Awaitable[None]], stock: Stock[C], refusals: Refusals
+    ) -> None:
+        self._check = check
+        self._stock = stock
+        self._refusals = refusals
+
+    async def passes(self, entry: Entry[C], timeout: float, deadline: float) -> bool:
+        """Whether an entry just lent satisfies it; if not, it is gone."""
+        stock = self._stock
+        # In a task of the crew: the borrower's deadline and cancellation hold whatever it does.
+        work = outcome(partial(self._check, entry.conn))
+        task = stock.crew.spawn(work, "check", contextvars.copy_context())
+        try:
+            await asyncio.wait({task}, timeout=deadline - stock.time())
+            if not task.done():
+                why = "the check of a connection did not end"
+                raise self._refusals.timed_out(timeout, why)
+            if task.cancelled() or entry.state is not State.LEASED:
+                raise self._refusals.closed()
+        except BaseException:
+            if stock.ledger.take_back(entry.conn) is not None:
+                entry.uses -= 1
+                stock.crew.spawn(self._settle(entry, task), "check")
+            raise
+        if (error := task.result()) is None:
+            stock.proved()
+            return True
+        logger.info("pool %r: check failed, replaced: %r", stock.name, error)
+        if entry.lent_at == entry.opened_at:
+            # New and unfit is as good as a failed connect, and must not be repeated in a storm.
+            stock.connect_failed(error, entry)
+        entry.uses -= 1
+        stock.found_lost(entry)
+        return False
+
+    async def _settle(self, entry: Entry[C], check: asyncio.Task[Exception | None]) -> None:
+        """Wait for a check whose borrower has left."""
+        stock = self._stock
+        error: Exception | None = TimeoutError()
+        try:
+            with anyio.move_on_after(stock.ledger.settings.clean_timeout):
+                error = await check
+        finally:
+            if error is None:
+                stock.crew.spawn(stock.clean(entry, None), "reset")
+            else:
+                stock.found_lost(entry)

@@ -1,0 +1,73 @@
+"""What is said to a request that cannot be served, with the numbers of that moment.
+
+Each of these makes an error, and raises none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asyncpool._ledger import Ledger
+from asyncpool._stock import Stock
+from asyncpool.errors import PoolClosed, PoolTimeout, PoolWrongLoop, TooManyRequests
+
+
+class Refusals:
+    """The errors of one pool.
+
+    Args:
+        ledger: the numbers.
+        stock: what is known of an outage.
+    """
+
+    def __init__(self, ledger: Ledger[Any], stock: Stock[Any]) -> None:
+        self._ledger = ledger
+        self._stock = stock
+
+    def timed_out(self, timeout: float, why: str = "", what: str = "no connection") -> PoolTimeout:
+        """For a request whose time is up; the last connect error is its cause."""
+        ledger, now, outage = self._ledger, self._stock.time(), self._stock.outage
+        limits, leased = ledger.settings, ledger.leased
+        waiting = max(1, ledger.waiting)  # the one who is told counts
+        longest = max((now - entry.lent_at for entry in leased.values()), default=0.0)
+        sizes = f"max_size={limits.max_size}, size={ledger.size}, leased={len(leased)}"
+        parts = [f"{what} within {timeout:g} s ({sizes}, waiting={waiting})"]
+        if why:
+            parts.append(why)
+        if outage:
+            parts.append(f"connecting has failed {outage.failures} times: {outage.error}")
+        if leased and not why:
+            parts.append(f"the longest lease is {longest:.1f} s old: see pool.explain()")
+        error = PoolTimeout(
+            "; ".join(parts),
+            timeout=timeout,
+            max_size=limits.max_size,
+            size=ledger.size,
+            leased=len(leased),
+            waiting=waiting,
+            longest_lease=longest,
+        )
+        error.__cause__ = outage.error
+        return error
+
+    def unanswered(self, timeout: float) -> PoolTimeout:
+        """For a statement that was sent, and has no answer yet."""
+        return self.timed_out(timeout, "the statement was sent: it may have run", "no answer")
+
+    def too_many(self, waiting: int) -> TooManyRequests:
+        """For one more than `max_waiting`."""
+        limit = self._ledger.settings.max_waiting
+        msg = f"{waiting} requests wait already (max_waiting={limit}): shed load or grow"
+        return TooManyRequests(msg, waiting=waiting, max_waiting=limit)
+
+    def closed(self) -> PoolClosed:
+        """For whoever wants something of a closed pool."""
+        return PoolClosed(f"pool {self._ledger.settings.name!r} is closed")
+
+    def wrong_loop(self, *, opened: bool) -> PoolWrongLoop:
+        """For whoever comes from another event loop."""
+        what = "is open on another event loop" if opened else "is not open"
+        return PoolWrongLoop(
+            f"pool {self._ledger.settings.name!r} {what}: use it on the loop that opened it,"
+            " and give each loop a pool of its own"
+        )
