@@ -348,6 +348,8 @@ class Wire(Watch):
         try:
             async with asyncio.timeout(DRAIN_TIMEOUT):
                 await insist(conn, future)
+                if future is not None and conn._pipeline is None and self._is_in_query():
+                    await insist(conn, None)  # that was the end of one row
         except BaseException as error:
             # Also when the cancel request may be on its way still: it would hit the next query.
             self.give_up()

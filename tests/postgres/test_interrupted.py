@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -36,7 +37,7 @@ async def by_the_task(work: Awaitable[Any], under_way: Callable[[], object]) -> 
     task = asyncio.ensure_future(work)
     await eventually(under_way)
     task.cancel()
-    await asyncio.wait({task})
+    await in_time(asyncio.wait({task}))
     assert task.cancelled()
 
 
@@ -48,7 +49,7 @@ async def by_the_task_twice(work: Awaitable[Any], under_way: Callable[[], object
     task.cancel()
     await asyncio.sleep(0)
     task.cancel()
-    await asyncio.wait({task})
+    await in_time(asyncio.wait({task}))
     assert task.cancelled()
 
 
@@ -205,6 +206,38 @@ async def test_a_cancelled_stream_leaves_the_connection_usable(
     assert await cur.fetchall() == [("next",)]
 
 
+ROWS = "SELECT pg_sleep(n), repeat('x', 9000) FROM unnest(ARRAY[0, 0, 0.2, 60]) n"
+"""The first comes at once, the second soon, no third; each one's end is sent with the next."""
+
+
+@pytest.mark.parametrize("way", ["copy", "stream"])
+async def test_cancelled_as_a_row_arrives_it_is_ended_on_the_server(
+    conn: Connection[Any], backends: Backends, way: str
+) -> None:
+    """That row is the end of the wait, and not that of the query."""
+    begun = asyncio.Event()
+
+    async def read() -> None:
+        cur = conn.cursor()
+        if way == "stream":
+            async for _ in cur.stream(ROWS):
+                begun.set()
+        else:
+            async with cur.copy(f"COPY ({ROWS}) TO STDOUT") as copy:
+                async for _ in copy:
+                    begun.set()
+
+    task = asyncio.create_task(read())
+    await in_time(begun.wait())
+    await asyncio.sleep(0.01)
+    time.sleep(0.5)  # noqa: ASYNC251 - the row and the cancellation are to be found together
+    task.cancel()
+    await in_time(asyncio.wait({task}))
+    assert task.cancelled()
+    assert not backends.running("pg_sleep")
+    assert await in_time(backend_of(conn)) == conn.pgconn.backend_pid
+
+
 @each_interrupt
 async def test_a_borrower_cancelled_in_a_copy_leaves_a_connection_that_works(
     dsn: str, backends: Backends, interrupt: Interrupt
@@ -269,7 +302,7 @@ async def test_a_cancelled_wait_for_notifications_ends_at_once(
         task = asyncio.create_task(listen())
         await asyncio.sleep(0.01)
         task.cancel()
-        await asyncio.wait({task})
+        await in_time(asyncio.wait({task}))
         assert task.cancelled()
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as other:
         await other.execute("NOTIFY here, 'later'")
@@ -320,7 +353,7 @@ async def test_cancelled_twice_it_is_the_same(conn: Connection[Any]) -> None:
     task.cancel()
     await asyncio.sleep(0)
     task.cancel()
-    await asyncio.wait({task})
+    await in_time(asyncio.wait({task}))
     assert task.cancelled()
     assert await in_time(backend_of(conn))
 
@@ -340,7 +373,7 @@ async def test_a_storm_leaves_nothing_behind(dsn: str, backends: Backends) -> No
             task = asyncio.create_task(work)
             await asyncio.sleep(pause)
             task.cancel()
-            await asyncio.wait({task})
+            await in_time(asyncio.wait({task}))
 
     async with AsyncConnectionPool(dsn, min_size=4) as pool:
         await pool.wait()
