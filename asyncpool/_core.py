@@ -28,6 +28,7 @@ from asyncpool._settings import Settings, duration
 from asyncpool._stock import Stock
 from asyncpool._waiters import Waiter
 from asyncpool.errors import PoolClosed, PoolTimeout, ReleaseError
+from asyncpool.stats import Counters
 
 logger = logging.getLogger("asyncpool")
 
@@ -209,11 +210,14 @@ class Core(Generic[C]):
         """
         return (await self.acquire_entry(timeout)).conn
 
-    async def acquire_entry(self, timeout: float | None) -> Entry[C]:
-        """The same, as its entry."""
+    async def acquire_entry(
+        self, timeout: float | None, counters: Counters | None = None
+    ) -> Entry[C]:
+        """The same, as its entry; counted in the pool's own counters, or in those given."""
         if self._ready is not get_running_loop():
             self.admit()
-        ledger, counters, now = self.ledger, self._counters, self._now()
+        counters = counters or self._counters
+        ledger, now = self.ledger, self._now()
         timeout = ledger.settings.timeout if timeout is None else duration("timeout", timeout)
         deadline = checked_by = now + timeout
         if not timeout:
@@ -229,6 +233,7 @@ class Core(Generic[C]):
                 else:
                     waiter = self._join(now, timeout, deadline, ticket, again)
                     ticket = waiter.ticket
+                    counters.requests_queued += 1
                     try:
                         # What `Line.wait` does, written out: a coroutine less.
                         while waiter.waiting:
@@ -323,7 +328,6 @@ class Core(Generic[C]):
         if limit and line.length >= limit and not again:
             raise self.refusals.too_many(line.length)
         waiter = line.join(now, deadline, ticket)
-        self._counters.requests_queued += 1
         if len(self.ledger.entries) < limits.max_size:
             self.stock.refill()
         return waiter

@@ -16,6 +16,7 @@ def snapshot(core: Core[Any]) -> PoolStats:
     ledger, counters = core.ledger, core.stock.counters
     states = Counter(entry.state for entry in ledger.entries)
     waiting = ledger.waiting
+    served = ledger.leases + counters.requests_shared
     return PoolStats(
         name=core.settings.name,
         min_size=core.settings.min_size,
@@ -27,7 +28,7 @@ def snapshot(core: Core[Any]) -> PoolStats:
         cleaning=states[State.CLEANING],
         closing=states[State.CLOSING],
         waiting=waiting,
-        requests=ledger.leases + counters.requests_failed + counters.requests_cancelled + waiting,
+        requests=served + counters.requests_failed + counters.requests_cancelled + waiting,
         **asdict(counters),
     )
 

@@ -11,11 +11,11 @@ import asyncio
 import math
 from asyncio import get_running_loop
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from psycopg.abc import Params, Query
-from psycopg.rows import AsyncRowFactory
 
 from asyncpool._core import Core
 from asyncpool._cursor import Cursor
@@ -24,6 +24,9 @@ from asyncpool._rider import Rider
 from asyncpool._settings import duration
 from asyncpool._track import OK, Track
 from asyncpool.errors import PoolError
+from asyncpool.stats import Counters
+
+T = TypeVar("T")
 
 PATIENCE = 0.005
 """Seconds that a statement may have to wait for those before it, as long as there is a way out."""
@@ -46,6 +49,8 @@ class Lane:
     def __init__(self, core: Core[Any], width: int | None) -> None:
         self.core = core
         self._width = width
+        self.unfit = False
+        """Whether one of its connections could not be shared."""
         self.tracks: list[Track] = []
         self.queue: deque[Rider] = deque()
         """Those that were not sent yet, in the order in which they have come."""
@@ -63,12 +68,15 @@ class Lane:
 
     async def ride(
         self,
+        read: Callable[[Rider], T],
         query: Query,
         params: Params | None,
         timeout: float | None,
-        row_factory: AsyncRowFactory[Any] | None = None,
-    ) -> Any:
-        """Run a statement; returns a cursor with its results.
+        *,
+        prepare: bool | None,
+        binary: bool,
+    ) -> T:
+        """Run a statement; returns what `read` makes of its results.
 
         Raises:
             PoolTimeout: there was no connection, or no answer, in time.
@@ -76,12 +84,12 @@ class Lane:
             Unfit: the pool's connections cannot be shared; nothing was sent.
             psycopg.Error: it failed.
         """
-        core = self.core
-        if core.home is not get_running_loop() or core.closed:
+        core, loop = self.core, get_running_loop()
+        if core.home is not loop or core.closed:
             core.admit()
         if timeout is not None:
             timeout = duration("timeout", timeout)
-        rider = Rider(query, params, get_running_loop().create_future())
+        rider = Rider(query, params, loop.create_future(), prepare, binary)
         rider.limited = timeout is not None
         track = self._pick() if not self.queue else None
         if track is not None:
@@ -95,18 +103,15 @@ class Lane:
         else:
             self._enqueue(rider, timeout)
         try:
-            cur = await rider.future  # type: ignore[misc]
-        except BaseException:
-            self._left(rider)
+            await rider.future  # type: ignore[misc]
+        except BaseException as error:
+            self._left(rider, error)
             raise
         finally:
             if rider.timer is not None:
                 rider.timer.cancel()
-        if row_factory is not None:
-            cur._row_factory = row_factory
-        cur._check_results(rider.results)
-        cur._set_results(rider.results)
-        return cur
+        core.stock.counters.requests_shared += 1
+        return read(rider)
 
     def _pick(self) -> Track | None:
         """Where a statement is to go now; None: nowhere yet."""
@@ -136,10 +141,12 @@ class Lane:
         conn = entry.conn
         if conn._wire is None or conn.cursor_factory is not Cursor:
             self._give_back(entry)
+            self.unfit = True
             raise Unfit
         track = Track(entry, self._moved, self._spilled, self.core.stock.crew.spawn)
         track.lay()
         entry.holder, entry.shared = None, True
+        self.core.ledger.shares += 1
         self.tracks.append(track)
         return track
 
@@ -147,10 +154,13 @@ class Lane:
         core = self.core
         limits = core.settings
         wait = limits.timeout if timeout is None else timeout
-        if not wait:
-            raise core.refusals.timed_out(wait)
-        if limits.max_waiting and len(self.queue) >= limits.max_waiting:
-            raise core.refusals.too_many(len(self.queue))
+        counters = core.stock.counters
+        if not wait or (limits.max_waiting and len(self.queue) >= limits.max_waiting):
+            counters.requests_failed += 1
+            refusals = core.refusals
+            raise refusals.too_many(len(self.queue)) if wait else refusals.timed_out(wait)
+        rider.joined_at = core.stock.time()
+        counters.requests_queued += 1
         self.queue.append(rider)
         self._limit(rider, wait)
         if not self.tracks or len(self.tracks) < self.width:
@@ -161,14 +171,20 @@ class Lane:
             rider.timer = get_running_loop().call_later(timeout, self._expire, rider, timeout)
 
     def _expire(self, rider: Rider, timeout: float) -> None:
-        self.core.stock.counters.requests_failed += rider.wanted
         if rider.track is None:
             rider.fail(self.core.refusals.timed_out(timeout))
         else:
             rider.fail(self.core.refusals.unanswered(timeout))
 
-    def _left(self, rider: Rider) -> None:
+    def _left(self, rider: Rider, error: BaseException) -> None:
         """Somebody does not wait any more."""
+        counters = self.core.stock.counters
+        if isinstance(error, PoolError):
+            counters.requests_failed += 1
+        elif rider.track is not None:
+            counters.requests_shared += 1
+        else:
+            counters.requests_cancelled += isinstance(error, asyncio.CancelledError)
         if rider.track is not None:
             rider.track.end_unwanted()
         elif rider in self.queue:
@@ -186,7 +202,7 @@ class Lane:
         """Stand in the pool's line for one more connection."""
         me = asyncio.current_task()
         try:
-            entry = await self.core.acquire_entry(math.inf)
+            entry = await self.core.acquire_entry(math.inf, Counters())
         except PoolError as error:
             self._fail_all(error)
             return
@@ -247,6 +263,9 @@ class Lane:
     def _send(self, track: Track, rider: Rider) -> None:
         if rider.timer is not None and not rider.limited:
             rider.timer.cancel()  # the pool's own limit is that of waiting for a connection
+        if rider.joined_at:
+            self.core.stock.counters.wait_time += self.core.stock.time() - rider.joined_at
+            rider.joined_at = 0.0
         try:
             track.send(rider)
         except Exception as error:  # noqa: BLE001 - it is the caller's

@@ -46,6 +46,8 @@ class Ledger(Generic[C]):
         self.closing = 0
         self._past_leases = 0
         """Leases of the entries that are struck off."""
+        self.shares = 0
+        """Leases for several requests, which are counted elsewhere."""
         self.oversize = False
         """Whether there may be more than `max_size`, as after a resize."""
 
@@ -66,8 +68,8 @@ class Ledger(Generic[C]):
 
     @property
     def leases(self) -> int:
-        """How many times a connection was lent."""
-        return self._past_leases + sum(entry.uses for entry in self.entries)
+        """How many times a connection was lent for one request."""
+        return self._past_leases + sum(entry.uses for entry in self.entries) - self.shares
 
     def reserve(self, now: float) -> Entry[C]:
         """A place for a connection that is about to be opened."""

@@ -18,9 +18,10 @@ from typing import Any, Generic, cast
 
 import psycopg
 from psycopg.abc import Params, Query
-from psycopg.rows import AsyncRowFactory, tuple_row
+from psycopg.rows import tuple_row
 from psycopg.sql import Composable
 
+from asyncpool._answer import all_rows, first_row, first_value, tag
 from asyncpool._contexts import Exc, Lender
 from asyncpool._lane import Lane, Unfit
 from asyncpool._psycopg import ACT, IDLE
@@ -103,7 +104,12 @@ class OneShots(Lender[ACT]):
     """Where they share connections; None: each has one of its own."""
 
     async def execute(
-        self, query: Query, params: Params | None = None, *, timeout: float | None = None
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        timeout: float | None = None,
+        prepare: bool | None = None,
     ) -> str:
         """Run one statement by itself; returns the server's command tag, such as "INSERT 0 1".
 
@@ -112,16 +118,18 @@ class OneShots(Lender[ACT]):
             params: the values for the placeholders.
             timeout: seconds for all of it, the wait for a connection included; None: the pool's
                 `timeout` for that wait alone. 0 takes a connection that is there or fails at once.
+            prepare: as for a cursor's `execute`: True prepares the statement at once, False never.
 
         Raises:
             PoolTimeout: there was no connection in time, or no answer; then the statement may
                 have run.
             psycopg.Error: the statement failed; nothing of it remains.
         """
-        if (cur := await self._share(query, params, timeout)) is not None:
-            return cur.statusmessage or ""
+        if (lane := self._lane_for(query)) is not None:
+            with suppress(Unfit):
+                return await lane.ride(tag, query, params, timeout, prepare=prepare, binary=False)
         async with Ride(self, timeout) as cur:
-            await cur.execute(query, params)
+            await cur.execute(query, params, prepare=prepare)
             return cur.statusmessage or ""
 
     async def executemany(
@@ -137,67 +145,75 @@ class OneShots(Lender[ACT]):
             return int(cur.rowcount)
 
     async def fetchall(
-        self, query: Query, params: Params | None = None, *, timeout: float | None = None
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        timeout: float | None = None,
+        prepare: bool | None = None,
+        binary: bool = False,
     ) -> list[Any]:
-        """All rows of one statement, made by the connection's row factory; else as `execute`."""
-        if (cur := await self._share(query, params, timeout)) is not None:
-            return all_rows(cur)
+        """All rows of one statement, made by the connection's row factory; else as `execute`.
+
+        With `binary` they come in PostgreSQL's binary format.
+        """
+        if (lane := self._lane_for(query)) is not None:
+            with suppress(Unfit):
+                return await lane.ride(
+                    all_rows, query, params, timeout, prepare=prepare, binary=binary
+                )
         async with Ride(self, timeout) as cur:
-            await cur.execute(query, params)
+            await cur.execute(query, params, prepare=prepare, binary=binary)
             return cast("list[Any]", await cur.fetchall())
 
     async def fetchone(
-        self, query: Query, params: Params | None = None, *, timeout: float | None = None
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        timeout: float | None = None,
+        prepare: bool | None = None,
+        binary: bool = False,
     ) -> Any | None:
-        """The first row of one statement, or None; else as `execute`."""
-        if (cur := await self._share(query, params, timeout)) is not None:
-            return first_row(cur)
+        """The first row of one statement, or None; else as `fetchall`."""
+        if (lane := self._lane_for(query)) is not None:
+            with suppress(Unfit):
+                return await lane.ride(
+                    first_row, query, params, timeout, prepare=prepare, binary=binary
+                )
         async with Ride(self, timeout) as cur:
-            await cur.execute(query, params)
+            await cur.execute(query, params, prepare=prepare, binary=binary)
             return await cur.fetchone()
 
     async def fetchval(
-        self, query: Query, params: Params | None = None, *, timeout: float | None = None
-    ) -> Any | None:
-        """The first column of the first row of one statement, or None when there is no row."""
-        if (cur := await self._share(query, params, timeout, tuple_row)) is not None:
-            row = first_row(cur)
-        else:
-            async with Ride(self, timeout) as cur:
-                cur.row_factory = tuple_row
-                await cur.execute(query, params)
-                row = await cur.fetchone()
-        return None if row is None else row[0]
-
-    async def _share(
         self,
         query: Query,
-        params: Params | None,
-        timeout: float | None,
-        row_factory: AsyncRowFactory[Any] | None = None,
+        params: Params | None = None,
+        *,
+        timeout: float | None = None,
+        prepare: bool | None = None,
+        binary: bool = False,
     ) -> Any | None:
-        """A cursor that has run a statement on a shared connection; None: it is not for those."""
-        if (lane := self._lane) is None or not rides(query):
+        """The first column of the first row of one statement, or None when there is no row."""
+        if (lane := self._lane_for(query)) is not None:
+            with suppress(Unfit):
+                return await lane.ride(
+                    first_value, query, params, timeout, prepare=prepare, binary=binary
+                )
+        async with Ride(self, timeout) as cur:
+            cur.row_factory = tuple_row
+            await cur.execute(query, params, prepare=prepare, binary=binary)
+            row = await cur.fetchone()
+        return None if row is None else row[0]
+
+    def _lane_for(self, query: Query) -> Lane | None:
+        """Where a statement shares a connection; None: it has to have one of its own."""
+        lane = self._lane
+        if lane is None or lane.unfit or not rides(query):
             return None
         if self._core.home is None:
             self._ensure_open()
-        try:
-            return await lane.ride(query, params, timeout, row_factory)
-        except Unfit:
-            self._lane = None
-            return None
-
-
-def all_rows(cur: Any) -> list[Any]:
-    """What `fetchall` gives, at once."""
-    result = cur._check_result_for_fetch()
-    return cast("list[Any]", cur._tx.load_rows(0, result.ntuples, cur._make_row))
-
-
-def first_row(cur: Any) -> Any | None:
-    """What `fetchone` gives, at once."""
-    result = cur._check_result_for_fetch()
-    return cur._tx.load_row(0, cur._make_row) if result.ntuples else None
+        return lane
 
 
 def rides(query: Query) -> bool:

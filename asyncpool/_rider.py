@@ -7,50 +7,74 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg._preparing import Prepare
 from psycopg.abc import Params, Query
+from psycopg.pq import Format
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
 
+    from asyncpool._statement import Statement
+
+TEXT, BINARY = Format.TEXT, Format.BINARY
+
 
 class Rider:
-    """One statement on its way, and who waits for its results."""
+    """One statement on its way, and who waits for its results.
+
+    Args:
+        query, params, prepare, binary: as for a cursor's `execute`.
+        future: done when the results are there; None for what the pool itself has to say.
+    """
 
     __slots__ = (
         "again",
-        "cur",
+        "format",
         "future",
+        "joined_at",
         "key",
         "limited",
         "name",
+        "new",
         "params",
         "prepare",
         "query",
         "results",
         "size",
         "state",
+        "statement",
         "timer",
         "track",
     )
 
-    cur: Any
-    """A `Cursor`, from the moment it is sent; its insides are used here."""
-    key: Any
+    # From the moment it is sent:
+    statement: Statement
+    key: tuple[bytes, tuple[int, ...]]
+    """By which psycopg's prepared statements know it."""
+    state: Prepare
+    name: bytes
+    """As which it is prepared."""
+    new: bool
+    """Whether it was not known to them."""
 
     def __init__(
-        self, query: Query, params: Params | None, future: asyncio.Future[Any] | None
+        self,
+        query: Query,
+        params: Params | None,
+        future: asyncio.Future[None] | None,
+        prepare: bool | None = None,
+        binary: bool = False,
     ) -> None:
         self.query = query
         self.params = params
         self.future = future
-        """Of its cursor; None for what the pool itself has to say to the server."""
-        self.prepare: bool | None = None
+        self.prepare = prepare
+        self.format = BINARY if binary else TEXT
+        self.joined_at = 0.0
+        """When it began to wait to be sent, or 0."""
         self.limited = False
         """Whether its caller has set a limit for all of the call."""
         self.results: list[PGresult] = []
         self.again = False
         """Whether it was sent a second time, which is done where it cannot have run."""
-        self.state = Prepare.NO
-        self.name = b""
         self.size = 0
         self.track: Any = None
         """The `Track` that it was sent on; None: it was not."""

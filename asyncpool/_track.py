@@ -16,14 +16,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg import adapt, capabilities
+from psycopg import capabilities
 from psycopg._preparing import Prepare
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 
 from asyncpool._cancel import prepare, request
-from asyncpool._cursor import Cursor
 from asyncpool._entry import Entry
 from asyncpool._rider import Rider
+from asyncpool._statement import Statements
 from asyncpool._wire import DRAIN_TIMEOUT
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class Track:
         self.entry = entry
         self.conn = entry.conn
         self.pgconn = self.conn.pgconn
+        self._statements = Statements(self.conn)
+        self._prepares = self.conn._prepared.prepare_threshold is not None
         self.wire: Wire = self.conn._wire
         self.riders: deque[Rider] = deque()
         """Those under way, in the order in which they were sent; the first one is running."""
@@ -131,30 +133,35 @@ class Track:
         Raises:
             psycopg.Error, TypeError, ...: its parameters cannot be converted.
         """
-        conn = self.conn
-        prepared = conn._prepared
+        pgconn, prepared = self.pgconn, self.conn._prepared
         if prepared._to_flush:
             self._deallocate()
-        cur: Cursor[Any] = Cursor.for_one_statement(conn, binary=False)
-        cur._reset()
-        cur._tx = adapt.Transformer(conn)
-        pgq = cur._convert_query(rider.query, rider.params)
-        if pgq.params:
-            rider.size = sum(len(value) for value in pgq.params if value is not None)
-        state, name = prepared.get(pgq, rider.prepare)
-        if state is Prepare.NO:
-            cur._execute_send(pgq, force_extended=True)
+        rider.statement = statement = self._statements.convert(rider.query, rider.params)
+        pgq = statement.pgq
+        values = pgq.params
+        if values:
+            rider.size = sum(len(value) for value in values if value is not None)
+        rider.key = key = (pgq.query, pgq.types)
+        name = prepared._names.get(key)
+        if name is not None and rider.prepare is not False and self._prepares:
+            # What is known already goes past psycopg's own way to say so.
+            prepared._names.move_to_end(key)
+            state, rider.new = Prepare.YES, False
         else:
-            cur._query = pgq
+            state, name = prepared.get(pgq, rider.prepare)
+        rider.state, rider.name = state, name
+        if state is Prepare.NO:
+            pgconn.send_query_params(pgq.query, values, pgq.types, pgq.formats, rider.format)
+        else:
             if state is Prepare.SHOULD:
-                cur._send_prepare(name, pgq)
+                pgconn.send_prepare(name, pgq.query, pgq.types)
             try:
-                cur._send_query_prepared(name, pgq)
+                pgconn.send_query_prepared(name, values, pgq.formats, rider.format)
             except BaseException:
                 self._sent(Rider(b"", None, None))  # of what may have gone out
                 raise
-        rider.cur, rider.state, rider.name = cur, state, name
-        rider.key = prepared.maybe_add_to_cache(pgq, state, name)
+        if state is not Prepare.YES:
+            rider.new = prepared.maybe_add_to_cache(pgq, state, name) is not None
         self._sent(rider)
 
     def end_unwanted(self) -> None:
@@ -202,6 +209,7 @@ class Track:
                 if pgconn.status == BAD or not self.wire.is_hung_up():
                     break
         if done:
+            self._statements.refresh()
             now = monotonic()
             self.pace += ((now - self.since) / done - self.pace) / 8
             self.since, self._ending_since = now, 0.0
@@ -286,15 +294,15 @@ class Track:
         results, prepared = rider.results, self.conn._prepared
         if rider.state is Prepare.SHOULD and results:
             if results[0].status == FATAL:
-                prepared._names.pop(prepared.key(rider.cur._query), None)
+                prepared._names.pop(rider.key, None)
             else:
                 del results[0]
-        if rider.key is not None:
+        if rider.new:
             prepared.validate(rider.key, rider.state, rider.name, results)
         if results and results[-1].status == FATAL and self._heals(rider, results[-1]):
             return
-        if rider.wanted:
-            rider.future.set_result(rider.cur)
+        if not rider.future.done():
+            rider.future.set_result(None)
 
     def _heals(self, rider: Rider, error: PGresult) -> bool:
         """Whether a statement that has failed before it ran is sent once more."""
@@ -307,7 +315,7 @@ class Track:
         ):
             # Its plan is of before a change to the tables, or its PREPARE had failed.
             prepared = self.conn._prepared
-            if prepared._names.pop(prepared.key(rider.cur._query), None) is not None:
+            if prepared._names.pop(rider.key, None) is not None:
                 prepared._to_flush.append(rider.name)
             rider.prepare = False
         elif state != CANCELLED or monotonic() - self.cancelled_at > RECENT:

@@ -12,6 +12,7 @@ class Counters:
     """What a pool has counted since it was made; the core adds to them as things happen."""
 
     requests_queued: int = 0
+    requests_shared: int = 0
     requests_failed: int = 0
     requests_cancelled: int = 0
     wait_time: float = 0.0
@@ -59,6 +60,8 @@ class PoolStats:
     """All that were served, have failed or were cancelled, or wait."""
     requests_queued: int
     """Those that had to wait."""
+    requests_shared: int
+    """Those that were one-shot statements on a connection that they share."""
     requests_failed: int
     """Those that ended in an error of the pool: no time or no room left, or the pool closed."""
     requests_cancelled: int

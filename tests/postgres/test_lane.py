@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import suppress
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
@@ -12,7 +13,7 @@ import pytest
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from asyncpool import AsyncConnectionPool, PoolClosed
+from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from ._tools import BOTH_LOOPS, Proxy, at_rest, eventually, in_time
 
@@ -398,6 +399,70 @@ async def test_the_same_as_on_a_connection_of_ones_own(dsn: str) -> None:
         for _ in range(10):
             work = [both(*chance.choice(ODDITIES)) for _ in range(50)]
             await asyncio.gather(*work)
+
+
+async def test_a_setting_that_changes_is_seen_in_the_next_rows(dsn: str) -> None:
+    """What reads the rows is kept as long as nothing it depends on is another."""
+    async with sharing(dsn, min_size=1, shared_size=1) as pool:
+        busy = [asyncio.create_task(pool.execute("SELECT pg_sleep(0.001)")) for _ in range(100)]
+        moment = "SELECT timestamptz '2020-06-01 12:00:00+00'"
+        for zone, offset in (("UTC", 0), ("Europe/Berlin", 2), ("UTC", 0)):
+            await pool.fetchval("SELECT set_config('TimeZone', %s, false)", [zone])
+            value = cast("datetime", await pool.fetchval(moment))
+            assert value.utcoffset() == timedelta(hours=offset)
+        await asyncio.gather(*busy)
+
+
+async def test_prepare_is_as_for_a_cursor(dsn: str) -> None:
+    """True at once, False never, and else from the sixth time on."""
+    mine = "SELECT count(*) FROM pg_prepared_statements WHERE statement = %s"
+    async with sharing(dsn, min_size=1, shared_size=1) as pool:
+        for prepare, query, times, expected in (
+            (True, "SELECT 'at once'", 1, 1),
+            (False, "SELECT 'never'", 20, 0),
+            (None, "SELECT 'later'", 5, 0),
+            (None, "SELECT 'later'", 1, 1),
+        ):
+            for _ in range(times):
+                await pool.fetchval(query, prepare=prepare)
+            assert await pool.fetchval(mine, [query]) == expected, (query, times)
+
+
+async def test_binary_results(dsn: str) -> None:
+    """Equal values, also beside the same statement in text."""
+    async with sharing(dsn, min_size=1, shared_size=1) as pool:
+        query = "SELECT 1.5::float8, %s::bytea, now()::timestamptz - now()"
+        for call in (pool.fetchall, pool.fetchone, pool.fetchval):
+            one, two = await asyncio.gather(
+                *(call(query, [b"\x00"], binary=binary) for binary in (True, False))
+            )
+            assert one == two
+
+
+async def test_they_are_counted_as_requests(dsn: str) -> None:
+    """Each by itself, whatever became of it."""
+    async with sharing(dsn, min_size=1, max_size=1, timeout=60) as pool:
+        await pool.wait()
+        before = pool.stats()
+        await asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(20)))
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await pool.fetchval("SELECT 1/0")
+        async with pool.connection():
+            waiting = [asyncio.create_task(pool.fetchval("SELECT 1")) for _ in range(2)]
+            await asyncio.sleep(0)
+            with pytest.raises(PoolTimeout):
+                await pool.fetchval("SELECT 1", timeout=0.01)
+            waiting[0].cancel()
+            await asyncio.wait({waiting[0]})
+        assert await waiting[1] == 1
+        await at_rest(pool)
+        now = pool.stats()
+        assert now.requests_shared - before.requests_shared == 22
+        assert now.requests_failed - before.requests_failed == 1
+        assert now.requests_cancelled - before.requests_cancelled == 1
+        assert now.requests_queued - before.requests_queued == 3
+        assert now.requests - before.requests == 25
+        assert now.wait_time > before.wait_time
 
 
 async def test_no_write_is_lost_or_done_twice_in_chaos(dsn: str, backends: Backends) -> None:
