@@ -11,11 +11,8 @@ import asyncio
 import math
 from asyncio import get_running_loop
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar
-
-from psycopg.abc import Params, Query
+from typing import Any
 
 from asyncpool._core import Core
 from asyncpool._cursor import Cursor
@@ -23,10 +20,9 @@ from asyncpool._entry import Entry
 from asyncpool._rider import Rider
 from asyncpool._settings import duration
 from asyncpool._track import OK, Track
+from asyncpool._traits import Traits
 from asyncpool.errors import PoolError
 from asyncpool.stats import Counters
-
-T = TypeVar("T")
 
 PATIENCE = 0.005
 """Seconds that a statement may have to wait for those before it, as long as there is a way out."""
@@ -46,37 +42,32 @@ class Lane:
         width: the most connections it may have; None: as many as the pool.
     """
 
-    def __init__(self, core: Core[Any], width: int | None) -> None:
+    def __init__(self, core: Core[Any], width: int | None, *, unfit: bool = False) -> None:
         self.core = core
         self._width = width
-        self.unfit = False
-        """Whether one of its connections could not be shared."""
+        self.unfit = unfit
+        """Whether connections cannot be shared, or are not to be."""
+        self.traits = Traits()
         self.tracks: list[Track] = []
         self.queue: deque[Rider] = deque()
         """Those that were not sent yet, in the order in which they have come."""
-        self._scout: asyncio.Task[None] | None = None
+        self._scouts: list[asyncio.Task[None]] = []
+        """Who stand in the pool's line for those in the queue."""
+        self._alone = 0
+        """How many in the queue need a connection each."""
 
     @property
     def waiting(self) -> int:
-        """How many wait for a connection, less the one that stands in the line for them."""
-        return len(self.queue) - (self._scout is not None)
+        """How many wait for a connection, less those who stand in the line for them."""
+        return max(len(self.queue) - len(self._scouts), 0)
 
     @property
     def width(self) -> int:
         """The most connections it may have."""
         return self.core.settings.max_size if self._width is None else self._width
 
-    async def ride(
-        self,
-        read: Callable[[Rider], T],
-        query: Query,
-        params: Params | None,
-        timeout: float | None,
-        *,
-        prepare: bool | None,
-        binary: bool,
-    ) -> T:
-        """Run a statement; returns what `read` makes of its results.
+    async def ride(self, rider: Rider, timeout: float | None) -> Rider:
+        """Run a statement; returns it with its results.
 
         Raises:
             PoolTimeout: there was no connection, or no answer, in time.
@@ -89,8 +80,8 @@ class Lane:
             core.admit()
         if timeout is not None:
             timeout = duration("timeout", timeout)
-        rider = Rider(query, params, loop.create_future(), prepare, binary)
-        rider.limited = timeout is not None
+            rider.limited = True
+        rider.future = future = loop.create_future()
         track = self._pick() if not self.queue else None
         if track is not None:
             try:
@@ -103,7 +94,7 @@ class Lane:
         else:
             self._enqueue(rider, timeout)
         try:
-            await rider.future  # type: ignore[misc]
+            await future
         except BaseException as error:
             self._left(rider, error)
             raise
@@ -111,12 +102,11 @@ class Lane:
             if rider.timer is not None:
                 rider.timer.cancel()
         core.stock.counters.requests_shared += 1
-        return read(rider)
+        return rider
 
     def _pick(self) -> Track | None:
         """Where a statement is to go now; None: nowhere yet."""
-        line = self.core.ledger.line.length
-        if line and (line > 1 or self._scout is None):
+        if self.core.ledger.line.length > len(self._scouts):
             return None
         best, now = None, self.core.stock.time()
         for track in self.tracks:
@@ -134,7 +124,7 @@ class Lane:
             return None
         if (entry := self.core.take_now()) is not None:
             return self._lay(entry)
-        self._send_scout()
+        self._send_scouts()
         return None if best is None or slow else best
 
     def _lay(self, entry: Entry[Any]) -> Track:
@@ -161,10 +151,10 @@ class Lane:
             raise refusals.too_many(len(self.queue)) if wait else refusals.timed_out(wait)
         rider.joined_at = core.stock.time()
         counters.requests_queued += 1
+        self._note(rider)
         self.queue.append(rider)
         self._limit(rider, wait)
-        if not self.tracks or len(self.tracks) < self.width:
-            self._send_scout()
+        self._send_scouts()
 
     def _limit(self, rider: Rider, timeout: float) -> None:
         if timeout != math.inf:
@@ -189,14 +179,29 @@ class Lane:
             rider.track.end_unwanted()
         elif rider in self.queue:
             self.queue.remove(rider)
-            if not self.queue and self._scout is not None:
-                self._scout.cancel()
-                self._scout = None
+            self._alone -= rider.alone
+            if not self.queue:
+                scouts, self._scouts = self._scouts, []
+                for scout in scouts:
+                    scout.cancel()
 
-    def _send_scout(self) -> None:
-        if self._scout is None:
+    def _note(self, rider: Rider) -> None:
+        rider.alone = rider.trait.credit < 0
+        self._alone += rider.alone
+
+    def _popleft(self) -> Rider:
+        rider = self.queue.popleft()
+        self._alone -= rider.alone
+        return rider
+
+    def _send_scouts(self) -> None:
+        """See that as many stand in the line as the queue needs connections."""
+        wanted = min(max(self._alone, 1), self.width - len(self.tracks))
+        while len(self._scouts) < wanted:
             task = self.core.stock.crew.spawn(self._find(), "lane")
-            self._scout = None if task.done() else task  # it may have started eagerly
+            if task.done():
+                break  # it has started eagerly, and found what is wrong
+            self._scouts.append(task)
 
     async def _find(self) -> None:
         """Stand in the pool's line for one more connection."""
@@ -207,13 +212,13 @@ class Lane:
             self._fail_all(error)
             return
         except BaseException:
-            if self._scout is me:
+            if me in self._scouts:
                 # Not called back: this is the end of the pool or of its loop.
                 self._fail_all(self.core.refusals.closed())
             raise
         finally:
-            if self._scout is me:
-                self._scout = None
+            if me in self._scouts:
+                self._scouts.remove(me)
         if not self.queue:
             self._give_back(entry)
             return
@@ -224,21 +229,23 @@ class Lane:
             return
         # Whoever waits in the line behind the scout has its turn after those it stood there for.
         while self.queue and track.room:
-            rider = self.queue.popleft()
+            rider = self._popleft()
             if rider.wanted:
                 self._send(track, rider)
         self._moved(track)
 
     def _fail_all(self, error: BaseException) -> None:
         while self.queue:
-            self.queue.popleft().fail(error)
+            self._popleft().fail(error)
 
     def _spilled(self, riders: list[Rider]) -> None:
         """Some have to be sent, again or elsewhere."""
         for rider in riders:
             rider.track = None
             rider.results = []
-        self.queue.extendleft(reversed(riders))
+        for rider in reversed(riders):
+            self._note(rider)
+            self.queue.appendleft(rider)
 
     def _moved(self, track: Track) -> None:
         """Something has come to its end on a track: send the next, or give it back."""
@@ -248,17 +255,17 @@ class Lane:
         try:
             while queue:
                 if not queue[0].wanted:
-                    queue.popleft()
+                    self._popleft()
                 elif (best := self._pick()) is None:
                     break
                 else:
-                    self._send(best, queue.popleft())
+                    self._send(best, self._popleft())
         except Unfit as error:
             self._fail_all(error)
         if not track.riders and not track.blocked:
             self._lift(track)
-        if queue and len(self.tracks) < self.width:
-            self._send_scout()
+        if queue:
+            self._send_scouts()
 
     def _send(self, track: Track, rider: Rider) -> None:
         if rider.timer is not None and not rider.limited:

@@ -8,32 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from asyncio import get_running_loop
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, cast
 
 import psycopg
 from psycopg.abc import Params, Query
 from psycopg.rows import tuple_row
-from psycopg.sql import Composable
 
 from asyncpool._answer import all_rows, first_row, first_value, tag
 from asyncpool._contexts import Exc, Lender
 from asyncpool._lane import Lane, Unfit
 from asyncpool._psycopg import ACT, IDLE
-
-LONG = 4096
-"""Characters of a statement that is not kept in memory only to know whether it rides."""
-
-HARMLESS = re.compile(
-    r"(?:\s+|--[^\n]*\n|/\*(?:[^*/]|\*(?!/)|/(?!\*))*\*/|\()*"
-    r"(?:SELECT|INSERT|UPDATE|DELETE|MERGE|VALUES|TABLE|WITH)\b",
-    re.IGNORECASE,
-)
+from asyncpool._rider import Rider
 
 
 class Ride(Generic[ACT]):
@@ -100,8 +90,8 @@ async def _turn_back(conn: ACT) -> None:
 class OneShots(Lender[ACT]):
     """The one-shot calls of the pool."""
 
-    _lane: Lane | None = None
-    """Where they share connections; None: each has one of its own."""
+    _lane: Lane
+    """Where they share connections."""
 
     async def execute(
         self,
@@ -125,9 +115,9 @@ class OneShots(Lender[ACT]):
                 have run.
             psycopg.Error: the statement failed; nothing of it remains.
         """
-        if (lane := self._lane_for(query)) is not None:
+        if (rider := self._rider(query, params, prepare=prepare)) is not None:
             with suppress(Unfit):
-                return await lane.ride(tag, query, params, timeout, prepare=prepare, binary=False)
+                return tag(await self._lane.ride(rider, timeout))
         async with Ride(self, timeout) as cur:
             await cur.execute(query, params, prepare=prepare)
             return cur.statusmessage or ""
@@ -157,11 +147,9 @@ class OneShots(Lender[ACT]):
 
         With `binary` they come in PostgreSQL's binary format.
         """
-        if (lane := self._lane_for(query)) is not None:
+        if (rider := self._rider(query, params, prepare=prepare, binary=binary)) is not None:
             with suppress(Unfit):
-                return await lane.ride(
-                    all_rows, query, params, timeout, prepare=prepare, binary=binary
-                )
+                return all_rows(await self._lane.ride(rider, timeout))
         async with Ride(self, timeout) as cur:
             await cur.execute(query, params, prepare=prepare, binary=binary)
             return cast("list[Any]", await cur.fetchall())
@@ -176,11 +164,9 @@ class OneShots(Lender[ACT]):
         binary: bool = False,
     ) -> Any | None:
         """The first row of one statement, or None; else as `fetchall`."""
-        if (lane := self._lane_for(query)) is not None:
+        if (rider := self._rider(query, params, prepare=prepare, binary=binary)) is not None:
             with suppress(Unfit):
-                return await lane.ride(
-                    first_row, query, params, timeout, prepare=prepare, binary=binary
-                )
+                return first_row(await self._lane.ride(rider, timeout))
         async with Ride(self, timeout) as cur:
             await cur.execute(query, params, prepare=prepare, binary=binary)
             return await cur.fetchone()
@@ -195,46 +181,25 @@ class OneShots(Lender[ACT]):
         binary: bool = False,
     ) -> Any | None:
         """The first column of the first row of one statement, or None when there is no row."""
-        if (lane := self._lane_for(query)) is not None:
+        if (rider := self._rider(query, params, prepare=prepare, binary=binary)) is not None:
             with suppress(Unfit):
-                return await lane.ride(
-                    first_value, query, params, timeout, prepare=prepare, binary=binary
-                )
+                return first_value(await self._lane.ride(rider, timeout))
         async with Ride(self, timeout) as cur:
             cur.row_factory = tuple_row
             await cur.execute(query, params, prepare=prepare, binary=binary)
             row = await cur.fetchone()
         return None if row is None else row[0]
 
-    def _lane_for(self, query: Query) -> Lane | None:
-        """Where a statement shares a connection; None: it has to have one of its own."""
+    def _rider(
+        self, query: Query, params: Params | None, *, prepare: bool | None, binary: bool = False
+    ) -> Rider | None:
+        """A statement that shares a connection; None: it has to have one of its own."""
         lane = self._lane
-        if lane is None or lane.unfit or not rides(query):
+        if lane.unfit:
+            return None
+        trait = lane.traits.look(query)
+        if not trait.shares:
             return None
         if self._core.home is None:
             self._ensure_open()
-        return lane
-
-
-def rides(query: Query) -> bool:
-    """Whether a statement leaves the session as it is, by its first word; if in doubt, not."""
-    if isinstance(query, str) and len(query) <= LONG:
-        return _rides(query)
-    if isinstance(query, str | bytes):
-        text: str | bytes = query
-    elif isinstance(query, Composable):
-        text = query.as_string(None)
-    elif (parts := getattr(query, "strings", None)) is not None:
-        return _rides(parts[0]) and not any(";" in part for part in parts)
-    else:
-        return False
-    return _rides(text) if len(text) <= LONG else _looks_harmless(text)
-
-
-def _looks_harmless(text: str | bytes) -> bool:
-    if isinstance(text, bytes):
-        text = text.decode("latin-1")
-    return HARMLESS.match(text) is not None and ";" not in text.rstrip("; \t\n")
-
-
-_rides = lru_cache(1024)(_looks_harmless)
+        return Rider(trait, query, params, prepare=prepare, binary=binary)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
 
     from asyncpool._statement import Statement
+    from asyncpool._traits import Trait
 
 TEXT, BINARY = Format.TEXT, Format.BINARY
 
@@ -21,12 +22,13 @@ class Rider:
     """One statement on its way, and who waits for its results.
 
     Args:
+        trait: what is known of it.
         query, params, prepare, binary: as for a cursor's `execute`.
-        future: done when the results are there; None for what the pool itself has to say.
     """
 
     __slots__ = (
         "again",
+        "alone",
         "format",
         "future",
         "joined_at",
@@ -41,8 +43,10 @@ class Rider:
         "size",
         "state",
         "statement",
+        "tardy",
         "timer",
         "track",
+        "trait",
     )
 
     # From the moment it is sent:
@@ -57,24 +61,31 @@ class Rider:
 
     def __init__(
         self,
+        trait: Trait,
         query: Query,
-        params: Params | None,
-        future: asyncio.Future[None] | None,
+        params: Params | None = None,
+        *,
         prepare: bool | None = None,
         binary: bool = False,
     ) -> None:
+        self.trait = trait
         self.query = query
         self.params = params
-        self.future = future
+        self.future: asyncio.Future[None] | None = None
+        """Done when its results are there; None for what the pool itself has to say."""
         self.prepare = prepare
         self.format = BINARY if binary else TEXT
         self.joined_at = 0.0
         """When it began to wait to be sent, or 0."""
+        self.alone = False
+        """Whether it waits to be sent, to where nobody is sent behind it."""
         self.limited = False
         """Whether its caller has set a limit for all of the call."""
         self.results: list[PGresult] = []
         self.again = False
         """Whether it was sent a second time, which is done where it cannot have run."""
+        self.tardy = False
+        """Whether it was seen to be slow."""
         self.size = 0
         self.track: Any = None
         """The `Track` that it was sent on; None: it was not."""

@@ -24,6 +24,7 @@ from asyncpool._cancel import prepare, request
 from asyncpool._entry import Entry
 from asyncpool._rider import Rider
 from asyncpool._statement import Statements
+from asyncpool._traits import OURS
 from asyncpool._wire import DRAIN_TIMEOUT
 
 if TYPE_CHECKING:
@@ -111,10 +112,11 @@ class Track:
 
     @property
     def room(self) -> bool:
-        """Whether it takes one more."""
+        """Whether it takes one more: nobody is sent behind what may be slow."""
+        riders = self.riders
         return (
             not self.blocked
-            and len(self.riders) < DEPTH
+            and (not riders or (riders[-1].trait.credit >= 0 and len(riders) < DEPTH))
             and self.load < BYTES
             and self.pgconn.status == OK
         )
@@ -125,6 +127,9 @@ class Track:
         if self._due or not self.riders or monotonic() - self.since <= SLOW:
             return False
         self._due = self.wire.is_readable()  # this loop is what was slow
+        if not self._due and not self.riders[0].tardy:
+            self.riders[0].tardy = True
+            self.riders[0].trait.was_slow()
         return not self._due
 
     def send(self, rider: Rider) -> None:
@@ -158,7 +163,7 @@ class Track:
             try:
                 pgconn.send_query_prepared(name, values, pgq.formats, rider.format)
             except BaseException:
-                self._sent(Rider(b"", None, None))  # of what may have gone out
+                self._sent(Rider(OURS, b""))  # of what may have gone out
                 raise
         if state is not Prepare.YES:
             rider.new = prepared.maybe_add_to_cache(pgq, state, name) is not None
@@ -168,11 +173,9 @@ class Track:
         """If nobody waits for the statement that runs any more, have the server cancel it."""
         if self.blocked or not self.riders or not self.riders[0].abandoned:
             return
-        runs = monotonic() - self.since
-        if runs < SLOW:
+        if monotonic() - self.since < SLOW:
             # It may well be over before a request could be there.
-            if self._timer is None:
-                self._timer = self.wire.loop.call_later(SLOW - runs, self._look_again)
+            self._look_later()
         elif (cancel := prepare(self.pgconn)) is not None:
             self.blocked = True
             self._spawn(self._cancel(cancel), "cancel")
@@ -213,6 +216,8 @@ class Track:
             now = monotonic()
             self.pace += ((now - self.since) / done - self.pace) / 8
             self.since, self._ending_since = now, 0.0
+            if self.riders and self.riders[-1].trait.credit < 0:
+                self._look_later()
         if pgconn.status == BAD:
             self.wire.lose()
             self.lost()
@@ -261,6 +266,8 @@ class Track:
         self.riders.append(rider)
         if pgconn.flush():
             self.wire.write_on()
+        if rider.trait.credit < 0:
+            self._look_later()
 
     def _gather(self) -> None:
         """While the server is busy, let what is sent in one turn of the loop go out together."""
@@ -285,12 +292,14 @@ class Track:
             else:
                 what = b"ALL" if name is None else name
                 self.pgconn.send_query_params(b"DEALLOCATE " + what, None)
-            self._sent(Rider(b"", None, None))
+            self._sent(Rider(OURS, b""))
 
     def _arrived(self, rider: Rider) -> None:
         self.load -= rider.size
         if rider.future is None:
             return
+        if rider.trait.credit < 0 and not rider.tardy:
+            rider.trait.credit += 1
         results, prepared = rider.results, self.conn._prepared
         if rider.state is Prepare.SHOULD and results:
             if results[0].status == FATAL:
@@ -325,9 +334,18 @@ class Track:
         self._spilled([rider])
         return True
 
+    def _look_later(self) -> None:
+        if self._timer is None:
+            when = max(SLOW - (monotonic() - self.since), 0.0)
+            self._timer = self.wire.loop.call_later(when, self._look_again)
+
     def _look_again(self) -> None:
+        """See whether what runs is slow, and whether anybody still wants it."""
         self._timer = None
+        slow = self.slow
         self.end_unwanted()
+        if not slow and self.riders and self.riders[-1].trait.credit < 0:
+            self._look_later()
 
     async def _cancel(self, cancel: Any) -> None:
         hopeless = False

@@ -124,7 +124,7 @@ class AsyncConnectionPool(OneShots[ACT]):
         num_workers: int = 3,
         ping_interval: float = 30.0,
         ping_timeout: float = 5.0,
-        pipeline: bool = False,
+        pipeline: bool = True,
         shared_size: int | None = None,
     ) -> None:
         count("num_workers", num_workers)
@@ -434,9 +434,8 @@ class AsyncConnectionPool(OneShots[ACT]):
             on_outage=partial(_tell_of_outage, pool) if self._reconnect_failed else None,
         )
         fit = self._pipeline and self._shared_size != 0 and can_share(self.connection_class)
-        self._lane = Lane(core, self._shared_size) if fit else None
-        if self._lane is not None:
-            core.ledger.elsewhere = partial(_riders, weakref.ref(self._lane))
+        self._lane = Lane(core, self._shared_size, unfit=not fit)
+        core.ledger.elsewhere = partial(_riders, weakref.ref(self._lane))
         return core
 
     def _start(self) -> None:

@@ -122,6 +122,38 @@ async def test_a_slow_statement_holds_up_nobody_who_comes_later(dsn: str) -> Non
         slow.cancel()
 
 
+@pytest.mark.parametrize("seen", [0, 1])
+async def test_nobody_is_sent_behind_what_may_be_slow(dsn: str, seen: int) -> None:
+    """Which is what was never seen, or took long; though all come in the same turn of the loop."""
+    async with sharing(dsn, min_size=2, max_size=2) as pool:
+        await pool.wait()
+        for _ in range(seen):
+            await pool.fetchval("SELECT pg_sleep(%s)", [0.1])
+        for _ in range(3):
+            slow = asyncio.create_task(pool.fetchval("SELECT pg_sleep(%s)", [60]))
+            await in_time(asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(20))), 10)
+            assert not slow.done()
+            slow.cancel()
+            await at_rest(pool)
+
+
+async def test_statements_that_may_be_slow_grow_the_pool_at_once(dsn: str) -> None:
+    """Side by side, as for as many borrowers."""
+    async with sharing(dsn, min_size=1, max_size=6) as pool:
+        await pool.wait()
+        tasks = [asyncio.create_task(pool.fetchval("SELECT pg_sleep(60)")) for _ in range(8)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert pool.stats().opening == 5
+        assert pool.stats().waiting == 7
+        await eventually(lambda: pool.stats().leased == 6)
+        assert pool.stats().waiting == 2
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await at_rest(pool)
+
+
 async def test_borrowers_and_one_shots_do_not_starve_each_other(dsn: str) -> None:
     """With a single connection both go on, in turns."""
     async with sharing(dsn, min_size=1) as pool:
@@ -341,7 +373,7 @@ async def test_closing_the_pool_ends_them(dsn: str) -> None:
 
 async def test_without_the_pipeline_each_borrows(dsn: str) -> None:
     """`pipeline=False`: as many connections as statements under way."""
-    async with AsyncConnectionPool(dsn, min_size=3) as pool:
+    async with AsyncConnectionPool(dsn, min_size=3, pipeline=False) as pool:
         await pool.wait()
         tasks = [asyncio.create_task(pool.execute("SELECT pg_sleep(0.3)")) for _ in range(3)]
         await eventually(lambda: pool.stats().leased == 3)
@@ -379,7 +411,7 @@ async def test_the_same_as_on_a_connection_of_ones_own(dsn: str) -> None:
     chance = random.Random(4)
     async with (
         sharing(dsn, min_size=2) as shared,
-        AsyncConnectionPool(dsn, min_size=2) as own,
+        AsyncConnectionPool(dsn, min_size=2, pipeline=False) as own,
     ):
 
         async def both(query: str, params: list[Any] | None) -> None:
@@ -442,7 +474,8 @@ async def test_binary_results(dsn: str) -> None:
 async def test_they_are_counted_as_requests(dsn: str) -> None:
     """Each by itself, whatever became of it."""
     async with sharing(dsn, min_size=1, max_size=1, timeout=60) as pool:
-        await pool.wait()
+        await pool.fetchval("SELECT 1")  # it is known to be quick
+        await at_rest(pool)
         before = pool.stats()
         await asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(20)))
         with pytest.raises(psycopg.errors.DivisionByZero):

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 
     Shot = Callable[[AsyncConnectionPool], Awaitable[Any]]
 
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["sharing", "borrowing"])
+def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the way that a statement goes, it is the same."""
+    defaults = AsyncConnectionPool.__init__.__kwdefaults__ or {}
+    monkeypatch.setitem(defaults, "pipeline", request.param)
+
+
 SHOTS: dict[str, Shot] = {
     "execute": lambda pool: pool.execute("INSERT INTO shots VALUES (%s)", [1]),
     "fetchall": lambda pool: pool.fetchall("SELECT %s::int", [1]),

@@ -32,6 +32,7 @@ FLOORS = [
         "_bond",
         "_psycopg",
         "_contexts",
+        "_traits",
         "_statement",
         "_rider",
         "_track",

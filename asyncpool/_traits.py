@@ -1,0 +1,92 @@
+"""What is known of one-shot statements by their text: may they share, and are they quick.
+
+A statement that was sent to a shared connection cannot be taken back, so nobody is sent behind one
+that may turn out slow: one that was never seen, or was slow of late. Those wait for no other, and
+no other for them, as if each had borrowed a connection. Only what has shown itself quick is sent
+in crowds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+
+from psycopg.abc import Query
+from psycopg.sql import Composable
+
+KEPT = 1024
+"""Texts of which this is remembered."""
+LONG = 4096
+"""Characters of a text that is worth remembering."""
+PROBATION = 16
+"""Quick runs until a statement that was slow is trusted again."""
+
+HARMLESS = re.compile(
+    r"(?:\s+|--[^\n]*\n|/\*(?:[^*/]|\*(?!/)|/(?!\*))*\*/|\()*"
+    r"(?:SELECT|INSERT|UPDATE|DELETE|MERGE|VALUES|TABLE|WITH)\b",
+    re.IGNORECASE,
+)
+
+
+class Trait:
+    """What is known of one text."""
+
+    __slots__ = ("credit", "shares")
+
+    def __init__(self, *, shares: bool) -> None:
+        self.shares = shares
+        """Whether it leaves the session as it is, by its first word; if in doubt, not."""
+        self.credit = -1
+        """Not negative: it is quick. Else so many quick runs are missing until it is thought so."""
+
+    def was_slow(self) -> None:
+        """It kept the server busy for long."""
+        self.credit = -PROBATION
+
+
+OURS = Trait(shares=True)
+"""Of what the pool itself has to say."""
+OURS.credit = 0
+
+
+class Traits:
+    """Those of all texts that one pool has seen of late."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, Trait] = {}
+
+    def look(self, query: Query) -> Trait:
+        """What is known of a statement."""
+        text = query if type(query) is str else _text(query)
+        trait = self._known.get(text)
+        if trait is None:
+            trait = Trait(shares=_shares(text))
+            if _length(text) <= LONG:
+                if len(self._known) >= KEPT:
+                    del self._known[next(iter(self._known))]  # the one that was known first
+                self._known[text] = trait
+        return trait
+
+
+Text = str | bytes | tuple[str, ...]
+"""A template's is the text around its values."""
+
+
+def _text(query: Query) -> Text:
+    if isinstance(query, str | bytes):
+        return query
+    if isinstance(query, Composable):
+        return query.as_string(None)
+    return tuple(getattr(query, "strings", ()))
+
+
+def _length(text: Text) -> int:
+    return sum(map(len, text)) if isinstance(text, tuple) else len(text)
+
+
+def _shares(text: Text) -> bool:
+    if isinstance(text, tuple):
+        return bool(text) and HARMLESS.match(text[0]) is not None and ";" not in "".join(text)
+    if isinstance(text, bytes):
+        text = text.decode("latin-1")
+    return HARMLESS.match(text) is not None and ";" not in text.rstrip("; \t\n")
