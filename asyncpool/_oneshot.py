@@ -116,8 +116,10 @@ class OneShots(Lender[ACT]):
             psycopg.Error: the statement failed; nothing of it remains.
         """
         if (rider := self._rider(query, params, prepare=prepare)) is not None:
-            with suppress(Unfit):
+            try:
                 return tag(await self._lane.ride(rider, timeout))
+            except Unfit:
+                pass
         async with Ride(self, timeout) as cur:
             await cur.execute(query, params, prepare=prepare)
             return cur.statusmessage or ""
@@ -148,8 +150,10 @@ class OneShots(Lender[ACT]):
         With `binary` they come in PostgreSQL's binary format.
         """
         if (rider := self._rider(query, params, prepare=prepare, binary=binary)) is not None:
-            with suppress(Unfit):
+            try:
                 return all_rows(await self._lane.ride(rider, timeout))
+            except Unfit:
+                pass
         async with Ride(self, timeout) as cur:
             await cur.execute(query, params, prepare=prepare, binary=binary)
             return cast("list[Any]", await cur.fetchall())
@@ -165,8 +169,10 @@ class OneShots(Lender[ACT]):
     ) -> Any | None:
         """The first row of one statement, or None; else as `fetchall`."""
         if (rider := self._rider(query, params, prepare=prepare, binary=binary)) is not None:
-            with suppress(Unfit):
+            try:
                 return first_row(await self._lane.ride(rider, timeout))
+            except Unfit:
+                pass
         async with Ride(self, timeout) as cur:
             await cur.execute(query, params, prepare=prepare, binary=binary)
             return await cur.fetchone()
@@ -182,8 +188,10 @@ class OneShots(Lender[ACT]):
     ) -> Any | None:
         """The first column of the first row of one statement, or None when there is no row."""
         if (rider := self._rider(query, params, prepare=prepare, binary=binary)) is not None:
-            with suppress(Unfit):
+            try:
                 return first_value(await self._lane.ride(rider, timeout))
+            except Unfit:
+                pass
         async with Ride(self, timeout) as cur:
             cur.row_factory = tuple_row
             await cur.execute(query, params, prepare=prepare, binary=binary)
