@@ -37,6 +37,8 @@ class Entry(Generic[C]):
         "conn",
         "expires_at",
         "holder",
+        "kept",
+        "kept_in",
         "late",
         "lent_at",
         "opened_at",
@@ -65,6 +67,10 @@ class Entry(Generic[C]):
         self.late = False
         self.shared = False
         """Whether it is lent to the one-shot statements of many tasks."""
+        self.kept: object = None
+        """What those want to find again, if nobody else had it since."""
+        self.kept_in = 0
+        """In which of its uses that was kept."""
         self.watched = False
         """Whether its loss is told of, so that nobody has to ask."""
         self.predecessor: Entry[C] | None = None

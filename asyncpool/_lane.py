@@ -59,7 +59,7 @@ class Lane:
     @property
     def waiting(self) -> int:
         """How many wait for a connection, less those who stand in the line for them."""
-        return max(len(self.queue) - len(self._scouts), 0)
+        return len(self.queue) - len(self._scouts)
 
     @property
     def width(self) -> int:
@@ -115,7 +115,7 @@ class Lane:
             if track.room and (best is None or len(track.riders) < len(best.riders)):
                 best = track
         if best is not None:
-            slow = best.slow
+            slow = best.is_slow()
             if not slow and (len(best.riders) * best.pace < PATIENCE or len(self.tracks) >= ENOUGH):
                 return best
             if len(self.tracks) >= self.width:
@@ -123,6 +123,7 @@ class Lane:
         elif len(self.tracks) >= self.width:
             return None
         if (entry := self.core.take_now()) is not None:
+            self.core.ledger.shares += 1
             return self._lay(entry)
         self._send_scouts()
         return None if best is None or slow else best
@@ -136,7 +137,6 @@ class Lane:
         track = Track(entry, self._moved, self._spilled, self.core.stock.crew.spawn)
         track.lay()
         entry.holder, entry.shared = None, True
-        self.core.ledger.shares += 1
         self.tracks.append(track)
         return track
 
@@ -180,10 +180,7 @@ class Lane:
         elif rider in self.queue:
             self.queue.remove(rider)
             self._alone -= rider.alone
-            if not self.queue:
-                scouts, self._scouts = self._scouts, []
-                for scout in scouts:
-                    scout.cancel()
+            self._call_back(max(self._alone, 1) if self.queue else 0)
 
     def _note(self, rider: Rider) -> None:
         rider.alone = rider.trait.credit < 0
@@ -195,13 +192,18 @@ class Lane:
         return rider
 
     def _send_scouts(self) -> None:
-        """See that as many stand in the line as the queue needs connections."""
+        """See that as many stand in the line as the queue needs connections, and one at least."""
         wanted = min(max(self._alone, 1), self.width - len(self.tracks))
         while len(self._scouts) < wanted:
             task = self.core.stock.crew.spawn(self._find(), "lane")
             if task.done():
                 break  # it has started eagerly, and found what is wrong
             self._scouts.append(task)
+
+    def _call_back(self, enough: int) -> None:
+        """Have no more of them stand in the line, those last who came first."""
+        while len(self._scouts) > enough:
+            self._scouts.pop().cancel()
 
     async def _find(self) -> None:
         """Stand in the pool's line for one more connection."""
@@ -219,6 +221,7 @@ class Lane:
         finally:
             if me in self._scouts:
                 self._scouts.remove(me)
+        self.core.ledger.shares += 1
         if not self.queue:
             self._give_back(entry)
             return
@@ -264,6 +267,7 @@ class Lane:
             self._fail_all(error)
         if not track.riders and not track.blocked:
             self._lift(track)
+        self._call_back(max(self._alone, 1))
         if queue:
             self._send_scouts()
 

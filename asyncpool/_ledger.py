@@ -47,7 +47,7 @@ class Ledger(Generic[C]):
         self._past_leases = 0
         """Leases of the entries that are struck off."""
         self.shares = 0
-        """Leases for several requests, which are counted elsewhere."""
+        """Leases that were no request by themselves: those who share are counted each."""
         self.oversize = False
         """Whether there may be more than `max_size`, as after a resize."""
 
@@ -59,7 +59,7 @@ class Ledger(Generic[C]):
     @property
     def waiting(self) -> int:
         """Everybody who waits for a connection."""
-        return self.line.length + self.elsewhere()
+        return max(self.line.length + self.elsewhere(), 0)
 
     @property
     def staying(self) -> int:

@@ -56,8 +56,6 @@ class Rider:
     state: Prepare
     name: bytes
     """As which it is prepared."""
-    new: bool
-    """Whether it was not known to them."""
 
     def __init__(
         self,
@@ -82,6 +80,8 @@ class Rider:
         self.limited = False
         """Whether its caller has set a limit for all of the call."""
         self.results: list[PGresult] = []
+        self.new = False
+        """Whether psycopg's prepared statements did not know it."""
         self.again = False
         """Whether it was sent a second time, which is done where it cannot have run."""
         self.tardy = False

@@ -16,15 +16,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg import capabilities
 from psycopg._preparing import Prepare
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 
 from asyncpool._cancel import prepare, request
 from asyncpool._entry import Entry
 from asyncpool._rider import Rider
-from asyncpool._statement import Statements
-from asyncpool._traits import OURS
+from asyncpool._statement_cache import cache_of
+from asyncpool._traits import Trait
 from asyncpool._wire import DRAIN_TIMEOUT
 
 if TYPE_CHECKING:
@@ -71,8 +70,8 @@ class Track:
         self.entry = entry
         self.conn = entry.conn
         self.pgconn = self.conn.pgconn
-        self._statements = Statements(self.conn)
-        self._prepares = self.conn._prepared.prepare_threshold is not None
+        self._cache = cache_of(entry)
+        self._to_flush = self.conn._prepared._to_flush
         self.wire: Wire = self.conn._wire
         self.riders: deque[Rider] = deque()
         """Those under way, in the order in which they were sent; the first one is running."""
@@ -121,9 +120,11 @@ class Track:
             and self.pgconn.status == OK
         )
 
-    @property
-    def slow(self) -> bool:
-        """Whether the statement that runs has taken so long that nobody should wait behind it."""
+    def is_slow(self) -> bool:
+        """Whether the statement that runs has taken so long that nobody should wait behind it.
+
+        If so, that is noted of its text.
+        """
         if self._due or not self.riders or monotonic() - self.since <= SLOW:
             return False
         self._due = self.wire.is_readable()  # this loop is what was slow
@@ -138,35 +139,15 @@ class Track:
         Raises:
             psycopg.Error, TypeError, ...: its parameters cannot be converted.
         """
-        pgconn, prepared = self.pgconn, self.conn._prepared
-        if prepared._to_flush:
-            self._deallocate()
-        rider.statement = statement = self._statements.convert(rider.query, rider.params)
-        pgq = statement.pgq
-        values = pgq.params
-        if values:
-            rider.size = sum(len(value) for value in values if value is not None)
-        rider.key = key = (pgq.query, pgq.types)
-        name = prepared._names.get(key)
-        if name is not None and rider.prepare is not False and self._prepares:
-            # What is known already goes past psycopg's own way to say so.
-            prepared._names.move_to_end(key)
-            state, rider.new = Prepare.YES, False
-        else:
-            state, name = prepared.get(pgq, rider.prepare)
-        rider.state, rider.name = state, name
-        if state is Prepare.NO:
-            pgconn.send_query_params(pgq.query, values, pgq.types, pgq.formats, rider.format)
-        else:
-            if state is Prepare.SHOULD:
-                pgconn.send_prepare(name, pgq.query, pgq.types)
-            try:
-                pgconn.send_query_prepared(name, values, pgq.formats, rider.format)
-            except BaseException:
-                self._sent(Rider(OURS, b""))  # of what may have gone out
-                raise
-        if state is not Prepare.YES:
-            rider.new = prepared.maybe_add_to_cache(pgq, state, name) is not None
+        if self._to_flush:
+            for _ in self._cache.evict():
+                self._sent(_ours())
+        self._cache.convert(rider)
+        try:
+            self._cache.send(rider)
+        except BaseException:
+            self._sent(_ours())  # after what may have gone out
+            raise
         self._sent(rider)
 
     def end_unwanted(self) -> None:
@@ -212,7 +193,7 @@ class Track:
                 if pgconn.status == BAD or not self.wire.is_hung_up():
                     break
         if done:
-            self._statements.refresh()
+            self._cache.refresh()
             now = monotonic()
             self.pace += ((now - self.since) / done - self.pace) / 8
             self.since, self._ending_since = now, 0.0
@@ -283,31 +264,14 @@ class Track:
         self._held = 0
         self.wire.hold(False)
 
-    def _deallocate(self) -> None:
-        to_flush = self.conn._prepared._to_flush
-        while to_flush:
-            name = to_flush.popleft()
-            if name is not None and capabilities.has_send_close_prepared():
-                self.pgconn.send_close_prepared(name)
-            else:
-                what = b"ALL" if name is None else name
-                self.pgconn.send_query_params(b"DEALLOCATE " + what, None)
-            self._sent(Rider(OURS, b""))
-
     def _arrived(self, rider: Rider) -> None:
         self.load -= rider.size
         if rider.future is None:
             return
         if rider.trait.credit < 0 and not rider.tardy:
             rider.trait.credit += 1
-        results, prepared = rider.results, self.conn._prepared
-        if rider.state is Prepare.SHOULD and results:
-            if results[0].status == FATAL:
-                prepared._names.pop(rider.key, None)
-            else:
-                del results[0]
-        if rider.new:
-            prepared.validate(rider.key, rider.state, rider.name, results)
+        self._cache.arrived(rider)
+        results = rider.results
         if results and results[-1].status == FATAL and self._heals(rider, results[-1]):
             return
         if not rider.future.done():
@@ -323,9 +287,7 @@ class Track:
             state == NO_SUCH_STATEMENT or where == b"RevalidateCachedQuery"
         ):
             # Its plan is of before a change to the tables, or its PREPARE had failed.
-            prepared = self.conn._prepared
-            if prepared._names.pop(rider.key, None) is not None:
-                prepared._to_flush.append(rider.name)
+            self._cache.forget(rider)
             rider.prepare = False
         elif state != CANCELLED or monotonic() - self.cancelled_at > RECENT:
             return False
@@ -342,7 +304,7 @@ class Track:
     def _look_again(self) -> None:
         """See whether what runs is slow, and whether anybody still wants it."""
         self._timer = None
-        slow = self.slow
+        slow = self.is_slow()
         self.end_unwanted()
         if not slow and self.riders and self.riders[-1].trait.credit < 0:
             self._look_later()
@@ -370,6 +332,11 @@ class Track:
         self.pgconn.finish()
         self.wire.lose()
         self.lost("the connection was closed: a cancelled statement before this one did not end")
+
+
+def _ours() -> Rider:
+    """What the pool itself has to say."""
+    return Rider(Trait(shares=True, credit=0), b"")
 
 
 def _is_farewell(result: PGresult) -> bool:

@@ -33,20 +33,15 @@ class Trait:
 
     __slots__ = ("credit", "shares")
 
-    def __init__(self, *, shares: bool) -> None:
+    def __init__(self, *, shares: bool, credit: int = -1) -> None:
         self.shares = shares
         """Whether it leaves the session as it is, by its first word; if in doubt, not."""
-        self.credit = -1
+        self.credit = credit
         """Not negative: it is quick. Else so many quick runs are missing until it is thought so."""
 
     def was_slow(self) -> None:
         """It kept the server busy for long."""
         self.credit = -PROBATION
-
-
-OURS = Trait(shares=True)
-"""Of what the pool itself has to say."""
-OURS.credit = 0
 
 
 class Traits:

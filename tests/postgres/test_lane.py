@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
+from psycopg.types.string import TextLoader
 
 from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
@@ -122,19 +123,40 @@ async def test_a_slow_statement_holds_up_nobody_who_comes_later(dsn: str) -> Non
         slow.cancel()
 
 
-@pytest.mark.parametrize("seen", [0, 1])
-async def test_nobody_is_sent_behind_what_may_be_slow(dsn: str, seen: int) -> None:
-    """Which is what was never seen, or took long; though all come in the same turn of the loop."""
+@pytest.mark.parametrize("seen", [[], [0.1], [0, 0, 0.1]])
+async def test_nobody_is_sent_behind_what_may_be_slow(dsn: str, seen: list[float]) -> None:
+    """Which is what was never seen, or took long of late; though all come in the same turn."""
     async with sharing(dsn, min_size=2, max_size=2) as pool:
-        await pool.wait()
-        for _ in range(seen):
-            await pool.fetchval("SELECT pg_sleep(%s)", [0.1])
+        await pool.fetchval("SELECT 1")
+        for seconds in seen:
+            task = asyncio.create_task(pool.fetchval("SELECT pg_sleep(%s)", [seconds]))
+            await asyncio.sleep(0.02)
+            await pool.fetchval("SELECT 1")
+            await task
         for _ in range(3):
             slow = asyncio.create_task(pool.fetchval("SELECT pg_sleep(%s)", [60]))
             await in_time(asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(20))), 10)
             assert not slow.done()
             slow.cancel()
             await at_rest(pool)
+
+
+async def test_nobody_stands_in_the_line_for_those_who_have_been_served(dsn: str) -> None:
+    """What looked as if it needed many connections has turned out quick."""
+    async with sharing(dsn, min_size=4, max_size=4) as pool:
+        await pool.wait()
+        held = [await pool.acquire() for _ in range(3)]
+        tasks = [asyncio.create_task(pool.fetchval("SELECT 1")) for _ in range(9)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert pool.stats().waiting == 8
+        assert pool._core.ledger.line.length == 3
+        await asyncio.gather(*tasks)
+        assert pool.stats().waiting == 0
+        assert pool._core.ledger.line.length <= 1
+        for conn in held:
+            await pool.release(conn)
+        assert (await at_rest(pool)).requests == 12
 
 
 async def test_statements_that_may_be_slow_grow_the_pool_at_once(dsn: str) -> None:
@@ -443,6 +465,15 @@ async def test_a_setting_that_changes_is_seen_in_the_next_rows(dsn: str) -> None
             value = cast("datetime", await pool.fetchval(moment))
             assert value.utcoffset() == timedelta(hours=offset)
         await asyncio.gather(*busy)
+
+
+async def test_what_a_borrower_registers_is_seen_afterwards(dsn: str) -> None:
+    """What reads the rows is not older than the last who had the connection."""
+    async with sharing(dsn, min_size=1, max_size=1) as pool:
+        assert await pool.fetchval("SELECT 1") == 1
+        async with pool.connection() as conn:
+            conn.adapters.register_loader("int4", TextLoader)
+        assert await pool.fetchval("SELECT 1") == "1"
 
 
 async def test_prepare_is_as_for_a_cursor(dsn: str) -> None:

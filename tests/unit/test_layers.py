@@ -35,6 +35,7 @@ FLOORS = [
         "_traits",
         "_statement",
         "_rider",
+        "_statement_cache",
         "_track",
         "_answer",
         "_lane",
