@@ -41,6 +41,8 @@ BLOCK_START, BLOCK_END = (
     for name in ("_enter_gen", "_exit_gen")
 )
 """By which the start and the end of a transaction block are known."""
+PIPELINE_END = getattr(getattr(psycopg.AsyncPipeline, "_exit_gen", None), "__code__", object())
+"""By which the end of a pipeline is known."""
 UNDOES_START = not psycopg.__version__.startswith("3.2.")
 """Whether psycopg ends a block that was cancelled in its start."""
 
@@ -70,6 +72,8 @@ class Connection(psycopg.AsyncConnection[Row]):
         self.lock = Lock()
         self._owed: deque[PQGen[Any]] = deque()
         """What is to be run before anything else."""
+        self._cut_short = False
+        """Whether a pipeline was cancelled while it waited for its end."""
         self._missed: list[Any] = []
         """Notifications that were read, and whose reader was cancelled."""
         self.pgconn.notice_handler = partial(_noticed, ref(self))
@@ -181,9 +185,10 @@ class Connection(psycopg.AsyncConnection[Row]):
             timer = wire.loop.call_later(interval, wire.tick)
         try:
             return await future  # type: ignore[no-any-return]
-        except BaseException:
+        except BaseException as error:
             wire.abandon(gen, self)
             self._keep(gen, future)
+            self._note_end_of_pipeline(gen, error)
             raise
         finally:
             del future  # its exception's traceback has this frame
@@ -208,6 +213,11 @@ class Connection(psycopg.AsyncConnection[Row]):
         if not future.cancelled() and future.exception() is None:
             self._missed += future.result()
 
+    def _note_end_of_pipeline(self, gen: PQGen[Any], error: BaseException) -> None:
+        """Whether its end was cut short, and not only the error of a statement in it."""
+        if self._pipeline is not None and getattr(gen, "gi_code", None) is PIPELINE_END:
+            self._cut_short = not isinstance(error, Exception)
+
     def _note_end_of_block(self, wire: Wire, gen: PQGen[Any]) -> None:
         """A transaction block was cancelled where it waits for another query's end.
 
@@ -227,8 +237,9 @@ class Connection(psycopg.AsyncConnection[Row]):
             await wire.drained()
             if getattr(gen, "gi_code", None) is not copy_end.__code__:
                 await wire.finish(self)
-        except CancelledError:
+        except CancelledError as error:
             self._note_end_of_block(wire, gen)
+            self._note_end_of_pipeline(gen, error)
             raise
 
     async def _breathe(self, wire: Wire) -> None:
@@ -258,11 +269,13 @@ def _leave(
     """Leave a pipeline; one whose end was cancelled, the wire leaves once all is read."""
     if (pipeline := ended()) is None:
         return
-    cut_short = (left := sys.exception()) is not error and not isinstance(left, Exception)
+    conn: Any = pipeline._conn
+    cut_short, conn._cut_short = conn._cut_short, False
     if not cut_short:
-        wire.cut_off = bool(pipeline._conn._owed)  # type: ignore[attr-defined]
+        wire.cut_off = bool(conn._owed)
         psycopg.AsyncPipeline._exit(pipeline, error)
     else:
+        wire.cut_off = True
         pipeline.level -= 1
 
 

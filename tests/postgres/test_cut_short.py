@@ -18,7 +18,7 @@ from psycopg import sql
 
 from asyncpool import AsyncConnectionPool, Connection
 
-from ._tools import BOTH_LOOPS, Backends, Proxy, eventually, in_time
+from ._tools import BOTH_LOOPS, Backends, Proxy, backend_of, eventually, in_time
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -308,3 +308,44 @@ async def test_a_cancel_request_that_comes_late_hits_no_other_borrower(dsn: str,
                 await anext(stream)
                 await cast("AsyncGenerator[Any]", stream).aclose()
         assert await pool.fetchval("SELECT 1 FROM pg_sleep(2)") == 1
+
+
+async def test_a_pipeline_that_fails_is_left_however_its_error_arrives(
+    conn: Connection[Any],
+) -> None:
+    """With the next statement, or the one after, or at the end; as psycopg's own is."""
+
+    async def fail(others: int) -> None:
+        async with conn.pipeline():
+            await conn.execute("SELECT 1/0")
+            for _ in range(others):
+                await conn.execute("SELECT 1")
+                await asyncio.sleep(0)
+
+    for n in range(200):
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await fail(n % 4)
+        assert not conn.pgconn.pipeline_status, n
+        assert await backend_of(conn) == conn.pgconn.backend_pid
+
+
+async def test_a_pipeline_in_the_clean_up_of_a_cancelled_task_is_left_at_its_end(
+    conn: Connection[Any],
+) -> None:
+    """Whatever exception is being handled around it."""
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            async with conn.pipeline():
+                cur = await conn.execute("SELECT 1")
+            assert not conn.pgconn.pipeline_status
+            assert await cur.fetchone() == (1,)
+            raise
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    task.cancel()
+    await in_time(asyncio.wait({task}))
+    assert task.cancelled()
