@@ -10,7 +10,7 @@ import asyncio
 import math
 from asyncio import get_running_loop
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, cast
@@ -136,6 +136,43 @@ class OneShots(Lender[ACT]):
             await cur.executemany(query, params_seq)
             return int(cur.rowcount)
 
+    async def batch(
+        self,
+        statements: Iterable[Query | tuple[Query, Params | None]],
+        *,
+        timeout: float | None = None,
+    ) -> list[list[Any] | str]:
+        """Run several statements in one transaction, all or nothing, at one round trip.
+
+        Args:
+            statements: each a query, or a pair of a query and its values; none may depend on what
+                another returns, or be a BEGIN, COMMIT or ROLLBACK.
+            timeout: as for `execute`.
+
+        Returns:
+            For each its rows, or its command tag if it has none to give.
+
+        Raises:
+            TypeError: a pair is not one; nothing was sent.
+            PoolTimeout: as for `execute`.
+            psycopg.Error: one failed; nothing of any remains.
+        """
+        pairs = [_pair(statement) for statement in statements]
+        if not pairs:
+            return []
+        async with Ride(self, timeout) as cur:
+            conn = cur.connection
+            together = conn.pipeline() if psycopg.Pipeline.is_supported() else nullcontext()
+            async with together:
+                # What breaks off before the COMMIT leaves a block open, which is rolled back.
+                await conn.execute("BEGIN", prepare=False)
+                curs = [await conn.execute(query, params) for query, params in pairs]
+                await conn.execute("COMMIT", prepare=False)
+            return [
+                await each.fetchall() if each.description is not None else each.statusmessage or ""
+                for each in curs
+            ]
+
     async def fetchall(
         self,
         query: Query,
@@ -211,3 +248,12 @@ class OneShots(Lender[ACT]):
         if self._core.home is None:
             self._ensure_open()
         return Rider(trait, query, params, prepare=prepare, binary=binary)
+
+
+def _pair(statement: Query | tuple[Query, Params | None]) -> tuple[Query, Params | None]:
+    if not isinstance(statement, tuple):
+        return statement, None
+    if len(statement) != 2:
+        msg = f"a statement of a batch is a query or (query, params), not {statement!r}"
+        raise TypeError(msg)
+    return statement

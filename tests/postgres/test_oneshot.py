@@ -36,6 +36,9 @@ SHOTS: dict[str, Shot] = {
     "executemany": lambda pool: pool.executemany(
         "INSERT INTO shots VALUES (%s)", [[number] for number in range(20)]
     ),
+    "batch": lambda pool: pool.batch(
+        [("INSERT INTO shots VALUES (%s)", [1]), "SELECT 1", ("SELECT %s::int", [2])]
+    ),
     "executemany of one": lambda pool: pool.executemany("INSERT INTO shots VALUES (%s)", [[1]]),
 }
 
@@ -178,4 +181,63 @@ async def test_a_time_limit_is_the_whole_calls(
             await pool.executemany("SELECT pg_sleep(%s)", [[60]], timeout=0.1)
         await eventually(lambda: not backends.running("pg_sleep"))
         assert await pool.fetchval("SELECT 1", timeout=10) == 1
+        assert (await at_rest(pool)).connects == 1
+
+
+async def test_a_batch_gives_rows_or_tags(dsn: str) -> None:
+    """In the order of its statements, whatever they are."""
+    async with AsyncConnectionPool(dsn, min_size=1, kwargs={"row_factory": dict_row}) as pool:
+        for _ in range(8):  # also once they are prepared
+            given = await pool.batch(
+                [
+                    "CREATE TEMP TABLE IF NOT EXISTS shots (x int)",
+                    ("INSERT INTO shots VALUES (%s), (%s)", [1, 2]),
+                    ("SELECT %(x)s::int AS x", {"x": 3}),
+                    psycopg.sql.SQL("SELECT 4 AS x"),
+                    b"SELECT 5 AS x WHERE false",
+                    "DROP TABLE shots",
+                ]
+            )
+            assert given == ["CREATE TABLE", "INSERT 0 2", [{"x": 3}], [{"x": 4}], [], "DROP TABLE"]
+        assert await pool.batch([]) == []
+        assert (await at_rest(pool)).connects == 1
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+async def test_a_batch_is_all_or_nothing(dsn: str, autocommit: bool) -> None:
+    """One fails, or cannot be sent: the error is its own, and none of them has happened."""
+    async with AsyncConnectionPool(dsn, min_size=1, kwargs={"autocommit": autocommit}) as pool:
+        await pool.execute("CREATE TEMP TABLE shots (x int PRIMARY KEY)")
+        first = ("INSERT INTO shots VALUES (%s)", [1])
+        for failing, kind in (
+            (first, psycopg.errors.UniqueViolation),
+            (("SELECT %s", [1, 2]), psycopg.ProgrammingError),
+            (("SELECT %s", [object()]), psycopg.ProgrammingError),
+            ("SELECT 1; SELECT 2", psycopg.errors.SyntaxError),
+        ):
+            for statements in ([first, failing], [first, failing, "SELECT 1"]):
+                with pytest.raises(kind) as caught:
+                    await pool.batch(statements)
+                assert not isinstance(caught.value, psycopg.errors.PipelineAborted)
+                assert await pool.fetchval("SELECT count(*) FROM shots") == 0
+        with pytest.raises(TypeError, match="query or"):
+            await pool.batch([first, ("SELECT 1", [], None)])  # type: ignore[list-item]
+        await pool.batch([first])
+        assert await pool.fetchval("SELECT count(*) FROM shots") == 1
+        assert (await at_rest(pool)).connects == 1
+
+
+async def test_a_batch_that_is_cancelled_or_late_has_not_happened(dsn: str) -> None:
+    """And its connection is usable."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        await pool.execute("CREATE TEMP TABLE shots (x int)")
+        slow = ["INSERT INTO shots VALUES (1)", "SELECT pg_sleep(60)"]
+        with pytest.raises(PoolTimeout):
+            await pool.batch(slow, timeout=0.1)
+        task = asyncio.create_task(pool.batch(slow))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+        assert await pool.fetchval("SELECT count(*) FROM shots") == 0
         assert (await at_rest(pool)).connects == 1
