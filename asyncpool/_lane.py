@@ -180,7 +180,8 @@ class Lane:
         elif rider in self.queue:
             self.queue.remove(rider)
             self._alone -= rider.alone
-            self._call_back(max(self._alone, 1) if self.queue else 0)
+            while self._scouts and not self.queue:
+                self._scouts.pop().cancel()
 
     def _note(self, rider: Rider) -> None:
         rider.alone = rider.trait.credit < 0
@@ -199,11 +200,6 @@ class Lane:
             if task.done():
                 break  # it has started eagerly, and found what is wrong
             self._scouts.append(task)
-
-    def _call_back(self, enough: int) -> None:
-        """Have no more of them stand in the line, those last who came first."""
-        while len(self._scouts) > enough:
-            self._scouts.pop().cancel()
 
     async def _find(self) -> None:
         """Stand in the pool's line for one more connection."""
@@ -267,7 +263,6 @@ class Lane:
             self._fail_all(error)
         if not track.riders and not track.blocked:
             self._lift(track)
-        self._call_back(max(self._alone, 1))
         if queue:
             self._send_scouts()
 
