@@ -54,6 +54,8 @@ class Plan:
     """Waiters whose memory is measured."""
     to_open: int = 50
     delay: float = 0.1
+    lag: float = 0.005
+    """Of a network, each way."""
     timeout: float = 300.0
     """That a request may wait: more than any does."""
 
@@ -95,6 +97,7 @@ def tiny(plan: Plan) -> Plan:
         asked=3,
         to_open=3,
         delay=0.01,
+        lag=0.001,
         timeout=30.0,
     )
 
@@ -168,7 +171,7 @@ def figures(plan: Plan) -> list[Figure]:
                 f"one-shot, {what}",
                 "µs",
                 f"{over}: {what} by the pool's own shortest way, all its rows fetched:"
-                " `pool.fetchall()` with `pipeline=True`, asyncpg's `pool.fetch()`, psycopg_pool's"
+                " `pool.fetchall()`, asyncpg's `pool.fetch()`, psycopg_pool's"
                 " `connection()` with `execute()`",
             )
             for key, what in (
@@ -176,6 +179,13 @@ def figures(plan: Plan) -> list[Figure]:
                 ("key", "a row by its key"),
                 ("hundred", "100 rows"),
             )
+        ),
+        Figure(
+            "oneshot-far",
+            f"one-shot, {plan.lag * 1e3:g} ms away",
+            "µs",
+            f"SELECT 1 in the same way, through a proxy that holds back all that is sent for"
+            f" {plan.lag * 1e3:g} ms, each way",
         ),
         Figure(
             "transaction",

@@ -1,7 +1,8 @@
-"""A server that is far away: a TCP proxy, in a process of its own, that lets each connection wait.
+"""A server that is far away: a TCP proxy, in a process of its own, that lets what it copies wait.
 
-Only the first bytes of each are held back; once it stands, the proxy adds what copying costs.
-Run as `python -m benchmarks._proxy HOST PORT SECONDS`, it prints the port that it listens on.
+Either the first bytes of each connection, once, or all that is sent, each way. Besides, it adds
+what copying costs.
+Run as `python -m benchmarks._proxy HOST PORT DELAY LAG`, it prints the port that it listens on.
 """
 
 from __future__ import annotations
@@ -19,12 +20,18 @@ from benchmarks._plan import ROOT
 
 
 @contextlib.contextmanager
-def far_away(dsn: str, delay: float) -> Iterator[str]:
-    """A connection string for the same server, every connection to which takes `delay` seconds."""
+def far_away(dsn: str, *, delay: float = 0.0, lag: float = 0.0) -> Iterator[str]:
+    """A connection string for the same server, for which everything takes longer.
+
+    Args:
+        dsn: the server's own.
+        delay: seconds more for each new connection.
+        lag: seconds more for all that is sent, each way.
+    """
     parts = conninfo_to_dict(dsn)
     host = str(parts.pop("hostaddr", None) or parts.get("host") or "localhost").split(",")[0]
     port = str(parts.get("port") or 5432).split(",")[0]
-    command = [sys.executable, "-m", "benchmarks._proxy", host, port, str(delay)]
+    command = [sys.executable, "-m", "benchmarks._proxy", host, port, str(delay), str(lag)]
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -46,7 +53,7 @@ def far_away(dsn: str, delay: float) -> Iterator[str]:
         process.communicate()
 
 
-async def serve(host: str, port: str, delay: float) -> None:
+async def serve(host: str, port: str, delay: float, lag: float) -> None:
     """Listen until stdin ends, as it does with the parent, however that ends."""
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -56,7 +63,7 @@ async def serve(host: str, port: str, delay: float) -> None:
                 there = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
             else:
                 there = await asyncio.open_connection(host, int(port))
-            await asyncio.gather(_copy(reader, there[1]), _copy(there[0], writer))
+            await asyncio.gather(_copy(reader, there[1], lag), _copy(there[0], writer, lag))
 
     server = await asyncio.start_server(carry, "127.0.0.1", 0, backlog=512)
     print(server.sockets[0].getsockname()[1], flush=True)
@@ -64,15 +71,19 @@ async def serve(host: str, port: str, delay: float) -> None:
     os._exit(0)
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lag: float) -> None:
+    later = asyncio.get_running_loop().call_later
     try:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
+                if lag:
+                    later(lag, writer.write, data)
+                else:
+                    writer.write(data)
+                    await writer.drain()
     finally:
-        writer.close()
+        later(lag, writer.close)
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(sys.argv[1], sys.argv[2], float(sys.argv[3])))
+    asyncio.run(serve(sys.argv[1], sys.argv[2], float(sys.argv[3]), float(sys.argv[4])))

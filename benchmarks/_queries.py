@@ -12,7 +12,9 @@ from typing import Any
 import psycopg
 
 from benchmarks import _pgbench
+from benchmarks._plan import Plan
 from benchmarks._pools import Copier, OneShots, Subject
+from benchmarks._proxy import far_away
 from benchmarks._rounds import Bench, Turn, timed
 from benchmarks._sql import LINE, ONE_SHOTS, Load
 
@@ -36,27 +38,31 @@ async def select(bench: Bench) -> None:
 
 
 async def one_shots(bench: Bench) -> None:
-    """Single statements, each pool in its shortest way."""
+    """Single statements, each pool in its shortest way; near, and over a slow network."""
     plan = bench.plan
     async with bench.opened(autocommit=True) as subjects:
-        able = {name: each for name, each in subjects.items() if isinstance(each, OneShots)}
-        for what, (query, params) in ONE_SHOTS.items():
-            turns: dict[str, Turn] = {
-                name: partial(
-                    _loaded,
-                    partial(each.one_shot, query, params),
-                    plan.tasks,
-                    plan.queries,
-                    f"oneshot-{what}",
-                )
-                for name, each in able.items()
-            }
+        for what in ONE_SHOTS:
+            turns = _shots(plan, subjects, what, f"oneshot-{what}")
             await _warm_up(turns)
             if what == "constant":
                 turns |= _pgbench.turns(bench, "oneshot-constant", threads=1)
             await bench.rounds(
                 f"one-shot, {what}", plan.some(1 if what == "constant" else 2), turns
             )
+    with far_away(plan.dsn, lag=plan.lag) as far:
+        async with bench.opened(autocommit=True, dsn=far) as subjects:
+            turns = _shots(plan, subjects, "constant", "oneshot-far")
+            await _warm_up(turns)
+            await bench.rounds("one-shot, far", plan.some(2), turns)
+
+
+def _shots(plan: Plan, subjects: dict[str, Subject], what: str, key: str) -> dict[str, Turn]:
+    query, params = ONE_SHOTS[what]
+    return {
+        name: partial(_loaded, partial(each.one_shot, query, params), plan.tasks, plan.queries, key)
+        for name, each in subjects.items()
+        if isinstance(each, OneShots)
+    }
 
 
 async def transaction(bench: Bench) -> None:

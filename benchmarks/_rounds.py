@@ -60,10 +60,10 @@ class Bench:
 
     @asynccontextmanager
     async def opened(
-        self, *, autocommit: bool = False, size: int | None = None
+        self, *, autocommit: bool = False, size: int | None = None, dsn: str | None = None
     ) -> AsyncIterator[dict[str, Subject]]:
         """Every pool, open with all its connections: as many as in most rows, or `size`."""
-        setup = Setup(self.plan.dsn, size or self.plan.size, self.plan.timeout, autocommit)
+        setup = Setup(dsn or self.plan.dsn, size or self.plan.size, self.plan.timeout, autocommit)
         async with AsyncExitStack() as stack:
             subjects = {}
             for name, make in self.makers.items():

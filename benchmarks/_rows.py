@@ -58,7 +58,7 @@ async def opening(bench: Bench) -> None:
         if room < plan.to_open:
             bench.notes.append(f"opening is left out: the server has room for {room} connections")
             return
-        with far_away(plan.dsn, plan.delay) as far:
+        with far_away(plan.dsn, delay=plan.delay) as far:
             for where, dsn, count in (
                 ("near", plan.dsn, plan.some(2)),
                 ("far", far, plan.some(4)),

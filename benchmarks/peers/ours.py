@@ -22,7 +22,6 @@ class Ours(Psycopg):
             timeout=setup.timeout,
             kwargs={"autocommit": setup.autocommit},
             open=False,
-            pipeline=True,
             **options,
         )
         self.borrow = self.pool.connection

@@ -34,6 +34,7 @@ FIGURES = {
     "oneshot-constant",
     "oneshot-key",
     "oneshot-hundred",
+    "oneshot-far",
     "transaction",
     "fetch",
     "copy-out",
