@@ -134,7 +134,7 @@ class Lane:
             self._give_back(entry)
             self.unfit = True
             raise Unfit
-        track = Track(entry, self._moved, self._spilled, self.core.stock.crew.spawn)
+        track = Track(entry, self.traits, self._moved, self._spilled, self.core.stock.crew.spawn)
         track.lay()
         entry.holder, entry.shared = None, True
         self.tracks.append(track)

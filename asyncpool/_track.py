@@ -23,7 +23,7 @@ from asyncpool._cancel import prepare, request
 from asyncpool._entry import Entry
 from asyncpool._rider import Rider
 from asyncpool._statement_cache import cache_of
-from asyncpool._traits import Trait
+from asyncpool._traits import SLOW, Trait, Traits
 from asyncpool._wire import DRAIN_TIMEOUT
 
 if TYPE_CHECKING:
@@ -42,8 +42,6 @@ BYTES = 1 << 20
 """The most bytes of parameters under way, but for a statement that is alone."""
 BATCH = 64
 """The most statements that go out together: a packet for each would cost more than they do."""
-SLOW = 0.003
-"""Seconds after which nobody is to wait behind a statement any more."""
 RECENT = 1.0
 """Seconds for which a cancel request may reach a statement that it was not meant for."""
 
@@ -55,6 +53,7 @@ class Track:
 
     Args:
         entry: the pool's record of an idle `asyncpool.Connection`, which is lent to this.
+        traits: what the pool knows of statements.
         moved: called whenever a statement has come to its end.
         spilled: called with those that have to go elsewhere, for they cannot have run here.
         spawn: starts a task of the pool's.
@@ -63,6 +62,7 @@ class Track:
     def __init__(
         self,
         entry: Entry[Any],
+        traits: Traits,
         moved: Callable[[Track], None],
         spilled: Callable[[list[Rider]], None],
         spawn: Callable[[Coroutine[Any, Any, None], str], object],
@@ -90,6 +90,9 @@ class Track:
         """Statements that wait for the packet's departure, or 0 where each departs at once."""
         self._due = False
         """Whether results were seen to be there that are not taken in yet."""
+        self._alone = False
+        """Whether the one that runs was sent with none before it."""
+        self._traits = traits
         self._moved = moved
         self._spilled = spilled
         self._spawn = spawn
@@ -125,12 +128,13 @@ class Track:
 
         If so, that is noted of its text.
         """
-        if self._due or not self.riders or monotonic() - self.since <= SLOW:
+        if self._due or not self.riders or self._time_left() > 0:
             return False
         self._due = self.wire.is_readable()  # this loop is what was slow
-        if not self._due and not self.riders[0].tardy:
-            self.riders[0].tardy = True
-            self.riders[0].trait.was_slow()
+        first = self.riders[0]
+        if not self._due and not first.tardy and self._traits.trip is not None:
+            first.tardy = True
+            first.trait.was_slow()
         return not self._due
 
     def send(self, rider: Rider) -> None:
@@ -154,7 +158,7 @@ class Track:
         """If nobody waits for the statement that runs any more, have the server cancel it."""
         if self.blocked or not self.riders or not self.riders[0].abandoned:
             return
-        if monotonic() - self.since < SLOW:
+        if self._time_left() > 0:
             # It may well be over before a request could be there.
             self._look_later()
         elif (cancel := prepare(self.pgconn)) is not None:
@@ -195,8 +199,11 @@ class Track:
         if done:
             self._cache.refresh()
             now = monotonic()
-            self.pace += ((now - self.since) / done - self.pace) / 8
-            self.since, self._ending_since = now, 0.0
+            spent = now - self.since
+            self.pace += (spent / done - self.pace) / 8
+            if self._alone:
+                self._traits.timed(spent)
+            self.since, self._ending_since, self._alone = now, 0.0, False
             if self.riders and self.riders[-1].trait.credit < 0:
                 self._look_later()
         if pgconn.status == BAD:
@@ -238,7 +245,7 @@ class Track:
     def _sent(self, rider: Rider) -> None:
         pgconn = self.pgconn
         if not self.riders:
-            self.since = monotonic()
+            self.since, self._alone = monotonic(), True
         else:
             self._gather()
         pgconn.pipeline_sync()
@@ -298,8 +305,11 @@ class Track:
 
     def _look_later(self) -> None:
         if self._timer is None:
-            when = max(SLOW - (monotonic() - self.since), 0.0)
-            self._timer = self.wire.loop.call_later(when, self._look_again)
+            self._timer = self.wire.loop.call_later(max(self._time_left(), 0.0), self._look_again)
+
+    def _time_left(self) -> float:
+        """Seconds until the one that runs is slow; its answer needs some for the way."""
+        return self.since + SLOW + (self._traits.trip or 0.0) - monotonic()
 
     def _look_again(self) -> None:
         """See whether what runs is slow, and whether anybody still wants it."""

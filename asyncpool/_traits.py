@@ -20,6 +20,10 @@ LONG = 4096
 """Characters of a text that is worth remembering."""
 PROBATION = 16
 """Quick runs until a statement that was slow is trusted again."""
+SLOW = 0.003
+"""Seconds of work for which nobody is to wait behind a statement."""
+INERTIA = 64
+"""Statements that it takes until a network that has become slower is known to be."""
 
 HARMLESS = re.compile(
     r"(?:\s+|--[^\n]*\n|/\*(?:[^*/]|\*(?!/)|/(?!\*))*\*/|\()*"
@@ -45,10 +49,21 @@ class Trait:
 
 
 class Traits:
-    """Those of all texts that one pool has seen of late."""
+    """Those of all texts that one pool has seen of late, and how far away the server is."""
 
     def __init__(self) -> None:
         self._known: dict[Hashable, Trait] = {}
+        self.trip: float | None = None
+        """Seconds of a round trip to the server with next to no work there; None: not known yet."""
+
+    def timed(self, seconds: float) -> None:
+        """A statement with none before it had its answer in this time."""
+        trip = self.trip
+        if trip is None or seconds < trip:
+            self.trip = seconds
+        else:
+            # A statement that worked for long tells little of the network.
+            self.trip = trip + min(seconds - trip, trip + SLOW) / INERTIA
 
     def look(self, query: Query) -> Trait:
         """What is known of a statement."""

@@ -181,6 +181,8 @@ class Proxy:
         self.turns = 0
         self.delay = 0.0
         """Seconds before a new connection is passed on to the server."""
+        self.lag = 0.0
+        """Seconds that all takes which is said, each way."""
         self.hung = 0
         """So many of the next connections are accepted, and never passed on."""
         self.open_way = asyncio.Event()
@@ -266,6 +268,9 @@ class Proxy:
                 if client and not client_spoke and not data.startswith(b"X"):
                     self.turns += 1
                 client_spoke = client
+                if self.lag:
+                    asyncio.get_running_loop().call_later(self.lag, sink.write, data)
+                    continue
                 sink.write(data)
                 await sink.drain()
             if not client and not self.tells_of_the_end:
