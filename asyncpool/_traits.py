@@ -22,6 +22,8 @@ PROBATION = 16
 """Quick runs until a statement that was slow is trusted again."""
 SLOW = 0.003
 """Seconds of work for which nobody is to wait behind a statement."""
+FARTHEST = 0.3
+"""Seconds of a round trip to the most distant server; what takes longer, works."""
 INERTIA = 64
 """Statements that it takes until a network that has become slower is known to be."""
 
@@ -58,7 +60,7 @@ class Traits:
 
     def timed(self, seconds: float) -> None:
         """A statement with none before it had its answer in this time."""
-        trip = self.trip
+        trip, seconds = self.trip, min(seconds, FARTHEST)
         if trip is None or seconds < trip:
             self.trip = seconds
         else:
