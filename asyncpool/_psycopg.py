@@ -7,6 +7,7 @@ contract with a pool: `conn._pool` is the pool while user code has the connectio
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import socket
 import sys
@@ -31,6 +32,8 @@ if sys.version_info >= (3, 13):
     from typing import TypeVar
 else:
     from typing_extensions import TypeVar
+
+logger = logging.getLogger("asyncpool")
 
 ACT = TypeVar(
     "ACT",
@@ -276,13 +279,15 @@ async def ping(conn: psycopg.AsyncConnection[Any]) -> None:
 
 def can_share(connection_class: type[Any]) -> bool:
     """Whether connections of this class can run the statements of many tasks in a pipeline."""
+    if not capabilities.has_pipeline():
+        logger.info("libpq has no pipeline mode: each one-shot borrows a connection")
+        return False
     return (
         issubclass(connection_class, Connection)
         and connection_class.wait is Connection.wait
         and connection_class.cursor is Connection.cursor
         and TRIED
         and sys.platform != "win32"
-        and capabilities.has_pipeline()
     )
 
 

@@ -430,6 +430,24 @@ async def test_without_the_pipeline_each_borrows(dsn: str) -> None:
         await asyncio.gather(*tasks)
 
 
+async def test_a_libpq_without_a_pipeline_is_told_of_and_works(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each borrows then, and a batch takes more round trips."""
+    monkeypatch.setattr("psycopg.capabilities.has_pipeline", lambda **_: False)
+    monkeypatch.setattr(psycopg.Pipeline, "is_supported", lambda: False)
+    async with sharing(dsn, min_size=1) as pool:
+        assert "libpq has no pipeline mode" in caplog.text
+        assert await asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(5))) == [1] * 5
+        await pool.execute("CREATE TEMP TABLE shots (x int)")
+        insert = "INSERT INTO shots VALUES (1)"
+        assert await pool.batch([insert, "SELECT 2"]) == ["INSERT 0 1", [(2,)]]
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await pool.batch([insert, "SELECT 1/0"])
+        assert await pool.fetchval("SELECT count(*) FROM shots") == 1
+        assert pool.stats().requests_shared == 0
+
+
 ODDITIES: list[tuple[str, Any]] = [
     ("SELECT %s", [None]),
     ("SELECT %s::int[]", [[1, None, 3]]),
