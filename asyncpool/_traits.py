@@ -9,7 +9,8 @@ in crowds.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from typing import Any
 
 from psycopg.abc import Query
 from psycopg.sql import Composable
@@ -81,7 +82,7 @@ class Traits:
 
 
 Text = str | bytes | tuple[str, ...]
-"""A template's is the text around its values."""
+"""A template's is the text around its values, with a "$" for each of them."""
 
 
 def _text(query: Query) -> Text:
@@ -89,7 +90,20 @@ def _text(query: Query) -> Text:
         return query
     if isinstance(query, Composable):
         return query.as_string(None)
-    return tuple(getattr(query, "strings", ()))
+    return tuple(_pieces(query))
+
+
+def _pieces(template: Any) -> Iterator[str]:
+    # Templates came with Python 3.14; what is not one either, psycopg will refuse.
+    for piece in template if hasattr(template, "interpolations") else ():
+        if isinstance(piece, str):
+            yield piece
+        elif isinstance(piece.value, Composable):
+            yield piece.value.as_string(None)
+        elif hasattr(piece.value, "interpolations"):
+            yield from _pieces(piece.value)
+        else:
+            yield "$"
 
 
 def _length(text: Text) -> int:
