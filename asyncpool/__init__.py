@@ -6,10 +6,12 @@ from asyncpool.errors import (
     PoolError,
     PoolForked,
     PoolTimeout,
+    PoolUnavailable,
     PoolWrongLoop,
     ReleaseError,
     TooManyRequests,
 )
+from asyncpool.faults import Fault, classify
 from asyncpool.health import HealthReport
 from asyncpool.pool import AsyncConnectionPool
 from asyncpool.stats import LeaseInfo, PoolStats
@@ -17,6 +19,7 @@ from asyncpool.stats import LeaseInfo, PoolStats
 __all__ = [
     "AsyncConnectionPool",
     "Connection",
+    "Fault",
     "HealthReport",
     "LeaseInfo",
     "PoolClosed",
@@ -24,7 +27,9 @@ __all__ = [
     "PoolForked",
     "PoolStats",
     "PoolTimeout",
+    "PoolUnavailable",
     "PoolWrongLoop",
     "ReleaseError",
     "TooManyRequests",
+    "classify",
 ]

@@ -14,7 +14,8 @@ import anyio
 import psycopg
 
 from asyncpool._cancel import prepare, request
-from asyncpool._wire import Wire
+from asyncpool._connector import Tell
+from asyncpool._wire import CUT, DOUBTED, Wire
 
 INSIST_TIMEOUT = 0.1
 """Seconds for the statements of a pipeline to be cancelled one by one."""
@@ -78,6 +79,9 @@ class Bond:
         # Made now, since libpq makes none for a connection that is closed.
         self._cancel = prepare(conn.pgconn)
         self.wire: Wire | None = getattr(conn, "_wire", None)
+        self._began_as_standby = conn.info.parameter_status("in_hot_standby") == "on"
+        self._doubt: BaseException | None = None
+        self._tell: Tell | None = None
         # The socket once more: the only witness that outlives libpq's own descriptor.
         if self.wire is not None:
             self._socket = self.wire.socket
@@ -119,12 +123,47 @@ class Bond:
         if self.wire is not None:
             await self.wire.finish(conn)
 
+    def watch(self, tell: Tell) -> bool:
+        """Have `tell` called with what happens; False: psycopg's own cannot be watched."""
+        if self.wire is None:
+            return False
+        self._tell = tell
+        if self.wire.up:
+            self.wire.tell = self._heard
+        else:
+            tell()
+        return True
+
+    def _heard(self, error: BaseException | None = None, *, lost: bool = True) -> None:
+        assert self._tell is not None, "bug: a watch with nobody to tell"
+        if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) and self.wire is not None:
+            # It may be the user's own doing. Whether the server has become a standby is asked when
+            # the connection comes back.
+            if not self._began_as_standby:
+                self._doubt = error
+                self.wire.amiss |= DOUBTED
+        else:
+            self._tell(error, lost=lost)
+
     def take_interrupted(self) -> bool:
         """Whether a query was cancelled since this was last asked."""
         if self.wire is None:
             return False
-        was, self.wire.interrupted = self.wire.interrupted, False
-        return was
+        was = self.wire.amiss
+        self.wire.amiss &= ~CUT
+        return bool(was & CUT)
+
+    def take_doubt(self) -> BaseException | None:
+        """The error for which its server may have become a standby, since this was last asked."""
+        doubt, self._doubt = self._doubt, None
+        if self.wire is not None:
+            self.wire.amiss &= ~DOUBTED
+        return doubt
+
+    def confirm(self, doubt: BaseException) -> None:
+        """It has."""
+        if self._tell is not None:
+            self._tell(doubt, lost=False)
 
     def watch_again(self) -> None:
         """The connection is clean: its end is to be noticed again."""

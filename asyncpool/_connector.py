@@ -6,10 +6,23 @@ fake connector on a virtual clock. The seam is private.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Protocol, TypeVar
 
 C = TypeVar("C", bound=Hashable)
+
+
+class Tell(Protocol):
+    """What is to be called with news of a connection."""
+
+    def __call__(self, error: BaseException | None = None, *, lost: bool = True) -> None:
+        """It is lost, or a statement has failed on it.
+
+        Args:
+            error: what the server has said, if anything.
+            lost: whether the connection is not alive any more.
+        """
+        ...
 
 
 class Connector(Protocol[C]):
@@ -39,9 +52,10 @@ class Connector(Protocol[C]):
         """Whether it is not known to be broken, with no I/O that waits."""
         ...
 
-    def watch(self, conn: C, on_lost: Callable[[], None]) -> bool:
-        """Call `on_lost` from the event loop when an idle connection is not alive any more.
+    def watch(self, conn: C, tell: Tell) -> bool:
+        """Call `tell` from the event loop when a connection is lost, idle or not.
 
-        False where that cannot be seen: then `is_alive` has to be asked each time.
+        And of errors of its statements. False where that cannot be seen: then `is_alive` has to be
+        asked each time.
         """
         ...

@@ -28,6 +28,7 @@ from asyncpool._settings import Settings, duration
 from asyncpool._stock import Stock
 from asyncpool._waiters import Waiter
 from asyncpool.errors import PoolClosed, PoolTimeout, ReleaseError
+from asyncpool.faults import Fault, classify
 from asyncpool.stats import Counters
 
 logger = logging.getLogger("asyncpool")
@@ -45,6 +46,7 @@ class Core(Generic[C]):
         connector: the driver.
         check: called with a connection before it is lent; when it raises, the next one is tried.
         on_outage: called once when connecting has failed for `reconnect_timeout` seconds.
+        classify: what an error means beyond its statement.
         random: the source of jitter.
     """
 
@@ -55,11 +57,13 @@ class Core(Generic[C]):
         *,
         check: Callable[[C], Awaitable[None]] | None = None,
         on_outage: Callable[[], Coroutine[Any, Any, None]] | None = None,
+        classify: Callable[[BaseException], Fault | None] = classify,
         random: Random | None = None,
     ) -> None:
         self.ledger: Ledger[C] = Ledger(settings, self._overdue)
-        self.stock = Stock(self.ledger, connector, on_outage, random or Random())
+        self.stock = Stock(self.ledger, connector, on_outage, classify, random or Random())
         self.stock.trusting = check is None
+        self.stock.on_hopeless = self._turn_away
         self.refusals = Refusals(self.ledger, self.stock)
         self._connector = connector
         self._check = None if check is None else Check(check, self.stock, self.refusals)
@@ -282,9 +286,7 @@ class Core(Generic[C]):
 
     def drain(self) -> None:
         """Retire every connection there is now; those lent out, on their return."""
-        for entry in self.ledger.drain():
-            self.stock.discard(entry)
-        self.stock.refill()
+        self.stock.drain()
 
     async def close(self, timeout: float) -> None:
         """Close everything within about `timeout` seconds. Called again, it waits for the end.
@@ -330,6 +332,9 @@ class Core(Generic[C]):
         waiter = line.join(now, deadline, ticket)
         if len(self.ledger.entries) < limits.max_size:
             self.stock.refill()
+            if self.stock.outage.failures and self.stock.is_hopeless():
+                line.leave(waiter)
+                raise self.refusals.unavailable()
         return waiter
 
     def _leave(self, waiter: Waiter[Entry[C]]) -> None:
@@ -338,6 +343,13 @@ class Core(Generic[C]):
         if entry is not None and self.ledger.take_back(entry.conn) is not None:
             entry.uses -= 1
             self.stock.put(entry, self.stock.time())
+
+    def _turn_away(self) -> None:
+        """Nobody is to wait for what will not come."""
+        self.ledger.line.fail_all(self.refusals.unavailable)
+        if not (full := self.stock.full).is_set():
+            full.set()  # who waits for it is to look again
+            full.clear()
 
     def _overdue(self, waiter: Waiter[Entry[C]]) -> PoolTimeout:
         return self.refusals.timed_out(round(waiter.deadline - waiter.joined_at, 3))

@@ -12,13 +12,14 @@ any two of its calls:
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Generic
 
 from asyncpool._connector import C
-from asyncpool._entry import Entry, State
+from asyncpool._entry import DOOMED, Entry, State
 from asyncpool._settings import Settings
 from asyncpool._waiters import Line, Waiter
 
@@ -48,6 +49,8 @@ class Ledger(Generic[C]):
         """Leases of the entries that are struck off."""
         self.shares = 0
         """Leases that were no request by themselves: those who share are counted each."""
+        self.sparing = False
+        """Whether no connection is to be closed for its age, as none can be had in its place."""
         self.oversize = False
         """Whether there may be more than `max_size`, as after a resize."""
 
@@ -107,7 +110,9 @@ class Ledger(Generic[C]):
 
         False if it may not go on: past its life, or one too many.
         """
-        if entry.expires_at <= now or (self.oversize and self._is_too_many()):
+        if (entry.expires_at <= now and self._is_to_go(entry)) or (
+            self.oversize and self._is_too_many()
+        ):
             return False
         if self.line.length:
             entry.state = LEASED
@@ -136,11 +141,15 @@ class Ledger(Generic[C]):
         self.oversize = self.staying > max_size
         return self.idle[: max(0, self.staying - max_size)]
 
-    def drain(self) -> list[Entry[C]]:
-        """Let none of today's connections be lent again; returns the idle ones."""
+    def drain(self, before: float = math.inf) -> list[Entry[C]]:
+        """Let none of the connections of before that instant be lent again; returns the idle ones.
+
+        One that was being opened then is among them.
+        """
         for entry in self.entries:
-            entry.doom()
-        return list(self.idle)
+            if entry.opened_at <= before:
+                entry.doom()
+        return [entry for entry in self.idle if entry.opened_at <= before]
 
     def withdraw(self, entry: Entry[C], state: State) -> None:
         """Take an entry out of service, idle or leased or neither, into another state."""
@@ -172,6 +181,8 @@ class Ledger(Generic[C]):
 
     def surplus(self, now: float) -> list[Entry[C]]:
         """Idle entries above `min_size` that nobody has used for `max_idle`, oldest first."""
+        if self.sparing:
+            return []
         latest = now - self.settings.max_idle
         due = [entry for entry in self.idle if entry.used_at <= latest]
         return due[: max(0, self.staying - self.settings.min_size)]
@@ -179,7 +190,11 @@ class Ledger(Generic[C]):
     def expired(self, now: float) -> list[Entry[C]]:
         """Idle entries past their life and not being replaced."""
         replaced = {entry.predecessor for entry in self.entries}
-        return [each for each in self.idle if each.expires_at <= now and each not in replaced]
+        return [
+            each
+            for each in self.idle
+            if each.expires_at <= now and each not in replaced and self._is_to_go(each)
+        ]
 
     def unproved(self, now: float) -> list[Entry[C]]:
         """Idle entries that have shown no sign of life for `ping_interval`, oldest first."""
@@ -195,15 +210,20 @@ class Ledger(Generic[C]):
             if entry.state is LEASED and entry.expires_at > now:
                 instants.append(entry.expires_at)
             elif entry.state is IDLE:
-                instants.append(entry.expires_at)
+                if not self.sparing:
+                    instants.append(entry.expires_at)
                 instants.append(max(entry.used_at, entry.proved_at) + limits.ping_interval)
-                if has_surplus:
+                if has_surplus and not self.sparing:
                     instants.append(entry.used_at + limits.max_idle)
         return min(instants)
 
     def _leave_opening(self, entry: Entry[C]) -> None:
         self.opening -= 1
         self.late -= entry.late
+
+    def _is_to_go(self, entry: Entry[C]) -> bool:
+        """Whether one past its life has to be closed now."""
+        return not self.sparing or entry.expires_at == DOOMED
 
     def _is_too_many(self) -> bool:
         self.oversize = self.staying > self.settings.max_size

@@ -23,6 +23,7 @@ from psycopg.pq import TransactionStatus
 
 from asyncpool._bond import Bond
 from asyncpool._cancel import CANCEL_TIMEOUT
+from asyncpool._connector import Tell
 from asyncpool._cursor import TRIED
 from asyncpool._dsn import check_conninfo, limits_for
 from asyncpool._wire import ACTIVE, BAD, Wire
@@ -184,6 +185,8 @@ class PsycopgConnector(Generic[ACT]):
             # Not all versions of psycopg see for themselves that their statements are gone.
             conn._prepared.clear()
             conn._prepared._to_flush.clear()
+        if (doubt := bond.take_doubt()) is not None and await _is_standby(conn):
+            bond.confirm(doubt)
         if statements:
             await bond.baseline.restore(conn)
         elif callable(self._reset):
@@ -203,7 +206,7 @@ class PsycopgConnector(Generic[ACT]):
             and (
                 not self._watched
                 or (wire := conn._wire) is None  # type: ignore[attr-defined]
-                or (wire.settled and not wire.interrupted)
+                or (wire.settled and not wire.amiss)
             )
         )
 
@@ -214,15 +217,9 @@ class PsycopgConnector(Generic[ACT]):
         wire: Wire | None = getattr(conn, "_wire", None)
         return wire is None or wire.is_up()
 
-    def watch(self, conn: ACT, on_lost: Callable[[], None]) -> bool:
-        """Have `on_lost` called when the server hangs up; psycopg's own cannot be watched."""
-        if (wire := self._bonds[conn].wire) is None:
-            return False
-        if wire.up:
-            wire.on_lost = on_lost
-        else:
-            on_lost()
-        return True
+    def watch(self, conn: ACT, tell: Tell) -> bool:
+        """Have `tell` called when the server hangs up; psycopg's own cannot be watched."""
+        return self._bonds[conn].watch(tell)
 
     async def ask(self, check: Callable[[ACT], Awaitable[None] | None], conn: ACT) -> None:
         """Call the user's check, and end the transaction that it may have started."""
@@ -266,15 +263,24 @@ class PsycopgConnector(Generic[ACT]):
 
 async def ping(conn: psycopg.AsyncConnection[Any]) -> None:
     """One round trip that starts no transaction: the empty query."""
+    await _ask(conn, b"")
+
+
+async def _ask(conn: psycopg.AsyncConnection[Any], query: bytes) -> psycopg.AsyncCursor[Any]:
+    """Run a statement outside of any transaction."""
     if conn.autocommit:
-        await conn.execute(b"")
-        return
+        return await conn.execute(query, prepare=False)
     try:
         await conn.set_autocommit(True)
-        await conn.execute(b"")
+        return await conn.execute(query, prepare=False)
     finally:
         with suppress(psycopg.Error):
             await conn.set_autocommit(False)
+
+
+async def _is_standby(conn: psycopg.AsyncConnection[Any]) -> bool:
+    cur = await _ask(conn, b"SELECT pg_catalog.pg_is_in_recovery()")
+    return cur.pgresult is not None and cur.pgresult.get_value(0, 0) == b"t"
 
 
 def can_share(connection_class: type[Any]) -> bool:

@@ -9,7 +9,14 @@ from typing import Any
 
 from asyncpool._ledger import Ledger
 from asyncpool._stock import Stock
-from asyncpool.errors import PoolClosed, PoolTimeout, PoolWrongLoop, TooManyRequests
+from asyncpool.errors import (
+    PoolClosed,
+    PoolTimeout,
+    PoolUnavailable,
+    PoolWrongLoop,
+    TooManyRequests,
+)
+from asyncpool.faults import Fault
 
 
 class Refusals:
@@ -46,6 +53,23 @@ class Refusals:
             leased=len(leased),
             waiting=waiting,
             longest_lease=longest,
+        )
+        error.__cause__ = outage.error
+        return error
+
+    def unavailable(self) -> PoolUnavailable:
+        """For a request for which there will be none; the last connect error is its cause."""
+        now, outage = self._stock.time(), self._stock.outage
+        lasts = now - outage.since
+        why = "access is refused" if outage.fault is Fault.ACCESS else "connecting fails"
+        error = PoolUnavailable(
+            f"no connection, and none to be had soon: {why} since {lasts:.1f} s"
+            f" (failures={outage.failures}); the pool goes on trying by itself: {outage.error}",
+            max_size=self._ledger.settings.max_size,
+            size=self._ledger.size,
+            waiting=self._ledger.waiting,
+            failures=outage.failures,
+            lasts=lasts,
         )
         error.__cause__ = outage.error
         return error

@@ -27,6 +27,8 @@ class Settings:
     """How long an idle connection above `min_size` is kept."""
     reconnect_timeout: float = 300.0
     """The length of an outage after which `reconnect_failed` is told."""
+    fail_fast_after: float = 60.0
+    """The length of an outage after which requests fail at once, where nothing is left."""
     ping_interval: float = 30.0
     """How long a connection may be idle before it is pinged."""
     ping_timeout: float = 5.0
@@ -53,6 +55,7 @@ def settings(
     max_lifetime: float,
     max_idle: float,
     reconnect_timeout: float,
+    fail_fast_after: float = 60.0,
     ping_interval: float,
     ping_timeout: float,
 ) -> Settings:
@@ -72,6 +75,7 @@ def settings(
         max_lifetime=duration("max_lifetime", max_lifetime, above_zero=True),
         max_idle=duration("max_idle", max_idle, above_zero=True),
         reconnect_timeout=duration("reconnect_timeout", reconnect_timeout),
+        fail_fast_after=duration("fail_fast_after", fail_fast_after),
         ping_interval=duration("ping_interval", ping_interval, above_zero=True),
         ping_timeout=duration("ping_timeout", ping_timeout, above_zero=True),
     )

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import weakref
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from functools import partial
@@ -22,9 +24,13 @@ from asyncpool._connector import C, Connector
 from asyncpool._crew import Crew
 from asyncpool._entry import DOOMED, Entry, State
 from asyncpool._ledger import Ledger
+from asyncpool.faults import Fault
 from asyncpool.stats import Counters
 
 logger = logging.getLogger("asyncpool")
+
+BURST, BURST_TIME = 3, 0.1
+"""So many connections lost in so many seconds are not lost each for itself."""
 
 
 class Stock(Generic[C]):
@@ -34,6 +40,7 @@ class Stock(Generic[C]):
         ledger: the books.
         connector: the driver.
         on_outage: called once when connecting has failed for `reconnect_timeout` seconds.
+        classify: what an error means beyond its statement.
         random: the source of jitter.
     """
 
@@ -42,6 +49,7 @@ class Stock(Generic[C]):
         ledger: Ledger[C],
         connector: Connector[C],
         on_outage: Callable[[], Coroutine[Any, Any, None]] | None,
+        classify: Callable[[BaseException], Fault | None],
         random: Random,
     ) -> None:
         self.ledger = ledger
@@ -60,7 +68,12 @@ class Stock(Generic[C]):
         self.last_error: Exception | None = None
         """Of the last connect or ping that failed."""
         self.last_error_at = 0.0
+        self.on_hopeless: Callable[[], None] = lambda: None
+        """What is told when there is no use in waiting."""
         self._on_outage = on_outage
+        self._classify = classify
+        self._ends: deque[float] = deque(maxlen=BURST)
+        """When connections were lost of late with no word from the server."""
         self._random = random
         self._openers: set[asyncio.Task[None]] = set()
         self._retry: asyncio.TimerHandle | None = None
@@ -142,7 +155,8 @@ class Stock(Generic[C]):
         self._remember(error)
         if not self.outage:
             logger.warning("pool %r: cannot connect, will retry: %s", self.name, error)
-        self.outage.failed(now, error, entry.opened_at)
+        self.outage.failed(now, error, entry.opened_at, self._fault(error))
+        self.ledger.sparing = True
         lasts = now - self.outage.since >= self.ledger.settings.reconnect_timeout
         if lasts and not self.outage.told and self._on_outage is not None:
             self.outage.told = True
@@ -152,9 +166,51 @@ class Stock(Generic[C]):
         """A connection has been had that works: an outage is over."""
         if self.outage:
             self.outage.end()
+            self.ledger.sparing = False
             self.stop_retrying()
             logger.info("pool %r: connected again", self.name)
             self.refill()
+
+    def is_hopeless(self) -> bool:
+        """Whether there is no use in waiting: nothing is there, and nothing is to be had soon.
+
+        While a connect is under way it may be the one that succeeds.
+        """
+        ledger, probe = self.ledger, self._probing
+        return (
+            self.outage.is_hopeless(self.time(), ledger.settings.fail_fast_after)
+            and ledger.staying == ledger.opening
+            and (probe is None or probe.state is not State.OPENING or probe.late)
+        )
+
+    def drain(self, before: float = math.inf) -> None:
+        """Retire every connection of before that instant; those lent out, on their return."""
+        for entry in self.ledger.drain(before):
+            self.discard(entry)
+        self.refill()
+
+    def suspect(self) -> None:
+        """The server may be leaving: nothing is lent now that has not answered first."""
+        now = self.time()
+        for entry in list(self.ledger.idle):
+            self.crew.spawn(self._prove(self.ping(entry), now), "ping")
+
+    def heard(self, entry: Entry[C], error: BaseException | None, *, lost: bool) -> None:
+        """There is news of a connection, idle or lent: it is lost, or a statement has failed."""
+        # Of those that are to be closed, as after the same news of another, it is none.
+        new = entry.expires_at != DOOMED
+        fault = None if error is None else self._fault(error)
+        if lost and entry.state is State.IDLE:
+            self.found_lost(entry)
+        elif lost or fault is Fault.CONNECTION:
+            entry.doom()
+        if not new:
+            return
+        if fault is Fault.FAILOVER:
+            logger.warning("pool %r: all connections are replaced: %s", self.name, error)
+            self.drain()
+        elif fault is Fault.SERVER or (lost and fault is None and self._is_burst()):
+            self.suspect()
 
     def stop_opening(self) -> None:
         """Abandon every connect under way; their places come free as the tasks end."""
@@ -186,6 +242,8 @@ class Stock(Generic[C]):
             self.empty.set()
         if refill:
             self.refill()
+            if self.outage.failures and self.is_hopeless():
+                self.on_hopeless()
 
     def opened(self, entry: Entry[C], conn: C) -> None:
         """A connect has succeeded."""
@@ -195,8 +253,8 @@ class Stock(Generic[C]):
         # Drained while it was being opened: it may have been made with what has just changed.
         expires_at = DOOMED if entry.expires_at == DOOMED else now + life
         self.ledger.opened(entry, conn, now, expires_at)
-        on_lost = partial(_lost, weakref.ref(self), weakref.ref(entry))
-        entry.watched = self.connector.watch(conn, on_lost)
+        tell = partial(_tell, weakref.ref(self), weakref.ref(entry))
+        entry.watched = self.connector.watch(conn, tell)
         if (old := entry.predecessor) is not None:
             entry.predecessor = None
             if old.state is State.IDLE:
@@ -219,6 +277,22 @@ class Stock(Generic[C]):
         )
         connect.add_done_callback(lambda _: patience.cancel(), context=Context())
 
+    def _is_burst(self) -> bool:
+        """Whether this is one loss of several in a moment."""
+        ends, now = self._ends, self.time()
+        ends.append(now)
+        if len(ends) < BURST or now - ends[0] > BURST_TIME:
+            return False
+        ends.clear()
+        return True
+
+    async def _prove(self, ping: Coroutine[Any, Any, bool], since: float) -> None:
+        if not await ping and any(
+            entry.opened_at <= since and entry.expires_at != DOOMED for entry in self.ledger.entries
+        ):
+            logger.warning("pool %r: the server is leaving: all are replaced", self.name)
+            self.drain(since)
+
     async def _ping(self, entry: Entry[C]) -> bool:
         try:
             with anyio.fail_after(self.ledger.settings.ping_timeout):
@@ -231,6 +305,9 @@ class Stock(Generic[C]):
             logger.info("pool %r: ping failed, replaced: %r", self.name, error)
             return False
         entry.proved_at = self.time()
+        if not self.connector.is_alive(entry.conn):
+            self.found_lost(entry)  # it was lost together with its answer
+            return False
         self.put(entry, entry.proved_at)
         return True
 
@@ -241,12 +318,22 @@ class Stock(Generic[C]):
             not self.ledger.wanted()
         ):
             return
-        if now >= self.outage.retry_at:
+        outage = self.outage
+        at = outage.retry_at if self.ledger.line.length else outage.rest_until
+        if now >= at:
             self._probing = self.open_one()
-        elif self._retry is None:
+        elif self._retry is None or self._retry.when() > at:
+            self.stop_retrying()
             self._retry = asyncio.get_running_loop().call_at(
-                self.outage.retry_at, _again, weakref.ref(self), context=Context()
+                at, _again, weakref.ref(self), context=Context()
             )
+
+    def _fault(self, error: BaseException) -> Fault | None:
+        try:
+            return self._classify(error)
+        except Exception:
+            logger.exception("pool %r: classify has failed of %r", self.name, error)
+            return None
 
     def _remember(self, error: Exception) -> None:
         # Without its traceback, whose frames hold the pool.
@@ -301,12 +388,14 @@ def _late(stock: weakref.ref[Stock[C]], entry: Entry[C]) -> None:
         alive.refill()
 
 
-def _lost(stock: weakref.ref[Stock[C]], place: weakref.ref[Entry[C]]) -> None:
+def _tell(
+    stock: weakref.ref[Stock[C]],
+    place: weakref.ref[Entry[C]],
+    error: BaseException | None = None,
+    *,
+    lost: bool = True,
+) -> None:
     # Weakly, for the watch is the event loop's, and a lent connection knows its pool.
     alive, entry = stock(), place()
-    if alive is None or entry is None or alive.closing:
-        return
-    if entry.state is State.IDLE:
-        alive.found_lost(entry)
-    else:
-        entry.doom()
+    if alive is not None and entry is not None and not alive.closing:
+        alive.heard(entry, error, lost=lost)

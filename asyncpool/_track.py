@@ -168,14 +168,13 @@ class Track:
     def lost(self, why: str = "") -> None:
         """The connection is gone: tell all who wait."""
         self._stop()
+        said = self._farewell()
         riders, self.riders = self.riders, deque()
         self.load = 0
         if riders:
-            last = riders[0].results[-1] if riders[0].results else None
-            if last is not None and _is_farewell(last):
+            if said is not None:
                 # Said while it had the first before it: at those behind it has not looked.
-                encoding = self.pgconn._encoding
-                riders.popleft().fail(psycopg.errors.error_from_result(last, encoding=encoding))
+                riders.popleft().fail(said)
                 self._spilled([rider for rider in riders if rider.wanted])
             else:
                 why = why or self.pgconn.get_error_message() or "the connection was lost"
@@ -207,6 +206,8 @@ class Track:
             if self.riders and self.riders[-1].trait.credit < 0:
                 self._look_later()
         if pgconn.status == BAD:
+            if (said := self._farewell()) is not None:
+                self.wire.tell_of_error(said)
             self.wire.lose()
             self.lost()
         elif done or not self.riders:
@@ -279,8 +280,10 @@ class Track:
             rider.trait.credit += 1
         self._cache.arrived(rider)
         results = rider.results
-        if results and results[-1].status == FATAL and self._heals(rider, results[-1]):
-            return
+        if results and results[-1].status == FATAL:
+            if self._heals(rider, results[-1]):
+                return
+            self.wire.tell_of_error(self._error(results[-1]))
         if not rider.future.done():
             rider.future.set_result(None)
 
@@ -302,6 +305,14 @@ class Track:
         rider.results = []
         self._spilled([rider])
         return True
+
+    def _farewell(self) -> psycopg.Error | None:
+        """The server's last words to the statement that runs, if there were any."""
+        results = self.riders[0].results if self.riders else None
+        return self._error(results[-1]) if results and _is_farewell(results[-1]) else None
+
+    def _error(self, result: PGresult) -> psycopg.Error:
+        return psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
 
     def _look_later(self) -> None:
         if self._timer is None:

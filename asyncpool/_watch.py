@@ -51,8 +51,8 @@ class Watch:
         """Watched, and not in the middle of ending a cancelled query."""
         self.draining: asyncio.Task[None] | None = None
         """What brings a cancelled query to its end."""
-        self.on_lost: Callable[[], None] | None = None
-        """What is told, once, that the server has gone or is about to."""
+        self.tell: Callable[..., None] | None = None
+        """What is told, once, that the server has gone or is about to, and of errors before."""
         self.reading = False
         self._writing = False
         self._pid = os.getpid()
@@ -84,7 +84,7 @@ class Watch:
     def said_farewell(self, error: BaseException) -> None:
         """The server is about to hang up, and answers nothing any more."""
         self.leaving, self.farewell = True, error
-        self._tell_of_loss()
+        self._tell_of_loss(error)
 
     def pass_on_farewell(self) -> None:
         """Raise what the server has said, once."""
@@ -152,10 +152,15 @@ class Watch:
         self._unwatch()
         self._tell_of_loss()
 
-    def _tell_of_loss(self) -> None:
-        tell, self.on_lost = self.on_lost, None
+    def tell_of_error(self, error: BaseException) -> None:
+        """A statement has failed."""
+        if self.tell is not None:
+            self.tell(error, lost=False)
+
+    def _tell_of_loss(self, error: BaseException | None = None) -> None:
+        tell, self.tell = self.tell, None
         if tell is not None:
-            tell()
+            tell(error)
 
     def _pause(self) -> None:
         if self.reading:

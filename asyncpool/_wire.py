@@ -38,6 +38,8 @@ BAD = int(ConnStatus.BAD)
 
 BUSY_TIME = 0.005
 """Seconds for which work that never has to wait may keep the loop from its other tasks."""
+CUT, DOUBTED = 1, 2
+"""What may be amiss with a connection: a query was cancelled, or its server may be a standby."""
 DRAIN_TIMEOUT = 5.0
 """Seconds for a cancelled query to come to its end; then its connection is closed."""
 
@@ -71,8 +73,8 @@ class Wire(Watch):
         self.pgconn = conn.pgconn
         self.kept = False
         """Whether the socket is to outlive the closing of the connection, for the pool to end."""
-        self.interrupted = False
-        """Whether a query was cancelled since the connection was last made clean."""
+        self.amiss = 0
+        """`CUT`, `DOUBTED` or both, since the connection was last made clean."""
         self.cut_off = False
         """Whether a query may be left in its middle: one wait of several was cancelled."""
         self.track: Track | None = None
@@ -118,7 +120,8 @@ class Wire(Watch):
                 and isinstance(sys.exception(), asyncio.CancelledError | GeneratorExit)
             ):
                 # Cancelled together with its answer, which has begun a COPY or a stream().
-                self.interrupted = self.cut_off = True
+                self.amiss |= CUT
+                self.cut_off = True
         elif active or conn._pipeline is not None:
             self._drain_later(conn)
         else:
@@ -227,7 +230,7 @@ class Wire(Watch):
             if self.reading and threading.get_ident() != self._thread and self.loop.is_running():
                 self.loop.call_soon_threadsafe(self.dispose)
                 return
-        self.on_lost = None
+        self.tell = None
         self.release()
         self.socket.close()
 
@@ -294,6 +297,7 @@ class Wire(Watch):
         self._end()
         if not future.done():
             future.set_exception(error)
+        self.tell_of_error(error)
         if self.pgconn.status == BAD:
             self.lose()
 
@@ -334,7 +338,8 @@ class Wire(Watch):
 
     def _drain_later(self, conn: psycopg.AsyncConnection[Any]) -> None:
         """Have the query under way cancelled on the server and brought to its end."""
-        self.settled, self.interrupted = False, True
+        self.settled = False
+        self.amiss |= CUT
         if self.loop.is_closed():
             self.give_up()
             return

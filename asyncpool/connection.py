@@ -35,6 +35,7 @@ __all__ = ["Connection"]
 RV = TypeVar("RV")
 
 OK = int(ConnStatus.OK)
+BREAKDOWN = {b"57P01", b"57P02"}
 
 BLOCK_START, BLOCK_END = (
     getattr(getattr(psycopg.AsyncTransaction, name, None), "__code__", object())
@@ -282,10 +283,14 @@ def _leave(
 def _noticed(conn: ref[Connection[Any]], notice: PGresult) -> None:
     """Hand a notice to its handlers; with no query under way the server's last words are one."""
     Connection._notice_handler(conn, notice)  # type: ignore[arg-type]
-    if notice.error_field(DiagnosticField.SEVERITY_NONLOCALIZED) not in (b"FATAL", b"PANIC"):
-        return
+    last = notice.error_field(DiagnosticField.SEVERITY_NONLOCALIZED) in (b"FATAL", b"PANIC")
     alive = conn()
-    if alive is not None and alive._wire is not None:
+    # A server that breaks down says so in a warning.
+    if (
+        alive is not None
+        and alive._wire is not None
+        and (last or notice.error_field(DiagnosticField.SQLSTATE) in BREAKDOWN)
+    ):
         encoding = alive.info.encoding
         info: dict[int, bytes | None] = {
             field: notice.error_field(field) for field in DiagnosticField
@@ -294,6 +299,8 @@ def _noticed(conn: ref[Connection[Any]], notice: PGresult) -> None:
             kind = errors.lookup((info[DiagnosticField.SQLSTATE] or b"").decode())
         except KeyError:
             kind = psycopg.OperationalError
-        alive._wire.said_farewell(
-            kind(notice.get_error_message(encoding), info=info, encoding=encoding)
-        )
+        error = kind(notice.get_error_message(encoding), info=info, encoding=encoding)
+        if last:
+            alive._wire.said_farewell(error)
+        else:
+            alive._wire.tell_of_error(error)

@@ -7,6 +7,8 @@ Errors of a query are psycopg's own and pass through untouched.
 
 from __future__ import annotations
 
+from typing import Any
+
 import psycopg
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "PoolError",
     "PoolForked",
     "PoolTimeout",
+    "PoolUnavailable",
     "PoolWrongLoop",
     "ReleaseError",
     "TooManyRequests",
@@ -58,6 +61,25 @@ class PoolTimeout(PoolError):
         self.leased = leased
         self.waiting = waiting
         self.longest_lease = longest_lease
+
+
+class PoolUnavailable(PoolTimeout):
+    """No connection is to be had, and waiting longer would not help; the cause says why.
+
+    Access is refused, such as for a wrong password or a database that does not exist, or connecting
+    has failed for longer than `fail_fast_after`.
+
+    Attributes:
+        failures: connects that have failed in a row.
+        lasts: seconds since the first of them.
+    """
+
+    def __init__(
+        self, message: str, *, failures: int = 0, lasts: float = 0.0, **numbers: Any
+    ) -> None:
+        super().__init__(message, **numbers)
+        self.failures = failures
+        self.lasts = lasts
 
 
 class TooManyRequests(PoolError):

@@ -44,6 +44,7 @@ from asyncpool.errors import (
     PoolWrongLoop,
     ReleaseError,
 )
+from asyncpool.faults import Fault, classify
 from asyncpool.health import HealthReport, examine
 from asyncpool.stats import PoolStats, psycopg_keys, since
 
@@ -90,6 +91,10 @@ class AsyncConnectionPool(OneShots[ACT]):
         reconnect_timeout: seconds of failing connects after which `reconnect_failed` is called.
             The pool goes on trying as long as somebody waits or `min_size` is not reached.
         reconnect_failed: plain or async callable that gets the pool, once an outage.
+        fail_fast_after: seconds of failing connects after which requests fail at once, and no more
+            after `timeout`, as long as nothing can be lent. Where access is refused, as for a wrong
+            password, they always do.
+        classify: what an error means beyond its statement; see `asyncpool.classify`.
         num_workers: accepted for psycopg_pool's sake; work here needs no workers.
         ping_interval: seconds without a sign of life after which an idle connection is pinged.
         ping_timeout: seconds that a ping may take.
@@ -121,6 +126,8 @@ class AsyncConnectionPool(OneShots[ACT]):
         max_idle: float = 10 * 60.0,
         reconnect_timeout: float = 5 * 60.0,
         reconnect_failed: Callable[[Self], Any] | None = None,
+        fail_fast_after: float = 60.0,
+        classify: Callable[[BaseException], Fault | None] = classify,
         num_workers: int = 3,
         ping_interval: float = 30.0,
         ping_timeout: float = 5.0,
@@ -132,6 +139,7 @@ class AsyncConnectionPool(OneShots[ACT]):
             ("configure", configure),
             ("check", check),
             ("reconnect_failed", reconnect_failed),
+            ("classify", classify),
         ):
             if given is not None and not callable(given):
                 msg = f"{what} must be a callable, not {given!r}"
@@ -156,12 +164,14 @@ class AsyncConnectionPool(OneShots[ACT]):
             max_lifetime=max_lifetime,
             max_idle=max_idle,
             reconnect_timeout=reconnect_timeout,
+            fail_fast_after=fail_fast_after,
             ping_interval=ping_interval,
             ping_timeout=ping_timeout,
         )
         self._connector = PsycopgConnector(conninfo, kwargs, connection_class, configure, reset)
         self._connector.owner = weakref.ref(self)
         self._check = check
+        self._classify = classify
         self._reconnect_failed = reconnect_failed
         self._pipeline = bool(pipeline)
         self._shared_size = None if shared_size is None else count("shared_size", shared_size)
@@ -286,8 +296,8 @@ class AsyncConnectionPool(OneShots[ACT]):
         Any number of tasks may wait, at any time.
 
         Raises:
-            PoolTimeout: not within `timeout` seconds; the pool is closed then, as in psycopg_pool,
-                and the last connect error is the cause.
+            PoolTimeout: not within `timeout` seconds, or access is refused; the pool is closed
+                then, as in psycopg_pool, and the last connect error is the cause.
         """
         timeout = duration("timeout", timeout)
         self._ensure_open()
@@ -295,6 +305,10 @@ class AsyncConnectionPool(OneShots[ACT]):
         try:
             async with asyncio.timeout(timeout):
                 await self._core.stock.full.wait()
+            if self._core.stock.is_hopeless():
+                failure = self._core.refusals.unavailable()
+                await self.close()
+                raise failure
         except TimeoutError:
             ready, cause = snapshot(self._core), self._core.stock.last_error
             await self.close()
@@ -432,6 +446,7 @@ class AsyncConnectionPool(OneShots[ACT]):
             self._connector,
             check=None if self._check is None else partial(self._connector.ask, self._check),
             on_outage=partial(_tell_of_outage, pool) if self._reconnect_failed else None,
+            classify=self._classify,
         )
         fit = self._pipeline and self._shared_size != 0 and can_share(self.connection_class)
         self._lane = Lane(core, self._shared_size, unfit=not fit)

@@ -13,9 +13,11 @@ from typing import Any, ParamSpec
 
 import looptime
 
+from asyncpool._connector import Tell
 from asyncpool._core import Core
 from asyncpool._keeper import keep
 from asyncpool._settings import Settings
+from asyncpool.faults import Fault, classify
 from tests.sim.fake import Broken, FakeConn
 
 P = ParamSpec("P")
@@ -156,9 +158,9 @@ class Driver:
         """Whether it is known to be broken."""
         return conn.alive
 
-    def watch(self, conn: FakeConn, on_lost: Callable[[], None]) -> bool:
+    def watch(self, conn: FakeConn, tell: Tell) -> bool:
         """The test calls `conn.lose()` when it lets the server go."""
-        conn.lose = on_lost
+        conn.lose = tell
         return self.watches
 
     async def _call(self, name: str) -> None:
@@ -179,6 +181,7 @@ def make_core(
     *,
     check: Callable[[FakeConn], Awaitable[None]] | None = None,
     on_outage: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    classify: Callable[[BaseException], Fault | None] = classify,
     **numbers: Any,
 ) -> Core[FakeConn]:
     """A pool in which nothing falls due unless the test says so."""
@@ -188,6 +191,7 @@ def make_core(
         driver,
         check=check,
         on_outage=on_outage,
+        classify=classify,
         random=Random(0),
     )
 

@@ -12,7 +12,8 @@ import asyncpool
 
 ROOT = Path(asyncpool.__file__).parent
 FLOORS = [
-    ["errors", "_settings", "_backoff", "_connector", "stats"],
+    ["errors", "faults", "_settings", "_connector", "stats"],
+    ["_backoff"],
     ["_entry", "_waiters"],
     ["_ledger"],
     ["_crew"],

@@ -1,0 +1,313 @@
+"""Outages: who waits, who is told at once, how often is tried, and what is kept meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from itertools import pairwise
+
+import psycopg
+import pytest
+
+from asyncpool.errors import PoolTimeout, PoolUnavailable
+from asyncpool.faults import Fault, classify
+from tests.unit._tools import Driver, fails, never, now, ok, running, settle, use, virtual_time
+
+WRONG = 'FATAL:  password authentication failed for user "a"'
+FULL = "FATAL:  sorry, too many clients already"
+
+
+async def refused(said: str) -> None:
+    """A connect that the server refuses, in 10 ms."""
+    await asyncio.sleep(0.01)
+    raise psycopg.OperationalError(said)
+
+
+async def failure(work: object) -> BaseException:
+    """The error that it ends with."""
+    (error,) = await asyncio.gather(work, return_exceptions=True)  # type: ignore[call-overload]
+    assert isinstance(error, BaseException)
+    return error
+
+
+class TestAccess:
+    @virtual_time
+    async def test_whoever_waits_is_told_at_once(self) -> None:
+        """Not after the time limit, and with the server's word as the cause."""
+        driver = Driver(open=partial(refused, WRONG))
+        async with running(driver, 0, 4) as core:
+            found = await asyncio.gather(*(failure(use(core)) for _ in range(5)))
+            assert now() == pytest.approx(0.01, abs=0.001)
+            for error in found:
+                assert isinstance(error, PoolUnavailable)
+                assert str(error.__cause__) == WRONG
+                assert "access is refused" in str(error)
+            assert (found[0].failures, core.ledger.line.length) == (1, 0)  # type: ignore[attr-defined]
+            assert core.stock.counters.requests_failed == 5
+
+    @virtual_time
+    async def test_attempts_are_a_second_apart_however_many_ask(self) -> None:
+        """Else an account may be locked, and a log filled."""
+        driver = Driver(open=partial(refused, WRONG))
+        async with running(driver, 0, 4) as core:
+            while now() < 30.0:
+                assert isinstance(await failure(use(core)), PoolUnavailable)
+                await asyncio.sleep(0.02)
+            times = driver.times("open")
+            assert 25 < len(times[4:]) < 62
+            assert min(late - early for early, late in pairwise(times[4:])) >= 0.5
+
+    @virtual_time
+    async def test_attempts_become_rare_while_nobody_asks(self) -> None:
+        """`min_size` alone is no hurry."""
+        driver = Driver(open=partial(refused, WRONG))
+        async with running(driver, 1, 4):
+            await asyncio.sleep(3600.0)
+            times = driver.times("open")
+            assert 60 <= 3600.0 / (times[-1] - times[-2]) <= 240
+            assert len(times) < 260
+
+    @virtual_time
+    async def test_the_first_who_asks_after_a_pause_waits_for_the_attempt(self) -> None:
+        """So that nobody is turned away once access is given again."""
+        driver = Driver(open=partial(refused, WRONG))
+        async with running(driver, 0, 4) as core:
+            assert isinstance(await failure(use(core)), PoolUnavailable)
+            driver.usual["open"] = ok
+            assert isinstance(await failure(use(core)), PoolUnavailable)
+            await asyncio.sleep(1.1)
+            assert await use(core) == pytest.approx(now())
+            assert not core.stock.outage
+
+    @virtual_time
+    async def test_nobody_is_turned_away_while_a_connection_may_come_back(self) -> None:
+        """What is lent still works, and will serve the next."""
+        driver = Driver()
+        driver.script["open"].append(ok)
+        async with running(driver, 0, 2) as core:
+            conn = await core.acquire(None)
+            driver.usual["open"] = partial(refused, WRONG)
+            waiting = asyncio.create_task(use(core))
+            await asyncio.sleep(5.0)
+            assert not waiting.done()
+            core.release(conn)
+            await waiting
+
+    @virtual_time
+    async def test_a_pool_that_waits_to_be_full_is_told_too(self) -> None:
+        """Its event is set for a moment, not for good."""
+        driver = Driver(open=partial(refused, WRONG))
+        async with running(driver, 2, 2) as core:
+            await core.stock.full.wait()
+            assert core.stock.is_hopeless()
+            assert not core.stock.full.is_set()
+            driver.usual["open"] = ok
+            await core.stock.full.wait()
+            assert not core.stock.is_hopeless()
+            assert core.stock.full.is_set()
+
+
+class TestLongOutage:
+    @virtual_time
+    async def test_requests_wait_until_it_has_lasted_and_fail_at_once_then(self) -> None:
+        """Whoever still waits at that moment, too."""
+        driver = Driver(open=fails)
+        async with running(driver, 0, 4, timeout=30.0, fail_fast_after=10.0) as core:
+            assert isinstance(await failure(use(core, timeout=5.0)), PoolTimeout)
+            assert now() == pytest.approx(5.0)
+            error = await failure(use(core))
+            assert isinstance(error, PoolUnavailable)
+            assert 10.0 <= now() <= 11.1
+            assert error.lasts >= 10.0
+            started = now()
+            assert isinstance(await failure(use(core)), PoolUnavailable)
+            assert now() == started
+
+    @virtual_time
+    async def test_it_is_over_within_a_second_of_the_servers_return(self) -> None:
+        """Though nobody waits: with `min_size` the pool goes on by itself."""
+        driver = Driver(open=fails)
+        async with running(driver, 2, 4, fail_fast_after=10.0) as core:
+            await asyncio.sleep(100.0)
+            driver.usual["open"] = ok
+            await asyncio.sleep(1.0)
+            await settle()
+            assert len(core.ledger.idle) == 2
+            await use(core, timeout=0)
+
+    @virtual_time
+    async def test_a_connect_under_way_is_waited_for(self) -> None:
+        """It may be the one that succeeds; one that hangs is not counted on."""
+        driver = Driver(open=fails)
+        async with running(driver, 0, 4, timeout=30.0, fail_fast_after=10.0) as core:
+            assert isinstance(await failure(use(core)), PoolUnavailable)
+            await asyncio.sleep(2.0)
+            driver.script["open"].append(never)
+            hung = asyncio.create_task(use(core))
+            await asyncio.sleep(0.5)
+            driver.usual["open"] = ok
+            assert not hung.done()
+            await asyncio.sleep(1.5)
+            assert await hung < now()
+
+
+class TestKeeping:
+    @virtual_time
+    async def test_nothing_is_closed_for_its_age_while_nothing_can_be_had(self) -> None:
+        """`max_lifetime` and `max_idle` come back into force afterwards."""
+        driver = Driver()
+        limits = {"max_lifetime": 50.0, "max_idle": 20.0, "ping_interval": 1000.0}
+        async with running(driver, 1, 3, keeper=True, **limits) as core:
+            conns = [await core.acquire(None) for _ in range(2)]
+            driver.usual["open"] = partial(refused, FULL)
+            waiting = asyncio.create_task(use(core, timeout=10.0))
+            assert isinstance(await failure(waiting), PoolTimeout)
+            waiting = asyncio.create_task(use(core, timeout=100.0))
+            await asyncio.sleep(80.0)
+            for conn in conns:
+                core.release(conn)
+            await waiting
+            assert core.ledger.sparing
+            await asyncio.sleep(100.0)
+            # Two are left of those that it had, though older and longer idle than they may be.
+            assert {each.conn for each in core.ledger.idle} == set(conns)
+            driver.usual["open"] = ok
+            core.ledger.settings = core.ledger.settings  # nobody asks for more
+            core.resize(3, 3)
+            await asyncio.sleep(60.0)
+            assert not core.ledger.sparing
+            assert not {each.conn for each in core.ledger.idle} & set(conns)
+
+    @virtual_time
+    async def test_a_server_with_no_room_is_asked_once_a_second(self) -> None:
+        """By one connect at a time, and nobody is turned away."""
+        driver = Driver(open=partial(refused, FULL))
+        async with running(driver, 0, 8, timeout=40.0) as core:
+            waiting = [asyncio.create_task(use(core)) for _ in range(20)]
+            await asyncio.sleep(30.0)
+            assert not any(each.done() for each in waiting)
+            assert 30 <= len(driver.times("open")[8:]) <= 65
+            driver.usual["open"] = ok
+            await asyncio.gather(*waiting)
+
+
+class TestNews:
+    @staticmethod
+    def tell(conn: object, state: type[psycopg.Error] | None, *, lost: bool) -> None:
+        conn.lose(state("said") if state else None, lost=lost)  # type: ignore[attr-defined]
+
+    @virtual_time
+    async def test_after_a_failover_all_older_connections_go(self) -> None:
+        """Those lent out on their return; what is opened from now on stays."""
+        async with running(Driver(), 3, 4) as core:
+            old = {entry.conn for entry in core.ledger.entries}
+            lent = await core.acquire(None)
+            self.tell(lent, psycopg.errors.ReadOnlySqlTransaction, lost=False)
+            await settle()
+            assert {entry.conn for entry in core.ledger.entries} & old == {lent}
+            core.release(lent)
+            await settle()
+            assert not {entry.conn for entry in core.ledger.entries} & old
+            self.tell(lent, psycopg.errors.ReadOnlySqlTransaction, lost=False)  # no news
+            await settle()
+            assert len(core.ledger.idle) == 3
+            assert len(core.stock.crew) == 0
+
+    @virtual_time
+    async def test_one_that_was_terminated_alone_is_replaced_alone(self) -> None:
+        """The others were asked, and have answered."""
+        driver = Driver()
+        async with running(driver, 3, 4) as core:
+            first, *others = [entry.conn for entry in core.ledger.idle]
+            first.alive = False
+            self.tell(first, psycopg.errors.AdminShutdown, lost=True)
+            await settle()
+            assert set(others) < {entry.conn for entry in core.ledger.idle}
+            assert len(core.ledger.idle) == 3
+            assert (len(driver.times("ping")), core.stock.counters.lost) == (2, 1)
+
+    @virtual_time
+    async def test_nobody_gets_one_that_was_not_asked_yet(self) -> None:
+        """While the others are asked, a request waits for a moment."""
+        driver = Driver(ping=partial(asyncio.sleep, 0.01))
+        async with running(driver, 2, 2) as core:
+            first, second = [entry.conn for entry in core.ledger.idle]
+            first.alive = False
+            self.tell(first, psycopg.errors.AdminShutdown, lost=True)
+            assert core.acquire_now() is None
+            conn = await core.acquire(None)
+            assert conn in {second, *driver.conns[2:]}
+            assert conn.alive
+            core.release(conn)
+
+    @pytest.mark.parametrize("state", [psycopg.errors.AdminShutdown, None])
+    @virtual_time
+    async def test_when_another_does_not_answer_all_older_ones_go(
+        self, state: type[psycopg.Error] | None
+    ) -> None:
+        """Also those that are lent, and one that is still being opened."""
+        driver = Driver()
+        async with running(driver, 6, 8) as core:
+            conns = [entry.conn for entry in core.ledger.idle]
+            lent = await core.acquire(None)
+            driver.script["ping"].append(fails)
+            for conn in conns[:3]:  # three at once, where the server says nothing
+                conn.alive = False
+                self.tell(conn, state, lost=True)
+                if state is not None:
+                    break
+            driver.script["open"].append(partial(asyncio.sleep, 0.5))
+            await asyncio.sleep(1.0)
+            assert {entry.conn for entry in core.ledger.entries} & set(conns) == {lent}
+            core.release(lent)
+            await settle()
+            assert not {entry.conn for entry in core.ledger.entries} & set(conns)
+
+    @virtual_time
+    async def test_ends_that_are_far_apart_are_no_burst(self) -> None:
+        """Each is replaced for itself, and nobody is asked."""
+        driver = Driver()
+        async with running(driver, 6, 8) as core:
+            for entry in list(core.ledger.idle)[:4]:
+                entry.conn.alive = False
+                self.tell(entry.conn, None, lost=True)
+                await asyncio.sleep(0.2)
+            assert not driver.times("ping")
+
+    @virtual_time
+    async def test_a_users_verdict_is_taken(self) -> None:
+        """And one that fails is logged, and means nothing."""
+
+        def mine(error: BaseException) -> Fault | None:
+            if isinstance(error, psycopg.errors.DiskFull):
+                return Fault.CONNECTION
+            if isinstance(error, psycopg.errors.DataError):
+                raise ZeroDivisionError
+            return classify(error)
+
+        async with running(Driver(), 2, 2, classify=mine) as core:
+            conns = {entry.conn for entry in core.ledger.idle}
+            first = await core.acquire(None)
+            self.tell(first, psycopg.errors.DiskFull, lost=False)
+            core.release(first)
+            await settle()
+            assert {entry.conn for entry in core.ledger.idle} & conns == conns - {first}
+            second = await core.acquire(None)
+            self.tell(second, psycopg.errors.DataError, lost=False)
+            core.release(second)
+            await settle()
+            assert second in {entry.conn for entry in core.ledger.idle}
+
+
+@virtual_time
+async def test_a_failing_classify_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """With its traceback; the pool goes on."""
+
+    def mine(_: BaseException) -> Fault | None:
+        raise ZeroDivisionError
+
+    with caplog.at_level(logging.ERROR):
+        async with running(Driver(open=fails), 0, 2, classify=mine) as core:
+            assert isinstance(await failure(use(core, timeout=1.0)), PoolTimeout)
+    assert "classify has failed" in caplog.text
