@@ -3,6 +3,7 @@
 from asyncpool.connection import Connection
 from asyncpool.errors import (
     PoolClosed,
+    PoolDeadlock,
     PoolError,
     PoolForked,
     PoolTimeout,
@@ -23,6 +24,7 @@ __all__ = [
     "HealthReport",
     "LeaseInfo",
     "PoolClosed",
+    "PoolDeadlock",
     "PoolError",
     "PoolForked",
     "PoolStats",

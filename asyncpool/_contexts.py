@@ -15,7 +15,9 @@ import anyio
 import psycopg
 
 from asyncpool._core import Core
+from asyncpool._entry import Entry
 from asyncpool._psycopg import ACT, IDLE
+from asyncpool._stacks import here
 from asyncpool.errors import PoolError, ReleaseError
 
 Exc = type[BaseException] | None
@@ -33,6 +35,10 @@ class Lender(Protocol[ACT]):
 
     async def getconn(self, timeout: float | None = None) -> ACT:
         """Borrow."""
+        ...
+
+    def _lend_now(self) -> ACT | None:
+        """Borrow what is idle, if anything is."""
         ...
 
     def _ensure_open(self) -> None: ...
@@ -85,6 +91,23 @@ class Lease(Generic[ACT]):
         pool._give_back(conn, failing=kind is not None)
 
 
+class TracedLease(Lease[ACT]):
+    """The same where it is noted who borrows, for a pool with a `leak_timeout`."""
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> ACT:
+        conn = await super().__aenter__()
+        note(self._entry)
+        return conn
+
+
+def note(entry: Entry[ACT]) -> None:
+    """Note where a connection was borrowed, which is in the frames above."""
+    entry.trace, entry.traced_in = here(), entry.uses
+    entry.conn._last_said = None  # type: ignore[attr-defined]
+
+
 class Transaction(Generic[ACT]):
     """`pool.transaction()`: a connection for a block that is one explicit transaction."""
 
@@ -96,6 +119,7 @@ class Transaction(Generic[ACT]):
 
     async def __aenter__(self) -> ACT:
         conn = await self._pool.getconn(self._timeout)
+        self._number = self._pool._core.bind(conn)
         try:
             self._transaction = conn.transaction()
             await self._transaction.__aenter__()
@@ -103,7 +127,6 @@ class Transaction(Generic[ACT]):
             self._pool._give_back(conn, failing=True)
             raise
         self._conn = conn
-        self._number = self._pool._core.lease_number(conn)
         return conn
 
     async def __aexit__(
@@ -176,8 +199,7 @@ class Acquisition(Coroutine[Any, Any, ACT]):
         return self._coroutine
 
     def __await__(self) -> Generator[Any, Any, ACT]:
-        if self._coroutine is None and (conn := self._pool._core.acquire_now()) is not None:
-            conn._pool = self._pool  # type: ignore[assignment]
+        if self._coroutine is None and (conn := self._pool._lend_now()) is not None:
             return conn
         return (yield from self._started().__await__())
 
@@ -196,7 +218,7 @@ class Acquisition(Coroutine[Any, Any, ACT]):
 
     async def __aenter__(self) -> ACT:
         self._conn = await self
-        self._number = self._pool._core.lease_number(self._conn)
+        self._number = self._pool._core.bind(self._conn)
         return self._conn
 
     async def __aexit__(

@@ -23,9 +23,11 @@ from asyncpool._check import Check
 from asyncpool._connector import C, Connector
 from asyncpool._entry import DOOMED, Entry
 from asyncpool._ledger import IDLE, LEASED, Ledger
+from asyncpool._news import News
 from asyncpool._refusals import Refusals
 from asyncpool._settings import Settings, duration
 from asyncpool._stock import Stock
+from asyncpool._vigil import Vigil
 from asyncpool._waiters import Waiter
 from asyncpool.errors import PoolClosed, PoolTimeout, ReleaseError
 from asyncpool.faults import Fault, classify
@@ -47,6 +49,7 @@ class Core(Generic[C]):
         check: called with a connection before it is lent; when it raises, the next one is tried.
         on_outage: called once when connecting has failed for `reconnect_timeout` seconds.
         classify: what an error means beyond its statement.
+        on_leak: called once a lease that lasts for too long, with what is the matter.
         random: the source of jitter.
     """
 
@@ -58,13 +61,16 @@ class Core(Generic[C]):
         check: Callable[[C], Awaitable[None]] | None = None,
         on_outage: Callable[[], Coroutine[Any, Any, None]] | None = None,
         classify: Callable[[BaseException], Fault | None] = classify,
+        on_leak: Callable[[Entry[C], str], None] | None = None,
         random: Random | None = None,
     ) -> None:
         self.ledger: Ledger[C] = Ledger(settings, self._overdue)
         self.stock = Stock(self.ledger, connector, on_outage, classify, random or Random())
         self.stock.trusting = check is None
+        self.stock.on_news = News(self.stock).heard
         self.stock.on_hopeless = self._turn_away
         self.refusals = Refusals(self.ledger, self.stock)
+        self.vigil = Vigil(self.stock, self.refusals, on_leak)
         self._connector = connector
         self._check = None if check is None else Check(check, self.stock, self.refusals)
         self.home: asyncio.AbstractEventLoop | None = None
@@ -114,7 +120,10 @@ class Core(Generic[C]):
     def acquire_now(self) -> C | None:
         """An idle connection, or None: then `acquire` has to be awaited."""
         entry = self.take_now()
-        return None if entry is None else entry.conn
+        if entry is None:
+            return None
+        entry.loose_in = entry.uses
+        return entry.conn
 
     def take_now(self) -> Entry[C] | None:
         """The same, as its entry."""
@@ -203,6 +212,12 @@ class Core(Generic[C]):
         entry = self.ledger.leased.get(conn)
         return entry.uses if entry is not None else 0
 
+    def bind(self, conn: C) -> int:
+        """A connection that was just lent is a block's to return; its lease's number."""
+        entry = self.ledger.leased[conn]
+        entry.loose_in = 0
+        return entry.uses
+
     async def acquire(self, timeout: float | None) -> C:
         """A connection within `timeout` seconds, None being the pool's own time limit.
 
@@ -212,7 +227,9 @@ class Core(Generic[C]):
             PoolClosed: the pool is closed, or was while waiting.
             PoolWrongLoop: the pool is open on another loop.
         """
-        return (await self.acquire_entry(timeout)).conn
+        entry = await self.acquire_entry(timeout)
+        entry.loose_in = entry.uses
+        return entry.conn
 
     async def acquire_entry(
         self, timeout: float | None, counters: Counters | None = None
@@ -220,7 +237,7 @@ class Core(Generic[C]):
         """The same, as its entry; counted in the pool's own counters, or in those given."""
         if self._ready is not get_running_loop():
             self.admit()
-        counters = counters or self._counters
+        counters, task = counters or self._counters, current_task()
         ledger, now = self.ledger, self._now()
         timeout = ledger.settings.timeout if timeout is None else duration("timeout", timeout)
         deadline = checked_by = now + timeout
@@ -236,7 +253,7 @@ class Core(Generic[C]):
                     entry = ledger.take(now)
                 else:
                     waiter = self._join(now, timeout, deadline, ticket, again)
-                    ticket = waiter.ticket
+                    ticket, waiter.task = waiter.ticket, task
                     counters.requests_queued += 1
                     try:
                         # What `Line.wait` does, written out: a coroutine less.
@@ -248,7 +265,7 @@ class Core(Generic[C]):
                         self._leave(waiter)
                         raise
                     counters.wait_time += entry.lent_at - waiter.joined_at
-                entry.holder = current_task()
+                entry.holder = task
                 if entry.expires_at == DOOMED:
                     entry.uses -= 1
                     self.stock.discard(entry)
@@ -300,6 +317,7 @@ class Core(Generic[C]):
             self._express = self._ready = None
             self.stock.closing = True
             self.ledger.line.fail_all(self.refusals.closed)
+            self.vigil.stop()
             self.stock.full.set()
             shut = self._shut(self.stock.time() + timeout)
             self._closing = get_running_loop().create_task(shut, context=contextvars.Context())
@@ -313,6 +331,7 @@ class Core(Generic[C]):
         self.stock.closing = True
         self.stock.stop_retrying()
         self.ledger.line.stop()
+        self.vigil.stop()
         self.stock.crew.dismiss()
         return [entry.conn for entry in self.ledger.entries if hasattr(entry, "conn")]
 
@@ -330,6 +349,8 @@ class Core(Generic[C]):
         if limit and line.length >= limit and not again:
             raise self.refusals.too_many(line.length)
         waiter = line.join(now, deadline, ticket)
+        if self.vigil.timer is None:
+            self.vigil.begin()
         if len(self.ledger.entries) < limits.max_size:
             self.stock.refill()
             if self.stock.outage.failures and self.stock.is_hopeless():

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any, Generic
 
 from asyncpool._connector import C
+from asyncpool._stacks import Trace
 
 
 class State(Enum):
@@ -41,11 +42,15 @@ class Entry(Generic[C]):
         "kept_in",
         "late",
         "lent_at",
+        "loose_in",
         "opened_at",
         "predecessor",
         "proved_at",
+        "reported_in",
         "shared",
         "state",
+        "trace",
+        "traced_in",
         "used_at",
         "uses",
         "watched",
@@ -62,7 +67,8 @@ class Entry(Generic[C]):
         self.proved_at = now
         """When a ping last showed that it works, or it was opened."""
         self.lent_at = now
-        self.holder: asyncio.Task[Any] | None = None
+        self.holder: asyncio.Task[Any] | str | None = None
+        """Who has it; the name of a task that has ended; None: nobody yet."""
         self.uses = 0
         self.late = False
         self.shared = False
@@ -71,6 +77,14 @@ class Entry(Generic[C]):
         """What those want to find again, if nobody else had it since."""
         self.kept_in = 0
         """In which of its uses that was kept."""
+        self.loose_in = 0
+        """In which of its uses it was lent to no block, so that anybody may return it."""
+        self.reported_in = 0
+        """In which it was told that it is lent for too long."""
+        self.trace: Trace = ()
+        """Where it was borrowed."""
+        self.traced_in = 0
+        """In which of its uses that was noted."""
         self.watched = False
         """Whether its loss is told of, so that nobody has to ask."""
         self.predecessor: Entry[C] | None = None

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from asyncpool._core import Core
-from asyncpool._entry import Entry, State
+from asyncpool._entry import State
+from asyncpool._leaks import borrowed_at, name_of
 from asyncpool.stats import LeaseInfo, PoolStats
 
 
@@ -39,18 +40,13 @@ def leases(core: Core[Any]) -> list[LeaseInfo]:
     found = [
         LeaseInfo(
             age=now - entry.lent_at,
-            holder=_holder(entry),
+            holder=name_of(entry),
             connection=repr(entry.conn),
+            borrowed_at=next(iter(borrowed_at(entry)), ""),
         )
         for entry in core.ledger.leased.values()
     ]
     return sorted(found, key=lambda lease: -lease.age)
-
-
-def _holder(entry: Entry[Any]) -> str:
-    if entry.shared:
-        return "(one-shot statements)"
-    return entry.holder.get_name() if entry.holder is not None else "(being handed over)"
 
 
 def explain(core: Core[Any]) -> str:
@@ -65,6 +61,7 @@ def explain(core: Core[Any]) -> str:
         f"pool {stats.name!r}: size {stats.size} of {stats.min_size} to {stats.max_size}: {states}",
         *(
             f"  leased for {lease.age:.3f} s by {lease.holder}: {lease.connection}"
+            + (f", borrowed at {lease.borrowed_at}" if lease.borrowed_at else "")
             for lease in held
         ),
         f"{stats.waiting} waiting",

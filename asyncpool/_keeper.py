@@ -48,6 +48,8 @@ async def make_round(core: Core[C]) -> None:
             core.stock.discard(entry)
         elif not core.stock.outage and ledger.opening < ledger.settings.open_at_once:
             core.stock.open_one(instead_of=entry)
+    core.vigil.report_overdue()
+    core.vigil.take_back()
     core.stock.refill()
     await ping_all(core, ledger.unproved(now))
 
@@ -70,5 +72,6 @@ async def ping_all(core: Core[C], entries: list[Entry[C]]) -> None:
 def _pause(core: Core[C]) -> float:
     now = asyncio.get_running_loop().time()
     limits = core.settings
-    least = min(SHORTEST_PAUSE, limits.max_idle, limits.ping_interval, limits.max_lifetime) / 2
+    shortest = min(limits.max_idle, limits.ping_interval, limits.max_lifetime, limits.leak_timeout)
+    least = min(SHORTEST_PAUSE, shortest) / 2
     return max(core.ledger.next_due(now) - now, least)

@@ -201,14 +201,34 @@ class Ledger(Generic[C]):
         latest = now - self.settings.ping_interval
         return [entry for entry in self.idle if max(entry.used_at, entry.proved_at) <= latest]
 
+    def overdue(self, now: float) -> list[Entry[C]]:
+        """Those lent for longer than they may, and not told of."""
+        latest = now - self.settings.leak_timeout
+        return [
+            entry
+            for entry in self.leased.values()
+            if entry.lent_at <= latest and entry.reported_in != entry.uses and not entry.shared
+        ]
+
     def next_due(self, now: float) -> float:
         """The instant before which nothing can become due, whatever happens until then."""
         limits = self.settings
-        instants = [now + min(limits.max_idle, limits.ping_interval, 0.95 * limits.max_lifetime)]
+        instants = [
+            now
+            + min(
+                limits.max_idle,
+                limits.ping_interval,
+                0.95 * limits.max_lifetime,
+                limits.leak_timeout,
+            )
+        ]
         has_surplus = len(self.entries) > limits.min_size
         for entry in self.entries:
-            if entry.state is LEASED and entry.expires_at > now:
-                instants.append(entry.expires_at)
+            if entry.state is LEASED:
+                if entry.expires_at > now:
+                    instants.append(entry.expires_at)
+                if entry.reported_in != entry.uses:
+                    instants.append(max(entry.lent_at + limits.leak_timeout, now))
             elif entry.state is IDLE:
                 if not self.sparing:
                     instants.append(entry.expires_at)

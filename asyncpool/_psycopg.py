@@ -158,6 +158,7 @@ class PsycopgConnector(Generic[ACT]):
             psycopg.Error: it cannot be made clean; also when a statement is under way.
         """
         bond = self._bonds[conn]
+        conn._pool = None
         await bond.settle(conn)
         with anyio.move_on_after(LEAVE_TIMEOUT):
             async with (

@@ -5,12 +5,16 @@ Each of these makes an error, and raises none.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from asyncpool._ledger import Ledger
+from asyncpool._stacks import where
 from asyncpool._stock import Stock
 from asyncpool.errors import (
     PoolClosed,
+    PoolDeadlock,
     PoolTimeout,
     PoolUnavailable,
     PoolWrongLoop,
@@ -73,6 +77,24 @@ class Refusals:
         )
         error.__cause__ = outage.error
         return error
+
+    def deadlock(self, holders: Sequence[asyncio.Task[Any]]) -> PoolDeadlock:
+        """For a task that has one and waits for another, as all of them do."""
+        size, waiting = len(self._ledger.leased), self._ledger.waiting
+        found = {task.get_name(): where(task) for task in holders}
+        places = "".join(
+            f"\n  {name} waits at " + "\n    from ".join(stack) for name, stack in found.items()
+        )
+        return PoolDeadlock(
+            f"deadlock: each task that has one of the {size} connections waits for one more"
+            f" (max_size={self._ledger.settings.max_size}, waiting={waiting}): use one at a time"
+            f" in a task, or raise max_size{places}",
+            max_size=self._ledger.settings.max_size,
+            size=self._ledger.size,
+            leased=size,
+            waiting=waiting,
+            holders=found,
+        )
 
     def unanswered(self, timeout: float) -> PoolTimeout:
         """For a statement that was sent, and has no answer yet."""

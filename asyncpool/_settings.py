@@ -27,6 +27,8 @@ class Settings:
     """How long an idle connection above `min_size` is kept."""
     reconnect_timeout: float = 300.0
     """The length of an outage after which `reconnect_failed` is told."""
+    leak_timeout: float = math.inf
+    """How long a connection may be lent before that is told."""
     fail_fast_after: float = 60.0
     """The length of an outage after which requests fail at once, where nothing is left."""
     ping_interval: float = 30.0
@@ -56,6 +58,7 @@ def settings(
     max_idle: float,
     reconnect_timeout: float,
     fail_fast_after: float = 60.0,
+    leak_timeout: float | None = None,
     ping_interval: float,
     ping_timeout: float,
 ) -> Settings:
@@ -76,6 +79,11 @@ def settings(
         max_idle=duration("max_idle", max_idle, above_zero=True),
         reconnect_timeout=duration("reconnect_timeout", reconnect_timeout),
         fail_fast_after=duration("fail_fast_after", fail_fast_after),
+        leak_timeout=(
+            math.inf
+            if leak_timeout is None
+            else duration("leak_timeout", leak_timeout, above_zero=True)
+        ),
         ping_interval=duration("ping_interval", ping_interval, above_zero=True),
         ping_timeout=duration("ping_timeout", ping_timeout, above_zero=True),
     )

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import math
 import weakref
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from functools import partial
@@ -28,9 +27,6 @@ from asyncpool.faults import Fault
 from asyncpool.stats import Counters
 
 logger = logging.getLogger("asyncpool")
-
-BURST, BURST_TIME = 3, 0.1
-"""So many connections lost in so many seconds are not lost each for itself."""
 
 
 class Stock(Generic[C]):
@@ -68,12 +64,12 @@ class Stock(Generic[C]):
         self.last_error: Exception | None = None
         """Of the last connect or ping that failed."""
         self.last_error_at = 0.0
+        self.on_news: Callable[[Entry[C], BaseException | None, bool], None] = lambda *_: None
+        """What is told of a connection that is lost, and of a statement that failed."""
         self.on_hopeless: Callable[[], None] = lambda: None
         """What is told when there is no use in waiting."""
         self._on_outage = on_outage
         self._classify = classify
-        self._ends: deque[float] = deque(maxlen=BURST)
-        """When connections were lost of late with no word from the server."""
         self._random = random
         self._openers: set[asyncio.Task[None]] = set()
         self._retry: asyncio.TimerHandle | None = None
@@ -155,7 +151,7 @@ class Stock(Generic[C]):
         self._remember(error)
         if not self.outage:
             logger.warning("pool %r: cannot connect, will retry: %s", self.name, error)
-        self.outage.failed(now, error, entry.opened_at, self._fault(error))
+        self.outage.failed(now, error, entry.opened_at, self.fault_of(error))
         self.ledger.sparing = True
         lasts = now - self.outage.since >= self.ledger.settings.reconnect_timeout
         if lasts and not self.outage.told and self._on_outage is not None:
@@ -189,28 +185,13 @@ class Stock(Generic[C]):
             self.discard(entry)
         self.refill()
 
-    def suspect(self) -> None:
-        """The server may be leaving: nothing is lent now that has not answered first."""
-        now = self.time()
-        for entry in list(self.ledger.idle):
-            self.crew.spawn(self._prove(self.ping(entry), now), "ping")
-
-    def heard(self, entry: Entry[C], error: BaseException | None, *, lost: bool) -> None:
-        """There is news of a connection, idle or lent: it is lost, or a statement has failed."""
-        # Of those that are to be closed, as after the same news of another, it is none.
-        new = entry.expires_at != DOOMED
-        fault = None if error is None else self._fault(error)
-        if lost and entry.state is State.IDLE:
-            self.found_lost(entry)
-        elif lost or fault is Fault.CONNECTION:
-            entry.doom()
-        if not new:
-            return
-        if fault is Fault.FAILOVER:
-            logger.warning("pool %r: all connections are replaced: %s", self.name, error)
-            self.drain()
-        elif fault is Fault.SERVER or (lost and fault is None and self._is_burst()):
-            self.suspect()
+    def fault_of(self, error: BaseException) -> Fault | None:
+        """What an error means; None: nothing beyond its statement."""
+        try:
+            return self._classify(error)
+        except Exception:
+            logger.exception("pool %r: classify has failed of %r", self.name, error)
+            return None
 
     def stop_opening(self) -> None:
         """Abandon every connect under way; their places come free as the tasks end."""
@@ -277,22 +258,6 @@ class Stock(Generic[C]):
         )
         connect.add_done_callback(lambda _: patience.cancel(), context=Context())
 
-    def _is_burst(self) -> bool:
-        """Whether this is one loss of several in a moment."""
-        ends, now = self._ends, self.time()
-        ends.append(now)
-        if len(ends) < BURST or now - ends[0] > BURST_TIME:
-            return False
-        ends.clear()
-        return True
-
-    async def _prove(self, ping: Coroutine[Any, Any, bool], since: float) -> None:
-        if not await ping and any(
-            entry.opened_at <= since and entry.expires_at != DOOMED for entry in self.ledger.entries
-        ):
-            logger.warning("pool %r: the server is leaving: all are replaced", self.name)
-            self.drain(since)
-
     async def _ping(self, entry: Entry[C]) -> bool:
         try:
             with anyio.fail_after(self.ledger.settings.ping_timeout):
@@ -327,13 +292,6 @@ class Stock(Generic[C]):
             self._retry = asyncio.get_running_loop().call_at(
                 at, _again, weakref.ref(self), context=Context()
             )
-
-    def _fault(self, error: BaseException) -> Fault | None:
-        try:
-            return self._classify(error)
-        except Exception:
-            logger.exception("pool %r: classify has failed of %r", self.name, error)
-            return None
 
     def _remember(self, error: Exception) -> None:
         # Without its traceback, whose frames hold the pool.
@@ -398,4 +356,4 @@ def _tell(
     # Weakly, for the watch is the event loop's, and a lent connection knows its pool.
     alive, entry = stock(), place()
     if alive is not None and entry is not None and not alive.closing:
-        alive.heard(entry, error, lost=lost)
+        alive.on_news(entry, error, lost)

@@ -51,7 +51,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import Context
 from itertools import takewhile
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -63,7 +63,16 @@ class Waiter(asyncio.Condition, Generic[T]):
     the usual way takes 1,070 bytes.
     """
 
-    __slots__ = ("_waiters", "deadline", "error", "joined_at", "served", "ticket", "waiting")
+    __slots__ = (
+        "_waiters",
+        "deadline",
+        "error",
+        "joined_at",
+        "served",
+        "task",
+        "ticket",
+        "waiting",
+    )
 
     def __init__(self, ticket: int, joined_at: float, deadline: float) -> None:
         self._waiters: tuple[asyncio.Future[bool], ...] = ()  # type: ignore[assignment]
@@ -71,6 +80,8 @@ class Waiter(asyncio.Condition, Generic[T]):
         self.joined_at = joined_at
         self.deadline = deadline
         self.waiting = True
+        self.task: asyncio.Task[Any] | None = None
+        """Who waits, once it does."""
         self.served: T | None = None
         self.error: BaseException | None = None
 
@@ -185,11 +196,15 @@ class Line(Generic[T]):
                 return True
         return False
 
+    def fail(self, waiter: Waiter[T], error: BaseException) -> None:
+        """End the wait of one with an error."""
+        waiter.error = error
+        self._end(waiter)
+
     def fail_all(self, error: Callable[[], BaseException]) -> None:
         """End every wait, each with an error of its own, and the timer."""
         for waiter in list(self):
-            waiter.error = error()
-            self._end(waiter)
+            self.fail(waiter, error())
         self.stop()
 
     def stop(self) -> None:
@@ -228,8 +243,7 @@ class Line(Generic[T]):
             if waiter.deadline > now:
                 self._set_timer(waiter.deadline)
                 return
-            waiter.error = self._overdue(waiter)
-            self._end(waiter)
+            self.fail(waiter, self._overdue(waiter))
 
     def _most_hurried(self) -> Waiter[T] | None:
         """Who has the least time of those who wait, if anybody has a limit."""

@@ -73,6 +73,8 @@ class Connection(psycopg.AsyncConnection[Row]):
         self.lock = Lock()
         self._owed: deque[PQGen[Any]] = deque()
         """What is to be run before anything else."""
+        self._last_said: Query | None = None
+        """The last statement that a cursor was given."""
         self._cut_short = False
         """Whether a pipeline was cancelled while it waited for its end."""
         self._missed: list[Any] = []

@@ -13,6 +13,7 @@ import psycopg
 
 __all__ = [
     "PoolClosed",
+    "PoolDeadlock",
     "PoolError",
     "PoolForked",
     "PoolTimeout",
@@ -80,6 +81,22 @@ class PoolUnavailable(PoolTimeout):
         super().__init__(message, **numbers)
         self.failures = failures
         self.lasts = lasts
+
+
+class PoolDeadlock(PoolTimeout):
+    """Every connection is held by a task that waits for one more, so that none will be returned.
+
+    The last of these tasks to wait gets this; as its block ends, the others go on.
+
+    Attributes:
+        holders: where each of the tasks waits, by its name, innermost first.
+    """
+
+    def __init__(
+        self, message: str, *, holders: dict[str, list[str]] | None = None, **numbers: Any
+    ) -> None:
+        super().__init__(message, **numbers)
+        self.holders = holders or {}
 
 
 class TooManyRequests(PoolError):

@@ -17,11 +17,20 @@ from typing import Any, Self, cast
 import psycopg
 from psycopg.rows import AsyncRowFactory
 
-from asyncpool._contexts import Acquisition, Cursor, Exc, Lease, Transaction
+from asyncpool._contexts import (
+    Acquisition,
+    Cursor,
+    Exc,
+    Lease,
+    TracedLease,
+    Transaction,
+    note,
+)
 from asyncpool._core import Core
 from asyncpool._insight import explain, snapshot
 from asyncpool._keeper import keep, ping_all
 from asyncpool._lane import Lane
+from asyncpool._leaks import tell_of_leak
 from asyncpool._oneshot import OneShots
 from asyncpool._psycopg import (
     ACT,
@@ -91,6 +100,9 @@ class AsyncConnectionPool(OneShots[ACT]):
         reconnect_timeout: seconds of failing connects after which `reconnect_failed` is called.
             The pool goes on trying as long as somebody waits or `min_size` is not reached.
         reconnect_failed: plain or async callable that gets the pool, once an outage.
+        leak_timeout: seconds for which a connection may be lent before a warning says who has it,
+            where it was borrowed and what it did last; None: for ever. It costs each request half
+            a microsecond.
         fail_fast_after: seconds of failing connects after which requests fail at once, and no more
             after `timeout`, as long as nothing can be lent. Where access is refused, as for a wrong
             password, they always do.
@@ -126,6 +138,7 @@ class AsyncConnectionPool(OneShots[ACT]):
         max_idle: float = 10 * 60.0,
         reconnect_timeout: float = 5 * 60.0,
         reconnect_failed: Callable[[Self], Any] | None = None,
+        leak_timeout: float | None = None,
         fail_fast_after: float = 60.0,
         classify: Callable[[BaseException], Fault | None] = classify,
         num_workers: int = 3,
@@ -165,12 +178,14 @@ class AsyncConnectionPool(OneShots[ACT]):
             max_idle=max_idle,
             reconnect_timeout=reconnect_timeout,
             fail_fast_after=fail_fast_after,
+            leak_timeout=leak_timeout,
             ping_interval=ping_interval,
             ping_timeout=ping_timeout,
         )
         self._connector = PsycopgConnector(conninfo, kwargs, connection_class, configure, reset)
         self._connector.owner = weakref.ref(self)
         self._check = check
+        self._lease = Lease if leak_timeout is None else TracedLease
         self._classify = classify
         self._reconnect_failed = reconnect_failed
         self._pipeline = bool(pipeline)
@@ -201,7 +216,7 @@ class AsyncConnectionPool(OneShots[ACT]):
             TooManyRequests: on entry, when `max_waiting` requests wait already.
             PoolClosed: the pool is closed, or closed while the block waited or ran.
         """
-        return Lease(self, timeout)
+        return self._lease(self, timeout)
 
     def transaction(self, timeout: float | None = None) -> Transaction[ACT]:
         """A connection for a block that is one transaction, in autocommit mode too.
@@ -226,9 +241,9 @@ class AsyncConnectionPool(OneShots[ACT]):
             timeout: seconds to wait for a connection.
         """
         if row_factory is None:
-            return Cursor(Lease(self, timeout), lambda conn: conn.cursor(binary=binary))
+            return Cursor(self._lease(self, timeout), lambda conn: conn.cursor(binary=binary))
         return Cursor(
-            Lease(self, timeout),
+            self._lease(self, timeout),
             lambda conn: conn.cursor(binary=binary, row_factory=row_factory),
         )
 
@@ -258,11 +273,11 @@ class AsyncConnectionPool(OneShots[ACT]):
 
     async def getconn(self, timeout: float | None = None) -> ACT:
         """The same as `await acquire(timeout)`."""
-        conn = self._core.acquire_now()
+        conn = self._lend_now()
         if conn is None:
             self._ensure_open()
             conn = await self._core.acquire(timeout)
-        conn._pool = self  # type: ignore[assignment]
+            self._lent(conn)
         return conn
 
     async def putconn(self, conn: ACT) -> None:
@@ -447,6 +462,7 @@ class AsyncConnectionPool(OneShots[ACT]):
             check=None if self._check is None else partial(self._connector.ask, self._check),
             on_outage=partial(_tell_of_outage, pool) if self._reconnect_failed else None,
             classify=self._classify,
+            on_leak=partial(_tell_of_leak, pool),
         )
         fit = self._pipeline and self._shared_size != 0 and can_share(self.connection_class)
         self._lane = Lane(core, self._shared_size, unfit=not fit)
@@ -467,6 +483,17 @@ class AsyncConnectionPool(OneShots[ACT]):
             msg = f"pool {self.name!r} is not open yet: use `async with pool` or await pool.open()"
             raise PoolClosed(msg)
         self._start()
+
+    def _lend_now(self) -> ACT | None:
+        conn = self._core.acquire_now()
+        if conn is not None:
+            self._lent(conn)
+        return conn
+
+    def _lent(self, conn: ACT) -> None:
+        conn._pool = self  # type: ignore[assignment]
+        if self._lease is TracedLease:
+            note(self._core.ledger.leased[conn])
 
     def _return(self, conn: ACT, first: Callable[[], Awaitable[object]] | None = None) -> None:
         conn._pool = None
@@ -489,6 +516,11 @@ class AsyncConnectionPool(OneShots[ACT]):
 
 def _riders(lane: weakref.ref[Lane]) -> int:
     return alive.waiting if (alive := lane()) is not None else 0
+
+
+def _tell_of_leak(pool: weakref.ref[AsyncConnectionPool[Any]], *leak: Any) -> None:
+    if (alive := pool()) is not None:
+        tell_of_leak(alive._core, *leak)
 
 
 async def _tell_of_outage(pool: weakref.ref[AsyncConnectionPool[Any]]) -> None:

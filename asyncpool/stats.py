@@ -22,6 +22,7 @@ class Counters:
     connects_failed: int = 0
     connect_time: float = 0.0
     lost: int = 0
+    leaks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class LeaseInfo:
     """The name of the task that borrowed it."""
     connection: str
     """The connection's own repr: database and transaction state, no password."""
+    borrowed_at: str = ""
+    """The place in the program, where the pool has a `leak_timeout`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,9 @@ class PoolStats:
     """Spent in those that succeeded."""
     lost: int
     """Connections that broke while idle: found by a ping, a check, or the watch."""
+    leaks: int
+    """Leases that lasted longer than `leak_timeout`, or were taken back as nobody could return
+    them."""
 
 
 def since(now: PoolStats, before: PoolStats) -> PoolStats:

@@ -15,6 +15,7 @@ import looptime
 
 from asyncpool._connector import Tell
 from asyncpool._core import Core
+from asyncpool._entry import Entry
 from asyncpool._keeper import keep
 from asyncpool._settings import Settings
 from asyncpool.faults import Fault, classify
@@ -182,6 +183,7 @@ def make_core(
     check: Callable[[FakeConn], Awaitable[None]] | None = None,
     on_outage: Callable[[], Coroutine[Any, Any, None]] | None = None,
     classify: Callable[[BaseException], Fault | None] = classify,
+    on_leak: Callable[[Entry[FakeConn], str], None] | None = None,
     **numbers: Any,
 ) -> Core[FakeConn]:
     """A pool in which nothing falls due unless the test says so."""
@@ -192,6 +194,7 @@ def make_core(
         check=check,
         on_outage=on_outage,
         classify=classify,
+        on_leak=on_leak,
         random=Random(0),
     )
 

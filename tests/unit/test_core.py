@@ -303,7 +303,7 @@ class TestTimeout:
             conn = await take(core)
             waiting = start(core, math.inf)
             await settle()
-            assert timers() == []
+            assert core.ledger.line._timer is None
             core.release(conn)
             await waiting
 

@@ -12,17 +12,18 @@ import asyncpool
 
 ROOT = Path(asyncpool.__file__).parent
 FLOORS = [
-    ["errors", "faults", "_settings", "_connector", "stats"],
+    ["errors", "faults", "_settings", "_connector", "_stacks", "stats"],
     ["_backoff"],
     ["_entry", "_waiters"],
     ["_ledger"],
     ["_crew"],
     ["_stock"],
-    ["_refusals"],
-    ["_check"],
+    ["_refusals", "_news"],
+    ["_check", "_vigil"],
     ["_core"],
     ["_keeper"],
     [
+        "_leaks",
         "_insight",
         "_dsn",
         "_cancel",
@@ -59,8 +60,11 @@ GENERIC = [
     "_ledger",
     "_crew",
     "_stock",
+    "_stacks",
+    "_news",
     "_refusals",
     "_check",
+    "_vigil",
     "_core",
     "_keeper",
 ]

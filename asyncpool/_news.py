@@ -1,0 +1,73 @@
+"""What is heard of a connection, and whether it concerns the others.
+
+A single one that ends is replaced by itself. Where the server may be leaving, the others are asked
+before anybody gets one of them; where it is not what it was, all of them are retired.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any, Generic
+
+from asyncpool._connector import C
+from asyncpool._entry import DOOMED, Entry, State
+from asyncpool._stock import Stock
+from asyncpool.faults import Fault
+
+logger = logging.getLogger("asyncpool")
+
+BURST, BURST_TIME = 3, 0.1
+"""So many connections lost in so many seconds are not lost each for itself."""
+
+
+class News(Generic[C]):
+    """What is heard of the connections of a pool."""
+
+    def __init__(self, stock: Stock[C]) -> None:
+        self._stock = stock
+        self._ends: deque[float] = deque(maxlen=BURST)
+        """When connections were lost of late with no word from the server."""
+
+    def heard(self, entry: Entry[C], error: BaseException | None, lost: bool) -> None:
+        """One is lost, idle or lent, or a statement has failed on it."""
+        stock = self._stock
+        # Of those that are to be closed, as after the same news of another, it is none.
+        new = entry.expires_at != DOOMED
+        fault = None if error is None else stock.fault_of(error)
+        if lost and entry.state is State.IDLE:
+            stock.found_lost(entry)
+        elif lost or fault is Fault.CONNECTION:
+            entry.doom()
+        if not new:
+            return
+        if fault is Fault.FAILOVER:
+            logger.warning("pool %r: all connections are replaced: %s", stock.name, error)
+            stock.drain()
+        elif fault is Fault.SERVER or (lost and fault is None and self._is_burst()):
+            self._suspect()
+
+    def _is_burst(self) -> bool:
+        """Whether this is one loss of several in a moment."""
+        ends, now = self._ends, self._stock.time()
+        ends.append(now)
+        if len(ends) < BURST or now - ends[0] > BURST_TIME:
+            return False
+        ends.clear()
+        return True
+
+    def _suspect(self) -> None:
+        """The server may be leaving: nothing is lent now that has not answered first."""
+        stock, now = self._stock, self._stock.time()
+        for entry in list(stock.ledger.idle):
+            stock.crew.spawn(self._prove(stock.ping(entry), now), "ping")
+
+    async def _prove(self, ping: Coroutine[Any, Any, bool], since: float) -> None:
+        stock = self._stock
+        if not await ping and any(
+            entry.opened_at <= since and entry.expires_at != DOOMED
+            for entry in stock.ledger.entries
+        ):
+            logger.warning("pool %r: the server is leaving: all are replaced", stock.name)
+            stock.drain(since)

@@ -1,0 +1,208 @@
+"""Connections that are not returned: told of, taken back, or seen to be a deadlock."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import psycopg
+import pytest
+
+from asyncpool import AsyncConnectionPool, Connection, PoolDeadlock, PoolTimeout
+
+from ._tools import BOTH_LOOPS, all_usable, at_rest, eventually, in_time
+
+LOOPS = BOTH_LOOPS
+
+Pool = AsyncConnectionPool[Any]
+Block = Callable[[Pool], AbstractAsyncContextManager[Any]]
+BLOCKS: dict[str, Block] = {
+    "connection": lambda pool: pool.connection(),
+    "transaction": lambda pool: pool.transaction(),
+    "cursor": lambda pool: pool.cursor(),
+    "acquire": lambda pool: pool.acquire(),
+}
+
+
+def warnings(caplog: pytest.LogCaptureFixture, part: str) -> list[str]:
+    """The warnings that contain this."""
+    messages = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    return [each for each in messages if part in each]
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner"),
+    [*zip(BLOCKS, BLOCKS, strict=True), ("connection", "cursor"), ("acquire", "connection")],
+)
+async def test_a_block_inside_a_block_that_can_never_begin_is_told_so(
+    dsn: str, outer: str, inner: str
+) -> None:
+    """With the stack of the task that holds what it waits for; the pool goes on."""
+
+    async def greedy_handler(pool: Pool) -> None:
+        async with BLOCKS[outer](pool), BLOCKS[inner](pool):
+            raise AssertionError("there were two")
+
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        task = asyncio.create_task(greedy_handler(pool), name="greedy")
+        with pytest.raises(PoolDeadlock, match=r"greedy waits at .*greedy_handler"):
+            await in_time(task)
+        await all_usable(pool)
+
+
+async def test_what_was_acquired_for_somebody_else_is_no_deadlock(dsn: str) -> None:
+    """It may be returned by anybody, so that only its time limit ends the wait."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        conn = await pool.acquire()
+        with pytest.raises(PoolTimeout) as caught:
+            await pool.acquire(timeout=1.0)
+        assert not isinstance(caught.value, PoolDeadlock)
+        await pool.release(conn)
+
+
+async def test_one_shots_inside_a_block_are_told_too(dsn: str) -> None:
+    """Those that share wait in the line through another task, and have their time limit."""
+    async with AsyncConnectionPool(dsn, min_size=1, pipeline=False) as pool, pool.connection():
+        with pytest.raises(PoolDeadlock):
+            await in_time(pool.fetchval("SELECT 1"))
+
+
+async def test_a_lease_that_lasts_too_long_is_told_once_with_all_that_is_known(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who, where, since when, in which state, and the last statement without its values."""
+
+    async def slow_handler(pool: Pool, go_on: asyncio.Event) -> None:
+        async with pool.connection() as conn:
+            await conn.execute("SELECT %s::text AS mark", ["secret"])
+            await go_on.wait()
+
+    async with AsyncConnectionPool(dsn, min_size=1, leak_timeout=0.2) as pool:
+        await pool.fetchval("SELECT 'of another'")
+        go_on = asyncio.Event()
+        task = asyncio.create_task(slow_handler(pool, go_on), name="slow")
+        await eventually(lambda: pool.stats().leaks)
+        await asyncio.sleep(0.5)
+        (told,) = warnings(caplog, "longer than leak_timeout")
+        place = f"{__file__}:{slow_handler.__code__.co_firstlineno + 1} in"
+        assert f"borrowed at {place}" in told
+        assert "by slow" in told
+        assert "its task is at" in told
+        assert "transaction status INTRANS" in told
+        assert "last statement 'SELECT %s::text AS mark'" in told
+        assert "secret" not in told
+        assert f"borrowed at {place}" in pool.explain()
+        go_on.set()
+        await task
+        assert pool.stats().leaks == 1
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+async def test_each_way_to_borrow_is_traced(
+    dsn: str, caplog: pytest.LogCaptureFixture, block: str
+) -> None:
+    """Also when the connection was handed over by another."""
+
+    async def borrower(pool: Pool, leave: asyncio.Event) -> None:
+        async with BLOCKS[block](pool):
+            await leave.wait()
+
+    async with AsyncConnectionPool(dsn, min_size=1, leak_timeout=0.2) as pool:
+        conn = await pool.acquire()
+        leave = asyncio.Event()
+        task = asyncio.create_task(borrower(pool, leave))
+        await eventually(lambda: pool.stats().waiting)
+        await pool.release(conn)
+        await eventually(lambda: warnings(caplog, "longer than leak_timeout"))
+        line = borrower.__code__.co_firstlineno + 1
+        told = "\n".join(warnings(caplog, "longer than leak_timeout"))
+        assert f"{__file__}:{line} in" in told
+        leave.set()
+        await task
+
+
+async def use_it_in_every_way(pool: Pool) -> None:
+    """Work that leaves nothing which has the connection."""
+    async with pool.connection() as conn:
+        await (await conn.execute("SELECT %s", [1])).fetchone()
+        async with conn.cursor() as cur:
+            await cur.execute("SELECT 1")
+            async with cur.copy("COPY (SELECT 1) TO STDOUT") as copy:
+                async for _ in copy:
+                    pass
+            async for _ in cur.stream("SELECT 1"):
+                pass
+        async with conn.transaction(), conn.pipeline():
+            await conn.execute("SELECT 2")
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await conn.execute("SELECT 1/0")
+        await conn.rollback()
+
+
+@pytest.mark.parametrize("kind", [Connection, psycopg.AsyncConnection])
+async def test_what_was_never_returned_is_taken_back(
+    dsn: str, caplog: pytest.LogCaptureFixture, kind: type[Any]
+) -> None:
+    """Once its task has ended and nobody has it any more; its work is rolled back."""
+
+    async def careless_handler(pool: Pool) -> None:
+        conn = await pool.acquire()
+        cur = await conn.execute("CREATE TABLE IF NOT EXISTS never_seen (x int)")
+        await cur.execute("INSERT INTO never_seen VALUES (1)")
+
+    async with AsyncConnectionPool(
+        dsn, min_size=1, leak_timeout=60.0, connection_class=kind
+    ) as pool:
+        for _ in range(3):
+            await pool.fetchval("SELECT 1")
+            await use_it_in_every_way(pool)
+            await asyncio.create_task(careless_handler(pool), name="careless")
+            async with pool.connection(timeout=10.0) as conn:
+                cur = await conn.execute("SELECT to_regclass('never_seen')")
+                assert await cur.fetchone() == (None,)
+            del conn, cur  # this frame has them
+        told = warnings(caplog, "was never returned, and is taken back")
+        assert len(told) == pool.stats().leaks == 3
+        assert all("by careless (it has ended)" in each for each in told)
+        assert all("careless_handler" in each for each in told)
+        assert pool.stats().connects == 1
+
+
+async def test_what_a_cursor_still_has_is_not_taken_back(dsn: str) -> None:
+    """Nor what was borrowed by a task that has ended and is used by another."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+
+        async def cursor() -> psycopg.AsyncCursor[Any]:
+            return (await pool.acquire()).cursor()
+
+        cur = await asyncio.create_task(cursor())
+        with pytest.raises(PoolTimeout):
+            await pool.acquire(timeout=1.0)
+        await cur.execute("SELECT 1")
+        assert await cur.fetchone() == (1,)
+        assert pool.stats().leaks == 0
+        await pool.release(cur.connection)
+        del cur
+        await at_rest(pool)
+
+
+async def test_a_handler_that_died_with_its_connection_is_seen_through(dsn: str) -> None:
+    """Its exception has its frames, and these the connection, for as long as somebody has it."""
+
+    async def dies(pool: Pool) -> None:
+        conn = await pool.acquire()
+        await conn.execute("SELECT 1/0")
+
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        task = asyncio.create_task(dies(pool))
+        await asyncio.wait({task})
+        error = task.exception()
+        with pytest.raises(PoolTimeout):
+            await pool.acquire(timeout=1.0)
+        assert isinstance(error, psycopg.errors.DivisionByZero)
+        del task, error
+        async with pool.connection(timeout=10.0):
+            assert pool.stats().leaks == 1
