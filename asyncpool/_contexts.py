@@ -6,6 +6,7 @@ work and its return. A block that fails is rolled back by the pool's own task, n
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
 from types import TracebackType
@@ -17,7 +18,7 @@ import psycopg
 from asyncpool._core import Core
 from asyncpool._entry import Entry
 from asyncpool._psycopg import ACT, IDLE
-from asyncpool._stacks import here
+from asyncpool._stacks import Trace, three
 from asyncpool.errors import PoolError, ReleaseError
 
 Exc = type[BaseException] | None
@@ -98,13 +99,13 @@ class TracedLease(Lease[ACT]):
 
     async def __aenter__(self) -> ACT:
         conn = await super().__aenter__()
-        note(self._entry)
+        note(self._entry, three(sys._getframe(1)))
         return conn
 
 
-def note(entry: Entry[ACT]) -> None:
-    """Note where a connection was borrowed, which is in the frames above."""
-    entry.trace, entry.traced_in = here(), entry.uses
+def note(entry: Entry[ACT], trace: Trace) -> None:
+    """Note where a connection was borrowed."""
+    entry.trace, entry.traced_in = trace, entry.uses
     entry.conn._last_said = None  # type: ignore[attr-defined]
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from itertools import islice, takewhile
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-DEPTH = 8
-"""The most frames that are noted, the pool's own among them."""
 PACKAGE = str(Path(__file__).parent)
 LOOP = tuple(
     str(Path(asyncio.__file__).with_name(name))
@@ -18,23 +15,36 @@ LOOP = tuple(
 )
 """What runs every task; what is above it tells nothing."""
 
-Trace = tuple[tuple[CodeType, int], ...]
-"""Innermost first: what runs, and the instruction in it; the line is looked up when it is shown."""
+Trace = tuple[Any, ...]
+"""Innermost first: what runs, then the instruction in it, whose line is looked up when shown."""
 
 
-def here() -> Trace:
-    """Who has called the function that calls this."""
-    frame: FrameType | None = sys._getframe(2)
-    found: list[tuple[CodeType, int]] = []
-    while frame is not None and len(found) < DEPTH:
-        found.append((frame.f_code, frame.f_lasti))
-        frame = frame.f_back
+def above(frame: FrameType, deep: int = 8) -> Trace:
+    """A frame and those that called it, `deep` of them at most."""
+    found: list[Any] = []
+    below: FrameType | None = frame
+    while below is not None and len(found) < 2 * deep:
+        found += below.f_code, below.f_lasti
+        below = below.f_back
     return tuple(found)
+
+
+def three(frame: FrameType) -> Trace:
+    """A frame and the two that called it, in a third of the time: it is done for each request."""
+    second = frame.f_back
+    if second is None:
+        return frame.f_code, frame.f_lasti
+    third = second.f_back
+    if third is None:
+        return frame.f_code, frame.f_lasti, second.f_code, second.f_lasti
+    found = (frame.f_code, frame.f_lasti, second.f_code, second.f_lasti)
+    return *found, third.f_code, third.f_lasti
 
 
 def lines(trace: Trace) -> list[str]:
     """The places outside of the pool, innermost first, such as "app.py:12 in handler"."""
-    task = takewhile(lambda each: not each[0].co_filename.startswith(LOOP), trace)
+    places = zip(trace[::2], trace[1::2], strict=True)
+    task = takewhile(lambda each: not each[0].co_filename.startswith(LOOP), places)
     return [
         _place(code, _line(code, instruction)) for code, instruction in task if not _is_ours(code)
     ]

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 import os
+import sys
 import warnings
 import weakref
 from collections.abc import Awaitable, Callable
@@ -44,6 +45,7 @@ from asyncpool._psycopg import (
     version,
 )
 from asyncpool._settings import count, duration, settings, sizes
+from asyncpool._stacks import above
 from asyncpool.connection import Connection
 from asyncpool.errors import (
     PoolClosed,
@@ -493,7 +495,7 @@ class AsyncConnectionPool(OneShots[ACT]):
     def _lent(self, conn: ACT) -> None:
         conn._pool = self  # type: ignore[assignment]
         if self._lease is TracedLease:
-            note(self._core.ledger.leased[conn])
+            note(self._core.ledger.leased[conn], above(sys._getframe(1)))
 
     def _return(self, conn: ACT, first: Callable[[], Awaitable[object]] | None = None) -> None:
         conn._pool = None
