@@ -15,7 +15,7 @@ import psycopg
 
 from asyncpool._cancel import prepare, request
 from asyncpool._connector import Tell
-from asyncpool._wire import CUT, DOUBTED, Wire
+from asyncpool._wire import BAD, CUT, DOUBTED, Wire
 
 INSIST_TIMEOUT = 0.1
 """Seconds for the statements of a pipeline to be cancelled one by one."""
@@ -188,6 +188,22 @@ class Bond:
         """Let nothing more go out, or in; what waits for that ends with an error."""
         with suppress(OSError):
             self._socket.shutdown(how)
+
+    def is_up(self, conn: psycopg.AsyncConnection[Any]) -> bool:
+        """Whether an idle connection that is not watched has its server, by what has come of it."""
+        # The server's last words and the end of file are two reads.
+        for _ in range(2):
+            try:
+                if self._socket.recv(1, socket.MSG_PEEK):
+                    conn.pgconn.consume_input()
+                    conn.pgconn.is_busy()  # it passes notices to their handlers
+                else:
+                    return False
+            except BlockingIOError:
+                return True
+            except (OSError, psycopg.Error):
+                return False
+        return conn.pgconn.status != BAD
 
     def is_hung_up(self) -> bool:
         """Whether the server has; it takes in what it has said, so libpq must be done with it."""

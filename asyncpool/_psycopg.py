@@ -216,7 +216,10 @@ class PsycopgConnector(Generic[ACT]):
         if conn.pgconn.status == BAD:
             return False
         wire: Wire | None = getattr(conn, "_wire", None)
-        return wire is None or wire.is_up()
+        if wire is not None:
+            return wire.is_up()
+        bond = self._bonds.get(conn)
+        return bond is None or conn.pgconn.transaction_status != IDLE or bond.is_up(conn)
 
     def watch(self, conn: ACT, tell: Tell) -> bool:
         """Have `tell` called when the server hangs up; psycopg's own cannot be watched."""

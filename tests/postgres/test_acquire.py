@@ -378,13 +378,15 @@ async def test_a_transaction_block_is_one_transaction(dsn: str, autocommit: bool
 
 
 async def test_a_transaction_that_cannot_begin_keeps_no_connection(
-    dsn: str, backends: Backends
+    dsn: str, backends: Backends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error of BEGIN comes before the block, and the lease is over all the same."""
     unwatched = psycopg.AsyncConnection  # of others the pool would know
     async with AsyncConnectionPool(dsn, min_size=1, connection_class=unwatched) as pool:
         await pool.wait()
         backends.terminate()
+        # It ended just after the pool had looked at its socket.
+        monkeypatch.setattr(pool._connector, "is_alive", lambda _: True)
         with pytest.raises(psycopg.OperationalError):
             async with pool.transaction():
                 raise AssertionError("there is no transaction")

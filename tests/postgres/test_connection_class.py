@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from asyncpool import AsyncConnectionPool, Connection
 
 from ._tools import BOTH_LOOPS, Backends, all_usable, eventually
+
+if TYPE_CHECKING:
+    from asyncpool.testing import Server
 
 LOOPS = BOTH_LOOPS
 
@@ -81,6 +85,23 @@ async def test_a_users_own_class_is_replaced_when_its_server_has_gone(
             await eventually(lambda: pool.stats().lost == 2)
         assert await pool.fetchval("SELECT 1") == 1
         await all_usable(pool)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_dead_connection_of_psycopgs_own_class_is_not_lent(
+    dsn: str, backends: Backends, another_server: Server, tls: bool
+) -> None:
+    """Though it is not watched: its socket is looked at when it is borrowed, at no round trip."""
+    if tls:
+        dsn = make_conninfo(another_server.dsn, sslmode="require", application_name="own class")
+        backends = Backends(another_server.dsn, "own class")
+    async with AsyncConnectionPool(dsn, min_size=3, connection_class=Plain) as pool:
+        await all_usable(pool)
+        backends.terminate()
+        for _ in range(4):
+            async with pool.connection() as conn:
+                assert await conn.one() == (1,)
+        assert pool.stats().lost == 3
 
 
 async def test_a_class_derived_from_ours_is_watched(dsn: str, backends: Backends) -> None:
