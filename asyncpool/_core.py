@@ -246,7 +246,7 @@ class Core(Generic[C]):
             checked_by += self.settings.ping_timeout
         # Whoever has to wait for a check has come before those who come meanwhile.
         ticket = None if self._check is None else ledger.line.ticket()
-        again = False
+        again = queued = False
         try:
             while True:
                 if ledger.idle:
@@ -254,7 +254,8 @@ class Core(Generic[C]):
                 else:
                     waiter = self._join(now, timeout, deadline, ticket, again)
                     ticket, waiter.task = waiter.ticket, task
-                    counters.requests_queued += 1
+                    counters.requests_queued += not queued
+                    queued = True
                     try:
                         # What `Line.wait` does, written out: a coroutine less.
                         while waiter.waiting:
