@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 from asyncpool._core import Core
 from asyncpool._entry import State
 from asyncpool._leaks import borrowed_at, name_of
-from asyncpool.stats import LeaseInfo, PoolStats
+from asyncpool.stats import Counters, LeaseInfo, PoolStats
+
+COUNTED = [field.name for field in fields(Counters)]
 
 
 def snapshot(core: Core[Any]) -> PoolStats:
@@ -18,6 +20,9 @@ def snapshot(core: Core[Any]) -> PoolStats:
     states = Counter(entry.state for entry in ledger.entries)
     waiting = ledger.waiting
     served = ledger.leases + counters.requests_shared
+    # Whoever has been told so has failed, though its task has yet to run and count it.
+    counted = {name: getattr(counters, name) for name in COUNTED}
+    counted["requests_failed"] += ledger.line.told
     return PoolStats(
         name=core.settings.name,
         min_size=core.settings.min_size,
@@ -29,8 +34,8 @@ def snapshot(core: Core[Any]) -> PoolStats:
         cleaning=states[State.CLEANING],
         closing=states[State.CLOSING],
         waiting=waiting,
-        requests=served + counters.requests_failed + counters.requests_cancelled + waiting,
-        **asdict(counters),
+        requests=served + counted["requests_failed"] + counters.requests_cancelled + waiting,
+        **counted,
     )
 
 

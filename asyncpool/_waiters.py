@@ -129,6 +129,8 @@ class Line(Generic[T]):
         self._last_ticket = 0
         self.length = 0
         """Those who really wait."""
+        self.told = 0
+        """Those whose wait has ended in an error, and who have not run yet."""
         self._timer: asyncio.TimerHandle | None = None
         self._rings_at = math.inf
 
@@ -180,6 +182,8 @@ class Line(Generic[T]):
         if waiter.waiting:
             waiter.waiting = False
             self.length -= 1
+        elif waiter.error is not None:
+            self.told -= 1
         served, waiter.served = waiter.served, None
         return served
 
@@ -198,13 +202,12 @@ class Line(Generic[T]):
 
     def fail(self, waiter: Waiter[T], error: BaseException) -> None:
         """End the wait of one with an error."""
-        waiter.error = error
-        self._end(waiter)
+        self._end(waiter, error)
 
     def fail_all(self, error: Callable[[], BaseException]) -> None:
         """End every wait, each with an error of its own, and the timer."""
         for waiter in list(self):
-            self.fail(waiter, error())
+            self._end(waiter, error())
         self.stop()
 
     def stop(self) -> None:
@@ -216,9 +219,11 @@ class Line(Generic[T]):
             self._timer.cancel()
             self._timer = None
 
-    def _end(self, waiter: Waiter[T]) -> None:
+    def _end(self, waiter: Waiter[T], error: BaseException) -> None:
+        waiter.error = error
         waiter.waiting = False
         self.length -= 1
+        self.told += 1
         waiter.notify()
 
     def _set_timer(self, deadline: float) -> None:
@@ -243,7 +248,7 @@ class Line(Generic[T]):
             if waiter.deadline > now:
                 self._set_timer(waiter.deadline)
                 return
-            self.fail(waiter, self._overdue(waiter))
+            self._end(waiter, self._overdue(waiter))
 
     def _most_hurried(self) -> Waiter[T] | None:
         """Who has the least time of those who wait, if anybody has a limit."""

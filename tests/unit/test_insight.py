@@ -23,3 +23,24 @@ async def test_a_request_that_waits_again_has_queued_once() -> None:
         await waiting
         stats = snapshot(core)
         assert (stats.requests, stats.requests_queued) == (2, 1)
+
+
+@virtual_time
+async def test_a_request_counts_from_its_coming_to_its_end() -> None:
+    """Also between the moment in which its time is up and the one in which its task learns it."""
+    async with running(Driver(), 1, 1) as core:
+        await core.acquire(None)
+        waiting = asyncio.create_task(core.acquire(1.0))
+        await settle()
+        end = core.ledger.line._end
+        seen = []
+
+        def look(*outcome: object) -> None:
+            end(*outcome)  # type: ignore[arg-type]
+            seen.append(snapshot(core))
+
+        core.ledger.line._end = look  # type: ignore[method-assign]
+        with pytest.raises(PoolTimeout):
+            await waiting
+        for stats in [*seen, snapshot(core)]:
+            assert (stats.requests, stats.requests_failed, stats.waiting) == (2, 1, 0)
