@@ -49,8 +49,8 @@ class Check(Generic[C]):
             if task.cancelled() or entry.state is not State.LEASED:
                 raise self._refusals.closed()
         except BaseException:
+            stock.ledger.annul(entry)
             if stock.ledger.take_back(entry.conn) is not None:
-                entry.uses -= 1
                 stock.crew.spawn(self._settle(entry, task), "check")
             raise
         if (error := task.result()) is None:

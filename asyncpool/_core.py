@@ -362,9 +362,10 @@ class Core(Generic[C]):
     def _leave(self, waiter: Waiter[Entry[C]]) -> None:
         """Give up a place in the line, and pass on what was handed over already."""
         entry = self.ledger.line.leave(waiter)
-        if entry is not None and self.ledger.take_back(entry.conn) is not None:
-            entry.uses -= 1
-            self.stock.put(entry, self.stock.time())
+        if entry is not None:
+            self.ledger.annul(entry)
+            if self.ledger.take_back(entry.conn) is not None:
+                self.stock.put(entry, self.stock.time())
 
     def _turn_away(self) -> None:
         """Nobody is to wait for what will not come."""

@@ -135,6 +135,13 @@ class Ledger(Generic[C]):
             entry.holder = None
         return entry
 
+    def annul(self, entry: Entry[C]) -> None:
+        """Count a lease no more, for its request was not served by it; it may be closed by now."""
+        if entry.state is State.CLOSED:
+            self._past_leases -= 1
+        else:
+            entry.uses -= 1
+
     def resize(self, min_size: int, max_size: int) -> list[Entry[C]]:
         """New sizes from now on; returns the idle entries that are too many."""
         self.settings = replace(self.settings, min_size=min_size, max_size=max_size)

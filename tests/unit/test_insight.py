@@ -44,3 +44,18 @@ async def test_a_request_counts_from_its_coming_to_its_end() -> None:
             await waiting
         for stats in [*seen, snapshot(core)]:
             assert (stats.requests, stats.requests_failed, stats.waiting) == (2, 1, 0)
+
+
+@virtual_time
+async def test_a_request_counts_once_when_the_pool_ends_under_its_hand_over() -> None:
+    """It was cancelled, and not served as well, though its connection is closed by now."""
+    async with running(Driver(), 1, 1) as core:
+        conn = await core.acquire(None)
+        waiting = asyncio.create_task(core.acquire(None))
+        await settle()
+        core.release(conn)
+        core.stock.discard(core.ledger.leased[conn])  # as `close` does when its time is up
+        waiting.cancel()
+        await settle()
+        stats = snapshot(core)
+        assert (stats.requests, stats.requests_cancelled, stats.leased) == (2, 1, 0)
