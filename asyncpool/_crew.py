@@ -55,14 +55,14 @@ class Crew:
         """Cancel all until they are gone, for `limit` seconds at most.
 
         Once is not enough: psycopg answers the first cancellation of a query by cancelling it on
-        the server, which may take as long as the server likes.
+        the server, which may take as long as the server likes. What counts is the time that they
+        had: a loop that was held up meanwhile asks no less often.
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + limit
         pause = 0.01
-        while (tasks := self._tasks - self._spared) and loop.time() < deadline:
+        while (tasks := self._tasks - self._spared) and limit > 0:
             self.dismiss()
             await asyncio.wait(tasks, timeout=pause)
+            limit -= pause
             pause *= 2
 
     def _ended(self, task: asyncio.Task[Any]) -> None:

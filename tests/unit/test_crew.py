@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from contextvars import ContextVar, copy_context
 
 import anyio.lowlevel
 import pytest
 
+import tests.sim.loop
 from asyncpool._crew import Crew
 from tests.unit._tools import never, now, settle, slow, stubborn, virtual_time
 
@@ -139,6 +141,27 @@ async def test_to_stop_cancels_again_what_obeys_no_first_time() -> None:
     await settle()
     await crew.stop(5.0)
     assert (cancelled, len(crew)) == (3, 0)
+
+
+def test_a_loop_that_is_held_up_stops_as_patiently() -> None:
+    """Time in which nobody could run does not count: all are asked as often as ever."""
+    loop = tests.sim.loop.VirtualLoop()
+
+    async def obey_the_third() -> None:
+        for _ in range(2):
+            with contextlib.suppress(asyncio.CancelledError):
+                await never()
+            loop.now += 1.0
+        await never()
+
+    async def stop() -> None:
+        crew = Crew("main")
+        crew.spawn(obey_the_third(), "close")
+        await asyncio.sleep(0)
+        await crew.stop(0.5)
+        assert len(crew) == 0
+
+    loop.finish(stop())
 
 
 @virtual_time
