@@ -1,4 +1,7 @@
-"""A driver without a server: each method can succeed, fail, be slow, hang or resist cancelling."""
+"""A driver without a server: each method can succeed, fail, be slow, hang or resist cancelling.
+
+A connection can die in the middle of any of them, whatever that method then says.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ class Climate:
     hang: float = 0.0
     stubborn: float = 0.0
     """A cancellation is only obeyed after a while, as psycopg's wait does."""
+    die: float = 0.0
+    """The connection is lost, and told of: the call fails, or has succeeded just before."""
 
 
 CALM = Climate()
@@ -35,7 +40,15 @@ class FakeConn:
         self.clean = True
         self.lent = False
         self.closed = False
+        self.told = False
+        """Whether its loss is no news any more."""
         self.lose: Callable[[], None] = lambda: None
+
+    def die(self) -> None:
+        """Its server goes away, and the loop sees it."""
+        self.alive = False
+        self.lose()
+        self.told = True
 
     def __repr__(self) -> str:
         return f"<conn {self.number}>"
@@ -47,6 +60,8 @@ class FakeConnector:
     def __init__(self, random: Random) -> None:
         self.random = random
         self.climate = CALM
+        self.watches = False
+        """Whether it claims to tell of every loss."""
         self.sockets = 0
         self.made = 0
         self.misuse = ""
@@ -56,19 +71,21 @@ class FakeConnector:
         """A socket exists from here on until the connect fails or the connection is closed."""
         self.sockets += 1
         try:
-            await self._weather(longest_hang=20.0)
+            await self.weather(longest_hang=20.0)
         except BaseException:
             self.sockets -= 1
             raise
         self.made += 1
-        return FakeConn(self.made)
+        conn = FakeConn(self.made)
+        conn.alive = self.random.random() >= self.climate.die
+        return conn
 
     async def close(self, conn: FakeConn) -> None:
         """However it ends, the socket is gone."""
         self._forbid(conn.closed, f"{conn} was closed twice")
         conn.closed = True
         try:
-            await self._weather()
+            await self.weather()
         finally:
             conn.alive = False
             self.sockets -= 1
@@ -76,14 +93,14 @@ class FakeConnector:
     async def ping(self, conn: FakeConn) -> None:
         """A round trip."""
         self._forbid(conn.lent, f"{conn} was pinged while it was lent")
-        await self._weather()
+        await self.weather(conn)
         if not conn.alive:
             raise Broken
 
     async def reset(self, conn: FakeConn) -> None:
         """A round trip that makes it clean."""
         self._forbid(conn.lent, f"{conn} was reset while it was lent")
-        await self._weather()
+        await self.weather(conn)
         if not conn.alive:
             raise Broken
         conn.clean = True
@@ -97,15 +114,18 @@ class FakeConnector:
         return conn.alive
 
     def watch(self, conn: FakeConn, on_lost: Callable[[], None]) -> bool:
-        """The world calls `conn.lose()` when it lets the server go."""
+        """One that died before it was watched is told of as soon as the loop looks."""
         conn.lose = on_lost
-        return False
+        if not conn.alive:
+            asyncio.get_running_loop().call_soon(on_lost)
+        return self.watches
 
     def _forbid(self, done: bool, what: str) -> None:
         if done:
             self.misuse = self.misuse or what
 
-    async def _weather(self, longest_hang: float = 10_000.0) -> None:
+    async def weather(self, conn: FakeConn | None = None, longest_hang: float = 10_000.0) -> None:
+        """What every call may meet, on the way to its end."""
         random, climate = self.random, self.climate
         try:
             draw = random.random()
@@ -117,6 +137,11 @@ class FakeConnector:
             else:
                 for _ in range(random.randrange(3)):
                     await asyncio.sleep(0)
+            if conn is not None and random.random() < climate.die:
+                if random.random() < 0.5:
+                    asyncio.get_running_loop().call_soon(conn.die)
+                    return
+                conn.die()
             if random.random() < climate.error:
                 raise Broken
         except asyncio.CancelledError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -35,8 +36,8 @@ async def test_a_request_counts_from_its_coming_to_its_end() -> None:
         end = core.ledger.line._end
         seen = []
 
-        def look(*outcome: object) -> None:
-            end(*outcome)  # type: ignore[arg-type]
+        def look(waiter: Any, error: BaseException) -> None:
+            end(waiter, error)
             seen.append(snapshot(core))
 
         core.ledger.line._end = look  # type: ignore[method-assign]

@@ -1,0 +1,266 @@
+"""The laws: what holds between any two turns of the loop, for every request, and at the end.
+
+They keep books of their own beside the pool's, and compare. The simulator and the state machine
+hold every pool to them; both borrow and return through `Laws.borrow` and `Laws.give_back`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import Task, current_task
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import fields
+from operator import attrgetter
+from typing import Any
+
+from asyncpool._core import Core
+from asyncpool._entry import Entry, State
+from asyncpool._insight import snapshot
+from asyncpool._waiters import Waiter
+from asyncpool.errors import PoolClosed, PoolTimeout, TooManyRequests
+from asyncpool.stats import Counters
+from tests.sim.fake import FakeConn, FakeConnector
+from tests.sim.loop import VirtualLoop
+
+REFUSALS = (PoolTimeout, TooManyRequests, PoolClosed)
+TOLERANCE = 0.001
+
+
+class LawBroken(AssertionError):
+    """An invariant does not hold; the message says which, and how to see it again."""
+
+
+class Laws:
+    """The laws, held against one pool.
+
+    Args:
+        loop: the loop on which it is open.
+        core: the pool.
+        connector: its driver.
+        broken: is told what was broken; it raises.
+        at_hand_over: called with whoever is told an outcome, just before and just after.
+    """
+
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        core: Core[FakeConn],
+        connector: FakeConnector,
+        broken: Callable[[str], None],
+        at_hand_over: Callable[[Task[Any]], None] = lambda _: None,
+    ) -> None:
+        self.loop = loop
+        self.core = core
+        self.connector = connector
+        self.max_size = core.settings.max_size
+        """The largest there was."""
+        self.outcomes: Counter[str] = Counter()
+        self.begun = 0
+        """Requests that the pool has to count."""
+        self.lent = 0
+        self.told: set[Any] = set()
+        """Waiters that were told an error, and whose tasks have not run yet."""
+        self._broken = broken
+        self._at_hand_over = at_hand_over
+        self._requests: dict[Task[Any], int] = {}
+        """Who is in `acquire`, and as the how many-th."""
+        self._places: dict[Any, tuple[int, Task[Any]]] = {}
+        self._seen: tuple[object, ...] = ()
+        self._counted: tuple[Any, ...] = ()
+        self._listen_to_the_line()
+
+    def hold(self) -> None:
+        """The laws between any two turns; all of them whenever anything has changed."""
+        ledger = self.core.ledger
+        line, entries = ledger.line, ledger.entries
+        if self.connector.sockets > len(entries):
+            self._broken(f"{self.connector.sockets} sockets for {len(entries)} entries")
+        if self.connector.misuse:
+            self._broken(self.connector.misuse)
+        counted = _values(self.core.stock.counters)
+        # Everything that the rest depends on; lists of the same objects compare in no time.
+        seen = (
+            [entry.state for entry in entries],
+            [entry.uses for entry in entries],
+            ledger.idle.copy(),
+            list(ledger.leased.values()),
+            list(line._places),
+            (line.length, line.told, ledger.opening, ledger.closing, self.begun),
+            counted,
+        )
+        if seen != self._seen:
+            self._seen = seen
+            self._hold_books()
+            self._hold_counters(counted)
+
+    async def borrow(self, timeout: float | None) -> FakeConn:
+        """Acquire a connection as users do, and see to it that the laws of a request hold."""
+        core, task = self.core, current_task()
+        assert task is not None
+        struck, started, held_up = task.cancelling(), self.loop.time(), self.loop.held_up
+        if core.usable:
+            self.begun += 1
+        self._requests[task] = self.begun
+        try:
+            conn = core.acquire_now() or await core.acquire(timeout)
+        except asyncio.CancelledError:
+            self.outcomes["cancelled"] += 1
+            self.law(task.cancelling() > struck, "CancelledError came out of nowhere")
+            raise
+        except REFUSALS as error:
+            self.outcomes[type(error).__name__] += 1
+            self.law(task.cancelling() == struck, f"a cancelled request raised {error!r}")
+            limit = core.settings.timeout if timeout is None else timeout
+            checking = core.settings.ping_timeout if core._check and not limit else 0
+            late = self.loop.time() - started - limit - checking
+            late -= self.loop.held_up - held_up
+            self.law(late < TOLERANCE, f"{error!r} came {late} s late")
+            raise
+        finally:
+            del self._requests[task]
+            left = [waiter for waiter, (_, owner) in self._places.items() if owner is task]
+            for waiter in left:
+                self.law(not waiter.waiting, "one who has left is still in the line")
+                self.law(waiter not in self.told, "a waiter that was told has not left")
+                del self._places[waiter]
+        self.law(task.cancelling() == struck, "a cancelled request was served")
+        self.law(not conn.lent, f"{conn} has two owners")
+        self.law(not conn.closed or core.closed, f"{conn} was lent although it is closed")
+        known = not conn.alive and (conn.told or not self.connector.watches)
+        self.law(not known or core._check is not None, f"{conn} was lent, known to be lost")
+        self.outcomes["served"] += 1
+        self.lent += 1
+        conn.lent = True
+        return conn
+
+    def give_back(self, conn: FakeConn) -> None:
+        """Release it; at the end of the pool it may be gone."""
+        conn.lent = False
+        try:
+            self.core.release(conn)
+        except PoolClosed:
+            self.law(self.core.closed, "PoolClosed from a pool that is open")
+
+    def hold_at_rest(self) -> None:
+        """In good weather, with nobody there: all are idle, and as many as there should be."""
+        ledger = self.core.ledger
+        self.law(not ledger.leased, f"leases leaked: {ledger.leased}")
+        self.law(ledger.line.length == 0, "somebody is still in the line")
+        self.law(len(ledger.idle) == ledger.size, f"not all at rest: {ledger.entries}")
+        self.law(ledger.size >= ledger.settings.min_size, "fewer than min_size in good weather")
+        self.law(ledger.leases == self.lent, f"{ledger.leases} leases booked, {self.lent} seen")
+        failed = sum(self.outcomes[error.__name__] for error in REFUSALS)
+        counters = self.core.stock.counters
+        self.law(counters.requests_failed == failed, f"{failed} failures, {counters}")
+        cancelled = self.outcomes["cancelled"]
+        self.law(counters.requests_cancelled == cancelled, f"{cancelled} cancelled, {counters}")
+
+    def hold_at_the_end(self) -> None:
+        """Closed, it leaves nothing."""
+        core = self.core
+        self.law(not core.ledger.entries, f"entries after close: {core.ledger.entries}")
+        self.law(self.connector.sockets == 0, "sockets after close")
+        self.law(len(core.stock.crew) == 0, "tasks after close")
+        self.law(not list(core.ledger.line), "somebody is in the line after close")
+
+    def law(self, holds: bool, otherwise: str) -> None:
+        """One law."""
+        if not holds:
+            self._broken(otherwise)
+
+    def _hold_books(self) -> None:
+        ledger = self.core.ledger
+        line, entries, idle = ledger.line, ledger.entries, ledger.idle
+        opening = [entry for entry in entries if entry.state is State.OPENING]
+        closing = [entry for entry in entries if entry.state is State.CLOSING]
+        leased = [entry for entry in entries if entry.state is State.LEASED]
+        cleaning = [entry for entry in entries if entry.state is State.CLEANING]
+        at_rest = [entry for entry in entries if entry.state is State.IDLE]
+        waiting = [waiter for waiter in line._places if waiter.waiting]
+        broken = self._broken
+        if len(entries) > self.max_size:
+            broken(f"{len(entries)} entries, {self.max_size} allowed")
+        if len(opening) + len(closing) + len(leased) + len(cleaning) + len(idle) != len(entries):
+            broken(f"the states do not add up: {snapshot(self.core)}")
+        if ledger.opening != len(opening):
+            broken("opening is miscounted")
+        if ledger.closing != len(closing):
+            broken("closing is miscounted")
+        if ledger.late != len([entry for entry in opening if entry.late]):
+            broken("late is miscounted")
+        if len(set(idle)) != len(idle):
+            broken("an entry is idle twice")
+        if set(idle) != set(at_rest):
+            broken("idle: stack and states differ")
+        if set(ledger.leased.values()) != set(leased):
+            broken("leased: table and states differ")
+        if len(waiting) != line.length:
+            broken("the line is miscounted")
+        if line.told != len(self.told):
+            broken("those who were told are miscounted")
+        if idle and waiting:
+            broken("somebody waits beside an idle connection")
+        used = [entry.used_at for entry in idle]
+        if used != sorted(used):
+            broken("the idle ones are not in the order of their last use")
+        self._hold_stats(len(waiting))
+
+    def _hold_stats(self, waiting: int) -> None:
+        """What is told of the requests adds up, by the pool's numbers and by ours."""
+        stats = snapshot(self.core)
+        served, failed = self.core.ledger.leases, stats.requests_failed
+        total = served + failed + stats.requests_cancelled + stats.waiting
+        parts = stats.opening + stats.idle + stats.leased + stats.cleaning + stats.closing
+        if parts != stats.size or stats.waiting != waiting or stats.requests != total:
+            self._broken(f"stats do not add up: {served} served, {waiting} waiting, {stats}")
+        if stats.requests != self.begun:
+            self._broken(f"{self.begun} requests have come: {stats}")
+        if stats.requests_queued > stats.requests:
+            self._broken(f"more have queued than have come: {stats}")
+
+    def _hold_counters(self, counted: tuple[Any, ...]) -> None:
+        before, self._counted = self._counted, counted
+        for earlier, later in zip(before, counted, strict=False):
+            if later < earlier:
+                self._broken(f"a counter went back: {before}, then {counted}")
+
+    def _listen_to_the_line(self) -> None:
+        """Who comes, who is served in which order, who is told an error."""
+        line = self.core.ledger.line
+        join, serve, end, leave = line.join, line.serve, line._end, line.leave
+
+        def joined(now: float, deadline: float, ticket: int | None = None) -> Waiter[Any]:
+            waiter = join(now, deadline, ticket)
+            task = current_task()
+            assert task is not None
+            self._places[waiter] = (self._requests[task], task)
+            return waiter
+
+        def served(item: Entry[FakeConn]) -> bool:
+            head = min(line, key=lambda each: self._places[each][0], default=None)
+            if head is not None:
+                self._at_hand_over(self._places[head][1])
+            handed_over = serve(item)
+            self.law(head is None or head.served is item, "a waiter was overtaken")
+            if head is not None:
+                self._at_hand_over(self._places[head][1])
+            return handed_over
+
+        def ended(waiter: Waiter[Entry[FakeConn]], error: BaseException) -> None:
+            self.told.add(waiter)
+            self._at_hand_over(self._places[waiter][1])
+            end(waiter, error)
+            self._at_hand_over(self._places[waiter][1])
+
+        def left(waiter: Waiter[Entry[FakeConn]]) -> Entry[FakeConn] | None:
+            self.told.discard(waiter)
+            return leave(waiter)
+
+        line.join = joined  # type: ignore[method-assign]
+        line.serve = served  # type: ignore[method-assign]
+        line._end = ended  # type: ignore[method-assign]
+        line.leave = left  # type: ignore[method-assign]
+
+
+_values = attrgetter(*(field.name for field in fields(Counters)))

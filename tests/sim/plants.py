@@ -1,0 +1,309 @@
+"""Bugs that somebody might make one day, each in one method, for the simulator to find."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import pytest
+
+import asyncpool._stock
+from asyncpool._check import Check
+from asyncpool._core import Core
+from asyncpool._crew import Crew
+from asyncpool._entry import Entry, State
+from asyncpool._ledger import Ledger
+from asyncpool._stock import Stock
+from asyncpool._waiters import Line, Waiter
+from tests.sim.fake import FakeConn
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def forget_the_notice(patch: pytest.MonkeyPatch) -> None:
+    """A lost wake-up: the hand-over is written down, and its waiter not told."""
+    patch.setattr(Waiter, "notify", lambda _: None)
+
+
+def notify_whoever_comes_first(patch: pytest.MonkeyPatch) -> None:
+    """A lost wake-up: one Condition for the whole line, whose notice may go to another."""
+
+    shared: deque[asyncio.Future[bool]] = deque()
+
+    def wait(self: Waiter[Any]) -> asyncio.Future[bool]:
+        shared.append(asyncio.get_running_loop().create_future())
+        return shared[-1]
+
+    def notify(_: Waiter[Any]) -> None:
+        while shared:
+            if not (future := shared.popleft()).done():
+                future.set_result(True)
+                break
+
+    patch.setattr(Waiter, "wait", wait)
+    patch.setattr(Waiter, "notify", notify)
+
+
+def keep_what_was_handed_over(patch: pytest.MonkeyPatch) -> None:
+    """A leak: one who is cancelled in the tick of its hand-over does not pass it on."""
+
+    def leave(self: Core[Any], waiter: Waiter[Entry[Any]]) -> None:
+        self.ledger.line.leave(waiter)
+
+    patch.setattr(Core, "_leave", leave)
+
+
+def forget_a_check_under_way(patch: pytest.MonkeyPatch) -> None:
+    """A leak: the connection of one who is cancelled in its check is never put back."""
+
+    async def settle(self: Core[Any], entry: Entry[Any], check: object) -> None:
+        """Nothing."""
+
+    patch.setattr(Check, "_settle", settle)
+
+
+def never_check_again(patch: pytest.MonkeyPatch) -> None:
+    """A leak: a lease that ends by cancellation in its check is not ended in the books."""
+
+    async def passes(self: Check[FakeConn], entry: Entry[FakeConn], *_: float) -> bool:
+        try:
+            await self._check(entry.conn)
+        except Exception:  # noqa: BLE001 - any failure of a check
+            self._stock.found_lost(entry)
+            return False
+        return True
+
+    patch.setattr(Check, "passes", passes)
+
+
+def strike_off_before_closing(patch: pytest.MonkeyPatch) -> None:
+    """An overshoot: a connection counts no more while it is being closed."""
+
+    async def close(self: Stock[Any], entry: Entry[Any]) -> None:
+        self.strike_off(entry)
+        await self.connector.close(entry.conn)
+
+    patch.setattr(Stock, "_close", close)
+
+
+def open_for_everybody(patch: pytest.MonkeyPatch) -> None:
+    """An overshoot: as many are opened as are waited for, whatever max_size says."""
+
+    def wanted(self: Ledger[Any]) -> int:
+        return max(0, self.settings.min_size - self.size, self.line.length - self.opening)
+
+    def reserve(self: Ledger[Any], now: float) -> Entry[Any]:
+        entry: Entry[Any] = Entry(now)
+        self.entries.add(entry)
+        self.opening += 1
+        return entry
+
+    patch.setattr(Ledger, "wanted", wanted)
+    patch.setattr(Ledger, "reserve", reserve)
+
+
+def serve_the_last(patch: pytest.MonkeyPatch) -> None:
+    """A waiter is overtaken: the line is served from its end."""
+
+    def serve(self: Line[Any], item: Any) -> bool:
+        while self._places:
+            waiter = self._places.pop()
+            if waiter.waiting:
+                waiter.served = item
+                waiter.waiting = False
+                self.length -= 1
+                waiter.notify()
+                return True
+        return False
+
+    patch.setattr(Line, "serve", serve)
+
+
+def send_back_to_the_end(patch: pytest.MonkeyPatch) -> None:
+    """A waiter is overtaken: one who was served something unfit joins behind the others."""
+    join = Core._join
+
+    def join_last(self: Core[Any], *request: Any) -> Any:
+        line = self.ledger.line
+        before = list(line)
+        waiter = join(self, *request)
+        if request[-1] and before:
+            line._places.remove(waiter)
+            line._places.append(waiter)
+        return waiter
+
+    patch.setattr(Core, "_join", join_last)
+
+
+def stack_beside_the_line(patch: pytest.MonkeyPatch) -> None:
+    """Idle beside waiters: a connection is put on the stack though somebody waits."""
+
+    def give(self: Ledger[Any], entry: Entry[Any], now: float) -> bool:
+        if entry.expires_at <= now or (self.oversize and self._is_too_many()):
+            return False
+        entry.state = State.IDLE
+        self.idle.append(entry)
+        self.idle.sort(key=lambda each: each.used_at)
+        return True
+
+    patch.setattr(Ledger, "give", give)
+
+
+def forget_the_retry_timer(patch: pytest.MonkeyPatch) -> None:
+    """A forgotten timer: what was to try again later outlives the pool."""
+    patch.setattr(Stock, "stop_retrying", lambda self: setattr(self, "_retry", None))
+
+
+def forget_the_lines_timer(patch: pytest.MonkeyPatch) -> None:
+    """A forgotten timer: the line's deadline outlives the pool."""
+    patch.setattr(Line, "stop", lambda self: self._deadlines.clear())
+
+
+def keep_the_first_timer(patch: pytest.MonkeyPatch) -> None:
+    """A forgotten deadline: the timer is not set anew for one who has less time."""
+    set_timer = Line._set_timer
+
+    def set_once(self: Line[Any], deadline: float) -> None:
+        if self._timer is None:
+            set_timer(self, deadline)
+
+    patch.setattr(Line, "_set_timer", set_once)
+
+
+def count_departures_twice(patch: pytest.MonkeyPatch) -> None:
+    """A miscount: one who leaves after having been served is subtracted once more."""
+
+    def leave(self: Line[Any], waiter: Waiter[Any]) -> Any:
+        waiter.waiting = False
+        self.length -= 1
+        served, waiter.served = waiter.served, None
+        return served
+
+    patch.setattr(Line, "leave", leave)
+
+
+def count_a_failed_connect_as_opening(patch: pytest.MonkeyPatch) -> None:
+    """A miscount: a place whose connect failed goes on counting as being opened."""
+    withdraw = Ledger.withdraw
+
+    def forgetful(self: Ledger[Any], entry: Entry[Any], state: State) -> None:
+        opening = self.opening
+        withdraw(self, entry, state)
+        self.opening = opening
+
+    patch.setattr(Ledger, "withdraw", forgetful)
+
+
+def let_borrowers_clean(patch: pytest.MonkeyPatch) -> None:
+    """Unclean: a connection goes on to the next while it is still being reset."""
+
+    async def clean(self: Stock[Any], entry: Entry[Any], first: object) -> None:
+        self.put(entry, self.time())
+        await asyncio.sleep(0)
+        await self.connector.reset(entry.conn)
+
+    patch.setattr(Stock, "clean", clean)
+
+
+def ignore_losses(patch: pytest.MonkeyPatch) -> None:
+    """A leak: what cannot be cleaned is neither put back nor discarded."""
+
+    async def clean(self: Stock[Any], entry: Entry[Any], first: object) -> None:
+        await self.connector.reset(entry.conn)
+        self.put(entry, self.time())
+
+    patch.setattr(Stock, "clean", clean)
+
+
+def forget_who_was_lost(patch: pytest.MonkeyPatch) -> None:
+    """A dead connection is lent: the watch tells of its end, and nobody listens."""
+    patch.setattr(asyncpool._stock, "_lost", lambda *_: None)
+
+
+# Bugs that need a schedule of their own to show.
+
+
+def take_what_was_handed_over_first(patch: pytest.MonkeyPatch) -> None:
+    """Two owners: who wakes first takes what was handed over first, which is his as a rule."""
+    heaps: WeakKeyDictionary[Any, deque[Any]] = WeakKeyDictionary()
+    wait, notify, leave = Waiter.wait, Waiter.notify, Line.leave
+
+    def heap() -> deque[Any]:
+        return heaps.setdefault(asyncio.get_running_loop(), deque())
+
+    async def wake(waiter: Waiter[Any]) -> None:
+        await wait(waiter)
+        if waiter.served is not None:
+            waiter.served = heap().popleft()
+
+    def put_on_the_heap(self: Waiter[Any], n: int = 1) -> None:
+        if self.served is not None and self._waiters:
+            heap().append(self.served)
+        notify(self, n)
+
+    def take_mine(self: Line[Any], waiter: Waiter[Any]) -> Any:
+        if (mine := leave(self, waiter)) in heap():
+            heap().remove(mine)
+        return mine
+
+    patch.setattr(Waiter, "wait", wake)
+    patch.setattr(Waiter, "notify", put_on_the_heap)
+    patch.setattr(Line, "leave", take_mine)
+
+
+def swallow_the_first_cancellation(patch: pytest.MonkeyPatch) -> None:
+    """A cancelled request is tried again, as if it were a mishap."""
+    acquire = Core.acquire
+
+    async def acquire_again(self: Core[Any], timeout: float | None) -> Any:
+        try:
+            return await acquire(self, timeout)
+        except asyncio.CancelledError:
+            return await acquire(self, timeout)
+
+    patch.setattr(Core, "acquire", acquire_again)
+
+
+def let_a_scope_end_the_close(patch: pytest.MonkeyPatch) -> None:
+    """A leak: only the task's own cancellation was thought of, not that of a scope it is in."""
+    close = Core.close
+
+    async def unshielded(self: Core[Any], timeout: float) -> None:
+        await asyncio.shield(asyncio.ensure_future(close(self, timeout)))
+
+    patch.setattr(Core, "close", unshielded)
+
+
+def clean_up_with_an_await(patch: pytest.MonkeyPatch) -> None:
+    """A leak: what to do after a cancellation awaits, and is cancelled there once more."""
+    acquire = Core.acquire_entry
+
+    async def passed_on(self: Core[Any], *request: Any) -> Any:
+        entry = await acquire(self, *request)
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+            self.ledger.annul(entry)
+            self.stock.counters.requests_cancelled += 1
+            if self.ledger.take_back(entry.conn) is not None:
+                self.stock.put(entry, self.stock.time())
+            raise
+        return entry
+
+    patch.setattr(Core, "acquire_entry", passed_on)
+
+
+def share_the_crew(patch: pytest.MonkeyPatch) -> None:
+    """One pool's end is another's: the pools of a process have one crew."""
+    crews: dict[str, set[Any]] = {}
+    found = Crew.__init__
+
+    def join(self: Crew, name: str) -> None:
+        found(self, name)
+        self._tasks = crews.setdefault(name.split(",", maxsplit=1)[0], set())
+
+    patch.setattr(Crew, "__init__", join)
