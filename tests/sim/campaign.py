@@ -1,0 +1,42 @@
+"""Many seeds on all cores, in chunks: how far it is, what was broken, and how fast it goes."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import multiprocessing
+import time
+
+from tests.sim.world import outcome_of
+
+CHUNK = 100
+REPORT = 100
+"""After how many chunks it says how far it is."""
+
+
+def run_all(seeds: range, processes: int | None = None) -> int:
+    """Run all; whatever is broken is told at once. Returns how many were."""
+    started = time.perf_counter()
+    chunks = [seeds[at : at + CHUNK] for at in range(0, len(seeds), CHUNK)]
+    done = broken = 0
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(processes, initializer=_be_quiet) as workers:
+        for number, (ran, failures) in enumerate(workers.imap_unordered(_run_chunk, chunks), 1):
+            done += ran
+            broken += len(failures)
+            if failures:
+                print(*failures, sep="\n", flush=True)
+            if number % REPORT == 0 or number == len(chunks):
+                took = time.perf_counter() - started
+                rate = f"{took:.0f} s, {done / took:.0f} seeds a second"
+                print(f"{done} seeds from {seeds.start}, {broken} broken, {rate}", flush=True)
+    return broken
+
+
+def _run_chunk(seeds: range) -> tuple[int, list[str]]:
+    return len(seeds), [said for seed in seeds if (said := outcome_of(seed))]
+
+
+def _be_quiet() -> None:
+    logging.disable(logging.ERROR)
+    gc.freeze()
