@@ -44,7 +44,7 @@ def first_broken(seeds: Iterable[int]) -> str:
         (plants.take_what_was_handed_over_first, "has two owners|has not lent out"),
         (plants.swallow_the_first_cancellation, "a cancelled request|have come"),
         (plants.let_a_scope_end_the_close, "after close"),
-        (plants.clean_up_with_an_await, "have come|leases leaked"),
+        (plants.clean_up_with_an_await, "have come|leases leaked|leases booked"),
         (plants.share_the_crew, "close|keeper"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
