@@ -63,8 +63,9 @@ class Lease(Generic[ACT]):
         core = pool._core
         entry = core.take_now() if core.ledger.idle else None
         if entry is None:
-            if core.home is None:
+            if not core.usable:
                 pool._ensure_open()
+                core = pool._core
             entry = await core.acquire_entry(self._timeout)
         conn = entry.conn
         conn._pool = pool  # type: ignore[assignment]
@@ -233,13 +234,15 @@ class Acquisition(Coroutine[Any, Any, ACT]):
 
 
 def _is_still_lent(pool: Lender[ACT], conn: ACT, number: int) -> bool:
-    """Whether a block's connection is still in that lease, or was taken from it by `close()`.
+    """Whether a block's connection is still in that lease, or was taken from it by `close()`,
+    or by the end of its event loop.
 
     If not, the block itself has returned it, and another may have it by now.
     """
     owner: object = conn._pool
     lease = pool._core.lease_number(conn)
-    return owner is pool and (lease == number or (not lease and pool._core.closed))
+    taken = pool._core.closed or conn in pool._core.left_behind
+    return owner is pool and (lease == number or (not lease and taken))
 
 
 def _has_nothing_to_commit(conn: ACT) -> bool:

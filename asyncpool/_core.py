@@ -12,6 +12,8 @@ import contextvars
 import logging
 import math
 import time
+import weakref
+from asyncio import _get_running_loop as running_loop
 from asyncio import current_task, get_running_loop
 from collections.abc import Awaitable, Callable, Coroutine
 from random import Random
@@ -21,6 +23,7 @@ import anyio
 
 from asyncpool._check import Check
 from asyncpool._connector import C, Connector
+from asyncpool._crew import bury
 from asyncpool._entry import DOOMED, Entry
 from asyncpool._ledger import IDLE, LEASED, Ledger
 from asyncpool._news import News
@@ -80,6 +83,8 @@ class Core(Generic[C]):
         self._ready: asyncio.AbstractEventLoop | None = None
         """The loop on which a clean connection is taken back with no further question."""
         self._closing: asyncio.Task[None] | None = None
+        self.left_behind: weakref.WeakSet[C] = weakref.WeakSet()
+        """What was lent on an event loop that has ended."""
         self._counters = self.stock.counters
         self._now = self.stock.time
 
@@ -146,8 +151,11 @@ class Core(Generic[C]):
 
     def release_now(self, conn: C) -> bool:
         """Take back a clean connection; False, and nothing done, when it needs `release`."""
-        if self._ready is not get_running_loop() or not self._connector.is_clean(conn):
-            return False
+        try:
+            if self._ready is not get_running_loop() or not self._connector.is_clean(conn):
+                return False
+        except RuntimeError:
+            return False  # a borrower that is left over from a loop that has ended
         ledger = self.ledger
         if (entry := ledger.leased.get(conn)) is None:
             return False
@@ -184,8 +192,8 @@ class Core(Generic[C]):
         """
         if first is None and self.release_now(conn):
             return
-        if self.home is not get_running_loop():
-            raise self.refusals.wrong_loop(opened=self.opened)
+        if self.home is not running_loop() or self.home is None:
+            raise self.refusals.wrong_loop(self.home)
         entry = self.ledger.take_back(conn)
         if entry is None:
             if self.closed:
@@ -193,6 +201,8 @@ class Core(Generic[C]):
                     f"pool {self.settings.name!r} was closed while this was lent: its work is lost"
                 )
                 raise PoolClosed(msg)
+            if conn in self.left_behind:
+                raise self.refusals.left_behind(conn)
             what = "it comes from elsewhere or was released already"
             msg = f"pool {self.settings.name!r} has not lent out {conn!r}: {what}"
             raise ReleaseError(msg)
@@ -291,7 +301,7 @@ class Core(Generic[C]):
         if self.closed:
             raise self.refusals.closed()
         if self.home is not get_running_loop():
-            raise self.refusals.wrong_loop(opened=self.opened)
+            raise self.refusals.wrong_loop(self.home)
 
     def resize(self, min_size: int, max_size: int) -> None:
         """New sizes from now on; what is too many goes at once when idle, else on its return."""
@@ -313,7 +323,7 @@ class Core(Generic[C]):
         its CancelledError at once, and the pool closes behind its back.
         """
         if self.opened and self.home is not get_running_loop():
-            raise self.refusals.wrong_loop(opened=self.opened)
+            raise self.refusals.wrong_loop(self.home)
         if self._closing is None:
             self._express = self._ready = None
             self.stock.closing = True
@@ -327,14 +337,23 @@ class Core(Generic[C]):
             await asyncio.shield(self._closing)
 
     def forsake(self) -> list[C]:
-        """Give up everything with no I/O and no await: as garbage, or after a fork."""
+        """Give up everything with no I/O and no await: as garbage, or after a fork or a loop."""
+        ended = self.home is not None and self.home.is_closed()
         self._express = self._ready = self.home = None
         self.stock.closing = True
         self.stock.stop_retrying()
         self.ledger.line.stop()
         self.vigil.stop()
-        self.stock.crew.dismiss()
-        return [entry.conn for entry in self.ledger.entries if hasattr(entry, "conn")]
+        conns = [entry.conn for entry in self.ledger.entries if hasattr(entry, "conn")]
+        if not ended:
+            self.stock.crew.dismiss()
+            return conns
+        for entry in list(self.ledger.entries):
+            self.ledger.strike_off(entry)
+        self.stock.crew.bury()
+        if self._closing is not None:
+            bury(self._closing)
+        return conns
 
     def _join(
         self, now: float, timeout: float, deadline: float, ticket: int | None, again: bool
@@ -362,7 +381,8 @@ class Core(Generic[C]):
     def _leave(self, waiter: Waiter[Entry[C]]) -> None:
         """Give up a place in the line, and pass on what was handed over already."""
         entry = self.ledger.line.leave(waiter)
-        if entry is not None:
+        ended = self.home is None or self.home.is_closed()
+        if entry is not None and not ended:
             self.ledger.annul(entry)
             if self.ledger.take_back(entry.conn) is not None:
                 self.stock.put(entry, self.stock.time())

@@ -18,6 +18,14 @@ T = TypeVar("T")
 logger = logging.getLogger("asyncpool")
 
 
+def bury(task: asyncio.Task[Any]) -> None:
+    """End one whose loop is closed where it stands, now and with no complaint of asyncio's."""
+    if not task.done() and (work := task.get_coro()) is not None:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        with contextlib.suppress(Exception):  # it may want a loop for its clean-up
+            work.close()
+
+
 class Crew:
     """The tasks of one pool."""
 
@@ -50,6 +58,12 @@ class Crew:
         for task in self._tasks - self._spared:
             with contextlib.suppress(RuntimeError):  # its loop is closed: nothing runs there
                 task.cancel()
+
+    def bury(self) -> None:
+        """Their loop is closed: end all."""
+        for task in list(self._tasks):
+            bury(task)
+        self._tasks.clear()
 
     async def stop(self, limit: float) -> None:
         """Cancel all until they are gone, for `limit` seconds at most.

@@ -14,6 +14,8 @@ from collections import deque
 from contextlib import suppress
 from typing import Any
 
+import psycopg
+
 from asyncpool._core import Core
 from asyncpool._cursor import Cursor
 from asyncpool._entry import Entry
@@ -181,7 +183,8 @@ class Lane:
             self.queue.remove(rider)
             self._alone -= rider.alone
             while self._scouts and not self.queue:
-                self._scouts.pop().cancel()
+                with suppress(RuntimeError):  # its loop is closed: nothing runs there
+                    self._scouts.pop().cancel()
 
     def _note(self, rider: Rider) -> None:
         rider.alone = rider.trait.credit < 0
@@ -284,7 +287,8 @@ class Lane:
         self.tracks.remove(track)
         entry.shared = False
         if track.pgconn.status == OK:
-            track.lift()
+            with suppress(psycopg.Error):  # it is busy, at the exit of the interpreter
+                track.lift()
         self._give_back(entry)
 
     def _give_back(self, entry: Entry[Any]) -> None:

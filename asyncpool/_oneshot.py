@@ -239,14 +239,14 @@ class OneShots(Lender[ACT]):
         self, query: Query, params: Params | None, *, prepare: bool | None, binary: bool = False
     ) -> Rider | None:
         """A statement that shares a connection; None: it has to have one of its own."""
+        if self._core.home is not get_running_loop():
+            self._ensure_open()
         lane = self._lane
         if lane.unfit:
             return None
         trait = lane.traits.look(query)
         if not trait.shares:
             return None
-        if self._core.home is None:
-            self._ensure_open()
         return Rider(trait, query, params, prepare=prepare, binary=binary)
 
 

@@ -147,6 +147,16 @@ class PsycopgConnector(Generic[ACT]):
             await self._part_from(conn, bond)
             await (bond.break_off() if in_pipeline else bond.hang_up())
 
+    def is_busy(self, conn: ACT) -> bool:
+        """Whether its backend may be at work."""
+        return conn.pgconn.transaction_status == ACTIVE or bool(conn.pgconn.pipeline_status)
+
+    def drop(self, conn: ACT) -> None:
+        """Say goodbye and close everything at once, for one whose event loop is closed."""
+        conn.pgconn.finish()
+        if (bond := self._bonds.pop(conn, None)) is not None:
+            bond.close()
+
     async def ping(self, conn: ACT) -> None:
         """An empty query, outside any transaction."""
         await ping(conn)

@@ -110,10 +110,18 @@ class Refusals:
         """For whoever wants something of a closed pool."""
         return PoolClosed(f"pool {self._ledger.settings.name!r} is closed")
 
-    def wrong_loop(self, *, opened: bool) -> PoolWrongLoop:
-        """For whoever comes from another event loop."""
-        what = "is open on another event loop" if opened else "is not open"
-        return PoolWrongLoop(
-            f"pool {self._ledger.settings.name!r} {what}: use it on the loop that opened it,"
-            " and give each loop a pool of its own"
-        )
+    def wrong_loop(self, home: asyncio.AbstractEventLoop | None) -> PoolWrongLoop:
+        """For whoever comes from another event loop than this, on which it is open."""
+        if home is not None and home.is_closed():
+            what = "was open on an event loop that has ended: await pool.open() on this one"
+        else:
+            what = (
+                f"is {'not open' if home is None else 'open on another event loop'}: use it on the"
+                " loop that opened it, and give each loop a pool of its own"
+            )
+        return PoolWrongLoop(f"pool {self._ledger.settings.name!r} {what}")
+
+    def left_behind(self, conn: object) -> PoolWrongLoop:
+        """For whoever returns what was lent on a loop that has ended."""
+        what = "was lent on an event loop that has ended, and is closed: its work is lost"
+        return PoolWrongLoop(f"pool {self._ledger.settings.name!r}: {conn!r} {what}")

@@ -102,6 +102,7 @@ class Rider:
         return self.future is not None and self.future.done()
 
     def fail(self, error: BaseException) -> None:
-        """Tell who waits."""
-        if self.wanted:
-            self.future.set_exception(error)  # type: ignore[union-attr]
+        """Tell who waits, if there is a loop left to do so on."""
+        future = self.future
+        if future is not None and not future.done() and not future.get_loop().is_closed():
+            future.set_exception(error)

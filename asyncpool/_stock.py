@@ -140,6 +140,8 @@ class Stock(Generic[C]):
             self.discard(entry)
             if not isinstance(error, Exception):
                 raise
+            if self.closing:
+                return
             logger.warning("pool %r: reset failed, replaced: %r", self.name, error)
         else:
             self.put(entry, self.time())
@@ -326,6 +328,8 @@ async def _open(stock: weakref.ref[Stock[C]], connector: Connector[C], entry: En
             # Cancelled, it is the end of the pool or of the loop: nothing is to follow it.
             alive.strike_off(entry, refill=isinstance(error, Exception))
         if not isinstance(error, Exception):
+            # Its frames hold the socket, and asyncio.run() holds the task until it is collected.
+            error.__traceback__ = None
             raise
         return
     if (alive := stock()) is not None:

@@ -25,6 +25,7 @@ from psycopg import waiting
 from psycopg.pq import ConnStatus, TransactionStatus
 
 from asyncpool._cancel import insist, rest
+from asyncpool._crew import bury
 from asyncpool._watch import HUNG_UP, READY_R, Watch
 
 logger = logging.getLogger("asyncpool")
@@ -84,7 +85,8 @@ class Wire(Watch):
         self._want = WAIT_R
         self._future: asyncio.Future[Any] | None = None
         self._context: Context | None = None
-        weakref.finalize(conn, self.dispose)
+        # At the interpreter's exit nobody is left to be told.
+        weakref.finalize(conn, self.dispose).atexit = False
 
     def start(self, gen: Any) -> asyncio.Future[Any]:
         """Let a generator go on whenever the socket is ready for it; returns its outcome to be.
@@ -147,6 +149,7 @@ class Wire(Watch):
         while (task := self.draining) is not None:
             if task.done() or task.get_loop() is not get_running_loop():
                 # It ended before it had begun, or its loop did.
+                bury(task)
                 self.draining = None
                 with suppress(RuntimeError):
                     self.give_up()
@@ -213,14 +216,15 @@ class Wire(Watch):
     def release(self) -> socket.socket:
         """Watch no longer; whoever still waits gets an error. Returns the socket, still open."""
         self.lose()
-        if self.draining is not None and not self.loop.is_closed():
-            self.draining.cancel()
+        ended = self.loop.is_closed()
+        if self.draining is not None:
+            bury(self.draining) if ended else self.draining.cancel()
         future = self._future
         if self._gen is not None:
             self._end()
-            if future is not None and not future.done():
+            if future is not None and not future.done() and not ended:
                 future.set_exception(psycopg.OperationalError("the connection was closed"))
-        if (track := self.track) is not None:
+        if (track := self.track) is not None and not ended:
             track.lost()
         return self.socket
 
@@ -231,8 +235,10 @@ class Wire(Watch):
                 self.loop.call_soon_threadsafe(self.dispose)
                 return
         self.tell = None
-        self.release()
-        self.socket.close()
+        try:
+            self.release()
+        finally:
+            self.socket.close()
 
     # What follows runs in the loop's callbacks.
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import sys
 import warnings
 import weakref
@@ -33,6 +32,7 @@ from asyncpool._keeper import keep, ping_all
 from asyncpool._lane import Lane
 from asyncpool._leaks import tell_of_leak
 from asyncpool._oneshot import OneShots
+from asyncpool._process import close_over, forks_with, has_outlived, start_over
 from asyncpool._psycopg import (
     ACT,
     Conninfo,
@@ -62,9 +62,6 @@ from asyncpool.stats import PoolStats, psycopg_keys, since
 logger = logging.getLogger("asyncpool")
 
 _numbers = itertools.count(1)
-_open_pools: weakref.WeakSet[AsyncConnectionPool[Any]] = weakref.WeakSet()
-_inherited: list[object] = []
-"""Connections of the parent in a forked child: kept alive, lest closing them ends its sessions."""
 
 
 class AsyncConnectionPool(OneShots[ACT]):
@@ -194,7 +191,7 @@ class AsyncConnectionPool(OneShots[ACT]):
         self._shared_size = None if shared_size is None else count("shared_size", shared_size)
         self._core = self._new_core()
         self._popped = snapshot(self._core)
-        _open_pools.add(self)
+        forks_with(self)
 
     def __repr__(self) -> str:
         now = snapshot(self._core)
@@ -291,6 +288,8 @@ class AsyncConnectionPool(OneShots[ACT]):
     async def open(self, wait: bool = False, timeout: float = 30.0) -> None:
         """Open the pool on this event loop; on one that is open already it does nothing.
 
+        Where the loop that it was open on has ended, it opens afresh, as a lazy one does on use.
+
         Args:
             wait: whether to wait until `min_size` connections are there.
             timeout: seconds to wait for that; see `wait`.
@@ -299,9 +298,10 @@ class AsyncConnectionPool(OneShots[ACT]):
             PoolClosed: it was closed; a pool is opened once.
             PoolWrongLoop: it is open on another loop.
         """
-        if self._forked:
-            self._forked = False
-        if not self._core.opened:
+        self._forked = False
+        if has_outlived(self._core) and not self._core.closed:
+            start_over(self)
+        if not self._core.opened and not self._core.closed:
             self._start()
         self._core.admit()
         if wait:
@@ -346,7 +346,10 @@ class AsyncConnectionPool(OneShots[ACT]):
         does not stop it; a task cancelled meanwhile gets its CancelledError at once, and the pool
         closes by itself.
         """
-        await self._core.close(duration("timeout", timeout))
+        timeout = duration("timeout", timeout)
+        if has_outlived(self._core):
+            await close_over(self)
+        await self._core.close(timeout)
 
     @property
     def closed(self) -> bool:
@@ -371,6 +374,7 @@ class AsyncConnectionPool(OneShots[ACT]):
     async def resize(self, min_size: int, max_size: int | None = None) -> None:
         """Change both sizes. What is too many is closed at once if idle, else on its return."""
         min_size, max_size = sizes(min_size, max_size)
+        self._outlive()
         self._core.resize(min_size, max_size)
 
     async def check(self) -> None:
@@ -471,11 +475,21 @@ class AsyncConnectionPool(OneShots[ACT]):
         core.ledger.elsewhere = partial(_riders, weakref.ref(self._lane))
         return core
 
+    def _renew(self) -> None:
+        self._settings = self._core.settings
+        self._core = self._new_core()
+        self._popped = snapshot(self._core)
+
     def _start(self) -> None:
         self._core.open()
         self._core.stock.crew.spawn(keep(weakref.ref(self._core)), "keeper")
 
+    def _outlive(self) -> None:
+        if self._lazy and has_outlived(self._core) and not self._core.closed:
+            start_over(self)
+
     def _ensure_open(self) -> None:
+        self._outlive()
         if self._core.opened or self._core.closed:
             return
         if self._forked:
@@ -528,16 +542,3 @@ def _tell_of_leak(pool: weakref.ref[AsyncConnectionPool[Any]], *leak: Any) -> No
 async def _tell_of_outage(pool: weakref.ref[AsyncConnectionPool[Any]]) -> None:
     if (alive := pool()) is not None and (tell := alive._reconnect_failed) is not None:
         await settle(partial(tell, alive))
-
-
-def _forsake_in_child() -> None:
-    for pool in list(_open_pools):
-        if pool._core.opened and not pool._core.closed:
-            pool._settings = pool._core.settings
-            _inherited.extend([pool._core, *pool._core.forsake()])
-            pool._core = pool._new_core()
-            pool._forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forsake_in_child)

@@ -229,8 +229,9 @@ async def test_a_pool_never_opened_may_be_closed(dsn: str) -> None:
     pool = AsyncConnectionPool(dsn)
     await pool.close()
     await pool.close()
-    with pytest.raises(PoolClosed, match="is closed"):
-        await pool.acquire()
+    for use in (pool.acquire, pool.open):
+        with pytest.raises(PoolClosed, match="is closed"):
+            await use()
 
 
 async def test_close_goes_on_under_a_cancelled_scope(dsn: str, backends: Backends) -> None:

@@ -217,23 +217,6 @@ async def test_what_another_loop_may_not_do_either(dsn: str, use: str) -> None:
         await all_usable(pool)
 
 
-def test_a_pool_whose_loop_has_ended_says_so(asyncpool_dsn: str) -> None:
-    """Two calls of asyncio.run() with one pool: the second gets an error, not a hang."""
-    pool = AsyncConnectionPool(asyncpool_dsn, min_size=1, name="left over")
-
-    async def first() -> None:
-        assert await pool.fetchval("SELECT 1") == 1
-
-    async def second() -> None:
-        with pytest.raises(PoolWrongLoop, match="left over"):
-            await in_time(pool.fetchval("SELECT 1"), 5)
-
-    asyncio.run(first())
-    asyncio.run(second())
-    with pytest.warns(ResourceWarning, match="dropped without close"):
-        pool.__del__()
-
-
 FORK = """
 import asyncio, os, sys
 from asyncpool import AsyncConnectionPool, PoolForked

@@ -33,6 +33,7 @@ FLOORS = [
         "connection",
         "_bond",
         "_psycopg",
+        "_process",
         "_contexts",
         "_traits",
         "_statement",
