@@ -336,9 +336,9 @@ class Core(Generic[C]):
         with anyio.CancelScope(shield=True):
             await asyncio.shield(self._closing)
 
-    def forsake(self) -> list[C]:
+    def forsake(self, *, forked: bool = False) -> list[C]:
         """Give up everything with no I/O and no await: as garbage, or after a fork or a loop."""
-        ended = self.home is not None and self.home.is_closed()
+        ended = self.home is not None and self.home.is_closed() and not forked
         self._express = self._ready = self.home = None
         self.stock.closing = True
         self.stock.stop_retrying()

@@ -102,7 +102,7 @@ def _forsake_in_child() -> None:
     for pool in list(_pools):
         core = pool._core
         if core.opened and not core.closed:
-            _inherited.extend([core, *core.forsake()])
+            _inherited.extend([core, *core.forsake(forked=True)])
             pool._renew()
             pool._forked = True
 

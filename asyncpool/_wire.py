@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import select
 import socket
 import sys
@@ -376,7 +377,8 @@ class Wire(Watch):
     def give_up(self) -> None:
         """Close the connection; whoever waits for it gets an error."""
         gen, future = self._gen, self._future
-        self.pgconn.finish()
+        if os.getpid() == self._pid:  # in a forked child the session is the parent's
+            self.pgconn.finish()
         self.lose()
         if gen is not None:
             self._end()
