@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 from contextvars import ContextVar, copy_context
 
@@ -180,3 +181,32 @@ async def test_to_stop_an_empty_crew_does_not_wait() -> None:
     """There is nothing to wait for."""
     await Crew("main").stop(5.0)
     assert now() == 0.0
+
+
+def test_tasks_of_a_closed_loop_are_ended_where_they_stand(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Their clean-up is run, whatever it lacks without a loop, and asyncio does not complain."""
+    crew = Crew("main")
+    ended: list[str] = []
+
+    async def work(name: str) -> None:
+        try:
+            await never()
+        finally:
+            ended.append(name)
+            asyncio.get_running_loop()
+
+    async def start() -> None:
+        for name in ("one", "two"):
+            crew.spawn(work(name), name)
+        await asyncio.sleep(0)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(start())
+    loop.close()
+    crew.bury()
+    assert sorted(ended) == ["one", "two"]
+    assert not len(crew)
+    gc.collect()
+    assert not caplog.records
