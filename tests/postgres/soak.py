@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import linecache
 import logging
 import os
 import sys
@@ -192,6 +193,7 @@ class Soak:
         deadline = time.monotonic() + PATIENCE
         while True:
             backends = await self._backends()
+            linecache.clearcache()  # the source of modules that were in a traceback
             gc.collect()
             now = self._measure(backends)
             if start is None or now.flat == start.flat:
