@@ -86,12 +86,6 @@ class Watch:
         self.leaving, self.farewell = True, error
         self._tell_of_loss(error)
 
-    def pass_on_farewell(self) -> None:
-        """Raise what the server has said, once."""
-        error, self.farewell = self.farewell, None
-        if error is not None:
-            raise error
-
     def resume(self) -> None:
         """Watch again, or on another loop than before."""
         if not self.up or self.reading:

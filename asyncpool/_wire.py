@@ -145,6 +145,13 @@ class Wire(Watch):
         if self._gen is not None:
             self._go_on(0, tell=True)
 
+    def pass_on_farewell(self) -> None:
+        """Raise what the server has said, once; what is said to it now would have no answer."""
+        error, self.farewell = self.farewell, None
+        if error is not None:
+            self.give_up()
+            raise error
+
     async def drained(self) -> None:
         """Wait for the end of a cancelled query; not to be waited for by two at once."""
         while (task := self.draining) is not None:

@@ -276,6 +276,39 @@ async def test_a_server_that_says_farewell_is_believed_before_it_hangs_up(
             proxy.cut()
 
 
+async def in_a_block(conn: psycopg.AsyncConnection[Any]) -> None:
+    async with conn.transaction():
+        raise AssertionError("there is no transaction")
+
+
+async def in_a_pipeline(conn: psycopg.AsyncConnection[Any]) -> None:
+    async with conn.pipeline(), conn.transaction():
+        await conn.execute("SELECT 1")
+
+
+@pytest.mark.parametrize("work", [in_a_block, in_a_pipeline])
+async def test_a_block_that_begins_after_a_farewell_ends_in_it(
+    dsn: str, backends: Backends, work: Callable[[Any], Awaitable[None]]
+) -> None:
+    """Not in an error about blocks, though the server has not hung up yet; then it is closed."""
+    async with (
+        Proxy(dsn) as proxy,
+        AsyncConnectionPool(
+            proxy.dsn, min_size=1, ping_interval=NEVER, kwargs={"autocommit": True}
+        ) as pool,
+    ):
+        proxy.tells_of_the_end = False
+        async with pool.connection() as lent:
+            backends.terminate()
+            await eventually(lambda: lent._wire.leaving)  # type: ignore[attr-defined]
+            proxy.tells_of_the_end = True
+            with pytest.raises(psycopg.errors.AdminShutdown):
+                await work(lent)
+            assert lent.closed
+        await all_usable(pool)
+        proxy.cut()
+
+
 async def test_a_farewell_is_a_notice_too(dsn: str, backends: Backends) -> None:
     """Handlers get it as they do from psycopg."""
     conn = await Connection.connect(dsn, autocommit=True)
