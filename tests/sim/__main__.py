@@ -44,7 +44,7 @@ def main() -> int:
 
 def search(examples: int) -> int:
     """Drive the state machine; a failure is shrunk, and raised with its script."""
-    from tests.sim.machine import search_for  # noqa: PLC0415 - hypothesis takes a while to load
+    from tests.sim.machine import search_for
 
     started = time.perf_counter()
     search_for(examples)

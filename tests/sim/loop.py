@@ -97,8 +97,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def turn(self) -> None:
         """What can run runs once; if nothing can, time passes."""
         ready, scheduled = self._ready, self._scheduled
-        while scheduled and scheduled[0]._cancelled:
-            heapq.heappop(scheduled)._scheduled = False
+        self._forget_cancelled_timers()
         if ready and self._busy < BUSY:
             self._busy += 1
         elif scheduled:
@@ -127,9 +126,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Let time pass, and everything happen that falls due meanwhile."""
         end = self.now + seconds
         self.settle()
+        self._forget_cancelled_timers()
         while self._scheduled and self._scheduled[0]._when <= end:
             self.turn()
             self.settle()
+            self._forget_cancelled_timers()
         self.now = max(self.now, end)
 
     @contextlib.contextmanager
@@ -168,6 +169,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 for handle in ready:
                     if not handle._cancelled:
                         handle._run()
+            for task in asyncio.all_tasks(self):
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                if getcoroutinestate(task.get_coro()) == CORO_CREATED:  # type: ignore[arg-type]
+                    task.get_coro().close()  # type: ignore[union-attr]
         self.close()
 
     def _run(self, due: list[Any]) -> None:
@@ -178,6 +183,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
             handle = ready.popleft()
             if not handle._cancelled:
                 handle._run()
+
+    def _forget_cancelled_timers(self) -> None:
+        while self._scheduled and self._scheduled[0]._cancelled:
+            heapq.heappop(self._scheduled)._scheduled = False
 
     def _write_to_self(self) -> None:
         """Nobody sleeps in a selector here."""

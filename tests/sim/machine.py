@@ -1,0 +1,301 @@
+"""The real core as a state machine for Hypothesis, on a driver whose every call waits for its cue.
+
+Where a `World` draws everything at random, a rule here is one thing that happens, so that a failure
+is shrunk to a short script. Its steps are kept in `script`; a script worth keeping is written down
+in `test_machine.py` with the same words: each rule can be called by hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import Future, Task
+from collections.abc import Callable
+from functools import partial
+from random import Random
+from typing import ClassVar
+
+import anyio
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from asyncpool._core import Core
+from asyncpool._entry import State
+from asyncpool._keeper import make_round
+from asyncpool._settings import Settings
+from tests.sim.fake import Broken, FakeConn, FakeConnector
+from tests.sim.laws import REFUSALS, LawBroken, Laws
+from tests.sim.loop import VirtualLoop
+
+OUTCOMES = ("ok", "error", "die")
+INDEX = st.integers(0, 3)
+
+
+class CuedConnector(FakeConnector):
+    """Each call hangs until it is told how to end."""
+
+    def __init__(self) -> None:
+        super().__init__(Random(0))
+        self.calls: list[tuple[Future[str], FakeConn | None]] = []
+        self.at_once = False
+        """Whether every call succeeds now, without a cue."""
+
+    async def weather(self, conn: FakeConn | None = None, longest_hang: float = 0.0) -> None:
+        """Wait for the cue."""
+        if self.at_once:
+            return
+        call = (asyncio.get_running_loop().create_future(), conn)
+        self.calls.append(call)
+        try:
+            outcome = await call[0]
+        finally:
+            self.calls.remove(call)
+        if outcome == "die" and conn is not None:
+            conn.die()
+        if outcome != "ok":
+            raise Broken
+
+
+class Machine(RuleBasedStateMachine):
+    """A pool, its users, and its server; after each rule the laws are held."""
+
+    script: ClassVar[list[str]] = []
+    """The steps of the last run: after a failure those of the shortest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        Machine.script.clear()
+        self.loop = VirtualLoop()
+        self.connector = CuedConnector()
+        self.requests: list[tuple[Task[None], anyio.CancelScope]] = []
+        self.lent: list[FakeConn] = []
+        self.broken = ""
+        self.found(1, 1)
+
+    def found(self, min_size: int, max_size: int, *, check: bool = False) -> None:
+        """A new pool, open."""
+        numbers = Settings("machine", min_size, max_size, timeout=20.0, max_waiting=4)
+        self.core: Core[FakeConn] = Core(
+            numbers,
+            self.connector,
+            check=self.connector.weather if check else None,
+            random=Random(0),
+        )
+        self.laws = Laws(self.loop, self.core, self.connector, self._break)
+
+    @initialize(min_size=st.integers(0, 2), more=st.integers(0, 2), check=st.booleans())
+    def open(self, min_size: int, more: int, check: bool) -> None:
+        """The first step."""
+        self._note(f"open({min_size}, {more}, {check})")
+        self.found(min_size, max(1, min_size + more), check=check)
+        self._do(self.core.open)
+
+    @rule(timeout=st.sampled_from([None, None, 0, 2.0]), count=st.sampled_from([1, 1, 3]))
+    def request(self, timeout: float | None, count: int) -> None:
+        """Somebody, or several at once, want a connection."""
+        self._note(f"request({timeout}, {count})")
+        with self.loop.at_work():
+            for _ in range(count):
+                scope = anyio.CancelScope()
+                task = self.loop.create_task(self._borrow(scope, timeout))
+                self.requests.append((task, scope))
+        self._settle()
+
+    @precondition(lambda self: self.requests)
+    @rule(index=INDEX, how=st.sampled_from(["once", "twice", "scope"]))
+    def cancel(self, index: int, how: str) -> None:
+        """One of those who wait is cancelled, and the loop has its turns."""
+        self._note(f"cancel({index}, {how!r})")
+        self._cancel(index, how)
+        self._settle()
+
+    @precondition(lambda self: self.lent)
+    @rule(index=INDEX, clean=st.booleans(), cancel=st.sampled_from(["", "once", "scope"]))
+    def release(self, index: int, clean: bool, cancel: str) -> None:
+        """One is returned; the first in the line may be cancelled in the same tick."""
+        self._note(f"release({index}, {clean}, {cancel!r})")
+        conn = self.lent.pop(index % len(self.lent))
+        conn.clean = clean
+        with self.loop.at_work():
+            self.laws.give_back(conn)
+        if cancel and self.requests:
+            self._cancel(0, cancel)
+        self._settle()
+
+    @precondition(lambda self: self.connector.calls)
+    @rule(index=INDEX, outcome=st.sampled_from(OUTCOMES), cancel=st.booleans())
+    def end_call(self, index: int, outcome: str, cancel: bool) -> None:
+        """A call of the driver's ends, at times in the tick in which somebody is cancelled."""
+        self._note(f"end_call({index}, {outcome!r}, {cancel})")
+        calls = self.connector.calls
+        calls[index % len(calls)][0].set_result(outcome)
+        if cancel and self.requests:
+            self._cancel(0, "once")
+        self._settle()
+
+    @precondition(lambda self: self.connector.calls)
+    @rule()
+    def answer_all(self) -> None:
+        """Every call under way succeeds, and those that follow from it."""
+        self._note("answer_all()")
+        while self.connector.calls:
+            for call, _ in list(self.connector.calls):
+                call.set_result("ok")
+            self._settle()
+
+    @rule(index=INDEX)
+    def lose(self, index: int) -> None:
+        """A connection's server goes away."""
+        entries = [each for each in self.core.ledger.entries if each.state is not State.OPENING]
+        if entries:
+            self._note(f"lose({index})")
+            entries.sort(key=lambda entry: entry.conn.number)
+            self._do(entries[index % len(entries)].conn.die)
+
+    @rule(seconds=st.sampled_from([0.5, 3.0, 30.0]))
+    def wait(self, seconds: float) -> None:
+        """Time passes."""
+        self._note(f"wait({seconds})")
+        with self.loop.at_work():
+            self.loop.advance(seconds)
+        self._settle()
+
+    @rule(min_size=st.integers(0, 2), more=st.integers(0, 2))
+    def resize(self, min_size: int, more: int) -> None:
+        """New sizes."""
+        if not self.core.closed:
+            self._note(f"resize({min_size}, {more})")
+            max_size = max(1, min_size + more)
+            self.laws.max_size = max(self.laws.max_size, max_size)
+            self._do(partial(self.core.resize, min_size, max_size))
+
+    @rule()
+    def drain(self) -> None:
+        """All are to be replaced."""
+        self._note("drain()")
+        self._do(self.core.drain)
+
+    @rule()
+    def make_round(self) -> None:
+        """The keeper looks after the idle ones."""
+        if not self.core.closed:
+            self._note("make_round()")
+            self._do(lambda: self.core.stock.crew.spawn(make_round(self.core), "round"))
+
+    @rule(timeout=st.sampled_from([0.0, 5.0]), cancelled=st.booleans())
+    def close(self, timeout: float, cancelled: bool) -> None:
+        """The end begins; whoever asked for it may be cancelled."""
+        self._note(f"close({timeout}, {cancelled})")
+        with self.loop.at_work():
+            task = self.loop.create_task(self.core.close(timeout))
+            self.loop.settle()
+            if cancelled:
+                task.cancel()
+        self._settle()
+
+    @invariant()
+    def hold_to_laws(self) -> None:
+        """Those between two turns."""
+        if self.broken or self.loop.complaints:
+            self._break(self.broken or self.loop.complaints[0])
+        self.laws.hold()
+
+    def teardown(self) -> None:
+        """From whatever state, with a server that works: it becomes whole, lends, and closes."""
+        self.loop.finish(self._end())
+
+    async def _end(self) -> None:
+        core, laws = self.core, self.laws
+        self.connector.at_once = True
+        for call, _ in list(self.connector.calls):
+            if not call.done():
+                call.set_result("ok")
+        for _ in range(100):
+            if not self.requests and not self.lent:
+                break
+            for conn in self.lent:
+                laws.give_back(conn)
+            self.lent.clear()
+            await asyncio.sleep(1.0)
+        laws.law(not self.requests, "somebody waits for ever")
+        if core.opened and not core.closed:
+            await asyncio.sleep(60.0)
+            laws.hold_at_rest()
+            try:
+                laws.give_back(await laws.borrow(5.0))
+            except REFUSALS as error:
+                self._break(f"it lends no more: {error!r}")
+        await core.close(0)
+        laws.hold_at_the_end()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        laws.law(not tasks, f"tasks after close: {tasks}")
+        timers = [each for each in self.loop._scheduled if not each.cancelled()]
+        laws.law(not timers, f"timers after close: {timers}")
+
+    async def _borrow(self, scope: anyio.CancelScope, timeout: float | None) -> None:
+        try:
+            with scope:
+                self.lent.append(await self.laws.borrow(timeout))
+        except REFUSALS:
+            pass
+        finally:
+            self.requests = [each for each in self.requests if each[1] is not scope]
+
+    def _cancel(self, index: int, how: str) -> None:
+        task, scope = self.requests[index % len(self.requests)]
+        with self.loop.at_work():
+            if how == "scope":
+                scope.cancel()
+            else:
+                task.cancel()
+                if how == "twice":
+                    self.loop.call_soon(lambda: task.cancel())  # noqa: PLW0108 - else it passes for a step
+
+    def _do(self, deed: Callable[[], object]) -> None:
+        with self.loop.at_work():
+            deed()
+        self._settle()
+
+    def _settle(self) -> None:
+        with self.loop.at_work():
+            while self.loop._ready:
+                self.loop.turn()
+                self.hold_to_laws()
+
+    def _note(self, step: str) -> None:
+        Machine.script.append(step)
+
+    def _break(self, what: str) -> None:
+        # Raised in a task it would be the task's: each turn ends with a look at it.
+        self.broken = self.broken or what
+        raise LawBroken(what)
+
+
+def search_for(examples: int, *, derandomize: bool = False, steps: int = 25) -> None:
+    """Let Hypothesis look for a script that breaks a law; raises with the shortest.
+
+    Args:
+        examples: how many scripts to try.
+        derandomize: try the same ones each time.
+        steps: the most steps of one.
+    """
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            derandomize=derandomize,
+            database=None,
+            report_multiple_bugs=False,
+            deadline=None,
+            phases=[Phase.generate, Phase.shrink],
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

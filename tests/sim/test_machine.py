@@ -1,0 +1,59 @@
+"""What Hypothesis finds in the core, and that it would find it; scripts that once broke a law."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim import plants
+from tests.sim.machine import Machine, search_for
+from tests.sim.plants import Plant
+
+
+def test_no_script_breaks_a_law() -> None:
+    """The same scripts each time; `python -m tests.sim --hypothesis N` tries others."""
+    search_for(150, derandomize=True)
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        plants.count_departures_twice,
+        plants.keep_what_was_handed_over,
+        plants.serve_the_last,
+    ],
+    ids=lambda plant: plant.__name__,
+)
+def test_a_planted_bug_is_found_and_shrunk_to_a_short_script(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of at most six steps, for a person to read."""
+    plant(monkeypatch)
+    with pytest.raises(AssertionError):
+        search_for(400, derandomize=True, steps=15)
+    assert len(Machine.script) <= 6, Machine.script
+    assert Machine.script[0].startswith("open(")
+
+
+def test_a_hand_over_that_ends_in_another_wait_is_one_request() -> None:
+    """It was counted as queued twice."""
+    machine = Machine()
+    machine.open(0, 0, False)
+    machine.request(None, 1)
+    machine.answer_all()
+    machine.request(None, 1)
+    machine.lose(0)
+    machine.release(0, True, "")
+    machine.hold_to_laws()
+    machine.answer_all()
+    machine.hold_to_laws()
+    machine.teardown()
+
+
+def test_a_request_whose_time_is_up_is_counted_throughout() -> None:
+    """It was in none of the numbers until its task ran."""
+    machine = Machine()
+    machine.open(0, 0, False)
+    machine.request(2.0, 3)
+    machine.wait(3.0)
+    machine.hold_to_laws()
+    machine.teardown()
