@@ -38,9 +38,10 @@ class Gates(Driver):
     def __init__(self, **gates: str) -> None:
         super().__init__(**{name: self.gate(name) for name in METHODS})
         self.gates = dict.fromkeys(METHODS, "ok") | gates
+        self.aim = next(iter(gates))
         self.opened = False
         self.at_end: Callable[[], object] = lambda: None
-        """Called in the tick in which a gated call ends."""
+        """Called in the tick in which a call of the method aimed at ends."""
 
     def gate(self, name: str) -> Callable[[], Awaitable[None]]:
         """What a method does."""
@@ -50,7 +51,8 @@ class Gates(Driver):
             if gate == "never":
                 await asyncio.get_running_loop().create_future()
             await asyncio.sleep(SLOW if gate == "slow" else 0)
-            self.at_end()
+            if name == self.aim:
+                self.at_end()
             if gate == "error":
                 raise Broken
 
@@ -152,7 +154,9 @@ async def live(driver: Gates, call: Call, cancellation: str, *, scoped: bool) ->
     struck = await strike(driver, task, cancel, cancellation)
     await asyncio.wait([task], timeout=20.0)
     assert task.done(), "the call has no end"
-    if struck and call is not _close:
+    if call is _close and scoped:
+        assert cancellation == "before" or not core.ledger.entries, "a scope has ended the close"
+    elif struck:
         assert raised, "the cancellation was swallowed"
         assert isinstance(raised[0], asyncio.CancelledError)
     elif not task.cancelled() and (error := task.exception()) is not None:
