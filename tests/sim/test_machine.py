@@ -17,7 +17,6 @@ def test_no_script_breaks_a_law() -> None:
 @pytest.mark.parametrize(
     "plant",
     [
-        plants.count_departures_twice,
         plants.keep_what_was_handed_over,
         plants.serve_the_last,
     ],
