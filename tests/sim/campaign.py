@@ -10,7 +10,7 @@ import time
 from tests.sim.world import outcome_of
 
 CHUNK = 100
-REPORT = 100
+REPORT = 20
 """After how many chunks it says how far it is."""
 
 
