@@ -275,6 +275,7 @@ class Core(Generic[C]):
                         counters.wait_time += self._now() - waiter.joined_at
                         self._leave(waiter)
                         raise
+                    waiter.served = waiter.task = None
                     counters.wait_time += entry.lent_at - waiter.joined_at
                 entry.holder = task
                 if entry.expires_at == DOOMED:
@@ -295,6 +296,8 @@ class Core(Generic[C]):
         except BaseException:
             counters.requests_failed += 1
             raise
+        finally:
+            task = None  # its exception's traceback has this frame
 
     def admit(self) -> None:
         """Raise unless the pool can be used here and now."""

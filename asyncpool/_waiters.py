@@ -185,6 +185,7 @@ class Line(Generic[T]):
         elif waiter.error is not None:
             self.told -= 1
         served, waiter.served = waiter.served, None
+        waiter.error = waiter.task = None  # it is kept for a while, and they keep others
         return served
 
     def serve(self, item: T) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import sys
+import weakref
 from typing import Any
 
 import anyio
@@ -1014,3 +1016,33 @@ async def test_a_pool_given_up_as_garbage_leaves_no_timer(caplog: pytest.LogCapt
     assert core.acquire_now() is None
     with pytest.raises(PoolWrongLoop):
         core.release(conn)
+
+
+@virtual_time
+async def test_a_request_that_is_over_is_kept_by_nothing() -> None:
+    """Though its place may stay in the line for a while, with others behind it."""
+    places = []
+
+    async def request(core: Core[FakeConn], timeout: float) -> None:
+        place = set[int]()
+        places.append(weakref.ref(place))
+        core.release(await core.acquire(timeout))
+
+    gc.disable()
+    try:
+        async with running(Driver(), 1, 1) as core:
+            conn = await core.acquire(None)
+            late = start(core, 50.0)
+            await settle()
+            tasks = [asyncio.create_task(request(core, limit)) for limit in (60.0, 1.0, 2.0, 70.0)]
+            await asyncio.sleep(1.5)
+            tasks[2].cancel()
+            await asyncio.wait({tasks[2]})
+            core.release(conn)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            tasks.clear()
+            await settle()
+            assert [place() for place in places] == [None] * 4
+            core.release(late.result())
+    finally:
+        gc.enable()
