@@ -9,10 +9,27 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+from typing import Any
+
+from asyncpool._connector import Tell
+from asyncpool.faults import Fault
 
 
 class Broken(Exception):
     """What the fake raises where psycopg would raise an error of its own."""
+
+
+class Judged(Broken):
+    """An error that means something to the pool."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.value)
+        self.fault = fault
+
+
+def judge(error: BaseException) -> Fault | None:
+    """A pool's `classify`."""
+    return error.fault if isinstance(error, Judged) else None
 
 
 @dataclass(frozen=True)
@@ -24,6 +41,8 @@ class Climate:
     hang: float = 0.0
     stubborn: float = 0.0
     """A cancellation is only obeyed after a while, as psycopg's wait does."""
+    refuse: float = 0.0
+    """A connect is refused by the server, for want of a right or of room."""
     die: float = 0.0
     """The connection is lost, and told of: the call fails, or has succeeded just before."""
 
@@ -42,12 +61,12 @@ class FakeConn:
         self.closed = False
         self.told = False
         """Whether its loss is no news any more."""
-        self.lose: Callable[[], None] = lambda: None
+        self.lose: Callable[..., Any] = lambda: None
 
-    def die(self) -> None:
-        """Its server goes away, and the loop sees it."""
+    def die(self, error: BaseException | None = None) -> None:
+        """Its server goes away, with a word or without, and the loop sees it."""
         self.alive = False
-        self.lose()
+        self.lose(error)
         self.told = True
 
     def __repr__(self) -> str:
@@ -72,6 +91,8 @@ class FakeConnector:
         self.sockets += 1
         try:
             await self.weather(longest_hang=20.0)
+            if self.random.random() < self.climate.refuse:
+                raise Judged(self.random.choice([Fault.ACCESS, Fault.CAPACITY]))
         except BaseException:
             self.sockets -= 1
             raise
@@ -113,11 +134,11 @@ class FakeConnector:
         """Whether it is known to be broken."""
         return conn.alive
 
-    def watch(self, conn: FakeConn, on_lost: Callable[[], None]) -> bool:
+    def watch(self, conn: FakeConn, tell: Tell) -> bool:
         """One that died before it was watched is told of as soon as the loop looks."""
-        conn.lose = on_lost
+        conn.lose = tell
         if not conn.alive:
-            asyncio.get_running_loop().call_soon(on_lost)
+            asyncio.get_running_loop().call_soon(tell)
         return self.watches
 
     def _forbid(self, done: bool, what: str) -> None:

@@ -18,12 +18,18 @@ from asyncpool._core import Core
 from asyncpool._entry import Entry, State
 from asyncpool._insight import snapshot
 from asyncpool._waiters import Waiter
-from asyncpool.errors import PoolClosed, PoolTimeout, TooManyRequests
+from asyncpool.errors import (
+    PoolClosed,
+    PoolDeadlock,
+    PoolTimeout,
+    PoolUnavailable,
+    TooManyRequests,
+)
 from asyncpool.stats import Counters
 from tests.sim.fake import FakeConn, FakeConnector
 from tests.sim.loop import VirtualLoop
 
-REFUSALS = (PoolTimeout, TooManyRequests, PoolClosed)
+REFUSALS = (PoolTimeout, PoolUnavailable, PoolDeadlock, TooManyRequests, PoolClosed)
 TOLERANCE = 0.001
 
 

@@ -37,7 +37,9 @@ def test_the_seeds_cover_what_can_happen() -> None:
             happened["lost"] += counters.lost
             happened["returned broken"] += counters.returns_bad
             happened["connects failed"] += counters.connects_failed
+            happened["leaks"] += counters.leaks
     expected = {"served", "cancelled", "PoolTimeout", "PoolClosed", "TooManyRequests"}
+    expected |= {"PoolUnavailable", "PoolDeadlock", "leaks"}
     expected |= {"queued", "lost", "returned broken", "connects failed"}
     expected |= {"several pools", "another order", "held up", "eager"}
     assert {what for what, number in happened.items() if number} >= expected

@@ -36,22 +36,30 @@ class Users:
         self.present: dict[Task[None], None] = {}
         self.errors: list[BaseException] = []
 
-    def come(self) -> None:
+    def come(self, *, forgetful: bool = False) -> None:
         """One more; it may be cancelled at one of its first awaits."""
         random = self.random
+        if forgetful:
+            self._enter(self.loop.create_task(self._forget(random.choice(self.pools))))
+            return
         plan = random.random()
         scope = anyio.CancelScope() if 0.15 < plan < 0.4 else None
         task: Task[None] = self.loop.create_task(self._live(scope))
-        if task.done():
-            self._left(task)
+        if not self._enter(task):
             return
-        self.present[task] = None
-        task.add_done_callback(self._left)
         if plan < 0.15:
             self.loop.plan(task, random_strike(random, task.cancel, at_each=True))
         elif scope is not None:
             # A scope calls at each await by itself.
             self.loop.plan(task, random_strike(random, scope.cancel))
+
+    def _enter(self, task: Task[None]) -> bool:
+        if task.done():
+            self._left(task)
+            return False
+        self.present[task] = None
+        task.add_done_callback(self._left)
+        return True
 
     async def gone(self) -> None:
         """Wait until nobody is left; nobody may stay for ever."""
@@ -80,6 +88,8 @@ class Users:
     async def _live(self, scope: anyio.CancelScope | None) -> None:
         random = self.random
         pools = random.sample(self.pools, min(len(self.pools), random.choice([1, 1, 2])))
+        if random.random() < 0.15:
+            pools = pools * 2  # two of the same, which may be one too many
         if scope is None:
             patience = random.choice([math.inf] * 5 + [0, 0.01, 1.0])
             if patience == math.inf or random.random() < 0.3:
@@ -108,9 +118,21 @@ class Users:
                     conn = await stack.enter_async_context(self._lent(laws))
                     await self._use(conn)
 
+    async def _forget(self, laws: Laws) -> None:
+        """Borrow one and never return it."""
+        with contextlib.suppress(*REFUSALS):
+            conn = await laws.borrow(None)
+            try:
+                await self._use(conn)
+            except BaseException:
+                laws.give_back(conn)
+                raise
+            conn.lent = False
+
     @contextlib.asynccontextmanager
     async def _lent(self, laws: Laws) -> AsyncIterator[FakeConn]:
         conn = await laws.borrow(self.random.choice([None, None, 0, 0.3, 2.0]))
+        laws.core.bind(conn)
         try:
             yield conn
         finally:

@@ -8,6 +8,7 @@ pools must become whole and close.
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import weakref
 from asyncio import Task
@@ -22,7 +23,8 @@ from asyncpool._entry import Entry, State
 from asyncpool._insight import snapshot
 from asyncpool._keeper import keep, make_round
 from asyncpool._settings import settings
-from tests.sim.fake import CALM, Broken, Climate, FakeConn, FakeConnector
+from asyncpool.faults import Fault
+from tests.sim.fake import CALM, Broken, Climate, FakeConn, FakeConnector, Judged, judge
 from tests.sim.laws import LawBroken, Laws
 from tests.sim.loop import NothingToDo
 from tests.sim.schedule import ORDERS, SeededLoop
@@ -39,6 +41,8 @@ EVENTS = {
     "round": 1,
     "weather": 1,
     "ping": 1,
+    "news": 1,
+    "forgetful": 0.3,
 }
 
 
@@ -64,12 +68,15 @@ class World(SeededLoop):
 
     def run(self) -> None:
         """Live through it; raises LawBroken."""
+        gc.disable()  # when it comes depends on what ran before, and a pool can tell
         try:
             self.finish(self._live())
         except LawBroken:
             raise
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - told with its seed
             self._break(f"{type(error).__name__}: {error}", error)
+        finally:
+            gc.enable()
 
     def turn(self) -> None:
         """One turn, and a look at the laws."""
@@ -112,9 +119,12 @@ class World(SeededLoop):
                 reconnect_timeout=30.0,
                 ping_interval=random.choice([0.5, 5.0, 30.0]),
                 ping_timeout=2.0,
+                fail_fast_after=random.choice([2.0, 10.0, 60.0]),
+                leak_timeout=random.choice([None, 2.0]),
             ),
             connector,
             check=check if random.random() < 0.3 else None,
+            classify=judge,
             random=random,
         )
         # Nothing in a run may depend on the addresses of its objects.
@@ -132,6 +142,7 @@ class World(SeededLoop):
                 slow=random.choice([0.0, 0.1, 0.5]),
                 hang=random.choice([0.0, 0.0, 0.02, 0.1]),
                 stubborn=random.choice([0.0, 0.5]),
+                refuse=random.choice([0.0, 0.0, 0.3]),
                 die=random.choice([0.0, 0.0, 0.1]),
             )
         for _ in range(random.randrange(5, 40)):
@@ -147,7 +158,7 @@ class World(SeededLoop):
             await asyncio.sleep(random.choice([0.01, 0.2, 1.0]))
         await self._end()
 
-    def _happen(self, laws: Laws) -> None:
+    def _happen(self, laws: Laws) -> None:  # noqa: PLR0912 - a list of all that may happen
         """One event."""
         random, core, ledger = self.random, laws.core, laws.core.ledger
         event = random.choices(list(EVENTS), list(EVENTS.values()))[0]
@@ -174,6 +185,10 @@ class World(SeededLoop):
                 core.stock.crew.spawn(make_round(core), "round")
             case "ping" if ledger.idle:
                 core.stock.crew.spawn(core.stock.ping(ledger.idle[-1]), "health")
+            case "news" if ledger.entries:
+                _tell(random.choice(list(ledger.entries)), random)
+            case "forgetful":
+                self.users.come(forgetful=True)
             case "weather":
                 error, slow = random.choice([0.0, 0.1]), random.choice([0.0, 0.3])
                 laws.connector.climate = Climate(error=error, slow=slow)
@@ -183,6 +198,8 @@ class World(SeededLoop):
         for laws in self.pools:
             laws.connector.climate = CALM
         await self.users.gone()
+        gc.collect()  # what was forgotten may be in the traceback of a cancelled user
+        await asyncio.sleep(1.0)  # as long as a refusal is remembered
         for laws, keeper in zip(self.pools, self._keepers, strict=True):
             ledger = laws.core.ledger
             end = self.time() + 60.0
@@ -277,6 +294,16 @@ def trace_of(seed: int) -> str:
 def _lose(entry: Entry[FakeConn]) -> None:
     if entry.state is not State.OPENING:
         entry.conn.die()
+
+
+def _tell(entry: Entry[FakeConn], random: Random) -> None:
+    """A statement has failed on it, or the server has said farewell."""
+    if entry.state is not State.OPENING:
+        error = Judged(random.choice([Fault.SERVER, Fault.FAILOVER, Fault.CONNECTION]))
+        if random.random() < 0.5:
+            entry.conn.die(error)
+        else:
+            entry.conn.lose(error, lost=False)
 
 
 def _lose_all(laws: Laws) -> None:
