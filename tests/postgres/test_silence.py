@@ -18,8 +18,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from asyncpool import AsyncConnectionPool, PoolTimeout
+from benchmarks._network import Network, NoNetwork
 
-from ._network import Network, NoNetwork
 from ._tools import Backends, all_usable, backend_of, descriptors, eventually, in_time
 
 if TYPE_CHECKING:

@@ -2,7 +2,8 @@
 
 A veth pair leads there, and a small process forwards what arrives to the real server. In silence
 both ends send to hardware addresses that nobody has, so that packets vanish in both directions and
-no error tells of it, as behind a firewall that drops them or a cable that was cut.
+no error tells of it, as behind a firewall that drops them or a cable that was cut. Or, with the
+program `nft`, a firewall there refuses every packet.
 
 The namespace belongs to the forwarding process, which ends with its standard input: however a test
 ends, killed too, nothing stays behind.
@@ -36,7 +37,8 @@ def told():
 
 outside = os.open("/proc/self/ns/net", os.O_RDONLY)
 must(libc.unshare(NEWNET))
-print("unshared", flush=True)
+inside = os.open("/proc/self/ns/net", os.O_RDONLY)
+print("unshared", inside, flush=True)
 address = told()
 subprocess.run(["ip", "-batch", "-"], input=told().replace(";", "\\n"), text=True, check=True)
 listener = socket.create_server((address, 0))
@@ -81,6 +83,16 @@ HERE, THERE = "02:00:00:00:00:01", "02:00:00:00:00:02"
 NOBODY, NOWHERE = "02:00:00:00:00:03", "02:00:00:00:00:04"
 
 
+REFUSING = """
+table inet refusing {
+  chain input {
+    type filter hook input priority 0;
+    iifname "there" meta l4proto tcp reject with tcp reset
+  }
+}
+"""
+
+
 class NoNetwork(Exception):
     """This machine does not let us make one; the message says why."""
 
@@ -103,6 +115,7 @@ class Network:
         self._here, self._there = f"{place}.{base + 1}", f"{place}.{base + 2}"
         self._device = f"hush{os.urandom(4).hex()}"
         self._process: subprocess.Popen[str] | None = None
+        self._namespace = ""
         self.dsn = ""
 
     def __enter__(self) -> Self:
@@ -151,8 +164,33 @@ class Network:
             f"neigh replace {self._there} lladdr {THERE} dev {self._device} nud permanent",
         )
 
+    def refuse(self) -> None:
+        """From now on every packet of TCP is answered by a reset.
+
+        Raises:
+            NoNetwork: this machine has no `nft`.
+        """
+        self._nft(REFUSING)
+
+    def admit(self) -> None:
+        """Refuse no more."""
+        self._nft("delete table inet refusing")
+
+    def _nft(self, rules: str) -> None:
+        nft, enter = (shutil.which(name) for name in ("nft", "nsenter"))
+        if nft is None or enter is None:
+            raise NoNetwork("a firewall needs the programs `nft` and `nsenter`")
+        subprocess.run(
+            [enter, f"--net={self._namespace}", nft, "-f", "-"],
+            input=rules,
+            text=True,
+            capture_output=True,
+            check=True,
+        )
+
     def _connect(self, process: subprocess.Popen[str]) -> None:
-        self._hear(process)
+        _, inside = self._hear(process).split()
+        self._namespace = f"/proc/{process.pid}/fd/{inside}"
         peer = f"peer name there address {THERE} netns {process.pid}"
         try:
             self._ip(
