@@ -1,7 +1,7 @@
 """A server that is far away: a TCP proxy, in a process of its own, that lets what it copies wait.
 
 Either the first bytes of each connection, once, or all that is sent, each way. Besides, it adds
-what copying costs.
+what copying costs. It can also break connections, in mid-message.
 Run as `python -m benchmarks._proxy HOST PORT DELAY LAG`, it prints the port that it listens on.
 """
 
@@ -55,34 +55,86 @@ def far_away(dsn: str, *, delay: float = 0.0, lag: float = 0.0) -> Iterator[str]
 
 async def serve(host: str, port: str, delay: float, lag: float) -> None:
     """Listen until stdin ends, as it does with the parent, however that ends."""
-
-    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(delay)
-        with contextlib.suppress(OSError):
-            if host.startswith("/"):
-                there = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
-            else:
-                there = await asyncio.open_connection(host, int(port))
-            await asyncio.gather(_copy(reader, there[1], lag), _copy(there[0], writer, lag))
-
-    server = await asyncio.start_server(carry, "127.0.0.1", 0, backlog=512)
-    print(server.sockets[0].getsockname()[1], flush=True)
+    proxy = Proxy(host, port)
+    proxy.delay, proxy.lag = delay, lag
+    await proxy.start()
+    print(proxy.port, flush=True)
     await asyncio.to_thread(sys.stdin.read)
     os._exit(0)
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lag: float) -> None:
-    later = asyncio.get_running_loop().call_later
-    try:
+class Proxy:
+    """The proxy itself, in this event loop; what it does to connections can be changed meanwhile.
+
+    Attributes:
+        delay: seconds more for each new connection.
+        lag: seconds more for all that is sent, each way.
+        piece: if not 0, what is sent comes in pieces of so many bytes, one in two milliseconds.
+        cuts: so many of the server's next answers are passed on by half, then their connections
+            are broken.
+        accepted: connections so far.
+    """
+
+    def __init__(self, host: str, port: str) -> None:
+        self._host, self._there = host, port
+        self._server: asyncio.Server | None = None
+        self.port = 0
+        self.delay = self.lag = 0.0
+        self.piece = self.cuts = self.accepted = 0
+
+    async def start(self) -> None:
+        """Listen."""
+        self._server = await asyncio.start_server(self._carry, "127.0.0.1", 0, backlog=512)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def stop(self) -> None:
+        """Listen no more."""
+        assert self._server is not None, "bug: never started"
+        self._server.close()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        await asyncio.sleep(self.delay)
         with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                if lag:
-                    later(lag, writer.write, data)
+            try:
+                if self._host.startswith("/"):
+                    place = f"{self._host}/.s.PGSQL.{self._there}"
+                    there = await asyncio.open_unix_connection(place)
                 else:
-                    writer.write(data)
-                    await writer.drain()
-    finally:
-        later(lag, writer.close)
+                    there = await asyncio.open_connection(self._host, int(self._there))
+            except OSError:
+                writer.close()
+                raise
+            await asyncio.gather(
+                self._copy(reader, there[1]), self._copy(there[0], writer, answers=True)
+            )
+
+    async def _copy(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = False
+    ) -> None:
+        later = asyncio.get_running_loop().call_later
+        try:
+            with contextlib.suppress(OSError):
+                while data := await reader.read(65536):
+                    if answers and self.cuts:
+                        self.cuts -= 1
+                        writer.write(data[: len(data) // 2])
+                        return
+                    if self.lag:
+                        later(self.lag, writer.write, data)
+                    elif self.piece:
+                        await self._trickle(data, writer)
+                    else:
+                        writer.write(data)
+                        await writer.drain()
+        finally:
+            later(self.lag, writer.close)
+
+    async def _trickle(self, data: bytes, writer: asyncio.StreamWriter) -> None:
+        size = self.piece
+        for start in range(0, len(data), size):
+            writer.write(data[start : start + size])
+            await asyncio.sleep(0.002)
 
 
 if __name__ == "__main__":

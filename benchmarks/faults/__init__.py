@@ -1,0 +1,1 @@
+"""What pools make of faults, each alone on the same server: `python -m benchmarks.faults`."""

@@ -1,0 +1,16 @@
+"""`python -m benchmarks.faults`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+
+if missing := [name for name in ("rich", "typer") if find_spec(name) is None]:
+    sys.exit(f"{' and '.join(missing)} not found: pip install 'asyncpool[bench]'")
+if os.name != "posix":
+    sys.exit("servers of our own need Linux or macOS")
+
+from benchmarks.faults._cli import app
+
+app()

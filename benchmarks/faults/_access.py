@@ -1,0 +1,117 @@
+"""A server that answers and lets nobody in: the password, the database, the number of sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from asyncpool.testing import Server, postgres
+from benchmarks.faults._cast import make_database
+from benchmarks.faults._scene import Scene
+from benchmarks.faults._stage import Stage
+from benchmarks.faults._through import through
+
+LIMIT = 2.0
+"""Seconds that a request may wait where waiting is of no use."""
+RULES = """
+local all all trust
+host all postgres 127.0.0.1/32 trust
+host replication postgres 127.0.0.1/32 trust
+host all app 127.0.0.1/32 scram-sha-256
+"""
+SLOTS = 14
+"""Sessions that the crowded server has: three are for superusers."""
+
+
+@asynccontextmanager
+async def _asks_for_passwords() -> AsyncIterator[Server]:
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        Path(folder).chmod(0o755)
+        rules = Path(folder, "hba")
+        rules.write_text(RULES)
+        rules.chmod(0o644)
+        async with postgres(settings={"hba_file": os.fspath(rules)}) as server:
+            yield server
+
+
+async def _password(stage: Stage) -> None:
+    """Changed, and the sessions ended; later the pool's own password is the right one again."""
+    async with through(make_conninfo(stage.dsn, password="first")) as (dsn, proxy):
+        await stage.begin(dsn, limit=0.5 if stage.quick else LIMIT)
+        before = proxy.accepted
+        with stage.refusing():
+            await stage.ask("ALTER ROLE app PASSWORD 'second'")
+            with stage.striking():
+                await stage.terminate(await stage.pids())
+            await stage.wait(5, 1.5)
+            await stage.ask("ALTER ROLE app PASSWORD 'first'")
+        stage.seen.attempts = proxy.accepted - before
+        await stage.over()
+
+
+async def _database(stage: Stage) -> None:
+    """What was written to the old one is counted before it goes."""
+    async with through(stage.dsn) as (dsn, proxy):
+        await stage.begin(dsn, limit=0.5 if stage.quick else LIMIT)
+        await stage.say("hold")
+        stage.seen.ledger += await stage.ledger()
+        before = proxy.accepted
+        with stage.refusing():
+            await stage.ask("DROP DATABASE app WITH (FORCE)")
+            await stage.say("resume")
+            await stage.wait(5, 1.5)
+            await make_database(stage.server.dsn)
+        stage.seen.attempts = proxy.accepted - before
+        await stage.over()
+
+
+async def _crowd(stage: Stage) -> None:
+    """Others take every free slot, and that of one of the pool's own backends when it ends."""
+    crowd: list[psycopg.AsyncConnection[Any]] = []
+    name = make_conninfo(stage.dsn, application_name="faults-crowd")
+    async with through(stage.dsn) as (dsn, proxy):
+        await stage.begin(dsn)
+        before = proxy.accepted
+        try:
+            await _fill(crowd, name)
+            proxy.delay = 0.5  # the slot is to be gone before the pool asks for it
+            with stage.striking():
+                await stage.terminate((await stage.pids())[-1:])
+            size = len(crowd)
+            while len(crowd) == size:
+                await _fill(crowd, name)
+            proxy.delay = 0.0
+            await stage.wait(3, 1.5)
+        finally:
+            for conn in crowd:
+                await conn.close()
+        stage.seen.attempts = proxy.accepted - before
+        await stage.over()
+
+
+async def _fill(crowd: list[psycopg.AsyncConnection[Any]], dsn: str) -> None:
+    with suppress(psycopg.OperationalError):
+        while True:
+            crowd.append(await psycopg.AsyncConnection.connect(dsn))
+    await asyncio.sleep(0.01)
+
+
+SCENES = (
+    Scene("password", "password changed for 5 s", _password, _asks_for_passwords),
+    Scene("database", "database dropped for 5 s", _database),
+    Scene(
+        "crowd",
+        "`max_connections` reached by others for 3 s",
+        _crowd,
+        partial(postgres, max_connections=SLOTS),
+    ),
+)

@@ -1,0 +1,25 @@
+"""What every server of the matrix has: a user of the pools' own, its database and the ledger."""
+
+from __future__ import annotations
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+TABLE = "CREATE TABLE ledger (id bigint NOT NULL)"
+"""With no key: what is written twice is to be seen."""
+
+
+async def make_user(dsn: str) -> None:
+    """The user `app`, who is no superuser."""
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+        await conn.execute("CREATE ROLE app LOGIN PASSWORD 'first'")
+
+
+async def make_database(dsn: str) -> None:
+    """The database `app` with its ledger, empty."""
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+        await conn.execute("CREATE DATABASE app OWNER app")
+    there = make_conninfo(dsn, dbname="app")
+    async with await psycopg.AsyncConnection.connect(there, autocommit=True) as conn:
+        await conn.execute(TABLE)
+        await conn.execute("ALTER TABLE ledger OWNER TO app")
