@@ -70,9 +70,8 @@ class Proxy:
         delay: seconds more for each new connection.
         lag: seconds more for all that is sent, each way.
         piece: if not 0, what is sent comes in pieces of so many bytes, one in two milliseconds.
-        cuts: so many of the server's next answers are passed on by half, then their connections
-            are broken.
         accepted: connections so far.
+        cuts: those of them that were broken.
     """
 
     def __init__(self, host: str, port: str) -> None:
@@ -80,7 +79,8 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self.port = 0
         self.delay = self.lag = 0.0
-        self.piece = self.cuts = self.accepted = 0
+        self.piece = self.accepted = self.cuts = 0
+        self._doomed = 0
 
     async def start(self) -> None:
         """Listen."""
@@ -92,8 +92,13 @@ class Proxy:
         assert self._server is not None, "bug: never started"
         self._server.close()
 
+    def cut(self) -> None:
+        """Pass on half of the next answer on each connection there is, and break it."""
+        self._doomed = self.accepted
+
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
+        number = self.accepted
         await asyncio.sleep(self.delay)
         with contextlib.suppress(OSError):
             try:
@@ -105,19 +110,17 @@ class Proxy:
             except OSError:
                 writer.close()
                 raise
-            await asyncio.gather(
-                self._copy(reader, there[1]), self._copy(there[0], writer, answers=True)
-            )
+            await asyncio.gather(self._copy(reader, there[1]), self._copy(there[0], writer, number))
 
     async def _copy(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = False
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers_of: int = 0
     ) -> None:
         later = asyncio.get_running_loop().call_later
         try:
             with contextlib.suppress(OSError):
                 while data := await reader.read(65536):
-                    if answers and self.cuts:
-                        self.cuts -= 1
+                    if 0 < answers_of <= self._doomed:
+                        self.cuts += 1
                         writer.write(data[: len(data) // 2])
                         return
                     if self.lag:

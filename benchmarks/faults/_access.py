@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg.conninfo import make_conninfo
 
 from asyncpool.testing import Server, postgres
-from benchmarks.faults._cast import make_database
+from benchmarks.faults._cast import make_database, readable
 from benchmarks.faults._scene import Scene
 from benchmarks.faults._stage import Stage
 from benchmarks.faults._through import through
@@ -28,6 +26,7 @@ host all postgres 127.0.0.1/32 trust
 host replication postgres 127.0.0.1/32 trust
 host all app 127.0.0.1/32 scram-sha-256
 """
+PASSWORD = "first"  # noqa: S105 - of a server that lives for a minute
 SLOTS = 14
 """Sessions that the crowded server has: three are for superusers."""
 
@@ -35,22 +34,19 @@ SLOTS = 14
 @asynccontextmanager
 async def _asks_for_passwords() -> AsyncIterator[Server]:
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        Path(folder).chmod(0o755)
-        rules = Path(folder, "hba")
-        rules.write_text(RULES)
-        rules.chmod(0o644)
-        async with postgres(settings={"hba_file": os.fspath(rules)}) as server:
+        rules = readable(folder, "hba", RULES)
+        async with postgres(settings={"hba_file": rules}) as server:
             yield server
 
 
 async def _password(stage: Stage) -> None:
     """Changed, and the sessions ended; later the pool's own password is the right one again."""
-    async with through(make_conninfo(stage.dsn, password="first")) as (dsn, proxy):
+    async with through(make_conninfo(stage.dsn, password=PASSWORD)) as (dsn, proxy):
         await stage.begin(dsn, limit=0.5 if stage.quick else LIMIT)
         before = proxy.accepted
         with stage.refusing():
-            await stage.ask("ALTER ROLE app PASSWORD 'second'")
-            with stage.striking():
+            async with stage.at_rest():
+                await stage.ask("ALTER ROLE app PASSWORD 'second'")
                 await stage.terminate(await stage.pids())
             await stage.wait(5, 1.5)
             await stage.ask("ALTER ROLE app PASSWORD 'first'")
@@ -62,12 +58,11 @@ async def _database(stage: Stage) -> None:
     """What was written to the old one is counted before it goes."""
     async with through(stage.dsn) as (dsn, proxy):
         await stage.begin(dsn, limit=0.5 if stage.quick else LIMIT)
-        await stage.say("hold")
-        stage.seen.ledger += await stage.ledger()
         before = proxy.accepted
         with stage.refusing():
-            await stage.ask("DROP DATABASE app WITH (FORCE)")
-            await stage.say("resume")
+            async with stage.at_rest():
+                stage.seen.ledger += await stage.ledger()
+                await stage.ask("DROP DATABASE app WITH (FORCE)")
             await stage.wait(5, 1.5)
             await make_database(stage.server.dsn)
         stage.seen.attempts = proxy.accepted - before
@@ -84,7 +79,7 @@ async def _crowd(stage: Stage) -> None:
         try:
             await _fill(crowd, name)
             proxy.delay = 0.5  # the slot is to be gone before the pool asks for it
-            with stage.striking():
+            async with stage.at_rest():
                 await stage.terminate((await stage.pids())[-1:])
             size = len(crowd)
             while len(crowd) == size:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import psycopg
 from psycopg.conninfo import make_conninfo
 
@@ -23,3 +26,12 @@ async def make_database(dsn: str) -> None:
     async with await psycopg.AsyncConnection.connect(there, autocommit=True) as conn:
         await conn.execute(TABLE)
         await conn.execute("ALTER TABLE ledger OWNER TO app")
+
+
+def readable(folder: str, name: str, text: str) -> str:
+    """A file in a temporary folder that programs of other users may read."""
+    Path(folder).chmod(0o755)
+    file = Path(folder, name)
+    file.write_text(text)
+    file.chmod(0o644)
+    return os.fspath(file)

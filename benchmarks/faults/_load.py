@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import time
 from dataclasses import astuple, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -85,13 +86,13 @@ class Load:
         """Let them begin again."""
         self._going.set()
 
-    async def lend(self, count: int) -> None:
-        """Let so many requests have a connection with a long statement, at the same moment."""
+    async def lend(self, count: int, seconds: float) -> None:
+        """Let so many requests have a connection for so long, at the same moment."""
         self._going.clear()
         holders = [self.request("holder") for _ in range(count)]
         for each in holders:
-            self._start(each, self.sleep)
-        while not all(each.borrowed or each.ended for each in holders):
+            self._start(each, partial(self.sleep, seconds=seconds))
+        while any(each.borrowed is each.ended is None for each in holders):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         self._going.set()
 
@@ -124,11 +125,11 @@ class Load:
             request.borrowed = time.monotonic()
             await self._peer.write(conn, request.number)
 
-    async def sleep(self, request: Request) -> None:
+    async def sleep(self, request: Request, seconds: float = LONG) -> None:
         """Have a connection for long."""
         async with self._peer.borrow() as conn:
             request.borrowed = time.monotonic()
-            await self._peer.sleep(conn, LONG)
+            await self._peer.sleep(conn, seconds)
 
     def request(self, kind: str) -> Request:
         """A new one, due now."""

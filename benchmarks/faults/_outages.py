@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from asyncpool.testing import Server
+from benchmarks.faults._load import LONG
 from benchmarks.faults._scene import Scene
 from benchmarks.faults._stage import Stage
 
@@ -12,15 +13,14 @@ from benchmarks.faults._stage import Stage
 async def _idle(stage: Stage, count: int) -> None:
     """Those that were used last: a pool that lends them first has them in hand at once."""
     await stage.begin()
-    await stage.say("hold")
-    await stage.terminate((await stage.pids())[-count:])
-    await stage.say("resume")
+    async with stage.at_rest():
+        await stage.terminate((await stage.pids())[-count:])
     await stage.over()
 
 
 async def _lent(stage: Stage) -> None:
     await stage.begin()
-    await stage.say("lend")
+    await stage.say("lend", seconds=LONG)
     with stage.striking():
         await stage.terminate(await stage.pids())
     await stage.over()
@@ -29,7 +29,7 @@ async def _lent(stage: Stage) -> None:
 async def _restarted(stage: Stage, mode: str) -> None:
     await stage.begin()
     async with stage.away():
-        with stage.striking():
+        async with stage.at_rest():
             await _down(stage.server, mode)
         await stage.server.start()
     await stage.over()
@@ -57,7 +57,7 @@ async def _down_for_long(stage: Stage) -> None:
     """Less long than a request may wait, so that each of them could be served."""
     await stage.begin(limit=45)
     async with stage.away():
-        with stage.striking():
+        async with stage.at_rest():
             await stage.server.stop()
         await stage.wait(30, 2)
         await stage.server.start()

@@ -24,7 +24,7 @@ async def run(scenes: list[Scene], pools: list[str], *, quick: bool) -> AsyncIte
 
 async def play(scene: Scene, pool: str, *, quick: bool) -> Cell:
     """One cell."""
-    module = MODULES.get(pool.split("-")[0])
+    module = MODULES.get(pool.split("-", maxsplit=1)[0])
     if module is not None and find_spec(module) is None:
         return Cell(scene.key, pool, ABSENT, f"{module} is not installed")
     async with scene.server() as server:

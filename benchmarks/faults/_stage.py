@@ -30,7 +30,7 @@ class Hung(Exception):
 
 
 class NotHere(Exception):
-    """This machine, or what is installed on it, does not let us; the message says what is missing."""
+    """This machine does not let us; the message says what is missing."""
 
 
 @dataclass
@@ -137,10 +137,17 @@ class Stage:
 
     @contextmanager
     def striking(self) -> Iterator[None]:
-        """While connections are broken."""
+        """While connections are broken that are lent."""
         start = time.monotonic()
         yield
         self.seen.strikes.append((start, time.monotonic()))
+
+    @asynccontextmanager
+    async def at_rest(self) -> AsyncIterator[None]:
+        """While connections are broken, and none is lent."""
+        await self.say("hold")
+        yield
+        await self.say("resume")
 
     @asynccontextmanager
     async def away(self) -> AsyncIterator[None]:
@@ -165,10 +172,12 @@ class Stage:
         if self._sampler is not None:
             self._sampler.cancel()
             await asyncio.wait([self._sampler])
-        deadline = time.monotonic() + PATIENCE
-        while (left := await self.count()) and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
-        self.seen.left = left
+
+        async def ended() -> bool:
+            self.seen.left = await self.count()
+            return not self.seen.left
+
+        await until(ended, PATIENCE)
         self.seen.ledger += await self.ledger()
 
     async def ledger(self) -> list[int]:
@@ -230,3 +239,13 @@ class Stage:
         )
         ((count,),) = await cur.fetchall()
         return int(count)
+
+
+async def until(fact: Callable[[], bool | Awaitable[bool]], seconds: float) -> None:
+    """Wait until it is so, or for so long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = fact()
+        if value if isinstance(value, bool) else await value:
+            return
+        await asyncio.sleep(0.005)

@@ -106,4 +106,3 @@ class Web:
                 yield "awake\n"
 
         return StreamingResponse(body())
-

@@ -76,9 +76,9 @@ class Worker:
         """Let the load go on."""
         self._load.resume()
 
-    async def lend(self) -> None:
-        """Have all connections lent."""
-        await self._load.lend(self._setup.size)
+    async def lend(self, seconds: float) -> None:
+        """Have all connections lent for so long."""
+        await self._load.lend(self._setup.size, seconds)
 
     async def storm(self, kind: str, seconds: float, rate: float) -> None:
         """Cut requests short."""

@@ -1,0 +1,25 @@
+"""The page and its picture: what is between the marks is ours to write, the rest is not."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from benchmarks.faults._tables import tables
+
+PAGE = "docs/reliability.md"
+BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
+
+
+def write(report: dict[str, Any], page: Path) -> None:
+    """Put the tables into the page, and the picture beside it, where there is matplotlib."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    facts = ", ".join(f"{name} {value}" for name, value in report["facts"].items())
+    parts = [BEGIN, *tables(report), f"Measured on: {facts}.", END]
+    page.write_text(before + "\n\n".join(parts) + after)
+    if find_spec("matplotlib") is not None:
+        from benchmarks.faults._picture import draw  # noqa: PLC0415 - it is slow to import
+
+        draw(report, page.with_suffix(".png"))
