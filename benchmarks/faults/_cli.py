@@ -20,6 +20,7 @@ from benchmarks.faults._run import run
 from benchmarks.faults._scenes import SCENES
 from benchmarks.faults._stage import Stage
 from benchmarks.faults._tables import line
+from benchmarks.faults._verdict import Cell
 
 app = typer.Typer(add_completion=False)
 
@@ -36,6 +37,7 @@ def main(  # noqa: PLR0917 - typer knows them by name
     again: Annotated[
         Path | None, typer.Option(help="Take these figures instead of playing.")
     ] = None,
+    jobs: Annotated[int, typer.Option(min=1, hidden=True, help="Cells at once.")] = 1,
 ) -> None:
     """Play each fault for each pool, one after another, and write what they made of it."""
     console = Console(width=None if sys.stdout.isatty() else 130)
@@ -48,7 +50,7 @@ def main(  # noqa: PLR0917 - typer knows them by name
         report = json.loads(again.read_text())
     else:
         try:
-            report = asyncio.run(_play(*some, quick=quick, console=console))
+            report = asyncio.run(_play(*some, console, quick=quick, jobs=jobs))
         except ServerError as error:
             console.print(f"{error}", style="red", markup=False)
             raise typer.Exit(1) from error
@@ -66,19 +68,22 @@ def _choice(given: str, among: tuple[str, ...]) -> list[str]:
 
 
 async def _play(
-    faults: list[str], pools: list[str], *, quick: bool, console: Console
+    faults: list[str], pools: list[str], console: Console, *, quick: bool, jobs: int
 ) -> dict[str, Any]:
     """Everything, as the JSON has it."""
-    report: dict[str, Any] = {
-        "facts": facts(),
-        "settings": {"quick": quick, "size": Stage.size, "rate": Stage.rate},
-        "scenes": {key: SCENES[key].title for key in faults},
-        "pools": pools,
-        "cells": [],
-    }
+
+    def tell(cell: Cell) -> None:
+        console.print(line(cell.record()), highlight=False, markup=False, soft_wrap=True)
+
+    found = facts()
     async with postgres() as server:
-        report["facts"]["postgresql"] = await server_version(server.dsn)
-    async for cell in run([SCENES[key] for key in faults], pools, quick=quick):
-        report["cells"].append(cell.record())
-        console.print(line(report["cells"][-1]), highlight=False, markup=False, soft_wrap=True)
-    return report
+        found["postgresql"] = await server_version(server.dsn)
+    scenes = [SCENES[key] for key in faults]
+    cells = await run(scenes, pools, tell, quick=quick, jobs=jobs)
+    return {
+        "facts": found,
+        "settings": {"quick": quick, "size": Stage.size, "rate": Stage.rate},
+        "scenes": {each.key: each.title for each in scenes},
+        "pools": pools,
+        "cells": [each.record() for each in cells],
+    }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import Callable
 from importlib.util import find_spec
 
+from asyncpool.testing import Server, ServerUnsupported
 from benchmarks._network import NoNetwork
 from benchmarks.faults._cast import make_database, make_user
 from benchmarks.faults._peers import MODULES
@@ -15,11 +17,33 @@ from benchmarks.faults._verdict import Cell, judge
 ABSENT = "not run here"
 
 
-async def run(scenes: list[Scene], pools: list[str], *, quick: bool) -> AsyncIterator[Cell]:
-    """The cells, as they are done."""
-    for scene in scenes:
-        for pool in pools:
-            yield await play(scene, pool, quick=quick)
+async def run(
+    scenes: list[Scene],
+    pools: list[str],
+    tell: Callable[[Cell], None],
+    *,
+    quick: bool = False,
+    jobs: int = 1,
+) -> list[Cell]:
+    """All cells, in order.
+
+    Args:
+        scenes, pools: which.
+        tell: gets each cell when it is done.
+        quick: whether long faults are short.
+        jobs: cells at once; with more than one, times mean nothing.
+    """
+    gate = asyncio.Semaphore(jobs)
+
+    async def one(scene: Scene, pool: str) -> Cell:
+        async with gate:
+            cell = await play(scene, pool, quick=quick)
+            tell(cell)
+            return cell
+
+    async with asyncio.TaskGroup() as group:
+        cells = [group.create_task(one(scene, pool)) for scene in scenes for pool in pools]
+    return [each.result() for each in cells]
 
 
 async def play(scene: Scene, pool: str, *, quick: bool) -> Cell:
@@ -27,16 +51,23 @@ async def play(scene: Scene, pool: str, *, quick: bool) -> Cell:
     module = MODULES.get(pool.split("-", maxsplit=1)[0])
     if module is not None and find_spec(module) is None:
         return Cell(scene.key, pool, ABSENT, f"{module} is not installed")
-    async with scene.server() as server:
-        await make_user(server.dsn)
-        await make_database(server.dsn)
-        stage = Stage(server, pool, quick=quick)
-        try:
-            await scene.play(stage)
-        except (NotHere, NoNetwork) as error:
-            return Cell(scene.key, pool, ABSENT, str(error))
-        except Hung as error:
-            return Cell(scene.key, pool, "hung", str(error))
-        finally:
-            await stage.close()
-        return judge(scene.key, pool, stage.seen, limit=stage.limit, size=stage.size)
+    try:
+        async with scene.server() as server:
+            if server.source == "dsn":
+                return Cell(scene.key, pool, ABSENT, "a given server is not ours to break")
+            return await _on(server, scene, pool, quick=quick)
+    except (NotHere, NoNetwork, ServerUnsupported) as error:
+        return Cell(scene.key, pool, ABSENT, str(error))
+
+
+async def _on(server: Server, scene: Scene, pool: str, *, quick: bool) -> Cell:
+    await make_user(server.dsn)
+    await make_database(server.dsn)
+    stage = Stage(server, pool, quick=quick)
+    try:
+        await scene.play(stage)
+    except Hung as error:
+        return Cell(scene.key, pool, "hung", str(error))
+    finally:
+        await stage.close()
+    return judge(scene.key, pool, stage.seen, limit=stage.limit, size=stage.size)

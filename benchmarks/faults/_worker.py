@@ -137,10 +137,10 @@ class Worker:
         await self._peer.close()
 
 
-async def obey(worker: Worker, lines: asyncio.StreamReader) -> None:
-    """Do what each line says until there are no more."""
-    while line := await lines.readline():
-        asked = json.loads(line)
+async def obey(worker: Worker, lines: asyncio.Queue[bytes]) -> None:
+    """Do what each line says."""
+    while True:
+        asked = json.loads(await lines.get())
         do: Callable[..., Awaitable[Any]] = getattr(worker, asked.pop("do"))
         try:
             answer = {"answer": await do(**asked)}
@@ -151,12 +151,16 @@ async def obey(worker: Worker, lines: asyncio.StreamReader) -> None:
 
 async def main() -> None:
     """What the process does."""
-    lines = asyncio.StreamReader(limit=2**20)
+    told = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    worker = Worker(**json.loads(await lines.readline()))
-    await obey(worker, lines)
-    os._exit(0)  # whatever hangs
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(told), sys.stdin)
+    worker = Worker(**json.loads(await told.readline()))
+    lines: asyncio.Queue[bytes] = asyncio.Queue()
+    obeying = asyncio.create_task(obey(worker, lines))
+    while line := await told.readline():
+        lines.put_nowait(line)
+    obeying.cancel()
+    os._exit(0)  # who started us is gone, whatever hangs here
 
 
 if __name__ == "__main__":
