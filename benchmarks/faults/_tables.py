@@ -60,6 +60,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "Failed requests": failed,
     "Longest wait for a connection, in seconds": lambda cell: seconds(cell["longest_wait"]),
     "Whole again after, in seconds": lambda cell: seconds(cell["whole"]),
+    "All connections open again after, in seconds": lambda cell: seconds(cell["full"]),
     "Backends: most at once / left after `close()`": backends,
     "Books": books,
 }

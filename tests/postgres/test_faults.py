@@ -129,7 +129,7 @@ def test_every_pool_has_its_place_on_the_page(tmp_path: Path) -> None:
     assert page.startswith("Before.\n<!--")
     assert page.endswith("-->\nAfter.\n")
     assert "old" not in page
-    assert page.count("| all idle backends terminated |") == 5
+    assert page.count("| all idle backends terminated |") == 6
     order = list(dict.fromkeys(pool for _, pool in cells))
     assert f"| {' | '.join(order)} |" in page
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
@@ -158,7 +158,7 @@ def test_a_failure_is_excused_only_by_what_no_pool_could_help() -> None:
     ]
     not_excused = [
         request(4, 1.15, 1.2, 1.3, "failed"),  # it was given what was broken before
-        request(5, 2.5, None, 2.6, "failed"),  # it did not wait, and need not have failed
+        request(5, 4.0, None, 4.1, "failed"),  # it did not wait, and would have been served
         request(6, 3.5, None, 6.4, "failed"),  # it could have been served in time
     ]
     seen.finished = {"requests": excused + not_excused, "close": 0.1, "close_error": ""}
