@@ -17,7 +17,8 @@ def write(report: dict[str, Any], page: Path) -> None:
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     facts = ", ".join(f"{name} {value}" for name, value in report["facts"].items())
-    parts = [BEGIN, *tables(report), f"Measured on: {facts}.", END]
+    how = "Measured with `--quick`" if report["settings"]["quick"] else "Measured"
+    parts = [BEGIN, *tables(report), f"{how} on: {facts}.", END]
     page.write_text(before + "\n\n".join(parts) + after)
     if find_spec("matplotlib") is not None:
         from benchmarks.faults._picture import draw  # noqa: PLC0415 - it is slow to import
