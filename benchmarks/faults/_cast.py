@@ -18,14 +18,20 @@ async def make_user(dsn: str) -> None:
         await conn.execute("CREATE ROLE app LOGIN PASSWORD 'first'")
 
 
-async def make_database(dsn: str) -> None:
-    """The database `app` with its ledger, empty."""
+async def make_template(dsn: str) -> None:
+    """What the database is copied from, so that it is never there without its table."""
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
-        await conn.execute("CREATE DATABASE app OWNER app")
-    there = make_conninfo(dsn, dbname="app")
+        await conn.execute("CREATE DATABASE blank")
+    there = make_conninfo(dsn, dbname="blank")
     async with await psycopg.AsyncConnection.connect(there, autocommit=True) as conn:
         await conn.execute(TABLE)
         await conn.execute("ALTER TABLE ledger OWNER TO app")
+
+
+async def make_database(dsn: str) -> None:
+    """The database `app` with its ledger, empty."""
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+        await conn.execute("CREATE DATABASE app OWNER app TEMPLATE blank")
 
 
 def readable(folder: str, name: str, text: str) -> str:

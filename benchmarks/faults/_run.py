@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from asyncpool.testing import Server, ServerUnsupported
 from benchmarks._network import NoNetwork
-from benchmarks.faults._cast import make_database, make_user
+from benchmarks.faults._cast import make_database, make_template, make_user
 from benchmarks.faults._peers import MODULES
 from benchmarks.faults._scene import Scene
 from benchmarks.faults._stage import Hung, NotHere, Stage
@@ -62,6 +62,7 @@ async def play(scene: Scene, pool: str, *, quick: bool) -> Cell:
 
 async def _on(server: Server, scene: Scene, pool: str, *, quick: bool) -> Cell:
     await make_user(server.dsn)
+    await make_template(server.dsn)
     await make_database(server.dsn)
     stage = Stage(server, pool, quick=quick)
     try:
