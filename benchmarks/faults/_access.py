@@ -42,13 +42,13 @@ async def _asks_for_passwords() -> AsyncIterator[Server]:
 async def _password(stage: Stage) -> None:
     """Changed, and the sessions ended; later the pool's own password is the right one again."""
     async with through(make_conninfo(stage.dsn, password=PASSWORD)) as (dsn, proxy):
-        await stage.begin(dsn, limit=0.5 if stage.quick else LIMIT)
+        await stage.begin(dsn, limit=1 if stage.quick else LIMIT)
         before = proxy.accepted
         with stage.refusing():
             async with stage.at_rest():
                 await stage.ask("ALTER ROLE app PASSWORD 'second'")
                 await stage.terminate(await stage.pids())
-            await stage.wait(5, 1.5)
+            await stage.wait(5, 2)
             await stage.ask("ALTER ROLE app PASSWORD 'first'")
         stage.seen.attempts = proxy.accepted - before
         await stage.over()
@@ -57,13 +57,13 @@ async def _password(stage: Stage) -> None:
 async def _database(stage: Stage) -> None:
     """What was written to the old one is counted before it goes."""
     async with through(stage.dsn) as (dsn, proxy):
-        await stage.begin(dsn, limit=0.5 if stage.quick else LIMIT)
+        await stage.begin(dsn, limit=1 if stage.quick else LIMIT)
         before = proxy.accepted
         with stage.refusing():
             async with stage.at_rest():
                 stage.seen.ledger += await stage.ledger()
                 await stage.ask("DROP DATABASE app WITH (FORCE)")
-            await stage.wait(5, 1.5)
+            await stage.wait(5, 2)
             await make_database(stage.server.dsn)
         stage.seen.attempts = proxy.accepted - before
         await stage.over()
