@@ -38,6 +38,8 @@ class Request:
     outcome: str = ""
     """ok, failed or cancelled."""
     error: str = ""
+    left: float | None = None
+    """When it was cancelled."""
 
 
 class Refused(Exception):
@@ -169,7 +171,9 @@ class Load:
 
     async def _cancelled_by_asyncio(self, request: Request, after: float) -> None:
         task = asyncio.create_task(self.sleep(request))
-        asyncio.get_running_loop().call_later(after, task.cancel)
+        await asyncio.sleep(after)
+        request.left = time.monotonic()
+        task.cancel()
         await asyncio.wait([task])
         request.ended = time.monotonic()
         if task.cancelled():
@@ -181,6 +185,7 @@ class Load:
 
     async def _cancelled_by_anyio(self, request: Request, after: float) -> None:
         scope = anyio.CancelScope(deadline=anyio.current_time() + after)
+        request.left = time.monotonic() + after
         try:
             with scope:
                 await self.sleep(request)

@@ -66,14 +66,24 @@ TABLES: dict[str, Callable[[Record], str]] = {
 }
 
 
+SOME: dict[str, tuple[str, Callable[[Record], str]]] = {
+    "Connections begun during the fault": ("attempts", lambda cell: str(cell["attempts"])),
+    "Longest from a cancellation until its caller was let go, in seconds": (
+        "late",
+        lambda cell: seconds(cell["late"]),
+    ),
+}
+"""Those that only some faults have."""
+
+
 def tables(report: Record) -> Iterator[str]:
     """A table a measure, with faults down and pools across."""
     for title, measure in TABLES.items():
         yield f"### {title}\n\n{_table(report, list(report['scenes']), measure)}"
-    counted = [each["scene"] for each in report["cells"] if each["attempts"] is not None]
-    if some := list(dict.fromkeys(counted)):
-        table = _table(report, some, lambda cell: str(cell["attempts"]))
-        yield f"### Connections that were begun during the fault\n\n{table}"
+    for title, (key, measure) in SOME.items():
+        told = [each["scene"] for each in report["cells"] if each[key] is not None]
+        if some := list(dict.fromkeys(told)):
+            yield f"### {title}\n\n{_table(report, some, measure)}"
     if reasons := list(dict.fromkeys(_reasons(report))):
         yield "\n".join(f"- {reason}" for reason in reasons)
 

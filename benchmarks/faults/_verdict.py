@@ -43,6 +43,8 @@ class Cell:
     close: float | None = None
     attempts: int | None = None
     """Connections that were begun during the fault, where that is counted."""
+    late: float | None = None
+    """The longest from a cancellation until the caller was let go, where there were any."""
     lost: int = 0
     """Acknowledged, and not in the ledger."""
     twice: int = 0
@@ -86,6 +88,8 @@ def judge(scene: str, pool: str, seen: Seen, *, limit: float, size: int) -> Cell
     cell.close = seen.finished["close"]
     if problem := seen.finished["close_error"]:
         cell.reason = f"close() raised {problem}"
+    late = [(each.ended or 0.0) - each.left for each in requests if each.left is not None]
+    cell.late = max(late, default=None)
     _balance(cell, requests, seen.ledger)
     return cell
 
