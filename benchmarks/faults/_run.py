@@ -8,9 +8,9 @@ from importlib.util import find_spec
 
 from asyncpool.testing import Server, ServerUnsupported
 from benchmarks._network import NoNetwork
-from benchmarks.faults._cast import make_database, make_template, make_user
 from benchmarks.faults._peers import MODULES
 from benchmarks.faults._scene import Scene
+from benchmarks.faults._servers import Servers
 from benchmarks.faults._stage import Hung, NotHere, Stage
 from benchmarks.faults._verdict import Cell, judge
 
@@ -37,33 +37,28 @@ async def run(
 
     async def one(scene: Scene, pool: str) -> Cell:
         async with gate:
-            cell = await play(scene, pool, quick=quick)
+            cell = await play(scene, pool, servers, quick=quick)
             tell(cell)
             return cell
 
-    async with asyncio.TaskGroup() as group:
+    async with Servers(again=quick) as servers, asyncio.TaskGroup() as group:
         cells = [group.create_task(one(scene, pool)) for scene in scenes for pool in pools]
     return [each.result() for each in cells]
 
 
-async def play(scene: Scene, pool: str, *, quick: bool) -> Cell:
+async def play(scene: Scene, pool: str, servers: Servers, *, quick: bool) -> Cell:
     """One cell."""
     module = MODULES.get(pool.split("-", maxsplit=1)[0])
     if module is not None and find_spec(module) is None:
         return Cell(scene.key, pool, ABSENT, f"{module} is not installed")
     try:
-        async with scene.server() as server:
-            if server.source == "dsn":
-                return Cell(scene.key, pool, ABSENT, "a given server is not ours to break")
+        async with servers.one(scene) as server:
             return await _on(server, scene, pool, quick=quick)
     except (NotHere, NoNetwork, ServerUnsupported) as error:
         return Cell(scene.key, pool, ABSENT, str(error))
 
 
 async def _on(server: Server, scene: Scene, pool: str, *, quick: bool) -> Cell:
-    await make_user(server.dsn)
-    await make_template(server.dsn)
-    await make_database(server.dsn)
     stage = Stage(server, pool, quick=quick)
     try:
         await scene.play(stage)

@@ -62,7 +62,6 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "Whole again after, in seconds": lambda cell: seconds(cell["whole"]),
     "All connections open again after, in seconds": lambda cell: seconds(cell["full"]),
     "Backends: most at once / left after `close()`": backends,
-    "Books": books,
 }
 
 
@@ -80,12 +79,22 @@ def tables(report: Record) -> Iterator[str]:
     """A table a measure, with faults down and pools across."""
     for title, measure in TABLES.items():
         yield f"### {title}\n\n{_table(report, list(report['scenes']), measure)}"
+    yield f"### Books\n\n{_accounts(report)}"
     for title, (key, measure) in SOME.items():
         told = [each["scene"] for each in report["cells"] if each[key] is not None]
         if some := list(dict.fromkeys(told)):
             yield f"### {title}\n\n{_table(report, some, measure)}"
     if reasons := list(dict.fromkeys(_reasons(report))):
         yield "\n".join(f"- {reason}" for reason in reasons)
+
+
+def _accounts(report: Record) -> str:
+    cells = [each for each in report["cells"] if each["status"] == "done"]
+    if all(each["balanced"] for each in cells):
+        return "They balance in every cell."
+    wrong = [each for each in cells if not each["balanced"]]
+    told = [f"- {report['scenes'][each['scene']]}, {each['pool']}: {books(each)}" for each in wrong]
+    return "\n".join(["They balance but for these:", "", *told])
 
 
 def _table(report: Record, scenes: list[str], measure: Callable[[Record], str]) -> str:
