@@ -1,8 +1,9 @@
 """What a pool knows of connects that fail, and when it may try again: pure numbers, no sleeping.
 
-Delays double from `FIRST` up to `CAP`, each shortened by up to half at random ("equal jitter"), so
-that many processes do not knock in step on a server that has just come back. Where access is
-refused that takes much longer, unless somebody waits: each attempt may count against the account.
+Delays double from `FIRST` up to a cap, each shortened by up to half at random ("equal jitter"), so
+that many processes do not knock in step on a server that has just come back. They are shorter while
+somebody waits, and longer where the server has refused: each attempt is work for it, and may count
+against the account.
 Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 """
 
@@ -13,9 +14,14 @@ from random import Random
 from asyncpool.faults import Fault
 
 FIRST = 0.05
-CAP = 1.0
+CAP = 0.5
+"""While somebody waits."""
+REST_CAP = 1.0
+"""While nobody does, and where the server has refused."""
 REFUSED_CAP = 30.0
-"""Where access is refused, and nobody waits."""
+"""Where it has refused access, and nobody waits."""
+GRACE = 5.0
+"""Seconds for which refused access is believed to be a mistake, where it was given before."""
 
 
 def delay(failures: int, random: Random, first: float = FIRST, cap: float = CAP) -> float:
@@ -40,6 +46,8 @@ class Outage:
         """Of the last failure."""
         self.told = False
         """Whether the user was told that it lasts."""
+        self.ever_worked = False
+        """Whether connecting has worked before it."""
 
     def __bool__(self) -> bool:
         return self.failures > 0
@@ -57,18 +65,29 @@ class Outage:
         if not self.failures:
             self.since = now
         self.failures += 1
-        if fault is Fault.ACCESS:
-            self.retry_at = now + delay(1, self._random, CAP)
-            self.rest_until = now + delay(self.failures, self._random, CAP, REFUSED_CAP)
+        if fault is Fault.ACCESS and not self._may_be_mistaken(now):
+            self.retry_at = now + delay(1, self._random, first=REST_CAP, cap=REST_CAP)
+            rest = delay(self.failures, self._random, first=REST_CAP, cap=REFUSED_CAP)
+            self.rest_until = now + rest
         else:
-            self.retry_at = self.rest_until = now + delay(self.failures, self._random)
+            self.rest_until = now + delay(self.failures, self._random, cap=REST_CAP)
+            soon = now + delay(self.failures, self._random)
+            self.retry_at = self.rest_until if fault is Fault.CAPACITY else soon
 
     def is_hopeless(self, now: float, patience: float) -> bool:
         """Whether there is no use in waiting: access is refused, or it has lasted that long."""
-        return self.failures > 0 and (self.fault is Fault.ACCESS or now - self.since >= patience)
+        if not self.failures:
+            return False
+        refused = self.fault is Fault.ACCESS and not self._may_be_mistaken(now)
+        return refused or now - self.since >= patience
+
+    def _may_be_mistaken(self, now: float) -> bool:
+        """Whether access may be given again in a moment, as in a change of passwords."""
+        return self.ever_worked and now - self.since < GRACE
 
     def end(self) -> None:
         """A connect has succeeded."""
+        self.ever_worked = True
         self.failures = 0
         self.error = self.fault = None
         self.told = False

@@ -241,7 +241,7 @@ class Core(Generic[C]):
         entry.loose_in = entry.uses
         return entry.conn
 
-    async def acquire_entry(
+    async def acquire_entry(  # noqa: PLR0912 - each part of it would be one coroutine more
         self, timeout: float | None, counters: Counters | None = None
     ) -> Entry[C]:
         """The same, as its entry; counted in the pool's own counters, or in those given."""

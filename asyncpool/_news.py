@@ -1,7 +1,8 @@
 """What is heard of a connection, and whether it concerns the others.
 
-A single one that ends is replaced by itself. Where the server may be leaving, the others are asked
-before anybody gets one of them; where it is not what it was, all of them are retired.
+An idle one that ends is replaced by itself. Where the server or the way to it may have gone, as
+when one is lost in use, the others are asked before anybody gets one of them; where the server is
+not what it was, all of them are retired.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from asyncpool.faults import Fault
 logger = logging.getLogger("asyncpool")
 
 BURST, BURST_TIME = 3, 0.1
-"""So many connections lost in so many seconds are not lost each for itself."""
+"""So many idle ones lost in so many seconds are not lost each for itself."""
 
 
 class News(Generic[C]):
@@ -36,6 +37,7 @@ class News(Generic[C]):
         # Of those that are to be closed, as after the same news of another, it is none.
         new = entry.expires_at != DOOMED
         fault = None if error is None else stock.fault_of(error)
+        in_use = entry.state is State.LEASED
         if lost and entry.state is State.IDLE:
             stock.found_lost(entry)
         elif lost or fault is Fault.CONNECTION:
@@ -45,7 +47,7 @@ class News(Generic[C]):
         if fault is Fault.FAILOVER:
             logger.warning("pool %r: all connections are replaced: %s", stock.name, error)
             stock.drain()
-        elif fault is Fault.SERVER or (lost and fault is None and self._is_burst()):
+        elif fault is Fault.SERVER or (lost and fault is None and (in_use or self._is_burst())):
             self._suspect()
 
     def _is_burst(self) -> bool:

@@ -162,6 +162,7 @@ class Stock(Generic[C]):
 
     def proved(self) -> None:
         """A connection has been had that works: an outage is over."""
+        self.outage.ever_worked = True
         if self.outage:
             self.outage.end()
             self.ledger.sparing = False

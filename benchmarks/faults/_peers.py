@@ -102,6 +102,12 @@ def ours(setup: Setup) -> Peer:
     return _of_psycopg(import_module("asyncpool").AsyncConnectionPool, setup)
 
 
+def ours_check(setup: Setup) -> Peer:
+    """The same with a round trip before each borrowing."""
+    kind = import_module("asyncpool").AsyncConnectionPool
+    return _of_psycopg(kind, setup, check=kind.check_connection)
+
+
 def psycopg_pool(setup: Setup) -> Peer:
     """`psycopg_pool.AsyncConnectionPool`."""
     return _of_psycopg(import_module("psycopg_pool").AsyncConnectionPool, setup)
@@ -192,6 +198,7 @@ class SQLAlchemy:
 OURS = "asyncpool"
 PEERS: dict[str, Callable[[Setup], Peer]] = {
     OURS: ours,
+    "asyncpool-check": ours_check,
     "psycopg_pool": psycopg_pool,
     "psycopg_pool-check": psycopg_pool_check,
     "asyncpg": Asyncpg,

@@ -35,11 +35,14 @@ class Users:
         self.pools = pools
         self.present: dict[Task[None], None] = {}
         self.errors: list[BaseException] = []
+        self.forgot = False
+        """Whether somebody has come who returns nothing."""
 
     def come(self, *, forgetful: bool = False) -> None:
         """One more; it may be cancelled at one of its first awaits."""
         random = self.random
         if forgetful:
+            self.forgot = True
             self._enter(self.loop.create_task(self._forget(random.choice(self.pools))))
             return
         plan = random.random()

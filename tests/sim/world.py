@@ -198,7 +198,8 @@ class World(SeededLoop):
         for laws in self.pools:
             laws.connector.climate = CALM
         await self.users.gone()
-        gc.collect()  # what was forgotten may be in the traceback of a cancelled user
+        if self.users.forgot:
+            gc.collect()  # what was forgotten may be in the traceback of a cancelled user
         await asyncio.sleep(1.0)  # as long as a refusal is remembered
         for laws, keeper in zip(self.pools, self._keepers, strict=True):
             ledger = laws.core.ledger

@@ -6,11 +6,12 @@ from random import Random
 
 import pytest
 
-from asyncpool._backoff import CAP, FIRST, Outage, delay
+from asyncpool._backoff import CAP, FIRST, GRACE, REFUSED_CAP, REST_CAP, Outage, delay
+from asyncpool.faults import Fault
 
 
 @pytest.mark.parametrize(
-    ("failures", "longest"), [(1, 0.05), (2, 0.1), (3, 0.2), (4, 0.4), (5, 0.8), (6, 1.0)]
+    ("failures", "longest"), [(1, 0.05), (2, 0.1), (3, 0.2), (4, 0.4), (5, 0.5), (6, 0.5)]
 )
 def test_delays_double_up_to_the_cap_and_are_at_most_halved(failures: int, longest: float) -> None:
     """ "Equal jitter": between half of the delay and all of it."""
@@ -71,3 +72,38 @@ def test_connects_that_began_before_the_outage_do_not_prolong_the_pause() -> Non
     for _ in range(20):
         outage.failed(10.1, OSError("last"), began=9.0)
     assert (outage.failures, outage.retry_at, str(outage.error)) == (1, retry_at, "last")
+
+
+def test_somebody_who_waits_is_not_kept_waiting_for_long() -> None:
+    """Half a second at most; nobody, and where there is no room on the server, up to one."""
+    outage = Outage(Random(0))
+    for at in range(100):
+        outage.failed(float(at), OSError(), began=at - 0.5)
+    assert CAP / 2 <= outage.retry_at - at <= CAP <= outage.rest_until - at <= REST_CAP
+    outage.failed(100.0, OSError(), began=99.5, fault=Fault.CAPACITY)
+    assert outage.retry_at == outage.rest_until
+
+
+def test_where_access_is_refused_nobody_is_in_a_hurry() -> None:
+    """A second for somebody who waits; for nobody it doubles up to half a minute."""
+    outage = Outage(Random(0))
+    for at in range(0, 1000, 100):
+        outage.failed(float(at), OSError(), began=at - 0.5, fault=Fault.ACCESS)
+        assert REST_CAP / 2 <= outage.retry_at - at <= REST_CAP
+        assert outage.retry_at - at <= 2 * (outage.rest_until - at)
+    assert REFUSED_CAP / 2 <= outage.rest_until - at <= REFUSED_CAP
+
+
+def test_an_outage_is_hopeless_when_it_lasts_or_access_was_never_given() -> None:
+    """Access that was given before may come back within a moment, as when a password changes."""
+    outage = Outage(Random(0))
+    outage.failed(0.0, OSError(), began=-1.0, fault=Fault.ACCESS)
+    assert outage.is_hopeless(0.0, 1e9)
+    outage.failed(1.0, OSError(), began=0.5)
+    assert not outage.is_hopeless(9.9, 10.0)
+    assert outage.is_hopeless(10.0, 10.0)
+    outage.end()
+    assert not outage.is_hopeless(20.0, 0.0)
+    outage.failed(20.0, OSError(), began=19.0, fault=Fault.ACCESS)
+    assert not outage.is_hopeless(20.0 + GRACE - 0.01, 1e9)
+    assert outage.is_hopeless(20.0 + GRACE, 1e9)

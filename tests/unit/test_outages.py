@@ -47,6 +47,24 @@ class TestAccess:
             assert core.stock.counters.requests_failed == 5
 
     @virtual_time
+    async def test_access_that_was_given_before_is_waited_for_at_first(self) -> None:
+        """A new password reaches the server and its clients one after the other."""
+        driver = Driver()
+        async with running(driver, 0, 4) as core:
+            conn = await core.acquire(None)
+            driver.usual["open"] = partial(refused, WRONG)
+            conn.alive = False
+            core.release(conn)
+            waiting = asyncio.create_task(use(core))
+            await asyncio.sleep(3.0)
+            driver.usual["open"] = ok
+            assert await waiting < 4.1
+            driver.usual["open"] = partial(refused, WRONG)
+            core.drain()
+            assert isinstance(await failure(use(core)), PoolUnavailable)
+            assert 8.0 < now() < 10.2
+
+    @virtual_time
     async def test_attempts_are_a_second_apart_however_many_ask(self) -> None:
         """Else an account may be locked, and a log filled."""
         driver = Driver(open=partial(refused, WRONG))
@@ -263,6 +281,22 @@ class TestNews:
             core.release(lent)
             await settle()
             assert not {entry.conn for entry in core.ledger.entries} & set(conns)
+
+    @virtual_time
+    async def test_one_that_is_lost_in_use_casts_doubt_on_the_others(self) -> None:
+        """At once: whoever uses the next should not find out in the same way."""
+        driver = Driver()
+        async with running(driver, 3, 4) as core:
+            conn = await core.acquire(None)
+            for entry in core.ledger.idle:
+                entry.watched, entry.conn.alive = True, False  # known to who sends alone
+            conn.alive = False
+            self.tell(conn, None, lost=True)
+            core.release(conn)
+            assert (await core.acquire(None)).alive
+            assert len(driver.times("ping")) == 2
+            for lent in list(core.ledger.leased):
+                core.release(lent)
 
     @virtual_time
     async def test_ends_that_are_far_apart_are_no_burst(self) -> None:
