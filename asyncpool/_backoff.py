@@ -20,6 +20,8 @@ REST_CAP = 1.0
 """While nobody does, and where the server has refused."""
 REFUSED_CAP = 30.0
 """Where it has refused access, and nobody waits."""
+LAPSE = 5.0
+"""Seconds without a connect that was due, after which an outage is no longer believed in."""
 GRACE = 5.0
 """Seconds for which refused access is believed to be a mistake, where it was given before."""
 
@@ -62,8 +64,8 @@ class Outage:
         self.error, self.fault = error, fault
         if self.failures and began <= self.since:
             return
-        if not self.failures:
-            self.since = now
+        if not self.failures or self.has_lapsed(began):
+            self.failures, self.since, self.told = 0, now, False
         self.failures += 1
         if fault is Fault.ACCESS and not self._may_be_mistaken(now):
             self.retry_at = now + delay(1, self._random, first=REST_CAP, cap=REST_CAP)
@@ -76,18 +78,22 @@ class Outage:
 
     def is_hopeless(self, now: float, patience: float) -> bool:
         """Whether there is no use in waiting: access is refused, or it has lasted that long."""
-        if not self.failures:
+        if not self.failures or self.has_lapsed(now):
             return False
         refused = self.fault is Fault.ACCESS and not self._may_be_mistaken(now)
-        return refused or now - self.since >= patience
+        lasting = now - self.since >= patience and self.fault is not Fault.CAPACITY
+        return refused or lasting
+
+    def has_lapsed(self, now: float) -> bool:
+        """Whether nobody has tried for so long that nothing is known of it: nobody had to."""
+        return self.failures > 0 and now > self.rest_until + LAPSE
 
     def _may_be_mistaken(self, now: float) -> bool:
         """Whether access may be given again in a moment, as in a change of passwords."""
         return self.ever_worked and now - self.since < GRACE
 
     def end(self) -> None:
-        """A connect has succeeded."""
-        self.ever_worked = True
+        """A connect has succeeded, or nothing is known of it any more."""
         self.failures = 0
         self.error = self.fault = None
         self.told = False

@@ -197,6 +197,9 @@ class Bond:
                 if self._socket.recv(1, socket.MSG_PEEK):
                     conn.pgconn.consume_input()
                     conn.pgconn.is_busy()  # it passes notices to their handlers
+                    while (notify := conn.pgconn.notifies()) is not None:
+                        if conn.pgconn.notify_handler is not None:
+                            conn.pgconn.notify_handler(notify)
                 else:
                     return False
             except BlockingIOError:

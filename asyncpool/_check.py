@@ -54,7 +54,7 @@ class Check(Generic[C]):
                 stock.crew.spawn(self._settle(entry, task), "check")
             raise
         if (error := task.result()) is None:
-            stock.proved()
+            stock.proved(entry)
             return True
         logger.info("pool %r: check failed, replaced: %r", stock.name, error)
         if entry.lent_at == entry.opened_at:

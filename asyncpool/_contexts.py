@@ -107,7 +107,8 @@ class TracedLease(Lease[ACT]):
 def note(entry: Entry[ACT], trace: Trace) -> None:
     """Note where a connection was borrowed."""
     entry.trace, entry.traced_in = trace, entry.uses
-    entry.conn._last_said = None  # type: ignore[attr-defined]
+    conn: Any = entry.conn
+    conn._traced, conn._last_said = True, None
 
 
 class Transaction(Generic[ACT]):

@@ -53,6 +53,7 @@ class Core(Generic[C]):
         on_outage: called once when connecting has failed for `reconnect_timeout` seconds.
         classify: what an error means beyond its statement.
         on_leak: called once a lease that lasts for too long, with what is the matter.
+        listens: whether a connection is of use though nobody has it.
         random: the source of jitter.
     """
 
@@ -65,6 +66,7 @@ class Core(Generic[C]):
         on_outage: Callable[[], Coroutine[Any, Any, None]] | None = None,
         classify: Callable[[BaseException], Fault | None] = classify,
         on_leak: Callable[[Entry[C], str], None] | None = None,
+        listens: Callable[[C], bool] = lambda _: False,
         random: Random | None = None,
     ) -> None:
         self.ledger: Ledger[C] = Ledger(settings, self._overdue)
@@ -73,7 +75,7 @@ class Core(Generic[C]):
         self.stock.on_news = News(self.stock).heard
         self.stock.on_hopeless = self._turn_away
         self.refusals = Refusals(self.ledger, self.stock)
-        self.vigil = Vigil(self.stock, self.refusals, on_leak)
+        self.vigil = Vigil(self.stock, self.refusals, on_leak, listens)
         self._connector = connector
         self._check = None if check is None else Check(check, self.stock, self.refusals)
         self.home: asyncio.AbstractEventLoop | None = None
@@ -376,9 +378,9 @@ class Core(Generic[C]):
             self.vigil.begin()
         if len(self.ledger.entries) < limits.max_size:
             self.stock.refill()
-            if self.stock.outage.failures and self.stock.is_hopeless():
-                line.leave(waiter)
-                raise self.refusals.unavailable()
+        if self.stock.outage.failures and self.stock.is_hopeless():
+            line.leave(waiter)
+            raise self.refusals.unavailable()
         return waiter
 
     def _leave(self, waiter: Waiter[Entry[C]]) -> None:

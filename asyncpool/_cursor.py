@@ -128,7 +128,8 @@ class Cursor(psycopg.AsyncCursor[Row]):
                 yield row
 
     def _start_query(self, query: Query | None = None) -> PQGen[None]:
-        self._conn._last_said = query
+        if self._conn._traced:
+            self._conn._last_said = query
         if self._adapters is not None:
             yield from super()._start_query(query)
             return

@@ -40,6 +40,7 @@ async def make_round(core: Core[C]) -> None:
     """One round over all idle connections."""
     now = asyncio.get_running_loop().time()
     ledger = core.ledger
+    core.stock.forget_lapsed_outage()
     for entry in ledger.surplus(now):
         core.stock.discard(entry)
     for entry in ledger.expired(now):

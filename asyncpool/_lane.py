@@ -11,6 +11,7 @@ import asyncio
 import math
 from asyncio import get_running_loop
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -68,6 +69,10 @@ class Lane:
         """The most connections it may have."""
         return self.core.settings.max_size if self._width is None else self._width
 
+    def stranded(self) -> list[tuple[object, Callable[[BaseException], None]]]:
+        """The tasks of those that wait, and how each is told an error."""
+        return [(rider.task, rider.fail) for rider in self.queue if rider.wanted]
+
     async def ride(self, rider: Rider, timeout: float | None) -> Rider:
         """Run a statement; returns it with its results.
 
@@ -101,6 +106,7 @@ class Lane:
             self._left(rider, error)
             raise
         finally:
+            rider.task = None  # its exception's traceback has this frame
             if rider.timer is not None:
                 rider.timer.cancel()
         core.stock.counters.requests_shared += 1
@@ -152,6 +158,7 @@ class Lane:
             refusals = core.refusals
             raise refusals.too_many(len(self.queue)) if wait else refusals.timed_out(wait)
         rider.joined_at = core.stock.time()
+        rider.task = asyncio.current_task()
         counters.requests_queued += 1
         self._note(rider)
         self.queue.append(rider)

@@ -7,8 +7,8 @@ import logging
 from typing import Any
 
 import psycopg
+from psycopg import sql
 from psycopg.pq import TransactionStatus
-from psycopg.sql import Composable
 
 from asyncpool._core import Core
 from asyncpool._entry import Entry
@@ -57,16 +57,23 @@ def borrowed_at(entry: Entry[Any]) -> list[str]:
 
 
 def last_statement(conn: psycopg.AsyncConnection[Any]) -> str | None:
-    """The text of its last statement with its placeholders, shortened; None: it is not known."""
+    """The text of its last statement without its values, shortened; None: it is not known."""
     query = getattr(conn, "_last_said", None)
     if query is None:
         return None
-    if isinstance(query, Composable):
-        text = query.as_string(None)
-    elif isinstance(query, bytes):
-        text = query.decode(errors="replace")
-    elif isinstance(query, str):
-        text = query
-    else:
-        text = "{}".join(getattr(query, "strings", ()))
+    text = _text(query)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def _text(query: Any) -> str:
+    if isinstance(query, str):
+        return query
+    if isinstance(query, bytes):
+        return query.decode(errors="replace")
+    if isinstance(query, sql.Composed):
+        return "".join(_text(part) for part in query)
+    if isinstance(query, sql.Literal):
+        return "%s"
+    if isinstance(query, sql.Composable):
+        return query.as_string(None)
+    return "%s".join(getattr(query, "strings", ()))

@@ -41,6 +41,8 @@ class Ledger(Generic[C]):
         self.line: Line[Entry[C]] = Line(overdue)
         self.elsewhere: Callable[[], int] = lambda: 0
         """How many wait for a connection beside the line."""
+        self.stranded: Callable[[], list[tuple[object, Callable[[BaseException], None]]]] = list
+        """The tasks of these, and how each is told an error."""
         self.opening = 0
         self.late = 0
         """Those of the opening that take so long that nobody should count on them."""
@@ -234,7 +236,7 @@ class Ledger(Generic[C]):
             if entry.state is LEASED:
                 if entry.expires_at > now:
                     instants.append(entry.expires_at)
-                if entry.reported_in != entry.uses:
+                if entry.reported_in != entry.uses and not entry.shared:
                     instants.append(max(entry.lent_at + limits.leak_timeout, now))
             elif entry.state is IDLE:
                 if not self.sparing:

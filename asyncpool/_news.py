@@ -19,6 +19,8 @@ from asyncpool.faults import Fault
 
 logger = logging.getLogger("asyncpool")
 
+PAUSE = 1.0
+"""Seconds within which all connections are replaced once."""
 BURST, BURST_TIME = 3, 0.1
 """So many idle ones lost in so many seconds are not lost each for itself."""
 
@@ -30,6 +32,7 @@ class News(Generic[C]):
         self._stock = stock
         self._ends: deque[float] = deque(maxlen=BURST)
         """When connections were lost of late with no word from the server."""
+        self._replaced_at = -PAUSE
 
     def heard(self, entry: Entry[C], error: BaseException | None, lost: bool) -> None:
         """One is lost, idle or lent, or a statement has failed on it."""
@@ -45,9 +48,12 @@ class News(Generic[C]):
         if not new:
             return
         if fault is Fault.FAILOVER:
-            logger.warning("pool %r: all connections are replaced: %s", stock.name, error)
-            stock.drain()
-        elif fault is Fault.SERVER or (lost and fault is None and (in_use or self._is_burst())):
+            now = stock.time()
+            if now - self._replaced_at >= PAUSE:
+                self._replaced_at = now
+                logger.warning("pool %r: all connections are replaced: %s", stock.name, error)
+                stock.drain()
+        elif fault is Fault.SERVER or (lost and error is None and (in_use or self._is_burst())):
             self._suspect()
 
     def _is_burst(self) -> bool:

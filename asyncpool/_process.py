@@ -85,7 +85,9 @@ def start_over(pool: Survivor[ACT]) -> set[asyncio.Task[Any]]:
 
 async def close_over(pool: Survivor[Any]) -> None:
     """The same for good, with an end to all that the server is busy with."""
-    if tasks := start_over(pool):
+    tasks = start_over(pool)
+    pool._core.stock.closing = True  # also where this is cancelled
+    if tasks:
         with anyio.CancelScope(shield=True):
             await asyncio.wait(tasks)
 

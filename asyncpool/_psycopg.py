@@ -231,6 +231,11 @@ class PsycopgConnector(Generic[ACT]):
         bond = self._bonds.get(conn)
         return bond is None or conn.pgconn.transaction_status != IDLE or bond.is_up(conn)
 
+    def listens(self, conn: ACT) -> bool:
+        """Whether it has handlers of notifications that `configure` has not given it."""
+        bond = self._bonds.get(conn)
+        return bond is not None and conn._notify_handlers != bond.baseline.notify_handlers
+
     def watch(self, conn: ACT, tell: Tell) -> bool:
         """Have `tell` called when the server hangs up; psycopg's own cannot be watched."""
         return self._bonds[conn].watch(tell)

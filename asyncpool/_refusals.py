@@ -81,7 +81,10 @@ class Refusals:
     def deadlock(self, holders: Sequence[asyncio.Task[Any]]) -> PoolDeadlock:
         """For a task that has one and waits for another, as all of them do."""
         size, waiting = len(self._ledger.leased), self._ledger.waiting
-        found = {task.get_name(): where(task) for task in holders}
+        found: dict[str, list[str]] = {}
+        for number, task in enumerate(holders):
+            name = task.get_name()
+            found[f"{name} ({number})" if name in found else name] = where(task)
         places = "".join(
             f"\n  {name} waits at " + "\n    from ".join(stack) for name, stack in found.items()
         )

@@ -44,6 +44,7 @@ class Rider:
         "state",
         "statement",
         "tardy",
+        "task",
         "timer",
         "track",
         "trait",
@@ -71,6 +72,8 @@ class Rider:
         self.params = params
         self.future: asyncio.Future[None] | None = None
         """Done when its results are there; None for what the pool itself has to say."""
+        self.task: asyncio.Task[Any] | None = None
+        """Who waits until it is sent."""
         self.prepare = prepare
         self.format = BINARY if binary else TEXT
         self.joined_at = 0.0

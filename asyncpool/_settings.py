@@ -44,7 +44,7 @@ class Settings:
     open_at_once: int = 32
     """The most connections that are being opened in the same moment."""
     ping_at_once: int = 8
-    """The most connections that are being pinged in the same moment."""
+    """The most connections that a round pings in the same moment."""
 
 
 def settings(

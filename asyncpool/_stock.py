@@ -74,6 +74,8 @@ class Stock(Generic[C]):
         self._openers: set[asyncio.Task[None]] = set()
         self._retry: asyncio.TimerHandle | None = None
         self._probing: Entry[C] | None = None
+        self._fillers = 0
+        """Who waits until it is full."""
 
     @property
     def name(self) -> str:
@@ -89,6 +91,7 @@ class Stock(Generic[C]):
         """Out of service, the one way; it counts until its socket is closed."""
         if entry.state is not State.CLOSING and entry.state is not State.CLOSED:
             self.ledger.withdraw(entry, State.CLOSING)
+            entry.doom()  # that it ends is no news
             self.crew.spawn(self._close(entry), "close")
 
     def found_lost(self, entry: Entry[C]) -> None:
@@ -160,27 +163,41 @@ class Stock(Generic[C]):
             self.outage.told = True
             self.crew.spawn(self._on_outage(), "reconnect_failed")
 
-    def proved(self) -> None:
-        """A connection has been had that works: an outage is over."""
-        self.outage.ever_worked = True
-        if self.outage:
-            self.outage.end()
-            self.ledger.sparing = False
-            self.stop_retrying()
+    def proved(self, entry: Entry[C]) -> None:
+        """A connection is seen to work: if it is a new one, an outage is over."""
+        outage = self.outage
+        outage.ever_worked = True
+        if outage.failures and entry.opened_at >= outage.since:
+            self._forget_outage()
             logger.info("pool %r: connected again", self.name)
             self.refill()
+
+    def forget_lapsed_outage(self) -> None:
+        """Let nothing be spared, or said, for an outage of which nothing is known any more."""
+        if self.outage.has_lapsed(self.time()):
+            self._forget_outage()
 
     def is_hopeless(self) -> bool:
         """Whether there is no use in waiting: nothing is there, and nothing is to be had soon.
 
         While a connect is under way it may be the one that succeeds.
         """
-        ledger, probe = self.ledger, self._probing
-        return (
-            self.outage.is_hopeless(self.time(), ledger.settings.fail_fast_after)
-            and ledger.staying == ledger.opening
-            and (probe is None or probe.state is not State.OPENING or probe.late)
-        )
+        ledger = self.ledger
+        patience = ledger.settings.fail_fast_after
+        return ledger.staying == ledger.late and self.outage.is_hopeless(self.time(), patience)
+
+    async def fill(self) -> bool:
+        """Wait until `min_size` connections are there; False: there is no use in waiting."""
+        self._fillers += 1
+        try:
+            while not self.full.is_set():
+                self.refill()
+                if self.is_hopeless():
+                    return False
+                await self.full.wait()
+        finally:
+            self._fillers -= 1
+        return True
 
     def drain(self, before: float = math.inf) -> None:
         """Retire every connection of before that instant; those lent out, on their return."""
@@ -247,8 +264,13 @@ class Stock(Generic[C]):
         if self.ledger.staying - self.ledger.opening >= limits.min_size:
             self.full.set()
         if self.trusting or entry.state is State.IDLE:
-            self.proved()
+            self.proved(entry)
         self.refill()
+
+    def _forget_outage(self) -> None:
+        self.outage.end()
+        self.ledger.sparing = False
+        self.stop_retrying()
 
     def _grow_impatient(self, connect: asyncio.Task[None], entry: Entry[C]) -> None:
         """Once a connect takes long, whoever counts on it gets another beside it."""
@@ -287,7 +309,8 @@ class Stock(Generic[C]):
         ):
             return
         outage = self.outage
-        at = outage.retry_at if self.ledger.line.length else outage.rest_until
+        wanted = self.ledger.line.length or self._fillers
+        at = outage.retry_at if wanted else outage.rest_until
         if now >= at:
             self._probing = self.open_one()
         elif self._retry is None or self._retry.when() > at:

@@ -279,13 +279,15 @@ class Track:
         if rider.trait.credit < 0 and not rider.tardy:
             rider.trait.credit += 1
         self._cache.arrived(rider)
-        results = rider.results
-        if results and results[-1].status == FATAL:
-            if self._heals(rider, results[-1]):
-                return
-            self.wire.tell_of_error(self._error(results[-1]))
+        failure = rider.results[-1] if rider.results else None
+        if failure is None or failure.status != FATAL:
+            failure = None
+        elif self._heals(rider, failure):
+            return
         if not rider.future.done():
             rider.future.set_result(None)
+        if failure is not None:
+            self.wire.tell_of_error(self._error(failure))
 
     def _heals(self, rider: Rider, error: PGresult) -> bool:
         """Whether a statement that has failed before it ran is sent once more."""

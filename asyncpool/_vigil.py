@@ -13,6 +13,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from contextvars import Context
+from functools import partial
 from typing import Any, Generic
 
 from asyncpool._connector import C
@@ -33,6 +34,7 @@ class Vigil(Generic[C]):
         stock: the connections.
         refusals: what is said to who waits in vain.
         on_leak: called once a lease that lasts too long, or is never to be returned.
+        listens: whether a connection is of use though nobody has it.
     """
 
     def __init__(
@@ -40,11 +42,13 @@ class Vigil(Generic[C]):
         stock: Stock[C],
         refusals: Refusals,
         on_leak: Callable[[Entry[C], str], None] | None,
+        listens: Callable[[C], bool],
     ) -> None:
         self._stock = stock
         self._ledger = stock.ledger
         self._refusals = refusals
         self._on_leak = on_leak
+        self._listens = listens
         self.timer: asyncio.TimerHandle | None = None
         """None: nobody waits, as far as is known."""
         self._leases = 0
@@ -81,9 +85,12 @@ class Vigil(Generic[C]):
             if isinstance(holder, asyncio.Task) and holder.done():
                 # Not the task itself: its outcome may be what has the connection.
                 entry.holder = holder.get_name()
-            if isinstance(entry.holder, str) and _is_forgotten(entry):
+            # A block returns its connection by itself.
+            bare = entry.loose_in == entry.uses and isinstance(entry.holder, str)
+            if bare and not self._listens(entry.conn) and _is_forgotten(entry):
                 self._report(entry, "was never returned, and is taken back")
-                self._stock.counters.use_time += self._stock.time() - entry.lent_at
+                entry.used_at = now = self._stock.time()
+                self._stock.counters.use_time += now - entry.lent_at
                 if self._ledger.take_back(entry.conn) is not None:
                     self._stock.crew.spawn(self._stock.clean(entry, None), "reset")
 
@@ -115,9 +122,14 @@ class Vigil(Generic[C]):
             if not isinstance(entry.holder, asyncio.Task) or entry.loose_in == entry.uses:
                 return
             holders.add(entry.holder)
-        waiters = [waiter for waiter in ledger.line if waiter.task in holders]
-        if len({waiter.task for waiter in waiters}) == len(holders):
-            ledger.line.fail(waiters[-1], self._refusals.deadlock(sorted(holders, key=_name)))
+        waiting: list[tuple[object, Callable[[BaseException], None]]] = [
+            *((each.task, partial(ledger.line.fail, each)) for each in ledger.line),
+            *ledger.stranded(),
+        ]
+        found = [(task, fail) for task, fail in waiting if task in holders]
+        if len({task for task, _ in found}) == len(holders):
+            _, fail = found[-1]
+            fail(self._refusals.deadlock(sorted(holders, key=_name)))
 
 
 def _look(vigil: weakref.ref[Vigil[Any]]) -> None:

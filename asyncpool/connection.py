@@ -73,6 +73,8 @@ class Connection(psycopg.AsyncConnection[Row]):
         self.lock = Lock()
         self._owed: deque[PQGen[Any]] = deque()
         """What is to be run before anything else."""
+        self._traced = False
+        """Whether it is to be known what it did last."""
         self._last_said: Query | None = None
         """The last statement that a cursor was given."""
         self._cut_short = False

@@ -321,8 +321,8 @@ class AsyncConnectionPool(OneShots[ACT]):
         self._core.admit()
         try:
             async with asyncio.timeout(timeout):
-                await self._core.stock.full.wait()
-            if self._core.stock.is_hopeless():
+                filled = await self._core.stock.fill()
+            if not filled:
                 failure = self._core.refusals.unavailable()
                 await self.close()
                 raise failure
@@ -469,10 +469,12 @@ class AsyncConnectionPool(OneShots[ACT]):
             on_outage=partial(_tell_of_outage, pool) if self._reconnect_failed else None,
             classify=self._classify,
             on_leak=partial(_tell_of_leak, pool),
+            listens=self._connector.listens,
         )
         fit = self._pipeline and self._shared_size != 0 and can_share(self.connection_class)
         self._lane = Lane(core, self._shared_size, unfit=not fit)
         core.ledger.elsewhere = partial(_riders, weakref.ref(self._lane))
+        core.ledger.stranded = partial(_stranded, weakref.ref(self._lane))
         return core
 
     def _renew(self) -> None:
@@ -537,6 +539,10 @@ def _riders(lane: weakref.ref[Lane]) -> int:
 def _tell_of_leak(pool: weakref.ref[AsyncConnectionPool[Any]], *leak: Any) -> None:
     if (alive := pool()) is not None:
         tell_of_leak(alive._core, *leak)
+
+
+def _stranded(lane: weakref.ref[Lane]) -> list[tuple[object, Callable[[BaseException], None]]]:
+    return alive.stranded() if (alive := lane()) is not None else []
 
 
 async def _tell_of_outage(pool: weakref.ref[AsyncConnectionPool[Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
@@ -102,6 +103,21 @@ async def test_a_dead_connection_of_psycopgs_own_class_is_not_lent(
             async with pool.connection() as conn:
                 assert await conn.one() == (1,)
         assert pool.stats().lost == 3
+
+
+async def test_notifications_that_came_while_it_was_idle_are_not_lost(
+    dsn: str, backends: Backends
+) -> None:
+    """Though its socket is read when it is borrowed."""
+    async with AsyncConnectionPool(
+        dsn, min_size=1, connection_class=Plain, kwargs={"autocommit": True}
+    ) as pool:
+        async with pool.connection() as conn:
+            await conn.execute("LISTEN here")
+        backends.ask("NOTIFY here, 'meanwhile'")
+        async with pool.connection() as conn, aclosing(conn.notifies(stop_after=1)) as notifies:
+            async with asyncio.timeout(10.0):
+                assert [each.payload async for each in notifies] == ["meanwhile"]
 
 
 async def test_a_class_derived_from_ours_is_watched(dsn: str, backends: Backends) -> None:

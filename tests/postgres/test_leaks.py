@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from asyncpool import AsyncConnectionPool, Connection, PoolDeadlock, PoolTimeout
 
-from ._tools import BOTH_LOOPS, all_usable, at_rest, eventually, in_time
+from ._tools import BOTH_LOOPS, Backends, all_usable, at_rest, eventually, in_time
 
 LOOPS = BOTH_LOOPS
 
@@ -63,11 +64,61 @@ async def test_what_was_acquired_for_somebody_else_is_no_deadlock(dsn: str) -> N
         await pool.release(conn)
 
 
-async def test_one_shots_inside_a_block_are_told_too(dsn: str) -> None:
-    """Those that share wait in the line through another task, and have their time limit."""
-    async with AsyncConnectionPool(dsn, min_size=1, pipeline=False) as pool, pool.connection():
-        with pytest.raises(PoolDeadlock):
-            await in_time(pool.fetchval("SELECT 1"))
+@pytest.mark.parametrize("pipeline", [True, False])
+async def test_one_shots_inside_a_block_are_told_too(dsn: str, pipeline: bool) -> None:
+    """Also those that share, for whom another task stands in the line."""
+    async with AsyncConnectionPool(dsn, min_size=2, pipeline=pipeline) as pool:
+
+        async def greedy() -> None:
+            async with pool.connection():
+                await asyncio.sleep(0.05)
+                await pool.fetchval("SELECT 1")
+
+        ends = await in_time(asyncio.gather(greedy(), greedy(), return_exceptions=True))
+        assert [type(end) for end in ends if end is not None] == [PoolDeadlock]
+        assert pool.stats().requests_failed == 1
+        await all_usable(pool)
+
+
+async def test_a_block_keeps_its_connection_though_its_task_has_ended(dsn: str) -> None:
+    """And nobody has it: what was entered by hand is left by hand, as at an application's end."""
+    stack = AsyncExitStack()
+
+    async def start(pool: Pool) -> None:
+        conn = await stack.enter_async_context(pool.connection())
+        await conn.execute("SELECT pg_advisory_lock(42)")
+
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        await asyncio.create_task(start(pool))
+        with pytest.raises(PoolTimeout):
+            await pool.acquire(timeout=1.0)
+        await stack.aclose()
+        assert pool.stats().leaks == 0
+
+
+@pytest.mark.parametrize("kind", [Connection, psycopg.AsyncConnection])
+async def test_a_connection_that_listens_is_not_taken_back(
+    dsn: str, backends: Backends, kind: type[Any]
+) -> None:
+    """Its handlers are of use, though nothing in the program has the connection."""
+    heard: list[str] = []
+
+    async def start(pool: Pool) -> None:
+        conn = await pool.acquire()
+        await conn.set_autocommit(True)
+        conn.add_notify_handler(lambda notify: heard.append(notify.payload))
+        await conn.execute("LISTEN here")
+
+    async with AsyncConnectionPool(dsn, min_size=1, connection_class=kind) as pool:
+        await asyncio.create_task(start(pool))
+        with pytest.raises(PoolTimeout):
+            await pool.acquire(timeout=1.0)
+        assert pool.stats().leaks == 0
+        if kind is Connection:
+            backends.ask("NOTIFY here, 'still'")
+            await eventually(lambda: heard == ["still"])
+        (lent,) = pool._core.ledger.leased
+        await pool.release(lent)
 
 
 async def test_a_lease_that_lasts_too_long_is_told_once_with_all_that_is_known(
@@ -77,7 +128,9 @@ async def test_a_lease_that_lasts_too_long_is_told_once_with_all_that_is_known(
 
     async def slow_handler(pool: Pool, go_on: asyncio.Event) -> None:
         async with pool.connection() as conn:
-            await conn.execute("SELECT %s::text AS mark", ["secret"])
+            mark = sql.SQL("SELECT {}, %s::text AS {}")
+            query = mark.format(sql.Literal("secret"), sql.Identifier("mark"))
+            await conn.execute(query, ["secret"])
             await go_on.wait()
 
     async with AsyncConnectionPool(dsn, min_size=1, leak_timeout=0.2) as pool:
@@ -92,7 +145,7 @@ async def test_a_lease_that_lasts_too_long_is_told_once_with_all_that_is_known(
         assert "by slow" in told
         assert "its task is at" in told
         assert "transaction status INTRANS" in told
-        assert "last statement 'SELECT %s::text AS mark'" in told
+        assert "last statement 'SELECT %s, %s::text AS \"mark\"'" in told
         assert "secret" not in told
         assert f"borrowed at {place}" in pool.explain()
         go_on.set()

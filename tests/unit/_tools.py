@@ -184,6 +184,7 @@ def make_core(
     on_outage: Callable[[], Coroutine[Any, Any, None]] | None = None,
     classify: Callable[[BaseException], Fault | None] = classify,
     on_leak: Callable[[Entry[FakeConn], str], None] | None = None,
+    listens: Callable[[FakeConn], bool] = lambda _: False,
     **numbers: Any,
 ) -> Core[FakeConn]:
     """A pool in which nothing falls due unless the test says so."""
@@ -195,6 +196,7 @@ def make_core(
         on_outage=on_outage,
         classify=classify,
         on_leak=on_leak,
+        listens=listens,
         random=Random(0),
     )
 

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from asyncpool._backoff import CAP, FIRST, GRACE, REFUSED_CAP, REST_CAP, Outage, delay
+from asyncpool._backoff import CAP, FIRST, GRACE, LAPSE, REFUSED_CAP, REST_CAP, Outage, delay
 from asyncpool.faults import Fault
 
 
@@ -87,8 +87,9 @@ def test_somebody_who_waits_is_not_kept_waiting_for_long() -> None:
 def test_where_access_is_refused_nobody_is_in_a_hurry() -> None:
     """A second for somebody who waits; for nobody it doubles up to half a minute."""
     outage = Outage(Random(0))
-    for at in range(0, 1000, 100):
-        outage.failed(float(at), OSError(), began=at - 0.5, fault=Fault.ACCESS)
+    for _ in range(10):
+        at = outage.rest_until + 0.1
+        outage.failed(at, OSError(), began=at - 0.1, fault=Fault.ACCESS)
         assert REST_CAP / 2 <= outage.retry_at - at <= REST_CAP
         assert outage.retry_at - at <= 2 * (outage.rest_until - at)
     assert REFUSED_CAP / 2 <= outage.rest_until - at <= REFUSED_CAP
@@ -100,10 +101,30 @@ def test_an_outage_is_hopeless_when_it_lasts_or_access_was_never_given() -> None
     outage.failed(0.0, OSError(), began=-1.0, fault=Fault.ACCESS)
     assert outage.is_hopeless(0.0, 1e9)
     outage.failed(1.0, OSError(), began=0.5)
+    outage.failed(6.0, OSError(), began=5.5)
     assert not outage.is_hopeless(9.9, 10.0)
     assert outage.is_hopeless(10.0, 10.0)
+    outage.failed(10.0, OSError(), began=9.5, fault=Fault.CAPACITY)
+    assert not outage.is_hopeless(10.0, 10.0)
     outage.end()
     assert not outage.is_hopeless(20.0, 0.0)
+    outage.ever_worked = True
     outage.failed(20.0, OSError(), began=19.0, fault=Fault.ACCESS)
     assert not outage.is_hopeless(20.0 + GRACE - 0.01, 1e9)
     assert outage.is_hopeless(20.0 + GRACE, 1e9)
+
+
+def test_an_outage_of_which_nothing_is_known_any_more_is_none() -> None:
+    """Nobody had to try again; the next failure is the first of another."""
+    outage = Outage(Random(0))
+    outage.failed(0.0, OSError(), began=-1.0)
+    outage.told = True
+    later = outage.rest_until + LAPSE
+    assert not outage.has_lapsed(later)
+    assert outage.is_hopeless(later, 1.0)
+    assert outage.has_lapsed(later + 0.1)
+    assert not outage.is_hopeless(later + 0.1, 1.0)
+    outage.failed(1000.0, OSError(), began=999.0)
+    assert (outage.failures, outage.since, outage.told) == (1, 1000.0, False)
+    outage.failed(1001.0, OSError(), began=1000.5)
+    assert (outage.failures, outage.since) == (2, 1000.0)

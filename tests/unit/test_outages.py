@@ -12,7 +12,18 @@ import pytest
 
 from asyncpool.errors import PoolTimeout, PoolUnavailable
 from asyncpool.faults import Fault, classify
-from tests.unit._tools import Driver, fails, never, now, ok, running, settle, use, virtual_time
+from tests.unit._tools import (
+    Driver,
+    fails,
+    lose,
+    never,
+    now,
+    ok,
+    running,
+    settle,
+    use,
+    virtual_time,
+)
 
 WRONG = 'FATAL:  password authentication failed for user "a"'
 FULL = "FATAL:  sorry, too many clients already"
@@ -117,13 +128,38 @@ class TestAccess:
         """Its event is set for a moment, not for good."""
         driver = Driver(open=partial(refused, WRONG))
         async with running(driver, 2, 2) as core:
-            await core.stock.full.wait()
+            assert not await core.stock.fill()
             assert core.stock.is_hopeless()
             assert not core.stock.full.is_set()
             driver.usual["open"] = ok
-            await core.stock.full.wait()
+            await asyncio.sleep(1.0)
+            assert await core.stock.fill()
             assert not core.stock.is_hopeless()
             assert core.stock.full.is_set()
+            driver.usual["open"] = fails
+            core.drain()
+            assert await core.stock.fill()  # it was full, once
+
+    @virtual_time
+    async def test_who_waits_for_it_to_be_full_is_in_a_hurry(self) -> None:
+        """As one that waits for a connection, though it has rested for long."""
+        driver = Driver(open=partial(refused, WRONG))
+        async with running(driver, 1, 1) as core:
+            await asyncio.sleep(300.0)
+            driver.usual["open"] = ok
+            assert await core.stock.fill()
+            assert now() < 301.0
+
+    @virtual_time
+    async def test_it_is_not_full_for_one_that_succeeds_beside_a_refusal(self) -> None:
+        """In the very same tick."""
+        driver = Driver(open=never)
+        driver.script["open"] += [partial(refused, WRONG), partial(asyncio.sleep, 0.01)]
+        async with running(driver, 2, 4) as core:
+            filling = asyncio.create_task(core.stock.fill())
+            await asyncio.sleep(3.0)
+            assert not filling.done()
+            filling.cancel()
 
 
 class TestLongOutage:
@@ -171,6 +207,77 @@ class TestLongOutage:
 
 
 class TestKeeping:
+    @pytest.mark.parametrize("blip", [False, True])
+    @virtual_time
+    async def test_a_failure_of_long_ago_does_not_make_a_restart_hopeless(self, blip: bool) -> None:
+        """It was the only one, as nobody needed another connection until now."""
+        told: list[float] = []
+
+        async def alarm() -> None:
+            told.append(now())
+
+        driver = Driver()
+        async with running(driver, 4, 8, keeper=True, ping_interval=30.0, on_outage=alarm) as core:
+            held = [await core.acquire(None) for _ in range(4)]
+            if blip:
+                driver.script["open"].append(partial(refused, FULL))
+            waiting = asyncio.create_task(use(core))
+            await settle()
+            for conn in held:
+                core.release(conn)
+            await waiting
+            await asyncio.sleep(8 * 3600.0)
+            driver.usual["open"] = fails
+            for entry in list(core.ledger.idle):
+                lose(entry.conn)
+            asyncio.get_running_loop().call_later(2.0, driver.usual.update, {"open": ok})
+            await asyncio.gather(*(use(core) for _ in range(20)))
+            assert told == []
+
+    @virtual_time
+    async def test_a_check_of_an_old_connection_ends_no_outage(self) -> None:
+        """It says nothing about connects, which go on to be few."""
+
+        async def passes(_: object) -> None:
+            """Fine."""
+
+        driver = Driver()
+        async with running(driver, 0, 8, timeout=60.0, check=passes) as core:
+            core.release(await core.acquire(None))
+            driver.usual["open"] = partial(refused, FULL)
+            before = len(driver.times("open"))
+
+            async def work() -> None:
+                while now() < 10.0:
+                    await use(core, 0.01)
+
+            await asyncio.gather(*(work() for _ in range(10)))
+            assert len(driver.times("open")) - before < 40
+
+    @virtual_time
+    async def test_one_refusal_turns_nobody_away_from_the_connects_beside_it(self) -> None:
+        """They may succeed, and do."""
+        driver = Driver(open=partial(asyncio.sleep, 0.02))
+        driver.script["open"].append(partial(refused, WRONG))
+        async with running(driver, 0, 4) as core:
+            await asyncio.gather(*(use(core) for _ in range(4)))
+
+    @virtual_time
+    async def test_a_newcomer_does_not_wait_for_a_connect_that_hangs(self) -> None:
+        """Not even where there is no room for another beside it."""
+        driver = Driver(open=fails)
+        async with running(driver, 0, 1, timeout=30.0, fail_fast_after=5.0) as core:
+            assert isinstance(await failure(use(core)), PoolUnavailable)
+            await asyncio.sleep(1.1)
+            driver.usual["open"] = never
+            waiting = asyncio.create_task(use(core, timeout=10.0))
+            await asyncio.sleep(2.0)
+            started = now()
+            assert isinstance(await failure(use(core)), PoolUnavailable)
+            assert now() == started
+            assert core.ledger.line.length == 1
+            assert isinstance(await failure(waiting), PoolTimeout)
+
     @virtual_time
     async def test_nothing_is_closed_for_its_age_while_nothing_can_be_had(self) -> None:
         """`max_lifetime` and `max_idle` come back into force afterwards."""
@@ -186,16 +293,13 @@ class TestKeeping:
             for conn in conns:
                 core.release(conn)
             await waiting
-            assert core.ledger.sparing
-            await asyncio.sleep(100.0)
-            # Two are left of those that it had, though older and longer idle than they may be.
+            # Both are left, though older than they may be; and now nobody needs another.
             assert {each.conn for each in core.ledger.idle} == set(conns)
             driver.usual["open"] = ok
-            core.ledger.settings = core.ledger.settings  # nobody asks for more
-            core.resize(3, 3)
             await asyncio.sleep(60.0)
-            assert not core.ledger.sparing
+            assert len(core.ledger.idle) == 1
             assert not {each.conn for each in core.ledger.idle} & set(conns)
+            assert not core.stock.outage
 
     @virtual_time
     async def test_a_server_with_no_room_is_asked_once_a_second(self) -> None:
@@ -308,6 +412,36 @@ class TestNews:
                 self.tell(entry.conn, None, lost=True)
                 await asyncio.sleep(0.2)
             assert not driver.times("ping")
+
+    @virtual_time
+    async def test_what_the_pool_closes_itself_is_no_news(self) -> None:
+        """However many at once; nor is what ends with a word that concerns it alone."""
+        driver = Driver()
+        async with running(driver, 0, 8) as core:
+            conns = [await core.acquire(None) for _ in range(8)]
+            for conn in conns:
+                core.release(conn)
+            core.resize(0, 5)
+            for conn in conns[:3]:
+                self.tell(conn, None, lost=True)
+            for conn in conns[3:7]:
+                conn.alive = False
+                self.tell(conn, psycopg.errors.IdleSessionTimeout, lost=True)
+            await settle()
+            assert not driver.times("ping")
+            assert [each.conn for each in core.ledger.idle] == conns[7:]
+
+    @virtual_time
+    async def test_a_failover_is_believed_in_once_a_second(self) -> None:
+        """Where every statement's error says so, not every statement opens a connection."""
+        driver = Driver()
+        async with running(driver, 2, 2) as core:
+            while now() < 9.9:
+                conn = await core.acquire(None)
+                self.tell(conn, psycopg.errors.ReadOnlySqlTransaction, lost=False)
+                core.release(conn)
+                await asyncio.sleep(0.01)
+            assert 16 <= len(driver.times("open")) <= 24
 
     @virtual_time
     async def test_a_users_verdict_is_taken(self) -> None:

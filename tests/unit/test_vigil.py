@@ -128,6 +128,53 @@ class TestForgotten:
             assert driver.times("reset")
 
     @virtual_time
+    async def test_a_block_returns_its_own(self) -> None:
+        """Though its task has ended, and nobody has the connection: it was entered by hand."""
+        driver = Driver()
+        async with running(driver, 1, 1) as core:
+
+            async def enter() -> Entry[FakeConn]:
+                return await core.acquire_entry(None)
+
+            entry = await asyncio.create_task(enter())
+            driver.conns.clear()
+            with pytest.raises(PoolTimeout):
+                await core.acquire(5.0)
+            core.release(entry.conn)
+
+    @virtual_time
+    async def test_one_that_listens_is_of_use(self) -> None:
+        """As with handlers of notifications, which nobody holds."""
+        driver = Driver()
+        async with running(driver, 1, 1, listens=lambda _: True) as core:
+
+            async def forget() -> None:
+                await core.acquire(None)
+
+            await asyncio.create_task(forget())
+            driver.conns.clear()
+            with pytest.raises(PoolTimeout):
+                await core.acquire(5.0)
+
+    @virtual_time
+    async def test_what_was_taken_back_is_as_new(self) -> None:
+        """It has been used until now, as far as the limits of idle connections go."""
+        driver = Driver()
+        async with running(driver, 0, 1) as core:
+
+            async def forget() -> None:
+                await core.acquire(None)
+
+            await asyncio.create_task(forget())
+            driver.conns.clear()
+            await asyncio.sleep(100.0)
+            core.vigil.take_back()
+            await settle()
+            (entry,) = core.ledger.idle
+            assert entry.used_at == pytest.approx(100.0, abs=0.001)
+            assert core.stock.counters.use_time == pytest.approx(100.0, abs=0.001)
+
+    @virtual_time
     async def test_what_somebody_still_has_is_not(self) -> None:
         """A task may end and leave its connection to another."""
         async with running(Driver(), 1, 1) as core:
