@@ -90,6 +90,11 @@ class Entry(Generic[C]):
         self.predecessor: Entry[C] | None = None
         """The one to be retired once this one is open."""
 
+    @property
+    def lives(self) -> bool:
+        """Whether it may be lent again, if only for the rest of its time."""
+        return self.expires_at != DOOMED
+
     def doom(self) -> None:
         """Never lend it again: its server was seen to go, or the pool was drained."""
         self.expires_at = DOOMED

@@ -38,7 +38,7 @@ class News(Generic[C]):
         """One is lost, idle or lent, or a statement has failed on it."""
         stock = self._stock
         # Of those that are to be closed, as after the same news of another, it is none.
-        new = entry.expires_at != DOOMED
+        new = entry.lives
         fault = None if error is None else stock.fault_of(error)
         in_use = entry.state is State.LEASED
         if lost and entry.state is State.IDLE:
@@ -69,13 +69,15 @@ class News(Generic[C]):
         """The server may be leaving: nothing is lent now that has not answered first."""
         stock, now = self._stock, self._stock.time()
         for entry in list(stock.ledger.idle):
-            stock.crew.spawn(self._prove(stock.ping(entry), now), "ping")
+            stock.crew.spawn(self._prove(entry, stock.ping(entry), now), "ping")
 
-    async def _prove(self, ping: Coroutine[Any, Any, bool], since: float) -> None:
+    async def _prove(self, entry: Entry[C], ping: Coroutine[Any, Any, bool], since: float) -> None:
         stock = self._stock
-        if not await ping and any(
-            entry.opened_at <= since and entry.expires_at != DOOMED
-            for entry in stock.ledger.entries
-        ):
+        if await ping:
+            # It has answered, and was given up all the same: the server is leaving.
+            stock.counters.lost += entry.expires_at == DOOMED
+        elif any(each.opened_at <= since for each in stock.ledger.entries if each.lives):
             logger.warning("pool %r: the server is leaving: all are replaced", stock.name)
-            stock.drain(since)
+            for each in stock.ledger.drain(since):
+                stock.found_lost(each)
+            stock.refill()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
@@ -199,9 +198,9 @@ class Stock(Generic[C]):
             self._fillers -= 1
         return True
 
-    def drain(self, before: float = math.inf) -> None:
-        """Retire every connection of before that instant; those lent out, on their return."""
-        for entry in self.ledger.drain(before):
+    def drain(self) -> None:
+        """Retire every connection that there is; those lent out, on their return."""
+        for entry in self.ledger.drain():
             self.discard(entry)
         self.refill()
 

@@ -149,7 +149,8 @@ class Wire(Watch):
         """Raise what the server has said, once; what is said to it now would have no answer."""
         error, self.farewell = self.farewell, None
         if error is not None:
-            self.give_up()
+            self.pgconn.finish()
+            self.lose()
             raise error
 
     async def drained(self) -> None:

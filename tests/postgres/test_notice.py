@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.abc import PQGen
 from psycopg.conninfo import make_conninfo
 
 from asyncpool import AsyncConnectionPool, Connection
@@ -307,6 +308,22 @@ async def test_a_block_that_begins_after_a_farewell_ends_in_it(
             assert lent.closed
         await all_usable(pool)
         proxy.cut()
+
+
+async def test_a_farewell_in_the_middle_of_a_generator_is_its_error(conn: Connection[Any]) -> None:
+    """Not a cancellation: between two statements it looks whether the connection is usable."""
+    farewell = psycopg.errors.AdminShutdown("terminating connection")
+
+    def two_statements() -> PQGen[None]:
+        yield from conn._exec_command(b"DO $$ BEGIN RAISE NOTICE 'now'; END $$")
+        yield from conn._exec_command(b"SELECT 1")
+
+    wire = conn._wire
+    assert wire is not None
+    conn.add_notice_handler(lambda _: wire.said_farewell(farewell))
+    with pytest.raises(psycopg.errors.AdminShutdown):
+        await conn.wait(two_statements())
+    assert conn.closed
 
 
 async def test_a_farewell_is_a_notice_too(dsn: str, backends: Backends) -> None:
