@@ -151,7 +151,7 @@ class Connection(psycopg.AsyncConnection[Row]):
 
     def _see_off(self, pipeline: psycopg.AsyncPipeline) -> None:
         if self._wire is not None:
-            pipeline._exit = partial(_leave, ref(pipeline), self._wire)  # type: ignore[method-assign]
+            pipeline.__class__ = Pipeline
 
     def _check_connection_ok(self) -> None:
         if (wire := self._wire) is not None and wire.leaving:
@@ -263,25 +263,23 @@ class Connection(psycopg.AsyncConnection[Row]):
         _last_pause = monotonic()
 
 
+class Pipeline(psycopg.AsyncPipeline):
+    """A pipeline of a watched connection; where its end was cancelled, the wire leaves it."""
+
+    def _exit(self, error: BaseException | None = None) -> None:
+        conn: Any = self._conn
+        cut_short, conn._cut_short = conn._cut_short, False
+        if not cut_short:
+            conn._wire.cut_off = bool(conn._owed)
+            super()._exit(error)
+        else:
+            conn._wire.cut_off = True
+            self.level -= 1
+
+
 def _given(**limits: float | None) -> dict[str, Any]:
     """Those that are given: psycopg's defaults are not None, and not all versions have both."""
     return {name: value for name, value in limits.items() if value is not None}
-
-
-def _leave(
-    ended: ref[psycopg.AsyncPipeline], wire: Wire, error: BaseException | None = None
-) -> None:
-    """Leave a pipeline; one whose end was cancelled, the wire leaves once all is read."""
-    if (pipeline := ended()) is None:
-        return
-    conn: Any = pipeline._conn
-    cut_short, conn._cut_short = conn._cut_short, False
-    if not cut_short:
-        wire.cut_off = bool(conn._owed)
-        psycopg.AsyncPipeline._exit(pipeline, error)
-    else:
-        wire.cut_off = True
-        pipeline.level -= 1
 
 
 def _noticed(conn: ref[Connection[Any]], notice: PGresult) -> None:
