@@ -43,6 +43,8 @@ class News(Generic[C]):
         in_use = entry.state is State.LEASED
         if lost and entry.state is State.IDLE:
             stock.found_lost(entry)
+        elif fault is Fault.CONNECTION and entry.state is State.IDLE:
+            stock.discard(entry)
         elif lost or fault is Fault.CONNECTION:
             entry.doom()
         if not new:

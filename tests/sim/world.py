@@ -200,7 +200,6 @@ class World(SeededLoop):
         await self.users.gone()
         if self.users.forgot:
             gc.collect()  # what was forgotten may be in the traceback of a cancelled user
-        await asyncio.sleep(1.0)  # as long as a refusal is remembered
         for laws, keeper in zip(self.pools, self._keepers, strict=True):
             ledger = laws.core.ledger
             end = self.time() + 60.0
@@ -210,6 +209,8 @@ class World(SeededLoop):
                 await asyncio.sleep(0.01 if self.random.random() < 0.1 else 0.5)
             laws.hold_at_rest()
             laws.law(not keeper.done(), "the keeper has died")
+            if laws.core.stock.outage:
+                await asyncio.sleep(1.0)  # as long as nobody tries again, and some are turned away
             conn = await laws.borrow(0 if ledger.idle else 5.0)
             laws.give_back(conn)
 

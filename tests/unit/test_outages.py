@@ -461,6 +461,10 @@ class TestNews:
             core.release(first)
             await settle()
             assert {entry.conn for entry in core.ledger.idle} & conns == conns - {first}
+            idle = core.ledger.idle[0].conn
+            self.tell(idle, psycopg.errors.DiskFull, lost=False)
+            assert idle.closed or idle not in {entry.conn for entry in core.ledger.idle}
+            await settle()
             second = await core.acquire(None)
             self.tell(second, psycopg.errors.DataError, lost=False)
             core.release(second)
