@@ -22,7 +22,7 @@ REFUSED_CAP = 30.0
 """Where it has refused access, and nobody waits."""
 LAPSE = 5.0
 """Seconds without a connect that was due, after which an outage is no longer believed in."""
-GRACE = 5.0
+GRACE = 15.0
 """Seconds for which refused access is believed to be a mistake, where it was given before."""
 
 

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from asyncpool import AsyncConnectionPool, Fault, PoolTimeout, PoolUnavailable, classify
+from asyncpool import AsyncConnectionPool, Fault, PoolTimeout, PoolUnavailable, _backoff, classify
 
 from ._tools import Proxy, all_usable, at_rest, eventually, in_time
 
@@ -85,9 +85,10 @@ async def test_wait_does_not_wait_for_a_database_that_is_not_there(dsn: str) -> 
 
 
 async def test_a_database_that_is_dropped_is_told_and_found_again(
-    dsn: str, backends: Backends
+    dsn: str, backends: Backends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its connections die, requests fail at once, and it all heals when it is made again."""
+    """Its connections die, requests fail at once after a while, and it heals when it is back."""
+    monkeypatch.setattr(_backoff, "GRACE", 1.0)
     name = f"d{uuid4().hex[:8]}"
     backends.ask(f"CREATE DATABASE {name}")
     try:

@@ -10,6 +10,7 @@ from itertools import pairwise
 import psycopg
 import pytest
 
+from asyncpool._backoff import GRACE
 from asyncpool.errors import PoolTimeout, PoolUnavailable
 from asyncpool.faults import Fault, classify
 from tests.unit._tools import (
@@ -73,7 +74,7 @@ class TestAccess:
             driver.usual["open"] = partial(refused, WRONG)
             core.drain()
             assert isinstance(await failure(use(core)), PoolUnavailable)
-            assert 8.0 < now() < 10.2
+            assert 3.0 + GRACE < now() < 5.2 + GRACE
 
     @virtual_time
     async def test_attempts_are_a_second_apart_however_many_ask(self) -> None:
