@@ -109,7 +109,8 @@ def test_an_outage_is_hopeless_when_it_lasts_or_access_was_never_given() -> None
     outage.end()
     assert not outage.is_hopeless(20.0, 0.0)
     outage.ever_worked = True
-    outage.failed(20.0, OSError(), began=19.0, fault=Fault.ACCESS)
+    for at in range(20, 20 + int(GRACE), 3):
+        outage.failed(float(at), OSError(), began=at - 1.0, fault=Fault.ACCESS)
     assert not outage.is_hopeless(20.0 + GRACE - 0.01, 1e9)
     assert outage.is_hopeless(20.0 + GRACE, 1e9)
 
