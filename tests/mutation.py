@@ -1,0 +1,195 @@
+"""Mutation testing of the core: every small change to it must make some test fail.
+
+    python -m tests.mutation                          the whole core: half an hour
+    python -m tests.mutation --all _ledger _core:120  one module, and a line of another
+
+pytest collects the tests once. Each mutant is a fork in which one function's code is exchanged, and
+which runs the tests that reach its line, the quickest first, until one fails. Without `--all` it
+leaves out some long ones. It needs Python 3.12 and no server.
+"""
+
+from __future__ import annotations
+
+import ast
+import gc
+import importlib.machinery
+import os
+import resource
+import signal
+import sys
+import time
+from collections import Counter, defaultdict
+from types import CodeType, FunctionType
+from typing import Any, TextIO
+
+import pytest
+
+from tests.mutants import ROOT, Mutant, mutants, path_of
+
+assert sys.version_info >= (3, 12), "sys.monitoring tells which test reaches which line"
+
+CORE = ["_ledger", "_waiters", "_core", "_stock", "_news", "_vigil"]
+CORE += ["_check", "_crew", "_keeper", "_entry", "_backoff"]
+SIM = "tests/sim/test_sim.py::test_no_law_is_broken_in_any_schedule"
+TESTS = ["tests/unit", f"{SIM}[0]", "tests/sim/test_machine.py"]
+OPTIONS = ["-qq", "-p", "no:cacheprovider", "-o", "timeout=0", "-k"]
+QUICK, ALL = "not planted and not gates and not testing and not layers", "not planted"
+JOBS = int(os.environ.get("JOBS", os.cpu_count() or 1))
+SPIN, HANG = 8, 120
+"""Seconds of a CPU, and by the clock, that a mutant has above what its tests take."""
+
+
+class Hunt:
+    """A pytest plugin that runs the collected tests on each mutant."""
+
+    def __init__(self, wanted: list[str], some: str, out: TextIO) -> None:
+        self.wanted = wanted
+        self.some = some
+        self.out = out
+        self.reached: dict[tuple[str, int], list[pytest.Item]] = defaultdict(list)
+        self.took: dict[pytest.Item, float] = {}
+        self.functions: dict[str, list[FunctionType]] = defaultdict(list)
+        self.tally: dict[str, Counter[str]] = defaultdict(Counter)
+        self.under_way: dict[int, Mutant] = {}
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """In the place of pytest's own."""
+        self.watch(session)
+        if session.testsfailed:
+            print("some tests fail as they are: see pytest's own run", file=self.out)
+            return True
+        for each in gc.get_objects():
+            if isinstance(each, FunctionType):
+                self.functions[each.__code__.co_filename].append(each)
+        gc.freeze()
+        for wanted in self.wanted:
+            module, _, line = wanted.partition(":")
+            tree, found = mutants(module)
+            for mutant in found:
+                if not line or mutant.line == int(line):
+                    self.start(session, tree, mutant)
+        while self.under_way:
+            self.wait()
+        for module, tally in self.tally.items():
+            total, left = tally.total(), tally["survived"] + tally["not reached"]
+            share = 100 * (1 - left / total)
+            print(
+                f"{module}: {total} mutants, {share:.1f} %: {dict(tally)}",
+                file=self.out,
+                flush=True,
+            )
+        return True
+
+    def watch(self, session: pytest.Session) -> None:
+        """Run each test once, and note how long it takes and which lines it reaches."""
+        tool, lines = sys.monitoring.COVERAGE_ID, set[tuple[str, int]]()
+
+        def seen(code: CodeType, line: int) -> Any:
+            lines.add((code.co_filename, line))
+            return sys.monitoring.DISABLE
+
+        sys.monitoring.use_tool_id(tool, "mutation")
+        sys.monitoring.register_callback(tool, sys.monitoring.events.LINE, seen)
+        sys.monitoring.set_events(tool, sys.monitoring.events.LINE)
+        for item in session.items:
+            lines.clear()
+            sys.monitoring.restart_events()
+            began = time.process_time()
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+            self.took[item] = time.process_time() - began
+            for place in lines.copy():
+                self.reached[place].append(item)
+        sys.monitoring.free_tool_id(tool)
+
+    def start(self, session: pytest.Session, tree: ast.Module, mutant: Mutant) -> None:
+        """Run the tests on it, in a process of its own."""
+        tests = {
+            test for line in mutant.lines for test in self.reached[path_of(mutant.module), line]
+        }
+        if mutant.inside and not tests:
+            self.count(mutant, "not reached")
+            return
+        while len(self.under_way) >= JOBS:
+            self.wait()
+        pid = os.fork()
+        if pid:
+            self.under_way[pid] = mutant
+            return
+        os.dup2(1, 2)
+        took = sum(self.took[test] for test in (tests if mutant.inside else self.took))
+        limit = int(SPIN + 2 * took)
+        signal.alarm(HANG + limit)
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+        resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+        if not mutant.inside or not exchange(
+            self.functions[path_of(mutant.module)], mutant.code(tree)
+        ):
+            which = (mutant.module, str(mutant.number), self.some)
+            os.execv(sys.executable, [sys.executable, "-m", "tests.mutation", "--afresh", *which])  # noqa: S606
+        for item in sorted(tests, key=self.took.__getitem__):
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+            if session.testsfailed:
+                os._exit(1)
+        os._exit(0)
+
+    def wait(self) -> None:
+        """Hear what has become of one."""
+        pid, status = os.wait()
+        if (mutant := self.under_way.pop(pid, None)) is not None:
+            verdict = "timed out" if os.WIFSIGNALED(status) else "killed" if status else "survived"
+            self.count(mutant, verdict)
+
+    def count(self, mutant: Mutant, verdict: str) -> None:
+        """Note what has become of one."""
+        self.tally[mutant.module][verdict] += 1
+        if verdict != "killed":
+            print(f"{verdict}: {mutant}", file=self.out, flush=True)
+
+
+def exchange(functions: list[FunctionType], code: CodeType) -> bool:
+    """Let the functions of a module that is in use run their mutated code."""
+    new: dict[str, CodeType] = {}
+    rest = [code]
+    while rest:
+        each = rest.pop()
+        new[f"{each.co_qualname}:{each.co_firstlineno}"] = each
+        rest += (const for const in each.co_consts if isinstance(const, CodeType))
+    for function in functions:
+        old = function.__code__
+        mine = new.get(f"{old.co_qualname}:{old.co_firstlineno}")
+        if mine is None or mine.co_freevars != old.co_freevars:
+            return False
+        function.__code__ = mine
+    return True
+
+
+def afresh(module: str, number: str, some: str) -> int:
+    """Run the tests on one mutant that is no function's code; the exit code is pytest's."""
+    tree, found = mutants(module)
+    code = found[int(number)].code(tree)
+    usual = importlib.machinery.SourceFileLoader.get_code
+
+    def get_code(self: importlib.machinery.SourceFileLoader, name: str) -> CodeType | None:
+        return code if name == f"asyncpool.{module}" else usual(self, name)
+
+    setattr(importlib.machinery.SourceFileLoader, "get_code", get_code)  # noqa: B010
+    own = [f"tests/unit/test_{module.strip('_')}.py"] if module != "_news" else []
+    return pytest.main([*own, *TESTS, "-x", "--assert=plain", *OPTIONS, some])
+
+
+def main(arguments: list[str]) -> None:
+    """See the head of this file."""
+    os.chdir(ROOT)
+    if arguments[:1] == ["--afresh"]:
+        sys.exit(afresh(*arguments[1:]))
+    some = QUICK
+    if arguments[:1] == ["--all"]:
+        some = ALL
+        del arguments[0]
+    hunt = Hunt(arguments or CORE, some, os.fdopen(os.dup(1), "w"))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what pytest and the tests say
+    sys.exit(pytest.main([*TESTS, "-s", *OPTIONS, some], plugins=[hunt]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
