@@ -155,14 +155,14 @@ class TestLaws:
         if state in ("idle", "leased"):
             ledger.give(entry, 0.0)
         if state == "leased":
-            lend(ledger)
+            lend(ledger).holder = "a task that has ended"
         if state == "closing":
             ledger.withdraw(entry, State.CLOSING)
         assert entry.state.value == state
         ledger.strike_off(entry)
         left = (ledger.size, ledger.opening, ledger.closing, ledger.idle, ledger.leased)
         assert left == (0, 0, 0, [], {})
-        assert entry.state is State.CLOSED
+        assert (entry.state, entry.holder) == (State.CLOSED, None)
 
 
 class TestTakeAndGive:
@@ -214,8 +214,9 @@ class TestTakeAndGive:
         ledger = make_ledger()
         add(ledger, "a")
         entry = lend(ledger)
+        entry.holder = "a task that has ended"
         assert ledger.take_back("a") is entry
-        assert entry.state is State.CLEANING
+        assert (entry.state, entry.holder) == (State.CLEANING, None)
         assert ledger.take_back("a") is None
         assert ledger.take_back("stranger") is None
 
@@ -229,6 +230,22 @@ class TestTakeAndGive:
         add(ledger, "c")
         lend(ledger)
         assert ledger.leases == 3
+
+    def test_those_who_share_a_lease_are_one_lease(self) -> None:
+        """A lease is counted for each of them, and is one request less the others."""
+        ledger = make_ledger()
+        add(ledger, "a")
+        lend(ledger).uses += 2
+        ledger.shares += 2
+        assert ledger.leases == 1
+
+    def test_who_waits_beside_the_line_waits_too(self) -> None:
+        """The number is of everybody who has no connection yet."""
+        ledger = make_ledger()
+        ledger.line.join(0.0, math.inf)
+        assert ledger.waiting == 1
+        ledger.elsewhere = lambda: 2
+        assert ledger.waiting == 3
 
 
 class TestSizes:
@@ -278,6 +295,13 @@ class TestSizes:
         assert not take_back(ledger, leased, 1.0)
         assert opening.expires_at == DOOMED
 
+    def test_a_drain_of_what_is_older_spares_what_is_younger(self) -> None:
+        """What was opened at that very instant is older."""
+        ledger = make_ledger()
+        older, younger = add(ledger, "a", 1.0), add(ledger, "b", 1.5)
+        assert ledger.drain(1.0) == [older]
+        assert (older.expires_at, younger.expires_at) == (DOOMED, math.inf)
+
     def test_what_is_opened_after_a_drain_stays(self) -> None:
         """A drain is about the connections of that moment."""
         ledger = make_ledger()
@@ -319,6 +343,29 @@ class TestDue:
         assert ledger.expired(9.9) == []
         assert ledger.expired(10.0) == [entry]
 
+    def test_while_none_can_be_had_none_goes_for_its_age(self) -> None:
+        """Neither for its idleness nor for its life; one that is doomed goes all the same."""
+        ledger = make_ledger(max_idle=10.0)
+        old, doomed = add(ledger, "a", expires_at=10.0), add(ledger, "b")
+        doomed.doom()
+        ledger.sparing = True
+        assert ledger.surplus(20.0) == []
+        assert ledger.expired(20.0) == [doomed]
+        ledger.sparing = False
+        assert ledger.expired(20.0) == [old, doomed]
+
+    def test_a_long_lease_is_overdue_until_it_was_told_of(self) -> None:
+        """From its instant on; one that many share is nobody's."""
+        ledger = make_ledger(leak_timeout=10.0)
+        add(ledger, "a")
+        entry = lend(ledger)
+        assert ledger.overdue(9.9) == []
+        assert ledger.overdue(10.0) == [entry]
+        entry.shared = True
+        assert ledger.overdue(10.0) == []
+        entry.shared, entry.reported_in = False, entry.uses
+        assert ledger.overdue(10.0) == []
+
     def test_one_that_is_being_replaced_is_not_named_again(self) -> None:
         """A replacement is opened once."""
         ledger = make_ledger()
@@ -345,6 +392,24 @@ class TestDue:
         add(ledger, "b", 6.0, expires_at=7.0)
         assert ledger.next_due(6.0) == 7.0
 
+    def test_a_sign_of_life_puts_the_next_ping_off(self) -> None:
+        """A ping is due `ping_interval` after the last one, however late one asks."""
+        ledger = make_ledger(ping_interval=20.0)
+        entry = add(ledger, "a", 5.0)
+        assert ledger.next_due(15.0) == 25.0
+        entry.proved_at = 14.0
+        assert ledger.next_due(15.0) == 34.0
+
+    def test_only_a_surplus_is_ever_idle_for_too_long(self) -> None:
+        """And none is while nothing can be had in its place."""
+        ledger = make_ledger(1, 4, max_idle=10.0)
+        add(ledger, "a")
+        assert ledger.next_due(5.0) == 15.0
+        add(ledger, "b")
+        assert ledger.next_due(5.0) == 10.0
+        ledger.sparing = True
+        assert ledger.next_due(5.0) == 15.0
+
     def test_what_opens_until_then_does_not_become_due_before_next_due(self) -> None:
         """A new connection lives 95 % of max_lifetime at least."""
         ledger = make_ledger(max_lifetime=10.0)
@@ -362,4 +427,5 @@ class TestDue:
         ledger = make_ledger()
         add(ledger, "a", 0.0, expires_at=10.0)
         lend(ledger)
+        assert ledger.next_due(10.0) > 10.0
         assert ledger.next_due(11.0) > 11.0

@@ -372,6 +372,8 @@ class TestWaiter:
         """It has none of what `asyncio.Condition.__init__` makes: a Python that needs it shows."""
         waiter: Waiter[str] = Waiter(1, 0.0, 1.0)
         assert not vars(waiter)
+        assert waiter.locked()
+        assert (waiter.task, waiter.served, waiter.error) == (None, None, None)
         future = waiter.wait()
         assert not future.done()
         waiter.notify()
