@@ -302,6 +302,44 @@ class TestDeadlines:
         assert request() is None
 
 
+    @virtual_time
+    async def test_a_timer_that_rings_a_little_early_is_believed(self) -> None:
+        """The loop's clock may be coarser than the deadline; the instant asked for has come."""
+        line = make_line()
+        waiter = line.join(now(), 1.0)
+        line._ring()
+        assert isinstance(waiter.error, Late)
+        line.stop()
+
+    @virtual_time
+    async def test_after_stop_a_line_is_as_new(self) -> None:
+        """Whoever waited then is not told; whoever comes has a timer."""
+        line = make_line()
+        before = [line.join(now(), 5.0), line.join(now(), 4.0)]
+        line.stop()
+        waiter = line.join(now(), 10.0)
+        assert [timer.when() for timer in timers()] == [10.0]
+        await asyncio.sleep(11.0)
+        assert isinstance(waiter.error, Late)
+        assert [each.error for each in before] == [None, None]
+
+    @virtual_time
+    async def test_the_hurried_keep_their_order_when_the_departed_are_dropped(self) -> None:
+        """What is left of a heap is made a heap again."""
+        line = make_line()
+        line.join(now(), 1000.0)
+        deadlines = (1.0, 5.0, 2.0, 6.0, 7.0, 3.0, 4.0)
+        first, *rest = [line.join(now(), deadline) for deadline in deadlines]
+        line.leave(first)
+        for _ in range(200):
+            line.leave(line.join(now(), 1000.0))
+        assert len(line._hurried) == 6
+        for at in range(2, 8):
+            await asyncio.sleep(at + 0.5 - now())
+            assert {waiter.deadline for waiter in rest if waiter.error} == set(range(2, at + 1))
+        line.stop()
+
+
 class TestCosts:
     @pytest.mark.parametrize("first", [1.0, 1e6])
     @virtual_time
@@ -363,6 +401,18 @@ class TestCosts:
                 line.leave(line.join(0.0, 30.0))
 
         assert steps(come_and_go) < 10_000 * 60
+        line.stop()
+
+
+    @virtual_time
+    async def test_with_one_time_limit_for_all_nobody_is_in_the_heap(self) -> None:
+        """Each deadline is the latest; only who has less time than somebody ahead is."""
+        line = make_line()
+        for deadline in (30.0, 30.0, 31.0):
+            line.join(now(), deadline)
+        assert line._hurried == []
+        hurried = line.join(now(), 1.0)
+        assert line._hurried == [hurried]
         line.stop()
 
 
