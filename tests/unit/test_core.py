@@ -541,6 +541,8 @@ class TestReturns:
             driver = Driver()
             driver.watches = watches
             async with running(driver, 1, 1) as core:
+                await asyncio.sleep(10.0)
+                await use(core)
                 driver.conns[0].alive = False
                 await asyncio.sleep(pause)
                 trusted = watches and not pause
@@ -555,6 +557,27 @@ class TestReturns:
             conn.lose()
             core.release(conn)
             assert await core.acquire(1.0) is driver.conns[1]
+
+    @virtual_time
+    async def test_one_whose_life_ends_with_its_return_is_retired(self) -> None:
+        """At its instant, not after it."""
+        async with running(Driver(), 1, 1) as core:
+            conn = await take(core)
+            core.ledger.leased[conn].expires_at = now()
+            core.release(conn)
+            await settle()
+            assert conn.closed
+            assert len(core.ledger.idle) == 1
+
+    @virtual_time
+    async def test_what_was_returned_has_no_holder(self) -> None:
+        """Or the pool would keep a task that has ended."""
+        async with running(Driver(), 1, 1) as core:
+            conn = await take(core)
+            entry = core.ledger.leased[conn]
+            assert entry.holder is asyncio.current_task()
+            core.release(conn)
+            assert entry.holder is None
 
     @virtual_time
     async def test_a_second_release_is_an_error(self) -> None:
@@ -701,6 +724,27 @@ class TestClose:
             assert now() - began == pytest.approx(3.0, abs=0.01)
             assert driver.conns[0].closed
             assert "closed while lent: <conn 1>" in caplog.text
+
+    @virtual_time
+    async def test_what_comes_back_meanwhile_is_closed_as_it_is(self) -> None:
+        """A reset would be for nobody; work that must be done first is done."""
+        driver, done = Driver(), []
+
+        async def first() -> None:
+            done.append(now())
+
+        async with running(driver, 2, 2) as core:
+            conns = await take_all(core)
+            closing = asyncio.create_task(core.close(5.0))
+            await settle()
+            conns[0].clean = conns[1].clean = False
+            core.release(conns[0])
+            await settle()
+            assert conns[0].closed
+            assert driver.times("reset") == []
+            core.release(conns[1], first)
+            await closing
+            assert len(done) == 1
 
     @virtual_time
     async def test_a_release_after_that_says_that_the_work_is_lost(self) -> None:
@@ -871,6 +915,26 @@ class TestLoops:
         with pytest.raises(PoolWrongLoop, match="'test' is not open"):
             await core.acquire(None)
 
+    @virtual_time
+    async def test_a_pool_is_usable_from_open_to_close(self) -> None:
+        """On its own loop, that is."""
+        core = make_core(Driver())
+        found = [(core.opened, core.usable, core.closed)]
+        core.open()
+        found.append((core.opened, core.usable, core.closed))
+        await core.close(0)
+        found.append((core.opened, core.usable, core.closed))
+        assert found == [(False, False, False), (True, True, False), (True, False, True)]
+
+    @virtual_time
+    async def test_what_was_lent_on_a_loop_that_has_ended_is_named(self) -> None:
+        """It is no stranger: its work is lost."""
+        async with running(Driver()) as core:
+            conn = FakeConn(7)
+            core.left_behind.add(conn)
+            with pytest.raises(PoolWrongLoop, match="<conn 7> was lent on an event loop that has"):
+                core.release(conn)
+
     def test_on_another_loop_every_use_is_an_error(self) -> None:
         """Never a hang, and nothing is lost."""
         core = make_core(Driver(), 1)
@@ -883,8 +947,9 @@ class TestLoops:
         async def elsewhere() -> None:
             with pytest.raises(PoolWrongLoop, match="open on another event loop"):
                 await core.acquire(None)
-            with pytest.raises(PoolWrongLoop, match="give each loop a pool of its own"):
+            with pytest.raises(PoolWrongLoop, match=r"open on another .* a pool of its own"):
                 core.release(conn)
+            assert not core.usable
 
         async def end() -> None:
             core.release(conn)
@@ -892,6 +957,7 @@ class TestLoops:
 
         with asyncio.Runner(loop_factory=VirtualLoop) as home:
             conn = home.run(begin())
+            assert not core.release_now(conn)
             with asyncio.Runner(loop_factory=VirtualLoop) as other:
                 other.run(elsewhere())
             home.run(end())
@@ -966,6 +1032,20 @@ class TestInsight:
             core.release(await take(core))
             stats = snapshot(core)
             assert (stats.requests, stats.requests_failed, stats.lost) == (1, 0, 3)
+
+    @virtual_time
+    async def test_the_use_of_what_comes_back_unfit_is_summed_too(self) -> None:
+        """Unclean or broken; each that is broken is counted."""
+        async with running(Driver(), 3, 3) as core:
+            await asyncio.sleep(10.0)
+            conns = await take_all(core)
+            await asyncio.sleep(2.0)
+            conns[0].clean = conns[1].alive = conns[2].alive = False
+            for conn in conns:
+                core.release(conn)
+            stats = snapshot(core)
+            assert stats.use_time == pytest.approx(3 * 2.0)
+            assert stats.returns_bad == 2
 
     @virtual_time
     async def test_leases_name_their_holders_the_longest_first(self) -> None:

@@ -65,12 +65,25 @@ class TestDeadlock:
                 await asyncio.sleep(3.0)
                 core.release(conn)
 
-            workers = [
-                asyncio.create_task(work(core.acquire_now() or await core.acquire(None)))
-                for _ in range(6)
-            ]
-            await asyncio.gather(*workers)
-            assert now() == pytest.approx(9.0)
+            for take_now, ends_at in ((True, 9.0), (False, 18.0)):
+                workers = [
+                    asyncio.create_task(
+                        work((take_now and core.acquire_now()) or await core.acquire(None))
+                    )
+                    for _ in range(6)
+                ]
+                await asyncio.gather(*workers)
+                assert now() == pytest.approx(ends_at)
+
+    @virtual_time
+    async def test_what_was_bound_to_a_block_is_its_own_to_return(self) -> None:
+        """It was borrowed by a bare `acquire`, and counts from then on."""
+        async with running(Driver(), 1, 1) as core:
+            conn = await core.acquire(None)
+            assert core.bind(conn) == core.lease_number(conn) == 1
+            with pytest.raises(PoolDeadlock):
+                await core.acquire(None)
+            core.release(conn)
 
     @virtual_time
     async def test_there_is_none_while_a_connection_is_opened_or_cleaned(self) -> None:

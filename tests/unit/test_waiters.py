@@ -301,7 +301,6 @@ class TestDeadlines:
         gc.collect()
         assert request() is None
 
-
     @virtual_time
     async def test_a_timer_that_rings_a_little_early_is_believed(self) -> None:
         """The loop's clock may be coarser than the deadline; the instant asked for has come."""
@@ -402,7 +401,6 @@ class TestCosts:
 
         assert steps(come_and_go) < 10_000 * 60
         line.stop()
-
 
     @virtual_time
     async def test_with_one_time_limit_for_all_nobody_is_in_the_heap(self) -> None:
