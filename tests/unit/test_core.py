@@ -14,6 +14,7 @@ import anyio
 import pytest
 
 from asyncpool._core import Core
+from asyncpool._crew import bury
 from asyncpool._insight import explain, leases, snapshot
 from asyncpool.errors import (
     PoolClosed,
@@ -204,6 +205,21 @@ class TestLine:
             assert not following.done()
             core.release(other)
             assert await following is other
+
+    @virtual_time
+    async def test_one_that_is_watched_is_trusted_when_it_is_handed_over(self) -> None:
+        """Its loss will be told of, and whoever uses it finds out at once."""
+        driver = Driver()
+        driver.watches = True
+        async with running(driver, 1, 1) as core:
+            await asyncio.sleep(10.0)
+            conn = await take(core)
+            waiting = start(core)
+            await settle()
+            core.release(conn)
+            conn.alive = False
+            assert await waiting is conn
+            core.release(conn)
 
     @virtual_time
     async def test_a_full_line_refuses_the_next(self) -> None:
@@ -726,6 +742,61 @@ class TestClose:
             assert "closed while lent: <conn 1>" in caplog.text
 
     @virtual_time
+    async def test_who_waits_for_a_full_pool_waits_no_more(self) -> None:
+        """There will be none."""
+        async with running(Driver(open=never), 1, 1) as core:
+            waiting = asyncio.create_task(core.stock.full.wait())
+            await core.close(0)
+            await settle()
+            assert waiting.done()
+
+    @virtual_time
+    async def test_a_users_callback_may_close_the_pool(self) -> None:
+        """It is not cancelled with the pool's other tasks, and goes on."""
+        ended: list[float] = []
+
+        async def tell() -> None:
+            await core.close(0)
+            ended.append(now())
+
+        core = make_core(Driver(open=fails), 1, 1, on_outage=tell, reconnect_timeout=1.0)
+        core.open()
+        await asyncio.sleep(5.0)
+        assert len(ended) == 1
+        assert len(core.stock.crew) == 0
+
+    @virtual_time
+    async def test_who_would_wait_again_is_told_that_it_is_closed(self) -> None:
+        """The check of what it had has failed meanwhile."""
+
+        async def check(_: FakeConn) -> None:
+            await asyncio.sleep(1.0)
+            raise Broken
+
+        async with running(Driver(), 1, 1, check=check) as core:
+            waiting = start(core)
+            await settle()
+            closing = asyncio.create_task(core.close(5.0))
+            with pytest.raises(PoolClosed):
+                await waiting
+            assert now() == pytest.approx(1.0)
+            await closing
+
+    @virtual_time
+    async def test_what_is_still_lent_at_the_limit_has_its_farewell(self) -> None:
+        """A quarter of a second, before it is given up."""
+        said: list[float] = []
+
+        async def farewell() -> None:
+            await asyncio.sleep(0.2)
+            said.append(now())
+
+        async with running(Driver(close=farewell), 1, 1) as core:
+            await take(core)
+            await core.close(1.0)
+            assert said == [pytest.approx(1.2, abs=0.001)]
+
+    @virtual_time
     async def test_what_comes_back_meanwhile_is_closed_as_it_is(self) -> None:
         """A reset would be for nobody; work that must be done first is done."""
         driver, done = Driver(), []
@@ -924,7 +995,22 @@ class TestLoops:
         found.append((core.opened, core.usable, core.closed))
         await core.close(0)
         found.append((core.opened, core.usable, core.closed))
+        for use_it in (core.admit, lambda: core.resize(1, 1)):
+            with pytest.raises(PoolClosed):
+                use_it()
         assert found == [(False, False, False), (True, True, False), (True, False, True)]
+
+    @virtual_time
+    async def test_a_pool_that_is_not_open_yet_can_be_resized(self) -> None:
+        """It opens its connections later."""
+        driver = Driver()
+        core = make_core(driver, 1, 1)
+        core.resize(2, 3)
+        assert not driver.times("open")
+        core.open()
+        await settle()
+        assert len(core.ledger.idle) == 2
+        await core.close(0)
 
     @virtual_time
     async def test_what_was_lent_on_a_loop_that_has_ended_is_named(self) -> None:
@@ -949,6 +1035,8 @@ class TestLoops:
                 await core.acquire(None)
             with pytest.raises(PoolWrongLoop, match=r"open on another .* a pool of its own"):
                 core.release(conn)
+            with pytest.raises(PoolWrongLoop, match="open on another event loop"):
+                await core.close(0)
             assert not core.usable
 
         async def end() -> None:
@@ -1009,6 +1097,7 @@ class TestInsight:
     async def test_waits_and_uses_are_summed_exactly(self) -> None:
         """In seconds, for those served and for those not."""
         async with running(Driver(), 1, 1) as core:
+            await asyncio.sleep(10.0)
             user = asyncio.create_task(use(core, 2.0))
             await settle()
             with pytest.raises(PoolTimeout):
@@ -1096,6 +1185,72 @@ async def test_a_pool_given_up_as_garbage_leaves_no_timer(caplog: pytest.LogCapt
     assert core.acquire_now() is None
     with pytest.raises(PoolWrongLoop):
         core.release(conn)
+
+
+@virtual_time
+async def test_a_pool_given_up_in_an_outage_leaves_no_task_and_no_timer() -> None:
+    """A connect under way is cancelled, and the next is not waited for."""
+    driver = Driver(open=fails)
+    driver.script["open"].append(never)
+    core = make_core(driver, 2, 2)
+    core.open()
+    await settle()
+    assert core.stock.outage
+    assert core.forsake() == []
+    assert core.closed
+    assert not core.opened
+    await settle()
+    assert len(core.stock.crew) == 0
+    assert timers() == []
+
+
+@pytest.mark.parametrize("closing", [False, True])
+def test_a_pool_whose_loop_has_ended_gives_up_everything(
+    closing: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its books are empty, its tasks are ended where they stand, and asyncio does not complain."""
+    driver = Driver()
+    core = make_core(driver, 2, 4)
+    mine: list[asyncio.Task[Any]] = []
+
+    async def begin() -> None:
+        core.open()
+        await settle()
+        driver.usual["open"] = never
+        await core.acquire(None)
+        await core.acquire(None)
+        mine.append(asyncio.create_task(core.close(60.0)) if closing else start(core))
+        await settle()
+
+    loop = VirtualLoop()
+    loop.run_until_complete(begin())
+    if not closing:
+        core.ledger.line.serve(core.ledger.leased[driver.conns[0]])
+    loop.close()
+    for task in mine:
+        bury(task)
+    assert core.ledger.idle == []
+    assert set(core.forsake()) == set(driver.conns)
+    assert (core.ledger.size, len(core.stock.crew), core.closed) == (0, 0, True)
+    del mine[:], task
+    gc.collect()
+    assert not caplog.records
+
+
+def test_a_fork_leaves_the_books_as_they_are() -> None:
+    """The connections are the parent's, on a loop that goes on there."""
+    driver = Driver()
+    core = make_core(driver, 2, 2)
+
+    async def begin() -> None:
+        core.open()
+        await settle()
+
+    loop = VirtualLoop()
+    loop.run_until_complete(begin())
+    loop.close()
+    assert set(core.forsake(forked=True)) == set(driver.conns)
+    assert core.ledger.size == 2
 
 
 @virtual_time

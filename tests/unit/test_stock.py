@@ -135,6 +135,13 @@ class TestGrowth:
                 await asyncio.gather(*(use(core, 0.1) for _ in range(10)))
         assert driver.most_sockets == 3
 
+    @virtual_time
+    async def test_its_tasks_have_the_pools_name(self) -> None:
+        """And say what they do."""
+        async with running(Driver(open=never), 1, 1):
+            names = {task.get_name() for task in asyncio.all_tasks()}
+            assert "test: connect" in names
+
 
 class TestMinSize:
     @virtual_time
