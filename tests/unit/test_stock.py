@@ -12,7 +12,7 @@ import pytest
 
 from asyncpool._core import Core
 from asyncpool.errors import PoolTimeout
-from tests.sim.fake import FakeConn
+from tests.sim.fake import Broken, FakeConn
 from tests.unit._tools import (
     Driver,
     fails,
@@ -138,7 +138,8 @@ class TestGrowth:
     @virtual_time
     async def test_its_tasks_have_the_pools_name(self) -> None:
         """And say what they do."""
-        async with running(Driver(open=never), 1, 1):
+        async with running(Driver(open=never), 1, 1) as core:
+            assert core.stock.name == "test"
             names = {task.get_name() for task in asyncio.all_tasks()}
             assert "test: connect" in names
 
@@ -287,6 +288,20 @@ class TestOutage:
             assert "cannot connect, will retry" in warnings[0].message
 
     @virtual_time
+    async def test_the_last_error_is_remembered_with_its_instant(self) -> None:
+        """Without its traceback, whose frames hold the pool."""
+        driver = Driver(open=fails)
+        async with running(driver, 0, 1) as core:
+            assert (core.stock.last_error, core.stock.last_error_at) == (None, 0.0)
+            await asyncio.sleep(10.0)
+            with pytest.raises(PoolTimeout):
+                await core.acquire(0.01)
+            assert isinstance(core.stock.last_error, Broken)
+            assert core.stock.last_error.__traceback__ is None
+            assert core.stock.last_error_at == pytest.approx(10.0, abs=0.001)
+            assert core.stock.counters.connects_failed == 1
+
+    @virtual_time
     async def test_reconnect_failed_is_told_once_an_outage(self) -> None:
         """After `reconnect_timeout` seconds of it, and anew for the next."""
         told: list[float] = []
@@ -334,6 +349,21 @@ class TestOutage:
             driver.usual["open"] = ok
             await asyncio.sleep(1.1)
             assert len(core.ledger.idle) == 1
+
+
+class TestDiscard:
+    @virtual_time
+    async def test_what_is_on_its_way_out_is_discarded_once(self) -> None:
+        """Neither while its farewell goes on nor when it is over."""
+        driver = Driver(close=slow(1.0))
+        async with running(driver, 2, 2) as core:
+            assert core.stock.counters.connects == 2
+            entry = core.ledger.idle[0]
+            for _ in range(3):
+                core.stock.discard(entry)
+                await asyncio.sleep(0.6)
+            assert len(driver.times("close")) == 1
+            assert (core.ledger.size, core.ledger.closing) == (2, 0)
 
 
 class TestDropped:
