@@ -882,8 +882,8 @@ class TestClose:
 
     @virtual_time
     async def test_a_stubborn_reset_is_abandoned(self) -> None:
-        """The pool closes without it."""
-        driver = Driver(reset=stubborn(9.0))
+        """The pool closes without it, and says no farewell for it."""
+        driver = Driver(reset=stubborn(9.0), close=slow(5.0))
         core = make_core(driver, 1)
         core.open()
         await settle()

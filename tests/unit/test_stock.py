@@ -144,6 +144,16 @@ class TestGrowth:
             assert "test: connect" in names
 
 
+    @virtual_time
+    async def test_the_time_of_connects_is_summed(self) -> None:
+        """In seconds, of those that succeed."""
+        driver = Driver(open=slow(2.0))
+        async with running(driver, 0, 2) as core:
+            await asyncio.sleep(10.0)
+            await asyncio.gather(use(core), use(core))
+            assert core.stock.counters.connect_time == pytest.approx(2 * 2.0)
+
+
 class TestMinSize:
     @virtual_time
     async def test_it_is_opened_in_parallel(self) -> None:
@@ -299,7 +309,10 @@ class TestOutage:
             assert isinstance(core.stock.last_error, Broken)
             assert core.stock.last_error.__traceback__ is None
             assert core.stock.last_error_at == pytest.approx(10.0, abs=0.001)
-            assert core.stock.counters.connects_failed == 1
+            with pytest.raises(PoolTimeout):
+                await core.acquire(1.0)
+            assert core.stock.counters.connects_failed == len(driver.times("open")) > 1
+            assert not core.stock._openers
 
     @virtual_time
     async def test_reconnect_failed_is_told_once_an_outage(self) -> None:
@@ -320,6 +333,51 @@ class TestOutage:
             ended = now()
             await asyncio.sleep(100.0)
             assert told[1:] == [pytest.approx(ended + 30.5, abs=0.6)]
+
+    @virtual_time
+    async def test_with_no_time_at_all_the_first_failure_is_told(self) -> None:
+        """`reconnect_timeout=0` is no patience."""
+        told: list[float] = []
+
+        async def tell() -> None:
+            told.append(now())
+
+        async with running(Driver(open=fails), 1, 1, on_outage=tell, reconnect_timeout=0.0):
+            assert told == [pytest.approx(0.0, abs=0.001)]
+
+    @virtual_time
+    async def test_a_connect_from_before_that_succeeds_ends_it(self) -> None:
+        """The probe that was to come is put off, and the others are opened at once."""
+        driver = Driver(open=fails)
+        driver.script["open"].append(slow(5.0))
+        async with running(driver, 3, 3, connect_patience=60.0) as core:
+            await asyncio.sleep(4.9)
+            driver.usual["open"] = ok
+            core.stock.stop_retrying()
+            core.stock.outage.rest_until = 50.0
+            core.stock.refill()
+            await asyncio.sleep(0.1)
+            assert len(core.ledger.idle) == 3
+            assert timers() == []
+
+    @virtual_time
+    async def test_a_check_that_passes_ends_it(self) -> None:
+        """What is wanted besides is opened at once."""
+
+        async def check(_: FakeConn) -> None:
+            await asyncio.sleep(0.01)
+
+        driver = Driver(open=fails)
+        async with running(driver, 3, 3, check=check) as core:
+            await asyncio.sleep(20.0)
+            waiting = asyncio.create_task(core.acquire(None))
+            await settle()
+            driver.usual["open"] = ok
+            conn = await waiting
+            await settle()
+            assert not core.stock.outage
+            assert core.ledger.size == 3
+            core.release(conn)
 
     @virtual_time
     async def test_a_short_outage_is_not_told(self) -> None:
@@ -364,6 +422,51 @@ class TestDiscard:
                 await asyncio.sleep(0.6)
             assert len(driver.times("close")) == 1
             assert (core.ledger.size, core.ledger.closing) == (2, 0)
+
+
+class TestClean:
+    @pytest.mark.parametrize("closing", [False, True])
+    @virtual_time
+    async def test_a_reset_that_fails_is_a_warning(
+        self, closing: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """No crash; while the pool closes it is of no interest."""
+        driver = Driver()
+
+        async def fail_later() -> None:
+            await asyncio.sleep(1.0)
+            await fails()
+
+        driver.script["reset"].append(fail_later)
+        async with running(driver, 1, 1) as core:
+            conn = await core.acquire(None)
+            conn.clean = False
+            core.release(conn)
+            await settle()
+            if closing:
+                await core.close(5.0)
+            else:
+                await asyncio.sleep(2.0)
+                assert conn.closed
+        found = [each.levelno for each in caplog.records if each.levelno >= logging.WARNING]
+        assert found == ([] if closing else [logging.WARNING])
+
+    @virtual_time
+    async def test_a_reset_that_is_cancelled_costs_the_connection(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """And ends as what it is."""
+        async with running(Driver(reset=never), 1, 1) as core:
+            conn = await core.acquire(None)
+            conn.clean = False
+            core.release(conn)
+            await settle()
+            (task,) = [each for each in asyncio.all_tasks() if each.get_name() == "test: reset"]
+            task.cancel()
+            await settle()
+            assert task.cancelled()
+            assert conn.closed
+        assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
 
 
 class TestDropped:
