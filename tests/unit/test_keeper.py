@@ -92,6 +92,7 @@ class TestLifetime:
                 assert core.ledger.idle
                 await asyncio.sleep(0.1)
             assert driver.most_sockets == 2
+            assert core.ledger.idle[0].predecessor is None  # or all that ever were would be kept
 
     @virtual_time
     async def test_several_are_replaced_before_the_end_where_there_is_room_for_several(
@@ -170,6 +171,34 @@ class TestPings:
             assert [conn.closed for conn in driver.conns] == [True, False, False]
             assert snapshot(core).lost == 1
             assert core.stock.last_error is not None
+
+    @virtual_time
+    async def test_one_that_is_lost_with_its_answer_is_replaced(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It has answered, and its end is known by now."""
+        driver = Driver()
+        async with running(driver, 1, 1) as core:
+            (entry,) = core.ledger.idle
+            monkeypatch.setattr(driver, "is_alive", lambda _: False)
+            assert not await core.stock.ping(entry)
+            monkeypatch.undo()
+            await settle()
+            assert core.stock.counters.lost == 1
+            assert [each.conn for each in core.ledger.idle] == driver.conns[1:]
+
+    @virtual_time
+    async def test_a_ping_that_is_cancelled_costs_the_connection(self) -> None:
+        """It ends as what it is, and is no error of the server's."""
+        driver = Driver(ping=never)
+        async with running(driver, 1, 1) as core:
+            ping = asyncio.create_task(core.stock.ping(core.ledger.idle[0]))
+            await settle()
+            ping.cancel()
+            await settle()
+            assert ping.cancelled()
+            assert driver.conns[0].closed
+            assert core.stock.last_error is None
 
     @virtual_time
     async def test_a_failed_ping_is_no_failed_connect(self) -> None:

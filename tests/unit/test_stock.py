@@ -361,6 +361,22 @@ class TestOutage:
             assert timers() == []
 
     @virtual_time
+    async def test_whoever_comes_brings_the_next_probe_forward(self) -> None:
+        """The pool rests for longer while nobody waits; there is one timer all the same."""
+        driver = Driver(open=fails)
+        async with running(driver, 1, 1) as core:
+            await asyncio.sleep(10.0)
+            core.stock.outage.retry_at, core.stock.outage.rest_until = 11.0, 60.0
+            core.stock.stop_retrying()
+            core.stock.refill()
+            assert [timer.when() for timer in timers()] == [60.0]
+            driver.usual["open"] = ok
+            waiting = asyncio.create_task(use(core))
+            await settle()
+            assert 60.0 not in [timer.when() for timer in timers()]
+            assert await waiting == pytest.approx(11.0, abs=0.001)
+
+    @virtual_time
     async def test_a_check_that_passes_ends_it(self) -> None:
         """What is wanted besides is opened at once."""
 
