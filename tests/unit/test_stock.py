@@ -143,7 +143,6 @@ class TestGrowth:
             names = {task.get_name() for task in asyncio.all_tasks()}
             assert "test: connect" in names
 
-
     @virtual_time
     async def test_the_time_of_connects_is_summed(self) -> None:
         """In seconds, of those that succeed."""
