@@ -72,7 +72,7 @@ class Hunt:
         while self.under_way:
             self.wait()
         for module, tally in self.tally.items():
-            total, left = tally.total(), tally["survived"] + tally["not reached"]
+            total, left = tally.total(), tally["survived"]
             share = 100 * (1 - left / total)
             print(
                 f"{module}: {total} mutants, {share:.1f} %: {dict(tally)}",
@@ -107,9 +107,7 @@ class Hunt:
         tests = {
             test for line in mutant.lines for test in self.reached[path_of(mutant.module), line]
         }
-        if mutant.inside and not tests:
-            self.count(mutant, "not reached")
-            return
+        afresh = not mutant.inside or not tests  # what no test reaches may run at import
         while len(self.under_way) >= JOBS:
             self.wait()
         pid = os.fork()
@@ -117,14 +115,12 @@ class Hunt:
             self.under_way[pid] = mutant
             return
         os.dup2(1, 2)
-        took = sum(self.took[test] for test in (tests if mutant.inside else self.took))
+        took = sum(self.took[test] for test in (self.took if afresh else tests))
         limit = int(SPIN + 2 * took)
         signal.alarm(HANG + limit)
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
         resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-        if not mutant.inside or not exchange(
-            self.functions[path_of(mutant.module)], mutant.code(tree)
-        ):
+        if afresh or not exchange(self.functions[path_of(mutant.module)], mutant.code(tree)):
             which = (mutant.module, str(mutant.number), self.some)
             os.execv(sys.executable, [sys.executable, "-m", "tests.mutation", "--afresh", *which])  # noqa: S606
         for item in sorted(tests, key=self.took.__getitem__):

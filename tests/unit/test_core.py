@@ -8,6 +8,7 @@ import logging
 import math
 import sys
 import weakref
+from contextvars import ContextVar
 from typing import Any
 
 import anyio
@@ -377,6 +378,20 @@ class TestCheck:
             core.release(conns[0])
             conns.append(await take(core))
             assert checked == conns
+
+    @virtual_time
+    async def test_a_check_has_the_variables_of_its_borrower(self) -> None:
+        """It is made for that request."""
+        request: ContextVar[str] = ContextVar("request", default="none")
+        found: list[str] = []
+
+        async def check(_: FakeConn) -> None:
+            found.append(request.get())
+
+        async with running(Driver(), 1, 1, check=check) as core:
+            request.set("mine")
+            await use(core)
+            assert found == ["mine"]
 
     @virtual_time
     async def test_after_a_failed_check_the_next_is_tried_at_once(self) -> None:

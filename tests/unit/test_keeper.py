@@ -149,6 +149,17 @@ class TestLifetime:
             assert [entry.conn for entry in core.ledger.idle] == [driver.conns[1]]
             assert await use(core) == now()
 
+    @virtual_time
+    async def test_replacements_are_opened_a_bounded_number_at_once(self) -> None:
+        """As all others are."""
+        driver = Driver(open=slow(1.0))
+        limits = {"max_lifetime": 100.0, "open_at_once": 2}
+        async with running(driver, 6, 20, keeper=True, **limits) as core:
+            await asyncio.sleep(150.0)
+            assert len(driver.conns) >= 12
+            assert driver.most["open"] == 2
+            assert len(core.ledger.idle) >= 6
+
 
 class TestPings:
     @virtual_time
@@ -267,6 +278,42 @@ class TestPings:
 
 
 class TestRounds:
+    @virtual_time
+    async def test_a_round_that_fails_is_logged_and_the_next_is_made(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Whatever it was, it must not end the keeping."""
+
+        def fail() -> None:
+            raise ZeroDivisionError
+
+        driver = Driver()
+        async with running(driver, 1, 1, keeper=True, ping_interval=10.0) as core:
+            monkeypatch.setattr(core.vigil, "report_overdue", fail)
+            await asyncio.sleep(15.0)
+            assert not driver.times("ping")
+            monkeypatch.undo()
+            await asyncio.sleep(15.0)
+            assert driver.times("ping")
+        assert "pool 'test': a round failed" in caplog.text
+
+    @virtual_time
+    async def test_each_tops_up(self) -> None:
+        """Whoever has asked for more."""
+        async with running(Driver(), 0, 4) as core:
+            core.ledger.resize(2, 4)
+            await make_round(core)
+            await settle()
+            assert len(core.ledger.idle) == 2
+
+    @virtual_time
+    async def test_they_are_as_frequent_as_the_shortest_limit_asks(self) -> None:
+        """One that is shorter than the usual pause is kept too."""
+        driver = Driver()
+        async with running(driver, 1, 1, keeper=True, ping_interval=0.1):
+            await asyncio.sleep(1.0)
+            assert 6 <= len(driver.times("ping")) <= 10
+
     @virtual_time
     async def test_between_rounds_it_sleeps_until_something_can_be_due(self) -> None:
         """A quiet pool hardly wakes."""

@@ -162,7 +162,8 @@ class TestLaws:
         ledger.strike_off(entry)
         left = (ledger.size, ledger.opening, ledger.closing, ledger.idle, ledger.leased)
         assert left == (0, 0, 0, [], {})
-        assert (entry.state, entry.holder) == (State.CLOSED, None)
+        assert entry.state is State.CLOSED
+        assert entry.holder is None
 
 
 class TestTakeAndGive:

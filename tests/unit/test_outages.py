@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from asyncpool._backoff import GRACE
+from asyncpool._entry import DOOMED
 from asyncpool.errors import PoolTimeout, PoolUnavailable
 from asyncpool.faults import Fault, classify
 from tests.unit._tools import (
@@ -413,6 +414,79 @@ class TestNews:
                 self.tell(entry.conn, None, lost=True)
                 await asyncio.sleep(0.2)
             assert not driver.times("ping")
+            for entry in list(core.ledger.idle)[:3]:
+                entry.conn.alive = False
+                self.tell(entry.conn, None, lost=True)
+            await settle()
+            assert driver.times("ping")  # whatever came before
+
+    @virtual_time
+    async def test_a_burst_is_three_within_a_tenth_of_a_second(self) -> None:
+        """And the one after it is none by itself."""
+        driver = Driver()
+        async with running(driver, 12, 12) as core:
+            conns = [entry.conn for entry in core.ledger.idle]
+            for pause in (1.0, 0.08, 0.08):
+                await asyncio.sleep(pause)
+                lose(conns.pop())
+            assert not driver.times("ping")
+            await asyncio.sleep(1.0)
+            for _ in range(3):
+                lose(conns.pop())
+            await settle()
+            asked = len(driver.times("ping"))
+            assert asked > 0
+            lose(conns.pop())
+            await settle()
+            assert len(driver.times("ping")) == asked
+
+    @virtual_time
+    async def test_what_was_opened_since_the_doubt_does_not_vouch_for_the_others(self) -> None:
+        """One that does not answer is enough, and the younger stays."""
+
+        async def fail_late() -> None:
+            await asyncio.sleep(1.0)
+            await fails()
+
+        driver = Driver(ping=fail_late)
+        async with running(driver, 3, 4) as core:
+            await asyncio.sleep(10.0)
+            driver.usual["open"] = partial(asyncio.sleep, 0.1)
+            lost, kept = await core.acquire(None), await core.acquire(None)
+            lost.alive = False
+            self.tell(lost, None, lost=True)
+            core.release(lost)
+            younger = await core.acquire(None)
+            await asyncio.sleep(2.0)
+            ends = [core.ledger.leased[conn].expires_at == DOOMED for conn in (kept, younger)]
+            assert ends == [True, False]
+            core.release(kept)
+            core.release(younger)
+
+    @virtual_time
+    async def test_the_same_news_of_another_old_one_is_none(self) -> None:
+        """What was opened since the first is not replaced again."""
+        async with running(Driver(), 0, 4) as core:
+            first, second = await core.acquire(None), await core.acquire(None)
+            self.tell(first, psycopg.errors.ReadOnlySqlTransaction, lost=False)
+            new = await core.acquire(None)
+            core.release(new)
+            self.tell(second, psycopg.errors.ReadOnlySqlTransaction, lost=False)
+            await settle()
+            assert [entry.conn for entry in core.ledger.idle] == [new]
+            core.release(first)
+            core.release(second)
+
+    @virtual_time
+    async def test_a_user_is_not_asked_about_no_error(self) -> None:
+        """One that is lost without a word is judged by how it was lost."""
+        asked: list[BaseException] = []
+
+        async with running(Driver(), 2, 2, classify=asked.append) as core:
+            lose(core.ledger.idle[0].conn)
+            await settle()
+            assert asked == []
+            assert len(core.ledger.idle) == 2
 
     @virtual_time
     async def test_what_the_pool_closes_itself_is_no_news(self) -> None:

@@ -11,6 +11,7 @@ from itertools import pairwise
 import pytest
 
 from asyncpool._core import Core
+from asyncpool._stock import _open
 from asyncpool.errors import PoolTimeout
 from tests.sim.fake import Broken, FakeConn
 from tests.unit._tools import (
@@ -151,6 +152,29 @@ class TestGrowth:
             await asyncio.sleep(10.0)
             await asyncio.gather(use(core), use(core))
             assert core.stock.counters.connect_time == pytest.approx(2 * 2.0)
+
+    @virtual_time
+    async def test_a_connect_that_is_cancelled_is_not_tried_again(self) -> None:
+        """Whoever cancels a task of the pool's ends the loop; it is no outage."""
+        driver = Driver(open=never)
+        async with running(driver, 1, 1) as core:
+            (task,) = [each for each in asyncio.all_tasks() if each.get_name() == "test: connect"]
+            task.cancel()
+            await settle()
+            assert task.cancelled()
+            assert (core.ledger.size, len(driver.times("open"))) == (0, 1)
+            assert not core.stock.outage
+
+    @virtual_time
+    async def test_a_connect_that_is_cancelled_keeps_nothing_of_what_it_did(self) -> None:
+        """The frames of a driver have the socket."""
+        async with running(Driver(open=never)) as core:
+            entry = core.ledger.reserve(now())
+            connect = _open(weakref.ref(core.stock), core.stock.connector, entry)
+            connect.send(None)
+            with pytest.raises(asyncio.CancelledError) as caught:
+                connect.throw(asyncio.CancelledError())
+            assert "never" not in [each.name for each in caught.traceback]
 
 
 class TestMinSize:

@@ -96,6 +96,32 @@ class TestDeadlock:
             assert await nested(core, 2) == pytest.approx(2.0)
 
     @virtual_time
+    async def test_none_is_looked_for_while_connections_are_lent(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Somebody is served between two looks."""
+        looked: list[float] = []
+        async with running(Driver(), 1, 1) as core:
+            monkeypatch.setattr(core.vigil, "_break_deadlock", lambda: looked.append(now()))
+            await asyncio.gather(*(nested(core, 1, 0.2) for _ in range(10)))
+            assert looked == []
+            busy = asyncio.create_task(nested(core, 1, 1.0))
+            await settle()
+            await nested(core, 1)
+            assert looked
+            await busy
+
+    @virtual_time
+    async def test_it_is_found_although_others_wait_too(self) -> None:
+        """Who waits and has none is served by it."""
+        async with running(Driver(), 1, 1) as core:
+            task = asyncio.create_task(nested(core, 2, 0.01))
+            await settle()
+            assert await nested(core, 1) < 1.0
+            with pytest.raises(PoolDeadlock):
+                await task
+
+    @virtual_time
     async def test_after_the_line_has_emptied_nobody_looks(self) -> None:
         """The timer is set by who waits."""
         async with running(Driver(), 1, 1) as core:
@@ -127,12 +153,15 @@ class TestForgotten:
             async def forget() -> None:
                 conn = await core.acquire(None)
                 conn.clean = False
+                core.ledger.leased[conn].kept = [conn]  # as one-shot statements do
+                await asyncio.sleep(5.0)
 
             await asyncio.create_task(forget(), name="careless")
             driver.conns.clear()
             if waited_for:
                 await nested(core, 1)
-                assert now() == pytest.approx(PAUSE, abs=0.001)
+                assert now() == pytest.approx(5.0 + PAUSE, abs=0.001)
+                assert core.stock.counters.use_time == pytest.approx(5.0 + PAUSE, abs=0.001)
             else:
                 await asyncio.sleep(41.0)
                 assert core.ledger.idle
@@ -186,6 +215,23 @@ class TestForgotten:
             (entry,) = core.ledger.idle
             assert entry.used_at == pytest.approx(100.0, abs=0.001)
             assert core.stock.counters.use_time == pytest.approx(100.0, abs=0.001)
+
+    @virtual_time
+    async def test_it_is_looked_for_as_long_as_somebody_waits(self) -> None:
+        """The waiter came first, and the borrower went later."""
+        driver = Driver()
+        async with running(driver, 1, 1) as core:
+
+            async def forget() -> None:
+                conn = await core.acquire(None)
+                await asyncio.sleep(5.0)
+                assert conn
+
+            careless = asyncio.create_task(forget())
+            await settle()
+            driver.conns.clear()
+            assert await nested(core, 1) == pytest.approx(5.0, abs=PAUSE + 0.01)
+            await careless
 
     @virtual_time
     async def test_what_somebody_still_has_is_not(self) -> None:
