@@ -13,7 +13,7 @@ import pytest
 
 import tests.sim.loop
 from asyncpool._crew import Crew
-from tests.unit._tools import never, now, settle, slow, stubborn, virtual_time
+from tests.unit._tools import never, now, ok, settle, slow, stubborn, virtual_time
 
 user: ContextVar[str] = ContextVar("user", default="nobody")
 
@@ -205,8 +205,45 @@ def test_tasks_of_a_closed_loop_are_ended_where_they_stand(
     loop = asyncio.new_event_loop()
     loop.run_until_complete(start())
     loop.close()
+    crew.dismiss()  # nobody hears of it
     crew.bury()
     assert sorted(ended) == ["one", "two"]
     assert not len(crew)
     gc.collect()
     assert not caplog.records
+
+
+@virtual_time
+async def test_the_stubborn_are_asked_ever_less_often() -> None:
+    """Each cancellation may be work for the server."""
+    crew = Crew("main")
+    asked: list[float] = []
+
+    async def refuse() -> None:
+        while len(asked) < 100:
+            try:
+                await never()
+            except asyncio.CancelledError:
+                asked.append(now())
+
+    task = crew.spawn(refuse(), "reset")
+    await settle()
+    await crew.stop(0.5)
+    assert len(asked) == 6
+    asked += [0.0] * 100
+    task.cancel()
+    await settle()
+
+
+@virtual_time
+async def test_one_that_was_spared_is_forgotten_at_its_end() -> None:
+    """As all are."""
+    crew = Crew("main")
+    task = crew.spawn(ok(), "reconnect_failed")
+    crew.spare(task)
+    await crew.stop(5.0)
+    assert not task.done()
+    await task
+    await settle()
+    assert not crew._spared
+    assert len(crew) == 0

@@ -17,6 +17,18 @@ def test_an_entry_exists_before_its_connection() -> None:
     assert (entry.opened_at, entry.used_at, entry.proved_at) == (5.0, 5.0, 5.0)
 
 
+def test_a_new_entry_has_done_nothing_yet() -> None:
+    """Its instants are that of its making, and nobody has or keeps anything of it."""
+    entry: Entry[str] = Entry(3.0)
+    instants = (entry.opened_at, entry.expires_at, entry.used_at, entry.proved_at, entry.lent_at)
+    assert instants == (3.0,) * 5
+    assert (entry.uses, entry.kept_in, entry.loose_in, entry.reported_in, entry.traced_in) == (
+        0,
+    ) * 5
+    assert (entry.holder, entry.kept, entry.predecessor) == (None, None, None)
+    assert not any((entry.late, entry.shared, entry.watched, entry.trace))
+
+
 def test_a_doomed_entry_is_past_its_life_at_any_instant() -> None:
     """So that every question about its life has the same answer."""
     entry: Entry[str] = Entry(5.0)
