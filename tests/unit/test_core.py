@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import logging
 import math
 import sys
@@ -1247,6 +1248,9 @@ def test_a_pool_whose_loop_has_ended_gives_up_everything(
     assert core.ledger.idle == []
     assert set(core.forsake()) == set(driver.conns)
     assert (core.ledger.size, len(core.stock.crew), core.closed) == (0, 0, True)
+    for each in [core._closing] if core._closing else []:
+        work: Any = each.get_coro()
+        assert inspect.getcoroutinestate(work) == inspect.CORO_CLOSED
     del mine[:], task
     gc.collect()
     assert not caplog.records

@@ -11,6 +11,7 @@ from itertools import pairwise
 import pytest
 
 from asyncpool._core import Core
+from asyncpool._entry import State
 from asyncpool._stock import _open
 from asyncpool.errors import PoolTimeout
 from tests.sim.fake import Broken, FakeConn
@@ -456,9 +457,10 @@ class TestDiscard:
         async with running(driver, 2, 2) as core:
             assert core.stock.counters.connects == 2
             entry = core.ledger.idle[0]
-            for _ in range(3):
+            for state in (State.CLOSING, State.CLOSING, State.CLOSED, State.CLOSED):
                 core.stock.discard(entry)
-                await asyncio.sleep(0.6)
+                await asyncio.sleep(0.4)
+                assert entry.state is state
             assert len(driver.times("close")) == 1
             assert (core.ledger.size, core.ledger.closing) == (2, 0)
 

@@ -227,10 +227,12 @@ class TestForgotten:
                 await asyncio.sleep(5.0)
                 assert conn
 
+            await asyncio.sleep(10.0)
             careless = asyncio.create_task(forget())
             await settle()
             driver.conns.clear()
-            assert await nested(core, 1) == pytest.approx(5.0, abs=PAUSE + 0.01)
+            assert await nested(core, 1) == pytest.approx(15.0, abs=PAUSE + 0.01)
+            assert core.stock.counters.use_time == pytest.approx(5.0, abs=PAUSE + 0.01)
             await careless
 
     @virtual_time
