@@ -429,6 +429,7 @@ class TestNews:
             for pause in (1.0, 0.08, 0.08):
                 await asyncio.sleep(pause)
                 lose(conns.pop())
+            await settle()
             assert not driver.times("ping")
             await asyncio.sleep(1.0)
             for _ in range(3):
