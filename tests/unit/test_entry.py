@@ -26,7 +26,8 @@ def test_a_new_entry_has_done_nothing_yet() -> None:
         0,
     ) * 5
     assert (entry.holder, entry.kept, entry.predecessor) == (None, None, None)
-    assert not any((entry.late, entry.shared, entry.watched, entry.trace))
+    assert not any((entry.late, entry.shared, entry.watched))
+    assert entry.trace == ()
 
 
 def test_a_doomed_entry_is_past_its_life_at_any_instant() -> None:
