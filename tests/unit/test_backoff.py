@@ -45,6 +45,15 @@ def test_an_outage_is_true_from_its_first_failure_to_its_end() -> None:
     assert outage.error is None
 
 
+def test_before_the_first_failure_there_is_nothing_to_tell() -> None:
+    """No error, and no instant to wait for."""
+    outage = Outage(Random(0))
+    assert (outage.since, outage.retry_at, outage.rest_until) == (0.0, 0.0, 0.0)
+    assert outage.error is None
+    assert outage.fault is None
+    assert not any((outage.failures, outage.told, outage.ever_worked))
+
+
 def test_the_next_connect_waits_for_the_delay() -> None:
     """Counted from the failure."""
     outage = Outage(Random(0))
