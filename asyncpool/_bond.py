@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import psycopg
+from psycopg.pq import DiagnosticField
 
 from asyncpool._cancel import prepare, request
 from asyncpool._connector import Tell
@@ -194,13 +195,7 @@ class Bond:
         # The server's last words and the end of file are two reads.
         for _ in range(2):
             try:
-                if self._socket.recv(1, socket.MSG_PEEK):
-                    conn.pgconn.consume_input()
-                    conn.pgconn.is_busy()  # it passes notices to their handlers
-                    while (notify := conn.pgconn.notifies()) is not None:
-                        if conn.pgconn.notify_handler is not None:
-                            conn.pgconn.notify_handler(notify)
-                else:
+                if not self._socket.recv(1, socket.MSG_PEEK) or _says_farewell(conn.pgconn):
                     return False
             except BlockingIOError:
                 return True
@@ -218,3 +213,25 @@ class Bond:
         except OSError:
             return True
         return True
+
+
+def _says_farewell(pgconn: Any) -> bool:
+    """Take in what has come with nothing under way; whether the server is about to hang up."""
+    severities = []
+    handle = pgconn.notice_handler
+
+    def look(notice: Any) -> None:
+        severities.append(notice.error_field(DiagnosticField.SEVERITY_NONLOCALIZED))
+        if handle is not None:
+            handle(notice)
+
+    pgconn.notice_handler = look
+    try:
+        pgconn.consume_input()
+        pgconn.is_busy()  # it passes notices to their handlers
+    finally:
+        pgconn.notice_handler = handle
+    while (notify := pgconn.notifies()) is not None:
+        if pgconn.notify_handler is not None:
+            pgconn.notify_handler(notify)
+    return b"FATAL" in severities or b"PANIC" in severities

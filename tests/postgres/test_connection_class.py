@@ -12,7 +12,7 @@ from psycopg.conninfo import make_conninfo
 
 from asyncpool import AsyncConnectionPool, Connection
 
-from ._tools import BOTH_LOOPS, Backends, all_usable, eventually
+from ._tools import BOTH_LOOPS, Backends, Proxy, all_usable, eventually
 
 if TYPE_CHECKING:
     from asyncpool.testing import Server
@@ -103,6 +103,23 @@ async def test_a_dead_connection_of_psycopgs_own_class_is_not_lent(
             async with pool.connection() as conn:
                 assert await conn.one() == (1,)
         assert pool.stats().lost == 3
+
+
+async def test_a_connection_that_was_told_farewell_is_not_lent(
+    dsn: str, backends: Backends
+) -> None:
+    """Though the server has not hung up yet, as far as can be seen."""
+    async with Proxy(dsn) as proxy:
+        proxy.tells_of_the_end = False
+        async with AsyncConnectionPool(proxy.dsn, min_size=1, connection_class=Plain) as pool:
+            await all_usable(pool)
+            backends.terminate()
+            await asyncio.sleep(0.1)  # until the proxy has passed it on
+            proxy.tells_of_the_end = True
+            async with pool.connection() as conn:
+                assert await conn.one() == (1,)
+            assert pool.stats().lost == 1
+            proxy.cut()
 
 
 async def test_notifications_that_came_while_it_was_idle_are_not_lost(

@@ -220,8 +220,10 @@ class TestProcesses:
             pytest.skip("no ps here")
         if table is _warden._from_proc and sys.platform != "linux":
             pytest.skip("no /proc here")
-        command = [sys.executable, "-c", "input()", "-D", "/a folder"]
+        command = [sys.executable, "-c", "print(flush=True); input()", "-D", "/a folder"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            child.stdout.readline()  # by now it is what it is called
             (mine,) = (process for process in table() if process.pid == child.pid)
             child.kill()
         assert (mine.parent, mine.zombie) == (os.getpid(), False)
