@@ -129,6 +129,10 @@ def test_an_outage_of_which_nothing_is_known_any_more_is_none() -> None:
     outage = Outage(Random(0))
     outage.failed(0.0, OSError(), began=-1.0)
     outage.told = True
+    outage.end()
+    assert not outage.told
+    outage.failed(0.0, OSError(), began=-1.0)
+    outage.told = True
     later = outage.rest_until + LAPSE
     assert not outage.has_lapsed(later)
     assert outage.is_hopeless(later, 1.0)

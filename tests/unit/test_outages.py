@@ -404,6 +404,28 @@ class TestNews:
             for lent in list(core.ledger.leased):
                 core.release(lent)
 
+    @pytest.mark.parametrize("quick", [0, 1])
+    @virtual_time
+    async def test_all_that_go_with_their_server_are_counted_as_lost(self, quick: int) -> None:
+        """Also one that has answered, be it before or after another did not."""
+
+        async def fails_later() -> None:
+            await asyncio.sleep(0.2)
+            await fails()
+
+        answers = partial(asyncio.sleep, 0.1 if quick else 0.3)
+        driver = Driver(ping=answers, close=partial(asyncio.sleep, 0.01))
+        async with running(driver, 3, 3) as core:
+            old = {entry.conn for entry in core.ledger.entries}
+            first, *_ = [entry.conn for entry in core.ledger.idle]
+            driver.script["ping"].append(fails_later)
+            first.alive = False
+            self.tell(first, psycopg.errors.AdminShutdown, lost=True)
+            await asyncio.sleep(1.0)
+            assert not {entry.conn for entry in core.ledger.entries} & old
+            assert core.stock.counters.lost == 3
+            assert len(core.ledger.idle) == 3
+
     @virtual_time
     async def test_ends_that_are_far_apart_are_no_burst(self) -> None:
         """Each is replaced for itself, and nobody is asked."""

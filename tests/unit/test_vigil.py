@@ -188,7 +188,7 @@ class TestForgotten:
     async def test_one_that_listens_is_of_use(self) -> None:
         """As with handlers of notifications, which nobody holds."""
         driver = Driver()
-        async with running(driver, 1, 1, listens=lambda _: True) as core:
+        async with running(driver, 1, 1, listens=lambda conn: conn.number == 1) as core:
 
             async def forget() -> None:
                 await core.acquire(None)
