@@ -100,8 +100,8 @@ class AsyncConnectionPool(OneShots[ACT]):
             The pool goes on trying as long as somebody waits or `min_size` is not reached.
         reconnect_failed: plain or async callable that gets the pool, once an outage.
         leak_timeout: seconds for which a connection may be lent before a warning says who has it,
-            where it was borrowed and what it did last; None: for ever. It costs each request half
-            a microsecond.
+            where it was borrowed and what it did last; None: for ever. It costs each request less
+            than a microsecond.
         fail_fast_after: seconds of failing connects after which requests fail at once, and no more
             after `timeout`, as long as nothing can be lent. Where access is refused, as for a wrong
             password, they always do.
