@@ -1,5 +1,6 @@
 """An asyncio-native connection pool for psycopg 3."""
 
+from asyncpool._budget import Budget
 from asyncpool.connection import Connection
 from asyncpool.errors import (
     PoolClosed,
@@ -19,6 +20,7 @@ from asyncpool.stats import LeaseInfo, PoolStats
 
 __all__ = [
     "AsyncConnectionPool",
+    "Budget",
     "Connection",
     "Fault",
     "HealthReport",

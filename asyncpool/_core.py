@@ -21,6 +21,7 @@ from typing import Any, Generic
 
 import anyio
 
+from asyncpool._budget import Budget
 from asyncpool._check import Check
 from asyncpool._connector import C, Connector
 from asyncpool._crew import bury
@@ -54,6 +55,7 @@ class Core(Generic[C]):
         classify: what an error means beyond its statement.
         on_leak: called once a lease that lasts for too long, with what is the matter.
         listens: whether a connection is of use though nobody has it.
+        budget: what it has in common with other pools.
         random: the source of jitter.
     """
 
@@ -67,9 +69,10 @@ class Core(Generic[C]):
         classify: Callable[[BaseException], Fault | None] = classify,
         on_leak: Callable[[Entry[C], str], None] | None = None,
         listens: Callable[[C], bool] = lambda _: False,
+        budget: Budget | None = None,
         random: Random | None = None,
     ) -> None:
-        self.ledger: Ledger[C] = Ledger(settings, self._overdue)
+        self.ledger: Ledger[C] = Ledger(settings, self._overdue, budget)
         self.stock = Stock(self.ledger, connector, on_outage, classify, random or Random())
         self.stock.trusting = check is None
         self.stock.on_news = News(self.stock).heard
@@ -112,6 +115,8 @@ class Core(Generic[C]):
 
     def open(self) -> None:
         """Belong to the running loop from now on, and start opening `min_size` connections."""
+        if self.ledger.budget is not None:
+            self.ledger.budget._join(self.stock)
         self.home = get_running_loop()
         # asyncio's own time() is a method around time.monotonic(); half the cost without it.
         plain = type(self.home).time is asyncio.BaseEventLoop.time
@@ -258,13 +263,13 @@ class Core(Generic[C]):
             checked_by += self.settings.ping_timeout
         # Whoever has to wait for a check has come before those who come meanwhile.
         ticket = None if self._check is None else ledger.line.ticket()
-        again = queued = False
+        came, queued = None, False
         try:
             while True:
                 if ledger.idle:
                     entry = ledger.take(now)
                 else:
-                    waiter = self._join(now, timeout, deadline, ticket, again)
+                    waiter = self._join(now, timeout, deadline, ticket, came)
                     ticket, waiter.task = waiter.ticket, task
                     counters.requests_queued += not queued
                     queued = True
@@ -290,8 +295,7 @@ class Core(Generic[C]):
                     self.stock.found_lost(entry)
                 elif self._check is None or await self._check.passes(entry, timeout, checked_by):
                     return entry
-                again = True
-                now = self._now()
+                came, now = now if came is None else came, self._now()
         except asyncio.CancelledError:
             counters.requests_cancelled += 1
             raise
@@ -350,6 +354,8 @@ class Core(Generic[C]):
         self.ledger.line.stop()
         self.vigil.stop()
         conns = [entry.conn for entry in self.ledger.entries if hasattr(entry, "conn")]
+        if self.ledger.budget is not None:
+            self.ledger.budget._leave(self.ledger)
         if not ended:
             self.stock.crew.dismiss()
             return conns
@@ -361,9 +367,9 @@ class Core(Generic[C]):
         return conns
 
     def _join(
-        self, now: float, timeout: float, deadline: float, ticket: int | None, again: bool
+        self, now: float, timeout: float, deadline: float, ticket: int | None, came: float | None
     ) -> Waiter[Entry[C]]:
-        """Take the ticket's place in the line, again if what was served was unfit."""
+        """Take the ticket's place in the line; `came` is when, if what was served was unfit."""
         if self.stock.closing:
             raise self.refusals.closed()
         line = self.ledger.line
@@ -371,9 +377,11 @@ class Core(Generic[C]):
             raise self.refusals.timed_out(timeout)
         limits = self.ledger.settings
         limit = limits.max_waiting
-        if limit and line.length >= limit and not again:
+        if limit and line.length >= limit and came is None:
             raise self.refusals.too_many(line.length)
         waiter = line.join(now, deadline, ticket)
+        if self.ledger.budget is not None:
+            self.ledger.budget._enrol(self.ledger, waiter, now if came is None else came)
         if self.vigil.timer is None:
             self.vigil.begin()
         if len(self.ledger.entries) < limits.max_size:
@@ -412,6 +420,8 @@ class Core(Generic[C]):
             self.stock.discard(entry)
         await self._emptied(self.stock.time() + 0.25)
         await self.stock.abandon()
+        if self.ledger.budget is not None:
+            self.ledger.budget._leave(self.ledger)
 
     async def _emptied(self, deadline: float) -> None:
         if self.ledger.entries:

@@ -73,6 +73,9 @@ def explain(core: Core[Any]) -> str:
     ]
     if (first := next(iter(core.ledger.line), None)) is not None:
         lines.append(f"  the first for {now - first.joined_at:.3f} s")
+    if (budget := core.ledger.budget) is not None:
+        spent = f"{budget.size} of {budget.max_connections} connections of {budget.pools} pools"
+        lines.append(f"budget: {spent}")
     if (error := core.stock.last_error) is not None:
         age = now - core.stock.last_error_at
         lines.append(f"last error, {age:.1f} s ago: {error!r}")

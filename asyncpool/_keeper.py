@@ -45,7 +45,7 @@ async def make_round(core: Core[C]) -> None:
         core.stock.discard(entry)
     for entry in ledger.expired(now):
         ready = ledger.staying - ledger.opening
-        if ready > ledger.settings.min_size or ledger.size >= ledger.settings.max_size:
+        if ready > ledger.settings.min_size or ledger.is_full():
             core.stock.discard(entry)
         elif not core.stock.outage and ledger.opening < ledger.settings.open_at_once:
             core.stock.open_one(instead_of=entry)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Generic
 
+from asyncpool._budget import Budget
 from asyncpool._connector import C
 from asyncpool._entry import DOOMED, Entry, State
 from asyncpool._settings import Settings
@@ -31,9 +32,14 @@ class Ledger(Generic[C]):
     """The books of one pool."""
 
     def __init__(
-        self, settings: Settings, overdue: Callable[[Waiter[Entry[C]]], BaseException]
+        self,
+        settings: Settings,
+        overdue: Callable[[Waiter[Entry[C]]], BaseException],
+        budget: Budget | None = None,
     ) -> None:
         self.settings = settings
+        self.budget = budget
+        """What it has in common with other pools."""
         self.entries: set[Entry[C]] = set()
         self.idle: list[Entry[C]] = []
         """The stack of idle entries, the most recently used on top: the surplus ages below."""
@@ -54,7 +60,7 @@ class Ledger(Generic[C]):
         self.sparing = False
         """Whether no connection is to be closed for its age, as none can be had in its place."""
         self.oversize = False
-        """Whether there may be more than `max_size`, as after a resize."""
+        """Whether there may be one too many: after a resize, or as the budget is short."""
 
     @property
     def size(self) -> int:
@@ -82,6 +88,8 @@ class Ledger(Generic[C]):
         entry: Entry[C] = Entry(now)
         self.entries.add(entry)
         self.opening += 1
+        if self.budget is not None:
+            self.budget._spend(self)
         return entry
 
     def opened(self, entry: Entry[C], conn: C, now: float, expires_at: float) -> None:
@@ -147,7 +155,7 @@ class Ledger(Generic[C]):
     def resize(self, min_size: int, max_size: int) -> list[Entry[C]]:
         """New sizes from now on; returns the idle entries that are too many."""
         self.settings = replace(self.settings, min_size=min_size, max_size=max_size)
-        self.oversize = self.staying > max_size
+        self._is_too_many()
         return self.idle[: max(0, self.staying - max_size)]
 
     def drain(self, before: float = math.inf) -> list[Entry[C]]:
@@ -180,13 +188,29 @@ class Ledger(Generic[C]):
         self.withdraw(entry, State.CLOSED)
         self.entries.remove(entry)
         self._past_leases += entry.uses
+        if self.budget is not None:
+            self.budget._earn(self)
 
     def wanted(self) -> int:
         """The one rule: how many connections should be opened now."""
         size = len(self.entries)
         limits = self.settings
         need = max(limits.min_size - size, self.line.length - (self.opening - self.late))
-        return max(0, min(limits.max_size - size, need))
+        need = min(limits.max_size - size, need)
+        if need > 0 and self.budget is not None:
+            need = min(need, self.budget._room_for(self))
+        return max(0, need)
+
+    def is_full(self) -> bool:
+        """Whether none may be opened, be it wanted or not."""
+        if len(self.entries) >= self.settings.max_size:
+            return True
+        return self.budget is not None and not self.budget._room_for(self)
+
+    def unmet(self) -> int:
+        """The same for those who wait alone, had the budget the room for all of them."""
+        need = self.line.length - (self.opening - self.late)
+        return max(0, min(self.settings.max_size - len(self.entries), need))
 
     def surplus(self, now: float) -> list[Entry[C]]:
         """Idle entries above `min_size` that nobody has used for `max_idle`, oldest first."""
@@ -255,8 +279,10 @@ class Ledger(Generic[C]):
         return not self.sparing or entry.expires_at == DOOMED
 
     def _is_too_many(self) -> bool:
-        self.oversize = self.staying > self.settings.max_size
-        return self.oversize
+        """Whether the next that comes back is to be closed."""
+        too_many = self.staying > self.settings.max_size
+        self.oversize = too_many or (self.budget is not None and self.budget._is_short)
+        return too_many or (self.oversize and self.budget is not None and self.budget._owes(self))
 
 
 def _last_use(entry: Entry[C]) -> float:

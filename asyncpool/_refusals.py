@@ -47,6 +47,8 @@ class Refusals:
             parts.append(why)
         if outage:
             parts.append(f"connecting has failed {outage.failures} times: {outage.error}")
+        if (budget := ledger.budget) is not None and budget.size >= budget.max_connections:
+            parts.append(f"{budget.pools} pools have the budget's {budget.size} connections")
         if leased and not why:
             parts.append(f"the longest lease is {longest:.1f} s old: see pool.explain()")
         error = PoolTimeout(

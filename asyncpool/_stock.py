@@ -107,8 +107,11 @@ class Stock(Generic[C]):
             return
         ledger = self.ledger
         # Counted anew each time: a task that starts eagerly may be back here before the next.
-        while ledger.opening < ledger.settings.open_at_once and ledger.wanted():
+        at_once = ledger.settings.open_at_once
+        while ledger.opening < at_once and ledger.wanted():
             self.open_one()
+        if ledger.budget is not None:
+            ledger.budget._ask(ledger, min(ledger.unmet(), at_once - ledger.opening))
 
     def open_one(self, instead_of: Entry[C] | None = None) -> Entry[C]:
         """Start opening a connection, for which there must be room; then retire the other one."""
@@ -182,6 +185,8 @@ class Stock(Generic[C]):
         While a connect is under way it may be the one that succeeds.
         """
         ledger = self.ledger
+        if ledger.budget is not None and ledger.budget._is_asked_by(ledger):
+            return False
         patience = ledger.settings.fail_fast_after
         return ledger.staying == ledger.late and self.outage.is_hopeless(self.time(), patience)
 
@@ -244,6 +249,8 @@ class Stock(Generic[C]):
             self.refill()
             if self.outage.failures and self.is_hopeless():
                 self.on_hopeless()
+        if self.ledger.budget is not None and (refill or self.closing):
+            self.ledger.budget._offer()
 
     def opened(self, entry: Entry[C], conn: C) -> None:
         """A connect has succeeded."""
@@ -302,16 +309,18 @@ class Stock(Generic[C]):
 
     def _probe(self) -> None:
         """In an outage: one connect at a time, when its pause is over."""
-        now, probe = self.time(), self._probing
-        if (probe is not None and probe.state is State.OPENING and not probe.late) or (
-            not self.ledger.wanted()
-        ):
+        now, probe, budget = self.time(), self._probing, self.ledger.budget
+        under_way = probe is not None and probe.state is State.OPENING and not probe.late
+        outage, unmet = self.outage, self.ledger.unmet()
+        at = outage.retry_at if self.ledger.line.length or self._fillers else outage.rest_until
+        may_open = not under_way and self.ledger.wanted() > 0
+        if budget is not None:
+            budget._ask(self.ledger, not (under_way or may_open) and now >= at and unmet > 0)
+        if under_way or not (may_open or unmet):
             return
-        outage = self.outage
-        wanted = self.ledger.line.length or self._fillers
-        at = outage.retry_at if wanted else outage.rest_until
         if now >= at:
-            self._probing = self.open_one()
+            if may_open:
+                self._probing = self.open_one()
         elif self._retry is None or self._retry.when() > at:
             self.stop_retrying()
             self._retry = asyncio.get_running_loop().call_at(

@@ -17,6 +17,7 @@ from typing import Any, Self, cast
 import psycopg
 from psycopg.rows import AsyncRowFactory
 
+from asyncpool._budget import Budget
 from asyncpool._contexts import (
     Acquisition,
     Cursor,
@@ -106,6 +107,7 @@ class AsyncConnectionPool(OneShots[ACT]):
             after `timeout`, as long as nothing can be lent. Where access is refused, as for a wrong
             password, they always do.
         classify: what an error means beyond its statement; see `asyncpool.classify`.
+        budget: a limit for the connections of several pools together.
         num_workers: accepted for psycopg_pool's sake; work here needs no workers.
         ping_interval: seconds without a sign of life after which an idle connection is pinged.
         ping_timeout: seconds that a ping may take.
@@ -140,6 +142,7 @@ class AsyncConnectionPool(OneShots[ACT]):
         leak_timeout: float | None = None,
         fail_fast_after: float = 60.0,
         classify: Callable[[BaseException], Fault | None] = classify,
+        budget: Budget | None = None,
         num_workers: int = 3,
         ping_interval: float = 30.0,
         ping_timeout: float = 5.0,
@@ -156,6 +159,9 @@ class AsyncConnectionPool(OneShots[ACT]):
             if given is not None and not callable(given):
                 msg = f"{what} must be a callable, not {given!r}"
                 raise TypeError(msg)
+        if not (budget is None or isinstance(budget, Budget)):
+            msg = f"budget must be an asyncpool.Budget, not {budget!r}"
+            raise TypeError(msg)
         if close_returns and version() < (3, 3):
             msg = f"close_returns needs psycopg 3.3 or later: this is {psycopg.__version__}"
             raise ValueError(msg)
@@ -184,6 +190,7 @@ class AsyncConnectionPool(OneShots[ACT]):
         self._connector = PsycopgConnector(conninfo, kwargs, connection_class, configure, reset)
         self._connector.owner = weakref.ref(self)
         self._check = check
+        self._budget = budget
         self._lease = Lease if leak_timeout is None else TracedLease
         self._classify = classify
         self._reconnect_failed = reconnect_failed
@@ -470,6 +477,7 @@ class AsyncConnectionPool(OneShots[ACT]):
             classify=self._classify,
             on_leak=partial(_tell_of_leak, pool),
             listens=self._connector.listens,
+            budget=self._budget,
         )
         fit = self._pipeline and self._shared_size != 0 and can_share(self.connection_class)
         self._lane = Lane(core, self._shared_size, unfit=not fit)

@@ -13,6 +13,7 @@ from typing import Any, ParamSpec
 
 import looptime
 
+from asyncpool import Budget
 from asyncpool._connector import Tell
 from asyncpool._core import Core
 from asyncpool._entry import Entry
@@ -185,6 +186,7 @@ def make_core(
     classify: Callable[[BaseException], Fault | None] = classify,
     on_leak: Callable[[Entry[FakeConn], str], None] | None = None,
     listens: Callable[[FakeConn], bool] = lambda _: False,
+    budget: Budget | None = None,
     **numbers: Any,
 ) -> Core[FakeConn]:
     """A pool in which nothing falls due unless the test says so."""
@@ -197,6 +199,7 @@ def make_core(
         classify=classify,
         on_leak=on_leak,
         listens=listens,
+        budget=budget,
         random=Random(0),
     )
 

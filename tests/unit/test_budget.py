@@ -1,0 +1,321 @@
+"""One limit for several pools: who may open a connection next, and what is closed for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import weakref
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from asyncpool import Budget, PoolTimeout, PoolWrongLoop
+from asyncpool._core import Core
+from asyncpool._insight import explain
+from asyncpool._keeper import make_round
+from tests.sim.fake import FakeConn
+from tests.unit._tools import (
+    Driver,
+    VirtualLoop,
+    fails,
+    make_core,
+    never,
+    now,
+    ok,
+    settle,
+    slow,
+    timers,
+    use,
+    virtual_time,
+)
+
+
+@contextlib.asynccontextmanager
+async def sharing(
+    limit: int, *min_sizes: int, max_size: int = 4, **rest: Any
+) -> AsyncIterator[list[Core[FakeConn]]]:
+    """Pools under one limit; afterwards nothing of it is spent, and nothing is left of them."""
+    budget = Budget(limit)
+    drivers = [Driver() for _ in min_sizes]
+    pools = [
+        make_core(driver, least, max_size, budget=budget, **rest)
+        for driver, least in zip(drivers, min_sizes, strict=True)
+    ]
+    for pool in pools:
+        pool.open()
+    await settle()
+    try:
+        yield pools
+    finally:
+        await asyncio.gather(*(pool.close(0) for pool in pools))
+    assert budget.size == budget.pools == sum(driver.sockets for driver in drivers) == 0
+    assert timers() == []
+
+
+def opens(core: Core[FakeConn]) -> dict[str, Any]:
+    """How its driver opens connections, to be changed."""
+    driver = core.stock.connector
+    assert isinstance(driver, Driver)
+    return driver.usual
+
+
+def start(core: Core[FakeConn], timeout: float | None = None) -> asyncio.Task[FakeConn]:
+    return asyncio.create_task(core.acquire(timeout))
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(0, ValueError), (-1, ValueError), ("5", TypeError), (True, TypeError)]
+)
+def test_a_limit_that_makes_no_sense_is_named(number: Any, error: type[Exception]) -> None:
+    """At the call."""
+    with pytest.raises(error, match="max_connections"):
+        Budget(number)
+
+
+@virtual_time
+async def test_pools_have_no_more_than_the_limit_together() -> None:
+    """However many of each want one."""
+    async with sharing(3, 0, 0, 0, 0) as pools:
+        uses = [asyncio.create_task(use(pool, 1.0)) for pool in pools for _ in range(4)]
+        budget = pools[0].ledger.budget
+        assert budget is not None
+        while not all(task.done() for task in uses):
+            assert budget.size <= 3
+            assert budget.size == sum(pool.ledger.size for pool in pools)
+            await asyncio.sleep(0.1)
+        assert "budget: 3 of 3 connections" in explain(pools[0])
+
+
+@virtual_time
+async def test_those_who_wait_are_served_in_the_order_of_their_coming_across_pools() -> None:
+    """A connection that comes back is closed for one who has waited longer elsewhere."""
+    served: list[int] = []
+
+    async def request(number: int, pool: Core[FakeConn]) -> None:
+        await use(pool, 1.0)
+        served.append(number)
+
+    async with sharing(2, 0, 0, 0) as (a, b, c):
+        tasks = []
+        for number, pool in enumerate([a, a, b, c, a, b, b, c, a, a, c]):
+            tasks.append(asyncio.create_task(request(number, pool)))
+            await settle()
+        await asyncio.gather(*tasks)
+    assert served == sorted(served)
+
+
+@virtual_time
+async def test_what_rests_elsewhere_is_closed_for_one_who_waits_the_least_recent_first() -> None:
+    """Nobody waits while a connection is idle in another pool."""
+    async with sharing(3, 0, 0, 0) as (a, b, c):
+        await use(b)
+        await use(a)
+        await use(c)
+        await use(a)
+        await asyncio.sleep(1)
+        assert [len(pool.ledger.idle) for pool in (a, b, c)] == [1, 1, 1]
+        held = [await asyncio.wait_for(start(c), 1), await asyncio.wait_for(start(c), 1)]
+        assert [pool.ledger.size for pool in (a, b, c)] == [1, 0, 2]
+        for conn in held:
+            c.release(conn)
+
+
+@virtual_time
+async def test_a_pool_may_lend_what_it_gets_back_to_its_own_while_nobody_waits_longer() -> None:
+    """A connection is not closed and opened for nothing."""
+    async with sharing(1, 0, 0) as (a, b):
+        conn = await a.acquire(None)
+        mine, theirs = start(a), None
+        await settle()
+        theirs = start(b)
+        await settle()
+        a.release(conn)
+        assert await mine is conn
+        a.release(conn)
+        other = await asyncio.wait_for(theirs, 1)
+        assert a.ledger.size == 0
+        b.release(other)
+
+
+@virtual_time
+async def test_one_who_leaves_gives_up_the_place_that_was_kept_for_it() -> None:
+    """It is the next one's, whichever pool that waits in."""
+    async with sharing(1, 0, 0, 0) as (a, b, c):
+        conn = await a.acquire(None)
+        first = start(b)
+        await settle()
+        second = start(c)
+        await settle()
+        first.cancel()
+        await settle()
+        a.release(conn)
+        other = await asyncio.wait_for(second, 1)
+        assert b.ledger.size == 0
+        c.release(other)
+
+
+@virtual_time
+async def test_a_connection_that_nobody_wants_any_more_is_kept() -> None:
+    """Where all that waited elsewhere have gone."""
+    async with sharing(1, 0, 0) as (a, b):
+        conn = await a.acquire(None)
+        gone = start(b)
+        await settle()
+        gone.cancel()
+        await settle()
+        a.release(conn)
+        await settle()
+        assert a.acquire_now() is conn
+        a.release(conn)
+        assert a.release_now(conn) is False
+        assert not a.ledger.oversize
+
+
+@virtual_time
+async def test_a_place_that_a_failed_connect_gives_back_goes_to_the_next_pool() -> None:
+    """A database that is not there keeps nobody from another."""
+    async with sharing(1, 0, 0) as (a, b):
+        opens(a)["open"] = fails
+        doomed = start(a, 5.0)
+        await settle()
+        for _ in range(20):
+            conn = await asyncio.wait_for(start(b), 1)
+            b.release(conn)
+            await asyncio.sleep(0.1)
+        with pytest.raises(PoolTimeout):
+            await doomed
+
+
+@virtual_time
+async def test_a_connect_that_hangs_costs_one_place_until_it_ends() -> None:
+    """As it does in one pool."""
+    async with sharing(2, 0, 0) as (a, b):
+        opens(a)["open"] = never
+        hung = start(a)
+        await settle()
+        opens(a)["open"] = ok
+        for _ in range(3):
+            b.release(await asyncio.wait_for(start(b), 1))
+        conn = await asyncio.wait_for(hung, 5)  # a late connect has another beside it
+        assert b.ledger.size == 0
+        a.release(conn)
+
+
+@virtual_time
+async def test_min_size_is_not_kept_up_at_the_cost_of_a_request() -> None:
+    """And is, as soon as there is room again."""
+    async with sharing(2, 0, 2) as (a, b):
+        assert b.ledger.size == 2
+        conn = await asyncio.wait_for(start(a), 1)
+        await settle()
+        assert (a.ledger.size, b.ledger.size) == (1, 1)
+        a.release(conn)
+        assert len(a.ledger.idle) == 1
+        a.drain()
+        await settle()
+        await make_round(b)
+        await settle()
+        assert b.ledger.size == 2
+
+
+@virtual_time
+async def test_a_replacement_for_the_aged_needs_room_too() -> None:
+    """With none the old one goes first."""
+    async with sharing(1, 1, max_lifetime=10.0) as (core,):
+        await asyncio.sleep(11)
+        await make_round(core)
+        await settle()
+        assert core.ledger.size == len(core.ledger.idle) == 1
+        assert core.stock.counters.connects == 2
+
+
+@virtual_time
+async def test_closing_a_pool_gives_its_places_to_the_others() -> None:
+    """Also those of its connects under way."""
+    budget = Budget(2)
+    driver = Driver(open=never)
+    a, b = make_core(driver, 2, 2, budget=budget), make_core(Driver(), budget=budget)
+    a.open()
+    b.open()
+    waiting = start(b)
+    await settle()
+    assert not waiting.done()
+    await a.close(0)
+    conn = await asyncio.wait_for(waiting, 1)
+    assert budget.size == 1
+    b.release(conn)
+    await b.close(0)
+    assert budget.size == 0
+
+
+@virtual_time
+async def test_a_pool_that_is_dropped_costs_nothing_any_more() -> None:
+    """The budget does not keep it, nor its connections' places."""
+    budget = Budget(2)
+    core = make_core(Driver(), 2, 2, budget=budget)
+    core.open()
+    await settle()
+    assert budget.size == 2
+    core.forsake()
+    gone = weakref.ref(core)
+    del core
+    gc.collect()
+    assert gone() is None
+    assert (budget.size, budget.pools) == (0, 0)
+
+
+@virtual_time
+async def test_the_error_says_that_the_budget_is_spent() -> None:
+    """Else its reader would look for the reason in a pool that has nothing."""
+    async with sharing(1, 0, 0) as (a, b):
+        conn = await a.acquire(None)
+        with pytest.raises(PoolTimeout, match="1 pools have the budget's 1 connections"):
+            await b.acquire(1.0)
+        a.release(conn)
+
+
+def test_pools_of_two_loops_may_not_share_one() -> None:
+    """Told at once; after the end of the first loop they may, one after the other."""
+    budget = Budget(2)
+
+    async def spend() -> None:
+        core = make_core(Driver(), 1, budget=budget)
+        core.open()
+        await settle()
+        await core.close(0)
+
+    async def hold() -> None:
+        make_core(Driver(), 1, budget=budget).open()
+        other = VirtualLoop()
+        try:
+            with pytest.raises(PoolWrongLoop, match="budget"):
+                await asyncio.get_running_loop().run_in_executor(
+                    None, other.run_until_complete, spend()
+                )
+        finally:
+            other.close()
+
+    for work in (spend, spend, hold, spend):
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            runner.run(work())
+
+
+@virtual_time
+async def test_a_crowd_of_pools_is_served_whole() -> None:
+    """A thousand tenants, ten connections: everybody once, in order, and none above the limit."""
+    async with sharing(10, *[0] * 200, max_size=2) as pools:
+        served: list[float] = []
+        budget = pools[0].ledger.budget
+        assert budget is not None
+
+        async def tenant(pool: Core[FakeConn]) -> None:
+            opens(pool)["open"] = slow(0.01)
+            for _ in range(5):
+                served.append(await use(pool, 0.01))
+                assert budget.size <= 10
+
+        await asyncio.gather(*(tenant(pool) for pool in pools))
+        assert len(served) == 1_000
+        assert now() < 3.0
