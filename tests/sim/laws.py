@@ -71,10 +71,22 @@ class Laws:
         self._at_hand_over = at_hand_over
         self._requests: dict[Task[Any], int] = {}
         """Who is in `acquire`, and as the how many-th."""
+        self._came: dict[Task[Any], float] = {}
+        """And since when."""
         self._places: dict[Any, tuple[int, Task[Any]]] = {}
         self._seen: tuple[object, ...] = ()
         self._counted: tuple[Any, ...] = ()
         self._listen_to_the_line()
+
+    def came(self, waiter: Waiter[Any]) -> float:
+        """When the request has come that waits here."""
+        return self._came[self._places[waiter][1]]
+
+    @property
+    def least_at_rest(self) -> int:
+        """How many there have to be; where others may have them, none."""
+        ledger = self.core.ledger
+        return ledger.settings.min_size if ledger.budget is None else 0
 
     def hold(self) -> None:
         """The laws between any two turns; all of them whenever anything has changed."""
@@ -107,7 +119,7 @@ class Laws:
         struck, started, held_up = task.cancelling(), self.loop.time(), self.loop.held_up
         if core.usable:
             self.begun += 1
-        self._requests[task] = self.begun
+        self._requests[task], self._came[task] = self.begun, started
         try:
             conn = core.acquire_now() or await core.acquire(timeout)
         except asyncio.CancelledError:
@@ -124,7 +136,7 @@ class Laws:
             self.law(late < TOLERANCE, f"{error!r} came {late} s late")
             raise
         finally:
-            del self._requests[task]
+            del self._requests[task], self._came[task]
             left = [waiter for waiter, (_, owner) in self._places.items() if owner is task]
             for waiter in left:
                 self.law(not waiter.waiting, "one who has left is still in the line")
@@ -154,7 +166,7 @@ class Laws:
         self.law(not ledger.leased, f"leases leaked: {ledger.leased}")
         self.law(ledger.line.length == 0, "somebody is still in the line")
         self.law(len(ledger.idle) == ledger.size, f"not all at rest: {ledger.entries}")
-        self.law(ledger.size >= ledger.settings.min_size, "fewer than min_size in good weather")
+        self.law(ledger.size >= self.least_at_rest, "fewer than min_size in good weather")
         self.law(ledger.leases == self.lent, f"{ledger.leases} leases booked, {self.lent} seen")
         failed = sum(self.outcomes[error.__name__] for error in REFUSALS)
         counters = self.core.stock.counters

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import pytest
 
 import asyncpool._stock
+from asyncpool._budget import Budget
 from asyncpool._check import Check
 from asyncpool._core import Core
 from asyncpool._crew import Crew
@@ -307,3 +308,24 @@ def share_the_crew(patch: pytest.MonkeyPatch) -> None:
         self._tasks = crews.setdefault(name.split(",", maxsplit=1)[0], set())
 
     patch.setattr(Crew, "__init__", join)
+
+
+def forget_who_waits_elsewhere(patch: pytest.MonkeyPatch) -> None:
+    """An overtaking: what a pool gets back is its own next one's, however long others wait."""
+    patch.setattr(Budget, "_owes", lambda *_: False)
+
+
+def forget_who_waits_for_room(patch: pytest.MonkeyPatch) -> None:
+    """A lost wake-up: the room that a connection leaves is offered to nobody."""
+    patch.setattr(Budget, "_offer", lambda _: None)
+
+
+def open_without_counting(patch: pytest.MonkeyPatch) -> None:
+    """One too many: what one of the pools opens is not counted in all."""
+    spend = Budget._spend
+
+    def forgetful(self: Budget, books: Any) -> None:
+        spend(self, books)
+        self._size -= len(books.entries) > 1
+
+    patch.setattr(Budget, "_spend", forgetful)

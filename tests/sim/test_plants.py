@@ -46,6 +46,9 @@ def first_broken(seeds: Iterable[int]) -> str:
         (plants.let_a_scope_end_the_close, "after close"),
         (plants.clean_up_with_an_await, "have come|leases leaked|leases booked"),
         (plants.share_the_crew, "close|keeper"),
+        (plants.forget_who_waits_elsewhere, "overtaken by another|idle connection has"),
+        (plants.forget_who_waits_for_room, "waits beside room"),
+        (plants.open_without_counting, r"there are \d+ entries"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

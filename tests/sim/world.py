@@ -13,17 +13,20 @@ import math
 import weakref
 from asyncio import Task
 from collections import Counter
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 import anyio
 
+from asyncpool import Budget
 from asyncpool._core import Core
 from asyncpool._entry import Entry, State
 from asyncpool._insight import snapshot
 from asyncpool._keeper import keep, make_round
 from asyncpool._settings import settings
 from asyncpool.faults import Fault
+from tests.sim.budgets import BudgetLaws
 from tests.sim.fake import CALM, Broken, Climate, FakeConn, FakeConnector, Judged, judge
 from tests.sim.laws import LawBroken, Laws
 from tests.sim.loop import NothingToDo
@@ -58,8 +61,17 @@ class World(SeededLoop):
         self.pools: list[Laws] = []
         self.users = Users(self, random, self.pools)
         self._keepers: list[Task[None]] = []
-        for number in range(random.choice([1, 1, 1, 2])):
+        self.budget: Budget | None = None
+        pools = random.choice([1, 1, 1, 2])
+        aside = Random(f"the budget of {seed}")  # the others' seeds tell what they told before it
+        if aside.random() < 0.25:
+            self.budget = Budget(aside.choice([1, 2, 3, 5]))
+            pools = aside.choice([2, 2, 3])
+        for number in range(pools):
             self._found_pool(f"seed {seed}, pool {number}")
+        self._shared: BudgetLaws | None = None
+        if self.budget is not None:
+            self._shared = BudgetLaws(self.budget, self.pools, self._break)
 
     @property
     def outcomes(self) -> Counter[str]:
@@ -95,6 +107,8 @@ class World(SeededLoop):
             self._break("the world does not come to rest")
         for laws in self.pools:
             laws.hold()
+        if self._shared is not None:
+            self._shared.hold()
 
     def _found_pool(self, name: str) -> None:
         random = self.random
@@ -125,6 +139,7 @@ class World(SeededLoop):
             connector,
             check=check if random.random() < 0.3 else None,
             classify=judge,
+            budget=self.budget,
             random=random,
         )
         # Nothing in a run may depend on the addresses of its objects.
@@ -197,6 +212,8 @@ class World(SeededLoop):
         """Good weather: every user comes to an end, and the pools are whole again."""
         for laws in self.pools:
             laws.connector.climate = CALM
+        # Nor is the loop held up for as long as a check may take.
+        self.order = replace(self.order, hold_up=0.0)
         await self.users.gone()
         if self.users.forgot:
             gc.collect()  # what was forgotten may be in the traceback of a cancelled user
@@ -204,7 +221,8 @@ class World(SeededLoop):
             ledger = laws.core.ledger
             end = self.time() + 60.0
             while self.time() < end:  # where lives are short, one is replaced at almost any time
-                if len(ledger.idle) == ledger.size >= ledger.settings.min_size:
+                # What one of them is at the others may have to wait for.
+                if all(_is_at_rest(each) for each in (self.pools if self.budget else [laws])):
                     break
                 await asyncio.sleep(0.01 if self.random.random() < 0.1 else 0.5)
             laws.hold_at_rest()
@@ -291,6 +309,11 @@ def trace_of(seed: int) -> str:
     world.run()
     pools = [(laws.connector.made, snapshot(laws.core)) for laws in world.pools]
     return f"{world.turns} {world.now!r} {sorted(world.outcomes.items())} {pools}"
+
+
+def _is_at_rest(laws: Laws) -> bool:
+    ledger = laws.core.ledger
+    return len(ledger.idle) == ledger.size >= laws.least_at_rest
 
 
 def _lose(entry: Entry[FakeConn]) -> None:
