@@ -15,6 +15,7 @@ from asyncpool.errors import (
 )
 from asyncpool.faults import Fault, classify
 from asyncpool.health import HealthReport
+from asyncpool.manager import PoolManager
 from asyncpool.pool import AsyncConnectionPool
 from asyncpool.stats import LeaseInfo, PoolStats
 
@@ -29,6 +30,7 @@ __all__ = [
     "PoolDeadlock",
     "PoolError",
     "PoolForked",
+    "PoolManager",
     "PoolStats",
     "PoolTimeout",
     "PoolUnavailable",

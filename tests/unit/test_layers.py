@@ -47,6 +47,7 @@ FLOORS = [
         "health",
         "pool",
     ],
+    ["manager"],
     ["__init__"],
 ]
 FLOOR = {module: number for number, floor in enumerate(FLOORS) for module in floor}
