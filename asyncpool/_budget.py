@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator
-from itertools import takewhile
+from contextvars import Context
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncpool._entry import Entry
@@ -120,19 +121,25 @@ class Budget:
             if self._members and self._home is not None and not self._home.is_closed():
                 msg = "this budget is shared by pools of another event loop: give each its own"
                 raise PoolWrongLoop(msg)
-            # What was left on a loop that has ended is not going to be closed on this one.
+            # What was left on a loop that has ended is nobody's to wait for.
+            self._line.clear()
+            self._asking.clear()
             for books in list(self._members):
                 self._leave(books)
             self._home = loop
         self._members[member.ledger] = member
 
-    def _leave(self, books: Books) -> None:
+    def _leave(self, books: Books, *, forked: bool = False) -> None:
         """A pool has ended; what it still had on its books counts no more."""
+        if forked:
+            self._asking.clear()  # the loop is the parent's
         self._members.pop(books, None)
         self._asking.pop(books, None)
         if self._holders.pop(books, None) is not None:
             self._size -= len(books.entries)
-        self._offer()
+        if self._asking and self._home is not None and not self._home.is_closed():
+            # Not at once: this may be the collector's work, in another thread.
+            self._home.call_soon_threadsafe(self._offer, context=Context())
 
     def _spend(self, books: Books) -> None:
         """A pool has reserved a place."""
@@ -237,7 +244,8 @@ class Budget:
     def _make_room(self) -> None:
         """Close what rests elsewhere, as far as those who wait need it."""
         while (found := self._least_used()) is not None:
-            if sum(1 for _ in self._claims()) <= self._coming:
+            coming = self._coming
+            if sum(1 for _ in islice(self._claims(), coming + 1)) <= coming:
                 return
             member, entry = found
             member.discard(entry)
