@@ -286,12 +286,12 @@ class Core(Generic[C]):
                     counters.wait_time += entry.lent_at - waiter.joined_at
                 entry.holder = task
                 if entry.expires_at == DOOMED:
-                    entry.uses -= 1
+                    ledger.annul(entry)
                     self.stock.discard(entry)
                 elif not (
                     entry.watched and entry.lent_at - entry.used_at < FRESH
                 ) and not self._connector.is_alive(entry.conn):
-                    entry.uses -= 1
+                    ledger.annul(entry)
                     self.stock.found_lost(entry)
                 elif self._check is None or await self._check.passes(entry, timeout, checked_by):
                     return entry
@@ -355,7 +355,7 @@ class Core(Generic[C]):
         self.vigil.stop()
         conns = [entry.conn for entry in self.ledger.entries if hasattr(entry, "conn")]
         if self.ledger.budget is not None:
-            self.ledger.budget._leave(self.ledger)
+            self.ledger.budget._leave(self.ledger, forked=forked)
         if not ended:
             self.stock.crew.dismiss()
             return conns

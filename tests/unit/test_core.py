@@ -992,6 +992,23 @@ class TestClose:
             assert isinstance(result, PoolClosed | asyncio.CancelledError) or result.closed  # type: ignore[union-attr]
             assert driver.sockets == 0
 
+    @virtual_time
+    async def test_one_who_was_served_and_wakes_after_the_end_is_counted_once(self) -> None:
+        """As failed: its connection was closed before it has seen it."""
+        core = make_core(Driver(), 1, 1)
+        core.open()
+        await settle()
+        conn = await take(core)
+        late = core.acquire(None)
+        late.send(None)  # it waits; its task is slow to run
+        core.release(conn)
+        await core.close(0)
+        with pytest.raises(PoolClosed):
+            late.send(None)
+        stats = snapshot(core)
+        assert (stats.requests, stats.requests_failed) == (2, 1)
+        assert core.ledger.leases == 1
+
 
 class TestLoops:
     @virtual_time
