@@ -16,11 +16,13 @@ from asyncpool.errors import (
 from asyncpool.faults import Fault, classify
 from asyncpool.health import HealthReport
 from asyncpool.manager import PoolManager
+from asyncpool.null_pool import AsyncNullConnectionPool
 from asyncpool.pool import AsyncConnectionPool
 from asyncpool.stats import LeaseInfo, PoolStats
 
 __all__ = [
     "AsyncConnectionPool",
+    "AsyncNullConnectionPool",
     "Budget",
     "Connection",
     "Fault",

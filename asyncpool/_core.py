@@ -121,10 +121,11 @@ class Core(Generic[C]):
         # asyncio's own time() is a method around time.monotonic(); half the cost without it.
         plain = type(self.home).time is asyncio.BaseEventLoop.time
         self._now = self.stock.time = time.monotonic if plain else self.home.time
-        self._ready = self.home
-        self._express = self.home if self._check is None else None
-        if self.settings.min_size == 0:
-            self.stock.full.set()
+        if self.settings.keeps_idle:
+            self._ready = self.home
+            self._express = self.home if self._check is None else None
+            if self.settings.min_size == 0:
+                self.stock.full.set()
         self.stock.refill()
 
     # The hot path is these two: no await, no task, no timer.
@@ -221,6 +222,8 @@ class Core(Generic[C]):
             stock.discard(entry)
         elif first is None and stock.closing:
             stock.discard(entry)
+        elif first is None and self._is_fit_or_unwanted(conn):
+            stock.put(entry, now)
         else:
             stock.crew.spawn(stock.clean(entry, first), "reset")
 
@@ -400,12 +403,17 @@ class Core(Generic[C]):
             if self.ledger.take_back(entry.conn) is not None:
                 self.stock.put(entry, self.stock.time())
 
+    def _is_fit_or_unwanted(self, conn: C) -> bool:
+        """Whether one that is not to be kept needs no cleaning: it is clean, or nobody waits."""
+        ledger = self.ledger
+        if ledger.settings.keeps_idle:
+            return False
+        return not ledger.line.length or self._connector.is_clean(conn)
+
     def _turn_away(self) -> None:
         """Nobody is to wait for what will not come."""
         self.ledger.line.fail_all(self.refusals.unavailable)
-        if not (full := self.stock.full).is_set():
-            full.set()  # who waits for it is to look again
-            full.clear()
+        self.stock.look_again()
 
     def _overdue(self, waiter: Waiter[Entry[C]]) -> PoolTimeout:
         return self.refusals.timed_out(round(waiter.deadline - waiter.joined_at, 3))

@@ -26,7 +26,7 @@ def snapshot(core: Core[Any]) -> PoolStats:
     return PoolStats(
         name=core.settings.name,
         min_size=core.settings.min_size,
-        max_size=core.settings.max_size,
+        max_size=core.settings.bound,
         size=ledger.size,
         opening=states[State.OPENING],
         idle=states[State.IDLE],
@@ -62,8 +62,9 @@ def explain(core: Core[Any]) -> str:
         f"{getattr(stats, state)} {state}"
         for state in ("idle", "leased", "opening", "cleaning", "closing")
     )
+    sizes = f"size {stats.size} of {stats.min_size} to {core.settings.bound_in_words}"
     lines = [
-        f"pool {stats.name!r}: size {stats.size} of {stats.min_size} to {stats.max_size}: {states}",
+        f"pool {stats.name!r}: {sizes}: {states}",
         *(
             f"  leased for {lease.age:.3f} s by {lease.holder}: {lease.connection}"
             + (f", borrowed at {lease.borrowed_at}" if lease.borrowed_at else "")
@@ -89,7 +90,7 @@ def _advice(core: Core[Any], stats: PoolStats, held: list[LeaseInfo]) -> list[st
     found = []
     if core.stock.outage:
         found.append("connecting fails: see the last error; the pool goes on trying by itself")
-    if stats.waiting and stats.leased == stats.max_size:
+    if stats.waiting and stats.leased == core.settings.max_size:
         found.append("all are lent out: return them sooner, or raise max_size with resize()")
         if held[0].age > core.settings.timeout:
             found.append("the longest lease is longer than a request waits: is it ever returned?")

@@ -61,6 +61,8 @@ class Ledger(Generic[C]):
         """Whether no connection is to be closed for its age, as none can be had in its place."""
         self.oversize = False
         """Whether there may be one too many: after a resize, or as the budget is short."""
+        self.sounding = False
+        """Whether somebody waits to see that a connection can be had, and wants none."""
 
     @property
     def size(self) -> int:
@@ -118,7 +120,7 @@ class Ledger(Generic[C]):
     def give(self, entry: Entry[C], now: float) -> bool:
         """Put an entry into service: to the head of the line, or onto the stack.
 
-        False if it may not go on: past its life, or one too many.
+        False if it may not go on: past its life, one too many, or not to be kept.
         """
         if (entry.expires_at <= now and self._is_to_go(entry)) or (
             self.oversize and self._is_too_many()
@@ -130,6 +132,8 @@ class Ledger(Generic[C]):
             entry.uses += 1
             self.leased[entry.conn] = entry
             return self.line.serve(entry)
+        if not self.settings.keeps_idle:
+            return False
         entry.state = IDLE
         if entry.used_at < now:
             insort(self.idle, entry, key=_last_use)
@@ -195,7 +199,8 @@ class Ledger(Generic[C]):
         """The one rule: how many connections should be opened now."""
         size = len(self.entries)
         limits = self.settings
-        need = max(limits.min_size - size, self.line.length - (self.opening - self.late))
+        asked = self.line.length + self.sounding - (self.opening - self.late)
+        need = max(limits.min_size - size, asked)
         need = min(limits.max_size - size, need)
         if need > 0 and self.budget is not None:
             need = min(need, self.budget._room_for(self))

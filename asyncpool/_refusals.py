@@ -41,7 +41,7 @@ class Refusals:
         limits, leased = ledger.settings, ledger.leased
         waiting = max(1, ledger.waiting)  # the one who is told counts
         longest = max((now - entry.lent_at for entry in leased.values()), default=0.0)
-        sizes = f"max_size={limits.max_size}, size={ledger.size}, leased={len(leased)}"
+        sizes = f"max_size={limits.bound_in_words}, size={ledger.size}, leased={len(leased)}"
         parts = [f"{what} within {timeout:g} s ({sizes}, waiting={waiting})"]
         if why:
             parts.append(why)
@@ -54,7 +54,7 @@ class Refusals:
         error = PoolTimeout(
             "; ".join(parts),
             timeout=timeout,
-            max_size=limits.max_size,
+            max_size=limits.bound,
             size=ledger.size,
             leased=len(leased),
             waiting=waiting,
@@ -71,7 +71,7 @@ class Refusals:
         error = PoolUnavailable(
             f"no connection, and none to be had soon: {why} since {lasts:.1f} s"
             f" (failures={outage.failures}); the pool goes on trying by itself: {outage.error}",
-            max_size=self._ledger.settings.max_size,
+            max_size=self._ledger.settings.bound,
             size=self._ledger.size,
             waiting=self._ledger.waiting,
             failures=outage.failures,

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from dataclasses import dataclass
+
+UNBOUNDED = sys.maxsize
+"""The `max_size` of a pool that may have as many connections as it likes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,18 @@ class Settings:
     """The most connections that are being opened in the same moment."""
     ping_at_once: int = 8
     """The most connections that a round pings in the same moment."""
+    keeps_idle: bool = True
+    """Whether a connection that nobody waits for is kept."""
+
+    @property
+    def bound(self) -> int:
+        """`max_size` as it is told; 0 is no bound."""
+        return 0 if self.max_size == UNBOUNDED else self.max_size
+
+    @property
+    def bound_in_words(self) -> str:
+        """The same for a message."""
+        return str(self.bound or "unlimited")
 
 
 def settings(
@@ -61,6 +77,7 @@ def settings(
     leak_timeout: float | None = None,
     ping_interval: float,
     ping_timeout: float,
+    keeps_idle: bool = True,
 ) -> Settings:
     """Check all numbers and name the one that makes no sense.
 
@@ -68,7 +85,7 @@ def settings(
         TypeError: a size is no int, or a duration no number.
         ValueError: a number is out of range; the message has it.
     """
-    min_size, max_size = sizes(min_size, max_size)
+    min_size, max_size = sizes(min_size, max_size, keeps_idle=keeps_idle)
     return Settings(
         name=name,
         min_size=min_size,
@@ -86,12 +103,21 @@ def settings(
         ),
         ping_interval=duration("ping_interval", ping_interval, above_zero=True),
         ping_timeout=duration("ping_timeout", ping_timeout, above_zero=True),
+        keeps_idle=keeps_idle,
     )
 
 
-def sizes(min_size: int, max_size: int | None) -> tuple[int, int]:
-    """Both sizes, where `max_size=None` means a pool of one fixed size."""
+def sizes(min_size: int, max_size: int | None, *, keeps_idle: bool = True) -> tuple[int, int]:
+    """Both sizes, where `max_size=None` means a pool of one fixed size.
+
+    Where no idle connection is kept, `min_size` is 0, and no `max_size`, or 0, is no bound.
+    """
     min_size = count("min_size", min_size)
+    if not keeps_idle:
+        if min_size:
+            msg = f"min_size must be 0 where no connection is kept: got {min_size}"
+            raise ValueError(msg)
+        return 0, UNBOUNDED if max_size is None else count("max_size", max_size) or UNBOUNDED
     max_size = min_size if max_size is None else count("max_size", max_size)
     if max_size < min_size:
         msg = f"max_size must be at least min_size: got min_size={min_size}, max_size={max_size}"

@@ -75,6 +75,8 @@ class Stock(Generic[C]):
         self._probing: Entry[C] | None = None
         self._fillers = 0
         """Who waits until it is full."""
+        self._reached = 0
+        """How many connects have succeeded where none is kept."""
 
     @property
     def name(self) -> str:
@@ -140,7 +142,8 @@ class Stock(Generic[C]):
             with anyio.fail_after(self.ledger.settings.clean_timeout):
                 if first is not None and (error := await outcome(first)) is not None:
                     logger.info("pool %r: %r while cleaning", self.name, error)
-                await self.connector.reset(entry.conn)
+                if self.ledger.settings.keeps_idle or self.ledger.line.length:
+                    await self.connector.reset(entry.conn)
         except BaseException as error:
             self.discard(entry)
             if not isinstance(error, Exception):
@@ -191,7 +194,12 @@ class Stock(Generic[C]):
         return ledger.staying == ledger.late and self.outage.is_hopeless(self.time(), patience)
 
     async def fill(self) -> bool:
-        """Wait until `min_size` connections are there; False: there is no use in waiting."""
+        """Wait until `min_size` connections are there; False: there is no use in waiting.
+
+        Where none is kept, wait until one was opened; one that is lent does where all are.
+        """
+        if not self.ledger.settings.keeps_idle:
+            return await self._reach()
         self._fillers += 1
         try:
             while not self.full.is_set():
@@ -267,11 +275,40 @@ class Stock(Generic[C]):
             if old.state is State.IDLE:
                 self.discard(old)
         self.put(entry, now)
-        if self.ledger.staying - self.ledger.opening >= limits.min_size:
+        if not limits.keeps_idle:
+            self._reached += 1
+            self.ledger.sounding = False
+            self.look_again()
+        elif self.ledger.staying - self.ledger.opening >= limits.min_size:
             self.full.set()
-        if self.trusting or entry.state is State.IDLE:
+        if self.trusting or entry.state is (State.IDLE if limits.keeps_idle else State.CLOSING):
             self.proved(entry)
         self.refill()
+
+    def look_again(self) -> None:
+        """Wake whoever waits until it is full, though it is not."""
+        if not self.full.is_set():
+            self.full.set()
+            self.full.clear()
+
+    async def _reach(self) -> bool:
+        ledger, before = self.ledger, self._reached
+        self._fillers += 1
+        try:
+            while self._reached == before and not self.closing:
+                if ledger.leased and ledger.size >= ledger.settings.max_size:
+                    break
+                ledger.sounding = True
+                self.refill()
+                if self.is_hopeless():
+                    return False
+                if self._reached == before:
+                    await self.full.wait()
+        finally:
+            self._fillers -= 1
+            if not self._fillers:
+                ledger.sounding = False
+        return True
 
     def _forget_outage(self) -> None:
         self.outage.end()

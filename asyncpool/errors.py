@@ -37,7 +37,7 @@ class PoolTimeout(PoolError):
 
     Attributes:
         timeout: the limit that was up, in seconds.
-        max_size: the most connections that the pool may have.
+        max_size: the most connections that the pool may have; 0 is no bound.
         size: those it had, in every state.
         leased: those that were lent out.
         waiting: requests in the line at that moment, this one included.

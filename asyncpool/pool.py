@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import psycopg
 from psycopg.rows import AsyncRowFactory
@@ -119,6 +119,8 @@ class AsyncConnectionPool(OneShots[ACT]):
         TypeError, ValueError: an argument makes no sense; the message has its name and value.
     """
 
+    _keeps_idle: ClassVar[bool] = True
+
     def __init__(
         self,
         conninfo: Conninfo = "",
@@ -186,6 +188,7 @@ class AsyncConnectionPool(OneShots[ACT]):
             leak_timeout=leak_timeout,
             ping_interval=ping_interval,
             ping_timeout=ping_timeout,
+            keeps_idle=self._keeps_idle,
         )
         self._connector = PsycopgConnector(conninfo, kwargs, connection_class, configure, reset)
         self._connector.owner = weakref.ref(self)
@@ -202,7 +205,8 @@ class AsyncConnectionPool(OneShots[ACT]):
 
     def __repr__(self) -> str:
         now = snapshot(self._core)
-        sizes = f"size={now.size}/{now.max_size} idle={now.idle} leased={now.leased}"
+        bound = self._core.settings.bound_in_words
+        sizes = f"size={now.size}/{bound} idle={now.idle} leased={now.leased}"
         return f"<{type(self).__name__} {self.name!r} {sizes} waiting={now.waiting}>"
 
     # Borrowing and returning
@@ -336,10 +340,9 @@ class AsyncConnectionPool(OneShots[ACT]):
         except TimeoutError:
             ready, cause = snapshot(self._core), self._core.stock.last_error
             await self.close()
-            msg = (
-                f"not ready within {timeout:g} s: {ready.size - ready.opening} of"
-                f" {ready.min_size} connections were opened, so the pool was closed"
-            )
+            opened = f"{ready.size - ready.opening} of {ready.min_size} connections were opened"
+            what = opened if self._keeps_idle else "no connection was opened"
+            msg = f"not ready within {timeout:g} s: {what}, so the pool was closed"
             raise PoolTimeout(msg, timeout=timeout, max_size=ready.max_size) from cause
         self._core.admit()
 
@@ -371,7 +374,7 @@ class AsyncConnectionPool(OneShots[ACT]):
     @property
     def max_size(self) -> int:
         """The most connections there may be."""
-        return self._core.settings.max_size
+        return self._core.settings.bound
 
     @property
     def timeout(self) -> float:
@@ -380,7 +383,7 @@ class AsyncConnectionPool(OneShots[ACT]):
 
     async def resize(self, min_size: int, max_size: int | None = None) -> None:
         """Change both sizes. What is too many is closed at once if idle, else on its return."""
-        min_size, max_size = sizes(min_size, max_size)
+        min_size, max_size = sizes(min_size, max_size, keeps_idle=self._keeps_idle)
         self._outlive()
         self._core.resize(min_size, max_size)
 

@@ -50,6 +50,7 @@ class PoolStats:
     name: str
     min_size: int
     max_size: int
+    """0: there is no bound."""
     size: int
     opening: int
     idle: int

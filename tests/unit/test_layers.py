@@ -46,6 +46,7 @@ FLOORS = [
         "_oneshot",
         "health",
         "pool",
+        "null_pool",
     ],
     ["manager"],
     ["__init__"],
