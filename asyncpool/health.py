@@ -1,7 +1,7 @@
 """Is the pool able to serve? Answered without waiting in its line, and without raising.
 
 The one ping is made on a connection that happens to be idle; when all are lent out there is none to
-ping, and the report says what is known without it.
+ping, and the report says what is known without it. Where none is kept, one is opened in its place.
 """
 
 from __future__ import annotations
@@ -33,13 +33,15 @@ class HealthReport:
     reason: str
     """Why it is not ok, or what could not be tried, in words; else empty."""
     latency: float | None
-    """Seconds of one round trip; None when nothing was idle to ping."""
+    """Seconds of one round trip, or of a connect where none is kept; None when nothing was idle to
+    ping."""
     server_version: str | None
     """Such as "16.4"; None before the first connection."""
     role: Literal["primary", "standby"] | None
     """As the server has reported it (PostgreSQL 14 and later); else None."""
     size: int
     max_size: int
+    """0: there is no bound."""
     idle: int
     leased: int
     waiting: int
@@ -55,18 +57,9 @@ class HealthReport:
 
 async def examine(core: Core[ACT], timeout: float) -> HealthReport:
     """Make a report within about `timeout` seconds."""
-    entry = core.ledger.idle[-1] if core.usable and core.ledger.idle else None
-    latency: float | None = None
-    failed = False
-    if entry is not None:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        ping = core.stock.crew.spawn(core.stock.ping(entry), "health")
-        with anyio.move_on_after(timeout):
-            await asyncio.wait({ping})
-        if ping.done() and not ping.cancelled() and ping.result():
-            latency = loop.time() - started
-        failed = latency is None
+    latency, failed = await _try(core, timeout) if core.usable else (None, False)
+    keeps_idle = core.settings.keeps_idle
+    reached = latency is not None and not keeps_idle
     stats, outage = snapshot(core), core.stock.outage
     serving = stats.size - stats.opening - stats.closing
     reason = ""
@@ -77,14 +70,14 @@ async def examine(core: Core[ACT], timeout: float) -> HealthReport:
         status, reason = "down", "the pool is not open yet"
     elif not core.usable:
         status, reason = "down", "the pool is open on another event loop"
-    elif serving == 0 and stats.opening and not outage:
+    elif serving == 0 and stats.opening and not outage and not failed:
         status, reason = "degraded", "connections are being opened"
-    elif serving == 0:
+    elif serving == 0 and not reached:
         status, reason = "down", "no connection"
     elif failed:
         status, reason = (
             ("degraded" if stats.leased else "down"),
-            "the server did not answer a ping",
+            f"the server did not answer a {'ping' if keeps_idle else 'connect'}",
         )
     elif outage:
         status, reason = "degraded", "new connections fail"
@@ -109,6 +102,25 @@ async def examine(core: Core[ACT], timeout: float) -> HealthReport:
         last_error=str(error) if error is not None else None,
         last_error_age=age,
     )
+
+
+async def _try(core: Core[ACT], timeout: float) -> tuple[float | None, bool]:
+    """The latency of a ping or connect, and whether it has failed; None, False: there was none."""
+    ledger, loop = core.ledger, asyncio.get_running_loop()
+    started, works = loop.time(), False
+    if not core.settings.keeps_idle:
+        if ledger.leased and ledger.size >= core.settings.max_size:
+            return None, False
+        with anyio.move_on_after(timeout):
+            works = await core.stock.fill()
+    elif ledger.idle:
+        ping = core.stock.crew.spawn(core.stock.ping(ledger.idle[-1]), "health")
+        with anyio.move_on_after(timeout):
+            await asyncio.wait({ping})
+        works = ping.done() and not ping.cancelled() and ping.result()
+    else:
+        return None, False
+    return (loop.time() - started, False) if works else (None, True)
 
 
 def _server(core: Core[ACT]) -> tuple[str | None, Literal["primary", "standby"] | None]:
