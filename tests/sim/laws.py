@@ -167,6 +167,8 @@ class Laws:
         self.law(ledger.line.length == 0, "somebody is still in the line")
         self.law(len(ledger.idle) == ledger.size, f"not all at rest: {ledger.entries}")
         self.law(ledger.size >= self.least_at_rest, "fewer than min_size in good weather")
+        wanted = not ledger.sounding or self.core.stock._fillers > 0
+        self.law(wanted, "a wish to see a connection was left behind")
         self.law(ledger.leases == self.lent, f"{ledger.leases} leases booked, {self.lent} seen")
         failed = sum(self.outcomes[error.__name__] for error in REFUSALS)
         counters = self.core.stock.counters
@@ -232,6 +234,8 @@ class Laws:
         parts = stats.opening + stats.idle + stats.leased + stats.cleaning + stats.closing
         if parts != stats.size or stats.waiting != waiting or stats.requests != total:
             self._broken(f"stats do not add up: {served} served, {waiting} waiting, {stats}")
+        if stats.idle and not self.core.settings.keeps_idle:
+            self._broken(f"something is idle where nothing is kept: {stats}")
         if stats.requests != self.begun:
             self._broken(f"{self.begun} requests have come: {stats}")
         if stats.requests_queued > stats.requests:

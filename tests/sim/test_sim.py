@@ -31,6 +31,7 @@ def test_the_seeds_cover_what_can_happen() -> None:
         happened["another order"] += world.order.shuffle
         happened["held up"] += world.held_up > 0
         happened["eager"] += world.eager
+        happened["nothing kept"] += any(not laws.core.settings.keeps_idle for laws in world.pools)
         for laws in world.pools:
             counters = laws.core.stock.counters
             happened["queued"] += counters.requests_queued
@@ -41,7 +42,7 @@ def test_the_seeds_cover_what_can_happen() -> None:
     expected = {"served", "cancelled", "PoolTimeout", "PoolClosed", "TooManyRequests"}
     expected |= {"PoolUnavailable", "PoolDeadlock", "leaks"}
     expected |= {"queued", "lost", "returned broken", "connects failed"}
-    expected |= {"several pools", "another order", "held up", "eager"}
+    expected |= {"several pools", "another order", "held up", "eager", "nothing kept"}
     assert {what for what, number in happened.items() if number} >= expected
 
 

@@ -115,6 +115,8 @@ class World(SeededLoop):
         connector = FakeConnector(random)
         connector.watches = random.random() < 0.3
         min_size = random.choice([0, 1, 2, 4])
+        # Of a random of its own: all else is drawn as if nothing had been.
+        keeps_idle = Random(f"keeps none, {name}").random() > 0.1
 
         async def check(conn: FakeConn) -> None:
             await connector.weather(conn)
@@ -124,7 +126,7 @@ class World(SeededLoop):
         core: Core[FakeConn] = Core(
             settings(
                 name=name,
-                min_size=min_size,
+                min_size=min_size if keeps_idle else 0,
                 max_size=max(1, min_size) + random.choice([0, 0, 1, 3]),
                 timeout=random.choice([0.5, 5.0, 30.0]),
                 max_waiting=random.choice([0, 0, 3]),
@@ -135,6 +137,7 @@ class World(SeededLoop):
                 ping_timeout=2.0,
                 fail_fast_after=random.choice([2.0, 10.0, 60.0]),
                 leak_timeout=random.choice([None, 2.0]),
+                keeps_idle=keeps_idle,
             ),
             connector,
             check=check if random.random() < 0.3 else None,
@@ -192,6 +195,7 @@ class World(SeededLoop):
             case "resize":
                 min_size = random.choice([0, 1, 2])
                 max_size = max(1, min_size + random.choice([0, 2, 4]))
+                min_size = min_size if core.settings.keeps_idle else 0
                 laws.max_size = max(laws.max_size, max_size)
                 core.resize(min_size, max_size)
             case "drain":
@@ -200,6 +204,8 @@ class World(SeededLoop):
                 core.stock.crew.spawn(make_round(core), "round")
             case "ping" if ledger.idle:
                 core.stock.crew.spawn(core.stock.ping(ledger.idle[-1]), "health")
+            case "ping" if not core.settings.keeps_idle:
+                self._sound(core)
             case "news" if ledger.entries:
                 _tell(random.choice(list(ledger.entries)), random)
             case "forgetful":
@@ -207,6 +213,12 @@ class World(SeededLoop):
             case "weather":
                 error, slow = random.choice([0.0, 0.1]), random.choice([0.0, 0.3])
                 laws.connector.climate = Climate(error=error, slow=slow)
+
+    def _sound(self, core: Core[FakeConn]) -> None:
+        """Somebody wants to see that a connection can be had, and may not wait for it."""
+        task = core.stock.crew.spawn(core.stock.fill(), "wait")
+        if self.random.random() < 0.3:
+            self.plan(task, random_strike(self.random, task.cancel, at_each=True))
 
     async def _clear_up(self) -> None:
         """Good weather: every user comes to an end, and the pools are whole again."""
