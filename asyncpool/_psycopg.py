@@ -20,6 +20,7 @@ import anyio
 import psycopg
 from psycopg import capabilities
 from psycopg.pq import TransactionStatus
+from psycopg.rows import TupleRow
 
 from asyncpool._bond import Bond
 from asyncpool._cancel import CANCEL_TIMEOUT
@@ -39,7 +40,7 @@ logger = logging.getLogger("asyncpool")
 ACT = TypeVar(
     "ACT",
     bound=psycopg.AsyncConnection[Any],
-    default=psycopg.AsyncConnection[psycopg.rows.TupleRow],
+    default=psycopg.AsyncConnection[TupleRow],
 )
 T = TypeVar("T")
 
@@ -86,11 +87,7 @@ class PsycopgConnector(Generic[ACT]):
         configure: Callable[[ACT], Awaitable[None]] | None,
         reset: ResetLevel | Callable[[ACT], Awaitable[None]] | None,
     ) -> None:
-        if not callable(conninfo):
-            check_conninfo(conninfo)
-        if not (kwargs is None or callable(kwargs) or isinstance(kwargs, Mapping)):
-            msg = f"kwargs must be a mapping or a callable, not {type(kwargs).__name__}"
-            raise TypeError(msg)
+        check_sources(conninfo, kwargs)
         if not (reset is None or callable(reset) or reset in RESETS):
             msg = f"reset must be one of {', '.join(RESETS)} or a callable, not {reset!r}"
             raise ValueError(msg)
@@ -103,9 +100,9 @@ class PsycopgConnector(Generic[ACT]):
             raise TypeError(msg)
         self.owner: Callable[[], object | None] = lambda: None
         """A weak reference to the pool, or None."""
-        self._conninfo = conninfo
-        self._kwargs = kwargs
-        self._class = connection_class
+        self.conninfo = conninfo
+        self.kwargs = kwargs
+        self.connection_class = connection_class
         self._configure = configure
         self._reset = reset
         self._watched = issubclass(connection_class, Connection)
@@ -117,11 +114,11 @@ class PsycopgConnector(Generic[ACT]):
     async def open(self) -> ACT:
         """Connect and configure."""
         self._pid = os.getpid()
-        conninfo = await settle(self._conninfo) if callable(self._conninfo) else self._conninfo
-        kwargs = await settle(self._kwargs) if callable(self._kwargs) else self._kwargs
+        conninfo = await settle(self.conninfo) if callable(self.conninfo) else self.conninfo
+        kwargs = await settle(self.kwargs) if callable(self.kwargs) else self.kwargs
         kwargs = dict(kwargs or {})
         kwargs |= limits_for(check_conninfo(conninfo), kwargs)
-        conn = await self._class.connect(conninfo, **kwargs)
+        conn = await self.connection_class.connect(conninfo, **kwargs)
         try:
             if self._configure is not None:
                 with anyio.fail_after(CONFIGURE_TIMEOUT):
@@ -300,6 +297,15 @@ async def _ask(conn: psycopg.AsyncConnection[Any], query: bytes) -> psycopg.Asyn
 async def _is_standby(conn: psycopg.AsyncConnection[Any]) -> bool:
     cur = await _ask(conn, b"SELECT pg_catalog.pg_is_in_recovery()")
     return cur.pgresult is not None and cur.pgresult.get_value(0, 0) == b"t"
+
+
+def check_sources(conninfo: Conninfo, kwargs: Kwargs | None) -> None:
+    """Raise where no connection could be made from these."""
+    if not callable(conninfo):
+        check_conninfo(conninfo)
+    if not (kwargs is None or callable(kwargs) or isinstance(kwargs, Mapping)):
+        msg = f"kwargs must be a mapping or a callable, not {type(kwargs).__name__}"
+        raise TypeError(msg)
 
 
 def can_share(connection_class: type[Any]) -> bool:

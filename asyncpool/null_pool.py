@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 from asyncpool._psycopg import ACT, INERROR, INTRANS, Conninfo, Kwargs, ResetLevel
-from asyncpool.connection import Connection
 from asyncpool.faults import Fault, classify
-from asyncpool.pool import AsyncConnectionPool
+from asyncpool.pool import WATCHED, AsyncConnectionPool
 
 
 class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
@@ -43,7 +42,7 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
         self,
         conninfo: Conninfo = "",
         *,
-        connection_class: type[ACT] = cast("type[ACT]", Connection),  # noqa: B008
+        connection_class: type[ACT] = WATCHED,  # type: ignore[assignment]
         kwargs: Kwargs | None = None,
         min_size: int = 0,
         max_size: int | None = None,

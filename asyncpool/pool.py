@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Self, cast
 
 import psycopg
-from psycopg.rows import AsyncRowFactory
+from psycopg.rows import AsyncRowFactory, TupleRow
 
 from asyncpool._budget import Budget
 from asyncpool._contexts import (
@@ -47,6 +47,7 @@ from asyncpool._psycopg import (
 )
 from asyncpool._settings import count, duration, settings, sizes
 from asyncpool._stacks import above
+from asyncpool._terms import Terms
 from asyncpool.connection import Connection
 from asyncpool.errors import (
     PoolClosed,
@@ -64,8 +65,11 @@ logger = logging.getLogger("asyncpool")
 
 _numbers = itertools.count(1)
 
+# Of the type that ACT is by default: type checkers take it from here, or from there.
+WATCHED = cast("type[psycopg.AsyncConnection[TupleRow]]", Connection)
 
-class AsyncConnectionPool(OneShots[ACT]):
+
+class AsyncConnectionPool(Terms, OneShots[ACT]):
     """A bounded set of psycopg connections for the tasks of one event loop.
 
     The constructor does no I/O and needs no running loop. The pool opens on `async with pool:`, on
@@ -125,7 +129,7 @@ class AsyncConnectionPool(OneShots[ACT]):
         self,
         conninfo: Conninfo = "",
         *,
-        connection_class: type[ACT] = cast("type[ACT]", Connection),  # noqa: B008
+        connection_class: type[ACT] = WATCHED,  # type: ignore[assignment]
         kwargs: Kwargs | None = None,
         min_size: int = 4,
         max_size: int | None = None,
@@ -151,7 +155,9 @@ class AsyncConnectionPool(OneShots[ACT]):
         pipeline: bool = True,
         shared_size: int | None = None,
     ) -> None:
-        count("num_workers", num_workers)
+        if count("num_workers", num_workers) < 1:
+            msg = f"num_workers must be at least 1: got {num_workers}"
+            raise ValueError(msg)
         for what, given in (
             ("configure", configure),
             ("check", check),
@@ -167,16 +173,12 @@ class AsyncConnectionPool(OneShots[ACT]):
         if close_returns and version() < (3, 3):
             msg = f"close_returns needs psycopg 3.3 or later: this is {psycopg.__version__}"
             raise ValueError(msg)
-        self.name = name or f"pool-{next(_numbers)}"
-        self.conninfo = conninfo
-        self.kwargs = kwargs
-        self.connection_class = connection_class
         self.close_returns = close_returns
         self.num_workers = num_workers
         self._lazy = open is None or bool(open)
         self._forked = False
         self._settings = settings(
-            name=self.name,
+            name=name or f"pool-{next(_numbers)}",
             min_size=min_size,
             max_size=max_size,
             timeout=timeout,
@@ -196,7 +198,7 @@ class AsyncConnectionPool(OneShots[ACT]):
         self._budget = budget
         self._lease = Lease if leak_timeout is None else TracedLease
         self._classify = classify
-        self._reconnect_failed = reconnect_failed
+        self._reconnect_failed: Callable[[Any], Any] | None = reconnect_failed
         self._pipeline = bool(pipeline)
         self._shared_size = None if shared_size is None else count("shared_size", shared_size)
         self._core = self._new_core()
@@ -367,19 +369,9 @@ class AsyncConnectionPool(OneShots[ACT]):
         return self._core.closed or not self._core.opened
 
     @property
-    def min_size(self) -> int:
-        """Connections that are kept open."""
-        return self._core.settings.min_size
-
-    @property
-    def max_size(self) -> int:
-        """The most connections there may be."""
-        return self._core.settings.bound
-
-    @property
-    def timeout(self) -> float:
-        """Seconds that a request waits by default."""
-        return self._core.settings.timeout
+    def connection_class(self) -> type[ACT]:
+        """The class of the connections."""
+        return self._connector.connection_class
 
     async def resize(self, min_size: int, max_size: int | None = None) -> None:
         """Change both sizes. What is too many is closed at once if idle, else on its return."""
@@ -410,6 +402,14 @@ class AsyncConnectionPool(OneShots[ACT]):
         self._ensure_open()
         self._core.admit()
         self._core.drain()
+
+    async def reconnect_failed(self) -> None:
+        """Called once connecting has failed for `reconnect_timeout` seconds.
+
+        It calls what the constructor was given under this name; a subclass may do otherwise.
+        """
+        if self._reconnect_failed is not None:
+            await settle(partial(self._reconnect_failed, self))
 
     @staticmethod
     async def check_connection(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -476,7 +476,7 @@ class AsyncConnectionPool(OneShots[ACT]):
             self._settings,
             self._connector,
             check=None if self._check is None else partial(self._connector.ask, self._check),
-            on_outage=partial(_tell_of_outage, pool) if self._reconnect_failed else None,
+            on_outage=partial(_tell_of_outage, pool),
             classify=self._classify,
             on_leak=partial(_tell_of_leak, pool),
             listens=self._connector.listens,
@@ -557,5 +557,5 @@ def _stranded(lane: weakref.ref[Lane]) -> list[tuple[object, Callable[[BaseExcep
 
 
 async def _tell_of_outage(pool: weakref.ref[AsyncConnectionPool[Any]]) -> None:
-    if (alive := pool()) is not None and (tell := alive._reconnect_failed) is not None:
-        await settle(partial(tell, alive))
+    if (alive := pool()) is not None:
+        await alive.reconnect_failed()

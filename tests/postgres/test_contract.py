@@ -323,7 +323,7 @@ async def test_the_parameters_of_psycopg_pool_are_taken(dsn: str) -> None:
                 await pool.drain()
             await pool.close(timeout=5)
         assert pool.closed is True
-    inner = {"reconnect_failed", "run_task", "schedule_task", "worker"}
+    inner = {"run_task", "schedule_task", "worker"}
     names = {name for name in dir(psycopg_pool.AsyncConnectionPool) if not name.startswith("_")}
     assert names - inner <= set(dir(pool))
 

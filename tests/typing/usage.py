@@ -8,7 +8,13 @@ from typing import Any, assert_type
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import DictRow, dict_row
 
-from asyncpool import AsyncConnectionPool, HealthReport, PoolStats, PoolTimeout
+from asyncpool import (
+    AsyncConnectionPool,
+    AsyncNullConnectionPool,
+    HealthReport,
+    PoolStats,
+    PoolTimeout,
+)
 
 Plain = AsyncConnection[tuple[Any, ...]]
 
@@ -63,6 +69,34 @@ async def rows_are_what_the_connection_class_says(dsn: str) -> None:
     async with pool.connection() as conn:
         cur = await conn.execute("SELECT 1 AS one")
         assert_type(await cur.fetchone(), DictRow | None)
+
+
+async def the_row_type_may_be_said_by_the_pools_own(
+    pool: AsyncConnectionPool[AsyncConnection[DictRow]],
+) -> None:
+    """As psycopg_pool's users annotate it."""
+    async with pool.connection() as conn, conn.cursor() as cur:
+        assert_type(cur, AsyncCursor[DictRow])
+        await cur.execute("SELECT 1 AS one")
+        assert_type(await cur.fetchall(), list[DictRow])
+
+
+async def a_pool_that_keeps_none_is_one_of_these(dsn: str) -> None:
+    """With the same types throughout."""
+    pool = AsyncNullConnectionPool(dsn, max_size=5)
+    assert_type(pool, AsyncNullConnectionPool[Plain])
+    as_one: AsyncConnectionPool[Plain] = pool
+    async with AsyncNullConnectionPool(dsn, connection_class=Connection) as other:
+        assert_type(await other.getconn(), Connection)
+    await as_one.close()
+
+
+async def what_a_pool_was_told_may_be_set(pool: AsyncConnectionPool) -> None:
+    """As in psycopg_pool; not the sizes, for which there is `resize`."""
+    assert_type(pool.max_waiting, int)
+    pool.timeout, pool.max_waiting, pool.max_lifetime = 1.0, 5, 60.0
+    pool.conninfo, pool.kwargs = "dbname=other", {"autocommit": True}
+    pool.max_size = 5  # type: ignore[misc]
 
 
 async def a_class_of_ones_own_is_seen_through_the_pool(dsn: str) -> None:

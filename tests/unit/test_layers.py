@@ -45,6 +45,7 @@ FLOORS = [
         "_lane",
         "_oneshot",
         "health",
+        "_terms",
         "pool",
         "null_pool",
     ],
