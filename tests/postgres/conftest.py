@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import psycopg
+import psycopg_pool
 import pytest
 from psycopg.conninfo import make_conninfo
 
+import asyncpool
 from asyncpool import Connection
 from asyncpool._psycopg import version
 from asyncpool.testing import Server, ServerError, postgres
@@ -25,6 +27,7 @@ from ._tools import Backends, eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from types import ModuleType
 
 
 def pytest_asyncio_loop_factories(
@@ -66,6 +69,13 @@ async def dsn(
     await eventually(lambda: not backends.pids())
     records = caplog.get_records("call")
     assert [each.getMessage() for each in records if each.levelno >= logging.ERROR] == []
+
+
+@pytest.fixture(params=[psycopg_pool, asyncpool], ids=["psycopg_pool", "asyncpool"])
+def lib(request: pytest.FixtureRequest) -> ModuleType:
+    """Of two packages the one whose pool is asked."""
+    module: ModuleType = request.param
+    return module
 
 
 @pytest.fixture
