@@ -1,0 +1,225 @@
+"""Where this pool knowingly differs from psycopg_pool: what the one does, and what the other.
+
+The reasons are in `docs/migrating.md`, "What differs".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import psycopg_pool
+import pytest
+
+import asyncpool
+
+from ._tools import at_rest, eventually, in_time
+
+if TYPE_CHECKING:
+    from ._tools import Backends
+
+THEIRS, OURS = psycopg_pool.AsyncConnectionPool, asyncpool.AsyncConnectionPool
+BOTH = pytest.mark.parametrize("kind", [THEIRS, OURS], ids=["psycopg_pool", "asyncpool"])
+
+
+@BOTH
+async def test_opening_in_the_constructor(kind: Any, dsn: str) -> None:
+    """They warn; we open at the first use, and warn of nothing."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pool = kind(dsn, min_size=1, open=True)
+    assert [each.category for each in caught] == ([] if kind is OURS else [RuntimeWarning])
+    assert pool.closed is (kind is OURS)
+    async with pool.connection():
+        assert not pool.closed
+    await pool.close()
+
+
+@BOTH
+async def test_which_connection_is_lent(kind: Any, dsn: str) -> None:
+    """They lend what was idle longest, we what was used last."""
+    async with kind(dsn, min_size=2) as pool:
+        first, second = await pool.getconn(), await pool.getconn()
+        await pool.putconn(first)
+        await pool.putconn(second)
+        async with pool.connection() as conn:
+            assert conn is (second if kind is OURS else first)
+
+
+@BOTH
+async def test_a_timeout_of_zero(kind: Any, dsn: str) -> None:
+    """They always fail, we lend what is idle."""
+    async with kind(dsn, min_size=1) as pool:
+        await pool.wait()
+        if kind is OURS:
+            await pool.putconn(await pool.getconn(timeout=0))
+        else:
+            with pytest.raises(psycopg_pool.PoolTimeout):
+                await pool.getconn(timeout=0)
+
+
+@BOTH
+async def test_wait_by_two_tasks(kind: Any, dsn: str) -> None:
+    """They can tell one, and let the other down; we tell both."""
+    async with kind(dsn, min_size=1) as pool:
+        two = asyncio.gather(pool.wait(), pool.wait(), return_exceptions=True)
+        outcomes = [type(each) for each in await in_time(two)]
+        assert outcomes.count(AssertionError) == (0 if kind is OURS else 1)
+
+
+@BOTH
+async def test_wait_again_after_a_cancellation(kind: Any, dsn: str) -> None:
+    """They have lost the pool's event to it; for us nothing has happened."""
+    async with kind(dsn, min_size=1) as pool:
+        task = asyncio.create_task(pool.wait())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+        with contextlib.nullcontext() if kind is OURS else pytest.raises(AssertionError):
+            await pool.wait()
+
+
+@BOTH
+async def test_wait_while_all_is_lent(kind: Any, dsn: str) -> None:
+    """They wait until enough has come back, or close the pool; we have seen enough."""
+    async with kind(dsn, min_size=1) as pool, pool.connection():
+        if kind is OURS:
+            await in_time(pool.wait())
+            assert not pool.closed
+        else:
+            with pytest.raises(psycopg_pool.PoolTimeout):
+                await pool.wait(timeout=0.2)
+            assert pool.closed
+
+
+@BOTH
+async def test_close_while_a_connection_is_lent(kind: Any, dsn: str) -> None:
+    """They leave it to its borrower until its return, we wait for it, then close it."""
+    pool = kind(dsn, min_size=1, open=False)
+    await pool.open()
+    conn = await pool.getconn()
+    await in_time(pool.close(timeout=0.1))
+    assert conn.closed is (kind is OURS)
+    if kind is OURS:
+        with pytest.raises(asyncpool.PoolClosed, match="its work is lost"):
+            await pool.putconn(conn)
+    else:
+        await conn.execute("SELECT 1")
+        await pool.putconn(conn)
+        assert conn.closed
+
+
+@BOTH
+async def test_a_request_out_of_time_is_in_the_line(kind: Any, dsn: str) -> None:
+    """They count it as waiting until something comes back; we do not."""
+    async with kind(dsn, min_size=1) as pool:
+        async with pool.connection():
+            with pytest.raises((psycopg_pool.PoolTimeout, asyncpool.PoolTimeout)):
+                await pool.getconn(timeout=0.05)
+            assert pool.get_stats()["requests_waiting"] == (0 if kind is OURS else 1)
+        assert pool.get_stats()["requests_waiting"] == 0
+
+
+@BOTH
+async def test_a_cancelled_request_is_an_error(kind: Any, dsn: str) -> None:
+    """To them it is one of `requests_errors`; we count it by itself, as it is the caller's."""
+    async with kind(dsn, min_size=1) as pool, pool.connection():
+        task = asyncio.create_task(pool.getconn())
+        await eventually(lambda: pool.get_stats()["requests_waiting"])
+        task.cancel()
+        await asyncio.wait({task})
+        assert pool.get_stats().get("requests_errors", 0) == (0 if kind is OURS else 1)
+        if kind is OURS:
+            assert pool.stats().requests_cancelled == 1
+
+
+@BOTH
+async def test_drain_of_a_surplus(kind: Any, dsn: str) -> None:
+    """They replace it, we let it go."""
+    async with kind(dsn, min_size=1, max_size=3) as pool:
+        conns = [await in_time(pool.getconn()) for _ in range(3)]
+        for conn in conns:
+            await pool.putconn(conn)
+        await pool.drain()
+        left = 1 if kind is OURS else 3
+        await eventually(lambda: pool.get_stats()["pool_available"] == left)
+        if kind is OURS:
+            assert (await at_rest(pool)).size == 1
+
+
+@BOTH
+async def test_an_idle_connection_that_dies(kind: Any, dsn: str, backends: Backends) -> None:
+    """They lend it, we have replaced it by then."""
+    async with kind(dsn, min_size=1) as pool:
+        await pool.wait()
+        (pid,) = backends.pids()
+        backends.terminate(pid)
+        if kind is OURS:
+            await eventually(lambda: pool.stats().lost == 1)
+        async with pool.connection() as conn:
+            assert (conn.info.backend_pid == pid) is (kind is THEIRS)
+            if kind is THEIRS:
+                await conn.close()
+
+
+@BOTH
+async def test_a_block_inside_a_block_that_can_never_begin(kind: Any, dsn: str) -> None:
+    """They wait for the time limit, we say what is the matter."""
+    async with kind(dsn, min_size=1) as pool, pool.connection():
+        if kind is OURS:
+            with pytest.raises(asyncpool.PoolDeadlock):
+                await in_time(pool.getconn())
+        else:
+            with pytest.raises(psycopg_pool.PoolTimeout):
+                await pool.getconn(timeout=0.6)
+
+
+@BOTH
+def test_arguments_that_make_no_sense(kind: Any) -> None:
+    """They take what they cannot use, we name it."""
+    for wrong in ({"timeout": -1}, {"max_waiting": -1}, {"max_lifetime": "5"}, {"conninfo": "?"}):
+        if kind is OURS:
+            with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
+                kind(**wrong)
+        else:
+            kind(**wrong, open=False)
+
+
+@BOTH
+def test_the_class_of_the_connections_set_later(kind: Any) -> None:
+    """They take it for the next connections, we refuse."""
+    pool = kind("", open=False)
+    with contextlib.nullcontext() if kind is THEIRS else pytest.raises(AttributeError):
+        pool.connection_class = asyncpool.Connection
+
+
+def test_the_workings_of_psycopg_pool_are_its_own() -> None:
+    """What its documentation does not mention is not here."""
+    for name in ("run_task", "schedule_task", "worker"):
+        assert hasattr(THEIRS, name)
+        assert not hasattr(OURS, name)
+
+
+@pytest.mark.parametrize("lib_null", [psycopg_pool, asyncpool], ids=["psycopg_pool", "asyncpool"])
+async def test_what_a_pool_that_keeps_none_counts_as_queued(lib_null: Any, dsn: str) -> None:
+    """They do not count who connects by itself; with us the pool connects, and whoever wants a
+    connection waits for it, or for one that comes back before."""
+    ours = lib_null is asyncpool
+    async with lib_null.AsyncNullConnectionPool(dsn) as pool:
+        async with pool.connection():
+            pass
+        assert pool.get_stats().get("requests_queued", 0) == (1 if ours else 0)
+
+
+@pytest.mark.parametrize("lib_null", [psycopg_pool, asyncpool], ids=["psycopg_pool", "asyncpool"])
+async def test_wait_of_a_pool_that_keeps_none_at_its_bound(
+    lib_null: Any, dsn: str, backends: Backends
+) -> None:
+    """They open one more than `max_size`; we never do, and what is lent is proof enough."""
+    ours = lib_null is asyncpool
+    async with lib_null.AsyncNullConnectionPool(dsn, max_size=1) as pool, pool.connection():
+        await in_time(pool.wait())
+        assert pool.get_stats()["connections_num"] == (1 if ours else 2)
