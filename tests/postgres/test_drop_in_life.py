@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from enum import Enum
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg.types.enum import EnumInfo, register_enum
 
 from ._tools import backend_of, eventually, in_time
 
@@ -137,6 +140,47 @@ async def test_the_surplus_goes_once_it_was_idle_for_long_enough(lib: Any, dsn: 
         for conn in conns:
             await pool.putconn(conn)
         await eventually(lambda: pool.get_stats()["pool_size"] == 1)
+
+
+class Color(Enum):
+    """A type of the user's, which the database has too."""
+
+    red = "red"
+
+
+async def test_adapters_registered_later_reach_everyone_after_drain(
+    lib: Any, dsn: str, backends: Backends
+) -> None:
+    """A connection copies `psycopg.adapters` at its first use, so that all have to be new."""
+    name = f"c{uuid4().hex[:8]}"
+
+    async def seen(conn: psycopg.AsyncConnection[Any]) -> object:
+        cur = await conn.execute(f"SELECT 'red'::{name}")
+        ((value,),) = await cur.fetchall()
+        return value
+
+    backends.ask(f"CREATE TYPE {name} AS ENUM ('red')")
+    try:
+        with psycopg.connect(dsn) as conn:
+            info = EnumInfo.fetch(conn, name)
+            assert info is not None
+        async with lib.AsyncConnectionPool(dsn, min_size=2) as pool:
+            await pool.wait()
+            lent, idle = await pool.getconn(), await pool.getconn()
+            assert [await seen(each) for each in (lent, idle)] == ["red", "red"]
+            await pool.putconn(idle)
+            register_enum(info, None, Color)
+            assert await seen(lent) == "red"
+            await pool.drain()
+            await pool.putconn(lent)
+            first, second = await pool.getconn(), await pool.getconn()
+            for conn in (first, second):
+                assert await seen(conn) is Color.red
+                await pool.putconn(conn)
+            if hasattr(pool, "fetchval"):
+                assert await pool.fetchval(f"SELECT 'red'::{name}") is Color.red
+    finally:
+        backends.ask(f"DROP TYPE {name}")
 
 
 # What each key of the statistics counts.
