@@ -11,7 +11,9 @@ import pytest
 
 from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool
 
-from ._tools import LIMIT, Proxy, all_usable, eventually, in_time
+from ._tools import BOTH_LOOPS, LIMIT, Proxy, all_usable, eventually, in_time
+
+LOOPS = BOTH_LOOPS
 
 Pool = AsyncConnectionPool[Any]
 

@@ -12,12 +12,14 @@ import pytest
 
 from asyncpool import AsyncNullConnectionPool, Connection, PoolClosed, PoolDeadlock, PoolTimeout
 
-from ._tools import Proxy, backend_of, eventually, in_time
+from ._tools import BOTH_LOOPS, Proxy, backend_of, eventually, in_time
 
 if TYPE_CHECKING:
     from asyncpool.testing import Server
 
     from ._tools import Backends
+
+LOOPS = BOTH_LOOPS
 
 Pool = AsyncNullConnectionPool
 
