@@ -55,6 +55,7 @@ FLOORS = [
 FLOOR = {module: number for number, floor in enumerate(FLOORS) for module in floor}
 ANNEXES = {
     "cli": {"asyncpool", "asyncpool.testing"},
+    "integrations": {"asyncpool"},
     "testing": {"asyncpool"},
 }
 """What each may import besides its own modules: public names only, never one another's insides."""
