@@ -91,6 +91,9 @@ class Core(Generic[C]):
         self.left_behind: weakref.WeakSet[C] = weakref.WeakSet()
         """What was lent on an event loop that has ended."""
         self._counters = self.stock.counters
+        self._uses = self._counters.use.fresh
+        self.opened_at = 0.0
+        """When it was opened."""
         self._now = self.stock.time
 
     @property
@@ -121,6 +124,7 @@ class Core(Generic[C]):
         # asyncio's own time() is a method around time.monotonic(); half the cost without it.
         plain = type(self.home).time is asyncio.BaseEventLoop.time
         self._now = self.stock.time = time.monotonic if plain else self.home.time
+        self.opened_at = self._now()
         if self.settings.keeps_idle:
             self._ready = self.home
             self._express = self.home if self._check is None else None
@@ -169,7 +173,9 @@ class Core(Generic[C]):
             return False
         entry.holder = None
         entry.used_at = now = self._now()
-        self._counters.use_time += now - entry.lent_at
+        spent = now - entry.lent_at
+        self._counters.use_time += spent
+        self._uses.append(spent)
         # `Ledger.give` in its two plain cases, written out for the same reason.
         if entry.expires_at <= now or ledger.oversize:
             del ledger.leased[conn]
@@ -217,6 +223,7 @@ class Core(Generic[C]):
         stock = self.stock
         entry.used_at = now = stock.time()
         stock.counters.use_time += now - entry.lent_at
+        self._uses.append(now - entry.lent_at)
         if not self._connector.is_alive(conn):
             stock.counters.returns_bad += 1
             stock.discard(entry)
@@ -226,6 +233,14 @@ class Core(Generic[C]):
             stock.put(entry, now)
         else:
             stock.crew.spawn(stock.clean(entry, first), "reset")
+
+    def release_shared(self, entry: Entry[C]) -> None:
+        """The same for what one-shots have shared, whose lease is no request's use."""
+        entry.shared = False
+        counters, before = self._counters, self._counters.use_time
+        self.release(entry.conn)
+        self._uses.pop()
+        counters.shared_time += counters.use_time - before
 
     def lease_number(self, conn: C) -> int:
         """Which of its leases a connection is in; 0 when it is not lent out."""
@@ -251,7 +266,7 @@ class Core(Generic[C]):
         entry.loose_in = entry.uses
         return entry.conn
 
-    async def acquire_entry(  # noqa: PLR0912 - each part of it would be one coroutine more
+    async def acquire_entry(  # noqa: PLR0912, PLR0915 - each part of it would be one coroutine more
         self, timeout: float | None, counters: Counters | None = None
     ) -> Entry[C]:
         """The same, as its entry; counted in the pool's own counters, or in those given."""
@@ -282,11 +297,13 @@ class Core(Generic[C]):
                             await waiter.wait()
                         entry = waiter.served or waiter.outcome()
                     except BaseException:
-                        counters.wait_time += self._now() - waiter.joined_at
+                        counters.note_wait(self._now() - waiter.joined_at)
                         self._leave(waiter)
                         raise
                     waiter.served = waiter.task = None
-                    counters.wait_time += entry.lent_at - waiter.joined_at
+                    waited = entry.lent_at - waiter.joined_at
+                    counters.wait_time += waited
+                    counters.wait.fresh.append(waited)
                 entry.holder = task
                 if entry.expires_at == DOOMED:
                     ledger.annul(entry)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import fields
 from typing import Any
 
 from asyncpool._core import Core
 from asyncpool._entry import State
 from asyncpool._leaks import borrowed_at, name_of
-from asyncpool.stats import Counters, LeaseInfo, PoolStats
-
-COUNTED = [field.name for field in fields(Counters)]
+from asyncpool.stats import COUNTED, LeaseInfo, PoolStats
 
 
 def snapshot(core: Core[Any]) -> PoolStats:

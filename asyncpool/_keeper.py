@@ -49,6 +49,7 @@ async def make_round(core: Core[C]) -> None:
             core.stock.discard(entry)
         elif not core.stock.outage and ledger.opening < ledger.settings.open_at_once:
             core.stock.open_one(instead_of=entry)
+    core.stock.settle_times()
     core.vigil.report_overdue()
     core.vigil.take_back()
     core.stock.refill()

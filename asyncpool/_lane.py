@@ -138,13 +138,13 @@ class Lane:
 
     def _lay(self, entry: Entry[Any]) -> Track:
         conn = entry.conn
+        entry.holder, entry.shared = None, True
         if conn._wire is None or conn.cursor_factory is not Cursor:
             self._give_back(entry)
             self.unfit = True
             raise Unfit
         track = Track(entry, self.traits, self._moved, self._spilled, self.core.stock.crew.spawn)
         track.lay()
-        entry.holder, entry.shared = None, True
         self.tracks.append(track)
         return track
 
@@ -280,7 +280,7 @@ class Lane:
         if rider.timer is not None and not rider.limited:
             rider.timer.cancel()  # the pool's own limit is that of waiting for a connection
         if rider.joined_at:
-            self.core.stock.counters.wait_time += self.core.stock.time() - rider.joined_at
+            self.core.stock.counters.note_wait(self.core.stock.time() - rider.joined_at)
             rider.joined_at = 0.0
         try:
             track.send(rider)
@@ -292,13 +292,11 @@ class Lane:
             return
         entry = track.entry
         self.tracks.remove(track)
-        entry.shared = False
         if track.pgconn.status == OK:
             with suppress(psycopg.Error):  # it is busy, at the exit of the interpreter
                 track.lift()
         self._give_back(entry)
 
     def _give_back(self, entry: Entry[Any]) -> None:
-        core = self.core
         with suppress(PoolError):  # the pool was closed meanwhile
-            core.release(entry.conn)
+            self.core.release_shared(entry)

@@ -217,6 +217,13 @@ class Stock(Generic[C]):
             self.discard(entry)
         self.refill()
 
+    def settle_times(self) -> None:
+        """Sort in how long connections were lent and waited for, which was only noted so far."""
+        ledger, counters = self.ledger, self.counters
+        lent = sum(not entry.shared for entry in ledger.leased.values())
+        counters.use.settle(ledger.leases - lent, counters.use_time - counters.shared_time)
+        counters.wait.settle(counters.requests_queued - ledger.waiting, counters.wait_time)
+
     def fault_of(self, error: BaseException) -> Fault | None:
         """What an error means; None: nothing beyond its statement."""
         try:

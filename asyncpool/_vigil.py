@@ -74,6 +74,7 @@ class Vigil(Generic[C]):
         if not ledger.line.length:
             return
         self.begin()
+        self._stock.settle_times()
         self.take_back()
         if self._leases == before:
             self._break_deadlock()
@@ -91,6 +92,7 @@ class Vigil(Generic[C]):
                 self._report(entry, "was never returned, and is taken back")
                 entry.used_at = now = self._stock.time()
                 self._stock.counters.use_time += now - entry.lent_at
+                self._stock.counters.use.fresh.append(now - entry.lent_at)
                 if self._ledger.take_back(entry.conn) is not None:
                     self._stock.crew.spawn(self._stock.clean(entry, None), "reset")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+
+from asyncpool._histogram import Histogram
 
 __all__ = ["LeaseInfo", "PoolStats", "psycopg_keys"]
 
@@ -23,6 +25,26 @@ class Counters:
     connect_time: float = 0.0
     lost: int = 0
     leaks: int = 0
+    shared_time: float = 0.0
+    """The part of the use in which one-shots shared connections."""
+    wait: Histogram = field(default_factory=Histogram)
+    """Of those who have waited for a connection, also in vain."""
+    use: Histogram = field(default_factory=Histogram)
+    """Of the leases but for those that one-shots share: such a one is as long as there are any, and
+    no request's use.
+
+    Both are only noted as they happen; `Stock.settle_times` sorts them in."""
+
+    def note_wait(self, duration: float) -> None:
+        """Somebody has waited, so many seconds."""
+        self.wait_time += duration
+        self.wait.fresh.append(duration)
+
+
+COUNTED = tuple(
+    each.name for each in fields(Counters) if each.name not in ("shared_time", "wait", "use")
+)
+"""What of them is in the snapshots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +110,7 @@ class PoolStats:
 
 def since(now: PoolStats, before: PoolStats) -> PoolStats:
     """The same sizes, and what was counted between the two."""
-    counted = {
-        field.name: getattr(now, field.name) - getattr(before, field.name)
-        for field in fields(Counters)
-    }
+    counted = {name: getattr(now, name) - getattr(before, name) for name in COUNTED}
     return replace(now, requests=now.requests - before.requests, **counted)
 
 

@@ -10,7 +10,6 @@ import asyncio
 from asyncio import Task, current_task
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import fields
 from operator import attrgetter
 from typing import Any
 
@@ -25,7 +24,7 @@ from asyncpool.errors import (
     PoolUnavailable,
     TooManyRequests,
 )
-from asyncpool.stats import Counters
+from asyncpool.stats import COUNTED
 from tests.sim.fake import FakeConn, FakeConnector
 from tests.sim.loop import VirtualLoop
 
@@ -173,6 +172,12 @@ class Laws:
         failed = sum(self.outcomes[error.__name__] for error in REFUSALS)
         counters = self.core.stock.counters
         self.law(counters.requests_failed == failed, f"{failed} failures, {counters}")
+        self.core.stock.settle_times()
+        self.law(counters.use.count == self.lent, f"{counters.use.count} uses, {self.lent} lent")
+        spent = counters.use.sum
+        self.law(abs(spent - counters.use_time) < TOLERANCE, f"{spent} s of use: {counters}")
+        waited = counters.wait.sum
+        self.law(abs(waited - counters.wait_time) < TOLERANCE, f"{waited} s waited: {counters}")
         cancelled = self.outcomes["cancelled"]
         self.law(counters.requests_cancelled == cancelled, f"{cancelled} cancelled, {counters}")
 
@@ -285,4 +290,4 @@ class Laws:
         line.leave = left  # type: ignore[method-assign]
 
 
-_values = attrgetter(*(field.name for field in fields(Counters)))
+_values = attrgetter(*COUNTED)

@@ -12,8 +12,8 @@ import asyncpool
 
 ROOT = Path(asyncpool.__file__).parent
 FLOORS = [
-    ["errors", "faults", "_settings", "_connector", "_stacks", "stats"],
-    ["_backoff"],
+    ["errors", "faults", "_settings", "_connector", "_stacks", "_histogram"],
+    ["_backoff", "stats"],
     ["_entry", "_waiters"],
     ["_budget"],
     ["_ledger"],
