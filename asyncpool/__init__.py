@@ -18,13 +18,16 @@ from asyncpool.health import HealthReport
 from asyncpool.manager import PoolManager
 from asyncpool.null_pool import AsyncNullConnectionPool
 from asyncpool.pool import AsyncConnectionPool
+from asyncpool.sizing import Advice, Expectation
 from asyncpool.stats import LeaseInfo, PoolStats
 
 __all__ = [
+    "Advice",
     "AsyncConnectionPool",
     "AsyncNullConnectionPool",
     "Budget",
     "Connection",
+    "Expectation",
     "Fault",
     "HealthReport",
     "LeaseInfo",

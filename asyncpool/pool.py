@@ -59,6 +59,7 @@ from asyncpool.errors import (
 )
 from asyncpool.faults import Fault, classify
 from asyncpool.health import HealthReport, examine
+from asyncpool.sizing import Advice, advise
 from asyncpool.stats import PoolStats, psycopg_keys, since
 
 logger = logging.getLogger("asyncpool")
@@ -432,6 +433,28 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         with contextlib.suppress(PoolError):
             self._ensure_open()
         return await examine(self._core, timeout)
+
+    async def advise(
+        self, workers: int = 1, *, utilisation: float = 0.8, p99_wait: float | None = None
+    ) -> Advice:
+        """How large the pool should be, by what it has measured since it was opened.
+
+        Requests are taken to come at random; the quantiles are those of the last 1,024 uses. The
+        server is asked, within a second, how many connections it leaves to this role; where it
+        cannot be, the advice says so.
+
+        Args:
+            workers: pools like this one, as of so many processes, on the same server.
+            utilisation: the share of the connections that is to be lent at most, on average.
+            p99_wait: seconds that 99 of 100 requests are to wait at most; None: any.
+
+        Raises:
+            TypeError, ValueError: an argument makes no sense.
+            PoolClosed, PoolForked, PoolWrongLoop: as for any use of the pool.
+        """
+        self._ensure_open()
+        self._core.admit()
+        return await advise(self._core, self.fetchval, workers, utilisation, p99_wait)
 
     def stats(self) -> PoolStats:
         """The sizes now and the counters since the pool was made."""

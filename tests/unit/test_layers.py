@@ -46,6 +46,7 @@ FLOORS = [
         "_oneshot",
         "health",
         "_terms",
+        "sizing",
         "pool",
         "null_pool",
     ],

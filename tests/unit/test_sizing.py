@@ -1,0 +1,105 @@
+"""The formulas, against tables and against a queue that is played."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from asyncpool import Advice
+from asyncpool.sizing import erlang_c, expect, size_for
+
+
+@pytest.mark.parametrize(
+    ("servers", "load", "waits"),
+    [(1, 0.5, 0.5), (2, 1.0, 1 / 3), (3, 2.0, 4 / 9), (5, 4.0, 0.5541), (10, 8.0, 0.4092)],
+)
+def test_erlang_c_is_as_in_the_tables(servers: int, load: float, waits: float) -> None:
+    """The first three can be had by hand."""
+    assert erlang_c(servers, load) == pytest.approx(waits, abs=5e-5)
+
+
+def test_erlang_c_is_the_sum_that_defines_it() -> None:
+    """Also where its terms would not fit into a float."""
+    for servers, load in [(4, 0.1), (20, 15.0), (100, 90.0)]:
+        last = load**servers / math.factorial(servers) * servers / (servers - load)
+        others = sum(load**k / math.factorial(k) for k in range(servers))
+        assert erlang_c(servers, load) == pytest.approx(last / (others + last))
+    assert 0 < erlang_c(5000, 4990.0) < 1
+
+
+def test_no_load_waits_never_and_too_much_always() -> None:
+    """Both ends, with no division by zero."""
+    assert erlang_c(3, 0.0) == 0.0
+    assert erlang_c(3, 3.0) == erlang_c(3, 4.0) == 1.0
+    full = expect(3, 3.0, 0.1)
+    assert (full.utilisation, full.mean_wait, full.p99_wait) == (1.0, math.inf, math.inf)
+    idle = expect(3, 0.0, 0.0)
+    assert (idle.utilisation, idle.waits, idle.mean_wait, idle.p99_wait) == (0.0, 0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("servers", "load"), [(1, 0.7), (4, 3.2), (10, 8.5)])
+def test_a_queue_that_is_played_waits_as_expected(servers: int, load: float) -> None:
+    """Random arrivals, random uses, first come first served."""
+    rng, use = Random(servers), 0.02
+    free_at = [0.0] * servers
+    now, waits = 0.0, []
+    for _ in range(300_000):
+        now += rng.expovariate(load / use)
+        begins = max(now, heapq.heappop(free_at))
+        waits.append(begins - now)
+        heapq.heappush(free_at, begins + rng.expovariate(1 / use))
+    expected = expect(servers, load, use)
+    assert sum(wait > 0 for wait in waits) / len(waits) == pytest.approx(expected.waits, rel=0.05)
+    assert sum(waits) / len(waits) == pytest.approx(expected.mean_wait, rel=0.1)
+    assert sorted(waits)[int(len(waits) * 0.99)] == pytest.approx(expected.p99_wait, rel=0.1)
+
+
+def test_the_size_is_the_least_that_will_do() -> None:
+    """By the share that is lent, and by the wait if one is asked for."""
+    assert size_for(8.0, 0.01, 0.8) == 10
+    assert size_for(0.01, 0.01, 0.8) == 1
+    size = size_for(8.0, 0.01, 0.8, 0.001)
+    assert expect(size, 8.0, 0.01).p99_wait <= 0.001 < expect(size - 1, 8.0, 0.01).p99_wait
+    assert expect(size_for(50.0, 10.0, 0.99, 0.0), 50.0, 10.0).p99_wait == 0.0
+
+
+def test_an_advice_says_what_it_knows() -> None:
+    """In a few lines: the load, the sizes, the server's room; and a warning where that is short."""
+    advice = Advice(
+        window=60.0,
+        requests=24_000,
+        arrivals=400.0,
+        mean_use=0.008,
+        use_p50=0.006,
+        use_p99=0.031,
+        samples=1024,
+        shared_load=0.25,
+        load=3.45,
+        max_size=4,
+        expected=tuple(expect(size, 3.45, 0.008) for size in (3, 4, 5)),
+        utilisation=0.8,
+        recommended=5,
+        workers=8,
+        available=97,
+        unknown="",
+    )
+    said = str(advice)
+    assert "24000 requests in 60.0 s, 400 a second" in said
+    assert "8 ms on average (p50 6 ms, p99 31 ms of the last 1024)" in said
+    assert "needed on average: 3.45, 0.25 of them by one-shots" in said
+    assert "with 3: 115% lent: too few" in said
+    assert "recommended max_size: 5" in said
+    assert "leaves 97 connections to this role: 8 x 4 fit" in said
+    assert not advice.exceeds
+    short = replace(advice, available=31)
+    assert short.exceeds
+    assert "WARNING: 8 x 4 connections are more than the 31" in str(short)
+    assert not replace(advice, available=32).exceeds
+    unknown = replace(advice, available=None, unknown="no connection")
+    assert not unknown.exceeds
+    assert "not known: no connection" in str(unknown)
+    assert "no advice yet" in str(replace(advice, load=0.0, expected=(), recommended=None))
