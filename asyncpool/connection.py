@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from time import monotonic
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 from weakref import ref
 
 import psycopg
@@ -103,11 +103,14 @@ class Connection(psycopg.AsyncConnection[Row]):
         return conn
 
     async def close(self) -> None:
-        """Close the connection; in a pool with `close_returns`, return it.
+        """Close the connection; in a pool with `close_returns`, return it, a broken one too.
 
         One that no pool has waits for the end of a query that was cancelled.
         """
-        wire = self._wire
+        wire, pool = self._wire, cast("Any", getattr(self, "_pool", None))
+        if self.closed and getattr(pool, "close_returns", False):
+            await pool.putconn(self)  # psycopg would leave its place lent
+            return
         try:
             if wire is not None and not wire.kept:
                 await wire.drained()

@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 import asyncpool
 from asyncpool import AsyncConnectionPool, PoolTimeout
 
-from ._tools import at_rest, backend_of, eventually, in_time
+from ._tools import Backends, at_rest, backend_of, eventually, in_time
 
 if TYPE_CHECKING:
     Conn = psycopg.AsyncConnection[Any]
@@ -234,6 +234,22 @@ async def test_closing_a_connection_returns_it_where_that_is_asked_for(dsn: str)
         async with pool.connection() as same:
             assert await backend_of(same) == pid
         assert (await at_rest(pool)).connects == 1
+
+
+@with_close_returns
+async def test_closing_a_broken_connection_returns_it_too(dsn: str, backends: Backends) -> None:
+    """Of which psycopg's own would leave the place lent: the pool opens another in it."""
+    async with AsyncConnectionPool(dsn, min_size=1, close_returns=True) as pool:
+        for _ in range(2):
+            conn = await pool.acquire()
+            backends.terminate(await backend_of(conn))
+            with pytest.raises(psycopg.OperationalError):
+                await conn.execute("SELECT 1")
+            await conn.close()
+            await conn.close()
+            assert pool.stats().leased == 0
+            await at_rest(pool)
+        assert pool.stats().connects == 3
 
 
 @with_close_returns

@@ -626,7 +626,9 @@ def test_what_makes_no_sense_is_refused() -> None:
 
 
 @with_close_returns
-async def test_an_engine_with_a_null_pool_returns_what_it_closes(dsn: str) -> None:
+async def test_an_engine_with_a_null_pool_returns_what_it_closes(
+    dsn: str, backends: Backends
+) -> None:
     """The lower way: an `async_creator` on a pool that has no other user."""
     async with AsyncConnectionPool(dsn, min_size=2, close_returns=True) as pool:
         engine = sqlalchemy.ext.asyncio.create_async_engine(
@@ -643,6 +645,11 @@ async def test_an_engine_with_a_null_pool_returns_what_it_closes(dsn: str) -> No
         with anyio.move_on_after(0.05):
             async with engine.connect() as conn:
                 await conn.execute(text("SELECT pg_sleep(30)"))
-        await engine.dispose()
         await all_usable(pool)
         assert pool.stats().connects == 2
+        async with engine.connect() as conn:
+            backends.terminate(await pid_of(conn))
+            with pytest.raises(sqlalchemy.exc.DBAPIError):
+                await conn.execute(text("SELECT 1"))
+        await engine.dispose()
+        await all_usable(pool)
