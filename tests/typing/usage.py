@@ -8,13 +8,17 @@ from typing import Any, assert_type
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import DictRow, dict_row
 
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from asyncpool import (
+    Advice,
     AsyncConnectionPool,
     AsyncNullConnectionPool,
     HealthReport,
     PoolStats,
     PoolTimeout,
 )
+from asyncpool.integrations.sqlalchemy import create_async_engine
 
 Plain = AsyncConnection[tuple[Any, ...]]
 
@@ -170,3 +174,19 @@ async def one_shots_and_reports(pool: AsyncConnectionPool) -> None:
         await pool.acquire(timeout=0)
     except PoolTimeout as error:
         assert_type(error.longest_lease, float)
+
+
+async def advice_is_numbers(pool: AsyncConnectionPool) -> None:
+    """What may be unknown is None."""
+    advice = await pool.advise(workers=4, p99_wait=0.01)
+    assert_type(advice, Advice)
+    assert_type(advice.recommended, int | None)
+    assert_type(advice.expected[0].p99_wait, float)
+
+
+def an_engine_takes_a_pool_of_any_connections(
+    pool: AsyncConnectionPool, another: AsyncConnectionPool[AsyncConnection[DictRow]]
+) -> None:
+    """SQLAlchemy's own type of engine."""
+    assert_type(create_async_engine(pool, echo=True), AsyncEngine)
+    assert_type(create_async_engine(another), AsyncEngine)
