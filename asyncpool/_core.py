@@ -206,31 +206,14 @@ class Core(Generic[C]):
         """
         if first is None and self.release_now(conn):
             return
-        if self.home is not running_loop() or self.home is None:
-            raise self.refusals.wrong_loop(self.home)
-        entry = self.ledger.take_back(conn)
-        if entry is None:
-            if self.closed:
-                msg = (
-                    f"pool {self.settings.name!r} was closed while this was lent: its work is lost"
-                )
-                raise PoolClosed(msg)
-            if conn in self.left_behind:
-                raise self.refusals.left_behind(conn)
-            what = "it comes from elsewhere or was released already"
-            msg = f"pool {self.settings.name!r} has not lent out {conn!r}: {what}"
-            raise ReleaseError(msg)
-        stock = self.stock
-        entry.used_at = now = stock.time()
-        stock.counters.use_time += now - entry.lent_at
-        self._uses.append(now - entry.lent_at)
+        entry, stock = self._end_lease(conn), self.stock
         if not self._connector.is_alive(conn):
             stock.counters.returns_bad += 1
             stock.discard(entry)
         elif first is None and stock.closing:
             stock.discard(entry)
         elif first is None and self._is_fit_or_unwanted(conn):
-            stock.put(entry, now)
+            stock.put(entry, entry.used_at)
         else:
             stock.crew.spawn(stock.clean(entry, first), "reset")
 
@@ -241,6 +224,13 @@ class Core(Generic[C]):
         self.release(entry.conn)
         self._uses.pop()
         counters.shared_time += counters.use_time - before
+
+    def dismiss(self, conn: C) -> None:
+        """Take a connection back for good: it is closed, and replaced where one is needed.
+
+        Its errors are those of `release`.
+        """
+        self.stock.discard(self._end_lease(conn))
 
     def lease_number(self, conn: C) -> int:
         """Which of its leases a connection is in; 0 when it is not lent out."""
@@ -385,6 +375,28 @@ class Core(Generic[C]):
         if self._closing is not None:
             bury(self._closing)
         return conns
+
+    def _end_lease(self, conn: C) -> Entry[C]:
+        """Take back what was lent; whether it is clean is not known."""
+        if self.home is not running_loop() or self.home is None:
+            raise self.refusals.wrong_loop(self.home)
+        entry = self.ledger.take_back(conn)
+        if entry is None:
+            if self.closed:
+                msg = (
+                    f"pool {self.settings.name!r} was closed while this was lent: its work is lost"
+                )
+                raise PoolClosed(msg)
+            if conn in self.left_behind:
+                raise self.refusals.left_behind(conn)
+            what = "it comes from elsewhere or was released already"
+            msg = f"pool {self.settings.name!r} has not lent out {conn!r}: {what}"
+            raise ReleaseError(msg)
+        entry.used_at = now = self.stock.time()
+        spent = now - entry.lent_at
+        self._counters.use_time += spent
+        self._uses.append(spent)
+        return entry
 
     def _join(
         self, now: float, timeout: float, deadline: float, ticket: int | None, came: float | None
