@@ -9,7 +9,7 @@ import logging
 import sys
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from functools import partial
 from types import TracebackType
 from typing import Any, ClassVar, Self, cast
@@ -30,6 +30,7 @@ from asyncpool._contexts import (
 from asyncpool._core import Core
 from asyncpool._insight import explain, snapshot
 from asyncpool._keeper import keep, ping_all
+from asyncpool._keys import Keys
 from asyncpool._lane import Lane
 from asyncpool._leaks import tell_of_leak
 from asyncpool._oneshot import OneShots
@@ -275,27 +276,53 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
             ReleaseError: the connection is another pool's, or nobody's, or was returned already.
             PoolClosed: the pool was closed meanwhile, and its work is lost.
         """
-        if (owner := getattr(conn, "_pool", None)) is self:
-            self._return(conn)
-        else:
-            what = (
-                f"it is lent out by {owner!r}" if owner is not None else "no pool has lent it out"
-            )
-            msg = f"pool {self.name!r} cannot take back {conn!r}: {what}; was it released already?"
-            raise ReleaseError(msg)
+        if getattr(conn, "_pool", None) is not self:
+            raise self._not_lent(conn)
+        self._return(conn)
+        if self._keys.held:
+            self._keys.forget(conn)
 
-    async def getconn(self, timeout: float | None = None) -> ACT:
-        """The same as `await acquire(timeout)`."""
-        conn = self._lend_now()
-        if conn is None:
+    async def getconn(self, timeout: float | None = None, *, key: Hashable | None = None) -> ACT:
+        """The same as `await acquire(timeout)`; by a key, the connection that the key has.
+
+        A key has its connection from the first `getconn` until it is returned, in whichever way.
+        Whoever asks meanwhile gets the same one at once; it is for them to take turns.
+
+        Args:
+            timeout: seconds to wait for a connection, as for `connection`.
+            key: anything hashable; None: a connection that is nobody else's.
+
+        Raises:
+            TypeError: the key is not hashable.
+            PoolTimeout, TooManyRequests, PoolClosed: as for `connection`.
+        """
+        if key is not None:
             self._ensure_open()
-            conn = await self._core.acquire(timeout)
-            self._lent(conn)
-        return conn
+            self._core.admit()
+            return await self._keys.borrow(key, timeout, self._borrow)
+        return await self._borrow(timeout)
 
-    async def putconn(self, conn: ACT) -> None:
-        """The same as `release(conn)`."""
-        await self.release(conn)
+    async def putconn(self, conn: ACT, key: Hashable | None = None, *, close: bool = False) -> None:
+        """The same as `release(conn)`; its key, if it has one, is free then.
+
+        Args:
+            conn: what was borrowed.
+            key: the key that must have it; None: whichever has.
+            close: whether the connection is closed, and not lent again.
+
+        Raises:
+            TypeError: the key is not hashable.
+            ReleaseError, PoolClosed: as for `release`; also where the key has another connection.
+        """
+        if key is not None:
+            self._keys.require(key, conn)
+        if not close:
+            await self.release(conn)
+            return
+        if getattr(conn, "_pool", None) is not self:
+            raise self._not_lent(conn)
+        self._return(conn, dismiss=True)
+        self._keys.forget(conn)
 
     # From the beginning to the end
 
@@ -363,6 +390,10 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         if has_outlived(self._core):
             await close_over(self)
         await self._core.close(timeout)
+
+    async def closeall(self) -> None:
+        """The same as `close(timeout=0)`: what is lent out is closed too, and its work is lost."""
+        await self.close(timeout=0)
 
     @property
     def closed(self) -> bool:
@@ -509,6 +540,7 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         self._lane = Lane(core, self._shared_size, unfit=not fit)
         core.ledger.elsewhere = partial(_riders, weakref.ref(self._lane))
         core.ledger.stranded = partial(_stranded, weakref.ref(self._lane))
+        self._keys = Keys(core)
         return core
 
     def _renew(self) -> None:
@@ -536,6 +568,14 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
             raise PoolClosed(msg)
         self._start()
 
+    async def _borrow(self, timeout: float | None) -> ACT:
+        conn = self._lend_now()
+        if conn is None:
+            self._ensure_open()
+            conn = await self._core.acquire(timeout)
+            self._lent(conn)
+        return conn
+
     def _lend_now(self) -> ACT | None:
         conn = self._core.acquire_now()
         if conn is not None:
@@ -547,10 +587,26 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         if self._lease is TracedLease:
             note(self._core.ledger.leased[conn], above(sys._getframe(1)))
 
-    def _return(self, conn: ACT, first: Callable[[], Awaitable[object]] | None = None) -> None:
+    def _not_lent(self, conn: object) -> ReleaseError:
+        owner = getattr(conn, "_pool", None)
+        what = f"it is lent out by {owner!r}" if owner is not None else "no pool has lent it out"
+        return ReleaseError(
+            f"pool {self.name!r} cannot take back {conn!r}: {what}; was it released already?"
+        )
+
+    def _return(
+        self,
+        conn: ACT,
+        first: Callable[[], Awaitable[object]] | None = None,
+        *,
+        dismiss: bool = False,
+    ) -> None:
         conn._pool = None
         try:
-            self._core.release(conn, first)
+            if dismiss:
+                self._core.dismiss(conn)
+            else:
+                self._core.release(conn, first)
         except PoolWrongLoop:
             conn._pool = self  # type: ignore[assignment]
             raise

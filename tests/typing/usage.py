@@ -60,6 +60,11 @@ async def acquire_is_awaited_or_entered(pool: AsyncConnectionPool) -> None:
     conn = await pool.getconn()
     assert_type(conn, Plain)
     await pool.putconn(conn)
+    conn = await pool.getconn(1.0, key=("tenant", 7))
+    assert_type(conn, Plain)
+    await pool.putconn(conn, ("tenant", 7), close=True)
+    await pool.getconn(key=[7])  # type: ignore[arg-type]
+    await pool.closeall()
 
 
 async def rows_are_what_the_connection_class_says(dsn: str) -> None:

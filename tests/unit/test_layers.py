@@ -35,6 +35,7 @@ FLOORS = [
         "_bond",
         "_psycopg",
         "_process",
+        "_keys",
         "_contexts",
         "_traits",
         "_statement",
