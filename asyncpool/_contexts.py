@@ -10,22 +10,18 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol
 
-import anyio
 import psycopg
 
 from asyncpool._core import Core
+from asyncpool._ending import commit, put_back, see_through, turn
 from asyncpool._entry import Entry
-from asyncpool._psycopg import ACT, IDLE
+from asyncpool._psycopg import ACT, PsycopgConnector
 from asyncpool._stacks import Trace, three
-from asyncpool.errors import PoolError, ReleaseError
+from asyncpool.errors import ReleaseError
 
 Exc = type[BaseException] | None
-T = TypeVar("T")
-
-GRACE = 10.0
-"""Seconds for a commit whose caller is cancelled by then."""
 
 
 class Lender(Protocol[ACT]):
@@ -33,6 +29,9 @@ class Lender(Protocol[ACT]):
 
     close_returns: bool
     _core: Core[ACT]
+    _connector: PsycopgConnector[ACT]
+    _modes: dict[ACT, bool]
+    """The mode that a lent connection is put back to when it is returned in another."""
 
     async def getconn(self, timeout: float | None = None) -> ACT:
         """Borrow."""
@@ -84,13 +83,26 @@ class Lease(Generic[ACT]):
         if not _is_still_lent(pool, conn, self._number):
             _complain(pool, conn, failing=kind is not None)
             return
-        if kind is None and not conn.closed and not _has_nothing_to_commit(conn):
+        if kind is None:
             try:
-                await _see_through(conn.commit)
+                await commit(conn)
             except BaseException:
                 pool._give_back(conn, failing=True)
                 raise
         pool._give_back(conn, failing=kind is not None)
+
+    @property
+    def pool(self) -> Lender[ACT]:
+        """Where the connection comes from."""
+        return self._pool
+
+    def holds(self) -> bool:
+        """Whether it is the block's still to return."""
+        return _is_still_lent(self._pool, self._entry.conn, self._number)
+
+    def give_up(self, first: Callable[[], Awaitable[object]]) -> None:
+        """End a block that has failed, with work that is to be done before the roll-back."""
+        self._pool._give_back(self._entry.conn, failing=True, first=first)
 
 
 class TracedLease(Lease[ACT]):
@@ -145,7 +157,7 @@ class Transaction(Generic[ACT]):
             pool._give_back(conn, failing=True, first=undo)
             return False
         try:
-            handled = bool(await _see_through(partial(end, kind, error, tb)))
+            handled = bool(await see_through(partial(end, kind, error, tb)))
         except BaseException:
             pool._give_back(conn, failing=True)
             raise
@@ -154,20 +166,34 @@ class Transaction(Generic[ACT]):
 
 
 class Cursor(Generic[ACT]):
-    """`pool.cursor()`: a cursor on a connection of its own, for a block."""
+    """`pool.cursor()`: a cursor on a connection of its own, for a block.
 
-    __slots__ = ("_cursor", "_lease", "_make")
+    Args:
+        lease: where the connection comes from.
+        make: makes the cursor.
+        autocommit: the mode for as long as the block lasts; None: the connection's own.
+    """
 
-    def __init__(self, lease: Lease[ACT], make: Callable[[ACT], Any]) -> None:
+    __slots__ = ("_autocommit", "_conn", "_cursor", "_lease", "_make", "_turned")
+
+    def __init__(
+        self, lease: Lease[ACT], make: Callable[[ACT], Any], autocommit: bool | None = None
+    ) -> None:
         self._lease = lease
         self._make = make
+        self._autocommit = autocommit
 
     async def __aenter__(self) -> Any:
-        conn = await self._lease.__aenter__()
+        conn = self._conn = await self._lease.__aenter__()
+        self._turned = False
         try:
+            if self._autocommit is not None:
+                self._turned = await turn(conn, autocommit=self._autocommit)
+            if self._turned:
+                self._lease.pool._modes[conn] = not self._autocommit
             self._cursor = self._make(conn)
         except BaseException as error:
-            await self._lease.__aexit__(type(error), error, None)
+            await self._end(type(error), error, None)
             raise
         return self._cursor
 
@@ -176,11 +202,23 @@ class Cursor(Generic[ACT]):
     ) -> None:
         try:
             if kind is None:
-                await _see_through(self._cursor.close)
+                await see_through(self._cursor.close)
+                if self._turned and self._lease.holds():
+                    await commit(self._conn)
         except BaseException as failure:
-            await self._lease.__aexit__(type(failure), failure, None)
+            await self._end(type(failure), failure, None)
             raise
-        await self._lease.__aexit__(kind, error, tb)
+        await self._end(kind, error, tb)
+
+    async def _end(self, kind: Exc, error: BaseException | None, tb: TracebackType | None) -> None:
+        lease = self._lease
+        if self._turned and lease.holds() and not self._conn.closed:
+            mode = lease.pool._modes.pop(self._conn)
+            first = await put_back(lease.pool._connector, self._conn, autocommit=mode)
+            if first is not None:
+                lease.give_up(first)
+                return
+        await lease.__aexit__(kind, error, tb)
 
 
 class Acquisition(Coroutine[Any, Any, ACT]):
@@ -246,28 +284,8 @@ def _is_still_lent(pool: Lender[ACT], conn: ACT, number: int) -> bool:
     return owner is pool and (lease == number or (not lease and taken))
 
 
-def _has_nothing_to_commit(conn: ACT) -> bool:
-    """Then nobody needs to wait: for its lock, which a kept notifies() has, or a dead server."""
-    return conn.pgconn.transaction_status == IDLE and conn._tpc is None
-
-
 def _complain(pool: Lender[ACT], conn: ACT, *, failing: bool) -> None:
     """Raise for a block that has returned its connection, where `conn.close()` is no reason."""
     if not pool.close_returns and not failing:
         msg = f"{conn!r} was returned inside of the block that it was lent to"
         raise ReleaseError(msg)
-
-
-async def _see_through(work: Callable[[], Awaitable[T]]) -> T:
-    """Bring a COMMIT to its end, although an anyio scope around it is cancelled.
-
-    Once the scope's time is up that takes `GRACE` seconds at most.
-
-    Raises:
-        PoolError: there was no answer by then.
-    """
-    deadline = max(anyio.current_effective_deadline(), anyio.current_time()) + GRACE
-    with anyio.CancelScope(shield=True, deadline=deadline):
-        return await work()
-    msg = f"no answer to COMMIT in {GRACE:g} s more than allowed: what became of it is unknown"
-    raise PoolError(msg)

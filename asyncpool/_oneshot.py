@@ -10,8 +10,7 @@ import asyncio
 import math
 from asyncio import get_running_loop
 from collections.abc import Iterable
-from contextlib import nullcontext, suppress
-from functools import partial
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, Generic, cast
 
@@ -21,8 +20,9 @@ from psycopg.rows import tuple_row
 
 from asyncpool._answer import all_rows, first_row, first_value, tag
 from asyncpool._contexts import Exc, Lender
+from asyncpool._ending import put_back, turn
 from asyncpool._lane import Lane, Unfit
-from asyncpool._psycopg import ACT, IDLE
+from asyncpool._psycopg import ACT
 from asyncpool._rider import Rider
 
 
@@ -39,11 +39,9 @@ class Ride(Generic[ACT]):
         started = get_running_loop().time()
         conn = self._conn = await self._pool.getconn(self._timeout)
         self._limit: asyncio.Timeout | None = None
-        self._turned = not conn.autocommit
+        self._turned = False
         try:
-            # No I/O: psycopg only notes the mode, and refuses inside a transaction.
-            if self._turned:
-                await conn.set_autocommit(True)
+            self._turned = await turn(conn, autocommit=True)
             cur = conn.cursor()
             if self._timeout and self._timeout != math.inf:
                 limit = asyncio.timeout_at(started + self._timeout)
@@ -69,22 +67,9 @@ class Ride(Generic[ACT]):
 
     async def _end(self, *, failing: bool) -> None:
         conn, turn_back = self._conn, None
-        try:
-            if self._turned:
-                if conn.pgconn.transaction_status == IDLE:
-                    with suppress(psycopg.ProgrammingError):  # closed in the meantime
-                        await conn.set_autocommit(False)  # no I/O
-                else:
-                    turn_back = partial(_turn_back, conn)
-        finally:
-            self._pool._give_back(conn, failing=failing, first=turn_back)
-
-
-async def _turn_back(conn: ACT) -> None:
-    # The one shot was a BEGIN, or was cancelled and has not come to its end yet: psycopg changes
-    # the mode outside of transactions only.
-    await conn.rollback()
-    await conn.set_autocommit(False)
+        if self._turned and not conn.closed:
+            turn_back = await put_back(self._pool._connector, conn, autocommit=False)
+        self._pool._give_back(conn, failing=failing, first=turn_back)
 
 
 class OneShots(Lender[ACT]):

@@ -177,8 +177,7 @@ class PsycopgConnector(Generic[ACT]):
         if bond.take_interrupted():
             # Its blocks were left with no time for their end.
             open_blocks = conn._num_transactions = 0
-        busy = status == ACTIVE or conn.lock.locked() or conn.pgconn.pipeline_status
-        if busy or conn._pipeline or conn._tpc or open_blocks:
+        if conn.lock.locked() or open_blocks or _is_in_mid_operation(conn):
             msg = f"returned in mid-operation: {conn!r}"
             raise psycopg.OperationalError(msg)
         statements = RESETS[self._reset] if isinstance(self._reset, str) else ""
@@ -201,6 +200,44 @@ class PsycopgConnector(Generic[ACT]):
             await self.lend_to(self._reset, conn)
         _require_idle(conn, "reset")
         bond.watch_again()
+
+    async def roll_back(self, conn: ACT) -> None:
+        """End the transaction that is open, for a borrower who goes on to use the connection.
+
+        Nobody else comes between: its lock is held from the first step to the last.
+
+        Raises:
+            psycopg.Error: it cannot be ended; also when a statement is under way.
+        """
+        async with conn.lock:
+            bond = self._bonds[conn]
+            await bond.settle(conn)
+            if bond.take_interrupted():
+                conn._num_transactions = 0
+            if conn._num_transactions or _is_in_mid_operation(conn):
+                msg = f"left in mid-operation: {conn!r}"
+                raise psycopg.OperationalError(msg)
+            await conn.wait(conn._rollback_gen())
+
+    async def turn_back(self, conn: ACT, *, autocommit: bool) -> None:
+        """Roll back, and change the mode; nobody is to meet a connection in the wrong one."""
+        try:
+            await self.roll_back(conn)
+            await conn.set_autocommit(autocommit)
+        except BaseException:
+            if (bond := self._bonds.get(conn)) is not None:
+                bond.shut(socket.SHUT_RDWR)
+            raise
+
+    def is_at_rest(self, conn: ACT) -> bool:
+        """Whether its attributes can be changed with no wait, as no transaction is open."""
+        wire: Wire | None = getattr(conn, "_wire", None)
+        return (
+            conn.pgconn.transaction_status == IDLE
+            and conn._pipeline is None
+            and not conn.lock.locked()
+            and (wire is None or (wire.settled and not wire.cut_off and not wire.leaving))
+        )
 
     def is_clean(self, conn: ACT) -> bool:
         """Idle, and nothing more to be done between two borrowers."""
@@ -332,6 +369,12 @@ async def settle(make: Callable[[], Any]) -> Any:
     """Call what may be a plain or an async function."""
     value = make()
     return await value if inspect.isawaitable(value) else value
+
+
+def _is_in_mid_operation(conn: psycopg.AsyncConnection[Any]) -> bool:
+    """Whether something is under way on it that no ROLLBACK would end."""
+    active = conn.pgconn.transaction_status == ACTIVE or conn.pgconn.pipeline_status
+    return bool(active or conn._pipeline or conn._tpc)
 
 
 def _require_idle(conn: psycopg.AsyncConnection[Any], who: str) -> None:

@@ -245,6 +245,7 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         *,
         binary: bool = False,
         row_factory: AsyncRowFactory[Any] | None = None,
+        autocommit: bool | None = None,
         timeout: float | None = None,
     ) -> Cursor[ACT]:
         """A cursor on a connection of its own, for a block; else as `connection`.
@@ -252,13 +253,21 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         Args:
             binary: whether results come in PostgreSQL's binary format.
             row_factory: what makes rows, None: the connection's own.
+            autocommit: the connection's mode for the block, which is put back however that ends;
+                None: as it is.
             timeout: seconds to wait for a connection.
+
+        Raises:
+            TypeError: `autocommit` is neither a bool nor None.
         """
-        if row_factory is None:
-            return Cursor(self._lease(self, timeout), lambda conn: conn.cursor(binary=binary))
+        if autocommit is not None and not isinstance(autocommit, bool):
+            msg = f"autocommit must be True, False or None, not {autocommit!r}"
+            raise TypeError(msg)
+        keywords: dict[str, Any] = {} if row_factory is None else {"row_factory": row_factory}
         return Cursor(
             self._lease(self, timeout),
-            lambda conn: conn.cursor(binary=binary, row_factory=row_factory),
+            lambda conn: conn.cursor(binary=binary, **keywords),
+            autocommit,
         )
 
     def acquire(self, timeout: float | None = None) -> Acquisition[ACT]:
@@ -541,6 +550,7 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         core.ledger.elsewhere = partial(_riders, weakref.ref(self._lane))
         core.ledger.stranded = partial(_stranded, weakref.ref(self._lane))
         self._keys = Keys(core)
+        self._modes: dict[ACT, bool] = {}
         return core
 
     def _renew(self) -> None:
@@ -601,6 +611,8 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         *,
         dismiss: bool = False,
     ) -> None:
+        if self._modes and (mode := self._modes.pop(conn, None)) is not None:
+            first = partial(self._connector.turn_back, conn, autocommit=mode)
         conn._pool = None
         try:
             if dismiss:

@@ -45,6 +45,9 @@ async def the_default_connection_is_psycopgs(dsn: str) -> None:
         assert_type(cur, AsyncCursor[tuple[Any, ...]])
     async with pool.transaction(timeout=1) as conn:
         assert_type(conn, Plain)
+    async with pool.cursor(row_factory=dict_row, autocommit=True) as rows:
+        assert_type(rows, Any)
+    pool.cursor(autocommit="on")  # type: ignore[arg-type]
 
 
 async def acquire_is_awaited_or_entered(pool: AsyncConnectionPool) -> None:

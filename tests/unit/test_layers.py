@@ -36,6 +36,7 @@ FLOORS = [
         "_psycopg",
         "_process",
         "_keys",
+        "_ending",
         "_contexts",
         "_traits",
         "_statement",
