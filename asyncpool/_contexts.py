@@ -7,6 +7,7 @@ work and its return. A block that fails is rolled back by the pool's own task, n
 from __future__ import annotations
 
 import sys
+from asyncio import current_task
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
 from types import TracebackType
@@ -18,10 +19,14 @@ from asyncpool._core import Core
 from asyncpool._ending import commit, put_back, see_through, turn
 from asyncpool._entry import Entry
 from asyncpool._psycopg import ACT, PsycopgConnector
+from asyncpool._session import Join, Session
 from asyncpool._stacks import Trace, three
-from asyncpool.errors import ReleaseError
+from asyncpool.errors import PoolError, ReleaseError
 
 Exc = type[BaseException] | None
+
+JOINED = 0
+"""In place of a lease's number, which is never 0."""
 
 
 class Lender(Protocol[ACT]):
@@ -32,6 +37,8 @@ class Lender(Protocol[ACT]):
     _connector: PsycopgConnector[ACT]
     _modes: dict[ACT, bool]
     """The mode that a lent connection is put back to when it is returned in another."""
+    _sessions: dict[object, Session[ACT]]
+    """Those of this moment, each by its task and by its connection."""
 
     async def getconn(self, timeout: float | None = None) -> ACT:
         """Borrow."""
@@ -51,7 +58,7 @@ class Lender(Protocol[ACT]):
 class Lease(Generic[ACT]):
     """`pool.connection()`: a connection for a block, committed at its end, rolled back on error."""
 
-    __slots__ = ("_entry", "_number", "_pool", "_timeout")
+    __slots__ = ("_entry", "_join", "_number", "_pool", "_timeout")
 
     def __init__(self, pool: Lender[ACT], timeout: float | None) -> None:
         self._pool = pool
@@ -59,6 +66,10 @@ class Lease(Generic[ACT]):
 
     async def __aenter__(self) -> ACT:
         pool = self._pool
+        if pool._sessions and (session := pool._sessions.get(current_task())) is not None:
+            self._join = await session.join(self._timeout)
+            self._entry, self._number = session.entry, JOINED
+            return session.conn
         core = pool._core
         entry = core.take_now() if core.ledger.idle else None
         if entry is None:
@@ -80,6 +91,9 @@ class Lease(Generic[ACT]):
         if entry.uses == self._number and pool._core.release_now(conn):
             conn._pool = None
             return
+        if self._number == JOINED:
+            await self._join.leave(error)
+            return
         if not _is_still_lent(pool, conn, self._number):
             _complain(pool, conn, failing=kind is not None)
             return
@@ -96,13 +110,23 @@ class Lease(Generic[ACT]):
         """Where the connection comes from."""
         return self._pool
 
+    @property
+    def joined(self) -> bool:
+        """Whether it is a block inside of a session, whose connection it uses."""
+        return self._number == JOINED
+
     def holds(self) -> bool:
         """Whether it is the block's still to return."""
+        if self.joined:
+            return self._join.is_open()
         return _is_still_lent(self._pool, self._entry.conn, self._number)
 
-    def give_up(self, first: Callable[[], Awaitable[object]]) -> None:
-        """End a block that has failed, with work that is to be done before the roll-back."""
-        self._pool._give_back(self._entry.conn, failing=True, first=first)
+    async def give_up(self, first: Callable[[], Awaitable[object]]) -> None:
+        """End a block that has failed, with work that the pool is to do for it."""
+        if self.joined:
+            await self._join.leave(psycopg.Rollback(), first=first)
+        elif self.holds():
+            self._pool._give_back(self._entry.conn, failing=True, first=first)
 
 
 class TracedLease(Lease[ACT]):
@@ -112,7 +136,8 @@ class TracedLease(Lease[ACT]):
 
     async def __aenter__(self) -> ACT:
         conn = await super().__aenter__()
-        note(self._entry, three(sys._getframe(1)))
+        if not self.joined:
+            note(self._entry, three(sys._getframe(1)))
         return conn
 
 
@@ -126,13 +151,18 @@ def note(entry: Entry[ACT], trace: Trace) -> None:
 class Transaction(Generic[ACT]):
     """`pool.transaction()`: a connection for a block that is one explicit transaction."""
 
-    __slots__ = ("_conn", "_number", "_pool", "_timeout", "_transaction")
+    __slots__ = ("_conn", "_join", "_number", "_pool", "_timeout", "_transaction")
 
     def __init__(self, pool: Lender[ACT], timeout: float | None) -> None:
         self._pool = pool
         self._timeout = timeout
+        self._join: Join[ACT] | None = None
 
     async def __aenter__(self) -> ACT:
+        if (session := self._pool._sessions.get(current_task())) is not None:
+            self._join = await session.join(self._timeout, begin=True)
+            return session.conn
+        self._join = None
         conn = await self._pool.getconn(self._timeout)
         self._number = self._pool._core.bind(conn)
         try:
@@ -147,6 +177,8 @@ class Transaction(Generic[ACT]):
     async def __aexit__(
         self, kind: Exc, error: BaseException | None, tb: TracebackType | None
     ) -> bool:
+        if self._join is not None:
+            return await self._join.leave(error)
         pool, conn, end = self._pool, self._conn, self._transaction.__aexit__
         if not _is_still_lent(pool, conn, self._number):
             _complain(pool, conn, failing=kind is not None)
@@ -216,9 +248,57 @@ class Cursor(Generic[ACT]):
             mode = lease.pool._modes.pop(self._conn)
             first = await put_back(lease.pool._connector, self._conn, autocommit=mode)
             if first is not None:
-                lease.give_up(first)
+                await lease.give_up(first)
                 return
         await lease.__aexit__(kind, error, tb)
+
+
+class SessionBlock(Generic[ACT]):
+    """`pool.session()`: a connection for a block, and for all that its task borrows inside."""
+
+    __slots__ = ("_lease", "_pool", "_session")
+
+    def __init__(self, pool: Lender[ACT], lease: Lease[ACT]) -> None:
+        self._pool = pool
+        self._lease = lease
+        self._session: Session[ACT] | None = None
+
+    async def __aenter__(self) -> ACT:
+        if (task := current_task()) is None:
+            msg = "a session is a task's, and none runs here"
+            raise PoolError(msg)
+        pool, lease = self._pool, self._lease
+        conn = await lease.__aenter__()
+        self._session = None
+        if not lease.joined:
+            self._session = session = Session(pool._core, pool._connector, conn, task)
+            pool._sessions[task] = pool._sessions[conn] = session
+        return conn
+
+    async def __aexit__(
+        self, kind: Exc, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        lease, session = self._lease, self._session
+        if session is None:
+            await lease.__aexit__(kind, error, tb)
+            return
+        sessions = self._pool._sessions
+        for key in (session.task, session.conn):
+            if sessions.get(key) is session:
+                del sessions[key]
+        try:
+            if kind is None and (session.lost or (session.busy and session.holds())):
+                await session.ready(None)
+        except BaseException:
+            await lease.give_up(session.undo_all)
+            raise
+        unfinished = session.unfinished()
+        if unfinished is None and not (session.busy and session.holds()):
+            await lease.__aexit__(kind, error, tb)
+            return
+        await lease.give_up(session.undo_all)
+        if unfinished is not None and kind is None:
+            raise unfinished
 
 
 class Acquisition(Coroutine[Any, Any, ACT]):
@@ -240,8 +320,11 @@ class Acquisition(Coroutine[Any, Any, ACT]):
         return self._coroutine
 
     def __await__(self) -> Generator[Any, Any, ACT]:
-        if self._coroutine is None and (conn := self._pool._lend_now()) is not None:
-            return conn
+        pool = self._pool
+        if self._coroutine is None and not pool._sessions:
+            conn = pool._lend_now()
+            if conn is not None:
+                return conn
         return (yield from self._started().__await__())
 
     def send(self, value: Any) -> Any:

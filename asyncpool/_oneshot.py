@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from asyncio import get_running_loop
+from asyncio import current_task, get_running_loop
 from collections.abc import Iterable
 from contextlib import nullcontext
 from types import TracebackType
@@ -22,14 +22,17 @@ from asyncpool._answer import all_rows, first_row, first_value, tag
 from asyncpool._contexts import Exc, Lender
 from asyncpool._ending import put_back, turn
 from asyncpool._lane import Lane, Unfit
-from asyncpool._psycopg import ACT
+from asyncpool._psycopg import ACT, IDLE
 from asyncpool._rider import Rider
 
 
 class Ride(Generic[ACT]):
-    """A cursor on a connection in autocommit mode, for one statement."""
+    """A cursor on a connection in autocommit mode, for one statement.
 
-    __slots__ = ("_conn", "_limit", "_pool", "_timeout", "_turned")
+    In a session it is the session's, and a transaction that is open there has the statement.
+    """
+
+    __slots__ = ("_conn", "_limit", "_pool", "_session", "_timeout", "_turned")
 
     def __init__(self, pool: Lender[ACT], timeout: float | None) -> None:
         self._pool = pool
@@ -37,11 +40,17 @@ class Ride(Generic[ACT]):
 
     async def __aenter__(self) -> Any:
         started = get_running_loop().time()
-        conn = self._conn = await self._pool.getconn(self._timeout)
+        session = self._session = self._pool._sessions.get(current_task())
+        if session is not None:
+            await session.ready(self._timeout)
+            conn = self._conn = session.conn
+        else:
+            conn = self._conn = await self._pool.getconn(self._timeout)
         self._limit: asyncio.Timeout | None = None
         self._turned = False
         try:
-            self._turned = await turn(conn, autocommit=True)
+            if session is None or session.is_idle:
+                self._turned = await turn(conn, autocommit=True)
             cur = conn.cursor()
             if self._timeout and self._timeout != math.inf:
                 limit = asyncio.timeout_at(started + self._timeout)
@@ -69,7 +78,10 @@ class Ride(Generic[ACT]):
         conn, turn_back = self._conn, None
         if self._turned and not conn.closed:
             turn_back = await put_back(self._pool._connector, conn, autocommit=False)
-        self._pool._give_back(conn, failing=failing, first=turn_back)
+        if self._session is None:
+            self._pool._give_back(conn, failing=failing, first=turn_back)
+        elif turn_back is not None:
+            await self._session.undo(turn_back)
 
 
 class OneShots(Lender[ACT]):
@@ -147,12 +159,15 @@ class OneShots(Lender[ACT]):
             return []
         async with Ride(self, timeout) as cur:
             conn = cur.connection
+            alone = conn.pgconn.transaction_status == IDLE
             together = conn.pipeline() if psycopg.Pipeline.is_supported() else nullcontext()
             async with together:
                 # What breaks off before the COMMIT leaves a block open, which is rolled back.
-                await conn.execute("BEGIN", prepare=False)
+                if alone:
+                    await conn.execute("BEGIN", prepare=False)
                 curs = [await conn.execute(query, params) for query, params in pairs]
-                await conn.execute("COMMIT", prepare=False)
+                if alone:
+                    await conn.execute("COMMIT", prepare=False)
             return [
                 await each.fetchall() if each.description is not None else each.statusmessage or ""
                 for each in curs
@@ -224,6 +239,8 @@ class OneShots(Lender[ACT]):
         self, query: Query, params: Params | None, *, prepare: bool | None, binary: bool = False
     ) -> Rider | None:
         """A statement that shares a connection; None: it has to have one of its own."""
+        if self._sessions and current_task() in self._sessions:
+            return None
         if self._core.home is not get_running_loop():
             self._ensure_open()
         lane = self._lane

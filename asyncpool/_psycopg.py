@@ -219,6 +219,17 @@ class PsycopgConnector(Generic[ACT]):
                 raise psycopg.OperationalError(msg)
             await conn.wait(conn._rollback_gen())
 
+    async def roll_back_to(self, conn: ACT, block: psycopg.AsyncTransaction) -> None:
+        """Undo a transaction block and all inside of it, ended or not; else as `roll_back`."""
+        async with conn.lock:
+            await self._bonds[conn].settle(conn)
+            if conn._pipeline is not None:
+                await conn.wait(conn._pipeline._sync_gen())
+            conn._num_transactions = block._stack_index
+            if conn.pgconn.transaction_status != IDLE:
+                conn._num_transactions += 1  # it takes itself off
+                await conn.wait(block._rollback_gen(None))
+
     async def turn_back(self, conn: ACT, *, autocommit: bool) -> None:
         """Roll back, and change the mode; nobody is to meet a connection in the wrong one."""
         try:

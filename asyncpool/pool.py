@@ -9,6 +9,7 @@ import logging
 import sys
 import warnings
 import weakref
+from asyncio import current_task
 from collections.abc import Awaitable, Callable, Hashable
 from functools import partial
 from types import TracebackType
@@ -23,6 +24,7 @@ from asyncpool._contexts import (
     Cursor,
     Exc,
     Lease,
+    SessionBlock,
     TracedLease,
     Transaction,
     note,
@@ -46,6 +48,7 @@ from asyncpool._psycopg import (
     settle,
     version,
 )
+from asyncpool._session import Session
 from asyncpool._settings import count, duration, settings, sizes
 from asyncpool._stacks import above
 from asyncpool._terms import Terms
@@ -240,6 +243,23 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         """
         return Transaction(self, timeout)
 
+    def session(self, timeout: float | None = None) -> SessionBlock[ACT]:
+        """A connection for a block, and for all that this task borrows from the pool inside of it.
+
+        It is committed at the end and rolled back on error, as with `connection`. A block inside,
+        of any kind, is a savepoint where a transaction is open: its failure undoes its own work
+        alone. Where none is open, it commits what it has done. One-shots run in the transaction
+        that is open, or by themselves. `release` of what was borrowed inside only ends that use. By
+        a key another connection is borrowed. Tasks that are started inside are not part of it.
+
+        Args and errors are those of `connection`.
+
+        Raises:
+            ReleaseError: on exit, where a block inside that has work has not ended, or not in this
+                task, or could not be undone: nothing of the session stays.
+        """
+        return SessionBlock(self, self._lease(self, timeout))
+
     def cursor(
         self,
         *,
@@ -287,6 +307,9 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         """
         if getattr(conn, "_pool", None) is not self:
             raise self._not_lent(conn)
+        if self._sessions and (session := self._sessions.get(conn)) is not None:
+            session.take_back()
+            return
         self._return(conn)
         if self._keys.held:
             self._keys.forget(conn)
@@ -309,6 +332,8 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
             self._ensure_open()
             self._core.admit()
             return await self._keys.borrow(key, timeout, self._borrow)
+        if self._sessions and (session := self._sessions.get(current_task())) is not None:
+            return await session.borrow(timeout)
         return await self._borrow(timeout)
 
     async def putconn(self, conn: ACT, key: Hashable | None = None, *, close: bool = False) -> None:
@@ -317,7 +342,7 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         Args:
             conn: what was borrowed.
             key: the key that must have it; None: whichever has.
-            close: whether the connection is closed, and not lent again.
+            close: whether the connection is closed, and not lent again; a session's, at its end.
 
         Raises:
             TypeError: the key is not hashable.
@@ -330,6 +355,10 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
             return
         if getattr(conn, "_pool", None) is not self:
             raise self._not_lent(conn)
+        if (session := self._sessions.get(conn)) is not None:
+            session.take_back()
+            session.entry.doom()
+            return
         self._return(conn, dismiss=True)
         self._keys.forget(conn)
 
@@ -551,6 +580,7 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         core.ledger.stranded = partial(_stranded, weakref.ref(self._lane))
         self._keys = Keys(core)
         self._modes: dict[ACT, bool] = {}
+        self._sessions: dict[object, Session[ACT]] = {}
         return core
 
     def _renew(self) -> None:
@@ -627,7 +657,10 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         self, conn: ACT, *, failing: bool, first: Callable[[], Awaitable[object]] | None = None
     ) -> None:
         try:
-            self._return(conn, first)
+            if self._sessions and (session := self._sessions.get(conn)) is not None:
+                session.take_back()
+            else:
+                self._return(conn, first)
         except PoolError as error:
             if not failing:
                 raise

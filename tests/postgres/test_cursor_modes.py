@@ -138,7 +138,7 @@ async def test_the_mode_is_put_back_however_the_block_ends(
 async def test_the_mode_is_put_back_after_a_cancellation(
     dsn: str, backends: Backends, kind: Any, usual: bool, end: str
 ) -> None:
-    """In a query, and in one of a transaction block, of which nothing was to be seen before."""
+    """In a query, and in one of a transaction block."""
     async with pool_of(dsn, kind, kwargs={"autocommit": usual}) as pool:
         scope = anyio.CancelScope()
 

@@ -45,6 +45,8 @@ async def the_default_connection_is_psycopgs(dsn: str) -> None:
         assert_type(cur, AsyncCursor[tuple[Any, ...]])
     async with pool.transaction(timeout=1) as conn:
         assert_type(conn, Plain)
+    async with pool.session(timeout=1) as conn:
+        assert_type(conn, Plain)
     async with pool.cursor(row_factory=dict_row, autocommit=True) as rows:
         assert_type(rows, Any)
     pool.cursor(autocommit="on")  # type: ignore[arg-type]
@@ -116,6 +118,8 @@ async def a_class_of_ones_own_is_seen_through_the_pool(dsn: str) -> None:
     async with AsyncConnectionPool(dsn, connection_class=Connection) as pool:
         assert_type(pool, AsyncConnectionPool[Connection])
         async with pool.connection() as conn:
+            assert_type(await conn.tenant(), str)
+        async with pool.session() as conn:
             assert_type(await conn.tenant(), str)
 
 

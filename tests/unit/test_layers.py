@@ -37,6 +37,7 @@ FLOORS = [
         "_process",
         "_keys",
         "_ending",
+        "_session",
         "_contexts",
         "_traits",
         "_statement",
