@@ -307,12 +307,16 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         """
         if getattr(conn, "_pool", None) is not self:
             raise self._not_lent(conn)
-        if self._sessions and (session := self._sessions.get(conn)) is not None:
+        if not (self._sessions or self._modes or self._keys.held):
+            # What the rest comes to for nearly everybody, written out.
+            if self._core.release_now(conn):
+                conn._pool = None
+                return
+        elif (session := self._sessions.get(conn)) is not None:
             session.take_back()
             return
         self._return(conn)
-        if self._keys.held:
-            self._keys.forget(conn)
+        self._keys.forget(conn)
 
     async def getconn(self, timeout: float | None = None, *, key: Hashable | None = None) -> ACT:
         """The same as `await acquire(timeout)`; by a key, the connection that the key has.
