@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import logging
 import math
+import sys
 import time
 import weakref
 from asyncio import _get_running_loop as running_loop
@@ -367,7 +368,8 @@ class Core(Generic[C]):
         if self.ledger.budget is not None:
             self.ledger.budget._leave(self.ledger, forked=forked)
         if not ended:
-            self.stock.crew.dismiss()
+            # At the interpreter's exit no loop will run them to their end.
+            self.stock.crew.bury() if sys.is_finalizing() else self.stock.crew.dismiss()
             return conns
         for entry in list(self.ledger.entries):
             self.ledger.strike_off(entry)

@@ -344,7 +344,9 @@ class Track:
         finally:
             self.cancelled_at = now = monotonic()
             self.blocked = False
-            if self._ending_since and (hopeless or now - self._ending_since > DRAIN_TIMEOUT):
+            if self.wire.loop.is_closed():
+                pass  # nothing is to follow on it
+            elif self._ending_since and (hopeless or now - self._ending_since > DRAIN_TIMEOUT):
                 self._give_up()
             else:
                 self._moved(self)
