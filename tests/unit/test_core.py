@@ -612,6 +612,21 @@ class TestReturns:
             assert entry.holder is None
 
     @virtual_time
+    async def test_one_that_is_dismissed_is_closed_and_replaced(self) -> None:
+        """Though it is clean; a waiter gets the new one, and nobody can dismiss it twice."""
+        async with running(Driver(), 1, 1) as core:
+            conn = await take(core)
+            waiting = start(core)
+            await settle()
+            core.dismiss(conn)
+            with pytest.raises(ReleaseError):
+                core.dismiss(conn)
+            fresh = await waiting
+            assert fresh is not conn
+            core.release(fresh)
+            assert snapshot(core).returns_bad == 0
+
+    @virtual_time
     async def test_a_second_release_is_an_error(self) -> None:
         """And does no harm."""
         async with running(Driver(), 1, 1) as core:
