@@ -282,21 +282,25 @@ class SessionBlock(Generic[ACT]):
         if session is None:
             await lease.__aexit__(kind, error, tb)
             return
-        sessions = self._pool._sessions
-        for key in (session.task, session.conn):
-            if sessions.get(key) is session:
-                del sessions[key]
+        pool, conn = self._pool, session.conn
+        for key in (session.task, conn):
+            if pool._sessions.get(key) is session:
+                del pool._sessions[key]
+        undo_all: Callable[[], Awaitable[object]] = session.undo_all
+        if (mode := pool._modes.pop(conn, None)) is not None:
+            turn_back = partial(pool._connector.turn_back, conn, autocommit=mode)
+            undo_all = partial(session.undo_all, turn_back)
         try:
             if kind is None and (session.lost or (session.busy and session.holds())):
                 await session.ready(None)
         except BaseException:
-            await lease.give_up(session.undo_all)
+            await lease.give_up(undo_all)
             raise
-        unfinished = session.unfinished()
-        if unfinished is None and not (session.busy and session.holds()):
+        unfinished = session.unfinished(turned=mode is not None)
+        if unfinished is None and mode is None and not (session.busy and session.holds()):
             await lease.__aexit__(kind, error, tb)
             return
-        await lease.give_up(session.undo_all)
+        await lease.give_up(undo_all)
         if unfinished is not None and kind is None:
             raise unfinished
 

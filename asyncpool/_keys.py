@@ -78,7 +78,7 @@ class Keys(Generic[ACT]):
             self.held[key] = conn, self._core.lease_number(conn)
         finally:
             del self._asking[key]
-            if not asking.done():
+            if not asking.get_loop().is_closed():
                 asking.set_result(None)
         return conn
 

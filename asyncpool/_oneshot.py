@@ -49,7 +49,7 @@ class Ride(Generic[ACT]):
         self._limit: asyncio.Timeout | None = None
         self._turned = False
         try:
-            if session is None or session.is_idle:
+            if session is None or session.is_at_rest:
                 self._turned = await turn(conn, autocommit=True)
             cur = conn.cursor()
             if self._timeout and self._timeout != math.inf:
@@ -159,7 +159,7 @@ class OneShots(Lender[ACT]):
             return []
         async with Ride(self, timeout) as cur:
             conn = cur.connection
-            alone = conn.pgconn.transaction_status == IDLE
+            alone = conn.autocommit and conn.pgconn.transaction_status == IDLE
             together = conn.pipeline() if psycopg.Pipeline.is_supported() else nullcontext()
             async with together:
                 # What breaks off before the COMMIT leaves a block open, which is rolled back.

@@ -91,9 +91,8 @@ class Session(Generic[ACT]):
             begin: whether the block is a transaction where none is open.
         """
         await self.ready(timeout)
-        conn = self.conn
-        nested = not self.is_idle or conn._num_transactions or conn._pipeline or conn._tpc
-        join = Join(self, psycopg.AsyncTransaction(conn) if begin or nested else None)
+        nested = begin or not self.is_at_rest
+        join = Join(self, psycopg.AsyncTransaction(self.conn) if nested else None)
         self._joins.append(join)
         if join.block is not None:
             try:
@@ -167,12 +166,14 @@ class Session(Generic[ACT]):
         with anyio.CancelScope(shield=True):
             await asyncio.wait({task})
 
-    async def undo_all(self) -> None:
+    async def undo_all(self, then: Work[object] | None = None) -> None:
         """Let the pool come to the end of what it does, and then of all blocks inside."""
         if self._pending is not None:
             await asyncio.wait({self._pending})
         if self._joins:
             await self._joins[0].undo()
+        if then is not None:
+            await then()
 
     @property
     def busy(self) -> bool:
@@ -180,15 +181,22 @@ class Session(Generic[ACT]):
         return self._pending is not None and not self._pending.done()
 
     @property
-    def is_idle(self) -> bool:
-        """Whether no transaction is open."""
-        return self.conn.pgconn.transaction_status == IDLE
+    def is_at_rest(self) -> bool:
+        """Whether no transaction is open, and nothing else either."""
+        conn = self.conn
+        idle = conn.pgconn.transaction_status == IDLE
+        return idle and not (conn._num_transactions or conn._pipeline or conn._tpc)
 
-    def unfinished(self) -> ReleaseError | None:
-        """What is to be said of blocks inside that have not ended, and have work."""
-        if not self._joins or self.is_idle or not self.holds():
+    def unfinished(self, *, turned: bool) -> ReleaseError | None:
+        """What is to be said of blocks inside that have not ended, and have work.
+
+        Args:
+            turned: whether one of them has left the connection in another mode.
+        """
+        unfinished = turned or (self._joins and not self.is_at_rest)
+        if not unfinished or not self.holds():
             return None
-        return self._error("is rolled back: a block inside of it has not ended")
+        return self._error("is rolled back: a block inside of it has not ended in its turn")
 
     def holds(self) -> bool:
         """Whether the connection is in this lease still."""
