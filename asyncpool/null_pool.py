@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, ClassVar, Self
 
+from asyncpool._budget import Budget
 from asyncpool._psycopg import ACT, INERROR, INTRANS, Conninfo, Kwargs, ResetLevel
 from asyncpool.faults import Fault, classify
 from asyncpool.pool import WATCHED, AsyncConnectionPool
@@ -61,6 +62,7 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
         leak_timeout: float | None = None,
         fail_fast_after: float = 60.0,
         classify: Callable[[BaseException], Fault | None] = classify,
+        budget: Budget | None = None,
         num_workers: int = 3,
         ping_interval: float = 30.0,
         ping_timeout: float = 5.0,
@@ -87,6 +89,7 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
             leak_timeout=leak_timeout,
             fail_fast_after=fail_fast_after,
             classify=classify,
+            budget=budget,
             num_workers=num_workers,
             ping_interval=ping_interval,
             ping_timeout=ping_timeout,
@@ -116,9 +119,15 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
     async def check(self) -> None:
         """Do nothing: there is no idle connection that might be broken."""
 
-    def _return(self, conn: ACT, first: Callable[[], Awaitable[object]] | None = None) -> None:
+    def _return(
+        self,
+        conn: ACT,
+        first: Callable[[], Awaitable[object]] | None = None,
+        *,
+        dismiss: bool = False,
+    ) -> None:
         in_transaction = conn.pgconn.transaction_status in (INTRANS, INERROR)
         if first is None and in_transaction and not conn.lock.locked():
             # No conn.rollback(), which psycopg refuses inside of a transaction() block.
             first = partial(conn.execute, b"ROLLBACK", prepare=False)
-        super()._return(conn, first)
+        super()._return(conn, first, dismiss=dismiss)

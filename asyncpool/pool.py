@@ -582,7 +582,7 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         self._lane = Lane(core, self._shared_size, unfit=not fit)
         core.ledger.elsewhere = partial(_riders, weakref.ref(self._lane))
         core.ledger.stranded = partial(_stranded, weakref.ref(self._lane))
-        self._keys = Keys(core)
+        self._keys: Keys[ACT] = Keys(core)
         self._modes: dict[ACT, bool] = {}
         self._sessions: dict[object, Session[ACT]] = {}
         return core

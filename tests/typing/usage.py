@@ -7,7 +7,6 @@ from typing import Any, assert_type
 
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import DictRow, dict_row
-
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from asyncpool import (
