@@ -53,7 +53,8 @@ async def make_round(core: Core[C]) -> None:
     core.vigil.report_overdue()
     core.vigil.take_back()
     core.stock.refill()
-    await ping_all(core, ledger.unproved(now))
+    if silent := ledger.unproved(now):
+        await ping_all(core, silent)
 
 
 async def ping_all(core: Core[C], entries: list[Entry[C]]) -> None:
