@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 from asyncpool._core import Core
@@ -14,7 +13,7 @@ from asyncpool.stats import COUNTED, LeaseInfo, PoolStats
 def snapshot(core: Core[Any]) -> PoolStats:
     """The sizes by state and the counters."""
     ledger, counters = core.ledger, core.stock.counters
-    states = Counter(entry.state for entry in ledger.entries)
+    states = [entry.state for entry in ledger.entries]
     waiting = ledger.waiting
     served = ledger.leases + counters.requests_shared
     # Whoever has been told so has failed, though its task has yet to run and count it.
@@ -25,11 +24,11 @@ def snapshot(core: Core[Any]) -> PoolStats:
         min_size=core.settings.min_size,
         max_size=core.settings.bound,
         size=ledger.size,
-        opening=states[State.OPENING],
-        idle=states[State.IDLE],
-        leased=states[State.LEASED],
-        cleaning=states[State.CLEANING],
-        closing=states[State.CLOSING],
+        opening=states.count(State.OPENING),
+        idle=states.count(State.IDLE),
+        leased=states.count(State.LEASED),
+        cleaning=states.count(State.CLEANING),
+        closing=states.count(State.CLOSING),
         waiting=waiting,
         requests=served + counted["requests_failed"] + counters.requests_cancelled + waiting,
         **counted,

@@ -87,8 +87,8 @@ class Laws:
         ledger = self.core.ledger
         return ledger.settings.min_size if ledger.budget is None else 0
 
-    def hold(self) -> None:
-        """The laws between any two turns; all of them whenever anything has changed."""
+    def hold(self) -> bool:
+        """The laws between any two turns; all of them whenever anything has changed, and if so."""
         ledger = self.core.ledger
         line, entries = ledger.line, ledger.entries
         if self.connector.sockets > len(entries):
@@ -103,13 +103,15 @@ class Laws:
             ledger.idle.copy(),
             list(ledger.leased.values()),
             list(line._places),
-            (line.length, line.told, ledger.opening, ledger.closing, self.begun),
+            (line.length, line.told, ledger.opening, ledger.late, ledger.closing, self.begun),
             counted,
         )
-        if seen != self._seen:
-            self._seen = seen
-            self._hold_books()
-            self._hold_counters(counted)
+        if seen == self._seen:
+            return False
+        self._seen = seen
+        self._hold_books()
+        self._hold_counters(counted)
+        return True
 
     async def borrow(self, timeout: float | None) -> FakeConn:
         """Acquire a connection as users do, and see to it that the laws of a request hold."""

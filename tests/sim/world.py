@@ -105,9 +105,10 @@ class World(SeededLoop):
             self._break(self.complaints[0])
         if self.turns > 200_000:
             self._break("the world does not come to rest")
+        changed = False
         for laws in self.pools:
-            laws.hold()
-        if self._shared is not None:
+            changed |= laws.hold()
+        if changed and self._shared is not None:
             self._shared.hold()
 
     def _found_pool(self, name: str) -> None:
