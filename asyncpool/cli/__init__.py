@@ -1,4 +1,4 @@
-"""The command line. `asyncpool demo` is in it; it needs the extra `demo` (typer and rich)."""
+"""The command line: demo and ping. It needs the extra `demo` (typer and rich)."""
 
 from __future__ import annotations
 

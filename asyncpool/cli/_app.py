@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
 
 from asyncpool.cli._demo import Plan, demo
+from asyncpool.cli._limit import end
+from asyncpool.cli._ping import ping
 
 app = typer.Typer(
     name="asyncpool",
@@ -17,6 +20,24 @@ app = typer.Typer(
     # Its tracebacks show local variables, and a DSN is one of them.
     pretty_exceptions_enable=False,
 )
+
+
+def finite(value: float) -> float:
+    """A number of seconds; "nan" and "inf" pass for floats above the least."""
+    if not math.isfinite(value):
+        raise typer.BadParameter("it must be a finite number of seconds")
+    return value
+
+
+GivenDSN = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="DSN",
+        envvar="DATABASE_URL",
+        help="Without one, libpq's own environment counts, PGHOST and so on, as for psql.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Say it in JSON.")]
 
 
 def show_version(wanted: bool) -> None:
@@ -58,3 +79,20 @@ def run_demo(
     Exit status: 0 if the books balance, 1 if not, or if it cannot run, 130 after Ctrl-C.
     """
     raise typer.Exit(asyncio.run(demo(Plan(dsn, tasks, size, seconds))))
+
+
+@app.command("ping")
+def run_ping(
+    dsn: GivenDSN = None,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, callback=finite, help="Seconds for all of it.")
+    ] = 3.0,
+    as_json: Json = False,
+) -> None:
+    """Connect, run one statement, and say in one line whether that worked: for health checks.
+
+    Of several hosts each is asked, all at once, and the first to answer counts.
+
+    Exit status: 0 if a server answered in time, else 1.
+    """
+    end(ping(dsn, timeout, as_json=as_json))

@@ -1,0 +1,96 @@
+"""`asyncpool ping`: does the server answer, within a time that is certain? For health checks.
+
+A connection and one statement, on each host at once; the first that does both is the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import asdict, dataclass
+from time import perf_counter
+
+import psycopg
+import typer
+
+from asyncpool.cli._limit import TimeUp, within
+from asyncpool.cli._target import BadDSN, brief, hosts, place, place_of, read
+
+LINE = 300
+"""Characters of a message, at most: it goes into logs again and again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of it; these are the keys of `--json`."""
+
+    ok: bool
+    place: str | None
+    """Of the host that answered; else of those that were asked."""
+    seconds: float
+    """From the beginning of the connect to the statement's result, or to the failure."""
+    server_version: str | None = None
+    role: str | None = None
+    """"primary" or "standby", as PostgreSQL 14 and later say."""
+    error: str | None = None
+
+
+def ping(dsn: str | None, timeout: float, *, as_json: bool) -> int:
+    """Ask, print one line, and return the exit status."""
+    began = perf_counter()
+    places = None
+    try:
+        dsns = hosts(read(dsn))
+        places = ",".join(map(place, dsns))
+        answer = within(timeout, lambda: _first_of(dsns, began))
+    except BadDSN as error:
+        answer = Answer(False, None, 0.0, error=str(error))
+    except TimeUp:
+        answer = Answer(False, places, timeout, error=f"{places}: no answer within {timeout:g} s")
+    show(answer, as_json=as_json)
+    return 0 if answer.ok else 1
+
+
+def show(answer: Answer, *, as_json: bool) -> None:
+    """One line: for people, what went wrong on stderr; for programs all on stdout."""
+    if as_json:
+        typer.echo(json.dumps(asdict(answer)))
+    elif answer.ok:
+        what = ", ".join(filter(None, [f"PostgreSQL {answer.server_version}", answer.role]))
+        typer.echo(f"ok: {answer.place} answered in {answer.seconds * 1000:.1f} ms ({what})")
+    else:
+        error = answer.error or ""
+        typer.echo(error if len(error) <= LINE else f"{error[: LINE - 3]}...", err=True)
+
+
+async def _first_of(dsns: list[str], began: float) -> Answer:
+    """The first good answer, or what each of them said instead."""
+    asked = [asyncio.create_task(_ask(dsn, began)) for dsn in dsns]
+    for next_one in asyncio.as_completed(asked):
+        if (answer := await next_one).ok:
+            return answer
+    answers = [task.result() for task in asked]
+    return Answer(
+        False,
+        ",".join(answer.place or "" for answer in answers),
+        perf_counter() - began,
+        error="; ".join(answer.error or "" for answer in answers),
+    )
+
+
+async def _ask(dsn: str, began: float) -> Answer:
+    try:
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+            await conn.execute("SELECT 1")  # a pooler may answer the empty query by itself
+            standby = conn.info.parameter_status("in_hot_standby")
+            version = conn.info.parameter_status("server_version") or "?"
+            return Answer(
+                True,
+                place_of(conn),
+                perf_counter() - began,
+                server_version=version.split()[0],
+                role={"on": "standby", "off": "primary"}.get(standby or ""),
+            )
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is said in one line
+        at = place(dsn)
+        return Answer(False, at, perf_counter() - began, error=f"{at}: {brief(error)}")

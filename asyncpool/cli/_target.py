@@ -1,0 +1,102 @@
+"""Which server is meant, and what may be said of it: nothing that could be a password.
+
+libpq and psycopg quote what they cannot read. So a connection string is read here first, and what a
+misplaced character has made of it is refused before anybody repeats it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from asyncpool import AsyncConnectionPool
+
+FOREIGN = re.compile(r"postgres(?:ql)?(\+\w+)://")
+"""SQLAlchemy's URLs, which name a driver."""
+NOISE = re.compile(r"(Is the server running|Multiple connection attempts failed)")
+PREFIX = re.compile(
+    r"(connection failed: |connection is bad: |FATAL: +|- host: .*?, hostaddr: \S+: "
+    r'|connection to server (at|on socket) "[^"]*"( \([^)]*\))?(, port \d+)? failed: )+'
+)
+
+
+class BadDSN(ValueError):
+    """It is no connection string; the message is for the user, and quotes nothing of it."""
+
+
+def read(dsn: str | None) -> str:
+    """The connection string, once it is known to be one; None is libpq's own environment.
+
+    Raises:
+        BadDSN: it is none, or a character in it would make a part of the password pass as a host,
+            a port or a database.
+    """
+    dsn = dsn or ""
+    if found := FOREIGN.match(dsn):
+        msg = f"the DSN names a driver, as SQLAlchemy's do: leave out the {found[1]!r}"
+        raise BadDSN(msg)
+    try:
+        AsyncConnectionPool(dsn, open=False)
+    except ValueError as error:
+        raise BadDSN(str(error).replace("conninfo", "the DSN", 1)) from None
+    params = conninfo_to_dict(dsn)
+    ports = str(params.get("port") or "0").split(",")
+    if not all(port.isdecimal() or not port for port in ports) or (
+        "://" in dsn and "@" in str(params.get("dbname", ""))
+    ):
+        msg = (
+            "the DSN has a port that is no number, or an @ in the database's name: percent-encode"
+            " special characters in the password; it is not shown here, since it may hold one"
+        )
+        raise BadDSN(msg)
+    return dsn
+
+
+def hosts(dsn: str) -> list[str]:
+    """A connection string for each of the hosts that it names, in their order."""
+    params = conninfo_to_dict(dsn)
+
+    def listed(name: str) -> list[str]:
+        value = params.get(name) or os.environ.get(f"PG{name.upper()}") or ""
+        return str(value).split(",")
+
+    parts = {name: listed(name) for name in ("host", "hostaddr", "port")}
+    count = max(len(parts["host"]), len(parts["hostaddr"]))
+    if count == 1:
+        return [dsn]
+    return [
+        make_conninfo(
+            dsn,
+            **{
+                name: values[number if len(values) > 1 else 0]
+                for name, values in parts.items()
+                if len(values) in (1, count) and values != [""]
+            },
+        )
+        for number in range(count)
+    ]
+
+
+def place(dsn: str) -> str:
+    """Where a connection string of one host leads, as far as it says so."""
+    params = conninfo_to_dict(dsn)
+    host = params.get("host") or params.get("hostaddr") or os.environ.get("PGHOST") or "localhost"
+    port = params.get("port") or os.environ.get("PGPORT") or 5432
+    return f"{host}:{port}"
+
+
+def place_of(conn: psycopg.AsyncConnection[Any]) -> str:
+    """Where a connection has led."""
+    info = conn.info
+    return f"{info.host or info.hostaddr}:{info.port}/{info.dbname}"
+
+
+def brief(error: BaseException) -> str:
+    """What an error says beyond the place, in one line, each thing once."""
+    lines = (PREFIX.sub("", line.strip(), count=1) for line in str(error).splitlines())
+    said = dict.fromkeys(line for line in lines if line and not NOISE.match(line))
+    return "; ".join(said) or type(error).__name__

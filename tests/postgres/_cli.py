@@ -1,0 +1,113 @@
+"""The command line as its users run it: a process, what it prints, its exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 60.0
+"""Seconds until a test gives up; nothing here should take a fifth of it."""
+HIDDEN = "never-to-be-seen"
+
+
+class Outcome(NamedTuple):
+    """What a run of the program has left."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What it printed for programs."""
+        return json.loads(self.out)
+
+
+async def run(*arguments: str, **environment: str) -> Outcome:
+    """Run it to its end; it has shown neither a traceback nor the password."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
+    kept.pop("DATABASE_URL", None)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "asyncpool.cli", *arguments),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=kept | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"} | environment,
+    )
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), LIMIT)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    outcome = Outcome(process.returncode, out.decode(), err.decode())
+    assert "Traceback" not in outcome.out + outcome.err, outcome
+    assert HIDDEN not in outcome.out + outcome.err, outcome
+    return outcome
+
+
+@contextmanager
+def silence() -> Iterator[str]:
+    """A network that swallows what it is told: connections are accepted, and never answered."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        yield f"host=127.0.0.1 port={port} user=app dbname=app password={HIDDEN}"
+
+
+@contextmanager
+def bouncer(dsn: str, **settings: object) -> Iterator[str]:
+    """A connection string that leads through a PgBouncer of these settings."""
+    program = os.environ.get("PGBOUNCER") or shutil.which("pgbouncer")
+    if program is None:
+        pytest.skip("there is no pgbouncer on the PATH, nor in $PGBOUNCER")
+    there = conninfo_to_dict(dsn)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    own = {"listen_addr": "127.0.0.1", "listen_port": port, "unix_socket_dir": ""}
+    lines = [f"{name} = {value}" for name, value in ({"auth_type": "any"} | own | settings).items()]
+    with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
+        Path(folder).chmod(0o755)
+        file = Path(folder) / "ini"
+        target = f"host={there['host']} port={there['port']} user={there['user']}"
+        databases = f"{there['dbname']} = {target}"
+        file.write_text("\n".join(["[databases]", databases, "[pgbouncer]", *lines, ""]))
+        process = subprocess.Popen(
+            [program, str(file)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            user="nobody" if os.geteuid() == 0 else None,  # as root it refuses to run
+        )
+        try:
+            through = make_conninfo(dsn, host="127.0.0.1", port=port)
+            _await_answer(process, make_conninfo(through, dbname="pgbouncer"))
+            yield through
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _await_answer(process: subprocess.Popen[bytes], console: str) -> None:
+    while True:
+        try:
+            psycopg.connect(console, connect_timeout=5).close()
+        except psycopg.OperationalError:
+            assert process.poll() is None, "pgbouncer has ended"
+        else:
+            return

@@ -1,0 +1,160 @@
+"""`asyncpool ping` as a health check runs it: a process, one line, its exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from time import monotonic
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from asyncpool.testing import Server, ServerUnsupported, postgres
+
+from ._cli import HIDDEN, bouncer, run, silence
+
+
+async def test_ping_of_a_server_that_answers_is_one_line_and_status_0(dsn: str) -> None:
+    """It says where, how long it took, and what it has met; nothing goes to stderr."""
+    found = await run("ping", make_conninfo(dsn, password=HIDDEN))
+    assert (found.status, found.err) == (0, "")
+    line = r"ok: 127\.0\.0\.1:\d+/postgres answered in [\d.]+ ms \(PostgreSQL \d+\.\d+, primary\)\n"
+    assert re.fullmatch(line, found.out), found
+
+
+async def test_ping_in_json_has_stable_keys(dsn: str) -> None:
+    """The same ones for an answer and for none."""
+    keys = ["ok", "place", "seconds", "server_version", "role", "error"]
+    good = await run("ping", dsn, "--json")
+    bad = await run("ping", make_conninfo(dsn, port=1), "--json")
+    assert list(good.json) == list(bad.json) == keys
+    assert (good.status, good.json["ok"], good.json["role"]) == (0, True, "primary")
+    assert (bad.status, bad.json["ok"], bad.json["place"]) == (1, False, "127.0.0.1:1")
+    assert bad.json["error"] == "127.0.0.1:1: Connection refused"
+
+
+async def test_ping_takes_the_server_from_the_environment(dsn: str) -> None:
+    """`DATABASE_URL`, and without it libpq's own variables, as psql does."""
+    parts = conninfo_to_dict(dsn)
+    own = {f"PG{name}": str(parts[name.lower()]) for name in ("HOST", "PORT", "USER")}
+    for environment in ({"DATABASE_URL": dsn}, own | {"PGDATABASE": "postgres"}):
+        found = await run("ping", **environment)
+        assert found.status == 0, found
+        assert found.out.startswith(f"ok: 127.0.0.1:{parts['port']}/postgres")
+
+
+async def test_ping_of_a_silent_network_ends_when_its_time_is_up() -> None:
+    """Connected, and never answered."""
+    with silence() as dsn:
+        began = monotonic()
+        found = await run("ping", dsn, "--timeout", "0.5")
+        assert monotonic() - began < 30, "psycopg's own limit would be 130 s"
+    assert found.status == 1
+    assert re.fullmatch(r"127\.0\.0\.1:\d+: no answer within 0\.5 s\n", found.err), found
+
+
+async def test_ping_of_a_paused_server_ends_when_its_time_is_up(server: Server) -> None:
+    """The kernel accepts for it, and nobody answers."""
+    await server.pause()
+    found = await run("ping", server.dsn, "--timeout", "0.5")
+    assert (found.status, found.out) == (1, "")
+    assert found.err.endswith("no answer within 0.5 s\n")
+
+
+async def test_ping_is_bounded_while_a_name_is_looked_up(dsn: str) -> None:
+    """A look-up has a thread that nobody can cancel; Python would wait for its end."""
+    program = (
+        "import socket, threading, sys; from asyncpool.cli import main\n"
+        "socket.getaddrinfo = lambda *_, **__: threading.Event().wait()\n"
+        "sys.argv = ['asyncpool', 'ping', 'host=db.example user=app', '--timeout', '0.5']\n"
+        "main()"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stderr=asyncio.subprocess.PIPE
+    )
+    _, err = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 1
+    assert err.decode() == "db.example:5432: no answer within 0.5 s\n"
+
+
+async def test_ping_is_one_short_line_where_the_server_refuses(
+    dsn: str, conn: psycopg.AsyncConnection[object]
+) -> None:
+    """No such database, and a role with no connection left."""
+    missing = await run("ping", make_conninfo(dsn, dbname="nowhere"))
+    assert missing.status == 1
+    assert missing.err.endswith('database "nowhere" does not exist\n')
+    await conn.execute("CREATE ROLE full_up LOGIN CONNECTION LIMIT 0")
+    try:
+        full = await run("ping", make_conninfo(dsn, user="full_up"))
+    finally:
+        await conn.execute("DROP ROLE full_up")
+    assert full.status == 1
+    assert full.err.endswith('too many connections for role "full_up"\n')
+    assert full.err.count("\n") == 1
+
+
+async def test_ping_of_several_hosts_takes_whichever_answers(dsn: str) -> None:
+    """A silent one does not use up the time of the other; none at all are all told of."""
+    port = conninfo_to_dict(dsn)["port"]
+    with silence() as silent:
+        both = f"127.0.0.1:{conninfo_to_dict(silent)['port']},127.0.0.1:{port}"
+        found = await run("ping", f"postgresql://postgres@{both}/postgres", "--timeout", "10")
+        assert found.status == 0, found
+        assert found.out.startswith(f"ok: 127.0.0.1:{port}/")
+    found = await run("ping", "postgresql://postgres@127.0.0.1:1,127.0.0.1:2/postgres")
+    assert found.err == "127.0.0.1:1: Connection refused; 127.0.0.1:2: Connection refused\n"
+
+
+async def test_ping_honours_target_session_attrs() -> None:
+    """A primary is wanted, and this is a standby."""
+    async with postgres() as primary:
+        try:
+            async with primary.standby() as standby:
+                assert "standby)" in (await run("ping", standby.dsn)).out
+                wanted = make_conninfo(standby.dsn, target_session_attrs="read-write")
+                found = await run("ping", wanted)
+        except ServerUnsupported:
+            pytest.skip("no standby of this kind of server")
+    assert found.status == 1
+    assert found.err.endswith("session is read-only\n")
+
+
+async def test_ping_asks_the_server_behind_a_pooler() -> None:
+    """PgBouncer answers by itself as long as it need not have a server."""
+    async with postgres() as server:
+        with bouncer(server.dsn, pool_mode="transaction") as dsn:
+            assert (await run("ping", dsn)).status == 0
+            await server.kill()
+            found = await run("ping", dsn, "--timeout", "1")
+    assert (found.status, found.out) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("dsn", "message"),
+    [
+        (f"postgresql://u:{HIDDEN}@[/x", "the DSN is neither"),
+        (f"password={HIDDEN} nonsense", "the DSN is neither"),
+        (f"postgresql://u:{HIDDEN}@more@127.0.0.1/x", "the DSN is neither"),
+        (f"postgresql://u:{HIDDEN}/more@127.0.0.1/x", "a port that is no number"),
+        (f"postgresql://u:1/{HIDDEN}@127.0.0.1/x", "an @ in the database's name"),
+        (f"postgresql+asyncpg://u:{HIDDEN}@127.0.0.1/x", "leave out the '+asyncpg'"),
+        (f"host=a..b password={HIDDEN}", "a..b:5432: label empty or too long"),
+        (f"host=127.0.0.1 connect_timeout=soon password={HIDDEN}", "bad value"),
+    ],
+)
+async def test_ping_explains_a_bad_dsn_and_quotes_nothing_of_it(dsn: str, message: str) -> None:
+    """What a misplaced character makes of a password is no host, no port and no database."""
+    found = await run("ping", dsn)
+    assert (found.status, found.out) == (1, "")
+    assert message in found.err
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
+async def test_ping_refuses_a_time_limit_that_is_none(seconds: str) -> None:
+    """Status 2, as for every bad option."""
+    found = await run("ping", "host=127.0.0.1", "--timeout", seconds)
+    assert found.status == 2
+    assert "--timeout" in found.err
