@@ -84,6 +84,8 @@ def hosts(dsn: str) -> list[str]:
 def place(dsn: str) -> str:
     """Where a connection string of one host leads, as far as it says so."""
     params = conninfo_to_dict(dsn)
+    if service := params.get("service") or os.environ.get("PGSERVICE"):
+        return f"service {service}"
     host = params.get("host") or params.get("hostaddr") or os.environ.get("PGHOST") or "localhost"
     port = params.get("port") or os.environ.get("PGPORT") or 5432
     return f"{host}:{port}"
