@@ -1,4 +1,4 @@
-"""The command line: demo and ping. It needs the extra `demo` (typer and rich)."""
+"""The command line: demo, ping and doctor. It needs the extra `demo` (typer and rich)."""
 
 from __future__ import annotations
 

@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from asyncpool.cli._demo import Plan, demo
+from asyncpool.cli._doctor import doctor
+from asyncpool.cli._facts import Asked
 from asyncpool.cli._limit import end
 from asyncpool.cli._ping import ping
 
@@ -96,3 +98,22 @@ def run_ping(
     Exit status: 0 if a server answered in time, else 1.
     """
     end(ping(dsn, timeout, as_json=as_json))
+
+
+@app.command("doctor")
+def run_doctor(
+    dsn: GivenDSN = None,
+    max_size: Annotated[int, typer.Option(min=1, help="Connections of a pool, at most.")] = 10,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that have a pool each.")] = 1,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, callback=finite, help="Seconds for all of it.")
+    ] = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Look at a server as a pool would, and say what to change.
+
+    It has one connection at a time, two where a pooler is in between, and writes nothing.
+
+    Exit status: 0 with notes and warnings too, 1 if there is a problem.
+    """
+    end(doctor(dsn, Asked(max_size=max_size, workers=workers), timeout, as_json=as_json))

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any, NamedTuple
 
 import psycopg
@@ -71,19 +72,33 @@ def silence() -> Iterator[str]:
 
 
 @contextmanager
-def bouncer(dsn: str, **settings: object) -> Iterator[str]:
-    """A connection string that leads through a PgBouncer of these settings."""
+def bouncer(dsn: str, *, console: bool = True, **settings: object) -> Iterator[str]:
+    """A connection string that leads through a PgBouncer of these settings.
+
+    Args:
+        dsn: the server's.
+        console: whether its user may also look at the PgBouncer.
+        settings: of the PgBouncer.
+    """
     program = os.environ.get("PGBOUNCER") or shutil.which("pgbouncer")
     if program is None:
         pytest.skip("there is no pgbouncer on the PATH, nor in $PGBOUNCER")
     there = conninfo_to_dict(dsn)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    own = {"listen_addr": "127.0.0.1", "listen_port": port, "unix_socket_dir": ""}
-    lines = [f"{name} = {value}" for name, value in ({"auth_type": "any"} | own | settings).items()]
+    own: dict[str, object] = {
+        "listen_addr": "127.0.0.1",
+        "listen_port": port,
+        "unix_socket_dir": "",
+        "auth_type": "any",
+    }
     with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
         Path(folder).chmod(0o755)
-        file = Path(folder) / "ini"
+        file, users = Path(folder) / "ini", Path(folder) / "users"
+        if not console:
+            users.write_text(f'"{there["user"]}" ""\n')
+            own |= {"auth_type": "trust", "auth_file": users}
+        lines = [f"{name} = {value}" for name, value in (own | settings).items()]
         target = f"host={there['host']} port={there['port']} user={there['user']}"
         databases = f"{there['dbname']} = {target}"
         file.write_text("\n".join(["[databases]", databases, "[pgbouncer]", *lines, ""]))
@@ -96,18 +111,20 @@ def bouncer(dsn: str, **settings: object) -> Iterator[str]:
         )
         try:
             through = make_conninfo(dsn, host="127.0.0.1", port=port)
-            _await_answer(process, make_conninfo(through, dbname="pgbouncer"))
+            _await_answer(process, through)
             yield through
         finally:
             process.terminate()
             process.wait()
 
 
-def _await_answer(process: subprocess.Popen[bytes], console: str) -> None:
+def _await_answer(process: subprocess.Popen[bytes], dsn: str) -> None:
+    deadline = monotonic() + LIMIT
     while True:
         try:
-            psycopg.connect(console, connect_timeout=5).close()
+            psycopg.connect(dsn, connect_timeout=5).close()
         except psycopg.OperationalError:
             assert process.poll() is None, "pgbouncer has ended"
+            assert monotonic() < deadline, "pgbouncer does not answer"
         else:
             return
