@@ -30,7 +30,7 @@ from tests.mutants import ROOT, Mutant, mutants, path_of
 
 assert sys.version_info >= (3, 12), "sys.monitoring tells which test reaches which line"
 
-CORE = ["_ledger", "_waiters", "_core", "_stock", "_news", "_vigil"]
+CORE = ["_ledger", "_budget", "_waiters", "_core", "_stock", "_news", "_vigil"]
 CORE += ["_check", "_crew", "_keeper", "_entry", "_backoff"]
 SIM = "tests/sim/test_sim.py::test_no_law_is_broken_in_any_schedule"
 TESTS = ["tests/unit", f"{SIM}[0]", "tests/sim/test_machine.py"]
