@@ -82,6 +82,8 @@ class Bond:
         self.wire: Wire | None = getattr(conn, "_wire", None)
         self._began_as_standby = conn.info.parameter_status("in_hot_standby") == "on"
         self._doubt: BaseException | None = None
+        self.unfit = False
+        """Whether something of a borrower's could not be put back."""
         self._tell: Tell | None = None
         # The socket once more: the only witness that outlives libpq's own descriptor.
         if self.wire is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -60,7 +61,8 @@ async def put_back(
     psycopg changes it outside of transactions only, and a statement that was cancelled may not have
     come to its end yet.
     """
-    if not connector.is_at_rest(conn):
-        return partial(connector.turn_back, conn, autocommit=autocommit)
-    await conn.set_autocommit(autocommit)  # does not suspend
-    return None
+    if connector.is_at_rest(conn):
+        with suppress(Exception):  # whatever it is, the pool finds out
+            await conn.set_autocommit(autocommit)  # does not suspend
+            return None
+    return partial(connector.turn_back, conn, autocommit=autocommit)

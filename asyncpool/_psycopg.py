@@ -177,7 +177,7 @@ class PsycopgConnector(Generic[ACT]):
         if bond.take_interrupted():
             # Its blocks were left with no time for their end.
             open_blocks = conn._num_transactions = 0
-        if conn.lock.locked() or open_blocks or _is_in_mid_operation(conn):
+        if conn.lock.locked() or open_blocks or bond.unfit or _is_in_mid_operation(conn):
             msg = f"returned in mid-operation: {conn!r}"
             raise psycopg.OperationalError(msg)
         statements = RESETS[self._reset] if isinstance(self._reset, str) else ""
@@ -235,9 +235,8 @@ class PsycopgConnector(Generic[ACT]):
         try:
             await self.roll_back(conn)
             await conn.set_autocommit(autocommit)
-        except BaseException:
-            if (bond := self._bonds.get(conn)) is not None:
-                bond.shut(socket.SHUT_RDWR)
+        except Exception:
+            self._bonds[conn].unfit = True
             raise
 
     def is_at_rest(self, conn: ACT) -> bool:

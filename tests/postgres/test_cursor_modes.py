@@ -203,6 +203,27 @@ async def test_a_cursor_that_cannot_be_made_leaves_no_mode_behind(dsn: str) -> N
         assert not pool._modes
 
 
+@pytest.mark.parametrize("idle", [False, True])
+async def test_a_connection_whose_mode_cannot_be_put_back_is_replaced(
+    dsn: str, idle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody meets it in the wrong one, and what runs on the server is ended."""
+
+    async def refuse(_: bool) -> None:
+        raise ZeroDivisionError
+
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        async with pool.cursor(autocommit=True) as cur:
+            first = cur.connection
+            monkeypatch.setattr(first, "set_autocommit", refuse)
+            if not idle:
+                await cur.execute("BEGIN")
+        async with pool.connection(10) as conn:
+            assert conn is not first
+            assert not conn.autocommit
+        assert (await at_rest(pool)).connects == 2
+
+
 async def test_a_mode_that_is_none_is_an_error_at_the_call(dsn: str) -> None:
     """Nothing is borrowed."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
