@@ -242,7 +242,9 @@ class World(SeededLoop):
             laws.law(not keeper.done(), "the keeper has died")
             if laws.core.stock.outage:
                 await asyncio.sleep(1.0)  # as long as nobody tries again, and some are turned away
-            conn = await laws.borrow(0 if ledger.idle else 5.0)
+            # One that is lost, and not known to be, is no reason to be lent another at once.
+            at_once = any(entry.conn.alive for entry in ledger.idle)
+            conn = await laws.borrow(0 if at_once else 5.0)
             laws.give_back(conn)
 
     async def _end(self) -> None:
