@@ -206,7 +206,7 @@ class Cursor(Generic[ACT]):
         autocommit: the mode for as long as the block lasts; None: the connection's own.
     """
 
-    __slots__ = ("_autocommit", "_conn", "_cursor", "_lease", "_make", "_turned")
+    __slots__ = ("_autocommit", "_conn", "_cursor", "_first", "_lease", "_make", "_turned")
 
     def __init__(
         self, lease: Lease[ACT], make: Callable[[ACT], Any], autocommit: bool | None = None
@@ -222,7 +222,9 @@ class Cursor(Generic[ACT]):
             if self._autocommit is not None:
                 self._turned = await turn(conn, autocommit=self._autocommit)
             if self._turned:
-                self._lease.pool._modes[conn] = not self._autocommit
+                modes = self._lease.pool._modes
+                self._first = conn not in modes
+                modes.setdefault(conn, not self._autocommit)
             self._cursor = self._make(conn)
         except BaseException as error:
             await self._end(type(error), error, None)
@@ -245,7 +247,9 @@ class Cursor(Generic[ACT]):
     async def _end(self, kind: Exc, error: BaseException | None, tb: TracebackType | None) -> None:
         lease = self._lease
         if self._turned and lease.holds() and not self._conn.closed:
-            mode = lease.pool._modes.pop(self._conn)
+            if self._first:  # else one around it, in a session, knows what the mode was
+                lease.pool._modes.pop(self._conn, None)
+            mode = not self._autocommit
             first = await put_back(lease.pool._connector, self._conn, autocommit=mode)
             if first is not None:
                 await lease.give_up(first)

@@ -246,6 +246,31 @@ async def test_a_cursors_mode_in_a_session_is_its_blocks(pool: AsyncConnectionPo
     assert await noted(pool) == [1, 3, 4]
 
 
+async def test_cursors_of_either_mode_inside_of_one_another(pool: AsyncConnectionPool) -> None:
+    """Each has its own, and the one around it has its own again afterwards."""
+    async with pool.session() as conn:
+        async with pool.cursor(autocommit=True):
+            async with pool.cursor(autocommit=False) as cur:
+                await note(cur, 1)
+                assert conn.pgconn.transaction_status == INTRANS
+            assert conn.autocommit
+            with suppress(ZeroDivisionError):
+                async with pool.cursor(autocommit=False) as cur, pool.cursor(autocommit=True) as it:
+                    await note(it, 2)
+                    raise ZeroDivisionError
+            assert conn.autocommit
+        assert not conn.autocommit
+    with pytest.raises(ReleaseError, match="has not ended"):  # noqa: PT012
+        async with pool.session():
+            left = [pool.cursor(autocommit=True), pool.cursor(autocommit=False)]
+            await enter(left[0])
+            await enter(left[1])
+    async with pool.connection() as conn:
+        assert not conn.autocommit
+    assert not pool._modes
+    assert await noted(pool) == [1, 2]
+
+
 async def test_in_autocommit_mode_a_block_inside_is_no_transaction(dsn: str) -> None:
     """`connection()` is what it is outside; `transaction()` makes one."""
     async with AsyncConnectionPool(dsn, min_size=1, kwargs={"autocommit": True}) as pool:
