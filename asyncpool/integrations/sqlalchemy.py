@@ -13,6 +13,7 @@ import logging
 import weakref
 from collections.abc import Callable, Coroutine
 from dataclasses import astuple, dataclass
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import psycopg
@@ -60,7 +61,8 @@ def create_async_engine(
     """An engine of SQLAlchemy's whose connections are borrowed from a pool and returned to it.
 
     The pool is not the engine's: `engine.dispose()` closes nothing. It may have other users, plain
-    ones and engines, who wait in one line with this one.
+    ones and engines, who wait in one line with this one. Inside of a `pool.session()` the engine
+    has connections of its own: SQLAlchemy commits and rolls back the whole of a transaction.
 
     Args:
         pool: where connections come from; SQLAlchemy's settings of one connection, such as its
@@ -88,7 +90,7 @@ def create_async_engine(
         lender = pool
 
     engine = sqlalchemy_asyncio.create_async_engine(
-        url, async_creator=pool.getconn, poolclass=Leases, **options
+        url, async_creator=partial(pool._borrow, None), poolclass=Leases, **options
     )
     # It has: SQLAlchemy is to leave to `LeasePool` what it would else drop, as when a connection of
     # its own is collected as garbage.
@@ -122,7 +124,7 @@ def async_creator(pool: AsyncConnectionPool[Any]) -> Callable[[], Coroutine[Any,
         raise ValueError(msg)
 
     async def borrow() -> Conn:
-        conn: Conn = await pool.getconn()
+        conn: Conn = await pool._borrow(None)
         try:
             PLAIN.put_on(conn)
         except BaseException:

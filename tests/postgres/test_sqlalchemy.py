@@ -442,6 +442,25 @@ async def test_engines_and_plain_users_wait_in_one_line(pool: AsyncConnectionPoo
     assert order == list(range(9))
 
 
+async def test_an_engine_takes_no_part_in_a_session(
+    pool: AsyncConnectionPool, engine: AsyncEngine
+) -> None:
+    """Its COMMIT would keep what the session undoes, and its ROLLBACK undo what it keeps."""
+    await pool.execute("CREATE TABLE sa_apart (x int)")
+    with suppress(ZeroDivisionError):
+        async with pool.session() as session:
+            await session.execute("INSERT INTO sa_apart VALUES (1)")
+            async with engine.begin() as conn:
+                await conn.execute(text("INSERT INTO sa_apart VALUES (2)"))
+            raise ZeroDivisionError
+    async with pool.session() as session:
+        await session.execute("INSERT INTO sa_apart VALUES (3)")
+        async with engine.connect() as conn:
+            await conn.execute(text("INSERT INTO sa_apart VALUES (4)"))
+    assert await pool.fetchval("SELECT array_agg(x ORDER BY x) FROM sa_apart") == [2, 3]
+    await pool.execute("DROP TABLE sa_apart")
+
+
 async def test_dispose_closes_nothing_of_the_pool(
     pool: AsyncConnectionPool, engine: AsyncEngine
 ) -> None:
