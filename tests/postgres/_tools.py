@@ -155,11 +155,12 @@ class Backends:
         return int(self.ask(query, self._name, f"%{part}%")[0][0])
 
     def terminate(self, *pids: int) -> None:
-        """End these backends, or else all of the application, and see them gone."""
-        for pid in pids or self.pids():
+        """End these backends, or else all that the application has now, and see them gone."""
+        doomed = set(pids) or self.pids()
+        for pid in doomed:
             self.ask("SELECT pg_terminate_backend(%s)", pid)
         deadline = time.monotonic() + LIMIT
-        while self.pids() & set(pids) if pids else self.pids():
+        while self.pids() & doomed:
             assert time.monotonic() < deadline, "the backends do not end"
             time.sleep(0.005)
 

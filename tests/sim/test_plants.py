@@ -14,7 +14,6 @@ from tests.sim.plants import Plant
 from tests.sim.schedule import Order
 from tests.sim.world import World, outcome_of
 
-
 RARE: dict[Plant, int] = {plants.share_the_crew: 780}
 """Where to begin with one that some hundred seeds do not notice, so that it is found soon."""
 
