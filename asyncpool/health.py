@@ -72,6 +72,8 @@ async def examine(core: Core[ACT], timeout: float) -> HealthReport:
         status, reason = "down", "the pool is open on another event loop"
     elif serving == 0 and stats.opening and not outage and not failed:
         status, reason = "degraded", "connections are being opened"
+    elif serving == 0 and keeps_idle and not (stats.min_size or outage or failed or stats.waiting):
+        reason = "no connection is open, and none is kept: min_size is 0"
     elif serving == 0 and not reached:
         status, reason = "down", "no connection"
     elif failed:

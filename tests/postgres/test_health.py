@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import psycopg_pool
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from asyncpool import AsyncConnectionPool, HealthReport, PoolTimeout, TooManyRequests
 
@@ -49,6 +50,21 @@ async def test_health_gives_its_connection_back(dsn: str) -> None:
         assert {report.status for report in reports} == {"ok"}
         stats = await at_rest(pool)
         assert (stats.connects, stats.requests) == (2, 0)
+
+
+async def test_a_pool_that_keeps_no_connection_is_not_down_for_having_none(dsn: str) -> None:
+    """It says so, and that nothing was pinged; where connecting fails it is down."""
+    async with AsyncConnectionPool(dsn, min_size=0, max_size=2) as pool:
+        report = await pool.health()
+        assert (report.status, report.latency, report.size) == ("ok", None, 0)
+        assert "min_size is 0" in report.reason
+        assert await pool.fetchval("SELECT 1") == 1
+        assert (await pool.health()).reason == ""
+    nowhere = make_conninfo(dsn, port="1")
+    async with AsyncConnectionPool(nowhere, min_size=0, max_size=2) as pool:
+        with pytest.raises(PoolTimeout):
+            await pool.acquire(timeout=0.2)
+        assert (await pool.health()).status == "down"
 
 
 async def test_health_of_an_exhausted_pool_does_not_wait_in_its_line(dsn: str) -> None:
