@@ -1,1 +1,1 @@
-"""asyncpool under other libraries: a module for each, imported by path by whoever wants it."""
+"""The pool in other libraries: a module for each, imported by path by whoever wants it."""

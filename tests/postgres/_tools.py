@@ -146,6 +146,10 @@ class Backends:
         query = "SELECT pid FROM pg_stat_activity WHERE application_name = %s"
         return {pid for (pid,) in self.ask(query, self._name)}
 
+    def rows(self, table: str) -> list[Any]:
+        """What the first column of a table has, as far as it is committed."""
+        return sorted(row[0] for row in self.ask(f"SELECT * FROM {table}"))
+
     def running(self, part: str) -> int:
         """How many of them are executing a statement that contains `part`."""
         query = (

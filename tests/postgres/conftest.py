@@ -79,6 +79,15 @@ def lib(request: pytest.FixtureRequest) -> ModuleType:
 
 
 @pytest.fixture
+def table(backends: Backends) -> Iterator[str]:
+    """The name of a table `(x int)` of this test's own."""
+    name = f"t_{uuid4().hex[:12]}"
+    backends.ask(f"CREATE TABLE {name} (x int)")
+    yield name
+    backends.ask(f"DROP TABLE IF EXISTS {name}")
+
+
+@pytest.fixture
 async def conn(dsn: str) -> AsyncIterator[Connection[Any]]:
     """A connection that no pool knows."""
     conn = await Connection.connect(dsn, autocommit=True)

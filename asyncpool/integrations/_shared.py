@@ -1,0 +1,133 @@
+"""What the frameworks have in common: pools that last as long as an app, and work of one request.
+
+It decides when a request's transaction begins and ends, and knows no framework.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from psycopg import AsyncConnection
+
+from asyncpool import AsyncConnectionPool
+
+Pool = AsyncConnectionPool[Any]
+Block = AbstractAsyncContextManager[AsyncConnection[Any]]
+Source = Pool | Callable[[], Pool]
+"""A pool, or what makes one each time that the app starts."""
+
+
+class Undone(Exception):
+    """Why a transaction is rolled back that has not failed itself."""
+
+
+def check_source(name: str, source: object) -> None:
+    """Say at once what could only fail when the app starts.
+
+    Raises:
+        TypeError: it is neither a pool nor a callable.
+    """
+    if not (isinstance(source, AsyncConnectionPool) or callable(source)):
+        msg = f"{name} must be an AsyncConnectionPool, or a callable that makes one: {source!r}"
+        raise TypeError(msg)
+
+
+@asynccontextmanager
+async def opened(source: Source, *, wait: bool, timeout: float) -> AsyncIterator[Pool]:
+    """Have a pool open for a block."""
+    pool = source if isinstance(source, AsyncConnectionPool) else source()
+    async with pool:
+        if wait:
+            await pool.wait(timeout)
+        yield pool
+
+
+@asynccontextmanager
+async def serving(
+    state: Any, name: str, source: Source, *, wait: bool, timeout: float
+) -> AsyncIterator[None]:
+    """The same with the pool in an app's state; one that is there already, as a test's, stays."""
+    if getattr(state, name, None) is not None:
+        yield
+        return
+    async with opened(source, wait=wait, timeout=timeout) as pool:
+        setattr(state, name, pool)
+        try:
+            yield
+        finally:
+            delattr(state, name)
+
+
+async def readiness(pools: Mapping[str, Pool], timeout: float) -> tuple[int, dict[str, Any]]:
+    """An HTTP status and a body: 503 where one of the pools is down."""
+    found = await asyncio.gather(*(pool.health(timeout) for pool in pools.values()))
+    kinds = {report.status for report in found}
+    worst = next((kind for kind in ("down", "degraded") if kind in kinds), "ok")
+    reports = {name: report.as_dict() for name, report in zip(pools, found, strict=True)}
+    return (503 if worst == "down" else 200), {"status": worst, "pools": reports}
+
+
+class Work:
+    """One block of a request, entered when its connection is first asked for.
+
+    Args:
+        make: makes the block.
+        roll_back_from: the lowest status of a response for which it is rolled back.
+    """
+
+    def __init__(self, make: Callable[[], Block], roll_back_from: int = 500) -> None:
+        self._make = make
+        self._roll_back_from = roll_back_from
+        self._lock = asyncio.Lock()
+        self._block: Block | None = None
+        self._ended = False
+
+    async def connection(self) -> AsyncConnection[Any]:
+        """Its connection, the same each time.
+
+        Raises:
+            RuntimeError: the transaction is over.
+        """
+        async with self._lock:
+            if self._block is None and not self._ended:
+                block = self._make()
+                self._conn: AsyncConnection[Any] = await block.__aenter__()
+                if self._ended:
+                    await block.__aexit__(Undone, Undone(), None)
+                else:
+                    self._block = block
+            if self._ended:
+                msg = (
+                    "the transaction of this request has ended with its response: what comes later,"
+                    " such as a stream or a background task, borrows from the pool itself"
+                )
+                raise RuntimeError(msg)
+            return self._conn
+
+    async def answer(self, status: int) -> None:
+        """Commit, or roll back for a response that is to tell of a failure."""
+        await self.end(Undone(f"status {status}") if status >= self._roll_back_from else None)
+
+    async def end(self, error: BaseException | None) -> None:
+        """Commit, or roll back for an error; the second time it does nothing."""
+        block, self._block, self._ended = self._block, None, True
+        if block is None:
+            return
+        if error is None:
+            await block.__aexit__(None, None, None)
+        else:
+            await block.__aexit__(type(error), error, error.__traceback__)
+
+
+def check_status(roll_back_from: object) -> None:
+    """Say at once that this is no status to begin from.
+
+    Raises:
+        ValueError: it is not a number from 400 to 600; 600 is for: exceptions only.
+    """
+    if not isinstance(roll_back_from, int) or not 400 <= roll_back_from <= 600:
+        msg = f"roll_back_from must be a status from 400 to 600, not {roll_back_from!r}"
+        raise ValueError(msg)

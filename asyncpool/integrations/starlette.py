@@ -1,0 +1,125 @@
+"""Starlette, and FastAPI but for its dependencies: pools for the life of an app, and its health."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from psycopg import AsyncConnection
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from asyncpool import PoolTimeout, TooManyRequests
+
+from ._shared import Pool, Source, check_source, readiness, serving
+from .asgi import CancelOnHangUp, TransactionPerRequest, pool_of, transaction_of
+
+__all__ = [
+    "CancelOnHangUp",
+    "TransactionPerRequest",
+    "busy",
+    "health_route",
+    "lifespan",
+    "pool",
+    "readiness_route",
+    "transaction",
+]
+
+Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
+Handlers = dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]]
+
+
+def lifespan(
+    pool: Source,
+    *,
+    inner: Lifespan | None = None,
+    wait: bool = False,
+    timeout: float = 30.0,
+    **more: Source,
+) -> Lifespan:
+    """A lifespan that opens pools when the app starts, and closes them when it stops.
+
+    A pool is opened once: an app that is started several times, as in tests, needs a callable. One
+    that is in the state already, as a test puts it there, is used, and neither opened nor closed.
+
+    Args:
+        pool: the pool, or a callable that makes it at the start: `app.state.pool`.
+        inner: the app's own lifespan, for which the pools are open.
+        wait: whether the start fails unless each has its `min_size` connections.
+        timeout: seconds to wait for that.
+        more: other pools, by their names in `app.state`.
+
+    Raises:
+        TypeError: something is neither a pool nor a callable.
+    """
+    pools = {"pool": pool, **more}
+    for name, source in pools.items():
+        check_source(name, source)
+
+    @asynccontextmanager
+    async def span(app: Any) -> AsyncIterator[Any]:
+        async with AsyncExitStack() as stack:
+            for name, source in pools.items():
+                block = serving(app.state, name, source, wait=wait, timeout=timeout)
+                await stack.enter_async_context(block)
+            yield await stack.enter_async_context(inner(app)) if inner is not None else None
+
+    return span
+
+
+def pool(request: HTTPConnection, name: str = "pool") -> Pool:
+    """The app's pool of this name.
+
+    Raises:
+        LookupError: there is none.
+    """
+    return pool_of(request.scope, name)
+
+
+async def transaction(request: HTTPConnection, name: str = "pool") -> AsyncConnection[Any]:
+    """The connection of the request's transaction; see `TransactionPerRequest`."""
+    return await transaction_of(request.scope, name)
+
+
+def busy(retry_after: int = 1) -> Handlers:
+    """Exception handlers: where no connection was to be had the client gets 503, to come again.
+
+    Args:
+        retry_after: seconds after which it may.
+    """
+
+    async def unavailable(request: Request, error: Exception) -> Response:
+        headers = {"Retry-After": str(retry_after)}
+        return JSONResponse({"detail": "busy, try again"}, 503, headers)
+
+    return {PoolTimeout: unavailable, TooManyRequests: unavailable}
+
+
+def health_route(path: str = "/health") -> Route:
+    """Whether the process answers: always 200, and the server of the database is not asked."""
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    return Route(path, health)
+
+
+def readiness_route(path: str = "/ready", *names: str, timeout: float = 1.0) -> Route:
+    """Whether the pools can serve: 503 while one is down, and the reports of all.
+
+    It never waits in a line.
+
+    Args:
+        path: where it is.
+        names: the pools' names in the app's state; without any: "pool".
+        timeout: seconds that a ping may take.
+    """
+
+    async def ready(request: Request) -> Response:
+        pools = {name: pool_of(request.scope, name) for name in names or ("pool",)}
+        status, body = await readiness(pools, timeout)
+        return JSONResponse(body, status)
+
+    return Route(path, ready)
