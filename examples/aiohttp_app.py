@@ -1,13 +1,14 @@
-"""An aiohttp app on a pool: notes to write and to read, and a health check for its orchestrator.
+"""An aiohttp app on two pools: notes to write and to read, a report, and what an orchestrator asks.
 
-Run it (it makes a table `notes`):
+Run it (it makes a table `notes`; reports go to another server where REPORTS_URL names one):
 
     pip install asyncpool aiohttp
     DATABASE_URL=postgresql://localhost/postgres PORT=8080 python examples/aiohttp_app.py
 
     curl -X POST localhost:8080/notes -d '{"text": "hello"}'
     curl localhost:8080/notes
-    curl -i localhost:8080/health
+    curl localhost:8080/report
+    curl -i localhost:8080/ready
 """
 
 from __future__ import annotations
@@ -16,27 +17,47 @@ import os
 from collections.abc import AsyncIterator
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 from psycopg.rows import dict_row
 
-from asyncpool import AsyncConnectionPool, PoolTimeout
+from asyncpool import AsyncConnectionPool
+from asyncpool.integrations.aiohttp import (
+    POOL,
+    busy,
+    health,
+    pool_context,
+    ready,
+    transaction,
+    transaction_per_request,
+)
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS notes (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, text text NOT NULL)
 """
-POOL = web.AppKey("pool", AsyncConnectionPool)
+REPORTS = web.AppKey("reports", AsyncConnectionPool)
 
 routes = web.RouteTableDef()
 
 
-async def pool_context(app: web.Application) -> AsyncIterator[None]:
-    """Open the pool when the app starts, close it when it stops."""
-    dsn = os.environ["DATABASE_URL"]
-    async with AsyncConnectionPool(dsn, min_size=2, max_size=10, timeout=5.0) as pool:
-        await pool.execute(TABLE)
-        app[POOL] = pool
-        yield
+def main_pool() -> AsyncConnectionPool:
+    """For the requests that clients wait for."""
+    return AsyncConnectionPool(os.environ["DATABASE_URL"], min_size=2, max_size=10, timeout=5.0)
+
+
+def reports_pool() -> AsyncConnectionPool:
+    """For slow readers, which are not to take the others' connections."""
+    return AsyncConnectionPool(
+        os.environ.get("REPORTS_URL", os.environ["DATABASE_URL"]),
+        kwargs={"options": "-c default_transaction_read_only=on -c statement_timeout=60s"},
+        min_size=0,
+        max_size=2,
+    )
+
+
+async def table(app: web.Application) -> AsyncIterator[None]:
+    """Make it when the app starts."""
+    await app[POOL].execute(TABLE)
+    yield
 
 
 @routes.post("/notes")
@@ -46,7 +67,8 @@ async def write_note(request: web.Request) -> web.Response:
         text = str((await request.json())["text"])
     except (ValueError, KeyError, TypeError):
         raise web.HTTPUnprocessableEntity(text='JSON such as {"text": "hello"}, please') from None
-    async with request.app[POOL].connection() as conn, conn.cursor(row_factory=dict_row) as cursor:
+    conn = await transaction(request)
+    async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute("INSERT INTO notes (text) VALUES (%s) RETURNING id, text", [text])
         note = await cursor.fetchone()
     return web.json_response(note, status=201)
@@ -71,27 +93,22 @@ async def read_note(request: web.Request) -> web.Response:
     return web.json_response({"id": row[0], "text": row[1]})
 
 
-@routes.get("/health")
-async def health(request: web.Request) -> web.Response:
-    """200 while the pool can serve, else 503; the report says why. It never waits in the line."""
-    report = await request.app[POOL].health(timeout=1.0)
-    return web.json_response(report.as_dict(), status=503 if report.status == "down" else 200)
-
-
-@web.middleware
-async def busy(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """No connection in time: the client may come again."""
-    try:
-        return await handler(request)
-    except PoolTimeout:
-        raise web.HTTPServiceUnavailable(headers={"Retry-After": "1"}) from None
+@routes.get("/report")
+async def report(request: web.Request) -> web.Response:
+    """How many there are, and how long they are together."""
+    query = "SELECT count(*), coalesce(sum(length(text)), 0) FROM notes"
+    row = await request.app[REPORTS].fetchone(query)
+    return web.json_response(dict(zip(("notes", "characters"), row or (), strict=True)))
 
 
 def make_app() -> web.Application:
     """The app, without a server."""
-    app = web.Application(middlewares=[busy])
-    app.cleanup_ctx.append(pool_context)
+    app = web.Application(middlewares=[busy(retry_after=1), transaction_per_request()])
+    app.cleanup_ctx.extend(
+        [pool_context(main_pool), pool_context(reports_pool, REPORTS), table],
+    )
     app.add_routes(routes)
+    app.add_routes([web.get("/health", health), web.get("/ready", ready(POOL, REPORTS))])
     return app
 
 

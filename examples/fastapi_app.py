@@ -1,6 +1,6 @@
-"""A FastAPI app on a pool: notes to write and to read, and a health check for its orchestrator.
+"""A FastAPI app on two pools: notes to write and to read, a report, and what an orchestrator asks.
 
-Run it (it makes a table `notes`):
+Run it (it makes a table `notes`; reports go to another server where REPORTS_URL names one):
 
     pip install asyncpool fastapi uvicorn
     export DATABASE_URL=postgresql://localhost/postgres
@@ -8,30 +8,39 @@ Run it (it makes a table `notes`):
 
     curl -X POST localhost:8000/notes -H 'content-type: application/json' -d '{"text": "hello"}'
     curl localhost:8000/notes
-    curl -i localhost:8000/health
+    curl localhost:8000/report
+    curl -i localhost:8000/ready
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, HTTPException, Request
-from fastapi.responses import JSONResponse
-from psycopg import AsyncConnection
+from fastapi import FastAPI, HTTPException
 from psycopg.rows import class_row
 from pydantic import BaseModel
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from asyncpool import AsyncConnectionPool, PoolTimeout
+from asyncpool import AsyncConnectionPool
+from asyncpool.integrations import fastapi
+from asyncpool.integrations.fastapi import Connection, Pool
+from asyncpool.integrations.starlette import (
+    CancelOnHangUp,
+    busy,
+    health_route,
+    lifespan,
+    readiness_route,
+)
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS notes (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, text text NOT NULL)
 """
+DSN = os.environ["DATABASE_URL"]
+
+Reports = Annotated[AsyncConnectionPool, fastapi.pool("reports")]
 
 
 class NewNote(BaseModel):
@@ -46,83 +55,39 @@ class Note(NewNote):
     id: int
 
 
-class CancelOnHangUp:
-    """Cancels a request whose client has hung up, which no ASGI server does by itself.
+def main_pool() -> AsyncConnectionPool:
+    """For the requests that clients wait for."""
+    return AsyncConnectionPool(DSN, min_size=2, max_size=10, timeout=5.0)
 
-    The pool does the rest: the query is cancelled on the server, and the connection is free again.
-    """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        body: asyncio.Queue[Message] = asyncio.Queue(1)
-        request = asyncio.current_task()
-        assert request is not None, "bug: an ASGI app runs in a task"
-        hung_up = False
-
-        async def listen() -> None:
-            nonlocal hung_up
-            while (message := await receive())["type"] != "http.disconnect":
-                await body.put(message)
-            hung_up = True
-            request.cancel()
-
-        async def respond(message: Message) -> None:
-            if message["type"] == "http.response.body" and not message.get("more_body"):
-                listener.cancel()  # what follows, such as background tasks, is to be finished
-            await send(message)
-
-        listener = asyncio.create_task(listen())
-        try:
-            await self.app(scope, body.get, respond)
-        except asyncio.CancelledError:
-            if not hung_up or request.uncancel() > 0:
-                raise
-        finally:
-            listener.cancel()
+def reports_pool() -> AsyncConnectionPool:
+    """For slow readers, which are not to take the others' connections."""
+    return AsyncConnectionPool(
+        os.environ.get("REPORTS_URL", DSN),
+        kwargs={"options": "-c default_transaction_read_only=on -c statement_timeout=60s"},
+        min_size=0,
+        max_size=2,
+    )
 
 
 @asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Open the pool when the app starts, close it when it stops."""
-    dsn = os.environ["DATABASE_URL"]
-    async with AsyncConnectionPool(dsn, min_size=2, max_size=10, timeout=5.0) as pool:
-        await pool.execute(TABLE)
-        app.state.pool = pool
-        yield
+async def prepare(app: FastAPI) -> AsyncIterator[None]:
+    """The app's own lifespan, within which the pools are open."""
+    await app.state.pool.execute(TABLE)
+    yield
 
 
-async def get_pool(request: Request) -> AsyncConnectionPool:
-    """The app's pool."""
-    pool: AsyncConnectionPool = request.app.state.pool
-    return pool
-
-
-Pool = Annotated[AsyncConnectionPool, Depends(get_pool)]
-
-
-async def connection(pool: Pool) -> AsyncIterator[AsyncConnection]:
-    """A connection for one request, whose transaction is committed when the handler returns."""
-    async with pool.connection() as conn:
-        yield conn
-
-
-# scope="function" (FastAPI 0.121): the commit comes before the response. Else a client may be told
-# of a success that the commit then denies, and a slow client keeps the connection.
-Connection = Annotated[AsyncConnection, Depends(connection, scope="function")]
-
-app = FastAPI(lifespan=lifespan)
+app = FastAPI(
+    lifespan=lifespan(main_pool, reports=reports_pool, inner=prepare),
+    routes=[health_route("/health"), readiness_route("/ready", "pool", "reports")],
+    exception_handlers=busy(retry_after=1),
+)
 app.add_middleware(CancelOnHangUp)
 
 
 @app.post("/notes", status_code=201)
 async def write_note(new: NewNote, conn: Connection) -> Note:
-    """Store a note."""
+    """Store a note; it is committed before the response goes out."""
     async with conn.cursor(row_factory=class_row(Note)) as cursor:
         await cursor.execute("INSERT INTO notes (text) VALUES (%s) RETURNING id, text", [new.text])
         (note,) = await cursor.fetchall()
@@ -146,14 +111,8 @@ async def read_note(number: int, pool: Pool) -> Note:
     return Note(id=row[0], text=row[1])
 
 
-@app.get("/health")
-async def health(pool: Pool) -> JSONResponse:
-    """200 while the pool can serve, else 503; the report says why. It never waits in the line."""
-    report = await pool.health(timeout=1.0)
-    return JSONResponse(report.as_dict(), 503 if report.status == "down" else 200)
-
-
-@app.exception_handler(PoolTimeout)
-async def busy(request: Request, error: Exception) -> JSONResponse:
-    """No connection in time: the client may come again."""
-    return JSONResponse({"detail": "busy, try again"}, 503, {"Retry-After": "1"})
+@app.get("/report")
+async def report(reports: Reports) -> dict[str, int]:
+    """How many there are, and how long they are together."""
+    row = await reports.fetchone("SELECT count(*), coalesce(sum(length(text)), 0) FROM notes")
+    return dict(zip(("notes", "characters"), row or (), strict=True))
