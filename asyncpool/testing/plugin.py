@@ -1,4 +1,4 @@
-"""The pytest plugin: a server for the whole session, in fixtures that need no event loop.
+"""The pytest plugin: a server for the whole session, and a pool whose work is undone.
 
 pytest loads this at every start, wherever asyncpool is installed: nothing heavy is imported
 before it is needed, and no server is started before a test asks for one.
@@ -16,7 +16,9 @@ from ._ladder import choose
 from ._server import Server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
+
+    from asyncpool import AsyncConnectionPool
 
 CHOICE = pytest.StashKey[Found | str]()
 
@@ -52,6 +54,18 @@ def asyncpool_server(pytestconfig: pytest.Config) -> Iterator[Server]:
 def asyncpool_dsn(asyncpool_server: Server) -> str:
     """The connection string of `asyncpool_server`."""
     return asyncpool_server.dsn
+
+
+@pytest.fixture
+async def asyncpool_rollback_pool(asyncpool_dsn: str) -> AsyncIterator[AsyncConnectionPool]:
+    """A pool on that server whose work is undone at the end of the test; see `rollback_pool`.
+
+    It is an async fixture, for anyio's plugin, and for pytest-asyncio in its mode "auto".
+    """
+    from ._rollback import rollback_pool  # noqa: PLC0415 - see above
+
+    async with rollback_pool(asyncpool_dsn) as pool:
+        yield pool
 
 
 def _choice(config: pytest.Config) -> Found | str:

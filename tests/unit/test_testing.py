@@ -33,6 +33,7 @@ from asyncpool.testing._container import ContainerServer, find_engine
 from asyncpool.testing._folder import Folder, sweep
 from asyncpool.testing._install import Installation, find_binaries, look_at, reachable
 from asyncpool.testing._threads import in_thread, to_the_end
+from asyncpool.testing._transactions import controls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -533,3 +534,54 @@ class TestPlugin:
             check=True,
         )
         assert done.stdout == "set()\n"
+
+
+class TestTransactions:
+    @pytest.mark.parametrize(
+        ("text", "kinds"),
+        [
+            ("BEGIN", ["begin"]),
+            ("begin isolation level serializable, read only", ["begin"]),
+            ("start  transaction", ["begin"]),
+            ("Commit Work", ["commit"]),
+            ("END TRANSACTION AND NO CHAIN", ["commit"]),
+            ("ROLLBACK;", ["rollback"]),
+            ("abort", ["rollback"]),
+            ("ROLLBACK; SELECT 1", ["rollback", None]),
+            ("SELECT 1; COMMIT; ; SELECT 2", [None, "commit", None]),
+            ("-- first\n/* then /* ; */ */ COMMIT -- now", ["commit"]),
+            ("COMMIT AND CHAIN", ["refused"]),
+            ("ROLLBACK PREPARED 'x'", ["refused"]),
+            ("PREPARE TRANSACTION 'x'", ["refused"]),
+            ("ROLLBACK TO a", [None]),
+            ("ROLLBACK WORK TO SAVEPOINT a", [None]),
+            ("RELEASE a", [None]),
+            ("PREPARE plan AS SELECT 1", [None]),
+            ("SELECT 'a;COMMIT;'", [None]),
+            ("SELECT E'\\';COMMIT;'", [None]),
+            ("SELECT $$;COMMIT;$$, $a$ $$;COMMIT; $a$", [None]),
+            ('SELECT ";COMMIT;"', [None]),
+            ("SELECT $1; COMMIT", [None, "commit"]),
+            ("DO $$ BEGIN COMMIT; END $$", [None]),
+            (
+                "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; SELECT 2; END; COMMIT",
+                [None, "commit"],
+            ),
+            ("SELECT committed; SELECT beginning", [None]),
+            ("", []),
+            (" ; -- COMMIT", []),
+            ("/* COMMIT", []),
+        ],
+    )
+    def test_what_a_text_does_to_its_transaction(self, text: str, kinds: list[str | None]) -> None:
+        """By statement, whatever is in its strings, comments and bodies."""
+        assert [kind for _, kind in controls(text.encode())] == kinds
+
+    def test_a_text_that_does_nothing_stays_as_it_is(self) -> None:
+        """Its hints, comments and semicolons too; others are taken apart."""
+        text = b"/*+ hint */ SELECT 1; -- END\n SELECT 2;"
+        assert controls(text) == [(text, None)]
+        assert controls(b"SELECT 'a;b' /* c */; COMMIT") == [
+            (b"SELECT 'a;b'  ", None),
+            (b" COMMIT", "commit"),
+        ]

@@ -1,0 +1,313 @@
+"""One session of a server, in a transaction that is never committed, for the clients of a test.
+
+It speaks PostgreSQL's protocol to both sides. A client has a transaction state of its own: what it
+means by BEGIN, COMMIT and ROLLBACK is done with a savepoint. Only one client is in a transaction at
+a time; another waits for its end, as a lock would make it.
+Source: https://www.postgresql.org/docs/current/protocol-flow.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import secrets
+import shutil
+import socket
+import struct
+import tempfile
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from ._client import TOO_MUCH, Client, Refused
+
+PARAMETERS = [
+    *("server_version", "server_encoding", "client_encoding", "application_name", "DateStyle"),
+    *("default_transaction_read_only", "in_hot_standby", "is_superuser", "session_authorization"),
+    *("IntervalStyle", "TimeZone", "integer_datetimes", "standard_conforming_strings"),
+]
+CLOSE_TIMEOUT = 5.0
+CANCELED = "canceling statement due to user request"
+
+
+class ServerGone(ConnectionError):
+    """The server has ended the session, and with it the transaction."""
+
+
+class Junction:
+    """Where clients meet: `host` is the directory of a Unix socket for them.
+
+    Args:
+        params: the server's, as libpq has them.
+        patience: seconds for which another client may idle in a transaction while one waits.
+        nested: whether it then works inside of the other's transaction, or gets an error.
+    """
+
+    def __init__(self, params: dict[str, Any], patience: float, *, nested: bool) -> None:
+        self._params = params
+        self._patience = patience
+        self._nested = nested
+        self._clients: dict[bytes, Client] = {}
+        self._last = contextlib.ExitStack()
+        """What is left to do however it ends; none of it suspends."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._holders: list[Client] = []
+        """Those with a savepoint, outermost first."""
+        self._speaker: Client | None = None
+        self._running = False
+        self._private = False
+        """Whether what runs is our own."""
+        self._closing = False
+        self._numbers = itertools.count(1)
+        self._cancelling = asyncio.Lock()
+        self._canceled = False
+        self._changed = asyncio.Event()
+        self.status = b"T"
+        """The server's own: T, in the transaction, or E, in one that has failed."""
+
+    async def __aenter__(self) -> Self:
+        self._conn = await psycopg.AsyncConnection.connect(
+            make_conninfo(**self._params), autocommit=True
+        )
+        pgconn = self._conn.pgconn
+        self._last.callback(pgconn.finish)
+        try:
+            await self._conn.execute("BEGIN")
+            await self._conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            self.pid = pgconn.backend_pid
+            given = ((name, pgconn.parameter_status(name.encode())) for name in PARAMETERS)
+            self.parameters = {name.encode(): value for name, value in given if value is not None}
+            # From here on the socket is ours; psycopg keeps what a cancel request needs.
+            end = socket.socket(fileno=os.dup(pgconn.socket))
+            self._last.callback(end.close)
+            end.setblocking(False)
+            unix = end.family == socket.AF_UNIX
+            connect: Any = asyncio.open_unix_connection if unix else asyncio.open_connection
+            self._answers, self._server = await connect(sock=end)
+            self._last.callback(self._server.transport.abort)
+            self.host = tempfile.mkdtemp(prefix="asyncpool-rollback-")
+            self._last.callback(shutil.rmtree, self.host, ignore_errors=True)
+            path = f"{self.host}/.s.PGSQL.5432"
+            self._listener = await asyncio.start_unix_server(self._accept, path)
+            self._last.callback(self._listener.close)
+        except BaseException:
+            self._last.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._closing = True
+        try:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT):
+                self._listener.close()
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+                if self._running:
+                    await self._conn.cancel_safe()
+                self._conn.pgconn.finish()  # says goodbye, which is a roll-back
+                while await self._answers.read(TOO_MUCH):
+                    pass
+        except (OSError, psycopg.Error):
+            pass
+        finally:
+            self._last.close()
+
+    # Turns
+
+    async def take(self, client: Client) -> None:
+        """Wait for a client's turn, and give it a savepoint.
+
+        Raises:
+            Refused: another one idles in a transaction, or this one's request was cancelled.
+        """
+        if self._speaker is client:
+            return
+        while not self._is_free_for(client):
+            changed = self._changed
+            try:
+                await asyncio.wait_for(changed.wait(), self._patience)
+            except TimeoutError:
+                if self._running:
+                    continue
+                if self._lets_in(client):
+                    break
+                raise Refused(b"55P03", self._complaint()) from None
+            if self._closing:
+                raise ServerGone
+            if client.canceled:
+                raise Refused(b"57014", CANCELED)
+        self._speaker = client
+        if client not in self._holders:
+            await self.run(f"SAVEPOINT {client.savepoint}")
+            self._holders.append(client)
+        if client.canceled:
+            raise Refused(b"57014", CANCELED)
+
+    def leave(self, client: Client) -> None:
+        """End a client's turn; its transaction, if it has one, goes on."""
+        if self._speaker is client:
+            self._speaker = None
+            self._wake()
+
+    async def end(self, client: Client, *, commit: bool) -> bytes | None:
+        """End the transaction of the client whose turn it is; returns why it was not committed."""
+        name, failure = client.savepoint, None
+        if commit:
+            # What is deferred is due now. The roll-back is of that it was fired, no more.
+            check = "asyncpool_check"
+            failure = await self.run(
+                f"SAVEPOINT {check}; SET CONSTRAINTS ALL IMMEDIATE;"
+                f" ROLLBACK TO SAVEPOINT {check}; RELEASE SAVEPOINT {name}"
+            )
+        if failure or not commit:
+            await self.run(f"ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}")
+        self._holders.remove(client)
+        return failure
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _is_free_for(self, client: Client) -> bool:
+        return self._speaker is None and (not self._holders or self._holders[-1] is client)
+
+    def _lets_in(self, client: Client) -> bool:
+        """Whether it may begin inside of the transaction that idles."""
+        return (
+            self._nested
+            and self._speaker is None
+            and client not in self._holders
+            and self.status == b"T"
+        )
+
+    def holds(self, client: Client) -> bool:
+        """Whether a client has a savepoint."""
+        return client in self._holders
+
+    def _complaint(self) -> str:
+        return (
+            f"another connection of this test idles in a transaction since {self._patience:g} s,"
+            " and all share the one that is rolled back, so that only one is in a transaction at a"
+            " time: end it first, or see `nested` of rollback_pool"
+        )
+
+    # The server's side
+
+    def send(self, kind: bytes, body: bytes) -> None:
+        """Pass on a message to the server."""
+        self._server.write(kind + struct.pack("!I", len(body) + 4) + body)
+
+    async def drain(self) -> None:
+        """Wait until the server has taken what was sent."""
+        await self._server.drain()
+
+    async def answer(self) -> tuple[bytes, bytes]:
+        """The server's next message; "Z" says that it has come to an end, with `status` set."""
+        self._running = True
+        try:
+            kind, length = struct.unpack("!cI", await self._answers.readexactly(5))
+            body = await self._answers.readexactly(length - 4)
+        except (OSError, asyncio.IncompleteReadError) as error:
+            raise self._lost() from error
+        if kind == b"Z":
+            self._running = False
+            if body == b"I":
+                raise self._lost()
+            self.status = body
+        return kind, body
+
+    def _lost(self) -> ServerGone:
+        """The transaction is gone: nobody is served any more, and nobody waits in vain."""
+        self._running, self._closing = False, True
+        self._listener.close()
+        for client in self._clients.values():
+            client.drop()
+        self._wake()
+        return ServerGone("the session, and with it the transaction, has ended")
+
+    async def run(self, sql: str) -> bytes | None:
+        """Run a statement of our own; returns its error."""
+        await self._let_cancels_pass()
+        self._private = True
+        try:
+            for _ in range(5):
+                failure = None
+                self.send(b"Q", sql.encode() + b"\0")
+                while (message := await self.answer())[0] != b"Z":
+                    if message[0] == b"E":
+                        failure = message[1]
+                # A request to cancel what ran before may come late.
+                if failure is None or b"C57014\0" not in failure or not sql.startswith("ROLLBACK"):
+                    break
+            return failure
+        finally:
+            self._private = False
+
+    async def _let_cancels_pass(self) -> None:
+        async with self._cancelling:
+            pass
+        if self._canceled:
+            self._canceled = False
+            if self.status == b"T":
+                await self.run("SAVEPOINT asyncpool_pause; SELECT pg_catalog.pg_sleep(0.01)")
+                name = "asyncpool_pause"
+                await self.run(f"ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}")
+
+    # The clients' side
+
+    async def cancel(self, key: bytes) -> None:
+        """Cancel what the client with this key runs, or waits for."""
+        client = self._clients.get(key)
+        if client is None:
+            return
+        if client.is_waiting:
+            client.canceled = True
+            self._wake()
+            return
+        async with self._cancelling:
+            # What we run ourselves is not to be cancelled: then it came too late.
+            if client is self._speaker and self._running and not self._private:
+                self._canceled = True
+                with contextlib.suppress(psycopg.Error):  # as with a server, nobody is told
+                    await self._conn.cancel_safe(timeout=CLOSE_TIMEOUT)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        key = secrets.token_bytes(4)
+        client = self._clients[key] = Client(self, reader, writer, next(self._numbers))
+        try:
+            if await client.greet(key):
+                await client.talk()
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # it, or the server, has gone
+        finally:
+            writer.close()
+            del self._clients[key]
+            if client in self._holders and not self._closing:
+                await self._part_from(client)
+
+    async def _part_from(self, client: Client) -> None:
+        """Roll back what a client has left."""
+        with contextlib.suppress(ServerGone):
+            while self._speaker is not client and not self._is_free_for(client):
+                await self._changed.wait()
+                if self._closing:
+                    return
+            self._speaker = client
+            await self.end(client, commit=False)
+            self.leave(client)
