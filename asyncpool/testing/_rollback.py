@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from inspect import isawaitable
-from typing import Any
+from typing import Any, TypeVar, overload
 
-from psycopg import pq
+from psycopg import AsyncConnection, pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from asyncpool import AsyncConnectionPool
@@ -19,13 +19,28 @@ ROUTE |= {"require_auth", "target_session_attrs", "load_balance_hosts", "connect
 SECURE = {"require", "verify-ca", "verify-full"}
 
 
+ACT = TypeVar("ACT", bound=AsyncConnection[Any])
+
+
+@overload
+def rollback_pool(
+    source: str, *, patience: float = ..., nested: bool = ..., **options: Any
+) -> AbstractAsyncContextManager[AsyncConnectionPool]: ...
+
+
+@overload
+def rollback_pool(
+    source: AsyncConnectionPool[ACT], *, patience: float = ..., nested: bool = ..., **options: Any
+) -> AbstractAsyncContextManager[AsyncConnectionPool[ACT]]: ...
+
+
 def rollback_pool(
     source: str | AsyncConnectionPool[Any],
     *,
     patience: float = 10.0,
     nested: bool = False,
     **options: Any,
-) -> AbstractAsyncContextManager[AsyncConnectionPool]:
+) -> AbstractAsyncContextManager[AsyncConnectionPool[Any]]:
     """A pool for a block at whose end all that was done through it is rolled back.
 
     Its connections lead to one session of the server, which is in a transaction. For the code under

@@ -492,7 +492,7 @@ async def test_a_pool_lends_its_settings_and_is_not_used_itself(dsn: str, table:
 async def test_bad_input_is_refused_at_the_call(dsn: str) -> None:
     """With the value; a server that is not there is psycopg's error, on entry."""
     with pytest.raises(TypeError, match="from a connection string or a pool, not 3"):
-        rollback_pool(3)  # type: ignore[arg-type]
+        rollback_pool(3)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="patience must be more than 0 seconds, not 0"):
         rollback_pool(dsn, patience=0)
     with pytest.raises(ValueError, match="without encryption"):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Coroutine
-from typing import Any, assert_type
+from typing import Annotated, Any, assert_type
 
+from aiohttp import web
+from fastapi import FastAPI
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import DictRow, dict_row
 from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
 
 from asyncpool import (
     Advice,
@@ -17,7 +21,20 @@ from asyncpool import (
     PoolStats,
     PoolTimeout,
 )
+from asyncpool.integrations.aiohttp import pool_context
+from asyncpool.integrations.fastapi import Connection as Depended
+from asyncpool.integrations.fastapi import Pool as Pooled
+from asyncpool.integrations.fastapi import RequestTransaction, Transaction, connection
 from asyncpool.integrations.sqlalchemy import create_async_engine
+from asyncpool.integrations.starlette import (
+    CancelOnHangUp,
+    TransactionPerRequest,
+    busy,
+    health_route,
+    lifespan,
+    readiness_route,
+)
+from asyncpool.testing import rollback_pool
 
 Plain = AsyncConnection[tuple[Any, ...]]
 
@@ -32,6 +49,9 @@ class Connection(AsyncConnection[DictRow]):
 
 class Pool(AsyncConnectionPool[Connection]):
     """A user's own pool."""
+
+
+Reports = Annotated[Connection, connection("reports")]
 
 
 async def the_default_connection_is_psycopgs(dsn: str) -> None:
@@ -201,3 +221,39 @@ def an_engine_takes_a_pool_of_any_connections(
     """SQLAlchemy's own type of engine."""
     assert_type(create_async_engine(pool, echo=True), AsyncEngine)
     assert_type(create_async_engine(another), AsyncEngine)
+
+
+async def a_handler_of_fastapi(
+    pool: Pooled, conn: Depended, block: Transaction, request: RequestTransaction, reports: Reports
+) -> None:
+    """Its dependencies are what they are without FastAPI."""
+    assert_type(pool, AsyncConnectionPool[Plain])
+    assert_type(conn, Plain)
+    assert_type(block, Plain)
+    assert_type(request, Plain)
+    assert_type(reports, Connection)
+
+
+async def an_app_is_given_its_pools(dsn: str) -> None:
+    """A pool or what makes it, with connections of any class."""
+
+    def make() -> Pool:
+        return Pool(dsn, connection_class=Connection)
+
+    Starlette(
+        lifespan=lifespan(AsyncConnectionPool(dsn), reports=make),
+        routes=[health_route(), readiness_route("/ready", "pool", "reports")],
+        exception_handlers=busy(),
+        middleware=[Middleware(CancelOnHangUp), Middleware(TransactionPerRequest, "pool", 400)],
+    )
+    FastAPI(lifespan=lifespan(make, wait=True), exception_handlers=busy(retry_after=2))
+    web.Application().cleanup_ctx.append(pool_context(make))
+    lifespan(dsn)  # type: ignore[arg-type]
+
+
+async def a_pool_whose_work_is_undone(dsn: str) -> None:
+    """It is of the kind that it replaces."""
+    async with rollback_pool(dsn, patience=1) as pool:
+        assert_type(pool, AsyncConnectionPool[Plain])
+    async with rollback_pool(Pool(dsn, connection_class=Connection)) as mine:
+        assert_type(mine, AsyncConnectionPool[Connection])
