@@ -92,9 +92,7 @@ class Junction:
             self._last.callback(self._server.transport.abort)
             self.host = tempfile.mkdtemp(prefix="asyncpool-rollback-")
             self._last.callback(shutil.rmtree, self.host, ignore_errors=True)
-            path = f"{self.host}/.s.PGSQL.5432"
-            self._listener = await asyncio.start_unix_server(self._accept, path)
-            self._last.callback(self._listener.close)
+            self._listen(f"{self.host}/.s.PGSQL.5432")
         except BaseException:
             self._last.close()
             raise
@@ -106,10 +104,23 @@ class Junction:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        closing = asyncio.get_running_loop().create_task(self._close())
+        interrupted = False
+        with anyio.CancelScope(shield=True):
+            while not closing.done():
+                try:
+                    await asyncio.wait([closing])
+                except asyncio.CancelledError:
+                    interrupted = True
+        closing.result()
+        if interrupted:
+            raise asyncio.CancelledError
+
+    async def _close(self) -> None:
+        """Roll back, and see the session gone, within `CLOSE_TIMEOUT` seconds."""
         self._closing = True
         try:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT):
-                self._listener.close()
+            with anyio.move_on_after(CLOSE_TIMEOUT):
                 for task in self._tasks:
                     task.cancel()
                 await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -122,6 +133,16 @@ class Junction:
             pass
         finally:
             self._last.close()
+
+    def _listen(self, path: str) -> None:
+        # Not asyncio's server, which loses a connection that it accepts while it is closed.
+        loop, listener = asyncio.get_running_loop(), socket.socket(socket.AF_UNIX)
+        self._last.callback(listener.close)
+        listener.setblocking(False)
+        listener.bind(path)
+        listener.listen(100)
+        self._last.callback(loop.remove_reader, listener.fileno())
+        loop.add_reader(listener.fileno(), self._accept, listener)
 
     # Turns
 
@@ -230,7 +251,6 @@ class Junction:
     def _lost(self) -> ServerGone:
         """The transaction is gone: nobody is served any more, and nobody waits in vain."""
         self._running, self._closing = False, True
-        self._listener.close()
         for client in self._clients.values():
             client.drop()
         self._wake()
@@ -282,12 +302,22 @@ class Junction:
                 with contextlib.suppress(psycopg.Error):  # as with a server, nobody is told
                     await self._conn.cancel_safe(timeout=CLOSE_TIMEOUT)
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            end, _ = listener.accept()
+        except OSError:
+            return  # it has left already
+        if self._closing:
+            end.close()
+            return
+        end.setblocking(False)
+        task = asyncio.get_running_loop().create_task(self._serve(end))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: end.close())
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, end: socket.socket) -> None:
+        reader, writer = await asyncio.open_unix_connection(sock=end)
         key = secrets.token_bytes(4)
         client = self._clients[key] = Client(self, reader, writer, next(self._numbers))
         try:
@@ -296,10 +326,17 @@ class Junction:
         except (OSError, asyncio.IncompleteReadError):
             pass  # it, or the server, has gone
         finally:
-            writer.close()
             del self._clients[key]
+            await self._hang_up(writer)
             if client in self._holders and not self._closing:
                 await self._part_from(client)
+
+    async def _hang_up(self, writer: asyncio.StreamWriter) -> None:
+        """Let a client hear what was said to it, if it does so soon."""
+        writer.close()
+        with contextlib.suppress(OSError), anyio.move_on_after(0 if self._closing else 1.0):
+            await writer.wait_closed()
+        writer.transport.abort()
 
     async def _part_from(self, client: Client) -> None:
         """Roll back what a client has left."""

@@ -474,6 +474,34 @@ async def test_the_block_that_ends_in_mid_work_leaves_nothing(
     assert not any(map(os.path.exists, folders))
 
 
+@pytest.mark.parametrize("twice", [False, True])
+async def test_a_block_that_is_cancelled_at_any_moment_leaves_nothing(
+    dsn: str, table: str, backends: Backends, *, twice: bool
+) -> None:
+    """While it is entered, in it, and while it is left."""
+    before = sockets()
+
+    async def test() -> None:
+        async with rollback_pool(dsn) as pool:
+            await pool.execute(f"INSERT INTO {table} VALUES (1)")
+
+    turns, ended = 0, False
+    while not ended:
+        task = asyncio.create_task(test())
+        for _ in range(turns):
+            await asyncio.sleep(0.0005)
+        for _ in range(1 + twice):
+            task.cancel()
+            await asyncio.sleep(0)
+        await in_time(asyncio.wait([task]))
+        ended = not task.cancelled()
+        turns += 1
+    await eventually(lambda: not backends.pids())
+    assert backends.rows(table) == []
+    gc.collect()
+    await eventually(lambda: sockets() <= before)
+
+
 async def test_a_pool_lends_its_settings_and_is_not_used_itself(dsn: str, table: str) -> None:
     """Open or not; connection string and keywords may be callables, as for a new connection."""
 
