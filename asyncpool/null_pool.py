@@ -29,7 +29,8 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
         min_size: 0.
         max_size: the most connections there may be, in every state; None or 0: no bound.
         close_returns: accepted, and of no effect: `conn.close()` closes.
-        max_idle, ping_interval: accepted, and of no effect, as nothing is idle.
+        max_idle: accepted, and of no effect, as nothing is idle.
+        ping_interval: the same.
         pipeline: whether one-shot statements that are asked for at the same time share
             connections; if false, each borrows one.
 
