@@ -74,7 +74,7 @@ class Machine(RuleBasedStateMachine):
         Machine.script.clear()
         self.loop = VirtualLoop()
         self.connector = CuedConnector()
-        self.requests: list[tuple[Task[None], anyio.CancelScope]] = []
+        self.requests: list[tuple[Task[None], list[anyio.CancelScope]]] = []
         self.lent: list[FakeConn] = []
         self.broken = ""
         self.found(1, 1)
@@ -103,9 +103,9 @@ class Machine(RuleBasedStateMachine):
         self._note(f"request({timeout}, {count})")
         with self.loop.at_work():
             for _ in range(count):
-                scope = anyio.CancelScope()
-                task = self.loop.create_task(self._borrow(scope, timeout))
-                self.requests.append((task, scope))
+                scopes: list[anyio.CancelScope] = []  # anyio makes one in a task only
+                task = self.loop.create_task(self._borrow(scopes, timeout))
+                self.requests.append((task, scopes))
         self._settle()
 
     @precondition(lambda self: self.requests)
@@ -239,17 +239,18 @@ class Machine(RuleBasedStateMachine):
         timers = [each for each in self.loop._scheduled if not each.cancelled()]
         laws.law(not timers, f"timers after close: {timers}")
 
-    async def _borrow(self, scope: anyio.CancelScope, timeout: float | None) -> None:
+    async def _borrow(self, scopes: list[anyio.CancelScope], timeout: float | None) -> None:
         try:
-            with scope:
+            with anyio.CancelScope() as scope:
+                scopes.append(scope)
                 self.lent.append(await self.laws.borrow(timeout))
         except REFUSALS:
             pass
         finally:
-            self.requests = [each for each in self.requests if each[1] is not scope]
+            self.requests = [each for each in self.requests if each[1] is not scopes]
 
     def _cancel(self, index: int, how: str) -> None:
-        task, scope = self.requests[index % len(self.requests)]
+        task, (scope,) = self.requests[index % len(self.requests)]
         with self.loop.at_work():
             if how == "scope":
                 scope.cancel()

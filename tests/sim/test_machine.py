@@ -28,7 +28,7 @@ def test_a_planted_bug_is_found_and_shrunk_to_a_short_script(
     """Of at most six steps, for a person to read."""
     plant(monkeypatch)
     with pytest.raises(AssertionError):
-        search_for(400, derandomize=True, steps=15)
+        search_for(1_200, derandomize=True, steps=15)
     assert len(Machine.script) <= 6, Machine.script
     assert Machine.script[0].startswith("open(")
 
