@@ -13,6 +13,7 @@ import pytest
 
 from asyncpool import Budget, PoolTimeout, PoolWrongLoop
 from asyncpool._core import Core
+from asyncpool._crew import bury
 from asyncpool._insight import explain
 from asyncpool._keeper import make_round
 from tests.sim.fake import FakeConn
@@ -20,6 +21,7 @@ from tests.unit._tools import (
     Driver,
     VirtualLoop,
     fails,
+    lose,
     make_core,
     never,
     now,
@@ -110,11 +112,9 @@ async def test_those_who_wait_are_served_in_the_order_of_their_coming_across_poo
 async def test_what_rests_elsewhere_is_closed_for_one_who_waits_the_least_recent_first() -> None:
     """Nobody waits while a connection is idle in another pool."""
     async with sharing(3, 0, 0, 0) as (a, b, c):
-        await use(b)
-        await use(a)
-        await use(c)
-        await use(a)
-        await asyncio.sleep(1)
+        for pool in (b, a, c, a):
+            await use(pool)
+            await asyncio.sleep(1)
         assert [len(pool.ledger.idle) for pool in (a, b, c)] == [1, 1, 1]
         held = [await asyncio.wait_for(start(c), 1), await asyncio.wait_for(start(c), 1)]
         assert [pool.ledger.size for pool in (a, b, c)] == [1, 0, 2]
@@ -264,6 +264,159 @@ async def test_a_pool_that_is_dropped_costs_nothing_any_more() -> None:
     gc.collect()
     assert gone() is None
     assert (budget.size, budget.pools) == (0, 0)
+
+
+@virtual_time
+async def test_a_dropped_pool_leaves_its_places_to_those_who_wait() -> None:
+    """With no call of anybody's: it may be the collector that drops it."""
+    async with sharing(2, 0) as (b,):
+        budget = b.ledger.budget
+        a = make_core(Driver(), 2, 2, budget=budget)
+        a.open()
+        await settle()
+        held = [await a.acquire(None), await a.acquire(None)]
+        waiting = start(b)
+        await settle()
+        assert not waiting.done()
+        a.forsake()
+        assert set(held)
+        b.release(await asyncio.wait_for(waiting, 1))
+
+
+@virtual_time
+async def test_in_a_forked_child_nothing_is_done_on_the_parents_loop() -> None:
+    """Though somebody waits on it."""
+    async with sharing(1, 0, 0) as (a, b):
+        conn = await a.acquire(None)
+        waiting = start(b)
+        await settle()
+        budget, loop = a.ledger.budget, asyncio.get_running_loop()
+        assert budget is not None
+        assert budget._is_short
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "call_soon_threadsafe", None)
+            budget._leave(b.ledger, forked=True)
+        waiting.cancel()
+        a.release(conn)
+
+
+def test_what_was_left_on_a_loop_that_has_ended_is_nobodys_to_wait_for() -> None:
+    """Neither its connections nor its requests."""
+    budget = Budget(2)
+    loop = VirtualLoop()
+    left: list[Core[FakeConn]] = []
+    waiting: list[asyncio.Task[Any]] = []
+
+    async def leave() -> None:
+        left.extend(make_core(Driver(), budget=budget) for _ in range(2))
+        for core in left:
+            core.open()
+        for _ in range(2):
+            await left[0].acquire(None)
+        waiting.append(start(left[1]))
+        await settle()
+
+    async def come() -> None:
+        core = make_core(Driver(), budget=budget)
+        core.open()
+        assert (budget.size, budget.pools, budget._is_short) == (0, 0, False)
+        held = [await asyncio.wait_for(start(core), 1) for _ in range(2)]
+        assert budget.size == 2
+        for conn in held:
+            core.release(conn)
+        assert len(core.ledger.idle) == 2
+        await core.close(0)
+
+    loop.run_until_complete(leave())
+    loop.close()
+    for task in waiting:
+        bury(task)
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(come())
+    for core in left:
+        core.forsake()
+    assert budget.size == 0
+
+
+@virtual_time
+async def test_one_who_was_served_what_is_lost_keeps_its_place_across_pools() -> None:
+    """Before all who have come since, in whichever pool."""
+    served: list[str] = []
+
+    async def request(name: str, pool: Core[FakeConn]) -> None:
+        await use(pool, 1.0)
+        served.append(name)
+
+    async with sharing(1, 0, 0) as (a, b):
+        conn = await a.acquire(None)
+        tasks = []
+        for name, pool in (("first", a), ("second", b), ("third", b), ("fourth", a)):
+            tasks.append(asyncio.create_task(request(name, pool)))
+            await asyncio.sleep(1.0)
+        a.release(conn)
+        lose(conn)
+        await asyncio.gather(*tasks)
+    assert served == ["first", "second", "third", "fourth"]
+
+
+@virtual_time
+async def test_those_who_have_left_cost_no_memory() -> None:
+    """Though one who came before them is waiting still."""
+    async with sharing(1, 0, 0, max_waiting=0) as (a, b):
+        conn = await a.acquire(None)
+        first = start(b)
+        await settle()
+        for _ in range(20):
+            crowd = [start(a) for _ in range(50)]
+            await settle()
+            for task in crowd:
+                task.cancel()
+            await settle()
+        budget = b.ledger.budget
+        assert budget is not None
+        assert len(budget._line) <= 130
+        a.release(conn)
+        b.release(await asyncio.wait_for(first, 1))
+
+
+@virtual_time
+@pytest.mark.parametrize(("waiting", "kept"), [(1, 1), (2, 0)])
+async def test_what_is_being_closed_is_reckoned_with(waiting: int, kept: int) -> None:
+    """No more is closed than is waited for."""
+    async with sharing(2, 0, 0, 0) as (a, b, c):
+        mine, theirs = await a.acquire(None), await c.acquire(None)
+        opens(c)["close"] = slow(5.0)
+        tasks = [start(b) for _ in range(waiting)]
+        await settle()
+        c.release(theirs)
+        await settle()
+        assert (c.ledger.closing, c.ledger.idle) == (1, [])
+        a.release(mine)
+        await settle()
+        assert len(a.ledger.idle) == kept
+        for task in tasks:
+            b.release(await asyncio.wait_for(task, 10))
+
+
+@virtual_time
+async def test_a_pool_that_wants_no_more_does_not_hold_up_the_others() -> None:
+    """What it had asked for is forgotten as its requests leave."""
+    async with sharing(1, 0, 0, 0) as (a, b, c):
+        conn = await a.acquire(None)
+        budget = a.ledger.budget
+        assert budget is not None
+        gone = start(b)
+        await settle()
+        assert budget._is_asked_by(b.ledger)
+        assert not budget._is_asked_by(c.ledger)
+        gone.cancel()
+        await settle()
+        b.stock.refill()
+        assert not budget._is_short
+        a.release(conn)
+        assert len(a.ledger.idle) == 1
+        c.release(await asyncio.wait_for(start(c), 1))
+        assert a.ledger.size == 0
 
 
 @virtual_time

@@ -9,7 +9,7 @@ import pytest
 
 from asyncpool._insight import snapshot
 from asyncpool.errors import PoolTimeout
-from tests.unit._tools import Driver, lose, running, settle, virtual_time
+from tests.unit._tools import Driver, lose, running, settle, use, virtual_time
 
 
 @virtual_time
@@ -60,3 +60,26 @@ async def test_a_request_counts_once_when_the_pool_ends_under_its_hand_over() ->
         await settle()
         stats = snapshot(core)
         assert (stats.requests, stats.requests_cancelled, stats.leased) == (2, 1, 0)
+
+
+@virtual_time
+async def test_the_spread_of_uses_and_waits_has_each_of_them_once() -> None:
+    """However many there were between two looks, and with one under way."""
+    async with running(Driver(), 1, 1) as core:
+        counters = core.stock.counters
+        for _ in range(3):
+            for _ in range(1500):
+                core.release(core.acquire_now() or await core.acquire(None))
+            conn = await core.acquire(None)
+            waiting = [asyncio.create_task(use(core, 0.5)) for _ in range(3)]
+            await asyncio.sleep(2.0)
+            core.stock.settle_times()
+            core.release(conn)
+            await asyncio.gather(*waiting)
+        core.stock.settle_times()
+        assert counters.use.count == core.ledger.leases == 3 * 1504
+        assert counters.use.sum == pytest.approx(counters.use_time)
+        assert counters.use.max == pytest.approx(2.0)
+        assert counters.wait.count == counters.requests_queued == 9
+        assert counters.wait.sum == pytest.approx(counters.wait_time)
+        assert counters.wait.max == pytest.approx(3.0)
