@@ -230,6 +230,16 @@ class PsycopgConnector(Generic[ACT]):
                 conn._num_transactions += 1  # it takes itself off
                 await conn.wait(block._rollback_gen(None))
 
+    def has_left(self, conn: ACT) -> bool:
+        """Whether something that was cancelled has not come to its end yet."""
+        wire: Wire | None = getattr(conn, "_wire", None)
+        return wire is not None and (wire.draining is not None or wire.cut_off)
+
+    async def settle(self, conn: ACT) -> None:
+        """Wait for that end, for a borrower who goes on to use the connection."""
+        async with conn.lock:
+            await self._bonds[conn].settle(conn)
+
     async def turn_back(self, conn: ACT, *, autocommit: bool) -> None:
         """Roll back, and change the mode; nobody is to meet a connection in the wrong one."""
         try:

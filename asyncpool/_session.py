@@ -72,6 +72,8 @@ class Session(Generic[ACT]):
         """
         refusals = self.core.refusals
         limit = self.core.settings.timeout if timeout is None else duration("timeout", timeout)
+        if not self.busy and self.holds() and self.connector.has_left(self.conn):
+            self._start(self._do(None, partial(self.connector.settle, self.conn)))
         if self.busy:
             assert self._pending is not None, "bug: busy with nothing"
             await asyncio.wait({self._pending}, timeout=None if limit == math.inf else limit)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 
 from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout, PoolWrongLoop, ReleaseError
 
@@ -292,6 +293,21 @@ async def test_in_autocommit_mode_a_block_inside_is_no_transaction(dsn: str) -> 
                             raise KeyError
                 raise ZeroDivisionError
         assert await noted(pool) == [1, 2, 4]
+
+
+async def test_a_block_after_a_cancelled_statement_is_what_it_is_elsewhere(dsn: str) -> None:
+    """The statement may not have ended yet; that is no open transaction, and keeps no mode."""
+    async with (
+        AsyncConnectionPool(dsn, min_size=1, kwargs={"autocommit": True}) as pool,
+        pool.session() as conn,
+    ):
+        for mode in (None, False):
+            with anyio.move_on_after(0.01):
+                await conn.execute("SELECT pg_sleep(60)")
+            async with pool.cursor(autocommit=mode) as cur:
+                assert cur.connection.info.transaction_status == TransactionStatus.IDLE
+                assert cur.connection.autocommit is (mode is None)
+                await cur.execute("SELECT 1")
 
 
 async def test_tasks_that_are_started_inside_borrow_for_themselves(dsn: str) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 LOOPS = BOTH_LOOPS
-WALKS = 60
+WALKS = 100
 """How many programs a kind of connection has to get through."""
 DEPTH = 5
 """Of blocks inside of one another."""
@@ -131,13 +131,13 @@ class Program:
             with suppress(*Failure):
                 await self.block(kind, depth)
         elif fate < 0.45 and self.stops:
-            await self.stopped(self.rng.choice(self.stops), lambda: self.block(kind, depth, True))
+            await self.stopped(self.rng.choice(self.stops), kind, depth)
         else:
             await self.block(kind, depth)
         self.tell(f"{'  ' * depth}.")
 
-    async def block(self, kind: str, depth: int, stop: bool = False) -> None:
-        """One block, and what it comes to in the model."""
+    async def block(self, kind: str, depth: int, stop: Callable[[], None] | None = None) -> None:
+        """One block, and what it comes to in the model; `stop` is called before it sleeps."""
         model, before = self.model, self.model.autocommit
         bare = kind == "acquire"
         layered = not bare and (kind in {"transaction", "own"} or bool(model.layers))
@@ -156,9 +156,11 @@ class Program:
                     if made is not None and self.rng.random() < 0.5:
                         await self.insert(made)
                     await self.steps(depth + 1)
-                    if stop:
-                        await self.conn.execute("SELECT pg_sleep(0.2)")
-                    if self.rng.random() < 0.2:
+                    if stop is not None:
+                        stop()
+                        await self.conn.execute("SELECT pg_sleep(60)")
+                    # psycopg leaves the savepoint of a failed block that ends with no exception.
+                    if self.rng.random() < 0.2 or (kind == "own" and model.failed):
                         self.tell("boom")
                         raise Boom
                 finally:
@@ -282,23 +284,33 @@ class Program:
         if keep:
             self.model.rows.add(number)
 
-    async def stopped(self, stop: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Work that ends in a cancellation, if in nothing else before."""
+    async def stopped(self, stop: str, kind: str, depth: int) -> None:
+        """A block that ends in a cancellation while its server sleeps, if in nothing else before.
+
+        Elsewhere nobody could say whether a statement had been done.
+        """
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
         self.tell(stop)
-        if stop == "scope":
-            with anyio.CancelScope() as scope, suppress(*Failure):
-                loop.call_later(0.02, scope.cancel)
-                await work()
-            return
-        timers = [loop.call_later(0.02, task.cancel)]
-        if stop == "twice":
-            timers.append(loop.call_later(0.0205, task.cancel))
-        with suppress(asyncio.CancelledError, *Failure):
-            await work()
-        for timer in timers:
-            timer.cancel()
+        timers: list[asyncio.TimerHandle] = []
+        with anyio.CancelScope() as scope:
+
+            def arm() -> None:
+                how = scope.cancel if stop == "scope" else task.cancel
+                timers.append(loop.call_later(0.01, how))
+                if stop == "twice":
+                    timers.append(loop.call_later(0.0105, how))
+
+            try:
+                await self.block(kind, depth, arm)
+            except Failure:
+                pass
+            except asyncio.CancelledError:
+                if stop == "scope":
+                    raise
+            finally:
+                for timer in timers:
+                    timer.cancel()
         while task.cancelling():
             task.uncancel()
         with suppress(asyncio.CancelledError):
