@@ -123,7 +123,6 @@ class Budget:
                 raise PoolWrongLoop(msg)
             # What was left on a loop that has ended is nobody's to wait for.
             self._line.clear()
-            self._asking.clear()
             for books in list(self._members):
                 self._leave(books)
             self._home = loop

@@ -59,7 +59,7 @@ class Hunt:
         """In the place of pytest's own."""
         self.watch(session)
         if session.testsfailed:
-            print("some tests fail as they are: see pytest's own run", file=self.out)
+            print("some tests fail as they are: see pytest's own run", file=self.out, flush=True)
             return True
         for each in gc.get_objects():
             if isinstance(each, FunctionType):

@@ -53,6 +53,7 @@ async def sharing(
     finally:
         await asyncio.gather(*(pool.close(0) for pool in pools))
     assert budget.size == budget.pools == sum(driver.sockets for driver in drivers) == 0
+    assert not budget._is_short
     assert timers() == []
 
 
@@ -286,9 +287,9 @@ async def test_a_dropped_pool_leaves_its_places_to_those_who_wait() -> None:
 @virtual_time
 async def test_in_a_forked_child_nothing_is_done_on_the_parents_loop() -> None:
     """Though somebody waits on it."""
-    async with sharing(1, 0, 0) as (a, b):
+    async with sharing(1, 0, 0, 0) as (a, b, c):
         conn = await a.acquire(None)
-        waiting = start(b)
+        waiting = [start(b), start(c)]
         await settle()
         budget, loop = a.ledger.budget, asyncio.get_running_loop()
         assert budget is not None
@@ -296,7 +297,8 @@ async def test_in_a_forked_child_nothing_is_done_on_the_parents_loop() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "call_soon_threadsafe", None)
             budget._leave(b.ledger, forked=True)
-        waiting.cancel()
+        for task in waiting:
+            task.cancel()
         a.release(conn)
 
 
@@ -320,6 +322,7 @@ def test_what_was_left_on_a_loop_that_has_ended_is_nobodys_to_wait_for() -> None
         core = make_core(Driver(), budget=budget)
         core.open()
         assert (budget.size, budget.pools, budget._is_short) == (0, 0, False)
+        assert not budget._line
         held = [await asyncio.wait_for(start(core), 1) for _ in range(2)]
         assert budget.size == 2
         for conn in held:
@@ -357,6 +360,64 @@ async def test_one_who_was_served_what_is_lost_keeps_its_place_across_pools() ->
         lose(conn)
         await asyncio.gather(*tasks)
     assert served == ["first", "second", "third", "fourth"]
+
+
+@virtual_time
+async def test_one_who_comes_again_takes_the_place_that_it_had() -> None:
+    """Behind those who came before it, before those who have come since."""
+    async with sharing(2, 0, 0) as (a, b):
+        budget, conn = a.ledger.budget, await a.acquire(None)
+        assert budget is not None
+        opens(a)["open"] = opens(b)["open"] = never
+        tasks = []
+        for pool in (b, a, b, b):
+            tasks.append(start(pool))
+            await asyncio.sleep(0.01)
+        a.release(conn)
+        lose(conn)
+        await settle()
+        found = [(came, books) for came, books, waiter in budget._line if waiter.waiting]
+        assert [books for _, books in found] == [b.ledger, a.ledger, b.ledger, b.ledger]
+        assert [came for came, _ in found] == sorted(came for came, _ in found)
+        for task in tasks:
+            task.cancel()
+
+
+@virtual_time
+async def test_each_place_is_given_to_the_one_who_has_waited_longest() -> None:
+    """Also where two come free at once: the first of a pool does not take its second along."""
+    async with sharing(2, 0, 0, 0) as (a, b, c):
+        held = [await c.acquire(None) for _ in range(2)]
+        tasks = []
+        for pool in (a, b, a, b):
+            tasks.append(start(pool))
+            await asyncio.sleep(0.01)
+        for conn in held:
+            c.dismiss(conn)
+        await settle()
+        assert [task.done() for task in tasks] == [True, True, False, False]
+        budget = c.ledger.budget
+        assert budget is not None
+        assert budget.pools == 2
+        for number, pool in enumerate((a, b, a, b)):
+            pool.release(await asyncio.wait_for(tasks[number], 1))
+
+
+@virtual_time
+async def test_the_end_of_one_pool_forgets_nobody_who_waits_in_another() -> None:
+    """What comes back elsewhere is theirs."""
+    async with sharing(2, 0, 0, 0) as (a, b, c):
+        mine, theirs = await a.acquire(None), await c.acquire(None)
+        first, second = start(b), start(b)
+        await settle()
+        await a.close(0)
+        assert mine.closed
+        conn = await asyncio.wait_for(first, 1)
+        c.release(theirs)
+        other = await asyncio.wait_for(second, 1)
+        assert c.ledger.size == 0
+        b.release(conn)
+        b.release(other)
 
 
 @virtual_time
