@@ -15,11 +15,12 @@ from asyncpool.errors import (
 )
 from asyncpool.faults import Fault, classify
 from asyncpool.health import HealthReport
+from asyncpool.insight import ConnectionInfo, Event, Explanation, LeaseInfo, WaiterInfo
 from asyncpool.manager import PoolManager
 from asyncpool.null_pool import AsyncNullConnectionPool
 from asyncpool.pool import AsyncConnectionPool
 from asyncpool.sizing import Advice, Expectation
-from asyncpool.stats import LeaseInfo, PoolStats
+from asyncpool.stats import PoolStats, Times
 
 __all__ = [
     "Advice",
@@ -27,7 +28,10 @@ __all__ = [
     "AsyncNullConnectionPool",
     "Budget",
     "Connection",
+    "ConnectionInfo",
+    "Event",
     "Expectation",
+    "Explanation",
     "Fault",
     "HealthReport",
     "LeaseInfo",
@@ -41,6 +45,8 @@ __all__ = [
     "PoolUnavailable",
     "PoolWrongLoop",
     "ReleaseError",
+    "Times",
     "TooManyRequests",
+    "WaiterInfo",
     "classify",
 ]

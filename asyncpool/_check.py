@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Generic
@@ -13,10 +12,9 @@ import anyio
 
 from asyncpool._connector import C
 from asyncpool._entry import Entry, State
+from asyncpool._redact import described
 from asyncpool._refusals import Refusals
 from asyncpool._stock import Stock, outcome
-
-logger = logging.getLogger("asyncpool")
 
 
 class Check(Generic[C]):
@@ -56,7 +54,8 @@ class Check(Generic[C]):
         if (error := task.result()) is None:
             stock.proved(entry)
             return True
-        logger.info("pool %r: check failed, replaced: %r", stock.name, error)
+        said = described(error)
+        stock.tell("check failed", f"check failed, replaced: {said}", error=said)
         if entry.lent_at == entry.opened_at:
             # New and unfit is as good as a failed connect, and must not be repeated in a storm.
             stock.connect_failed(error, entry)

@@ -38,8 +38,6 @@ from asyncpool.errors import PoolClosed, PoolTimeout, ReleaseError
 from asyncpool.faults import Fault, classify
 from asyncpool.stats import Counters
 
-logger = logging.getLogger("asyncpool")
-
 FRESH = 0.001
 """Seconds since its last use within which a watched connection's word is not asked for: a loop that
 has been busy for longer may not have heard of its end yet."""
@@ -126,6 +124,8 @@ class Core(Generic[C]):
         plain = type(self.home).time is asyncio.BaseEventLoop.time
         self._now = self.stock.time = time.monotonic if plain else self.home.time
         self.opened_at = self._now()
+        limits = self.settings
+        self.stock.tell("opened", f"open, with {limits.min_size} to {limits.bound_in_words}")
         if self.settings.keeps_idle:
             self._ready = self.home
             self._express = self.home if self._check is None else None
@@ -310,8 +310,9 @@ class Core(Generic[C]):
         except asyncio.CancelledError:
             counters.requests_cancelled += 1
             raise
-        except BaseException:
+        except BaseException as error:
             counters.requests_failed += 1
+            counters.requests_timed_out += isinstance(error, PoolTimeout)
             raise
         finally:
             task = None  # its exception's traceback has this frame
@@ -329,12 +330,15 @@ class Core(Generic[C]):
             self.admit()
         for entry in self.ledger.resize(min_size, max_size):
             self.stock.discard(entry)
+        bound = self.settings.bound_in_words
+        self.stock.tell("resized", f"its size is {min_size} to {bound} from now on")
         if self.opened:
             self.stock.refill()
 
     def drain(self) -> None:
         """Retire every connection there is now; those lent out, on their return."""
         self.stock.drain()
+        self.stock.tell("drained", "every connection of before is being replaced")
 
     async def close(self, timeout: float) -> None:
         """Close everything within about `timeout` seconds. Called again, it waits for the end.
@@ -347,6 +351,7 @@ class Core(Generic[C]):
         if self._closing is None:
             self._express = self._ready = None
             self.stock.closing = True
+            self.stock.tell("closed", f"closing, with {len(self.ledger.leased)} lent")
             self.ledger.line.fail_all(self.refusals.closed)
             self.vigil.stop()
             self.stock.full.set()
@@ -455,7 +460,13 @@ class Core(Generic[C]):
             self.stock.discard(entry)
         await self._emptied(deadline)
         for entry in list(self.ledger.leased.values()):
-            logger.warning("pool %r: closed while lent: %r", self.settings.name, entry.conn)
+            self.stock.tell(
+                "closed while lent",
+                f"closed while lent: {entry.conn!r}",
+                logging.WARNING,
+                task=entry.holder_name,
+                age=self.stock.time() - entry.lent_at,
+            )
             self.stock.discard(entry)
         await self._emptied(self.stock.time() + 0.25)
         await self.stock.abandon()

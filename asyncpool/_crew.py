@@ -37,6 +37,9 @@ class Crew:
     def __len__(self) -> int:
         return len(self._tasks)
 
+    def __contains__(self, task: object) -> bool:
+        return task in self._tasks
+
     def spawn(
         self, work: Coroutine[Any, Any, T], job: str, context: Context | None = None
     ) -> asyncio.Task[T]:

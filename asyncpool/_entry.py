@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any, Generic
 
 from asyncpool._connector import C
-from asyncpool._stacks import Trace
+from asyncpool._stacks import Trace, lines
 
 
 class State(Enum):
@@ -41,8 +41,10 @@ class Entry(Generic[C]):
         "kept",
         "kept_in",
         "late",
+        "left_at",
         "lent_at",
         "loose_in",
+        "number",
         "opened_at",
         "predecessor",
         "proved_at",
@@ -58,7 +60,9 @@ class Entry(Generic[C]):
 
     conn: C
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, number: int = 0) -> None:
+        self.number = number
+        """By which a person can tell it from the pool's others."""
         self.state = State.OPENING
         self.opened_at = now
         self.expires_at = now
@@ -66,6 +70,8 @@ class Entry(Generic[C]):
         """When it last came back from a borrower."""
         self.proved_at = now
         """When a ping last showed that it works, or it was opened."""
+        self.left_at = now
+        """When it last went out of service, idle, to be pinged or closed."""
         self.lent_at = now
         self.holder: asyncio.Task[Any] | str | None = None
         """Who has it; the name of a task that has ended; None: nobody yet."""
@@ -98,6 +104,21 @@ class Entry(Generic[C]):
     def doom(self) -> None:
         """Never lend it again: its server was seen to go, or the pool was drained."""
         self.expires_at = DOOMED
+
+    @property
+    def holder_name(self) -> str:
+        """Who holds it, while it is lent."""
+        if self.shared:
+            return "(one-shot statements)"
+        if self.holder is None:
+            return "(being handed over)"
+        if isinstance(self.holder, str):
+            return f"{self.holder} (it has ended)"
+        return self.holder.get_name()
+
+    def borrowed_at(self) -> list[str]:
+        """Where it was borrowed, innermost first; nothing where that was not noted."""
+        return lines(self.trace) if self.traced_in == self.uses else []
 
     def __repr__(self) -> str:
         return f"<Entry {self.state.value} uses={self.uses}>"

@@ -67,6 +67,11 @@ class Histogram:
         """Seconds of one, on average; 0 where there were none."""
         return self.sum / self.count if self.count else 0.0
 
+    def counts(self) -> list[int]:
+        """How many there were in each bucket: one for each of `BOUNDS`, and one above them."""
+        self.settle()
+        return self._buckets or _empty()
+
     def buckets(self) -> list[tuple[float, int]]:
         """Upper bounds in seconds, and how many were not above each; the last bound is infinite."""
         self.settle()

@@ -11,7 +11,6 @@ import asyncio
 import math
 from asyncio import get_running_loop
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -20,11 +19,12 @@ import psycopg
 from asyncpool._core import Core
 from asyncpool._cursor import Cursor
 from asyncpool._entry import Entry
+from asyncpool._ledger import Stranded
 from asyncpool._rider import Rider
 from asyncpool._settings import duration
 from asyncpool._track import OK, Track
 from asyncpool._traits import Traits
-from asyncpool.errors import PoolError
+from asyncpool.errors import PoolError, PoolTimeout
 from asyncpool.stats import Counters
 
 PATIENCE = 0.005
@@ -69,9 +69,9 @@ class Lane:
         """The most connections it may have."""
         return self.core.settings.max_size if self._width is None else self._width
 
-    def stranded(self) -> list[tuple[object, Callable[[BaseException], None]]]:
-        """The tasks of those that wait, and how each is told an error."""
-        return [(rider.task, rider.fail) for rider in self.queue if rider.wanted]
+    def stranded(self) -> list[Stranded]:
+        """The tasks of those that wait, since when, and how each is told an error."""
+        return [(each.task, each.joined_at, each.fail) for each in self.queue if each.wanted]
 
     async def ride(self, rider: Rider, timeout: float | None) -> Rider:
         """Run a statement; returns it with its results.
@@ -156,7 +156,10 @@ class Lane:
         if not wait or (limits.max_waiting and len(self.queue) >= limits.max_waiting):
             counters.requests_failed += 1
             refusals = core.refusals
-            raise refusals.too_many(len(self.queue)) if wait else refusals.timed_out(wait)
+            if wait:
+                raise refusals.too_many(len(self.queue))
+            counters.requests_timed_out += 1
+            raise refusals.timed_out(wait)
         rider.joined_at = core.stock.time()
         rider.task = asyncio.current_task()
         counters.requests_queued += 1
@@ -180,6 +183,7 @@ class Lane:
         counters = self.core.stock.counters
         if isinstance(error, PoolError):
             counters.requests_failed += 1
+            counters.requests_timed_out += isinstance(error, PoolTimeout)
         elif rider.track is not None:
             counters.requests_shared += 1
         else:

@@ -12,9 +12,7 @@ from psycopg.pq import TransactionStatus
 
 from asyncpool._core import Core
 from asyncpool._entry import Entry
-from asyncpool._stacks import lines, where
-
-logger = logging.getLogger("asyncpool")
+from asyncpool._stacks import where
 
 LONGEST = 500
 """Characters of a statement that are shown."""
@@ -24,36 +22,37 @@ def tell_of_leak(core: Core[Any], entry: Entry[Any], what: str) -> None:
     """Log who has a connection, and all that is known of the lease; no parameters, no password."""
     holder = entry.holder
     age = core.stock.time() - entry.lent_at
-    pool = core.settings.name
-    parts = [f"pool {pool!r}: a connection {what}: {age:.1f} s, by {name_of(entry)}"]
-    if borrowed := borrowed_at(entry):
+    parts = [f"a connection {what}: {age:.1f} s, by {entry.holder_name}"]
+    if borrowed := entry.borrowed_at():
         parts.append("borrowed at " + "\n    from ".join(borrowed))
     else:
         parts.append("give the pool a leak_timeout to learn where it was borrowed")
     if isinstance(holder, asyncio.Task) and (waits := where(holder)):
         parts.append("its task is at " + "\n    from ".join(waits))
-    status = TransactionStatus(entry.conn.pgconn.transaction_status).name
-    parts.append(f"transaction status {status}")
+    parts.append(f"transaction status {transaction_of(entry.conn).name}")
     if (said := last_statement(entry.conn)) is not None:
         parts.append(f"last statement {said!r}")
-    logger.warning("%s", "\n  ".join(parts))
+    core.stock.tell(
+        "leak",
+        "\n  ".join(parts),
+        logging.WARNING,
+        task=entry.holder_name,
+        age=age,
+        borrowed_at=next(iter(entry.borrowed_at()), ""),
+        pid=backend_of(entry.conn),
+    )
 
 
-def name_of(entry: Entry[Any]) -> str:
-    """Who holds a leased connection."""
-    if entry.shared:
-        return "(one-shot statements)"
-    holder = entry.holder
-    if holder is None:
-        return "(being handed over)"
-    if isinstance(holder, str):
-        return f"{holder} (it has ended)"
-    return holder.get_name()
+def transaction_of(conn: psycopg.AsyncConnection[Any]) -> TransactionStatus:
+    """What libpq knows of it, with no question to the server."""
+    return TransactionStatus(conn.pgconn.transaction_status)
 
 
-def borrowed_at(entry: Entry[Any]) -> list[str]:
-    """Where it was borrowed, innermost first; nothing where that was not noted."""
-    return lines(entry.trace) if entry.traced_in == entry.uses else []
+def backend_of(conn: psycopg.AsyncConnection[Any]) -> int | None:
+    """The server's process; None once it is closed."""
+    if conn.closed:
+        return None
+    return conn.pgconn.backend_pid or None
 
 
 def last_statement(conn: psycopg.AsyncConnection[Any]) -> str | None:

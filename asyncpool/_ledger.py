@@ -12,17 +12,20 @@ any two of its calls:
 
 from __future__ import annotations
 
+import asyncio
 import math
 from bisect import insort
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Generic
+from typing import Any, Generic
 
 from asyncpool._budget import Budget
 from asyncpool._connector import C
 from asyncpool._entry import DOOMED, Entry, State
 from asyncpool._settings import Settings
 from asyncpool._waiters import Line, Waiter
+
+Stranded = tuple[asyncio.Task[Any] | None, float, Callable[[BaseException], None]]
 
 IDLE = State.IDLE
 LEASED = State.LEASED
@@ -47,12 +50,14 @@ class Ledger(Generic[C]):
         self.line: Line[Entry[C]] = Line(overdue)
         self.elsewhere: Callable[[], int] = lambda: 0
         """How many wait for a connection beside the line."""
-        self.stranded: Callable[[], list[tuple[object, Callable[[BaseException], None]]]] = list
-        """The tasks of these, and how each is told an error."""
+        self.stranded: Callable[[], list[Stranded]] = list
+        """The tasks of these, when each came, and how it is told an error."""
         self.opening = 0
         self.late = 0
         """Those of the opening that take so long that nobody should count on them."""
         self.closing = 0
+        self._numbered = 0
+        """How many entries there were."""
         self._past_leases = 0
         """Leases of the entries that are struck off."""
         self.shares = 0
@@ -87,7 +92,8 @@ class Ledger(Generic[C]):
     def reserve(self, now: float) -> Entry[C]:
         """A place for a connection that is about to be opened."""
         assert len(self.entries) < self.settings.max_size, "bug: a place reserved above max_size"
-        entry: Entry[C] = Entry(now)
+        self._numbered += 1
+        entry: Entry[C] = Entry(now, self._numbered)
         self.entries.add(entry)
         self.opening += 1
         if self.budget is not None:

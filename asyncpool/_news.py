@@ -14,10 +14,9 @@ from typing import Any, Generic
 
 from asyncpool._connector import C
 from asyncpool._entry import DOOMED, Entry, State
+from asyncpool._redact import described
 from asyncpool._stock import Stock
 from asyncpool.faults import Fault
-
-logger = logging.getLogger("asyncpool")
 
 PAUSE = 1.0
 """Seconds within which all connections are replaced once."""
@@ -53,7 +52,9 @@ class News(Generic[C]):
             now = stock.time()
             if now - self._replaced_at >= PAUSE:
                 self._replaced_at = now
-                logger.warning("pool %r: all connections are replaced: %s", stock.name, error)
+                said = "" if error is None else described(error)
+                text = f"all connections are replaced: {said}"
+                stock.tell("failover", text, logging.WARNING, error=said)
                 stock.drain()
         elif fault is Fault.SERVER or (lost and error is None and (in_use or self._is_burst())):
             self._suspect()
@@ -79,7 +80,8 @@ class News(Generic[C]):
             # It has answered, and was given up all the same: the server is leaving.
             stock.counters.lost += entry.expires_at == DOOMED
         elif any(each.opened_at <= since for each in stock.ledger.entries if each.lives):
-            logger.warning("pool %r: the server is leaving: all are replaced", stock.name)
+            text = "the server is leaving: all are replaced"
+            stock.tell("server leaving", text, logging.WARNING)
             for each in stock.ledger.drain(since):
                 stock.found_lost(each)
             stock.refill()

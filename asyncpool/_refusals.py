@@ -9,7 +9,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from asyncpool._entry import Entry
 from asyncpool._ledger import Ledger
+from asyncpool._redact import redacted
 from asyncpool._stacks import where
 from asyncpool._stock import Stock
 from asyncpool.errors import (
@@ -40,17 +42,20 @@ class Refusals:
         ledger, now, outage = self._ledger, self._stock.time(), self._stock.outage
         limits, leased = ledger.settings, ledger.leased
         waiting = max(1, ledger.waiting)  # the one who is told counts
-        longest = max((now - entry.lent_at for entry in leased.values()), default=0.0)
+        oldest = min(leased.values(), key=_lent_at, default=None)
+        longest = 0.0 if oldest is None else now - oldest.lent_at
         sizes = f"max_size={limits.bound_in_words}, size={ledger.size}, leased={len(leased)}"
         parts = [f"{what} within {timeout:g} s ({sizes}, waiting={waiting})"]
         if why:
             parts.append(why)
         if outage:
-            parts.append(f"connecting has failed {outage.failures} times: {outage.error}")
+            parts.append(f"connecting has failed {outage.failures} times: {redacted(outage.error)}")
         if (budget := ledger.budget) is not None and budget.size >= budget.max_connections:
             parts.append(f"{budget.pools} pools have the budget's {budget.size} connections")
-        if leased and not why:
-            parts.append(f"the longest lease is {longest:.1f} s old: see pool.explain()")
+        if oldest is not None and not why:
+            place = next((f", borrowed at {each}" for each in oldest.borrowed_at()), "")
+            whose = f"by {oldest.holder_name}{place}"
+            parts.append(f"the longest lease is {longest:.1f} s old, {whose}: see pool.explain()")
         error = PoolTimeout(
             "; ".join(parts),
             timeout=timeout,
@@ -68,9 +73,10 @@ class Refusals:
         now, outage = self._stock.time(), self._stock.outage
         lasts = now - outage.since
         why = "access is refused" if outage.fault is Fault.ACCESS else "connecting fails"
+        said = redacted(outage.error)
         error = PoolUnavailable(
             f"no connection, and none to be had soon: {why} since {lasts:.1f} s"
-            f" (failures={outage.failures}); the pool goes on trying by itself: {outage.error}",
+            f" (failures={outage.failures}); the pool goes on trying by itself: {said}",
             max_size=self._ledger.settings.bound,
             size=self._ledger.size,
             waiting=self._ledger.waiting,
@@ -130,3 +136,7 @@ class Refusals:
         """For whoever returns what was lent on a loop that has ended."""
         what = "was lent on an event loop that has ended, and is closed: its work is lost"
         return PoolWrongLoop(f"pool {self._ledger.settings.name!r}: {conn!r} {what}")
+
+
+def _lent_at(entry: Entry[Any]) -> float:
+    return entry.lent_at

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
@@ -21,9 +22,13 @@ from asyncpool._backoff import Outage
 from asyncpool._connector import C, Connector
 from asyncpool._crew import Crew
 from asyncpool._entry import DOOMED, Entry, State
+from asyncpool._events import Events
 from asyncpool._ledger import Ledger
+from asyncpool._redact import described, redacted
 from asyncpool.faults import Fault
 from asyncpool.stats import Counters
+
+WARNING = logging.WARNING
 
 logger = logging.getLogger("asyncpool")
 
@@ -52,6 +57,7 @@ class Stock(Generic[C]):
         self.crew = Crew(ledger.settings.name)
         self.counters = Counters()
         self.outage = Outage(random)
+        self.events = Events(ledger.settings.name)
         self.full = asyncio.Event()
         """Set once `min_size` connections were open at the same time."""
         self.empty = asyncio.Event()
@@ -83,6 +89,10 @@ class Stock(Generic[C]):
         """The pool's."""
         return self.ledger.settings.name
 
+    def tell(self, kind: str, text: str, level: int = logging.INFO, **facts: object) -> None:
+        """Log an event and keep it for `explain()`; see `Events.tell`."""
+        self.events.tell(self.time(), kind, text, level, facts)
+
     def put(self, entry: Entry[C], now: float) -> None:
         """Into service, the one way: an entry that is not lent, whose connection is clean."""
         if self.closing or not self.ledger.give(entry, now):
@@ -92,12 +102,14 @@ class Stock(Generic[C]):
         """Out of service, the one way; it counts until its socket is closed."""
         if entry.state is not State.CLOSING and entry.state is not State.CLOSED:
             self.ledger.withdraw(entry, State.CLOSING)
+            entry.left_at = self.time()
             entry.doom()  # that it ends is no news
             self.crew.spawn(self._close(entry), "close")
 
     def found_lost(self, entry: Entry[C]) -> None:
         """Discard one that broke while nobody used it."""
         self.counters.lost += 1
+        self.events.note(self.time(), "lost", "a connection broke while idle", logging.INFO)
         self.discard(entry)
 
     def refill(self) -> None:
@@ -134,6 +146,7 @@ class Stock(Generic[C]):
         """
         assert entry.state is State.IDLE, "bug: only an idle connection may be pinged"
         self.ledger.withdraw(entry, State.CLEANING)
+        entry.left_at = self.time()
         return self._ping(entry)
 
     async def clean(self, entry: Entry[C], first: Callable[[], Awaitable[object]] | None) -> None:
@@ -141,7 +154,8 @@ class Stock(Generic[C]):
         try:
             with anyio.fail_after(self.ledger.settings.clean_timeout):
                 if first is not None and (error := await outcome(first)) is not None:
-                    logger.info("pool %r: %r while cleaning", self.name, error)
+                    text = f"{described(error)} while cleaning"
+                    self.tell("cleaning failed", text, error=described(error))
                 if self.ledger.settings.keeps_idle or self.ledger.line.length:
                     await self.connector.reset(entry.conn)
         except BaseException as error:
@@ -150,7 +164,8 @@ class Stock(Generic[C]):
                 raise
             if self.closing:
                 return
-            logger.warning("pool %r: reset failed, replaced: %r", self.name, error)
+            said = described(error)
+            self.tell("reset failed", f"reset failed, replaced: {said}", WARNING, error=said)
         else:
             self.put(entry, self.time())
 
@@ -159,8 +174,12 @@ class Stock(Generic[C]):
         now = self.time()
         self.counters.connects_failed += 1
         self._remember(error)
-        if not self.outage:
-            logger.warning("pool %r: cannot connect, will retry: %s", self.name, error)
+        said, before = described(error), self.outage.error
+        if not self.outage or self.outage.has_lapsed(entry.opened_at):
+            text = f"cannot connect, will retry: {redacted(error)}"
+            self.tell("outage", text, WARNING, error=said)
+        elif before is None or described(before) != said:
+            self.tell("connect failed", f"cannot connect still: {redacted(error)}", error=said)
         self.outage.failed(now, error, entry.opened_at, self.fault_of(error))
         self.ledger.sparing = True
         lasts = now - self.outage.since >= self.ledger.settings.reconnect_timeout
@@ -173,14 +192,17 @@ class Stock(Generic[C]):
         outage = self.outage
         outage.ever_worked = True
         if outage.failures and entry.opened_at >= outage.since:
+            lasted, failures = self.time() - outage.since, outage.failures
             self._forget_outage()
-            logger.info("pool %r: connected again", self.name)
+            text = f"connected again after {lasted:.1f} s and {failures} failed connects"
+            self.tell("outage over", text, WARNING, duration=lasted, failures=failures)
             self.refill()
 
     def forget_lapsed_outage(self) -> None:
         """Let nothing be spared, or said, for an outage of which nothing is known any more."""
         if self.outage.has_lapsed(self.time()):
             self._forget_outage()
+            self.tell("outage lapsed", "connecting has failed, and nobody has tried since")
 
     def is_hopeless(self) -> bool:
         """Whether there is no use in waiting: nothing is there, and nothing is to be had soon.
@@ -211,6 +233,11 @@ class Stock(Generic[C]):
             self._fillers -= 1
         return True
 
+    @property
+    def next_probe_at(self) -> float:
+        """When it will try again by itself, in an outage; `math.inf`: it has no need to."""
+        return math.inf if self._retry is None else self._retry.when()
+
     def drain(self) -> None:
         """Retire every connection that there is; those lent out, on their return."""
         for entry in self.ledger.drain():
@@ -229,7 +256,7 @@ class Stock(Generic[C]):
         try:
             return self._classify(error)
         except Exception:
-            logger.exception("pool %r: classify has failed of %r", self.name, error)
+            logger.exception("pool %r: classify has failed of %s", self.name, described(error))
             return None
 
     def stop_opening(self) -> None:
@@ -271,6 +298,7 @@ class Stock(Generic[C]):
         """A connect has succeeded."""
         now, limits = self.time(), self.ledger.settings
         self.counters.connect_time += now - entry.opened_at
+        self.counters.connect.add(now - entry.opened_at)
         life = limits.max_lifetime * self._random.uniform(0.95, 1.0)
         # Drained while it was being opened: it may have been made with what has just changed.
         expires_at = DOOMED if entry.expires_at == DOOMED else now + life
@@ -334,6 +362,7 @@ class Stock(Generic[C]):
         connect.add_done_callback(lambda _: patience.cancel(), context=Context())
 
     async def _ping(self, entry: Entry[C]) -> bool:
+        began = self.time()
         try:
             with anyio.fail_after(self.ledger.settings.ping_timeout):
                 await self.connector.ping(entry.conn)
@@ -342,9 +371,11 @@ class Stock(Generic[C]):
             if not isinstance(error, Exception):
                 raise
             self._remember(error)
-            logger.info("pool %r: ping failed, replaced: %r", self.name, error)
+            said = described(error)
+            self.tell("ping failed", f"ping failed, replaced: {said}", error=said)
             return False
         entry.proved_at = self.time()
+        self.counters.ping.add(entry.proved_at - began)
         if not self.connector.is_alive(entry.conn):
             self.found_lost(entry)  # it was lost together with its answer
             return False
@@ -379,7 +410,8 @@ class Stock(Generic[C]):
         try:
             with anyio.move_on_after(self.ledger.settings.close_timeout):
                 if (error := await outcome(partial(self.connector.close, entry.conn))) is not None:
-                    logger.info("pool %r: %r while closing", self.name, error)
+                    text = f"{described(error)} while closing"
+                    self.tell("closing failed", text, error=described(error))
         finally:
             self.strike_off(entry)
 

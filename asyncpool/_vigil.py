@@ -126,7 +126,7 @@ class Vigil(Generic[C]):
             holders.add(entry.holder)
         waiting: list[tuple[object, Callable[[BaseException], None]]] = [
             *((each.task, partial(ledger.line.fail, each)) for each in ledger.line),
-            *ledger.stranded(),
+            *((task, fail) for task, _, fail in ledger.stranded()),
         ]
         found = [(task, fail) for task, fail in waiting if task in holders]
         if len({task for task, _ in found}) == len(holders):

@@ -30,11 +30,13 @@ from asyncpool._contexts import (
     note,
 )
 from asyncpool._core import Core
-from asyncpool._insight import explain, snapshot
+from asyncpool._explain import explain
+from asyncpool._insight import snapshot
 from asyncpool._keeper import keep, ping_all
 from asyncpool._keys import Keys
 from asyncpool._lane import Lane
 from asyncpool._leaks import tell_of_leak
+from asyncpool._ledger import Stranded
 from asyncpool._oneshot import OneShots
 from asyncpool._process import close_over, forks_with, has_outlived, start_over
 from asyncpool._psycopg import (
@@ -63,6 +65,7 @@ from asyncpool.errors import (
 )
 from asyncpool.faults import Fault, classify
 from asyncpool.health import HealthReport, examine
+from asyncpool.insight import Explanation
 from asyncpool.sizing import Advice, advise
 from asyncpool.stats import PoolStats, psycopg_keys, since
 
@@ -543,8 +546,11 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         before, self._popped = self._popped, now
         return psycopg_keys(since(now, before))
 
-    def explain(self) -> str:
-        """Who holds what since when, who waits, what failed, and what to do, as text."""
+    def explain(self) -> Explanation:
+        """Who holds what since when, who waits, what failed, and what to do; `str()` of it is text.
+
+        No password and no parameter of a statement is in it.
+        """
         return explain(self._core)
 
     async def __aenter__(self) -> Self:
@@ -680,7 +686,7 @@ def _tell_of_leak(pool: weakref.ref[AsyncConnectionPool[Any]], *leak: Any) -> No
         tell_of_leak(alive._core, *leak)
 
 
-def _stranded(lane: weakref.ref[Lane]) -> list[tuple[object, Callable[[BaseException], None]]]:
+def _stranded(lane: weakref.ref[Lane]) -> list[Stranded]:
     return alive.stranded() if (alive := lane()) is not None else []
 
 

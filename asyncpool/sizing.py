@@ -174,7 +174,6 @@ async def advise(
         raise ValueError(msg)
     if p99_wait is not None:
         p99_wait = duration("p99_wait", p99_wait)
-    core.stock.settle_times()
     stats, counters, now = snapshot(core), core.stock.counters, core.stock.time()
     lent = core.ledger.leased.values()
     ages = [now - entry.lent_at for entry in lent if not entry.shared]

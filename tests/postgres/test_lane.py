@@ -270,7 +270,7 @@ async def test_explain_says_who_has_a_shared_connection(dsn: str) -> None:
     """Not one task, but one-shot statements."""
     async with sharing(dsn, min_size=1) as pool:
         slow = asyncio.create_task(pool.execute("SELECT pg_sleep(60)"))
-        await eventually(lambda: "one-shot statements" in pool.explain())
+        await eventually(lambda: "one-shot statements" in str(pool.explain()))
         slow.cancel()
 
 

@@ -147,7 +147,7 @@ async def test_a_lease_that_lasts_too_long_is_told_once_with_all_that_is_known(
         assert "transaction status INTRANS" in told
         assert "last statement 'SELECT %s, %s::text AS \"mark\"'" in told
         assert "secret" not in told
-        assert f"borrowed at {place}" in pool.explain()
+        assert f"borrowed at {place}" in str(pool.explain())
         go_on.set()
         await task
         assert pool.stats().leaks == 1

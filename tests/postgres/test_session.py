@@ -847,7 +847,7 @@ async def test_a_session_is_told_of_like_any_lease(
             async with pool.connection():
                 pass
             await eventually(lambda: pool.stats().leaks)
-            assert "test_session.py" in pool.explain()
+            assert "test_session.py" in str(pool.explain())
         assert pool.stats().leaks == 1
     text = "".join(each.getMessage() for each in caplog.records)
     assert "in test_a_session_is_told_of_like_any_lease" in text

@@ -17,6 +17,7 @@ from asyncpool import (
     Advice,
     AsyncConnectionPool,
     AsyncNullConnectionPool,
+    Explanation,
     HealthReport,
     PoolStats,
     PoolTimeout,
@@ -198,7 +199,7 @@ async def one_shots_and_reports(pool: AsyncConnectionPool) -> None:
     assert_type(await pool.health(timeout=1), HealthReport)
     assert_type(pool.stats(), PoolStats)
     assert_type(pool.get_stats(), dict[str, int])
-    assert_type(pool.explain(), str)
+    assert_type(pool.explain(), Explanation)
     waiting: Awaitable[None] = pool.open(wait=True, timeout=5)
     await waiting
     try:

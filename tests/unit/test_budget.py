@@ -14,7 +14,7 @@ import pytest
 from asyncpool import Budget, PoolTimeout, PoolWrongLoop
 from asyncpool._core import Core
 from asyncpool._crew import bury
-from asyncpool._insight import explain
+from asyncpool._explain import explain
 from asyncpool._keeper import make_round
 from tests.sim.fake import FakeConn
 from tests.unit._tools import (
@@ -88,7 +88,7 @@ async def test_pools_have_no_more_than_the_limit_together() -> None:
             assert budget.size <= 3
             assert budget.size == sum(pool.ledger.size for pool in pools)
             await asyncio.sleep(0.1)
-        assert "budget: 3 of 3 connections" in explain(pools[0])
+        assert "budget: 3 of 3 connections" in str(explain(pools[0]))
 
 
 @virtual_time

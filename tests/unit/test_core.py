@@ -17,7 +17,8 @@ import pytest
 
 from asyncpool._core import Core
 from asyncpool._crew import bury
-from asyncpool._insight import explain, leases, snapshot
+from asyncpool._explain import explain, leases
+from asyncpool._insight import snapshot
 from asyncpool.errors import (
     PoolClosed,
     PoolTimeout,
@@ -282,14 +283,14 @@ class TestTimeout:
     async def test_the_error_says_what_happened_with_the_numbers_and_what_to_do(self) -> None:
         """In this order; the numbers are attributes as well."""
         async with running(Driver(), 2, 2) as core:
-            await take_all(core)
+            await asyncio.create_task(take_all(core), name="hoarder")
             await asyncio.sleep(40.0)
             others = [start(core, 9.0) for _ in range(2)]
             with pytest.raises(PoolTimeout) as late:
                 await core.acquire(8.0)
             assert str(late.value) == (
                 "no connection within 8 s (max_size=2, size=2, leased=2, waiting=3);"
-                " the longest lease is 48.0 s old: see pool.explain()"
+                " the longest lease is 48.0 s old, by hoarder (it has ended): see pool.explain()"
             )
             error = late.value
             assert (error.timeout, error.max_size, error.size) == (8.0, 2, 2)
@@ -1205,7 +1206,7 @@ class TestInsight:
             await settle()
             waiting = start(core, 60.0)
             await asyncio.sleep(35.0)
-            text = explain(core)
+            text = str(explain(core))
             assert "size 1 of 1 to 1: 0 idle, 1 leased" in text
             assert "leased for 35.000 s by hoarder: <conn 1>" in text
             assert "1 waiting\n  the first for 35.000 s" in text

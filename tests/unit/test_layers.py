@@ -12,8 +12,8 @@ import asyncpool
 
 ROOT = Path(asyncpool.__file__).parent
 FLOORS = [
-    ["errors", "faults", "_settings", "_connector", "_stacks", "_histogram"],
-    ["_backoff", "stats"],
+    ["errors", "faults", "_settings", "_connector", "_stacks", "_histogram", "_redact", "_events"],
+    ["_backoff", "stats", "insight"],
     ["_entry", "_waiters"],
     ["_budget"],
     ["_ledger"],
@@ -26,6 +26,7 @@ FLOORS = [
     [
         "_leaks",
         "_insight",
+        "_explain",
         "_dsn",
         "_cancel",
         "_watch",
@@ -72,6 +73,8 @@ GENERIC = [
     "_crew",
     "_stock",
     "_stacks",
+    "_redact",
+    "_events",
     "_news",
     "_refusals",
     "_check",

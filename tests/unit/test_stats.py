@@ -8,10 +8,11 @@ from typing import Any
 import psycopg_pool
 import pytest
 
-from asyncpool.stats import COUNTED, PoolStats, psycopg_keys, since
+from asyncpool.stats import COUNTED, TIMES, PoolStats, Times, psycopg_keys, since
 
+KNOWN: dict[str, Any] = {"name": "main", **dict.fromkeys(TIMES, Times())}
 ZERO = PoolStats(
-    **{field.name: "main" if field.name == "name" else 0 for field in dataclasses.fields(PoolStats)}  # type: ignore[arg-type]
+    **{field.name: KNOWN.get(field.name, 0) for field in dataclasses.fields(PoolStats)}
 )
 
 

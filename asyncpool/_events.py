@@ -1,0 +1,68 @@
+"""What has happened to a pool of late: one line in the log and one of the last hundred here.
+
+Nothing of what is done for each request is among them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+
+logger = logging.getLogger("asyncpool")
+
+KEPT = 100
+SAME = 1.0
+"""Seconds within which events of one kind, one after the other, are one that is counted."""
+
+
+class Happening:
+    """Something that has happened, at an instant of `loop.time()`; perhaps several times."""
+
+    __slots__ = ("at", "kind", "level", "text", "times")
+
+    def __init__(self, at: float, kind: str, text: str, level: int) -> None:
+        self.at = at
+        self.kind = kind
+        self.text = text
+        self.level = level
+        self.times = 1
+
+
+class Events:
+    """The last ones of one pool, the latest at the end.
+
+    Args:
+        pool: its name.
+    """
+
+    __slots__ = ("_pool", "last")
+
+    def __init__(self, pool: str) -> None:
+        self._pool = pool
+        self.last: deque[Happening] = deque(maxlen=KEPT)
+
+    def tell(self, at: float, kind: str, text: str, level: int, facts: dict[str, object]) -> None:
+        """Note an event and log it.
+
+        Args:
+            at: when it has happened, `loop.time()`.
+            kind: which of its kinds it is, in two or three words.
+            text: what there is to say of it; no password.
+            level: that of the log's line.
+            facts: more fields of the log's record, each under its name after `pool_`.
+        """
+        self.note(at, kind, text, level)
+        if logger.isEnabledFor(level):
+            # All but the first in one style: `task` or `error` may be somebody else's.
+            extra = {"pool": self._pool, "pool_event": kind}
+            extra |= {f"pool_{name}": value for name, value in facts.items()}  # type: ignore[misc]
+            logger.log(level, "pool %r: %s", self._pool, text, extra=extra, stacklevel=3)
+
+    def note(self, at: float, kind: str, text: str, level: int) -> None:
+        """Note what is logged elsewhere."""
+        last = self.last[-1] if self.last else None
+        if last is not None and last.kind == kind and last.text == text and at - last.at < SAME:
+            last.at = at
+            last.times += 1
+        else:
+            self.last.append(Happening(at, kind, text, level))
