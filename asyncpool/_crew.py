@@ -13,6 +13,8 @@ from collections.abc import Coroutine
 from contextvars import Context
 from typing import Any, TypeVar
 
+from asyncpool._events import fields
+
 T = TypeVar("T")
 
 logger = logging.getLogger("asyncpool")
@@ -86,4 +88,5 @@ class Crew:
         self._tasks.discard(task)
         self._spared.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("task %r failed", task.get_name(), exc_info=error)
+            extra = fields(self._name, "task failed")
+            logger.error("task %r failed", task.get_name(), exc_info=error, extra=extra)

@@ -29,22 +29,20 @@ class Happening:
 
 
 class Events:
-    """The last ones of one pool, the latest at the end.
+    """The last ones of one pool, the latest at the end."""
 
-    Args:
-        pool: its name.
-    """
+    __slots__ = ("last",)
 
-    __slots__ = ("_pool", "last")
-
-    def __init__(self, pool: str) -> None:
-        self._pool = pool
+    def __init__(self) -> None:
         self.last: deque[Happening] = deque(maxlen=KEPT)
 
-    def tell(self, at: float, kind: str, text: str, level: int, facts: dict[str, object]) -> None:
+    def tell(  # noqa: PLR0917 - each is one column of the log
+        self, pool: str, at: float, kind: str, text: str, level: int, facts: dict[str, object]
+    ) -> None:
         """Note an event and log it.
 
         Args:
+            pool: its name at this time.
             at: when it has happened, `loop.time()`.
             kind: which of its kinds it is, in two or three words.
             text: what there is to say of it; no password.
@@ -53,10 +51,9 @@ class Events:
         """
         self.note(at, kind, text, level)
         if logger.isEnabledFor(level):
-            # All but the first in one style: `task` or `error` may be somebody else's.
-            extra = {"pool": self._pool, "pool_event": kind}
-            extra |= {f"pool_{name}": value for name, value in facts.items()}  # type: ignore[misc]
-            logger.log(level, "pool %r: %s", self._pool, text, extra=extra, stacklevel=3)
+            logger.log(
+                level, "pool %r: %s", pool, text, extra=fields(pool, kind, **facts), stacklevel=3
+            )
 
     def note(self, at: float, kind: str, text: str, level: int) -> None:
         """Note what is logged elsewhere."""
@@ -66,3 +63,12 @@ class Events:
             last.times += 1
         else:
             self.last.append(Happening(at, kind, text, level))
+
+
+def fields(pool: str, kind: str, **facts: object) -> dict[str, object]:
+    """What a record of the log is to have besides its text, under names that nobody else gives."""
+    return {
+        "pool": pool,
+        "pool_event": kind,
+        **{f"pool_{name}": value for name, value in facts.items()},
+    }

@@ -175,7 +175,8 @@ def _doing(core: Core[Any], stats: PoolStats, now: float) -> list[str]:
         else:
             found.append(f"{lasts}: it tries when somebody needs one")
     elif stats.opening:
-        found.append(f"opening {stats.opening}, {ledger.late} of them late")
+        late = f", {ledger.late} of them late" if ledger.late else ""
+        found.append(f"opening {stats.opening}{late}")
     if stats.cleaning:
         found.append(f"cleaning or pinging {stats.cleaning}")
     if leaving := sum(not each.lives for each in ledger.leased.values()):

@@ -6,7 +6,7 @@ from typing import Any
 
 from asyncpool._core import Core
 from asyncpool._entry import State
-from asyncpool.stats import COUNTED, TIMES, PoolStats, times
+from asyncpool.stats import COUNTED, PoolStats
 
 
 def snapshot(core: Core[Any]) -> PoolStats:
@@ -19,7 +19,7 @@ def snapshot(core: Core[Any]) -> PoolStats:
     # Whoever has been told so has failed, though its task has yet to run and count it.
     counted = {name: getattr(counters, name) for name in COUNTED}
     counted["requests_failed"] += ledger.line.told
-    spread: dict[str, Any] = {name: times(getattr(counters, name)) for name in TIMES}
+    spread: dict[str, Any] = dict(counters.spread())
     return PoolStats(
         name=core.settings.name,
         min_size=core.settings.min_size,

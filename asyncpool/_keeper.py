@@ -15,6 +15,7 @@ import anyio
 from asyncpool._connector import C
 from asyncpool._core import Core
 from asyncpool._entry import Entry, State
+from asyncpool._events import fields
 
 logger = logging.getLogger("asyncpool")
 
@@ -32,7 +33,10 @@ async def keep(pool: weakref.ref[Core[C]]) -> None:
             try:
                 await make_round(core)
             except Exception:
-                logger.exception("pool %r: a round failed", core.settings.name)
+                name = core.settings.name
+                logger.exception(
+                    "pool %r: a round failed", name, extra=fields(name, "round failed")
+                )
         del core
 
 

@@ -22,8 +22,6 @@ from asyncpool._psycopg import ACT, PsycopgConnector
 from asyncpool._settings import Settings
 from asyncpool._stock import outcome
 
-logger = logging.getLogger("asyncpool")
-
 _pools: weakref.WeakSet[Survivor[Any]] = weakref.WeakSet()
 _inherited: list[object] = []
 """Connections of the parent in a forked child: kept alive, lest closing them ends its sessions."""
@@ -68,7 +66,7 @@ def start_over(pool: Survivor[ACT]) -> set[asyncio.Task[Any]]:
     if not closed:
         many = f"{len(conns)} connections, {len(lent)} of them lent, are given up"
         what = "was not closed before its event loop ended"
-        logger.warning("pool %r %s: %s", pool.name, what, many)
+        core.stock.tell("left behind", f"{what}: {many}", logging.WARNING)
     tasks = set()
     for conn in conns:
         if conn in lent:

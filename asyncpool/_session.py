@@ -21,13 +21,12 @@ import psycopg
 from asyncpool._core import Core
 from asyncpool._ending import commit, see_through
 from asyncpool._psycopg import ACT, IDLE, PsycopgConnector
+from asyncpool._redact import described
 from asyncpool._settings import duration
 from asyncpool.errors import PoolError, ReleaseError
 
 T = TypeVar("T")
 Work = Callable[[], Awaitable[T]]
-
-logger = logging.getLogger("asyncpool")
 
 
 class Session(Generic[ACT]):
@@ -147,7 +146,7 @@ class Session(Generic[ACT]):
         join.astray = True
         if not failing:
             raise error
-        logger.info("%s", error)
+        self.core.stock.tell("return failed", str(error))
         return False
 
     async def end_strays(self) -> None:
@@ -244,8 +243,9 @@ class Session(Generic[ACT]):
         except Exception as error:  # noqa: BLE001 - whatever it was, the rest must not be kept
             if self.holds() and not self.conn.closed:
                 self.lost = error.with_traceback(None)
-                pool = self.core.settings.name
-                logger.warning("pool %r: a session's work is not undone, closed: %r", pool, error)
+                said = described(error)
+                text = f"a session's work is not undone, closed: {said}"
+                self.core.stock.tell("reset failed", text, logging.WARNING, error=said)
                 self.core.stock.discard(self.entry)
 
 

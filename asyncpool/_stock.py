@@ -22,7 +22,7 @@ from asyncpool._backoff import Outage
 from asyncpool._connector import C, Connector
 from asyncpool._crew import Crew
 from asyncpool._entry import DOOMED, Entry, State
-from asyncpool._events import Events
+from asyncpool._events import Events, fields
 from asyncpool._ledger import Ledger
 from asyncpool._redact import described, redacted
 from asyncpool.faults import Fault
@@ -57,7 +57,7 @@ class Stock(Generic[C]):
         self.crew = Crew(ledger.settings.name)
         self.counters = Counters()
         self.outage = Outage(random)
-        self.events = Events(ledger.settings.name)
+        self.events = Events()
         self.full = asyncio.Event()
         """Set once `min_size` connections were open at the same time."""
         self.empty = asyncio.Event()
@@ -91,7 +91,7 @@ class Stock(Generic[C]):
 
     def tell(self, kind: str, text: str, level: int = logging.INFO, **facts: object) -> None:
         """Log an event and keep it for `explain()`; see `Events.tell`."""
-        self.events.tell(self.time(), kind, text, level, facts)
+        self.events.tell(self.name, self.time(), kind, text, level, facts)
 
     def put(self, entry: Entry[C], now: float) -> None:
         """Into service, the one way: an entry that is not lent, whose connection is clean."""
@@ -256,7 +256,12 @@ class Stock(Generic[C]):
         try:
             return self._classify(error)
         except Exception:
-            logger.exception("pool %r: classify has failed of %s", self.name, described(error))
+            logger.exception(
+                "pool %r: classify has failed of %s",
+                self.name,
+                described(error),
+                extra=fields(self.name, "classify failed"),
+            )
             return None
 
     def stop_opening(self) -> None:

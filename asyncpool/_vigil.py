@@ -18,6 +18,7 @@ from typing import Any, Generic
 
 from asyncpool._connector import C
 from asyncpool._entry import Entry
+from asyncpool._events import fields
 from asyncpool._refusals import Refusals
 from asyncpool._stock import Stock
 
@@ -109,7 +110,9 @@ class Vigil(Generic[C]):
             try:
                 self._on_leak(entry, what)
             except Exception:
-                logger.exception("pool %r: a leak could not be told of", self._stock.name)
+                name = self._stock.name
+                text = "pool %r: a leak could not be told of"
+                logger.exception(text, name, extra=fields(name, "leak"))
 
     def _break_deadlock(self) -> None:
         """Where all connections are held by tasks that wait for one more, the last is told so.

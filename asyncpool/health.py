@@ -17,6 +17,7 @@ from asyncpool._core import Core
 from asyncpool._entry import State
 from asyncpool._insight import snapshot
 from asyncpool._psycopg import ACT
+from asyncpool._redact import redacted
 
 __all__ = ["HealthReport", "Status", "examine"]
 
@@ -101,7 +102,7 @@ async def examine(core: Core[ACT], timeout: float) -> HealthReport:
         idle=stats.idle,
         leased=stats.leased,
         waiting=stats.waiting,
-        last_error=str(error) if error is not None else None,
+        last_error=redacted(error) if error is not None else None,
         last_error_age=age,
     )
 

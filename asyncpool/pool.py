@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import logging
 import sys
 import warnings
 import weakref
@@ -68,8 +67,6 @@ from asyncpool.health import HealthReport, examine
 from asyncpool.insight import Explanation
 from asyncpool.sizing import Advice, advise
 from asyncpool.stats import PoolStats, psycopg_keys, since
-
-logger = logging.getLogger("asyncpool")
 
 _numbers = itertools.count(1)
 
@@ -674,7 +671,7 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         except PoolError as error:
             if not failing:
                 raise
-            logger.info("pool %r: %s", self.name, error)
+            self._core.stock.tell("return failed", str(error))
 
 
 def _riders(lane: weakref.ref[Lane]) -> int:

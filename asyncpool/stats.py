@@ -45,6 +45,13 @@ class Counters:
     """Of those that succeeded."""
     ping: Histogram = field(default_factory=Histogram)
     """Of those that were answered."""
+    told: dict[str, Times] = field(default_factory=dict)
+    """What the last snapshot had of these four."""
+
+    def spread(self) -> dict[str, Times]:
+        """The four of them as they are now."""
+        self.told = {name: times(getattr(self, name), self.told.get(name)) for name in TIMES}
+        return self.told
 
     def note_wait(self, duration: float) -> None:
         """Somebody has waited, so many seconds."""
@@ -54,7 +61,9 @@ class Counters:
 
 TIMES = ("wait", "use", "connect", "ping")
 """What of them is spread over buckets."""
-COUNTED = tuple(each.name for each in fields(Counters) if each.name not in ("shared_time", *TIMES))
+COUNTED = tuple(
+    each.name for each in fields(Counters) if each.name not in ("shared_time", "told", *TIMES)
+)
 """What of them is a number in the snapshots."""
 
 
@@ -134,8 +143,10 @@ class PoolStats:
     """Of the pings that were answered."""
 
 
-def times(histogram: Histogram) -> Times:
-    """What a histogram has."""
+def times(histogram: Histogram, before: Times | None = None) -> Times:
+    """What a histogram has; nothing is computed where that is what it had before."""
+    if before is not None and before.count == histogram.count:
+        return before
     totals = list(accumulate(histogram.counts()))
     return _times(totals, histogram.sum, histogram.max)
 

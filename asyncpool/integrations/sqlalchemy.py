@@ -301,7 +301,8 @@ class LeasePool(NullPool):
         try:
             at_once(self.lender.release(conn))
         except PoolError as error:
-            logger.info("pool %r: %s", self.lender.name, error)
+            name = self.lender.name
+            logger.info("pool %r: %s", name, error, extra={"pool": name})
 
     def _invalidate(
         self,

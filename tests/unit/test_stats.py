@@ -8,7 +8,8 @@ from typing import Any
 import psycopg_pool
 import pytest
 
-from asyncpool.stats import COUNTED, TIMES, PoolStats, Times, psycopg_keys, since
+from asyncpool._histogram import Histogram
+from asyncpool.stats import COUNTED, TIMES, PoolStats, Times, psycopg_keys, since, times
 
 KNOWN: dict[str, Any] = {"name": "main", **dict.fromkeys(TIMES, Times())}
 ZERO = PoolStats(
@@ -40,6 +41,38 @@ def test_since_covers_every_counter() -> None:
     ones: dict[str, Any] = dict.fromkeys(COUNTED, 1)
     delta = since(ZERO, dataclasses.replace(ZERO, **ones))
     assert {name: getattr(delta, name) for name in ones} == dict.fromkeys(ones, -1)
+
+
+def test_times_are_what_the_histogram_says() -> None:
+    """Count, sum, the longest, and the quantiles."""
+    histogram = Histogram()
+    assert times(histogram) == Times()
+    for number in range(1, 1001):
+        histogram.add(number / 1000)
+    found = times(histogram)
+    assert (found.count, found.max) == (1000, 1.0)
+    assert found.sum == pytest.approx(500.5)
+    for q, value in ((0.5, found.p50), (0.9, found.p90), (0.99, found.p99)):
+        assert value == histogram.quantile(q)
+    assert list(found.buckets) == histogram.buckets()
+    assert times(histogram, found) is found
+
+
+def test_since_has_the_times_of_what_came_between() -> None:
+    """Their own quantiles; the longest is known to its bucket."""
+    histogram = Histogram()
+    histogram.add(10.0)
+    before = dataclasses.replace(ZERO, use=times(histogram))
+    for _ in range(100):
+        histogram.add(0.01)
+    delta = since(dataclasses.replace(ZERO, use=times(histogram)), before).use
+    assert (delta.count, delta.buckets[-1][1]) == (100, 100)
+    assert delta.sum == pytest.approx(1.0)
+    assert 0.01 <= delta.max < 0.012
+    assert 0.008 < delta.p50 < delta.p99 < 0.012
+    assert since(before, before).use == Times()
+    histogram.add(20.0)
+    assert since(dataclasses.replace(ZERO, use=times(histogram)), before).use.max == 20.0
 
 
 def test_times_under_psycopgs_keys_are_whole_milliseconds() -> None:

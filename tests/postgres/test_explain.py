@@ -1,0 +1,231 @@
+"""Who has the connections, why requests wait, and what is said of it in the log, with no secret."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from asyncpool import AsyncConnectionPool, PoolTimeout, PoolUnavailable
+from asyncpool.testing import Server
+
+from ._tools import Backends, at_rest, backend_of, eventually, in_time
+
+Pool = AsyncConnectionPool[Any]
+HIDDEN = "hunter2"
+
+
+async def handler(pool: Pool, leave: asyncio.Event) -> None:
+    """What an application does with a connection, for a while."""
+    async with pool.connection() as conn:
+        await conn.execute("SELECT %s::text AS mine", [HIDDEN])
+        await leave.wait()
+
+
+HERE = f"{__file__}:{handler.__code__.co_firstlineno + 2} in handler"
+
+
+async def held(pool: Pool, leave: asyncio.Event) -> asyncio.Task[None]:
+    """A task that has a connection, in a transaction, until `leave` is set."""
+    task = asyncio.create_task(handler(pool, leave), name="the till")
+    await eventually(lambda: any(each.transaction == "in transaction" for each in told_of(pool)))
+    return task
+
+
+def told_of(pool: Pool) -> Any:
+    """The leases, as they are told."""
+    return pool.explain().leases
+
+
+async def test_a_lease_is_told_with_all_that_is_known_of_it(dsn: str, backends: Backends) -> None:
+    """Who, where, since when, what it does now, in which transaction, and its last statement."""
+    async with AsyncConnectionPool(dsn, min_size=1, leak_timeout=60.0) as pool:
+        leave = asyncio.Event()
+        task = await held(pool, leave)
+        (lease,) = told_of(pool)
+        assert lease.holder == "the till"
+        assert lease.borrowed_at == lease.stack[0] == HERE
+        assert lease.waits_at[-1].endswith("in handler")
+        assert lease.pid in backends.pids()
+        assert lease.last_sql == "SELECT %s::text AS mine"
+        text = str(pool.explain())
+        for fact in ("the till", HERE, "its task is at", str(lease.pid), "in transaction"):
+            assert fact in text
+        assert HIDDEN not in text + json.dumps(pool.explain().as_dict())
+        leave.set()
+        await task
+        (idle,) = pool.explain().connections
+        assert (idle.state, idle.pid, idle.uses, idle.lease) == ("idle", lease.pid, 1, None)
+
+
+async def test_with_psycopgs_own_connections_and_no_leak_timeout_it_says_what_it_can(
+    dsn: str, backends: Backends
+) -> None:
+    """And how to learn the rest."""
+    kind: type[Any] = psycopg.AsyncConnection
+    async with AsyncConnectionPool(dsn, min_size=1, connection_class=kind) as pool:
+        leave = asyncio.Event()
+        task = await held(pool, leave)
+        (lease,) = told_of(pool)
+        assert (lease.holder, lease.stack, lease.last_sql) == ("the till", (), "")
+        assert lease.pid in backends.pids()
+        assert lease.waits_at
+        assert any("leak_timeout" in each for each in pool.explain().advice)
+        leave.set()
+        await task
+
+
+@pytest.mark.parametrize("pipeline", [True, False])
+async def test_who_waits_is_told_whichever_way_it_has_asked(dsn: str, pipeline: bool) -> None:
+    """In the order in which they came; nobody of the pool's own is among them."""
+    async with AsyncConnectionPool(dsn, min_size=1, pipeline=pipeline) as pool:
+        leave = asyncio.Event()
+        task = await held(pool, leave)
+
+        async def borrow() -> None:
+            async with pool.connection():
+                pass
+
+        waiting = []
+        for name, work in (("first", borrow()), ("second", pool.fetchval("SELECT 1"))):
+            waiting.append(asyncio.ensure_future(work))
+            waiting[-1].set_name(name)
+            await eventually(lambda: pool.stats().waiting == len(waiting))
+        told = pool.explain()
+        assert [each.task for each in told.waiters] == ["first", "second"]
+        assert told.waiters[0].waits_at[-1].endswith("borrow")
+        assert "the first for" in str(told)
+        leave.set()
+        await in_time(asyncio.gather(task, *waiting))
+        assert pool.explain().waiters == ()
+
+
+async def test_whoever_is_not_served_learns_who_has_the_longest_lease(dsn: str) -> None:
+    """Its task, and the line that borrowed it, in the error itself."""
+    async with AsyncConnectionPool(dsn, min_size=1, leak_timeout=60.0) as pool:
+        leave = asyncio.Event()
+        task = await held(pool, leave)
+        with pytest.raises(PoolTimeout) as caught:
+            await pool.acquire(timeout=0.05)
+        assert f"by the till, borrowed at {HERE}: see pool.explain()" in str(caught.value)
+        assert HIDDEN not in str(caught.value)
+        assert pool.stats().requests_timed_out == 1
+        leave.set()
+        await task
+
+
+async def test_a_leak_in_a_rare_branch_is_found_everywhere(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the log, its fields, the events and the leases: each has the line that borrowed it."""
+
+    async def shop(pool: Pool, order: int) -> Any:
+        conn = await pool.acquire()
+        if order % 7 == 3:
+            return conn  # it has forgotten something
+        await pool.release(conn)
+        return None
+
+    line = f"{__file__}:{shop.__code__.co_firstlineno + 1} in "
+    async with AsyncConnectionPool(dsn, min_size=2, name="shop", leak_timeout=0.2) as pool:
+        orders = [await asyncio.create_task(shop(pool, n), name=f"order {n}") for n in range(7)]
+        await eventually(lambda: pool.stats().leaks)
+        (record,) = [each for each in caplog.records if "pool_borrowed_at" in vars(each)]
+        fields = vars(record)
+        assert (fields["pool"], fields["pool_event"]) == ("shop", "leak")
+        assert fields["pool_borrowed_at"].startswith(line)
+        assert "order 3" in fields["pool_task"]
+        assert fields["pool_age"] >= 0.2
+        assert line in record.getMessage()
+        told = pool.explain()
+        assert [each.borrowed_at.startswith(line) for each in told.leases] == [True]
+        assert [line in each.text for each in told.events if each.kind == "leak"] == [True]
+        await pool.release(orders[3])
+
+
+async def test_an_outage_is_two_warnings_and_told_while_it_lasts(
+    server: Server, dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first says what fails, the second how long it has and how often; none at each attempt."""
+    async with AsyncConnectionPool(server.dsn, min_size=2, name="shop") as pool:
+        await at_rest(pool)
+        await server.stop()
+        await eventually(lambda: pool.stats().connects_failed >= 4)
+        await eventually(lambda: pool.explain().doing)
+        told = pool.explain()
+        assert told.last_error
+        assert "connecting fails since" in told.doing[0]
+        assert json.loads(json.dumps(told.as_dict()))["events"]
+        await server.start()
+        await at_rest(pool)
+        kinds = [each.kind for each in pool.explain().events]
+        assert kinds.index("outage over") < kinds.index("outage") < kinds.index("opened")
+    warnings = [vars(each) for each in caplog.records if each.levelno >= logging.WARNING]
+    outage = [each for each in warnings if each["pool_event"].startswith("outage")]
+    assert [each["pool_event"] for each in outage] == ["outage", "outage over"]
+    assert all(each["pool"] == "shop" for each in warnings)
+    assert outage[1]["pool_failures"] >= 1
+    assert outage[1]["pool_duration"] > 0
+
+
+@pytest.mark.parametrize(
+    "conninfo",
+    [
+        f"host=127.0.0.1 port=1 password={HIDDEN}",
+        f"postgresql://me:{HIDDEN}@127.0.0.1:1/db",
+        f"postgresql://me:a@{HIDDEN}@127.0.0.1:1/db",
+        f"host=127.0.0.1 port=1 password=two {HIDDEN}",
+    ],
+)
+async def test_no_password_is_told_of_connects_that_fail(
+    conninfo: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where libpq repeats what it could not read, which shows when it connects."""
+    caplog.set_level(logging.DEBUG)
+
+    def credentials() -> str:
+        return conninfo
+
+    async with AsyncConnectionPool(credentials, min_size=1, fail_fast_after=0.0) as pool:
+        await eventually(lambda: pool.stats().connects_failed)
+        with pytest.raises(PoolTimeout) as caught:
+            await pool.acquire(timeout=0.5)
+        assert isinstance(caught.value, PoolUnavailable)
+        told = pool.explain()
+        health = await pool.health()
+    assert told.last_error
+    said = [str(told), repr(told), json.dumps(told.as_dict()), repr(health), str(caught.value)]
+    for text in [*said, *(each.getMessage() for each in caplog.records)]:
+        assert HIDDEN not in text
+    for record in caplog.records:
+        assert HIDDEN not in repr(vars(record))
+
+
+async def test_what_takes_time_is_measured(dsn: str) -> None:
+    """Connects, pings, uses and waits, each in seconds."""
+    async with AsyncConnectionPool(make_conninfo(dsn), min_size=2) as pool:
+        await at_rest(pool)
+        await pool.check()
+        leave = asyncio.Event()
+        tasks = [await held(pool, leave), asyncio.create_task(handler(pool, leave))]
+        await eventually(lambda: pool.stats().leased == 2)
+        waiting = asyncio.create_task(pool.acquire())
+        await eventually(lambda: pool.stats().waiting)
+        leave.set()
+        conn = await waiting
+        assert await backend_of(conn)
+        await pool.release(conn)
+        await asyncio.gather(*tasks)
+        stats = await at_rest(pool)
+        counts = [times.count for times in (stats.connect, stats.ping, stats.use, stats.wait)]
+        assert counts == [2, 2, 3, 1]
+        assert stats.connect.sum == pytest.approx(stats.connect_time)
+        assert stats.use.sum == pytest.approx(stats.use_time)
+        for times in (stats.connect, stats.ping, stats.use, stats.wait):
+            assert 0 < times.p50 <= times.p90 <= times.p99 <= times.max <= times.sum
+            assert times.buckets[-1][1] == times.count

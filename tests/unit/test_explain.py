@@ -1,0 +1,142 @@
+"""What the pool says of itself in each state, on a clock of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from asyncpool._explain import MOST, explain
+from asyncpool.errors import PoolTimeout
+from tests.unit._tools import Driver, fails, running, settle, slow, use, virtual_time
+
+
+@virtual_time
+async def test_each_connection_is_told_with_its_state_and_since_when() -> None:
+    """Under a number that stays its own."""
+    async with running(Driver(close=slow(9.0)), 1, 3) as core:
+        await asyncio.sleep(2.0)
+        conn = await core.acquire(None)
+        asyncio.create_task(use(core, 1.0), name="second")  # noqa: RUF006
+        await asyncio.sleep(3.0)
+        first, second = explain(core).connections
+        assert (first.number, first.state, first.since, first.uses) == (1, "leased", 3.0, 1)
+        assert first.lease is not None
+        assert first.lease == explain(core).leases[0]
+        assert (second.number, second.state, second.lease) == (2, "idle", None)
+        assert second.since == pytest.approx(2.0, abs=0.001)
+        assert first.age == pytest.approx(5.0, abs=0.001)
+        core.dismiss(conn)
+        await asyncio.sleep(1.0)
+        first, *_ = explain(core).connections
+        assert (first.state, first.since) == ("closing", 1.0)
+
+
+@virtual_time
+async def test_one_that_opens_and_one_that_is_cleaned_are_told() -> None:
+    """With the seconds that it takes already."""
+    driver = Driver(open=slow(4.0), ping=slow(3.0))
+    async with running(driver, 1, 1) as core:
+        await asyncio.sleep(0.5)
+        (opening,) = explain(core).connections
+        assert (opening.state, opening.age) == ("opening", 0.0)
+        assert opening.since == pytest.approx(0.5, abs=0.001)
+        assert explain(core).doing == ("opening 1",)
+        await asyncio.sleep(9.0)
+        core.stock.crew.spawn(core.stock.ping(core.ledger.idle[0]), "ping")
+        await asyncio.sleep(2.0)
+        (cleaning,) = explain(core).connections
+        assert (cleaning.state, cleaning.since) == ("cleaning", 2.0)
+        assert explain(core).doing == ("cleaning or pinging 1",)
+
+
+@virtual_time
+async def test_the_first_who_wait_are_told_in_their_order() -> None:
+    """A hundred of them; the text has ten, and says how many more there are."""
+    async with running(Driver(), 1, 1) as core:
+        conn = await core.acquire(None)
+        waiting = []
+        for number in range(MOST + 5):
+            waiting.append(asyncio.create_task(core.acquire(None)))
+            waiting[-1].set_name(f"w{number}")
+            await asyncio.sleep(0.1)
+        told = explain(core)
+        assert [each.task for each in told.waiters] == [f"w{number}" for number in range(MOST)]
+        assert told.waiters[0].age > told.waiters[1].age
+        assert told.stats.waiting == MOST + 5
+        assert "and 95 more" in str(told)
+        for task in waiting:
+            task.cancel()
+        await settle()
+        core.release(conn)
+
+
+@virtual_time
+async def test_an_outage_is_told_while_it_lasts_and_afterwards() -> None:
+    """What failed, what the pool does about it, and for how long it was."""
+    driver = Driver(open=fails)
+    async with running(driver, 1, 1) as core:
+        await asyncio.sleep(3.0)
+        told = explain(core)
+        assert "the next connect in" in told.doing[0]
+        assert told.last_error is not None
+        assert "connecting fails" in told.advice[0]
+        assert [each.kind for each in told.events] == ["outage", "opened"]
+        driver.usual["open"] = slow(0.0)
+        await asyncio.sleep(3.0)
+        told = explain(core)
+        assert told.doing == ()
+        over, begun, _ = told.events
+        assert (over.kind, begun.kind) == ("outage over", "outage")
+        assert (over.level, begun.level) == ("warning", "warning")
+
+
+@virtual_time
+async def test_draining_and_shrinking_are_told_until_they_are_done() -> None:
+    """They last as long as those who have the connections."""
+    async with running(Driver(), 2, 2) as core:
+        lent = [await core.acquire(None), await core.acquire(None)]
+        core.drain()
+        core.resize(1, 1)
+        told = explain(core)
+        assert told.doing == (
+            "draining: 2 will be replaced when they come back",
+            "shrinking: 1 will be closed when they come back",
+        )
+        assert [each.kind for each in told.events] == ["resized", "drained", "opened"]
+        for conn in lent:
+            core.release(conn)
+        await settle()
+        assert explain(core).doing == ()
+
+
+@virtual_time
+async def test_all_of_it_is_json() -> None:
+    """Also bounds and durations that are infinite."""
+    async with running(Driver(open=slow(1.0)), 1, 2, leak_timeout=float("inf")) as core:
+        asyncio.create_task(use(core, 9.0), name="holder")  # noqa: RUF006
+        await asyncio.sleep(2.0)
+        told = explain(core).as_dict()
+        assert json.loads(json.dumps(told, allow_nan=False)) == told
+        (lease,) = told["leases"]
+        assert lease["holder"] == "holder"
+        assert told["stats"]["use"]["buckets"][-1][0] is None
+        await asyncio.sleep(9.0)
+
+
+@virtual_time
+async def test_a_timeout_is_counted_as_one_and_other_failures_are_not() -> None:
+    """It is a part of the requests that have failed."""
+    async with running(Driver(), 1, 1, max_waiting=1) as core:
+        await core.acquire(None)
+        waiting = asyncio.create_task(core.acquire(5.0))
+        await settle()
+        with pytest.raises(Exception, match="wait already"):
+            await core.acquire(5.0)
+        with pytest.raises(PoolTimeout):
+            await waiting
+        stats = explain(core).stats
+        assert (stats.requests_failed, stats.requests_timed_out) == (2, 1)
+        assert (stats.wait.count, stats.wait.max) == (1, 5.0)
+        assert stats.connect.count == 1
