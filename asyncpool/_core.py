@@ -27,6 +27,7 @@ from asyncpool._check import Check
 from asyncpool._connector import C, Connector
 from asyncpool._crew import bury
 from asyncpool._entry import DOOMED, Entry
+from asyncpool._events import fields
 from asyncpool._ledger import IDLE, LEASED, Ledger
 from asyncpool._news import News
 from asyncpool._refusals import Refusals
@@ -37,6 +38,8 @@ from asyncpool._waiters import Waiter
 from asyncpool.errors import PoolClosed, PoolTimeout, ReleaseError
 from asyncpool.faults import Fault, classify
 from asyncpool.stats import Counters
+
+logger = logging.getLogger("asyncpool")
 
 FRESH = 0.001
 """Seconds since its last use within which a watched connection's word is not asked for: a loop that
@@ -93,6 +96,9 @@ class Core(Generic[C]):
         self._uses = self._counters.use.fresh
         self.opened_at = 0.0
         """When it was opened."""
+        self.slow_wait = math.inf
+        """Seconds from which on a wait is told of, to `on_slow_wait`, in the task that waited."""
+        self.on_slow_wait: Callable[[float], None] = lambda _: None
         self._now = self.stock.time
 
     @property
@@ -288,13 +294,17 @@ class Core(Generic[C]):
                             await waiter.wait()
                         entry = waiter.served or waiter.outcome()
                     except BaseException:
-                        counters.note_wait(self._now() - waiter.joined_at)
+                        waited = self._now() - waiter.joined_at
+                        counters.note_wait(waited)
                         self._leave(waiter)
+                        self.tell_of_wait(waited, counters)
                         raise
                     waiter.served = waiter.task = None
                     waited = entry.lent_at - waiter.joined_at
                     counters.wait_time += waited
                     counters.wait.fresh.append(waited)
+                    if waited >= self.slow_wait:
+                        self.tell_of_wait(waited, counters)
                 entry.holder = task
                 if entry.expires_at == DOOMED:
                     ledger.annul(entry)
@@ -316,6 +326,16 @@ class Core(Generic[C]):
             raise
         finally:
             task = None  # its exception's traceback has this frame
+
+    def tell_of_wait(self, waited: float, counters: Counters) -> None:
+        """Tell of a wait, if it was long, and was a request's."""
+        if waited >= self.slow_wait and counters is self._counters:
+            try:
+                self.on_slow_wait(waited)
+            except Exception:  # it is no fault of who has waited
+                name = self.settings.name
+                text = "pool %r: the callback of on_slow_wait failed"
+                logger.exception(text, name, extra=fields(name, "slow wait"))
 
     def admit(self) -> None:
         """Raise unless the pool can be used here and now."""

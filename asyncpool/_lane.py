@@ -109,6 +109,8 @@ class Lane:
             rider.task = None  # its exception's traceback has this frame
             if rider.timer is not None:
                 rider.timer.cancel()
+            if rider.waited >= core.slow_wait:
+                core.tell_of_wait(rider.waited, core.stock.counters)
         core.stock.counters.requests_shared += 1
         return rider
 
@@ -191,6 +193,7 @@ class Lane:
         if rider.track is not None:
             rider.track.end_unwanted()
         elif rider in self.queue:
+            self._has_waited(rider)
             self.queue.remove(rider)
             self._alone -= rider.alone
             while self._scouts and not self.queue:
@@ -284,12 +287,16 @@ class Lane:
         if rider.timer is not None and not rider.limited:
             rider.timer.cancel()  # the pool's own limit is that of waiting for a connection
         if rider.joined_at:
-            self.core.stock.counters.note_wait(self.core.stock.time() - rider.joined_at)
-            rider.joined_at = 0.0
+            self._has_waited(rider)
         try:
             track.send(rider)
         except Exception as error:  # noqa: BLE001 - it is the caller's
             rider.fail(error)
+
+    def _has_waited(self, rider: Rider) -> None:
+        rider.waited = self.core.stock.time() - rider.joined_at
+        self.core.stock.counters.note_wait(rider.waited)
+        rider.joined_at = 0.0
 
     def _lift(self, track: Track) -> None:
         if track not in self.tracks:

@@ -48,6 +48,7 @@ class Rider:
         "timer",
         "track",
         "trait",
+        "waited",
     )
 
     # From the moment it is sent:
@@ -78,6 +79,8 @@ class Rider:
         self.format = BINARY if binary else TEXT
         self.joined_at = 0.0
         """When it began to wait to be sent, or 0."""
+        self.waited = 0.0
+        """Seconds that it has waited to be sent."""
         self.alone = False
         """Whether it waits to be sent, to where nobody is sent behind it."""
         self.limited = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import sys
 import warnings
 import weakref
@@ -30,7 +31,7 @@ from asyncpool._contexts import (
 )
 from asyncpool._core import Core
 from asyncpool._explain import explain
-from asyncpool._insight import snapshot
+from asyncpool._insight import beside, snapshot
 from asyncpool._keeper import keep, ping_all
 from asyncpool._keys import Keys
 from asyncpool._lane import Lane
@@ -204,6 +205,7 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         self._lease = Lease if leak_timeout is None else TracedLease
         self._classify = classify
         self._reconnect_failed: Callable[[Any], Any] | None = reconnect_failed
+        self._slow_wait: tuple[float, Callable[[float], None]] = (math.inf, nobody)
         self._pipeline = bool(pipeline)
         self._shared_size = None if shared_size is None else count("shared_size", shared_size)
         self._core = self._new_core()
@@ -530,8 +532,12 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         return await advise(self._core, self.fetchval, workers, utilisation, p99_wait)
 
     def stats(self) -> PoolStats:
-        """The sizes now and the counters since the pool was made."""
-        return snapshot(self._core)
+        """The sizes now and the counters since the pool was made.
+
+        A thread with no event loop may call it too: it is made on the pool's loop then, and waited
+        for; if that is busy for a second, what is known without it is told.
+        """
+        return beside(self._core)
 
     def get_stats(self) -> dict[str, int]:
         """The same as psycopg_pool's method of this name, under its keys."""
@@ -542,6 +548,26 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         now = snapshot(self._core)
         before, self._popped = self._popped, now
         return psycopg_keys(since(now, before))
+
+    def on_slow_wait(self, threshold: float, callback: Callable[[float], None] | None) -> None:
+        """Be told of long waits for a connection, also of those in vain.
+
+        The function is called with the wait's seconds, in the task that has waited, at once. There
+        is one at most: it takes the place of the one before it.
+
+        Args:
+            threshold: seconds from which on a wait is long.
+            callback: a plain function; None: no more.
+
+        Raises:
+            TypeError, ValueError: an argument makes no sense.
+        """
+        limit = duration("threshold", threshold)
+        if callback is not None and not callable(callback):
+            msg = f"callback must be callable or None: got {callback!r}"
+            raise TypeError(msg)
+        self._slow_wait = (math.inf, nobody) if callback is None else (limit, callback)
+        self._core.slow_wait, self._core.on_slow_wait = self._slow_wait
 
     def explain(self) -> Explanation:
         """Who holds what since when, who waits, what failed, and what to do; `str()` of it is text.
@@ -585,6 +611,7 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         self._lane = Lane(core, self._shared_size, unfit=not fit)
         core.ledger.elsewhere = partial(_riders, weakref.ref(self._lane))
         core.ledger.stranded = partial(_stranded, weakref.ref(self._lane))
+        core.slow_wait, core.on_slow_wait = self._slow_wait
         self._keys: Keys[ACT] = Keys(core)
         self._modes: dict[ACT, bool] = {}
         self._sessions: dict[object, Session[ACT]] = {}
@@ -672,6 +699,10 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
             if not failing:
                 raise
             self._core.stock.tell("return failed", str(error))
+
+
+def nobody(waited: float) -> None:
+    """Who is told of slow waits where nobody wants to be."""
 
 
 def _riders(lane: weakref.ref[Lane]) -> int:

@@ -61,6 +61,7 @@ FLOOR = {module: number for number, floor in enumerate(FLOORS) for module in flo
 ANNEXES = {
     "cli": {"asyncpool", "asyncpool.testing"},
     "integrations": {"asyncpool"},
+    "metrics": {"asyncpool"},
     "testing": {"asyncpool"},
 }
 """What each may import besides its own modules: public names only, never one another's insides."""

@@ -1,0 +1,245 @@
+"""OpenTelemetry: the semantic conventions' metrics of database client connections.
+
+Source: https://opentelemetry.io/docs/specs/semconv/database/database-metrics/#connection-pools
+
+All is read when a reader collects, nothing is done while connections are borrowed and returned. The
+three histograms are synchronous instruments, so what has come since the last collection is recorded
+then, each duration at a place in the bucket that the pool has it in: counts and sums are exact.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from opentelemetry import metrics, trace
+from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation
+
+from asyncpool import AsyncConnectionPool, PoolStats, Times
+
+__all__ = ["Instrumentation", "instrument"]
+
+BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
+"""Seconds; what the conventions advise for durations of databases."""
+POOL, STATE = "db.client.connection.pool.name", "db.client.connection.state"
+FRESH = 0.05
+"""Seconds for which a snapshot serves: a collection asks once for each instrument."""
+
+Pool = AsyncConnectionPool[Any]
+Read = Callable[[PoolStats], int | None]
+
+
+def instrument(
+    *pools: Pool,
+    meter_provider: MeterProvider | None = None,
+    slow_wait: float | None = None,
+    histograms: bool = True,
+) -> Instrumentation:
+    """Have pools' metrics collected from now on.
+
+    Args:
+        pools: one or more; they are held weakly, and left out while they are not open.
+        meter_provider: None: OpenTelemetry's global one.
+        slow_wait: seconds from which on a wait for a connection becomes an event of the current
+            span, which takes the place of the pool's `on_slow_wait`; None: it does not.
+        histograms: whether create_time, wait_time and use_time are recorded. That costs the
+            collecting thread some microseconds for each request of the pool.
+
+    Raises:
+        TypeError: what is given is no pool, or none is.
+    """
+    if not pools or not all(isinstance(pool, AsyncConnectionPool) for pool in pools):
+        msg = f"instrument() takes one or more pools: got {pools!r}"
+        raise TypeError(msg)
+    meters = _meters_of(meter_provider or metrics.get_meter_provider())
+    for pool in pools:
+        meters.add(pool, histograms=histograms)
+        if slow_wait is not None:
+            pool.on_slow_wait(slow_wait, partial(_note_wait, weakref.ref(pool)))
+    return Instrumentation(meters, pools, told=slow_wait is not None)
+
+
+class Instrumentation:
+    """Pools whose metrics are collected, until `uninstrument`."""
+
+    def __init__(self, meters: _Meters, pools: Iterable[Pool], *, told: bool) -> None:
+        self._meters = meters
+        self._pools = [weakref.ref(pool) for pool in pools]
+        self._told = told
+
+    def uninstrument(self) -> None:
+        """Collect them no longer; the second time it does nothing."""
+        for each in self._pools:
+            if (pool := each()) is not None:
+                self._meters.remove(pool)
+                if self._told:
+                    pool.on_slow_wait(0, None)
+        self._pools.clear()
+
+
+class _Watched:
+    """One pool, and what was recorded of it."""
+
+    def __init__(self, pool: Pool, *, histograms: bool) -> None:
+        self.pool = weakref.ref(pool)
+        self._histograms = histograms
+        self._stats = pool.stats()
+        self._read_at = time.monotonic()
+        self._recorded = self._stats
+
+    def stats(self) -> PoolStats | None:
+        """A snapshot of now; None: the pool is not open, or gone."""
+        if (pool := self.pool()) is None or pool.closed:
+            return None
+        if (now := time.monotonic()) - self._read_at > FRESH:
+            self._stats, self._read_at = pool.stats(), now
+        return self._stats
+
+    def record(self, instruments: dict[str, Histogram]) -> None:
+        """Record what has come since the last time, also of a pool that was closed meanwhile."""
+        pool = self.pool()
+        if not self._histograms or pool is None:
+            return
+        before, now = self._recorded, pool.stats()
+        self._recorded, self._stats, self._read_at = now, now, time.monotonic()
+        attributes = {POOL: now.name}
+        for name, values in (
+            ("create_time", _since(now.connect, before.connect)),
+            ("use_time", _since(now.use, before.use)),
+            ("wait_time", _since(now.wait, before.wait) + [0.0] * _unhindered(now, before)),
+        ):
+            for value in values:
+                instruments[name].record(value, attributes)
+
+
+class _Meters:
+    """The instruments of one provider, and the pools that they are read from."""
+
+    def __init__(self, provider: MeterProvider) -> None:
+        self._watched: list[_Watched] = []
+        meter = metrics.get_meter("asyncpool", meter_provider=provider)
+        unit = "{connection}"
+        prefix = "db.client.connection."
+        self._histograms = {
+            name: meter.create_histogram(
+                prefix + name, "s", text, explicit_bucket_boundaries_advisory=BUCKETS
+            )
+            for name, text in (
+                ("create_time", "The time it took to create a new connection."),
+                ("wait_time", "The time it took to obtain an open connection from the pool."),
+                (
+                    "use_time",
+                    "The time between borrowing a connection and returning it to the pool.",
+                ),
+            )
+        }
+        count = prefix + "count"
+        meter.create_observable_up_down_counter(
+            count, [self._count], unit, "The number of connections in each state."
+        )
+        sizes: dict[str, tuple[str, str, Read]] = {
+            "idle.min": (unit, "The minimum number of idle connections.", _min_size),
+            "idle.max": (unit, "The maximum number of idle connections allowed.", _max_size),
+            "max": (unit, "The maximum number of open connections allowed.", _max_size),
+            "pending_requests": (
+                "{request}",
+                "The number of requests that wait for a connection.",
+                lambda stats: stats.waiting,
+            ),
+        }
+        for name, (its_unit, text, read) in sizes.items():
+            observe = partial(self._observe, read)
+            meter.create_observable_up_down_counter(prefix + name, [observe], its_unit, text)
+        meter.create_observable_counter(
+            prefix + "timeouts",
+            [partial(self._observe, lambda stats: stats.requests_timed_out)],
+            "{timeout}",
+            "The number of requests whose time was up before they had a connection.",
+        )
+
+    def add(self, pool: Pool, *, histograms: bool) -> None:
+        """Read this pool too; one that is known is begun anew."""
+        self.remove(pool)
+        self._watched.append(_Watched(pool, histograms=histograms))
+
+    def remove(self, pool: Pool) -> None:
+        """Read it no longer."""
+        self._watched = [each for each in self._watched if each.pool() not in (pool, None)]
+
+    def _count(self, options: CallbackOptions) -> Sequence[Observation]:
+        # The first of a collection's callbacks: what is recorded here is collected with it.
+        for each in self._watched:
+            each.record(self._histograms)
+        found = []
+        for stats in self._all():
+            used = stats.leased + stats.cleaning
+            for state, number in (("idle", stats.idle), ("used", used)):
+                found.append(Observation(number, {POOL: stats.name, STATE: state}))
+        return found
+
+    def _observe(self, read: Read, options: CallbackOptions) -> Sequence[Observation]:
+        found = ((stats, read(stats)) for stats in self._all())
+        return [Observation(n, {POOL: stats.name}) for stats, n in found if n is not None]
+
+    def _all(self) -> list[PoolStats]:
+        return [stats for each in self._watched if (stats := each.stats()) is not None]
+
+
+_known: weakref.WeakKeyDictionary[MeterProvider, _Meters] = weakref.WeakKeyDictionary()
+
+
+def _meters_of(provider: MeterProvider) -> _Meters:
+    # A second instrument of the same name would not be collected.
+    if provider not in _known:
+        _known[provider] = _Meters(provider)
+    return _known[provider]
+
+
+def _min_size(stats: PoolStats) -> int:
+    return stats.min_size
+
+
+def _max_size(stats: PoolStats) -> int | None:
+    return stats.max_size or None
+
+
+def _unhindered(now: PoolStats, before: PoolStats) -> int:
+    """How many of the requests that have ended since then did not have to wait."""
+
+    def total(stats: PoolStats) -> int:
+        return stats.requests - stats.waiting - stats.wait.count
+
+    anew = now.requests < before.requests
+    return max(0, total(now) - (0 if anew else total(before)))
+
+
+def _since(now: Times, before: Times) -> list[float]:
+    """The durations that came between the two, as far as the buckets tell; their sum is exact."""
+    if now.count < before.count:
+        before = Times()  # it was opened afresh on another loop
+    found: list[tuple[float, float, int]] = []
+    lower, upto = 0.0, 0
+    for (edge, count), (_, known) in zip(now.buckets, before.buckets, strict=True):
+        new = count - known - upto
+        upto += new
+        if new > 0:
+            found.append((lower, min(edge, max(now.max, lower)), new))
+        lower = edge
+    least = sum(low * new for low, _, new in found)
+    room = sum((high - low) * new for low, high, new in found)
+    share = min(max((now.sum - before.sum - least) / room, 0.0), 1.0) if room else 0.0
+    return [low + share * (high - low) for low, high, new in found for _ in range(new)]
+
+
+def _note_wait(pool: weakref.ref[Pool], waited: float) -> None:
+    """Tell the span in which somebody has waited."""
+    span = trace.get_current_span()
+    alive = pool()
+    if alive is not None and span.is_recording():
+        span.add_event(
+            "db.client.connection.wait",
+            {POOL: alive.name, "db.client.connection.wait_time": waited},
+        )
