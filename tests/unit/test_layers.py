@@ -60,6 +60,7 @@ FLOORS = [
 FLOOR = {module: number for number, floor in enumerate(FLOORS) for module in floor}
 ANNEXES = {
     "cli": {"asyncpool", "asyncpool.testing"},
+    "inspector": {"asyncpool"},
     "integrations": {"asyncpool"},
     "metrics": {"asyncpool"},
     "testing": {"asyncpool"},

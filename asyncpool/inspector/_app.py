@@ -1,0 +1,144 @@
+"""The page as an ASGI app, for any framework that mounts one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from inspect import isawaitable
+from typing import Any
+
+from ._feed import HEADERS, STREAM, Feed, Pool, asset
+
+# Each framework has types of its own for these mappings.
+Scope = Any
+Message = Any
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Inspector:
+    """A small read-only ASGI app: a page that draws pools live, and the feed that it reads.
+
+    It answers nobody whom `authorize` has not let in: task names, places in the program and the
+    texts of statements are no secrets of the pool's, but may be of yours. No password and no
+    parameter of a statement is shown.
+
+    Args:
+        pools: one pool or several, each with a name of its own; held weakly.
+        authorize: called with the ASGI scope of each request, plain or async; true lets it in.
+        interval: seconds from one snapshot to the next, while somebody watches.
+
+    Raises:
+        TypeError, ValueError: an argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        pools: Pool | Iterable[Pool],
+        *,
+        authorize: Callable[[Scope], bool | Awaitable[bool]],
+        interval: float = 1.0,
+    ) -> None:
+        if not callable(authorize):
+            msg = f"authorize must be a function of the ASGI scope: got {authorize!r}"
+            raise TypeError(msg)
+        if not interval > 0:
+            msg = f"interval must be more than 0 seconds: got {interval!r}"
+            raise ValueError(msg)
+        self._authorize = authorize
+        self._feed = Feed(pools, interval)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        allowed = self._authorize(scope)
+        if isawaitable(allowed):
+            allowed = await allowed
+        if allowed is not True:
+            await _respond(scope, send, 403, b"forbidden", "text/plain")
+            return
+        if scope["method"] not in ("GET", "HEAD"):
+            await _respond(scope, send, 405, b"", "text/plain", more={"Allow": "GET, HEAD"})
+            return
+        path = _path_of(scope)
+        if not path:
+            # What the page loads is beside it.
+            there = scope["path"].rpartition("/")[2] + "/"
+            await _respond(scope, send, 307, b"", "text/plain", more={"Location": there})
+        elif path == "/events":
+            await self._stream(scope, receive, send)
+        elif path == "/snapshot":
+            body = self._feed.snapshot().encode()
+            await _respond(scope, send, 200, body, "application/json")
+        elif (found := asset(path)) is not None:
+            await _respond(scope, send, 200, *found)
+        else:
+            await _respond(scope, send, 404, b"not found", "text/plain")
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send(_start(200, STREAM))
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.body", "body": b""})
+            return
+        gone = asyncio.create_task(_hang_up(receive))
+        stream = self._feed.stream()
+        try:
+            while not gone.done():
+                coming = asyncio.create_task(stream.next())
+                try:
+                    await asyncio.wait({gone, coming}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    event = coming.result() if coming.done() else None
+                    coming.cancel()
+                if event is None:
+                    break
+                body = event.encode()
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        finally:
+            gone.cancel()
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _hang_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    while (message := await receive())["type"] != "lifespan.shutdown":
+        await send({"type": f"{message['type']}.complete"})
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+def _path_of(scope: Scope) -> str:
+    """The part of the path that is ours, wherever the app is mounted."""
+    path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
+    return path.removeprefix(root) if root and (path + "/").startswith(root + "/") else path
+
+
+def _start(status: int, headers: dict[str, str]) -> Message:
+    pairs = [(name.lower().encode(), value.encode()) for name, value in (HEADERS | headers).items()]
+    return {"type": "http.response.start", "status": status, "headers": pairs}
+
+
+async def _respond(
+    scope: Scope,
+    send: Send,
+    status: int,
+    body: bytes,
+    kind: str,
+    *,
+    more: dict[str, str] | None = None,
+) -> None:
+    headers = {"Content-Type": kind, "Content-Length": str(len(body))}
+    await send(_start(status, headers | (more or {})))
+    body = b"" if scope["method"] == "HEAD" else body
+    await send({"type": "http.response.body", "body": body})
