@@ -14,6 +14,7 @@ from asyncpool.cli._doctor import doctor
 from asyncpool.cli._facts import Asked
 from asyncpool.cli._limit import end
 from asyncpool.cli._ping import ping
+from asyncpool.cli._top import top
 
 app = typer.Typer(
     name="asyncpool",
@@ -117,3 +118,23 @@ def run_doctor(
     Exit status: 0 with notes and warnings too, 1 if there is a problem.
     """
     end(doctor(dsn, Asked(max_size=max_size, workers=workers), timeout, as_json=as_json))
+
+
+@app.command("top")
+def run_top(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Of an inspector's page.")],
+    header: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME: VALUE, for each request, such as what lets you in."),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Show it once, and leave.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show an app's pools at work: who has which connection, who waits, what has happened.
+
+    It reads the feed of an asyncpool.inspector that the app has mounted. Ctrl-C ends it. Where the
+    output is no terminal it is shown once; with --json it is a line for each snapshot.
+
+    Exit status: 0, or 1 if there is no inspector to be read.
+    """
+    raise typer.Exit(top(url, header or [], once=once, as_json=as_json))

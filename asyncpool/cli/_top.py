@@ -1,0 +1,233 @@
+"""`asyncpool top`: pools at work, as an inspector tells of them, in a terminal."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from http.client import HTTPException
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+ANSWER = 10.0
+"""Seconds for which an app may say nothing."""
+TONES = {
+    "idle": "green",
+    "leased": "blue",
+    "opening": "magenta",
+    "cleaning": "yellow",
+    "closing": "bright_black",
+}
+OLD = 10.0
+"""Seconds after which a lease stands out."""
+HEIGHTS = " ▁▂▃▄▅▆▇█"
+WIDTH = 60
+"""Samples of the timeline that are drawn."""
+
+
+class NoInspector(Exception):
+    """There is nothing to be shown; the text says why."""
+
+
+def top(
+    url: str, headers: list[str], *, once: bool, as_json: bool, console: Console | None = None
+) -> int:
+    """Show what there is until Ctrl-C, or once; return the exit status."""
+    console = console or Console()
+    try:
+        ask = _asker(url, headers)
+        if once or not (as_json or console.is_terminal):
+            told = _read(ask, "snapshot")
+            if as_json:
+                typer.echo(json.dumps(told))
+            else:
+                console.print(frame(told))
+        elif as_json:
+            for told in _follow(ask):
+                typer.echo(json.dumps(told))
+        else:
+            _show(_follow(ask), console)
+    except NoInspector as error:
+        typer.echo(str(error), err=True)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+def frame(told: dict[str, Any]) -> RenderableType:
+    """What is drawn of one snapshot."""
+    return Group(*(_panel(pool) for pool in told["pools"])) if told["pools"] else Text("no pool")
+
+
+def _show(found: Iterator[dict[str, Any]], console: Console) -> None:
+    timelines: dict[str, deque[list[float]]] = {}
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        for told in found:
+            for pool in told["pools"]:
+                kept = timelines.setdefault(pool["name"], deque(maxlen=WIDTH))
+                if told["whole"]:
+                    kept.clear()
+                kept.extend(pool["timeline"])
+                pool["timeline"] = list(kept)
+            live.update(frame(told), refresh=True)
+
+
+def _asker(url: str, headers: list[str]) -> Callable[[str], Any]:
+    """What opens one of an inspector's paths.
+
+    Raises:
+        NoInspector: the address or a header makes no sense.
+    """
+    address = url if "://" in url else f"http://{url}"
+    if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).netloc:
+        msg = f"not an address of http: {url}"
+        raise NoInspector(msg)
+    given = {}
+    for header in headers:
+        name, colon, value = header.partition(":")
+        if not (name.strip() and colon):
+            msg = f"a header is NAME: VALUE, not {header!r}"
+            raise NoInspector(msg)
+        given[name.strip()] = value.strip()
+
+    def ask(path: str) -> Any:
+        there = f"{address.rstrip('/')}/{path}"
+        try:
+            request = Request(there, headers=given)  # noqa: S310 - the scheme was looked at
+            return urlopen(request, timeout=ANSWER)  # noqa: S310
+        except HTTPError as error:
+            with error:
+                if error.code in (401, 403):
+                    msg = f"{address}: {error.code}, not allowed: give what lets you in by --header"
+                else:
+                    msg = f"{address}: {error.code} {error.reason}: is an inspector mounted there?"
+            raise NoInspector(msg) from None
+        except (OSError, HTTPException, ValueError) as error:
+            why = error.reason if isinstance(error, URLError) else error
+            msg = f"{address}: {why}"
+            raise NoInspector(msg) from None
+
+    return ask
+
+
+def _read(ask: Callable[[str], Any], path: str) -> dict[str, Any]:
+    with ask(path) as answer:
+        return _checked(answer.read())
+
+
+def _follow(ask: Callable[[str], Any]) -> Iterator[dict[str, Any]]:
+    """One snapshot after the other; a stream that ends is asked for anew."""
+    while True:
+        with ask("events") as answer:
+            if not answer.headers.get("Content-Type", "").startswith("text/event-stream"):
+                _checked(b"")
+            try:
+                for line in answer:
+                    if line.startswith(b"data: "):
+                        yield _checked(line.removeprefix(b"data: "))
+            except (OSError, HTTPException) as error:
+                msg = f"the app does not answer any more: {error}"
+                raise NoInspector(msg) from None
+        time.sleep(0.2)
+
+
+def _checked(body: bytes) -> dict[str, Any]:
+    try:
+        told = json.loads(body)
+        if told["asyncpool"] == 1 and isinstance(told["pools"], list):
+            return dict(told)
+    except (ValueError, KeyError, TypeError):
+        pass
+    msg = "that is no inspector of asyncpool's: give the address of its page"
+    raise NoInspector(msg)
+
+
+def _panel(pool: dict[str, Any]) -> Panel:
+    stats = pool["stats"]
+    parts: list[RenderableType] = [_cells(pool), _numbers(stats)]
+    if pool["timeline"]:
+        parts.append(_timeline(pool["timeline"], stats))
+    if pool["leases"]:
+        parts.append(_leases(pool["leases"][:12]))
+    if pool["waiters"]:
+        first = pool["waiters"][0]
+        text = f"{stats['waiting']} waiting, the first for {_span(first['age'])}: {first['task']}"
+        parts.append(Text(_plain(text), "red"))
+    parts += [Text(_plain(f"- {each}"), "yellow") for each in [*pool["doing"], *pool["advice"]]]
+    for event in pool["events"][:5]:
+        text = f"{_span(event['age'])} ago: {event['kind']}: {event['text'].splitlines()[0]}"
+        parts.append(Text(_plain(text), "red" if event["level"] == "warning" else "dim"))
+    most = stats["max_size"] or "unlimited"
+    title = f"{_plain(pool['name'])}  {stats['size']} of {stats['min_size']} to {most}"
+    return Panel(Group(*parts), title=Text(title), title_align="left")
+
+
+def _cells(pool: dict[str, Any]) -> Text:
+    """A block for each connection."""
+    text = Text()
+    for each in pool["connections"]:
+        old = each["lease"] is not None and each["lease"]["age"] > OLD
+        text.append("■ ", "red" if old else TONES.get(each["state"], ""))
+    for state, tone in TONES.items():
+        if pool["stats"][state]:
+            text.append(f" {pool['stats'][state]} {state}", tone)
+    return text
+
+
+def _numbers(stats: dict[str, Any]) -> Text:
+    wait, use = stats["wait"], stats["use"]
+    return Text(
+        f"requests {stats['requests']}, queued {stats['requests_queued']},"
+        f" failed {stats['requests_failed']}, cancelled {stats['requests_cancelled']}"
+        f" | wait p50 {_span(wait['p50'])} p99 {_span(wait['p99'])}"
+        f" | use p50 {_span(use['p50'])} p99 {_span(use['p99'])}"
+        f" | connects {stats['connects']}, failed {stats['connects_failed']}, lost {stats['lost']}"
+    )
+
+
+def _timeline(samples: list[list[float]], stats: dict[str, Any]) -> Text:
+    last = samples[-WIDTH:]
+    text = Text("lent ")
+    text.append(_spark([each[2] for each in last], stats["max_size"]), "blue")
+    text.append("  waiting ")
+    text.append(_spark([each[3] for each in last], 0), "red")
+    return text
+
+
+def _spark(values: list[float], least: float) -> str:
+    most = max([least, 1, *values])
+    return "".join(HEIGHTS[round(value / most * (len(HEIGHTS) - 1))] for value in values)
+
+
+def _leases(found: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), expand=True)
+    for name, share in (("lent for", 0), ("holder", 2), ("borrowed at", 3), ("last statement", 3)):
+        table.add_column(name, ratio=share or None, no_wrap=True, overflow="ellipsis")
+    for lease in found:
+        said = lease["last_sql"] or lease["transaction"]
+        cells = (_span(lease["age"]), lease["holder"], lease["borrowed_at"] or "?", said)
+        tone = "red" if lease["age"] > OLD else ""
+        table.add_row(*(Text(_plain(cell), tone) for cell in cells))
+    return table
+
+
+def _span(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+def _plain(text: str) -> str:
+    """With nothing that a terminal would obey: names of tasks are anybody's."""
+    return "".join(each if each.isprintable() else "\ufffd" for each in text)

@@ -1,0 +1,166 @@
+"""`asyncpool top`, reading a real inspector."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from asyncpool import AsyncConnectionPool
+from asyncpool.cli._top import frame, top
+from asyncpool.inspector import Inspector
+
+from ._docs import ROOT
+from ._tools import eventually, in_time
+from .test_inspector import served
+
+
+@asynccontextmanager
+async def started(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "asyncpool.cli", "top", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"},
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def run(*arguments: str) -> tuple[int | None, str, str]:
+    async with started(*arguments) as process:
+        out, err = await in_time(process.communicate(), 60)
+        return process.returncode, out.decode(), err.decode()
+
+
+async def test_top_shows_who_has_what(dsn: str) -> None:
+    """Once, where the output is no terminal; in JSON the snapshot as it is."""
+    async with AsyncConnectionPool(
+        dsn, min_size=1, max_size=2, name="shop", leak_timeout=60
+    ) as pool:
+
+        async def refund() -> None:
+            async with pool.connection() as conn:
+                await conn.execute("SELECT 5 AS amount")
+                await asyncio.Event().wait()
+
+        holder = asyncio.create_task(refund(), name="POST /refunds")
+        await eventually(lambda: pool.stats().leased == 1)
+        await eventually(lambda: bool(pool.explain().leases[0].last_sql))
+        async with served(Inspector(pool, authorize=lambda scope: True)) as url:
+            status, out, err = await run(url)
+            assert (status, err) == (0, "")
+            for part in ("shop  1 of 1 to 2", "1 leased", "POST /refunds", "SELECT 5 AS amount"):
+                assert part in out
+            status, out, err = await run(url, "--once", "--json")
+            assert json.loads(out)["pools"][0]["leases"][0]["holder"] == "POST /refunds"
+        holder.cancel()
+        await asyncio.wait({holder})
+
+
+async def test_top_follows_the_feed_until_it_is_interrupted(dsn: str) -> None:
+    """A line of JSON for each snapshot; Ctrl-C ends it with status 0 and no traceback."""
+    async with AsyncConnectionPool(dsn, min_size=1, name="shop") as pool:
+        app = Inspector(pool, authorize=lambda scope: True, interval=0.02)
+        app._feed._lasts = 0.1  # it is asked for anew
+        async with served(app) as url, started(url, "--json") as process:
+            assert process.stdout is not None
+            wholes = 0
+            while wholes < 2:
+                told = json.loads(await in_time(process.stdout.readline(), 60))
+                wholes += told["whole"]
+            process.send_signal(signal.SIGINT)
+            _, err = await in_time(process.communicate(), 60)
+            assert (process.returncode, err) == (0, b"")
+
+
+async def test_top_draws_on_a_terminal(dsn: str) -> None:
+    """Until the app is gone."""
+    async with AsyncConnectionPool(dsn, min_size=1, name="shop") as pool:
+        app = Inspector(pool, authorize=lambda scope: True, interval=0.02)
+        app._feed._lasts = 0.1
+        console = Console(force_terminal=True, width=100, height=30, record=True, file=StringIO())
+        async with served(app) as url:
+            watching = asyncio.create_task(
+                asyncio.to_thread(top, url, [], once=False, as_json=False, console=console)
+            )
+            await asyncio.sleep(0.3)
+            assert not watching.done()
+        assert await in_time(watching, 30) == 1
+
+
+async def test_top_says_why_there_is_nothing_to_be_shown(dsn: str) -> None:
+    """In one line, with status 1."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+
+        def authorize(scope: Any) -> bool:
+            return (b"authorization", b"Bearer x:y") in scope["headers"]
+
+        async with served(Inspector(pool, authorize=authorize)) as url:
+            status, out, err = await run(url)
+            assert (status, out) == (1, "")
+            assert "403, not allowed" in err
+            status, out, err = await run(url, "--header", "Authorization: Bearer x:y")
+            assert (status, err) == (0, "")
+            for arguments, part in (
+                ((f"{url}/deeper", "--header", "Authorization: Bearer x:y"), "404"),
+                ((url, "--header", "nonsense"), "NAME: VALUE"),
+                (("ftp://example.com",), "not an address of http"),
+                (("127.0.0.1:1",), "refused"),
+            ):
+                status, out, err = await run(*arguments)
+                assert (status, out) == (1, "")
+                assert part in err
+                assert err.count("\n") == 1
+
+    async def other(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"<h1>hello</h1>"})
+
+    async with served(other) as url:
+        for more in ((), ("--json",)):
+            status, _, err = await run(url, *more)
+            assert status == 1
+            assert "no inspector" in err
+
+
+async def test_a_terminal_obeys_no_tasks_name(dsn: str) -> None:
+    """Escape sequences are shown as what they are: nothing."""
+    async with AsyncConnectionPool(dsn, min_size=1, name="\x1b[2Jshop") as pool:
+
+        async def hold() -> None:
+            async with pool.connection():
+                await asyncio.Event().wait()
+
+        holder = asyncio.create_task(hold(), name="\x1b]0;owned\x07[red]")
+        await eventually(lambda: pool.stats().leased == 1)
+        told = json.loads(Inspector(pool, authorize=lambda scope: True)._feed.snapshot())
+        console = Console(width=120, record=True, file=StringIO())
+        console.print(frame(told))
+        text = console.export_text()
+
+        assert "\x1b" not in text
+        assert "[red]" in text
+        holder.cancel()
+        await asyncio.wait({holder})
+
+
+@pytest.mark.parametrize("told", [{"pools": []}])
+def test_no_pool_is_said(told: dict[str, Any]) -> None:
+    """Where all are gone."""
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(frame(told))
+    assert "no pool" in console.export_text()
