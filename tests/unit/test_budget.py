@@ -9,9 +9,10 @@ import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psycopg
 import pytest
 
-from asyncpool import Budget, PoolTimeout, PoolWrongLoop
+from asyncpool import Budget, PoolTimeout, PoolUnavailable, PoolWrongLoop
 from asyncpool._core import Core
 from asyncpool._crew import bury
 from asyncpool._explain import explain
@@ -62,6 +63,11 @@ def opens(core: Core[FakeConn]) -> dict[str, Any]:
     driver = core.stock.connector
     assert isinstance(driver, Driver)
     return driver.usual
+
+
+async def refused() -> None:
+    """The password is wrong."""
+    raise psycopg.errors.InvalidPassword
 
 
 def start(core: Core[FakeConn], timeout: float | None = None) -> asyncio.Task[FakeConn]:
@@ -187,6 +193,65 @@ async def test_a_place_that_a_failed_connect_gives_back_goes_to_the_next_pool() 
             await asyncio.sleep(0.1)
         with pytest.raises(PoolTimeout):
             await doomed
+
+
+@virtual_time
+async def test_an_outage_asks_for_room_when_its_pause_is_over_and_not_before() -> None:
+    """Until then what comes back elsewhere is kept; then it is closed for who has waited longer."""
+    async with sharing(1, 0, 0) as (a, b):
+        budget, outage = a.ledger.budget, a.stock.outage
+        assert budget is not None
+        opens(a)["open"] = fails
+        waiting = start(a, 60.0)
+        await asyncio.sleep(20.0)
+        assert outage.failures > 5
+        opens(a)["open"] = ok
+        while now() >= outage.retry_at:
+            await settle()
+        await use(b)
+        assert len(b.ledger.idle) == 1
+        assert not budget._is_asked_by(a.ledger)
+        held = await b.acquire(None)
+        await asyncio.sleep(1.0)
+        assert budget._is_asked_by(a.ledger)
+        assert not waiting.done()
+        b.release(held)
+        a.release(await asyncio.wait_for(waiting, 1.0))
+        assert b.ledger.size == 0
+
+
+@virtual_time
+async def test_an_outage_asks_for_no_more_than_somebody_wants() -> None:
+    """One who has given up wants nothing."""
+    async with sharing(1, 0, 0) as (a, b):
+        budget = a.ledger.budget
+        assert budget is not None
+        opens(a)["open"] = fails
+        with pytest.raises(PoolTimeout):
+            await a.acquire(2.0)
+        held = await b.acquire(None)
+        await asyncio.sleep(5.0)
+        a.stock.refill()
+        assert not budget._is_asked_by(a.ledger)
+        b.release(held)
+        assert len(b.ledger.idle) == 1
+
+
+@virtual_time
+async def test_whoever_waits_for_room_is_not_told_what_was_known_before() -> None:
+    """Access was refused; whether it is still, a connect has to show, and it has no room."""
+    async with sharing(1, 0, 0) as (a, b):
+        opens(a)["open"] = refused
+        with pytest.raises(PoolUnavailable):
+            await a.acquire(None)
+        await asyncio.sleep(5.0)
+        held = await b.acquire(None)
+        waiting = start(a)
+        await settle()
+        assert not waiting.done()
+        b.release(held)
+        with pytest.raises(PoolUnavailable):
+            await asyncio.wait_for(waiting, 5.0)
 
 
 @virtual_time

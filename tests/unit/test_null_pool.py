@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -279,6 +280,43 @@ async def test_several_who_wait_share_one_connect_and_none_is_kept() -> None:
         assert snapshot(core).requests == 0
         assert await core.stock.fill()
         assert len(driver.times("open")) == 2
+
+
+@virtual_time
+async def test_nothing_is_opened_once_nobody_waits_for_it_any_more() -> None:
+    """As long as one of several does, it is tried, and no longer."""
+    driver = Driver(open=fails)
+    async with keeping_none(driver, fail_fast_after=math.inf) as core:
+        filling = [asyncio.create_task(core.stock.fill()) for _ in range(3)]
+        await asyncio.sleep(10.0)
+        for left, least, most in (([], 120, 240), (filling[:2], 120, 240), (filling[2:], 0, 1)):
+            for task in left:
+                task.cancel()
+            await settle()
+            before = len(driver.times("open"))
+            await asyncio.sleep(60.0)
+            assert least <= len(driver.times("open")) - before <= most
+        assert not core.ledger.sounding
+
+
+@virtual_time
+@pytest.mark.parametrize("keeps", [True, False])
+async def test_a_new_connection_that_nobody_checks_ends_an_outage(keeps: bool) -> None:
+    """Though the pool has a check, which is for those that are lent."""
+
+    async def check(conn: FakeConn) -> None:
+        raise AssertionError
+
+    driver = Driver(open=fails)
+    least = 1 if keeps else 0
+    async with running(driver, least, 1, keeps_idle=keeps, check=check) as core:
+        filling = asyncio.create_task(core.stock.fill())
+        await asyncio.sleep(1.0)
+        assert core.stock.outage
+        driver.usual["open"] = ok
+        await asyncio.sleep(1.0)
+        assert not core.stock.outage
+        assert await filling
 
 
 @virtual_time

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from functools import partial
 from itertools import pairwise
 
@@ -151,6 +152,25 @@ class TestAccess:
             driver.usual["open"] = ok
             assert await core.stock.fill()
             assert now() < 301.0
+
+    @virtual_time
+    async def test_it_hurries_for_as_long_as_one_of_those_who_wait_is_there(self) -> None:
+        """And no longer: attempts are twice as rare then."""
+        driver = Driver(open=fails)
+        async with running(driver, 1, 1, fail_fast_after=math.inf) as core:
+            filling = [asyncio.create_task(core.stock.fill()) for _ in range(3)]
+            found = []
+            await asyncio.sleep(10.0)
+            for left in ([], filling[:2], filling[2:]):
+                for task in left:
+                    task.cancel()
+                await settle()
+                before = len(driver.times("open"))
+                await asyncio.sleep(60.0)
+                found.append(len(driver.times("open")) - before)
+            assert found[0] > 120
+            assert found[1] > 120
+            assert found[2] < 110
 
     @virtual_time
     async def test_it_is_not_full_for_one_that_succeeds_beside_a_refusal(self) -> None:
