@@ -139,7 +139,7 @@ async def test_a_forgotten_release_is_found_with_the_line_that_borrowed(dsn: str
 
         task = asyncio.create_task(refund(), name="<script>alert(1)</script>")
         await eventually(lambda: pool.stats().leased == 1)
-        await eventually(lambda: bool(pool.explain().leases[0].last_sql))
+        await eventually(lambda: pool.explain().leases[0].transaction == "in transaction")
         answer = await client.get("/snapshot")
         assert answer.headers["content-type"] == "application/json"
         (told,) = answer.json()["pools"]
