@@ -125,6 +125,8 @@ async def test_what_rests_elsewhere_is_closed_for_one_who_waits_the_least_recent
         assert [len(pool.ledger.idle) for pool in (a, b, c)] == [1, 1, 1]
         held = [await asyncio.wait_for(start(c), 1), await asyncio.wait_for(start(c), 1)]
         assert [pool.ledger.size for pool in (a, b, c)] == [1, 0, 2]
+        assert a.ledger.budget is not None
+        assert a.ledger.budget.pools == 2
         for conn in held:
             c.release(conn)
 
@@ -346,7 +348,10 @@ async def test_a_dropped_pool_leaves_its_places_to_those_who_wait() -> None:
         assert not waiting.done()
         a.forsake()
         assert set(held)
-        b.release(await asyncio.wait_for(waiting, 1))
+        conn = await asyncio.wait_for(waiting, 1)
+        assert budget is not None
+        assert not budget._is_asked_by(b.ledger)
+        b.release(conn)
 
 
 @virtual_time
@@ -451,17 +456,20 @@ async def test_one_who_comes_again_takes_the_place_that_it_had() -> None:
 @virtual_time
 async def test_each_place_is_given_to_the_one_who_has_waited_longest() -> None:
     """Also where two come free at once: the first of a pool does not take its second along."""
-    async with sharing(2, 0, 0, 0) as (a, b, c):
+    async with sharing(2, 0, 0) as (a, b):
+        budget = a.ledger.budget
+        c = make_core(Driver(), 0, 2, budget=budget)
+        c.open()
         held = [await c.acquire(None) for _ in range(2)]
         tasks = []
         for pool in (a, b, a, b):
             tasks.append(start(pool))
             await asyncio.sleep(0.01)
-        for conn in held:
-            c.dismiss(conn)
+        c.forsake()
         await settle()
+        assert len(held) == 2
         assert [task.done() for task in tasks] == [True, True, False, False]
-        budget = c.ledger.budget
+        assert [pool.stock.counters.connects for pool in (a, b)] == [1, 1]
         assert budget is not None
         assert budget.pools == 2
         for number, pool in enumerate((a, b, a, b)):
