@@ -514,6 +514,25 @@ async def test_those_who_have_left_cost_no_memory() -> None:
 
 
 @virtual_time
+async def test_those_who_wait_are_not_gone_through_for_each_newcomer() -> None:
+    """Only when the line has doubled, and some more."""
+    async with sharing(1, 0, 0) as (a, b):
+        conn, budget = await a.acquire(None), a.ledger.budget
+        assert budget is not None
+        lines, crowd = [budget._line], []
+        for _ in range(400):
+            crowd.append(start(b))
+            await settle()
+            if budget._line is not lines[-1]:
+                lines.append(budget._line)
+        assert len(lines) == 3
+        for task in crowd:
+            task.cancel()
+        await settle()
+        a.release(conn)
+
+
+@virtual_time
 @pytest.mark.parametrize(("waiting", "kept"), [(1, 1), (2, 0)])
 async def test_what_is_being_closed_is_reckoned_with(waiting: int, kept: int) -> None:
     """No more is closed than is waited for."""
