@@ -163,9 +163,13 @@ class Backends:
         doomed = set(pids) or self.pids()
         for pid in doomed:
             self.ask("SELECT pg_terminate_backend(%s)", pid)
+        self.see_gone(doomed)
+
+    def see_gone(self, doomed: set[int]) -> None:
+        """Wait until none of these is there."""
         deadline = time.monotonic() + LIMIT
-        while self.pids() & doomed:
-            assert time.monotonic() < deadline, "the backends do not end"
+        while left := self.pids() & doomed:
+            assert time.monotonic() < deadline, f"backends do not end: {left}"
             time.sleep(0.005)
 
 

@@ -138,8 +138,9 @@ async def test_a_forgotten_release_is_found_with_the_line_that_borrowed(dsn: str
             await asyncio.Event().wait()
 
         task = asyncio.create_task(refund(), name="<script>alert(1)</script>")
-        await eventually(lambda: pool.stats().leased == 1)
-        await eventually(lambda: pool.explain().leases[0].transaction == "in transaction")
+        await eventually(
+            lambda: [each.transaction for each in pool.explain().leases] == ["in transaction"]
+        )
         answer = await client.get("/snapshot")
         assert answer.headers["content-type"] == "application/json"
         (told,) = answer.json()["pools"]

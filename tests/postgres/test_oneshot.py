@@ -177,6 +177,7 @@ async def test_a_time_limit_is_the_whole_calls(
         for shot in (pool.execute, pool.fetchall, pool.fetchone, pool.fetchval):
             with pytest.raises(PoolTimeout, match=r"no answer within .*may have run"):
                 await shot("SELECT pg_sleep(60)", timeout=0.1)
+            await at_rest(pool)
         with pytest.raises(PoolTimeout, match=r"no answer within .*may have run"):
             await pool.executemany("SELECT pg_sleep(%s)", [[60]], timeout=0.1)
         await eventually(lambda: not backends.running("pg_sleep"))
