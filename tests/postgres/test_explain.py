@@ -9,9 +9,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from psycopg.conninfo import make_conninfo
 
 from asyncpool import AsyncConnectionPool, PoolTimeout, PoolUnavailable
+from asyncpool.inspector import Inspector
+from asyncpool.metrics.prometheus import PoolCollector
 from asyncpool.testing import Server
 
 from ._tools import Backends, at_rest, backend_of, eventually, in_time
@@ -122,7 +125,8 @@ async def test_whoever_is_not_served_learns_who_has_the_longest_lease(dsn: str) 
 async def test_a_leak_in_a_rare_branch_is_found_everywhere(
     dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In the log, its fields, the events and the leases: each has the line that borrowed it."""
+    """In the log, its fields, the events and the leases, each with the line that borrowed it; in
+    the inspector, and as a metric."""
 
     async def shop(pool: Pool, order: int) -> Any:
         conn = await pool.acquire()
@@ -145,6 +149,10 @@ async def test_a_leak_in_a_rare_branch_is_found_everywhere(
         told = pool.explain()
         assert [each.borrowed_at.startswith(line) for each in told.leases] == [True]
         assert [line in each.text for each in told.events if each.kind == "leak"] == [True]
+        shown = Inspector(pool, authorize=lambda scope: True)._feed.snapshot()
+        assert json.loads(shown)["pools"][0]["leases"][0]["borrowed_at"].startswith(line)
+        scrape = generate_latest(PoolCollector(pool, registry=CollectorRegistry()))
+        assert b'asyncpool_leaks_total{pool="shop"} 1.0' in scrape
         await pool.release(orders[3])
 
 
