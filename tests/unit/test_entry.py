@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 
 from asyncpool._entry import DOOMED, Entry, State
+from asyncpool._stacks import three
 
 
 def test_an_entry_exists_before_its_connection() -> None:
@@ -51,3 +53,13 @@ def test_the_repr_has_the_state_and_the_uses() -> None:
     entry: Entry[str] = Entry(0.0)
     entry.conn = "password=secret"
     assert repr(entry) == "<Entry opening uses=0>"
+
+
+def test_where_it_was_borrowed_is_told_of_that_use_only() -> None:
+    """What was noted of an earlier one is another borrower's."""
+    entry: Entry[object] = Entry(0.0)
+    assert entry.borrowed_at() == []
+    entry.uses, entry.trace, entry.traced_in = 1, three(sys._getframe()), 1
+    assert entry.borrowed_at()[0].startswith(__file__)
+    entry.uses = 2
+    assert entry.borrowed_at() == []
