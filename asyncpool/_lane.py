@@ -259,6 +259,7 @@ class Lane:
         for rider in riders:
             rider.track = None
             rider.results = []
+            rider.exposed = False
         for rider in reversed(riders):
             self._note(rider)
             self.queue.appendleft(rider)

@@ -29,6 +29,7 @@ class Rider:
     __slots__ = (
         "again",
         "alone",
+        "exposed",
         "format",
         "future",
         "joined_at",
@@ -90,6 +91,8 @@ class Rider:
         """Whether psycopg's prepared statements did not know it."""
         self.again = False
         """Whether it was sent a second time, which is done where it cannot have run."""
+        self.exposed = False
+        """Whether a cancel request for one before it may have hit it."""
         self.tardy = False
         """Whether it was seen to be slow."""
         self.size = 0

@@ -19,7 +19,7 @@ import psycopg
 from psycopg._preparing import Prepare
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 
-from asyncpool._cancel import prepare, request
+from asyncpool._cancel import AGAIN, prepare, request
 from asyncpool._entry import Entry
 from asyncpool._rider import Rider
 from asyncpool._statement_cache import cache_of
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("asyncpool")
 
 SYNC, FATAL = int(ExecStatus.PIPELINE_SYNC), int(ExecStatus.FATAL_ERROR)
+ABORTED = int(ExecStatus.PIPELINE_ABORTED)
 OK, BAD = int(ConnStatus.OK), int(ConnStatus.BAD)
 
 DEPTH = 128
@@ -280,6 +281,8 @@ class Track:
             rider.trait.credit += 1
         self._cache.arrived(rider)
         failure = rider.results[-1] if rider.results else None
+        if failure is not None and failure.status == ABORTED:
+            failure = rider.results[0]  # it was its PREPARE that failed
         if failure is None or failure.status != FATAL:
             failure = None
         elif self._heals(rider, failure):
@@ -291,10 +294,15 @@ class Track:
 
     def _heals(self, rider: Rider, error: PGresult) -> bool:
         """Whether a statement that has failed before it ran is sent once more."""
-        if rider.again or not rider.wanted:
+        if not rider.wanted:
             return False
         state = error.error_field(DiagnosticField.SQLSTATE)
         where = error.error_field(DiagnosticField.SOURCE_FUNCTION)
+        if state == CANCELLED and rider.exposed:
+            self._spilled([rider])  # each request of ours may have hit one that it was not for
+            return True
+        if rider.again:
+            return False
         if rider.state is not Prepare.NO and (
             state == NO_SUCH_STATEMENT or where == b"RevalidateCachedQuery"
         ):
@@ -304,7 +312,6 @@ class Track:
         elif state != CANCELLED or monotonic() - self.cancelled_at > RECENT:
             return False
         rider.again = True
-        rider.results = []
         self._spilled([rider])
         return True
 
@@ -316,9 +323,10 @@ class Track:
     def _error(self, result: PGresult) -> psycopg.Error:
         return psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
 
-    def _look_later(self) -> None:
+    def _look_later(self, pause: float = 0.0) -> None:
         if self._timer is None:
-            self._timer = self.wire.loop.call_later(max(self._time_left(), 0.0), self._look_again)
+            after = max(self._time_left(), pause)
+            self._timer = self.wire.loop.call_later(after, self._look_again)
 
     def _time_left(self) -> float:
         """Seconds until the one that runs is slow; its answer needs some for the way."""
@@ -334,6 +342,9 @@ class Track:
 
     async def _cancel(self, cancel: Any) -> None:
         hopeless = False
+        first = self.riders[0] if self.riders else None
+        for rider in self.riders:
+            rider.exposed = True
         try:
             self.cancelled_at = monotonic()
             self._ending_since = self._ending_since or self.cancelled_at
@@ -350,7 +361,10 @@ class Track:
                 self._give_up()
             else:
                 self._moved(self)
-                self.end_unwanted()
+                if self.riders and self.riders[0] is first:
+                    self._look_later(AGAIN)  # its end may be on its way
+                else:
+                    self.end_unwanted()
 
     def _give_up(self) -> None:
         """The statement that runs cannot be ended: let go of the connection."""

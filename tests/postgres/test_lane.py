@@ -589,6 +589,33 @@ async def test_they_are_counted_as_requests(dsn: str) -> None:
         assert now.wait_time > before.wait_time
 
 
+@pytest.mark.parametrize("prepare", [False, True])
+async def test_a_cancel_request_that_hits_the_next_statement_costs_it_nothing(
+    dsn: str, table: str, backends: Backends, prepare: bool
+) -> None:
+    """Also while the server is about to prepare it: it is sent once more."""
+    before = "SELECT pg_sleep(%s)"
+    async with sharing(dsn, min_size=1, max_size=1, timeout=60) as pool:
+        await pool.wait()
+        (pid,) = backends.pids()
+        for _ in range(10):  # it is known to be quick, so that others are sent behind it
+            await pool.execute(before, [0])
+        with psycopg.connect(dsn) as other:
+            other.execute(f"LOCK TABLE {table}".encode())
+            first = asyncio.create_task(pool.execute(before, [60]))
+            behind = asyncio.create_task(
+                pool.fetchval(f"SELECT count(*) FROM {table}", prepare=prepare)
+            )
+            await asyncio.sleep(0)
+            first.cancel()
+            await eventually(lambda: backends.running(f"FROM {table}"))
+            backends.ask("SELECT pg_cancel_backend(%s)", pid)
+            await eventually(lambda: not backends.running(f"FROM {table}"))
+            await eventually(lambda: backends.running(f"FROM {table}"))
+        assert await in_time(behind) == 0
+        assert (await at_rest(pool)).connects == 1
+
+
 HUGE = 100 << 20
 
 
