@@ -91,7 +91,11 @@ async def _rollback_pool(
         local = {key: value for key, value in params.items() if key not in ROUTE}
         dsn = make_conninfo(**local, host=junction.host, port=5432)
         async with AsyncConnectionPool(dsn, kwargs=own, **given) as pool:
-            yield pool
+            try:
+                yield pool
+            except BaseException:
+                await pool.closeall()  # what is lent out is not waited for
+                raise
 
 
 async def _settle(given: Any) -> Any:
