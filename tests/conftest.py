@@ -10,17 +10,28 @@ import pytest
 pytest_plugins = ["pytester"]
 
 TREES = {"tests", "tests/postgres"}
-"""What is large enough for two processes."""
+"""What is large enough for several processes."""
+LONG = ["test_rollback_fixture", "test_server", "test_silence", "test_soak", "test_demo"]
+LONG += ["test_sim", "test_examples", "test_leaks", "test_doctor", "test_forgotten_close"]
+LONG += ["test_cut_short", "test_ping", "test_notice"]
+"""The files that take longest, in that order."""
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes for all tests, which wait for their servers half of the time; none for a few.
+    """Three processes for all tests, which wait for their servers half of the time; none for a few.
 
     More would make the tests about time less sure than they are worth.
     """
     whole = all(arg.rstrip("/") in TREES for arg in config.args)
     picked = config.option.keyword or config.option.markexpr
-    return min(2, os.cpu_count() or 1) if whole and not picked else 0
+    return min(3, (os.cpu_count() or 1) + 1) if whole and not picked else 0
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process is left with one when the others are through."""
+    rank = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
 
 
 def pytest_configure() -> None:

@@ -336,7 +336,7 @@ async def test_copy_and_streams(pool: AsyncConnectionPool[Any], table: str) -> N
     """In, out, broken off by either side, and row by row; with cursors on the server."""
     copy_in = f"COPY {table} FROM STDIN"
     async with pool.connection() as conn, conn.cursor().copy(copy_in) as copy:
-        for number in range(20_000):
+        for number in range(5_000):
             await copy.write_row([number])
     for query in (copy_in, f"COPY {table} (y) FROM STDIN"):
         with pytest.raises((psycopg.errors.InvalidTextRepresentation, psycopg.ProgrammingError)):
@@ -348,12 +348,12 @@ async def test_copy_and_streams(pool: AsyncConnectionPool[Any], table: str) -> N
             raise ValueError("on purpose")
     async with pool.connection() as conn:
         async with conn.cursor().copy(f"COPY {table} TO STDOUT") as copy:
-            assert len([row async for row in copy.rows()]) == 20_000
-        assert len([row async for row in conn.cursor().stream(f"SELECT x FROM {table}")]) == 20_000
+            assert len([row async for row in copy.rows()]) == 5_000
+        assert len([row async for row in conn.cursor().stream(f"SELECT x FROM {table}")]) == 5_000
         async with conn.cursor("on the server") as cur:
             await cur.execute(f"SELECT x FROM {table} ORDER BY x")
             assert await cur.fetchmany(2) == [(0,), (1,)]
-    assert await pool.fetchval(f"SELECT count(*) FROM {table}") == 20_000
+    assert await pool.fetchval(f"SELECT count(*) FROM {table}") == 5_000
     await all_whole(pool)
 
 
