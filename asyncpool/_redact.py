@@ -33,5 +33,5 @@ def redacted(said: object) -> str:
 
 
 def described(error: BaseException) -> str:
-    """The same with the class of the error."""
-    return f"{type(error).__name__}: {redacted(error)}"
+    """The same with the class of the error, which is all where it has no text."""
+    return f"{type(error).__name__}: {redacted(error)}".removesuffix(": ")

@@ -176,10 +176,11 @@ class Stock(Generic[C]):
         self._remember(error)
         said, before = described(error), self.outage.error
         if not self.outage or self.outage.has_lapsed(entry.opened_at):
-            text = f"cannot connect, will retry: {redacted(error)}"
+            text = f"cannot connect, will retry: {redacted(error) or said}"
             self.tell("outage", text, WARNING, error=said)
         elif before is None or described(before) != said:
-            self.tell("connect failed", f"cannot connect still: {redacted(error)}", error=said)
+            text = f"cannot connect still: {redacted(error) or said}"
+            self.tell("connect failed", text, error=said)
         self.outage.failed(now, error, entry.opened_at, self.fault_of(error))
         self.ledger.sparing = True
         lasts = now - self.outage.since >= self.ledger.settings.reconnect_timeout

@@ -594,3 +594,73 @@ async def test_a_stubborn_farewell_keeps_its_place_until_its_socket_is_closed() 
         lose(driver.conns[0])
         assert await use(core) == pytest.approx(1.5, abs=0.01)
     assert driver.most_sockets == 1
+
+
+USUAL = ("opened", "closing", "closed")
+
+
+@virtual_time
+async def test_whatever_goes_wrong_is_told_with_its_reason(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In the log, with the reason as a field of the record, and among the pool's last events."""
+    caplog.set_level(logging.INFO, "asyncpool")
+    driver = Driver()
+    async with running(driver, 1, 1) as core:
+        stock = core.stock
+
+        async def replaced() -> FakeConn:
+            await asyncio.sleep(10.0)
+            (entry,) = core.ledger.idle
+            return entry.conn
+
+        core.release(await core.acquire(5.0), first=fails)
+        conn = await replaced()
+        conn.clean = False
+        driver.script["reset"].append(fails)
+        core.release(await core.acquire(5.0))
+        await replaced()
+        driver.script["ping"].append(fails)
+        assert not await stock.ping(core.ledger.idle[0])
+        driver.script["close"].append(fails)
+        lose(await replaced())
+        await replaced()
+        began = now()
+        driver.script["ping"].append(slow(0.25))
+        assert await stock.ping(core.ledger.idle[0])
+        assert stock.counters.ping.count == 1
+        assert stock.counters.ping.sum == pytest.approx(now() - began)
+
+        driver.script["open"] += [fails, fails, late, late]
+        lose(await replaced())
+        outage = now()
+        await replaced()
+    told = [
+        (vars(each)["pool_event"], each.levelno, vars(each).get("pool_error"), each.getMessage())
+        for each in caplog.records
+        if vars(each)["pool_event"] not in USUAL
+    ]
+    said, other = "Broken", "TimeoutError"
+    info, warning = logging.INFO, logging.WARNING
+    assert [each[:3] for each in told] == [
+        ("cleaning failed", info, said),
+        ("reset failed", warning, said),
+        ("ping failed", info, said),
+        ("closing failed", info, said),
+        ("outage", warning, said),
+        ("connect failed", info, other),
+        ("outage over", warning, None),
+    ]
+    assert all(each[3].startswith("pool 'test': ") for each in told)
+    assert [reason in text for _, _, reason, text in told if reason] == [True] * 6
+    facts = vars(next(each for each in caplog.records if vars(each)["pool_event"] == "outage over"))
+    assert facts["pool_failures"] == 4
+    assert 0 < facts["pool_duration"] < now() - outage
+    kinds = [each.kind for each in stock.events.last if each.kind not in USUAL]
+    assert [kind for kind in kinds if kind != "lost"] == [kind for kind, *_ in told]
+    assert [n for n, kind in enumerate(kinds) if kind == "lost"] == [2, 5, 6]
+
+
+async def late() -> None:
+    """A connect whose time is up."""
+    raise TimeoutError
