@@ -77,7 +77,9 @@ class Stock(Generic[C]):
         self._classify = classify
         self._random = random
         self._openers: set[asyncio.Task[None]] = set()
-        self._retry: asyncio.TimerHandle | None = None
+        self._retry: asyncio.Handle | None = None
+        self.next_probe_at = math.inf
+        """When it will try again by itself, in an outage; `math.inf`: it has no need to."""
         self._probing: Entry[C] | None = None
         self._fillers = 0
         """Who waits until it is full."""
@@ -234,11 +236,6 @@ class Stock(Generic[C]):
             self._fillers -= 1
         return True
 
-    @property
-    def next_probe_at(self) -> float:
-        """When it will try again by itself, in an outage; `math.inf`: it has no need to."""
-        return math.inf if self._retry is None else self._retry.when()
-
     def drain(self) -> None:
         """Retire every connection that there is; those lent out, on their return."""
         for entry in self.ledger.drain():
@@ -275,7 +272,7 @@ class Stock(Generic[C]):
         """Leave no timer behind."""
         if self._retry is not None:
             self._retry.cancel()
-            self._retry = None
+            self._retry, self.next_probe_at = None, math.inf
 
     async def abandon(self) -> None:
         """Stop the crew, and close with no farewell what is still there."""
@@ -402,8 +399,9 @@ class Stock(Generic[C]):
         if now >= at:
             if may_open:
                 self._probing = self.open_one()
-        elif self._retry is None or self._retry.when() > at:
+        elif self.next_probe_at > at:
             self.stop_retrying()
+            self.next_probe_at = at  # not `when()`: uvloop has none where it is due this instant
             self._retry = asyncio.get_running_loop().call_at(
                 at, _again, weakref.ref(self), context=Context()
             )

@@ -249,6 +249,27 @@ class TestOutage:
                 longest = min(1.0, 0.05 * 2**number)
                 assert 0.499 * longest <= delay <= 1.001 * longest
 
+    def test_a_probe_may_be_due_sooner_than_the_loop_can_wait(self) -> None:
+        """uvloop's timers of under half a millisecond are none, and know no time."""
+        uvloop = pytest.importorskip("uvloop")
+
+        async def live() -> None:
+            driver = Driver(open=fails)
+            core = make_core(driver, 1, 1)
+            core.open()
+            await settle()
+            stock = core.stock
+            while len(driver.times("open")) < 5:
+                stock.outage.retry_at = stock.outage.rest_until = soon = now() + 0.0004
+                stock.refill()
+                assert stock.next_probe_at == soon
+                stock.refill()
+                await asyncio.sleep(0.002)
+            await core.close(0)
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(asyncio.wait_for(live(), 10.0))
+
     @virtual_time
     async def test_when_the_server_is_back_all_are_served_at_once(self) -> None:
         """The probe that succeeds ends the outage for everybody."""
