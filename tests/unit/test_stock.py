@@ -44,6 +44,12 @@ async def fail_slowly() -> None:
     await fails()
 
 
+async def fail_in_half_a_second() -> None:
+    """Longer than the pause before it."""
+    await asyncio.sleep(0.55)
+    await fails()
+
+
 class TestGrowth:
     @virtual_time
     async def test_many_requests_at_once_grow_the_pool_in_parallel(self) -> None:
@@ -237,6 +243,23 @@ class TestOutage:
                 task.cancel()
 
     @virtual_time
+    async def test_who_comes_while_a_probe_is_under_way_waits_for_it(self) -> None:
+        """Long after the pause before it is over."""
+        driver = Driver(open=fails)
+        async with running(driver, 0, 20) as core:
+            users = [asyncio.create_task(use(core))]
+            await asyncio.sleep(2.0)
+            driver.usual["open"] = fail_in_half_a_second
+            await asyncio.sleep(1.0)
+            driver.most.clear()
+            for _ in range(100):
+                users.append(asyncio.create_task(use(core)))
+                await asyncio.sleep(0.05)
+            assert driver.most["open"] == 1
+            for task in users:
+                task.cancel()
+
+    @virtual_time
     async def test_probes_are_delayed_twice_as_long_each_time_up_to_a_second(self) -> None:
         """Less up to half of it at random."""
         driver = Driver(open=fails)
@@ -257,14 +280,14 @@ class TestOutage:
             driver = Driver(open=fails)
             core = make_core(driver, 1, 1)
             core.open()
-            await settle()
             stock = core.stock
-            while len(driver.times("open")) < 5:
+            for made in range(1, 5):
+                while len(driver.times("open")) < made or core.ledger.opening:
+                    await asyncio.sleep(0)
                 stock.outage.retry_at = stock.outage.rest_until = soon = now() + 0.0004
                 stock.refill()
                 assert stock.next_probe_at == soon
                 stock.refill()
-                await asyncio.sleep(0.002)
             await core.close(0)
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -617,7 +640,45 @@ async def test_a_stubborn_farewell_keeps_its_place_until_its_socket_is_closed() 
     assert driver.most_sockets == 1
 
 
+class TestTimes:
+    @virtual_time
+    async def test_however_many_came_since_the_last_look_all_are_counted(self) -> None:
+        """Those that are kept one by one stand for the others too."""
+        async with running(Driver(open=slow(0.25)), 0, 1) as core:
+            counters = core.stock.counters
+            await asyncio.gather(*(use(core, 0.0001) for _ in range(3000)))
+            holder = asyncio.create_task(use(core, 10.0))
+            waits = [asyncio.create_task(use(core)) for _ in range(5)]
+            await settle()
+            counters.use_time += 7.0
+            counters.shared_time += 7.0  # those of a shared connection are no borrower's
+            core.stock.settle_times()
+            assert counters.connect.count == 1
+            assert counters.connect.sum == counters.connect_time == pytest.approx(0.25)
+            assert counters.wait.count == 3000
+            assert counters.wait.sum == counters.wait_time > 0
+            assert counters.use.count == 3000
+            assert counters.use.sum == pytest.approx(0.3)
+            await asyncio.gather(holder, *waits)
+
+
 USUAL = ("opened", "closing", "closed")
+
+
+@virtual_time
+async def test_an_outage_that_nobody_looks_into_is_told_to_be_over(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nothing is spared for it any more."""
+    caplog.set_level(logging.INFO, "asyncpool")
+    async with running(Driver(open=fails), 0, 1, keeper=True, ping_interval=1.0) as core:
+        with pytest.raises(PoolTimeout):
+            await core.acquire(0.1)
+        await asyncio.sleep(60.0)
+        assert not core.stock.outage
+        assert not core.ledger.sparing
+    kinds = [vars(each)["pool_event"] for each in caplog.records]
+    assert [kind for kind in kinds if kind not in USUAL] == ["outage", "outage lapsed"]
 
 
 @virtual_time
@@ -673,6 +734,7 @@ async def test_whatever_goes_wrong_is_told_with_its_reason(
         ("outage over", warning, None),
     ]
     assert all(each[3].startswith("pool 'test': ") for each in told)
+    assert "connected again after" in told[-1][3]
     assert [reason in text for _, _, reason, text in told if reason] == [True] * 6
     facts = vars(next(each for each in caplog.records if vars(each)["pool_event"] == "outage over"))
     assert facts["pool_failures"] == 4
