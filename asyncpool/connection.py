@@ -66,10 +66,11 @@ class Connection(psycopg.AsyncConnection[Row]):
     """
 
     lock: Lock
-    _wire: Wire | None = None
+    _wire: Wire | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._wire = None
         self.lock = Lock()
         self._owed: deque[PQGen[Any]] = deque()
         """What is to be run before anything else."""
