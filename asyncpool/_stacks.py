@@ -31,14 +31,12 @@ def above(frame: FrameType, deep: int = 8) -> Trace:
 
 def three(frame: FrameType) -> Trace:
     """A frame and the two that called it, in a third of the time: it is done for each request."""
-    second = frame.f_back
-    if second is None:
+    if (second := frame.f_back) is None:
         return frame.f_code, frame.f_lasti
-    third = second.f_back
-    if third is None:
+    if (third := second.f_back) is None:
         return frame.f_code, frame.f_lasti, second.f_code, second.f_lasti
-    found = (frame.f_code, frame.f_lasti, second.f_code, second.f_lasti)
-    return *found, third.f_code, third.f_lasti
+    code, at, above_it, at_second = frame.f_code, frame.f_lasti, second.f_code, second.f_lasti
+    return code, at, above_it, at_second, third.f_code, third.f_lasti
 
 
 def lines(trace: Trace) -> list[str]:

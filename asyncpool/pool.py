@@ -202,7 +202,7 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         self._connector.owner = weakref.ref(self)
         self._check = check
         self._budget = budget
-        self._lease = Lease if leak_timeout is None else TracedLease
+        self._lease: type[Lease[ACT]] = Lease if leak_timeout is None else TracedLease
         self._classify = classify
         self._reconnect_failed: Callable[[Any], Any] | None = reconnect_failed
         self._slow_wait: tuple[float, Callable[[float], None]] = (math.inf, nobody)
@@ -235,7 +235,13 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
             TooManyRequests: on entry, when `max_waiting` requests wait already.
             PoolClosed: the pool is closed, or closed while the block waited or ran.
         """
-        return self._lease(self, timeout)
+        lease = self._lease()
+        lease._pool = self
+        lease._timeout = timeout
+        return lease
+
+    _block = connection
+    """What other blocks stand on, whatever a subclass makes of `connection`."""
 
     def transaction(self, timeout: float | None = None) -> Transaction[ACT]:
         """A connection for a block that is one transaction, in autocommit mode too.
@@ -260,7 +266,7 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
             ReleaseError: on exit, where a block inside that has work has not ended, or not in this
                 task, or could not be undone: nothing of the session stays.
         """
-        return SessionBlock(self, self._lease(self, timeout))
+        return SessionBlock(self, self._block(timeout))
 
     def cursor(
         self,
@@ -287,7 +293,7 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
             raise TypeError(msg)
         keywords: dict[str, Any] = {} if row_factory is None else {"row_factory": row_factory}
         return Cursor(
-            self._lease(self, timeout),
+            self._block(timeout),
             lambda conn: conn.cursor(binary=binary, **keywords),
             autocommit,
         )
