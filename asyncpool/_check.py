@@ -36,6 +36,9 @@ class Check(Generic[C]):
     async def passes(self, entry: Entry[C], timeout: float, deadline: float) -> bool:
         """Whether an entry just lent satisfies it; if not, it is gone."""
         stock = self._stock
+        if not timeout:
+            # No connection may be waited for, but the check of one has to be.
+            deadline += stock.ledger.settings.ping_timeout
         # In a task of the crew: the borrower's deadline and cancellation hold whatever it does.
         work = outcome(partial(self._check, entry.conn))
         task = stock.crew.spawn(work, "check", contextvars.copy_context())

@@ -272,10 +272,7 @@ class Core(Generic[C]):
         counters, task = counters or self._counters, current_task()
         ledger, now = self.ledger, self._now()
         timeout = ledger.settings.timeout if timeout is None else duration("timeout", timeout)
-        deadline = checked_by = now + timeout
-        if not timeout:
-            # With timeout=0 no connection may be waited for, but the check of one has to be.
-            checked_by += self.settings.ping_timeout
+        deadline = now + timeout
         # Whoever has to wait for a check has come before those who come meanwhile.
         ticket = None if self._check is None else ledger.line.ticket()
         came, queued = None, False
@@ -314,15 +311,15 @@ class Core(Generic[C]):
                 ) and not self._connector.is_alive(entry.conn):
                     ledger.annul(entry)
                     self.stock.found_lost(entry)
-                elif self._check is None or await self._check.passes(entry, timeout, checked_by):
+                elif self._check is None or await self._check.passes(entry, timeout, deadline):
                     return entry
                 came, now = now if came is None else came, self._now()
         except asyncio.CancelledError:
             counters.requests_cancelled += 1
             raise
-        except BaseException as error:
+        except BaseException:
             counters.requests_failed += 1
-            counters.requests_timed_out += isinstance(error, PoolTimeout)
+            counters.requests_timed_out += isinstance(sys.exception(), PoolTimeout)
             raise
         finally:
             task = None  # its exception's traceback has this frame
