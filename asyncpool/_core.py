@@ -41,6 +41,8 @@ from asyncpool.stats import Counters
 
 logger = logging.getLogger("asyncpool")
 
+SAME = 0.01
+"""Seconds by which uvloop's clock may be off and still count as the system's."""
 FRESH = 0.001
 """Seconds since its last use within which a watched connection's word is not asked for: a loop that
 has been busy for longer may not have heard of its end yet."""
@@ -126,8 +128,12 @@ class Core(Generic[C]):
         if self.ledger.budget is not None:
             self.ledger.budget._join(self.stock)
         self.home = get_running_loop()
-        # asyncio's own time() is a method around time.monotonic(); half the cost without it.
-        plain = type(self.home).time is asyncio.BaseEventLoop.time
+        # asyncio's own time() is a method around time.monotonic(), and half the cost without it;
+        # uvloop's is the same in whole milliseconds, and a use is often shorter.
+        clock = type(self.home).time
+        uvloops = getattr(clock, "__module__", "") == "uvloop.loop"
+        same = uvloops and abs(self.home.time() - time.monotonic()) < SAME
+        plain = same or clock is asyncio.BaseEventLoop.time
         self._now = self.stock.time = time.monotonic if plain else self.home.time
         self.opened_at = self._now()
         limits = self.settings
@@ -365,6 +371,8 @@ class Core(Generic[C]):
         """
         if self.opened and self.home is not get_running_loop():
             raise self.refusals.wrong_loop(self.home)
+        # Before a task that starts eagerly can have dismissed it.
+        self.stock.crew.spare(current_task())
         if self._closing is None:
             self._express = self._ready = None
             self.stock.closing = True
@@ -374,7 +382,6 @@ class Core(Generic[C]):
             self.stock.full.set()
             shut = self._shut(self.stock.time() + timeout)
             self._closing = get_running_loop().create_task(shut, context=contextvars.Context())
-        self.stock.crew.spare(current_task())
         with anyio.CancelScope(shield=True):
             await asyncio.shield(self._closing)
 
@@ -441,7 +448,11 @@ class Core(Generic[C]):
         if self.vigil.timer is None:
             self.vigil.begin()
         if len(self.ledger.entries) < limits.max_size:
-            self.stock.refill()
+            try:
+                self.stock.refill()
+            except BaseException:
+                line.leave(waiter)
+                raise
         if self.stock.outage.failures and self.stock.is_hopeless():
             line.leave(waiter)
             raise self.refusals.unavailable()

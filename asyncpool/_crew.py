@@ -46,9 +46,13 @@ class Crew:
         self, work: Coroutine[Any, Any, T], job: str, context: Context | None = None
     ) -> asyncio.Task[T]:
         """Start a task that the pool answers for."""
-        task = asyncio.get_running_loop().create_task(
-            work, name=f"{self._name}: {job}", context=context or Context()
-        )
+        try:
+            task = asyncio.get_running_loop().create_task(
+                work, name=f"{self._name}: {job}", context=context or Context()
+            )
+        except BaseException:
+            work.close()
+            raise
         self._tasks.add(task)
         task.add_done_callback(self._ended, context=Context())
         return task

@@ -42,7 +42,7 @@ async def keep(pool: weakref.ref[Core[C]]) -> None:
 
 async def make_round(core: Core[C]) -> None:
     """One round over all idle connections."""
-    now = asyncio.get_running_loop().time()
+    now = core.stock.time()
     ledger = core.ledger
     core.stock.forget_lapsed_outage()
     for entry in ledger.surplus(now):
@@ -77,7 +77,7 @@ async def ping_all(core: Core[C], entries: list[Entry[C]]) -> None:
 
 
 def _pause(core: Core[C]) -> float:
-    now = asyncio.get_running_loop().time()
+    now = core.stock.time()
     limits = core.settings
     shortest = min(limits.max_idle, limits.ping_interval, limits.max_lifetime, limits.leak_timeout)
     least = min(SHORTEST_PAUSE, shortest) / 2

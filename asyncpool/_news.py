@@ -72,7 +72,9 @@ class News(Generic[C]):
         """The server may be leaving: nothing is lent now that has not answered first."""
         stock, now = self._stock, self._stock.time()
         for entry in list(stock.ledger.idle):
-            stock.crew.spawn(self._prove(entry, stock.ping(entry), now), "ping")
+            # Where tasks start eagerly, one ping's failure may have been the end of the others.
+            if entry.state is State.IDLE:
+                stock.crew.spawn(self._prove(entry, stock.ping(entry), now), "ping")
 
     async def _prove(self, entry: Entry[C], ping: Coroutine[Any, Any, bool], since: float) -> None:
         stock = self._stock

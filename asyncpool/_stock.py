@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 import weakref
+from asyncio import _get_running_loop as running_loop
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from functools import partial
@@ -126,6 +127,8 @@ class Stock(Generic[C]):
         at_once = ledger.settings.open_at_once
         while ledger.opening < at_once and ledger.wanted():
             self.open_one()
+            if self.outage or self.closing:
+                return  # it has failed already: what comes next was seen to by that
         if ledger.budget is not None:
             ledger.budget._ask(ledger, min(ledger.unmet(), at_once - ledger.opening))
 
@@ -134,7 +137,11 @@ class Stock(Generic[C]):
         entry = self.ledger.reserve(self.time())
         entry.predecessor = instead_of
         self.counters.connects += 1
-        task = self.crew.spawn(_open(weakref.ref(self), self.connector, entry), "connect")
+        try:
+            task = self.crew.spawn(_open(weakref.ref(self), self.connector, entry), "connect")
+        except BaseException:
+            self.strike_off(entry, refill=False)  # a task factory of the program's has failed
+            raise
         self._openers.add(task)
         task.add_done_callback(self._openers.discard, context=Context())
         if not task.done():
@@ -306,7 +313,8 @@ class Stock(Generic[C]):
         # Drained while it was being opened: it may have been made with what has just changed.
         expires_at = DOOMED if entry.expires_at == DOOMED else now + life
         self.ledger.opened(entry, conn, now, expires_at)
-        tell = partial(_tell, weakref.ref(self), weakref.ref(entry))
+        home = asyncio.get_running_loop()
+        tell = partial(_tell, weakref.ref(self), weakref.ref(entry), home)
         entry.watched = self.connector.watch(conn, tell)
         if (old := entry.predecessor) is not None:
             entry.predecessor = None
@@ -465,11 +473,14 @@ def _late(stock: weakref.ref[Stock[C]], entry: Entry[C]) -> None:
 def _tell(
     stock: weakref.ref[Stock[C]],
     place: weakref.ref[Entry[C]],
+    home: asyncio.AbstractEventLoop,
     error: BaseException | None = None,
     *,
     lost: bool = True,
 ) -> None:
     # Weakly, for the watch is the event loop's, and a lent connection knows its pool.
     alive, entry = stock(), place()
-    if alive is not None and entry is not None and not alive.closing:
+    if alive is None or entry is None or alive.closing:
+        return
+    if running_loop() is home:  # what is left over from a loop that has ended has nobody to tell
         alive.on_news(entry, error, lost)

@@ -25,7 +25,9 @@ READY_R, READY_W = int(waiting.READY_R), int(waiting.READY_W)
 
 CORK: int | None = getattr(socket, "TCP_CORK", None)
 
-HUNG_UP = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
+HUNG_UP = 0
+for _name in ("POLLHUP", "POLLERR", "POLLRDHUP"):
+    HUNG_UP |= getattr(select, _name, 0)  # Windows has none of them, and no poll()
 
 
 class Watch:

@@ -109,8 +109,7 @@ async def examine(core: Core[ACT], timeout: float) -> HealthReport:
 
 async def _try(core: Core[ACT], timeout: float) -> tuple[float | None, bool]:
     """The latency of a ping or connect, and whether it has failed; None, False: there was none."""
-    ledger, loop = core.ledger, asyncio.get_running_loop()
-    started, works = loop.time(), False
+    ledger, started, works = core.ledger, core.stock.time(), False
     if not core.settings.keeps_idle:
         if ledger.leased and ledger.size >= core.settings.max_size:
             return None, False
@@ -123,7 +122,7 @@ async def _try(core: Core[ACT], timeout: float) -> tuple[float | None, bool]:
         works = ping.done() and not ping.cancelled() and ping.result()
     else:
         return None, False
-    return (loop.time() - started, False) if works else (None, True)
+    return (core.stock.time() - started, False) if works else (None, True)
 
 
 def _server(core: Core[ACT]) -> tuple[str | None, Literal["primary", "standby"] | None]:

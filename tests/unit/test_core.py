@@ -1119,6 +1119,117 @@ class TestLoops:
         assert driver.most_sockets <= 5
 
 
+class TestEagerTasks:
+    """Where a new task may be over, or have failed, before its maker goes on."""
+
+    pytestmark = pytest.mark.skipif(sys.version_info < (3, 12), reason="came with Python 3.12")
+
+    @virtual_time
+    async def test_a_connect_that_fails_at_once_is_not_tried_for_ever(self) -> None:
+        """As where a socket's file is missing: the loop would never be left again."""
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        driver = Driver(open=fails)
+        async with running(driver, 2, 5) as core:
+            waiting = start(core)
+            await asyncio.sleep(1.0)
+            assert 3 <= len(driver.times("open")) <= 20
+            driver.usual["open"] = ok
+            core.release(await waiting)
+
+    @virtual_time
+    async def test_a_ping_that_fails_at_once_gives_up_each_connection_once(self) -> None:
+        """The first that fails is the end of the others, whose turn is still to come."""
+        loop, told = asyncio.get_running_loop(), []
+        loop.set_task_factory(asyncio.eager_task_factory)
+        loop.set_exception_handler(lambda _, context: told.append(context))
+        driver = Driver(ping=fails)
+        async with running(driver, 4, 5) as core:
+            conn = await take(core)
+            loop.call_soon(lose, conn)
+            await asyncio.sleep(0.1)
+            core.release(conn)
+            await asyncio.sleep(1.0)
+            assert len(core.ledger.idle) == 4
+            assert core.stock.counters.lost == 4
+        assert told == []
+
+    @virtual_time
+    async def test_a_callback_may_close_the_pool_at_once(self) -> None:
+        """It is not cancelled by what it has called."""
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        ended: list[bool] = []
+
+        async def give_up() -> None:
+            await asyncio.sleep(0.01)
+            await core.close(1.0)
+            ended.append(True)
+
+        driver = Driver(open=fails)
+        async with running(driver, 1, 1, on_outage=give_up, reconnect_timeout=0.0) as core:
+            await asyncio.sleep(5.0)
+            assert ended == [True]
+
+
+class TestForeignLoops:
+    @virtual_time
+    async def test_a_task_factory_that_fails_costs_no_place(self) -> None:
+        """Nor does it leave a coroutine behind that was never awaited."""
+
+        def refuse(*_: Any, **__: Any) -> Any:
+            raise TypeError
+
+        loop = asyncio.get_running_loop()
+        async with running(Driver(), 0, 1) as core:
+            for _ in range(3):
+                loop.set_task_factory(refuse)
+                try:
+                    with pytest.raises(TypeError):
+                        await core.acquire(1.0)
+                finally:
+                    loop.set_task_factory(None)
+            assert core.ledger.size == 0
+            core.release(await core.acquire(1.0))
+
+    def test_news_on_another_loop_is_none(self) -> None:
+        """A connection that is left over from `asyncio.run()` must not wake the pool of then."""
+
+        async def begin() -> tuple[Core[FakeConn], FakeConn]:
+            core = make_core(driver, 3, 3)
+            core.open()
+            await settle()
+            return core, await take(core)
+
+        async def lose_it(core: Core[FakeConn], conn: FakeConn) -> None:
+            lose(conn)
+            await settle()
+            assert len(core.stock.crew) == 0
+
+        driver = Driver()
+        with asyncio.Runner(loop_factory=VirtualLoop) as home:
+            core, conn = home.run(begin())
+        with asyncio.Runner(loop_factory=VirtualLoop) as other:
+            other.run(lose_it(core, conn))
+        assert driver.times("ping") == []
+        core.forsake()
+
+    def test_times_on_uvloop_are_not_whole_milliseconds(self) -> None:
+        """Its own clock is, and most uses are shorter."""
+        uvloop = pytest.importorskip("uvloop")
+
+        async def live() -> list[float]:
+            core = make_core(Driver(), 1, 1)
+            core.open()
+            for _ in range(100):
+                await use(core)
+            core.stock.settle_times()
+            await core.close(0)
+            return core.stock.counters.use.recent()
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            times = runner.run(live())
+        assert sum(each * 1000 % 1 > 0 for each in times) > 50
+
+
 class TestInsight:
     @virtual_time
     async def test_the_states_add_up_to_the_size(self) -> None:

@@ -280,14 +280,17 @@ class TestOutage:
             driver = Driver(open=fails)
             core = make_core(driver, 1, 1)
             core.open()
-            stock = core.stock
+            stock, clock = core.stock, core.stock.time
             for made in range(1, 5):
                 while len(driver.times("open")) < made or core.ledger.opening:
-                    await asyncio.sleep(0)
-                stock.outage.retry_at = stock.outage.rest_until = soon = now() + 0.0004
+                    await settle()
+                instant = now()
+                stock.time = lambda instant=instant: instant  # type: ignore[misc]
+                stock.outage.retry_at = stock.outage.rest_until = instant + 0.0004
                 stock.refill()
-                assert stock.next_probe_at == soon
+                assert stock.next_probe_at == instant + 0.0004
                 stock.refill()
+                stock.time = clock
             await core.close(0)
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
