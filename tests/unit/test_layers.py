@@ -13,6 +13,9 @@ import asyncpool
 ROOT = Path(asyncpool.__file__).parent
 FLOORS = [
     ["errors", "faults", "_settings", "_connector", "_stacks", "_histogram", "_redact", "_events"],
+    ["_lexer", "_keywords", "_functions"],
+    ["_plain_reads"],
+    ["_sql"],
     ["_backoff", "stats", "insight"],
     ["_entry", "_waiters"],
     ["_budget"],

@@ -1,0 +1,166 @@
+"""PostgreSQL's lexical rules: the tokens of a query text, and where its statements end.
+
+It follows the server's `scan.l`, and decides nothing about what a statement does. What the server
+itself would refuse, or lex in different ways by version, is a token of the kind "bad".
+Source: https://www.postgresql.org/docs/current/sql-syntax-lexical.html
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+TokenKind = Literal["word", "quoted", "string", "number", "param", "op", "punct", "bad"]
+
+
+class Token(NamedTuple):
+    """One token: neither white space nor a comment.
+
+    `text` is as written, but in lower case for a word that may be a keyword: PostgreSQL folds
+    these by ASCII's rules, and no keyword has other letters.
+    """
+
+    kind: TokenKind
+    text: str
+    start: int
+    end: int
+
+
+HIGH = "\u0080-\U0010ffff"
+"""What is not ASCII is a letter."""
+LETTER = f"[A-Za-z_{HIGH}]"
+# A string goes on after white space with a newline. Source: `quotecontinue` in scan.l
+AGAIN = r"(?:[ \t\f\v]|--[^\n\r]*+)*+[\n\r](?:[ \t\n\r\f\v]|--[^\n\r]*+[\n\r])*+'"
+PLAIN = r"(?:[^']|'')*+'"
+ESCAPED = r"(?:[^'\\]|\\.|'')*+'"
+BITS = r"[^']*+'"
+DIGITS = r"\d(?:_?\d)*+"
+
+
+def _pattern(quote: str) -> re.Pattern[str]:
+    """The pattern of one token, where a string with no prefix has this inside."""
+    return re.compile(
+        rf"""(?P<space> [ \t\n\r\f\v]++ | --[^\n\r]*+ )
+        | (?P<comment> /\*)
+        | (?P<string>
+            [eE]'{ESCAPED}(?:{AGAIN}{ESCAPED})*+
+            | [uU]&'{PLAIN}(?:{AGAIN}{PLAIN})*+
+            | [bBxX]'{BITS}(?:{AGAIN}{BITS})*+
+            | '{quote}(?:{AGAIN}{quote})*+ )
+        | (?P<quoted> (?:[uU]&)?"(?:[^"]|"")*+" )
+        | (?P<unended> [eEbBxX]' | [uU]&['"] )
+        | (?P<word> {LETTER}[\w${HIGH}]*+ )
+        | (?P<param> \$\d++(?!{LETTER}) )
+        | (?P<dollar> \$(?:{LETTER}[\w{HIGH}]*+)?\$ )
+        | (?P<number>
+            (?: 0[xX](?:_?[0-9a-fA-F])++ | 0[oO](?:_?[0-7])++ | 0[bB](?:_?[01])++
+            | (?: {DIGITS}(?:\.(?:{DIGITS})?)? | \.{DIGITS} )(?:[eE][+-]?{DIGITS})? )
+            (?!{LETTER}|\d) )
+        | (?P<op> (?:(?!--|/\*)[~!@\#^&|`?+\-*/%<>=])++ )
+        | (?P<punct> :: | [,()\[\].;:] )""",
+        re.VERBOSE | re.DOTALL | re.ASCII,
+    )
+
+
+TOKEN = _pattern(PLAIN)
+TOKEN_WITH_ESCAPES = _pattern(ESCAPED)
+EDGE = re.compile(r"/\*|\*/")
+
+
+def tokens(text: str, *, escapes: bool = False) -> Iterator[Token]:
+    """The tokens of a text; after one of the kind "bad" there is none.
+
+    Args:
+        text: in which what is not ASCII is taken for letters.
+        escapes: whether the server's `standard_conforming_strings` is off.
+    """
+    match_at = (TOKEN_WITH_ESCAPES if escapes else TOKEN).match
+    at, length = 0, len(text)
+    while at < length:
+        match = match_at(text, at)
+        group = match.lastgroup if match else None
+        if match is None or group == "unended":
+            yield Token("bad", text[at : at + 1], at, length)
+            return
+        start, at = at, match.end()
+        if group == "space":
+            continue
+        if group in ("comment", "dollar"):
+            at = _end_of_comment(text, at) if group == "comment" else _end_of(text, match[0], at)
+            if at < 0:
+                yield Token("bad", match[0], start, length)
+                return
+            if group == "dollar":
+                yield Token("string", text[start:at], start, at)
+            continue
+        value = match[0]
+        if group == "word" and value.isascii():
+            value = value.lower()
+        yield Token(group, value, start, at)  # type: ignore[arg-type]
+
+
+def _end_of_comment(text: str, at: int) -> int:
+    """Where a comment ends, in which others may be; -1: it does not."""
+    depth = 1
+    while depth:
+        edge = EDGE.search(text, at)
+        if edge is None:
+            return -1
+        depth += 1 if edge[0] == "/*" else -1
+        at = edge.end()
+    return at
+
+
+def _end_of(text: str, quote: str, at: int) -> int:
+    """Where a string in dollar quotes ends; -1: it does not."""
+    found = text.find(quote, at)
+    return found if found < 0 else found + len(quote)
+
+
+class Statement(NamedTuple):
+    """One statement of a text, without its semicolon; it has at least one token."""
+
+    tokens: list[Token]
+    start: int
+    end: int
+
+
+def statements(text: str, *, escapes: bool = False) -> list[Statement] | None:
+    """The statements of a text; None: it cannot be told, as a token is bad.
+
+    A semicolon in parentheses (of CREATE RULE) or in a body (BEGIN ATOMIC) ends no statement.
+    """
+    found: list[Statement] = []
+    current: list[Token] = []
+    start = depth = bodies = 0
+    for token in tokens(text, escapes=escapes):
+        if token.kind == "bad":
+            return None
+        if token.text == ";" and depth <= 0 and not bodies:
+            if current:
+                found.append(Statement(current, start, token.start))
+            current, start, depth = [], token.end, 0
+            continue
+        if token.kind == "punct":
+            depth += (token.text == "(") - (token.text == ")")
+        elif token.kind == "word" and depth <= 0 and current:
+            bodies += _opens_body(token, current) - (bool(bodies) and _ends_body(token, current))
+        current.append(token)
+    if current:
+        found.append(Statement(current, start, len(text)))
+    return found
+
+
+def _opens_body(token: Token, before: list[Token]) -> bool:
+    """Whether a word is the ATOMIC of a routine's body."""
+    if token.text != "atomic" or before[-1].text != "begin" or before[-1].kind != "word":
+        return False
+    words = [each.text for each in before[:4] if each.kind == "word"]
+    kind = words[3:4] if words[1:3] == ["or", "replace"] else words[1:2]
+    return words[:1] == ["create"] and kind in (["function"], ["procedure"])
+
+
+def _ends_body(token: Token, before: list[Token]) -> bool:
+    """Whether a word is the END of a routine's body; that of CASE follows no semicolon."""
+    return token.text == "end" and before[-1].text in (";", "atomic")

@@ -1,0 +1,120 @@
+"""The kinds of one-shot statements, told by their text alone.
+
+Whatever is not certain is not a plain read. The text may still be of psycopg's form, with
+placeholders, or of the server's: it counts as what is the worse of both; so for both values of
+`standard_conforming_strings`.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import Any
+
+from psycopg.abc import Query
+from psycopg.sql import SQL, Composable, Composed, Identifier, Placeholder
+
+from ._lexer import statements, tokens
+from ._plain_reads import READING, is_plain_read
+
+LONG = 10_000
+"""Characters of the longest text that is read to its end: that takes milliseconds."""
+WRITING = frozenset({"insert", "update", "delete", "merge"})
+# Psycopg's own rule. Source: `_re_placeholder` in psycopg/_queries.py
+PLACEHOLDER = re.compile(r"%(?:\(([^)]+)\).|.)")
+MISLEADING = re.compile("[\u00a5\u203e\u20a9]")
+"""Characters that an encoding of a client writes as a backslash or a tilde."""
+
+
+class Kind(Enum):
+    """How a one-shot statement may be run."""
+
+    READ = 0
+    """A plain read: by its text it can neither write, lock, block, nor change the session."""
+    SINGLE = 1
+    """One statement that reads or writes tables: it may run by itself."""
+    OTHER = 2
+    """Several statements, or none, or one of another kind, or not understood."""
+
+
+def classify(query: Query) -> Kind:
+    """The kind of a statement, by its text."""
+    text = text_of(query)
+    return Kind.OTHER if text is None else kind_of(text)
+
+
+def kind_of(text: str) -> Kind:
+    """The kind of a statement with this text, as `text_of` gives it."""
+    if "\0" in text:
+        return Kind.OTHER
+    kind = Kind.READ
+    for form in {text, _bound(text)}:
+        for escapes in (False, True) if "\\" in form else (False,):
+            kind = max(kind, _look(form, escapes=escapes), key=lambda each: each.value)
+    if kind is not Kind.OTHER and MISLEADING.search(text):
+        return Kind.SINGLE if ";" not in text else Kind.OTHER
+    return kind
+
+
+def text_of(query: Query) -> str | None:
+    """The text of a query, which tells all of it but its values; None: that needs a connection."""
+    if type(query) is str:
+        return query
+    if isinstance(query, bytes):
+        return query.decode() if type(query) is bytes and query.isascii() else None
+    if isinstance(query, Composable):
+        return query.as_string(None) if _is_simple(query) else None
+    if isinstance(query, str):
+        return str.__str__(query) if type(query).encode is str.encode else None
+    return _text_of_template(query)
+
+
+def _is_simple(part: Composable) -> bool:
+    """Whether it is written the same for every connection."""
+    if type(part) is Composed:
+        return all(_is_simple(each) for each in part)
+    return type(part) in (SQL, Identifier, Placeholder)
+
+
+def _text_of_template(query: Any) -> str | None:
+    # Templates came with Python 3.14; what is not one either, psycopg will refuse.
+    if type(query).__module__ != "string.templatelib" or not hasattr(query, "interpolations"):
+        return None
+    pieces, count = [], 0
+    for piece in query:
+        if isinstance(piece, str):
+            pieces.append(piece)
+            continue
+        value = piece.value
+        if isinstance(value, Composable) or hasattr(value, "interpolations"):
+            return None
+        if piece.conversion or piece.format_spec not in ("", "s", "t", "b"):
+            return None
+        count += 1
+        pieces.append(f"${count}")
+    return "".join(pieces)
+
+
+def _bound(text: str) -> str:
+    """The text as psycopg sends it where values are given, if they are."""
+    return PLACEHOLDER.sub(lambda found: "%" if found[0] == "%%" else "$1", text)
+
+
+def _look(text: str, *, escapes: bool) -> Kind:
+    first = next((token for token in tokens(text, escapes=escapes) if token.text != "("), None)
+    if first is None or (first.text not in READING and first.text not in WRITING):
+        return Kind.OTHER
+    if first.text in WRITING or len(text) > LONG:
+        if ";" not in text.rstrip("; \t\n"):
+            return Kind.SINGLE
+        if len(text) > LONG:
+            return Kind.OTHER
+    found = statements(text, escapes=escapes)
+    if found is None or len(found) != 1:
+        return Kind.OTHER
+    return Kind.READ if is_plain_read(found[0].tokens) else Kind.SINGLE
+
+
+def advice(query_text: str) -> str | None:
+    """What to write in place of a one-shot that makes no sense as one; None: it may."""
+    return None
