@@ -18,7 +18,7 @@ from asyncio import _get_running_loop as running_loop
 from asyncio import current_task, get_running_loop
 from collections.abc import Awaitable, Callable, Coroutine
 from random import Random
-from typing import Any, Generic
+from typing import Any, Generic, overload
 
 import anyio
 
@@ -34,10 +34,9 @@ from asyncpool._refusals import Refusals
 from asyncpool._settings import Settings, duration
 from asyncpool._stock import Stock
 from asyncpool._vigil import Vigil
-from asyncpool._waiters import Waiter
+from asyncpool._waiters import Place, Sharer, Waiter
 from asyncpool.errors import PoolClosed, PoolTimeout, ReleaseError
 from asyncpool.faults import Fault, classify
-from asyncpool.stats import Counters
 
 logger = logging.getLogger("asyncpool")
 
@@ -230,8 +229,13 @@ class Core(Generic[C]):
         else:
             stock.crew.spawn(stock.clean(entry, first), "reset")
 
+    def share(self, entry: Entry[C]) -> None:
+        """Lend a connection that was just lent to all who share it: no request's lease."""
+        entry.holder, entry.shared = None, True
+        self.ledger.shares += 1
+
     def release_shared(self, entry: Entry[C]) -> None:
-        """The same for what one-shots have shared, whose lease is no request's use."""
+        """Take back what requests have shared, whose lease is no request's use."""
         entry.shared = False
         counters, before = self._counters, self._counters.use_time
         self.release(entry.conn)
@@ -269,25 +273,50 @@ class Core(Generic[C]):
         entry.loose_in = entry.uses
         return entry.conn
 
+    @overload
+    async def acquire_entry(self, timeout: float | None) -> Entry[C]: ...
+
+    @overload
+    async def acquire_entry(
+        self,
+        timeout: float | None,
+        ticket: int | None,
+        sharer: Sharer | None,
+        came: float | None,
+    ) -> Entry[C] | Place: ...
+
     async def acquire_entry(  # noqa: PLR0912, PLR0915 - each part of it would be one coroutine more
-        self, timeout: float | None, counters: Counters | None = None
-    ) -> Entry[C]:
-        """The same, as its entry; counted in the pool's own counters, or in those given."""
+        self,
+        timeout: float | None,
+        ticket: int | None = None,
+        sharer: Sharer | None = None,
+        came: float | None = None,
+    ) -> Entry[C] | Place:
+        """Wait for a connection, as `acquire` does; return its entry.
+
+        Args:
+            timeout: as for `acquire`.
+            ticket: the request's place in the order of all requests; None: the last.
+            sharer: the request, if a place on a connection that others use may serve it.
+            came: the instant from which on the timeout counts, for a request that comes again;
+                None: now.
+        """
         if self._ready is not get_running_loop():
             self.admit()
-        counters, task = counters or self._counters, current_task()
+        counters, task = self._counters, current_task()
         ledger, now = self.ledger, self._now()
         timeout = ledger.settings.timeout if timeout is None else duration("timeout", timeout)
-        deadline = now + timeout
-        # Whoever has to wait for a check has come before those who come meanwhile.
-        ticket = None if self._check is None else ledger.line.ticket()
-        came, queued = None, False
+        deadline = (now if came is None else came) + timeout
+        if ticket is None and self._check is not None:
+            # A request that waits for a check has come before those who come meanwhile.
+            ticket = ledger.line.ticket()
+        queued = False
         try:
             while True:
                 if ledger.idle:
                     entry = ledger.take(now)
                 else:
-                    waiter = self._join(now, timeout, deadline, ticket, came)
+                    waiter = self._join(now, timeout, deadline, ticket, came, sharer)
                     ticket, waiter.task = waiter.ticket, task
                     counters.requests_queued += not queued
                     queued = True
@@ -295,19 +324,23 @@ class Core(Generic[C]):
                         # What `Line.wait` does, written out: a coroutine less.
                         while waiter.waiting:
                             await waiter.wait()
-                        entry = waiter.served or waiter.outcome()
+                        served = waiter.served or waiter.outcome()
                     except BaseException:
                         waited = self._now() - waiter.joined_at
                         counters.note_wait(waited)
                         self._leave(waiter)
-                        self.tell_of_wait(waited, counters)
+                        self.tell_of_wait(waited)
                         raise
                     waiter.served = waiter.task = None
-                    waited = entry.lent_at - waiter.joined_at
+                    lent_at = served.lent_at if isinstance(served, Entry) else self._now()
+                    waited = lent_at - waiter.joined_at
                     counters.wait_time += waited
                     counters.wait.fresh.append(waited)
                     if waited >= self.slow_wait:
-                        self.tell_of_wait(waited, counters)
+                        self.tell_of_wait(waited)
+                    if not isinstance(served, Entry):
+                        return served
+                    entry = served
                 entry.holder = task
                 if entry.expires_at == DOOMED:
                     ledger.annul(entry)
@@ -330,9 +363,9 @@ class Core(Generic[C]):
         finally:
             task = None  # its exception's traceback has this frame
 
-    def tell_of_wait(self, waited: float, counters: Counters) -> None:
-        """Tell of a wait, if it was long, and was a request's."""
-        if waited >= self.slow_wait and counters is self._counters:
+    def tell_of_wait(self, waited: float) -> None:
+        """Tell of a wait, if it was long."""
+        if waited >= self.slow_wait:
             try:
                 self.on_slow_wait(waited)
             except Exception:  # it is no fault of who has waited
@@ -346,6 +379,13 @@ class Core(Generic[C]):
             raise self.refusals.closed()
         if self.home is not get_running_loop():
             raise self.refusals.wrong_loop(self.home)
+
+    def grow(self) -> None:
+        """Open one more connection, if there is room for it and none is being opened."""
+        ledger, stock = self.ledger, self.stock
+        if ledger.opening or ledger.is_full() or stock.outage or stock.closing:
+            return
+        stock.open_one()
 
     def resize(self, min_size: int, max_size: int) -> None:
         """New sizes from now on; what is too many goes at once when idle, else on its return."""
@@ -430,9 +470,15 @@ class Core(Generic[C]):
         return entry
 
     def _join(
-        self, now: float, timeout: float, deadline: float, ticket: int | None, came: float | None
-    ) -> Waiter[Entry[C]]:
-        """Take the ticket's place in the line; `came` is when, if what was served was unfit."""
+        self,
+        now: float,
+        timeout: float,
+        deadline: float,
+        ticket: int | None,
+        came: float | None,
+        sharer: Sharer | None,
+    ) -> Waiter[Entry[C] | Place]:
+        """Take the ticket's place in the line; `came` is when, for a request that comes again."""
         if self.stock.closing:
             raise self.refusals.closed()
         line = self.ledger.line
@@ -442,7 +488,7 @@ class Core(Generic[C]):
         limit = limits.max_waiting
         if limit and line.length >= limit and came is None:
             raise self.refusals.too_many(line.length)
-        waiter = line.join(now, deadline, ticket)
+        waiter = line.join(now, deadline, ticket, sharer)
         if self.ledger.budget is not None:
             self.ledger.budget._enrol(self.ledger, waiter, now if came is None else came)
         if self.vigil.timer is None:
@@ -458,11 +504,13 @@ class Core(Generic[C]):
             raise self.refusals.unavailable()
         return waiter
 
-    def _leave(self, waiter: Waiter[Entry[C]]) -> None:
+    def _leave(self, waiter: Waiter[Entry[C] | Place]) -> None:
         """Give up a place in the line, and pass on what was handed over already."""
         entry = self.ledger.line.leave(waiter)
         ended = self.home is None or self.home.is_closed()
-        if entry is not None and not ended:
+        if entry is not None and not isinstance(entry, Entry):
+            entry.withdraw()
+        elif entry is not None and not ended:
             self.ledger.annul(entry)
             if self.ledger.take_back(entry.conn) is not None:
                 self.stock.put(entry, self.stock.time())
@@ -479,7 +527,7 @@ class Core(Generic[C]):
         self.ledger.line.fail_all(self.refusals.unavailable)
         self.stock.look_again()
 
-    def _overdue(self, waiter: Waiter[Entry[C]]) -> PoolTimeout:
+    def _overdue(self, waiter: Waiter[Entry[C] | Place]) -> PoolTimeout:
         return self.refusals.timed_out(round(waiter.deadline - waiter.joined_at, 3))
 
     async def _shut(self, deadline: float) -> None:

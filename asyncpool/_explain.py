@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 from psycopg.pq import TransactionStatus
@@ -105,18 +105,13 @@ def _began(entry: Entry[Any]) -> float:
 
 
 def _waiters(core: Core[Any], now: float) -> list[WaiterInfo]:
-    # A task of the pool stands in the line for one-shots that wait, which are told of themselves.
-    crew, ledger = core.stock.crew, core.ledger
-    line = ((each.joined_at, each.task) for each in ledger.line if each.task not in crew)
-    others = ((joined_at, task) for task, joined_at, _ in ledger.stranded())
-    first = sorted(islice(chain(line, others), MOST), key=lambda each: each[0])
     return [
         WaiterInfo(
-            age=now - joined_at,
-            task="(joining)" if task is None else task.get_name(),
-            waits_at=_where(task),
+            age=now - each.joined_at,
+            task="(joining)" if each.task is None else each.task.get_name(),
+            waits_at=_where(each.task),
         )
-        for joined_at, task in first
+        for each in islice(core.ledger.line, MOST)
     ]
 
 

@@ -12,20 +12,17 @@ any two of its calls:
 
 from __future__ import annotations
 
-import asyncio
 import math
 from bisect import insort
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Generic
+from typing import Generic
 
 from asyncpool._budget import Budget
 from asyncpool._connector import C
 from asyncpool._entry import DOOMED, Entry, State
 from asyncpool._settings import Settings
-from asyncpool._waiters import Line, Waiter
-
-Stranded = tuple[asyncio.Task[Any] | None, float, Callable[[BaseException], None]]
+from asyncpool._waiters import Line, Place, Waiter
 
 IDLE = State.IDLE
 LEASED = State.LEASED
@@ -37,7 +34,7 @@ class Ledger(Generic[C]):
     def __init__(
         self,
         settings: Settings,
-        overdue: Callable[[Waiter[Entry[C]]], BaseException],
+        overdue: Callable[[Waiter[Entry[C] | Place]], BaseException],
         budget: Budget | None = None,
     ) -> None:
         self.settings = settings
@@ -47,11 +44,7 @@ class Ledger(Generic[C]):
         self.idle: list[Entry[C]] = []
         """The stack of idle entries, the most recently used on top: the surplus ages below."""
         self.leased: dict[C, Entry[C]] = {}
-        self.line: Line[Entry[C]] = Line(overdue)
-        self.elsewhere: Callable[[], int] = lambda: 0
-        """How many wait for a connection beside the line."""
-        self.stranded: Callable[[], list[Stranded]] = list
-        """The tasks of these, when each came, and how it is told an error."""
+        self.line: Line[Entry[C] | Place] = Line(overdue)
         self.opening = 0
         self.late = 0
         """Those of the opening that take so long that nobody should count on them."""
@@ -77,7 +70,7 @@ class Ledger(Generic[C]):
     @property
     def waiting(self) -> int:
         """Everybody who waits for a connection."""
-        return max(self.line.length + self.elsewhere(), 0)
+        return self.line.length
 
     @property
     def staying(self) -> int:
@@ -205,7 +198,7 @@ class Ledger(Generic[C]):
         """The one rule: how many connections should be opened now."""
         size = len(self.entries)
         limits = self.settings
-        asked = self.line.length + self.sounding - (self.opening - self.late)
+        asked = self.line.demand + self.sounding - (self.opening - self.late)
         need = max(limits.min_size - size, asked)
         need = min(limits.max_size - size, need)
         if need > 0 and self.budget is not None:
@@ -220,7 +213,7 @@ class Ledger(Generic[C]):
 
     def unmet(self) -> int:
         """The same for those who wait alone, had the budget the room for all of them."""
-        need = self.line.length - (self.opening - self.late)
+        need = self.line.demand - (self.opening - self.late)
         return max(0, min(self.settings.max_size - len(self.entries), need))
 
     def surplus(self, now: float) -> list[Entry[C]]:

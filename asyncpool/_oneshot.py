@@ -1,16 +1,18 @@
 """One-shot statements: each runs by itself, outside any transaction, at one round trip.
 
-A single statement is a transaction of its own, so no BEGIN and COMMIT go around it. Those that
-cannot change the session share connections; each of the others borrows one for as long as it runs.
+A single statement is a transaction of its own, so no BEGIN and COMMIT go around it. Those that need
+no cursor are the dispatcher's; each of the others borrows a connection for as long as it runs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from asyncio import current_task, get_running_loop
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, cast
 
@@ -20,37 +22,69 @@ from psycopg.rows import tuple_row
 
 from asyncpool._answer import all_rows, first_row, first_value, tag
 from asyncpool._contexts import Exc, Lender
-from asyncpool._ending import put_back, turn
-from asyncpool._lane import Lane, Unfit
-from asyncpool._psycopg import ACT, IDLE
-from asyncpool._rider import Rider
+from asyncpool._dispatcher import Dispatcher
+from asyncpool._ending import commit, put_back, turn
+from asyncpool._entry import Entry
+from asyncpool._psycopg import ACT, IDLE, begins_specially
+from asyncpool._request import Request
+from asyncpool._sql import Kind
+
+logger = logging.getLogger("asyncpool")
+
+AT_ONCE = 64
+"""Statements of a batch after which other tasks have a turn."""
 
 
-class Ride(Generic[ACT]):
-    """A cursor on a connection in autocommit mode, for one statement.
+class OneShotCursor(Generic[ACT]):
+    """A cursor for one-shot statements, on a connection that is borrowed for as long.
 
-    In a session it is the session's, and a transaction that is open there has the statement.
+    The connection is in autocommit mode meanwhile; where its transactions have characteristics,
+    such as read only, it stays as it is, and the transaction is committed at the end. In a session the
+    connection is the session's, and a transaction that is open there has the statement.
+
+    Args:
+        pool: the pool.
+        timeout: seconds for all of it; None: the pool's, for the wait for a connection alone.
+        entry: the lease of a connection that was borrowed already.
     """
 
-    __slots__ = ("_conn", "_limit", "_pool", "_session", "_timeout", "_turned")
+    __slots__ = (
+        "_commits",
+        "_conn",
+        "_entry",
+        "_limit",
+        "_pool",
+        "_session",
+        "_timeout",
+        "_turned",
+    )
 
-    def __init__(self, pool: Lender[ACT], timeout: float | None) -> None:
+    def __init__(
+        self, pool: Lender[ACT], timeout: float | None, entry: Entry[ACT] | None = None
+    ) -> None:
         self._pool = pool
         self._timeout = timeout
+        self._entry = entry
 
     async def __aenter__(self) -> Any:
         started = get_running_loop().time()
         session = self._session = self._pool._sessions.get(current_task())
-        if session is not None:
+        if self._entry is not None:
+            conn = self._conn = self._entry.conn
+            conn._pool = self._pool  # type: ignore[assignment]
+        elif session is not None:
             await session.ready(self._timeout)
             conn = self._conn = session.conn
         else:
             conn = self._conn = await self._pool.getconn(self._timeout)
         self._limit: asyncio.Timeout | None = None
-        self._turned = False
+        self._turned = self._commits = False
         try:
             if session is None or session.is_at_rest:
-                self._turned = await turn(conn, autocommit=True)
+                if begins_specially(conn):
+                    self._commits = True
+                else:
+                    self._turned = await turn(conn, autocommit=True)
             cur = conn.cursor()
             if self._timeout and self._timeout != math.inf:
                 limit = asyncio.timeout_at(started + self._timeout)
@@ -64,31 +98,57 @@ class Ride(Generic[ACT]):
     async def __aexit__(
         self, kind: Exc, error: BaseException | None, tb: TracebackType | None
     ) -> None:
+        failing = True
         try:
+            if kind is None and self._commits:
+                await commit(self._conn)
             if self._limit is not None:
                 await self._limit.__aexit__(kind, error, tb)  # nor does this
-        except TimeoutError as late:
-            kind = type(late)
+            failing = kind is not None
+        except TimeoutError:
             failure = self._pool._core.refusals.unanswered(cast("float", self._timeout))
             raise failure from failure.__cause__
         finally:
-            await self._end(failing=kind is not None)
+            await self._end(failing=failing)
 
     async def _end(self, *, failing: bool) -> None:
-        conn, turn_back = self._conn, None
+        conn, connector = self._conn, self._pool._connector
+        turn_back: Callable[[], Awaitable[object]] | None = None
         if self._turned and not conn.closed:
-            turn_back = await put_back(self._pool._connector, conn, autocommit=False)
+            turn_back = await put_back(connector, conn, autocommit=False)
+        elif self._commits and failing and self._session is not None and not conn.closed:
+            turn_back = partial(connector.roll_back, conn)
         if self._session is None:
             self._pool._give_back(conn, failing=failing, first=turn_back)
         elif turn_back is not None:
             await self._session.undo(turn_back)
 
 
+@asynccontextmanager
+async def _as_one(cur: Any) -> AsyncIterator[None]:
+    """Run several statements of a cursor's connection as one transaction, at one round trip.
+
+    In a transaction that is open already they are a savepoint. What breaks off before its end
+    leaves a transaction open, which is rolled back when the connection is returned.
+    """
+    conn = cur.connection
+    if conn.pgconn.transaction_status != IDLE:
+        async with conn.transaction():
+            yield
+        return
+    async with conn.pipeline() if psycopg.Pipeline.is_supported() else nullcontext():
+        if conn.autocommit:
+            await conn.execute("BEGIN", prepare=False)
+        yield
+        if conn.autocommit:
+            await conn.execute("COMMIT", prepare=False)
+
+
 class OneShots(Lender[ACT]):
     """The one-shot calls of the pool."""
 
-    _lane: Lane
-    """Where they share connections."""
+    _dispatcher: Dispatcher
+    """The way of single statements to their connections."""
 
     async def execute(
         self,
@@ -112,12 +172,12 @@ class OneShots(Lender[ACT]):
                 have run.
             psycopg.Error: the statement failed; nothing of it remains.
         """
-        if (rider := self._rider(query, params, prepare=prepare)) is not None:
-            try:
-                return tag(await self._lane.ride(rider, timeout))
-            except Unfit:
-                pass
-        async with Ride(self, timeout) as cur:
+        entry = None
+        if (request := self._request(query, params, prepare=prepare)) is not None:
+            entry = await self._dispatcher.run(request, timeout)
+            if entry is None:
+                return tag(request)
+        async with OneShotCursor(self, timeout, entry) as cur:
             await cur.execute(query, params, prepare=prepare)
             return cur.statusmessage or ""
 
@@ -129,8 +189,9 @@ class OneShots(Lender[ACT]):
         Returns:
             The number of rows that all of them touched.
         """
-        async with Ride(self, timeout) as cur:
-            await cur.executemany(query, params_seq)
+        async with OneShotCursor(self, timeout) as cur:
+            async with _as_one(cur):
+                await cur.executemany(query, params_seq)
             return int(cur.rowcount)
 
     async def batch(
@@ -157,21 +218,20 @@ class OneShots(Lender[ACT]):
         pairs = [_pair(statement) for statement in statements]
         if not pairs:
             return []
-        async with Ride(self, timeout) as cur:
-            conn = cur.connection
-            alone = conn.autocommit and conn.pgconn.transaction_status == IDLE
-            together = conn.pipeline() if psycopg.Pipeline.is_supported() else nullcontext()
-            async with together:
-                # What breaks off before the COMMIT leaves a block open, which is rolled back.
-                if alone:
-                    await conn.execute("BEGIN", prepare=False)
-                curs = [await conn.execute(query, params) for query, params in pairs]
-                if alone:
-                    await conn.execute("COMMIT", prepare=False)
-            return [
-                await each.fetchall() if each.description is not None else each.statusmessage or ""
-                for each in curs
-            ]
+        async with OneShotCursor(self, timeout) as cur:
+            curs = []
+            async with _as_one(cur):
+                for number, (query, params) in enumerate(pairs):
+                    curs.append(await cur.connection.execute(query, params))
+                    if not number % AT_ONCE:
+                        await asyncio.sleep(0)
+            answers: list[list[Any] | str] = []
+            for number, each in enumerate(curs):
+                rows = each.description is not None
+                answers.append(await each.fetchall() if rows else each.statusmessage or "")
+                if not number % AT_ONCE:
+                    await asyncio.sleep(0)
+            return answers
 
     async def fetchall(
         self,
@@ -186,12 +246,13 @@ class OneShots(Lender[ACT]):
 
         With `binary` they come in PostgreSQL's binary format.
         """
-        if (rider := self._rider(query, params, prepare=prepare, binary=binary)) is not None:
-            try:
-                return all_rows(await self._lane.ride(rider, timeout))
-            except Unfit:
-                pass
-        async with Ride(self, timeout) as cur:
+        entry = None
+        request = self._request(query, params, prepare=prepare, binary=binary)
+        if request is not None:
+            entry = await self._dispatcher.run(request, timeout)
+            if entry is None:
+                return all_rows(request)
+        async with OneShotCursor(self, timeout, entry) as cur:
             await cur.execute(query, params, prepare=prepare, binary=binary)
             return cast("list[Any]", await cur.fetchall())
 
@@ -205,12 +266,13 @@ class OneShots(Lender[ACT]):
         binary: bool = False,
     ) -> Any | None:
         """The first row of one statement, or None; else as `fetchall`."""
-        if (rider := self._rider(query, params, prepare=prepare, binary=binary)) is not None:
-            try:
-                return first_row(await self._lane.ride(rider, timeout))
-            except Unfit:
-                pass
-        async with Ride(self, timeout) as cur:
+        entry = None
+        request = self._request(query, params, prepare=prepare, binary=binary)
+        if request is not None:
+            entry = await self._dispatcher.run(request, timeout)
+            if entry is None:
+                return first_row(request)
+        async with OneShotCursor(self, timeout, entry) as cur:
             await cur.execute(query, params, prepare=prepare, binary=binary)
             return await cur.fetchone()
 
@@ -224,32 +286,34 @@ class OneShots(Lender[ACT]):
         binary: bool = False,
     ) -> Any | None:
         """The first column of the first row of one statement, or None when there is no row."""
-        if (rider := self._rider(query, params, prepare=prepare, binary=binary)) is not None:
-            try:
-                return first_value(await self._lane.ride(rider, timeout))
-            except Unfit:
-                pass
-        async with Ride(self, timeout) as cur:
+        entry = None
+        request = self._request(query, params, prepare=prepare, binary=binary)
+        if request is not None:
+            entry = await self._dispatcher.run(request, timeout)
+            if entry is None:
+                return first_value(request)
+        async with OneShotCursor(self, timeout, entry) as cur:
             cur.row_factory = tuple_row
             await cur.execute(query, params, prepare=prepare, binary=binary)
             row = await cur.fetchone()
-        return None if row is None else row[0]
+        return row[0] if row else None
 
-    def _rider(
+    def _request(
         self, query: Query, params: Params | None, *, prepare: bool | None, binary: bool = False
-    ) -> Rider | None:
-        """A statement that shares a connection; None: it has to have one of its own."""
+    ) -> Request | None:
+        """Return a statement that the dispatcher runs; None: it needs a cursor."""
         if self._sessions and current_task() in self._sessions:
             return None
         if self._core.home is not get_running_loop():
             self._ensure_open()
-        lane = self._lane
-        if lane.unfit:
+        dispatcher = self._dispatcher
+        profile = dispatcher.profiles.look(query)
+        if profile.advice is not None:
+            advice, profile.advice = profile.advice, None
+            logger.warning("pool %r: %s", self._core.settings.name, advice)
+        if profile.kind is Kind.OTHER or not dispatcher.enabled:
             return None
-        trait = lane.traits.look(query)
-        if not trait.shares:
-            return None
-        return Rider(trait, query, params, prepare=prepare, binary=binary)
+        return Request(profile, query, params, prepare=prepare, binary=binary)
 
 
 def _pair(statement: Query | tuple[Query, Params | None]) -> tuple[Query, Params | None]:

@@ -25,7 +25,7 @@ from psycopg.rows import TupleRow
 from asyncpool._bond import Bond
 from asyncpool._cancel import CANCEL_TIMEOUT
 from asyncpool._connector import Tell
-from asyncpool._cursor import TRIED
+from asyncpool._cursor import TRIED, Cursor
 from asyncpool._dsn import check_conninfo, limits_for
 from asyncpool._wire import ACTIVE, BAD, Wire
 from asyncpool.connection import Connection
@@ -366,16 +366,42 @@ def check_sources(conninfo: Conninfo, kwargs: Kwargs | None) -> None:
 
 
 def can_share(connection_class: type[Any]) -> bool:
-    """Whether connections of this class can run the statements of many tasks in a pipeline."""
+    """Whether statements can run in a pipeline of such connections as their cursors run them."""
     if not capabilities.has_pipeline():
         logger.info("libpq has no pipeline mode: each one-shot borrows a connection")
         return False
+    return _keeps_to_cursors(connection_class)
+
+
+def _keeps_to_cursors(connection_class: type[Any]) -> bool:
+    """Whether a class runs statements as `asyncpool.Connection` does, with nothing overridden."""
     return (
-        issubclass(connection_class, Connection)
+        TRIED
+        and sys.platform != "win32"
+        and issubclass(connection_class, Connection)
+        and connection_class.execute is Connection.execute
         and connection_class.wait is Connection.wait
         and connection_class.cursor is Connection.cursor
-        and TRIED
-        and sys.platform != "win32"
+    )
+
+
+def is_shareable(conn: Any) -> bool:
+    """Whether a statement in a pipeline of this connection ends as one of its cursors' would.
+
+    The class is that of the object itself: a tracer's wrapper is to see each statement.
+    """
+    return (
+        _keeps_to_cursors(type(conn))
+        and conn._wire is not None
+        and conn.cursor_factory is Cursor
+        and not begins_specially(conn)
+    )
+
+
+def begins_specially(conn: psycopg.AsyncConnection[Any]) -> bool:
+    """Whether its transactions have characteristics, so that each statement needs a BEGIN."""
+    return not conn.autocommit and not (
+        conn.read_only is None and conn.isolation_level is None and conn.deferrable is None
     )
 
 

@@ -16,7 +16,7 @@ from psycopg.abc import Params, Query
 from psycopg.pq import ExecStatus
 
 from asyncpool._entry import Entry
-from asyncpool._rider import Rider
+from asyncpool._request import Request
 from asyncpool._statement import Statement
 from asyncpool.connection import Connection
 
@@ -46,7 +46,7 @@ class StatementCache:
         self._known: dict[tuple[str, bool], Statement] = {}
         self._settings = self._look()
 
-    def convert(self, rider: Rider) -> None:
+    def convert(self, request: Request) -> None:
         """Say what is to be sent: a statement, and whether it is or will be prepared.
 
         Its values are its own until the next call.
@@ -54,50 +54,61 @@ class StatementCache:
         Raises:
             psycopg.Error, TypeError, ...: the values cannot be converted.
         """
-        rider.statement = statement = self._find(rider.query, rider.params)
+        request.statement = statement = self._find(request.query, request.params)
         pgq, prepared = statement.pgq, self._prepared
+        request.size = len(pgq.query)
         if pgq.params:
-            rider.size = sum(len(value) for value in pgq.params if value is not None)
-        rider.key = key = (pgq.query, pgq.types)
+            request.size += sum(len(value) for value in pgq.params if value is not None)
+        request.key = key = (pgq.query, pgq.types)
         name = prepared._names.get(key)
-        if name is not None and rider.prepare is not False and self._prepares:
+        if name is not None and request.prepare is not False and self._prepares:
             # What is known already goes past psycopg's own way to say so.
             prepared._names.move_to_end(key)
-            rider.state, rider.name = Prepare.YES, name
+            request.state, request.name = Prepare.YES, name
         else:
-            rider.state, rider.name = prepared.get(pgq, rider.prepare)
+            request.state, request.name = prepared.get(pgq, request.prepare)
 
-    def send(self, rider: Rider) -> None:
+    def send(self, request: Request) -> None:
         """Hand it to libpq.
 
         Raises:
             psycopg.Error: libpq refuses; a part may have been sent.
         """
-        pgq, pgconn, state = rider.statement.pgq, self._pgconn, rider.state
+        pgq, pgconn, state = request.statement.pgq, self._pgconn, request.state
         if state is Prepare.NO:
-            pgconn.send_query_params(pgq.query, pgq.params, pgq.types, pgq.formats, rider.format)
+            pgconn.send_query_params(pgq.query, pgq.params, pgq.types, pgq.formats, request.format)
         else:
             if state is Prepare.SHOULD:
-                pgconn.send_prepare(rider.name, pgq.query, pgq.types)
-            pgconn.send_query_prepared(rider.name, pgq.params, pgq.formats, rider.format)
-        if state is not Prepare.YES:
-            rider.new = self._prepared.maybe_add_to_cache(pgq, state, rider.name) is not None
+                pgconn.send_prepare(request.name, pgq.query, pgq.types)
+            pgconn.send_query_prepared(request.name, pgq.params, pgq.formats, request.format)
+        request.new = (
+            state is not Prepare.YES
+            and self._prepared.maybe_add_to_cache(pgq, state, request.name) is not None
+        )
+        pgq.params = None  # the statement is kept, its values are not
+        request.conn, request.row_factory = self._conn, self._conn.row_factory
 
-    def arrived(self, rider: Rider) -> None:
+    def forget_values(self, request: Request) -> None:
+        """Let go of the values of a statement that is not sent."""
+        request.statement.pgq.params = None
+
+    def arrived(self, request: Request) -> None:
         """Note what has become of it; its results are its own then."""
-        results, prepared = rider.results, self._prepared
-        if rider.state is Prepare.SHOULD and results:
+        results, prepared = request.results, self._prepared
+        if request.state is Prepare.SHOULD and results:
             if results[0].status == FATAL:
-                prepared._names.pop(rider.key, None)
+                prepared._names.pop(request.key, None)
             else:
                 del results[0]
-        if rider.new:
-            prepared.validate(rider.key, rider.state, rider.name, results)
+                if results and results[-1].status == FATAL:
+                    self.forget(request)  # it is prepared, and nobody would know of it
+        if request.new:
+            prepared.validate(request.key, request.state, request.name, results)
 
-    def forget(self, rider: Rider) -> None:
+    def forget(self, request: Request) -> None:
         """What was prepared is of no use any more."""
-        if self._prepared._names.pop(rider.key, None) is not None:
-            self._prepared._to_flush.append(rider.name)
+        if self._prepared._names.pop(request.key, None) is not None:
+            self._prepared._to_flush.append(request.name)
 
     def evict(self) -> Iterator[None]:
         """Send word of each that is not to stay prepared."""

@@ -13,7 +13,6 @@ import sys
 import weakref
 from collections.abc import Callable
 from contextvars import Context
-from functools import partial
 from typing import Any, Generic
 
 from asyncpool._connector import C
@@ -127,14 +126,9 @@ class Vigil(Generic[C]):
             if not isinstance(entry.holder, asyncio.Task) or entry.loose_in == entry.uses:
                 return
             holders.add(entry.holder)
-        waiting: list[tuple[object, Callable[[BaseException], None]]] = [
-            *((each.task, partial(ledger.line.fail, each)) for each in ledger.line),
-            *((task, fail) for task, _, fail in ledger.stranded()),
-        ]
-        found = [(task, fail) for task, fail in waiting if task in holders]
-        if len({task for task, _ in found}) == len(holders):
-            _, fail = found[-1]
-            fail(self._refusals.deadlock(sorted(holders, key=_name)))
+        found = [each for each in ledger.line if each.task in holders]
+        if len({each.task for each in found}) == len(holders):
+            ledger.line.fail(found[-1], self._refusals.deadlock(sorted(holders, key=_name)))
 
 
 def _look(vigil: weakref.ref[Vigil[Any]]) -> None:

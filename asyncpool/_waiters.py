@@ -51,9 +51,31 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import Context
 from itertools import takewhile
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
+
+
+class Sharer(Protocol):
+    """A request that may use a connection together with others."""
+
+    @property
+    def shares(self) -> bool:
+        """Whether it may do so now."""
+        ...
+
+    @property
+    def needs(self) -> bool:
+        """Whether it is taken to need a connection to itself."""
+        ...
+
+
+class Place(Protocol):
+    """A place on a connection that others use already, which a waiter may get in place of one."""
+
+    def withdraw(self) -> None:
+        """Give the place up."""
+        ...
 
 
 class Waiter(asyncio.Condition, Generic[T]):
@@ -68,7 +90,9 @@ class Waiter(asyncio.Condition, Generic[T]):
         "deadline",
         "error",
         "joined_at",
+        "needs",
         "served",
+        "sharer",
         "task",
         "ticket",
         "waiting",
@@ -80,6 +104,9 @@ class Waiter(asyncio.Condition, Generic[T]):
         self.joined_at = joined_at
         self.deadline = deadline
         self.waiting = True
+        self.sharer: Sharer | None = None
+        self.needs = True
+        """Whether it is taken to need a connection to itself."""
         self.task: asyncio.Task[Any] | None = None
         """Who waits, once it does."""
         self.served: T | None = None
@@ -129,6 +156,8 @@ class Line(Generic[T]):
         self._last_ticket = 0
         self.length = 0
         """Those who really wait."""
+        self.needing = 0
+        """Those of them who need a connection each; the others need one together."""
         self.told = 0
         """Those whose wait has ended in an error, and who have not run yet."""
         self._timer: asyncio.TimerHandle | None = None
@@ -142,7 +171,18 @@ class Line(Generic[T]):
         self._last_ticket += 1
         return self._last_ticket
 
-    def join(self, now: float, deadline: float, ticket: int | None = None) -> Waiter[T]:
+    @property
+    def demand(self) -> int:
+        """How many connections those who wait need."""
+        return self.needing + (self.length > self.needing)
+
+    def join(
+        self,
+        now: float,
+        deadline: float,
+        ticket: int | None = None,
+        sharer: Sharer | None = None,
+    ) -> Waiter[T]:
         """Take the place of that ticket; from here on a hand-over may come, even before `wait`.
 
         Args:
@@ -150,6 +190,7 @@ class Line(Generic[T]):
             deadline: the instant at which the wait ends in an error; `math.inf` for never.
             ticket: the request's own, when it comes again, having been served something unfit;
                 None: the next, and with it the last place.
+            sharer: the request, if a place on a connection that others use may serve it.
         """
         places, deadlines = self._places, self._deadlines
         if ticket is None:
@@ -158,8 +199,15 @@ class Line(Generic[T]):
             places.append(waiter)
         else:
             waiter = Waiter(ticket, now, deadline)
-            places.insert(sum(1 for _ in takewhile(lambda w: w.ticket < ticket, places)), waiter)
+            if not places or places[-1].ticket < ticket:
+                places.append(waiter)
+            else:
+                before = sum(1 for _ in takewhile(lambda w: w.ticket < ticket, places))
+                places.insert(before, waiter)
         self.length = length = self.length + 1
+        if sharer is not None:
+            waiter.sharer, waiter.needs = sharer, sharer.needs
+        self.needing += waiter.needs
         if deadline != math.inf:
             if not deadlines or deadlines[-1].deadline <= deadline:
                 deadlines.append(waiter)
@@ -180,8 +228,7 @@ class Line(Generic[T]):
     def leave(self, waiter: Waiter[T]) -> T | None:
         """Give up the place at once; returns what was handed over already, to be passed on."""
         if waiter.waiting:
-            waiter.waiting = False
-            self.length -= 1
+            self._remove(waiter)
         elif waiter.error is not None:
             self.told -= 1
         served, waiter.served = waiter.served, None
@@ -197,9 +244,30 @@ class Line(Generic[T]):
                 waiter.served = item
                 waiter.waiting = False
                 self.length -= 1
+                self.needing -= waiter.needs
                 waiter.notify()
                 return True
         return False
+
+    def share(self, place: T) -> bool:
+        """Give the head of the line a place, if it can share one; False where it cannot."""
+        places = self._places
+        while places and not places[0].waiting:
+            places.popleft()
+        if not places or (sharer := places[0].sharer) is None or not sharer.shares:
+            return False
+        waiter = places.popleft()
+        self._remove(waiter)
+        waiter.served = place
+        waiter.notify()
+        return True
+
+    def recount(self) -> None:
+        """Ask all sharers anew whether they need a connection each."""
+        for waiter in self:
+            if waiter.sharer is not None:
+                waiter.needs = waiter.sharer.needs
+        self.needing = sum(waiter.needs for waiter in self)
 
     def fail(self, waiter: Waiter[T], error: BaseException) -> None:
         """End the wait of one with an error."""
@@ -222,10 +290,14 @@ class Line(Generic[T]):
 
     def _end(self, waiter: Waiter[T], error: BaseException) -> None:
         waiter.error = error
-        waiter.waiting = False
-        self.length -= 1
+        self._remove(waiter)
         self.told += 1
         waiter.notify()
+
+    def _remove(self, waiter: Waiter[T]) -> None:
+        waiter.waiting = False
+        self.length -= 1
+        self.needing -= waiter.needs
 
     def _set_timer(self, deadline: float) -> None:
         if self._timer is not None:

@@ -343,13 +343,18 @@ class Wire(Watch):
             if not self.is_hung_up():
                 break
         if conn._notify_handlers or backlog is not None:
-            while (notify := pgconn.notifies()) is not None:
-                if pgconn.notify_handler is not None:
-                    try:
-                        pgconn.notify_handler(notify)
-                    except Exception:
-                        # The others are not to wait for the next statement.
-                        logger.exception("error in a handler of notifications")
+            self.pass_on_notifications()
+
+    def pass_on_notifications(self) -> None:
+        """Hand the notifications that have come to their handlers."""
+        pgconn = self.pgconn
+        while (notify := pgconn.notifies()) is not None:
+            if pgconn.notify_handler is not None:
+                try:
+                    pgconn.notify_handler(notify)
+                except Exception:
+                    # The others are not to wait for the next statement.
+                    logger.exception("error in a handler of notifications")
 
     def _drain_later(self, conn: psycopg.AsyncConnection[Any]) -> None:
         """Have the query under way cancelled on the server and brought to its end."""

@@ -30,13 +30,12 @@ from asyncpool._contexts import (
     note,
 )
 from asyncpool._core import Core
+from asyncpool._dispatcher import Dispatcher
 from asyncpool._explain import explain
 from asyncpool._insight import beside, snapshot
 from asyncpool._keeper import keep, ping_all
 from asyncpool._keys import Keys
-from asyncpool._lane import Lane
 from asyncpool._leaks import tell_of_leak
-from asyncpool._ledger import Stranded
 from asyncpool._oneshot import OneShots
 from asyncpool._process import close_over, forks_with, has_outlived, start_over
 from asyncpool._psycopg import (
@@ -613,10 +612,8 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
             listens=self._connector.listens,
             budget=self._budget,
         )
-        fit = self._pipeline and self._shared_size != 0 and can_share(self.connection_class)
-        self._lane = Lane(core, self._shared_size, unfit=not fit)
-        core.ledger.elsewhere = partial(_riders, weakref.ref(self._lane))
-        core.ledger.stranded = partial(_stranded, weakref.ref(self._lane))
+        enabled = self._pipeline and self._shared_size != 0 and can_share(self.connection_class)
+        self._dispatcher = Dispatcher(core, self._shared_size, enabled=enabled)
         core.slow_wait, core.on_slow_wait = self._slow_wait
         self._keys: Keys[ACT] = Keys(core)
         self._modes: dict[ACT, bool] = {}
@@ -711,17 +708,9 @@ def nobody(waited: float) -> None:
     """Who is told of slow waits where nobody wants to be."""
 
 
-def _riders(lane: weakref.ref[Lane]) -> int:
-    return alive.waiting if (alive := lane()) is not None else 0
-
-
 def _tell_of_leak(pool: weakref.ref[AsyncConnectionPool[Any]], *leak: Any) -> None:
     if (alive := pool()) is not None:
         tell_of_leak(alive._core, *leak)
-
-
-def _stranded(lane: weakref.ref[Lane]) -> list[Stranded]:
-    return alive.stranded() if (alive := lane()) is not None else []
 
 
 async def _tell_of_outage(pool: weakref.ref[AsyncConnectionPool[Any]]) -> None:

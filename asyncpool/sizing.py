@@ -180,8 +180,7 @@ async def advise(
     shared = counters.shared_time + sum(now - entry.lent_at for entry in lent if entry.shared)
     uses = counters.use.count + len(ages)
     window = max(now - core.opened_at, 0.0) if core.opened else 0.0
-    riders = stats.requests_shared + (stats.waiting - core.ledger.line.length)
-    requests = max(stats.requests - riders, uses)
+    requests = max(stats.requests - stats.requests_shared, uses)
     mean_use = (counters.use.sum + sum(ages)) / uses if uses else 0.0
     arrivals = requests / window if window else 0.0
     shared_load = shared / window if window else 0.0

@@ -14,9 +14,9 @@ from operator import attrgetter
 from typing import Any
 
 from asyncpool._core import Core
-from asyncpool._entry import Entry, State
+from asyncpool._entry import State
 from asyncpool._insight import snapshot
-from asyncpool._waiters import Waiter
+from asyncpool._waiters import Sharer, Waiter
 from asyncpool.errors import (
     PoolClosed,
     PoolDeadlock,
@@ -259,14 +259,16 @@ class Laws:
         line = self.core.ledger.line
         join, serve, end, leave = line.join, line.serve, line._end, line.leave
 
-        def joined(now: float, deadline: float, ticket: int | None = None) -> Waiter[Any]:
-            waiter = join(now, deadline, ticket)
+        def joined(
+            now: float, deadline: float, ticket: int | None = None, sharer: Sharer | None = None
+        ) -> Waiter[Any]:
+            waiter = join(now, deadline, ticket, sharer)
             task = current_task()
             assert task is not None
             self._places[waiter] = (self._requests[task], task)
             return waiter
 
-        def served(item: Entry[FakeConn]) -> bool:
+        def served(item: Any) -> bool:
             head = min(line, key=lambda each: self._places[each][0], default=None)
             if head is not None:
                 self._at_hand_over(self._places[head][1])
@@ -276,13 +278,13 @@ class Laws:
                 self._at_hand_over(self._places[head][1])
             return handed_over
 
-        def ended(waiter: Waiter[Entry[FakeConn]], error: BaseException) -> None:
+        def ended(waiter: Waiter[Any], error: BaseException) -> None:
             self.told.add(waiter)
             self._at_hand_over(self._places[waiter][1])
             end(waiter, error)
             self._at_hand_over(self._places[waiter][1])
 
-        def left(waiter: Waiter[Entry[FakeConn]]) -> Entry[FakeConn] | None:
+        def left(waiter: Waiter[Any]) -> Any:
             self.told.discard(waiter)
             return leave(waiter)
 

@@ -51,7 +51,7 @@ def notify_whoever_comes_first(patch: pytest.MonkeyPatch) -> None:
 def keep_what_was_handed_over(patch: pytest.MonkeyPatch) -> None:
     """A leak: one who is cancelled in the tick of its hand-over does not pass it on."""
 
-    def leave(self: Core[Any], waiter: Waiter[Entry[Any]]) -> None:
+    def leave(self: Core[Any], waiter: Waiter[Any]) -> None:
         self.ledger.line.leave(waiter)
 
     patch.setattr(Core, "_leave", leave)

@@ -18,7 +18,7 @@ Books = Ledger[str]
 LONG = 1e6
 
 
-def overdue(waiter: Waiter[Entry[str]]) -> BaseException:
+def overdue(waiter: Waiter[Any]) -> BaseException:
     raise AssertionError(f"no time passes here: {waiter}")
 
 
@@ -241,13 +241,23 @@ class TestTakeAndGive:
         ledger.shares += 2
         assert ledger.leases == 1
 
-    def test_who_waits_beside_the_line_waits_too(self) -> None:
-        """The number is of everybody who has no connection yet."""
-        ledger = make_ledger()
+    def test_requests_that_may_share_want_one_connection_together(self) -> None:
+        """Until they are taken to need one each; every other request wants one anyway."""
+
+        class Read:
+            shares, needs = True, False
+
+        reads = [Read() for _ in range(3)]
+        ledger = make_ledger(max_size=10)
+        for read in reads:
+            ledger.line.join(0.0, math.inf, None, read)
+        assert (ledger.waiting, ledger.wanted(), ledger.unmet()) == (3, 1, 1)
         ledger.line.join(0.0, math.inf)
-        assert ledger.waiting == 1
-        ledger.elsewhere = lambda: 2
-        assert ledger.waiting == 3
+        assert (ledger.waiting, ledger.wanted(), ledger.unmet()) == (4, 2, 2)
+        for read in reads[:2]:
+            read.needs = True
+        ledger.line.recount()
+        assert (ledger.waiting, ledger.wanted(), ledger.unmet()) == (4, 4, 4)
 
 
 class TestSizes:

@@ -1,0 +1,128 @@
+"""One one-shot statement on its way, and the caller that waits for its results."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from psycopg._preparing import Prepare
+from psycopg.abc import Params, Query
+from psycopg.pq import Format
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGresult
+
+    from asyncpool._profiles import Profile
+    from asyncpool._statement import Statement
+
+TEXT, BINARY = Format.TEXT, Format.BINARY
+
+
+class Request:
+    """One statement on its way.
+
+    Args:
+        profile: what is known of its text.
+        query, params, prepare, binary: as for a cursor's `execute`.
+    """
+
+    __slots__ = (
+        "again",
+        "channel",
+        "conn",
+        "exposed",
+        "format",
+        "future",
+        "key",
+        "name",
+        "new",
+        "params",
+        "prepare",
+        "profile",
+        "query",
+        "results",
+        "row_factory",
+        "size",
+        "slow",
+        "state",
+        "statement",
+    )
+
+    # Set when it is sent:
+    statement: Statement
+    key: tuple[bytes, tuple[int, ...]]
+    """The key of psycopg's map of prepared statements."""
+    state: Prepare
+    name: bytes
+    """The name under which it is prepared."""
+    conn: Any
+    """The connection."""
+    row_factory: Any
+    """The connection's at that moment."""
+    results: list[PGresult]
+    exposed: bool
+    """Whether a cancel request for a statement before it may have hit it."""
+    new: bool
+    """Whether psycopg's map of prepared statements did not know it."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        query: Query,
+        params: Params | None = None,
+        *,
+        prepare: bool | None = None,
+        binary: bool = False,
+    ) -> None:
+        self.profile = profile
+        self.query = query
+        self.params = params
+        self.prepare = prepare
+        self.format = BINARY if binary else TEXT
+        self.future: asyncio.Future[bool] | None = None
+        """Done when its results are there (False) or it is to be sent again (True); None: it is the
+        pool's own, and nobody waits for it."""
+        self.channel: Any = None
+        """The `Channel` on which it is under way; None: it is not."""
+        self.size = 0
+        """Bytes of its text and parameters."""
+        self.slow = False
+        """Whether it was seen to be slow."""
+        self.again = False
+        """Whether it was sent a second time because the server had refused to run it."""
+
+    @property
+    def shares(self) -> bool:
+        """Whether it may be sent behind another's: a plain read, neither slow nor large."""
+        return self.profile.shares and self.size <= LARGE
+
+    @property
+    def needs(self) -> bool:
+        """Whether it is taken to need a connection to itself; an unseen read is not."""
+        return self.profile.needs or self.size > LARGE
+
+    @property
+    def wanted(self) -> bool:
+        """Whether its caller still waits."""
+        return self.future is not None and not self.future.done()
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether its caller has left."""
+        return self.future is not None and self.future.done()
+
+    def end(self, *, again: bool = False) -> None:
+        """Wake the caller: the results are there, or the statement is to be sent again."""
+        future = self.future
+        if future is not None and not future.done() and not future.get_loop().is_closed():
+            future.set_result(again)
+
+    def fail(self, error: BaseException) -> None:
+        """Wake the caller with an error."""
+        future = self.future
+        if future is not None and not future.done() and not future.get_loop().is_closed():
+            future.set_exception(error)
+
+
+LARGE = 1 << 16
+"""Bytes of text and parameters from which on a statement is not sent with others."""

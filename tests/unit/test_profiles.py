@@ -1,0 +1,74 @@
+"""What is known of one-shot statements by their text, and of the way to the server."""
+
+from __future__ import annotations
+
+import pytest
+
+from asyncpool._profiles import FARTHEST, KEPT, LONG, PROBATION, Profiles
+
+
+def test_a_plain_read_shares_once_it_has_shown_to_be_quick() -> None:
+    """Until then it is not taken to need a connection of its own, but is sent behind none."""
+    profile = Profiles().look("SELECT 1")
+    assert (profile.shares, profile.needs) == (False, False)
+    profile.was_quick()
+    assert (profile.shares, profile.needs) == (True, False)
+
+
+def test_a_read_that_was_slow_is_on_probation() -> None:
+    profile = Profiles().look("SELECT 1")
+    profile.was_slow()
+    for _ in range(PROBATION):
+        assert (profile.shares, profile.needs) == (False, True)
+        profile.was_quick()
+    assert (profile.shares, profile.needs) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "query", ["INSERT INTO t VALUES (1)", "SELECT pg_sleep(0)", "SET x = 1", b"\xff", 1]
+)
+def test_all_else_never_shares(query: object) -> None:
+    profile = Profiles().look(query)  # type: ignore[arg-type]
+    for _ in range(2 * PROBATION):
+        profile.was_quick()
+    assert (profile.shares, profile.needs) == (False, True)
+
+
+def test_a_text_is_remembered_until_many_others_have_come() -> None:
+    profiles = Profiles()
+    first = profiles.look("SELECT 1")
+    assert profiles.look("SELECT 1") is first
+    for n in range(KEPT):
+        profiles.look(f"SELECT 'other {n}'")
+    assert profiles.look("SELECT 1") is not first
+    assert profiles.look("SELECT " + "1" * LONG) is not profiles.look("SELECT " + "1" * LONG)
+
+
+def test_the_round_trip_is_the_least_that_was_seen() -> None:
+    profiles = Profiles()
+    for seconds in (5.0, 0.2, 0.01, 2.0):
+        profiles.timed(seconds, rises=True)
+    assert profiles.round_trip == pytest.approx(0.01, rel=0.05)
+
+
+def test_a_network_that_becomes_slower_is_known_after_a_while() -> None:
+    profiles = Profiles()
+    profiles.timed(0.001, rises=True)
+    for _ in range(400):
+        profiles.timed(0.04, rises=True)
+    assert profiles.round_trip == pytest.approx(0.04, rel=0.1)
+
+
+def test_no_round_trip_takes_as_long_as_work_does() -> None:
+    profiles = Profiles()
+    profiles.timed(60.0, rises=True)
+    assert profiles.round_trip == FARTHEST
+
+
+def test_slow_statements_do_not_make_the_network_seem_slow() -> None:
+    """Only the time of one that is known to be quick tells of a longer way."""
+    profiles = Profiles()
+    profiles.timed(0.001, rises=True)
+    for _ in range(400):
+        profiles.timed(0.2, rises=False)
+    assert profiles.round_trip == 0.001
