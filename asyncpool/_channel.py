@@ -22,7 +22,7 @@ from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 from asyncpool._cancel import insist
 from asyncpool._entry import Entry
 from asyncpool._profiles import OWN, SLOW, Profiles
-from asyncpool._request import Request
+from asyncpool._request import AGAIN, LARGE, Request
 from asyncpool._statement_cache import cache_of
 from asyncpool._wire import DRAIN_TIMEOUT
 
@@ -61,7 +61,7 @@ class Owner(Protocol):
     """Starts a task of the pool's."""
 
     def moved(self, channel: Channel) -> None:
-        """Note that a statement has ended on a channel, or a promised place was given up."""
+        """Note that a statement has ended on a channel."""
 
     def slowed(self) -> None:
         """Note that a text was seen to be slow."""
@@ -73,8 +73,10 @@ class Channel:
     Args:
         entry: the pool's record of an idle `asyncpool.Connection`, which is leased for this.
         owner: the dispatcher.
-        shared: whether statements may be sent behind others: then all of them are plain reads.
     """
+
+    shared = False
+    """Whether statements may be sent behind others: then all of them are plain reads."""
 
     since = 0.0
     """The instant at which the first of the requests began to run."""
@@ -82,8 +84,6 @@ class Channel:
     """Seconds that a statement has taken recently, on average."""
     load = 0
     """Bytes of the statements under way."""
-    promised = 0
-    """Places promised to callers that are about to send."""
     blocked = False
     """Whether nothing may be sent: a cancel request is on its way."""
     _held = 0
@@ -97,9 +97,8 @@ class Channel:
     closed = False
     _timer: asyncio.TimerHandle | None = None
 
-    def __init__(self, entry: Entry[Any], owner: Owner, *, shared: bool) -> None:
+    def __init__(self, entry: Entry[Any], owner: Owner) -> None:
         self.entry = entry
-        self.shared = shared
         self.conn = conn = entry.conn
         self.pgconn = conn.pgconn
         self.requests: deque[Request] = deque()
@@ -117,15 +116,21 @@ class Channel:
         """Whether a plain read may be sent here now."""
         return (
             not self.blocked
-            and len(self.requests) + self.promised < DEPTH
+            and len(self.requests) < DEPTH
             and self.load < BYTES
             and self.pgconn.status == OK
         )
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is under way here, or about to be."""
-        return not (self.requests or self.promised or self.blocked)
+        """Whether nothing is under way here."""
+        return not (self.requests or self.blocked)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the connection may be used again, as far as its socket knows."""
+        wire = self.wire
+        return wire.settled and not wire.amiss and wire.up and self.pgconn.status == OK
 
     @property
     def is_late(self) -> bool:
@@ -133,21 +138,18 @@ class Channel:
         return self._overdue() > SLOW and bool(self.requests) and not self.wire.is_readable()
 
     def send(self, request: Request) -> bool:
-        """Send a statement; return False where it cannot be sent here.
+        """Send a statement; return False where it is too large to be sent with others.
 
-        On a shared connection that is one that is too large or known to be slow by now, and any
-        once the connection is lost. If this raises, nothing of it was sent.
+        If this raises, nothing of it was sent.
 
         Raises:
             psycopg.Error, TypeError, ...: its parameters cannot be converted.
         """
-        if self.shared and not (self.room and request.shares):
-            return False
         if self._to_flush:
             for _ in self._cache.evict():
                 self._sent(_own())
         self._cache.convert(request)
-        if self.shared and not request.shares:
+        if request.size > LARGE and self.shared:
             self._cache.forget_values(request)
             return False
         try:
@@ -166,11 +168,6 @@ class Channel:
             self._cancel_first()
         elif self.requests[0] is request:
             self._look_later()
-
-    def withdraw(self) -> None:
-        """Give up a promised place."""
-        self.promised -= 1
-        self._owner.moved(self)
 
     def close(self) -> None:
         """Leave the connection as it was; nothing may be under way."""
@@ -198,7 +195,8 @@ class Channel:
         if self.conn._notify_handlers:
             self.wire.pass_on_notifications()
         if done:
-            self._cache.refresh()
+            if not self.shared:
+                self._cache.refresh()  # a plain read changes no setting
             now = monotonic()
             spent = now - self.since
             self.pace += (spent / done - self.pace) / 8
@@ -235,7 +233,7 @@ class Channel:
     def _send_elsewhere(self) -> None:
         """Have all that are under way sent again: as reads they may run twice."""
         while self.requests:
-            self._ended_first().end(again=True)
+            self._ended_first().end(AGAIN)
         self._owner.moved(self)
 
     def _ended_first(self) -> Request:
@@ -270,12 +268,14 @@ class Channel:
 
     def _sent(self, request: Request) -> None:
         pgconn = self.pgconn
-        request.results, request.exposed, request.channel = [], False, self
+        request.results, request.exposed = [], False
+        request.channel, request.shared = self, self.shared
         if not self.requests:
             self.since, self._single = monotonic(), True
         else:
             self._gather()
-            self._look_later()
+            if self._timer is None:
+                self._look_later()
         pgconn.pipeline_sync()
         self.load += request.size
         self.requests.append(request)
@@ -304,14 +304,15 @@ class Channel:
         if failure is not None and failure.status == ABORTED:
             failure = request.results[0]  # it was its PREPARE that failed
         if failure is None or failure.status != FATAL:
-            if not request.slow:
-                request.profile.was_quick()
+            profile = request.profile
+            if profile.credit and not request.slow:
+                profile.was_quick()
             if self._single:
-                spent = monotonic() - self.since
-                self._owner.profiles.timed(spent, rises=request.profile.shares)
-            request.end()
+                self._owner.profiles.timed(monotonic() - self.since, rises=profile.shares)
+            if not request.future.done():
+                request.future.set_result(None)
         elif request.wanted and self._may_run_again(request, failure):
-            request.end(again=True)
+            request.end(AGAIN)
         else:
             request.end()
             self.wire.tell_of_error(self._error(failure))

@@ -18,7 +18,7 @@ from asyncio import _get_running_loop as running_loop
 from asyncio import current_task, get_running_loop
 from collections.abc import Awaitable, Callable, Coroutine
 from random import Random
-from typing import Any, Generic, overload
+from typing import Any, Generic
 
 import anyio
 
@@ -34,8 +34,8 @@ from asyncpool._refusals import Refusals
 from asyncpool._settings import Settings, duration
 from asyncpool._stock import Stock
 from asyncpool._vigil import Vigil
-from asyncpool._waiters import Place, Sharer, Waiter
-from asyncpool.errors import PoolClosed, PoolTimeout, ReleaseError
+from asyncpool._waiters import Waiter
+from asyncpool.errors import PoolClosed, PoolError, PoolTimeout, ReleaseError
 from asyncpool.faults import Fault, classify
 
 logger = logging.getLogger("asyncpool")
@@ -273,58 +273,35 @@ class Core(Generic[C]):
         entry.loose_in = entry.uses
         return entry.conn
 
-    @overload
-    async def acquire_entry(self, timeout: float | None) -> Entry[C]: ...
-
-    @overload
-    async def acquire_entry(
-        self,
-        timeout: float | None,
-        ticket: int | None,
-        sharer: Sharer | None,
-        came: float | None,
-    ) -> Entry[C] | Place: ...
-
     async def acquire_entry(  # noqa: PLR0912, PLR0915 - each part of it would be one coroutine more
-        self,
-        timeout: float | None,
-        ticket: int | None = None,
-        sharer: Sharer | None = None,
-        came: float | None = None,
-    ) -> Entry[C] | Place:
-        """Wait for a connection, as `acquire` does; return its entry.
-
-        Args:
-            timeout: as for `acquire`.
-            ticket: the request's place in the order of all requests; None: the last.
-            sharer: the request, if a place on a connection that others use may serve it.
-            came: the instant from which on the timeout counts, for a request that comes again;
-                None: now.
-        """
+        self, timeout: float | None
+    ) -> Entry[C]:
+        """Wait for a connection, as `acquire` does; return its entry."""
         if self._ready is not get_running_loop():
             self.admit()
         counters, task = self._counters, current_task()
         ledger, now = self.ledger, self._now()
         timeout = ledger.settings.timeout if timeout is None else duration("timeout", timeout)
-        deadline = (now if came is None else came) + timeout
-        if ticket is None and self._check is not None:
-            # A request that waits for a check has come before those who come meanwhile.
-            ticket = ledger.line.ticket()
-        queued = False
+        deadline = now + timeout
+        # A request that waits for a check has come before those who come meanwhile.
+        ticket = None if self._check is None else ledger.line.ticket()
+        came, queued = None, False
         try:
             while True:
                 if ledger.idle:
                     entry = ledger.take(now)
                 else:
-                    waiter = self._join(now, timeout, deadline, ticket, came, sharer)
-                    ticket, waiter.task = waiter.ticket, task
+                    ticket = ticket or ledger.line.ticket()
+                    waiter = Waiter[Entry[C]](ticket, now, deadline)
+                    waiter.task = task
+                    self._join(waiter, timeout, came)
                     counters.requests_queued += not queued
                     queued = True
                     try:
                         # What `Line.wait` does, written out: a coroutine less.
                         while waiter.waiting:
                             await waiter.wait()
-                        served = waiter.served or waiter.outcome()
+                        entry = waiter.served or waiter.outcome()
                     except BaseException:
                         waited = self._now() - waiter.joined_at
                         counters.note_wait(waited)
@@ -332,15 +309,11 @@ class Core(Generic[C]):
                         self.tell_of_wait(waited)
                         raise
                     waiter.served = waiter.task = None
-                    lent_at = served.lent_at if isinstance(served, Entry) else self._now()
-                    waited = lent_at - waiter.joined_at
+                    waited = entry.lent_at - waiter.joined_at
                     counters.wait_time += waited
                     counters.wait.fresh.append(waited)
                     if waited >= self.slow_wait:
                         self.tell_of_wait(waited)
-                    if not isinstance(served, Entry):
-                        return served
-                    entry = served
                 entry.holder = task
                 if entry.expires_at == DOOMED:
                     ledger.annul(entry)
@@ -362,6 +335,78 @@ class Core(Generic[C]):
             raise
         finally:
             task = None  # its exception's traceback has this frame
+
+    # These are for requests whose `notify` acts at once, in place of a task that wakes up.
+
+    @property
+    def checks(self) -> bool:
+        """Whether a connection has to be checked before it is lent, which takes a task."""
+        return self._check is not None
+
+    def queue(self, waiter: Waiter[Entry[C]], timeout: float, came: float | None) -> None:
+        """Let a waiter take its place in the line.
+
+        Args:
+            waiter: its `notify` is called when it is served, or its wait has ended in an error.
+            timeout: seconds of its wait, for the error.
+            came: when it came, if it comes again; None: it has just come.
+
+        Raises:
+            PoolTimeout, TooManyRequests, PoolClosed, PoolUnavailable: as for `acquire`.
+        """
+        counters = self._counters
+        counters.requests_queued += came is None
+        try:
+            self._join(waiter, timeout, came)
+        except PoolError as error:
+            counters.requests_failed += 1
+            counters.requests_timed_out += isinstance(error, PoolTimeout)
+            raise
+
+    def served(self, waiter: Waiter[Entry[C]]) -> Entry[C] | None:
+        """Return what a waiter was served; None if that was lost meanwhile: it waits again."""
+        entry, waiter.served = waiter.served, None
+        assert entry is not None, "bug: a waiter was served nothing"
+        fresh = entry.watched and entry.lent_at - entry.used_at < FRESH
+        if not fresh and not self._connector.is_alive(entry.conn):
+            self.ledger.annul(entry)
+            self.ledger.line.admit(waiter)
+            self.stock.found_lost(entry)
+            return None
+        entry.holder, waiter.task = waiter.task, None
+        self._counters.note_wait(entry.lent_at - waiter.joined_at)
+        return entry
+
+    def pass_on(self, entry: Entry[C]) -> bool:
+        """Lend a clean connection from one request to the next, where that is such a one, too.
+
+        False, and nothing done, where it has to be returned.
+        """
+        ledger, now = self.ledger, self._now()
+        if (
+            self._ready is not get_running_loop()
+            or entry.expires_at <= now
+            or ledger.oversize
+            or not ledger.line.is_immediate()
+        ):
+            return False
+        spent = now - entry.lent_at
+        self._counters.use_time += spent
+        self._uses.append(spent)
+        entry.used_at = entry.lent_at = now
+        entry.uses += 1
+        return ledger.line.serve(entry)
+
+    def gave_up(self, waiter: Waiter[Entry[C]], error: BaseException) -> None:
+        """Let a waiter leave whose wait has ended in an error."""
+        counters = self._counters
+        counters.note_wait(self._now() - waiter.joined_at)
+        self._leave(waiter)
+        if isinstance(error, asyncio.CancelledError):
+            counters.requests_cancelled += 1
+        else:
+            counters.requests_failed += 1
+            counters.requests_timed_out += isinstance(error, PoolTimeout)
 
     def tell_of_wait(self, waited: float) -> None:
         """Tell of a wait, if it was long."""
@@ -469,26 +514,18 @@ class Core(Generic[C]):
         self._uses.append(spent)
         return entry
 
-    def _join(
-        self,
-        now: float,
-        timeout: float,
-        deadline: float,
-        ticket: int | None,
-        came: float | None,
-        sharer: Sharer | None,
-    ) -> Waiter[Entry[C] | Place]:
-        """Take the ticket's place in the line; `came` is when, for a request that comes again."""
+    def _join(self, waiter: Waiter[Entry[C]], timeout: float, came: float | None) -> None:
+        """Let a waiter take its place; `came` is when, for a request that comes again."""
         if self.stock.closing:
             raise self.refusals.closed()
-        line = self.ledger.line
-        if deadline <= now:
+        line, now = self.ledger.line, waiter.joined_at
+        if waiter.deadline <= now:
             raise self.refusals.timed_out(timeout)
         limits = self.ledger.settings
         limit = limits.max_waiting
         if limit and line.length >= limit and came is None:
             raise self.refusals.too_many(line.length)
-        waiter = line.join(now, deadline, ticket, sharer)
+        line.admit(waiter)
         if self.ledger.budget is not None:
             self.ledger.budget._enrol(self.ledger, waiter, now if came is None else came)
         if self.vigil.timer is None:
@@ -502,15 +539,12 @@ class Core(Generic[C]):
         if self.stock.outage.failures and self.stock.is_hopeless():
             line.leave(waiter)
             raise self.refusals.unavailable()
-        return waiter
 
-    def _leave(self, waiter: Waiter[Entry[C] | Place]) -> None:
+    def _leave(self, waiter: Waiter[Entry[C]]) -> None:
         """Give up a place in the line, and pass on what was handed over already."""
         entry = self.ledger.line.leave(waiter)
         ended = self.home is None or self.home.is_closed()
-        if entry is not None and not isinstance(entry, Entry):
-            entry.withdraw()
-        elif entry is not None and not ended:
+        if entry is not None and not ended:
             self.ledger.annul(entry)
             if self.ledger.take_back(entry.conn) is not None:
                 self.stock.put(entry, self.stock.time())
@@ -527,7 +561,7 @@ class Core(Generic[C]):
         self.ledger.line.fail_all(self.refusals.unavailable)
         self.stock.look_again()
 
-    def _overdue(self, waiter: Waiter[Entry[C] | Place]) -> PoolTimeout:
+    def _overdue(self, waiter: Waiter[Entry[C]]) -> PoolTimeout:
         return self.refusals.timed_out(round(waiter.deadline - waiter.joined_at, 3))
 
     async def _shut(self, deadline: float) -> None:

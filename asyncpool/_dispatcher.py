@@ -7,11 +7,11 @@ same loop again where it has to be sent once more; its place in the queue and it
 
 from __future__ import annotations
 
-import asyncio
 import math
-from asyncio import get_running_loop
+from asyncio import current_task, get_running_loop
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Any, cast
 
 from asyncpool._channel import Channel
@@ -19,9 +19,10 @@ from asyncpool._core import Core
 from asyncpool._entry import Entry
 from asyncpool._profiles import Profiles
 from asyncpool._psycopg import is_shareable
-from asyncpool._request import Request
+from asyncpool._request import AGAIN, Request
 from asyncpool._settings import duration
 from asyncpool._sql import Kind
+from asyncpool._waiters import Waiter
 from asyncpool.errors import PoolError, PoolTimeout
 
 PATIENCE = 0.005
@@ -37,12 +38,18 @@ class Dispatcher:
         core: the pool.
         width: the most connections that are shared; None: as many as the pool may have.
         enabled: whether statements may run through this at all.
+        passes_on: whether a connection need not be reset between two requests.
     """
 
-    def __init__(self, core: Core[Any], width: int | None, *, enabled: bool) -> None:
+    def __init__(
+        self, core: Core[Any], width: int | None, *, enabled: bool, passes_on: bool
+    ) -> None:
         self.core = core
         self._width = width
         self.enabled = enabled
+        self._passes_on = passes_on
+        self._passed_on: Channel | None = None
+        """The open channel of a connection that is being passed on to the next request."""
         self.profiles = Profiles()
         self.channels: list[Channel] = []
         """Those that are shared."""
@@ -67,29 +74,59 @@ class Dispatcher:
         core, loop = self.core, get_running_loop()
         if core.home is not loop or core.closed:
             core.admit()
-        if timeout is not None:
-            timeout = duration("timeout", timeout)
         began, came = core.stock.time(), None
-        ticket = core.ledger.line.ticket()
+        limit = math.inf if timeout is None else duration("timeout", timeout) or math.inf
+        wait = core.settings.timeout if timeout is None else timeout
+        ticket = 0  # whoever is served at once has come before all who will wait
         while True:
+            request.future = future = loop.create_future()
+            waiter = None
             channel = self._pick() if request.shares else None
-            if channel is None:
-                served = core.take_now() or await core.acquire_entry(timeout, ticket, request, came)
-                if not isinstance(served, Entry):
-                    channel = cast("Channel", served)
-                    channel.promised -= 1
-                elif (channel := self._open(served, request)) is None:
-                    return served
+            if channel is not None:
+                self._send(channel, request)
+            elif (entry := core.take_now()) is not None:
+                self._begin(entry, request)
+            elif core.checks:
+                left = None if came is None else max(began + wait - core.stock.time(), 0.0)
+                self._begin(await core.acquire_entry(timeout if left is None else left), request)
+            else:
+                ticket = ticket or (core.ledger.line.ticket() if came is None else 0)
+                waiter = Queued(self, request, ticket, core.stock.time(), began + wait)
+                core.queue(waiter, wait, came)
+            if limit is not math.inf:
+                left = began + limit - core.stock.time()
+                request.timer = loop.call_later(left, self._expire, request, limit)
             try:
-                sent = channel.send(request)
-            except BaseException:
-                self.moved(channel)
+                outcome = await future
+            except BaseException as error:
+                self._left(request, waiter, error)
                 raise
-            if not sent:
-                self.moved(channel)
-            elif not await self._answer(channel, request, began, timeout):
-                return None
+            finally:
+                if request.timer is not None:
+                    request.timer.cancel()
+            if outcome is not AGAIN:
+                core.stock.counters.requests_shared += request.shared
+                return cast("Entry[Any] | None", outcome)
             came = began
+
+    def served(self, waiter: Queued) -> None:
+        """Send a request that has waited, for which there is a connection or a place on one."""
+        request = waiter.request
+        if waiter.error is not None:
+            request.fail(waiter.error)
+            return
+        channel: Any = waiter.served
+        try:
+            if type(channel) is Channel:
+                waiter.served = waiter.task = None
+                self.core.stock.counters.note_wait(self.core.stock.time() - waiter.joined_at)
+                waiter.context.run(self._send, channel, request)
+            elif (entry := self.core.served(waiter)) is not None:
+                waiter.context.run(self._begin, entry, request)
+        except BaseException as error:
+            request.fail(error)
+            if not isinstance(error, Exception):
+                raise
 
     def moved(self, channel: Channel) -> None:
         """Offer the room on a channel to those who wait, or return its connection."""
@@ -98,11 +135,17 @@ class Dispatcher:
         if channel.closed:
             return
         if channel.shared and line.length and self._may_go_on(channel, core.stock.time()):
-            while channel.room and line.share(channel):
-                channel.promised += 1
+            while channel.room and line.share(channel):  # type: ignore[arg-type]
+                pass
         if not channel.is_done:
             return
         entry = channel.entry
+        if not channel.shared and line.length and self._passes_on and channel.is_clean:
+            self._passed_on = channel
+            passed_on = core.pass_on(entry)
+            self._passed_on = None
+            if passed_on:
+                return
         channel.close()
         with suppress(PoolError):  # the pool was closed meanwhile
             if channel.shared:
@@ -118,41 +161,61 @@ class Dispatcher:
             core.ledger.line.recount()
             core.stock.refill()
 
-    async def _answer(
-        self, channel: Channel, request: Request, began: float, timeout: float | None
-    ) -> bool:
-        """Wait for the end of what was sent; return whether it is to be sent again."""
-        loop = get_running_loop()
-        future: asyncio.Future[bool] = loop.create_future()
-        request.future = future
-        timer = None
-        if timeout and timeout != math.inf:
-            left = began + timeout - self.core.stock.time()
-            timer = loop.call_later(left, self._expire, request, timeout)
-        if not channel.shared:
+    def _begin(self, entry: Entry[Any], request: Request) -> None:
+        """Send a request on a connection that was leased for it, or give that to its caller."""
+        channel = self._passed_on
+        if channel is not None and channel.entry is entry:
+            entry.kept_in = entry.uses
+        else:
+            if not is_shareable(entry.conn):
+                request.entry = entry
+                request.end(entry)
+                return
+            channel = Channel(entry, self)
+        channel.shared = shared = request.shares and len(self.channels) < self.width
+        if shared:
+            self.core.share(entry)
+            self.channels.append(channel)
+        self._send(channel, request)
+        if not shared:
             if request.profile.kind is Kind.READ:
                 channel.watch()
         elif self.core.ledger.line.length:
             self.moved(channel)
-        again = late = False
+
+    def _send(self, channel: Channel, request: Request) -> None:
         try:
-            again = await future
-        except BaseException as error:
-            late = isinstance(error, PoolTimeout)
-            channel.abandon(request)
+            if channel.send(request):
+                return
+        except BaseException:
+            self._close_later(channel)
             raise
-        finally:
-            if timer is not None:
-                timer.cancel()
-            if channel.shared and not again:
-                counters = self.core.stock.counters
-                counters.requests_failed += late
-                counters.requests_timed_out += late
-                counters.requests_shared += not late
-        return again
+        self._close_later(channel)
+        request.end(AGAIN)
+
+    def _close_later(self, channel: Channel) -> None:
+        # Not at once: for a queue of requests that cannot be sent that would be as many calls deep.
+        get_running_loop().call_soon(self.moved, channel)
+
+    def _left(self, request: Request, waiter: Queued | None, error: BaseException) -> None:
+        """See to a request whose caller does not wait any more."""
+        core, counters = self.core, self.core.stock.counters
+        if waiter is not None and waiter.task is not None:
+            core.gave_up(waiter, error)
+            return
+        if request.shared:
+            late = request.channel is not None and isinstance(error, PoolTimeout)
+            counters.requests_failed += late
+            counters.requests_timed_out += late
+            counters.requests_shared += not late
+        if request.channel is not None:
+            request.channel.abandon(request)
+        elif request.entry is not None:
+            core.release(request.entry.conn)
 
     def _expire(self, request: Request, timeout: float) -> None:
-        request.fail(self.core.refusals.unanswered(timeout))
+        if request.channel is not None:
+            request.fail(self.core.refusals.unanswered(timeout))
 
     def _pick(self) -> Channel | None:
         """Return the channel for a quick plain read; None: it needs a connection, or waits."""
@@ -177,13 +240,42 @@ class Dispatcher:
         """Whether more may be sent there: its connection is not to be closed on its return."""
         return channel.entry.expires_at > now and not self.core.ledger.oversize
 
-    def _open(self, entry: Entry[Any], request: Request) -> Channel | None:
-        """Begin a channel on a leased connection; None: statements cannot run on it this way."""
-        if not is_shareable(entry.conn):
-            return None
-        shared = request.shares and len(self.channels) < self.width
-        channel = Channel(entry, self, shared=shared)
-        if shared:
-            self.core.share(entry)
-            self.channels.append(channel)
-        return channel
+
+class Queued(Waiter[Entry[Any]]):
+    """The wait of a request, which is sent as soon as there is a connection for it.
+
+    Its caller's task is woken by the results alone; until then the queue's callbacks act for it, in
+    the context of its caller.
+    """
+
+    immediate = True
+
+    __slots__ = ("context", "dispatcher", "request")
+
+    def __init__(
+        self, dispatcher: Dispatcher, request: Request, ticket: int, now: float, deadline: float
+    ) -> None:
+        super().__init__(ticket, now, deadline)
+        self.dispatcher = dispatcher
+        self.request = request
+        self.context = copy_context()
+        self.task = current_task()
+
+    @property
+    def shares(self) -> bool:  # type: ignore[override]
+        """Whether it may be given a place on a connection that others use."""
+        return self.request.shares
+
+    @property
+    def alone(self) -> bool:  # type: ignore[override]
+        """Whether it is taken to need a connection to itself."""
+        return self.request.needs
+
+    @property
+    def gone(self) -> bool:  # type: ignore[override]
+        """Whether its caller does not wait any more, and has not left yet."""
+        return not self.request.wanted
+
+    def notify(self, n: int = 1) -> None:
+        """Send the request, or fail it."""
+        self.dispatcher.served(self)

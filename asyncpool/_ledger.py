@@ -22,7 +22,7 @@ from asyncpool._budget import Budget
 from asyncpool._connector import C
 from asyncpool._entry import DOOMED, Entry, State
 from asyncpool._settings import Settings
-from asyncpool._waiters import Line, Place, Waiter
+from asyncpool._waiters import Line, Waiter
 
 IDLE = State.IDLE
 LEASED = State.LEASED
@@ -34,7 +34,7 @@ class Ledger(Generic[C]):
     def __init__(
         self,
         settings: Settings,
-        overdue: Callable[[Waiter[Entry[C] | Place]], BaseException],
+        overdue: Callable[[Waiter[Entry[C]]], BaseException],
         budget: Budget | None = None,
     ) -> None:
         self.settings = settings
@@ -44,7 +44,7 @@ class Ledger(Generic[C]):
         self.idle: list[Entry[C]] = []
         """The stack of idle entries, the most recently used on top: the surplus ages below."""
         self.leased: dict[C, Entry[C]] = {}
-        self.line: Line[Entry[C] | Place] = Line(overdue)
+        self.line: Line[Entry[C]] = Line(overdue)
         self.opening = 0
         self.late = 0
         """Those of the opening that take so long that nobody should count on them."""

@@ -39,8 +39,8 @@ class OneShotCursor(Generic[ACT]):
     """A cursor for one-shot statements, on a connection that is borrowed for as long.
 
     The connection is in autocommit mode meanwhile; where its transactions have characteristics,
-    such as read only, it stays as it is, and the transaction is committed at the end. In a session the
-    connection is the session's, and a transaction that is open there has the statement.
+    such as read only, it stays as it is, and the transaction is committed at the end. In a session
+    the connection is the session's, and a transaction that is open there has the statement.
 
     Args:
         pool: the pool.

@@ -1,8 +1,8 @@
 """The pool's knowledge of one-shot statements by their text: may they share, are they quick.
 
-Only plain reads (see `_sql.py`) are sent behind another's statement, and of these only the ones that
-have shown to be quick: what has been sent cannot be taken back, so nobody is to wait behind a read
-that was never seen, or was slow. Such a read has a connection to itself, as a write always has.
+Only plain reads (see `_sql.py`) are sent behind another's statement, and of these only the ones
+that have shown to be quick: what has been sent cannot be taken back, so nobody is to wait behind a
+read that was never seen, or was slow. Such a read has a connection to itself, as each write has.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Profile:
         self.shares = False
         """Whether it may be sent behind another's statement: `credit` is 0."""
         self.needs = kind is not Kind.READ
-        """Whether it is taken to need a connection to itself: it is no plain read, or a slow one."""
+        """Whether it is taken to need a connection to itself: no plain read, or a slow one."""
         self.advice: str | None = None
         """A warning for the caller, which has not been logged yet."""
 
@@ -71,7 +71,7 @@ class Profiles:
 
         Args:
             seconds: from its departure until its results were there.
-            rises: whether a longer time may be the network's, as the statement is known to be quick.
+            rises: whether a longer time may be the network's: the statement is known as quick.
         """
         known, seconds = self.round_trip, min(seconds, FARTHEST)
         if known is None or seconds < known:

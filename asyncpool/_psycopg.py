@@ -106,8 +106,9 @@ class PsycopgConnector(Generic[ACT]):
         self._configure = configure
         self._reset = reset
         self._watched = issubclass(connection_class, Connection)
-        # With a reset of its own no connection is clean, whatever its status.
-        self._clean_status = IDLE if reset is None or reset == "rollback" else -1
+        self.resets = not (reset is None or reset == "rollback")
+        """Whether each connection is reset on its return: then none is clean before that."""
+        self._clean_status = -1 if self.resets else IDLE
         self._bonds: weakref.WeakKeyDictionary[ACT, Bond] = weakref.WeakKeyDictionary()
         self._pid = os.getpid()
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from asyncpool._statement import Statement
 
 TEXT, BINARY = Format.TEXT, Format.BINARY
+AGAIN = object()
+"""The outcome of a statement that is to be sent again."""
 
 
 class Request:
@@ -30,6 +32,7 @@ class Request:
         "again",
         "channel",
         "conn",
+        "entry",
         "exposed",
         "format",
         "future",
@@ -42,10 +45,12 @@ class Request:
         "query",
         "results",
         "row_factory",
+        "shared",
         "size",
         "slow",
         "state",
         "statement",
+        "timer",
     )
 
     # Set when it is sent:
@@ -79,11 +84,17 @@ class Request:
         self.params = params
         self.prepare = prepare
         self.format = BINARY if binary else TEXT
-        self.future: asyncio.Future[bool] | None = None
-        """Done when its results are there (False) or it is to be sent again (True); None: it is the
-        pool's own, and nobody waits for it."""
+        self.future: asyncio.Future[Any] | None = None
+        """Done with None when its results are there, with AGAIN when it is to be sent again, or
+        with an entry when its caller is to run it there. None: it is the pool's own."""
+        self.timer: asyncio.TimerHandle | None = None
+        """Ends the wait for its results, where its caller has set a limit."""
+        self.entry: Any = None
+        """The entry of a connection that its caller is given to run it on."""
         self.channel: Any = None
         """The `Channel` on which it is under way; None: it is not."""
+        self.shared = False
+        """Whether that channel is, or was, a shared one."""
         self.size = 0
         """Bytes of its text and parameters."""
         self.slow = False
@@ -111,11 +122,11 @@ class Request:
         """Whether its caller has left."""
         return self.future is not None and self.future.done()
 
-    def end(self, *, again: bool = False) -> None:
-        """Wake the caller: the results are there, or the statement is to be sent again."""
+    def end(self, outcome: object = None) -> None:
+        """Wake the caller: the results are there, or it is to do something else; see `future`."""
         future = self.future
         if future is not None and not future.done() and not future.get_loop().is_closed():
-            future.set_result(again)
+            future.set_result(outcome)
 
     def fail(self, error: BaseException) -> None:
         """Wake the caller with an error."""

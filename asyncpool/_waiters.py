@@ -51,31 +51,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import Context
 from itertools import takewhile
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
-
-
-class Sharer(Protocol):
-    """A request that may use a connection together with others."""
-
-    @property
-    def shares(self) -> bool:
-        """Whether it may do so now."""
-        ...
-
-    @property
-    def needs(self) -> bool:
-        """Whether it is taken to need a connection to itself."""
-        ...
-
-
-class Place(Protocol):
-    """A place on a connection that others use already, which a waiter may get in place of one."""
-
-    def withdraw(self) -> None:
-        """Give the place up."""
-        ...
 
 
 class Waiter(asyncio.Condition, Generic[T]):
@@ -85,6 +63,15 @@ class Waiter(asyncio.Condition, Generic[T]):
     the usual way takes 1,070 bytes.
     """
 
+    shares = False
+    """Whether it may be given a place on a connection that others use."""
+    alone = True
+    """Whether it is taken to need a connection to itself."""
+    immediate = False
+    """Whether `notify` uses what was served at once, and no task has to run for it."""
+    gone = False
+    """Whether its caller does not wait any more, and has not left yet."""
+
     __slots__ = (
         "_waiters",
         "deadline",
@@ -92,7 +79,6 @@ class Waiter(asyncio.Condition, Generic[T]):
         "joined_at",
         "needs",
         "served",
-        "sharer",
         "task",
         "ticket",
         "waiting",
@@ -104,9 +90,8 @@ class Waiter(asyncio.Condition, Generic[T]):
         self.joined_at = joined_at
         self.deadline = deadline
         self.waiting = True
-        self.sharer: Sharer | None = None
         self.needs = True
-        """Whether it is taken to need a connection to itself."""
+        """Whether it was taken to need a connection to itself when it was last counted."""
         self.task: asyncio.Task[Any] | None = None
         """Who waits, once it does."""
         self.served: T | None = None
@@ -176,13 +161,7 @@ class Line(Generic[T]):
         """How many connections those who wait need."""
         return self.needing + (self.length > self.needing)
 
-    def join(
-        self,
-        now: float,
-        deadline: float,
-        ticket: int | None = None,
-        sharer: Sharer | None = None,
-    ) -> Waiter[T]:
+    def join(self, now: float, deadline: float, ticket: int | None = None) -> Waiter[T]:
         """Take the place of that ticket; from here on a hand-over may come, even before `wait`.
 
         Args:
@@ -190,23 +169,20 @@ class Line(Generic[T]):
             deadline: the instant at which the wait ends in an error; `math.inf` for never.
             ticket: the request's own, when it comes again, having been served something unfit;
                 None: the next, and with it the last place.
-            sharer: the request, if a place on a connection that others use may serve it.
         """
+        return self.admit(Waiter(ticket or self.ticket(), now, deadline))
+
+    def admit(self, waiter: Waiter[T]) -> Waiter[T]:
+        """Let a waiter take its place, that of its ticket."""
         places, deadlines = self._places, self._deadlines
-        if ticket is None:
-            self._last_ticket = ticket = self._last_ticket + 1
-            waiter: Waiter[T] = Waiter(ticket, now, deadline)
+        ticket, deadline = waiter.ticket, waiter.deadline
+        if not places or places[-1].ticket <= ticket:
             places.append(waiter)
         else:
-            waiter = Waiter(ticket, now, deadline)
-            if not places or places[-1].ticket < ticket:
-                places.append(waiter)
-            else:
-                before = sum(1 for _ in takewhile(lambda w: w.ticket < ticket, places))
-                places.insert(before, waiter)
+            before = sum(1 for _ in takewhile(lambda w: w.ticket <= ticket, places))
+            places.insert(before, waiter)
         self.length = length = self.length + 1
-        if sharer is not None:
-            waiter.sharer, waiter.needs = sharer, sharer.needs
+        waiter.waiting, waiter.needs = True, waiter.alone
         self.needing += waiter.needs
         if deadline != math.inf:
             if not deadlines or deadlines[-1].deadline <= deadline:
@@ -237,37 +213,30 @@ class Line(Generic[T]):
 
     def serve(self, item: T) -> bool:
         """Hand the item to the head of the line; False when nobody waits."""
-        places = self._places
-        while places:
-            waiter = places.popleft()
-            if waiter.waiting:
-                waiter.served = item
-                waiter.waiting = False
-                self.length -= 1
-                self.needing -= waiter.needs
-                waiter.notify()
-                return True
-        return False
-
-    def share(self, place: T) -> bool:
-        """Give the head of the line a place, if it can share one; False where it cannot."""
-        places = self._places
-        while places and not places[0].waiting:
-            places.popleft()
-        if not places or (sharer := places[0].sharer) is None or not sharer.shares:
+        if (waiter := self._head()) is None:
             return False
-        waiter = places.popleft()
-        self._remove(waiter)
-        waiter.served = place
-        waiter.notify()
+        self._hand_over(waiter, item)
         return True
 
+    def share(self, place: T) -> bool:
+        """Hand a place on a connection that others use to the head, if it shares one."""
+        waiter = self._head()
+        if waiter is None or not waiter.shares:
+            return False
+        self._hand_over(waiter, place)
+        return True
+
+    def is_immediate(self) -> bool:
+        """Whether the head of the line uses at once what it is served."""
+        waiter = self._head()
+        return waiter is not None and waiter.immediate
+
     def recount(self) -> None:
-        """Ask all sharers anew whether they need a connection each."""
+        """Count anew those who are taken to need a connection each."""
+        self.needing = 0
         for waiter in self:
-            if waiter.sharer is not None:
-                waiter.needs = waiter.sharer.needs
-        self.needing = sum(waiter.needs for waiter in self)
+            waiter.needs = waiter.alone
+            self.needing += waiter.needs
 
     def fail(self, waiter: Waiter[T], error: BaseException) -> None:
         """End the wait of one with an error."""
@@ -292,6 +261,24 @@ class Line(Generic[T]):
         waiter.error = error
         self._remove(waiter)
         self.told += 1
+        waiter.notify()
+
+    def _head(self) -> Waiter[T] | None:
+        """Return the first who still waits; the departed before it are dropped."""
+        places = self._places
+        while places:
+            waiter = places[0]
+            if waiter.waiting and not waiter.gone:
+                return waiter
+            places.popleft()
+            if waiter.waiting:
+                self._remove(waiter)
+        return None
+
+    def _hand_over(self, waiter: Waiter[T], item: T) -> None:
+        self._places.popleft()
+        waiter.served = item
+        self._remove(waiter)
         waiter.notify()
 
     def _remove(self, waiter: Waiter[T]) -> None:

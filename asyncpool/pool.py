@@ -613,7 +613,9 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
             budget=self._budget,
         )
         enabled = self._pipeline and self._shared_size != 0 and can_share(self.connection_class)
-        self._dispatcher = Dispatcher(core, self._shared_size, enabled=enabled)
+        self._dispatcher = Dispatcher(
+            core, self._shared_size, enabled=enabled, passes_on=not self._connector.resets
+        )
         core.slow_wait, core.on_slow_wait = self._slow_wait
         self._keys: Keys[ACT] = Keys(core)
         self._modes: dict[ACT, bool] = {}

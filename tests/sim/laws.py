@@ -16,7 +16,7 @@ from typing import Any
 from asyncpool._core import Core
 from asyncpool._entry import State
 from asyncpool._insight import snapshot
-from asyncpool._waiters import Sharer, Waiter
+from asyncpool._waiters import Waiter
 from asyncpool.errors import (
     PoolClosed,
     PoolDeadlock,
@@ -257,12 +257,10 @@ class Laws:
     def _listen_to_the_line(self) -> None:
         """Who comes, who is served in which order, who is told an error."""
         line = self.core.ledger.line
-        join, serve, end, leave = line.join, line.serve, line._end, line.leave
+        admit, serve, end, leave = line.admit, line.serve, line._end, line.leave
 
-        def joined(
-            now: float, deadline: float, ticket: int | None = None, sharer: Sharer | None = None
-        ) -> Waiter[Any]:
-            waiter = join(now, deadline, ticket, sharer)
+        def joined(waiter: Waiter[Any]) -> Waiter[Any]:
+            admit(waiter)
             task = current_task()
             assert task is not None
             self._places[waiter] = (self._requests[task], task)
@@ -288,7 +286,7 @@ class Laws:
             self.told.discard(waiter)
             return leave(waiter)
 
-        line.join = joined  # type: ignore[method-assign]
+        line.admit = joined  # type: ignore[method-assign]
         line.serve = served  # type: ignore[method-assign]
         line._end = ended  # type: ignore[method-assign]
         line.leave = left  # type: ignore[method-assign]

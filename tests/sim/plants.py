@@ -127,14 +127,13 @@ def send_back_to_the_end(patch: pytest.MonkeyPatch) -> None:
     """A waiter is overtaken: one who was served something unfit joins behind the others."""
     join = Core._join
 
-    def join_last(self: Core[Any], *request: Any) -> Any:
+    def join_last(self: Core[Any], waiter: Waiter[Any], *request: Any) -> None:
         line = self.ledger.line
         before = list(line)
-        waiter = join(self, *request)
+        join(self, waiter, *request)
         if request[-1] and before:
             line._places.remove(waiter)
             line._places.append(waiter)
-        return waiter
 
     patch.setattr(Core, "_join", join_last)
 

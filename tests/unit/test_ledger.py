@@ -244,18 +244,18 @@ class TestTakeAndGive:
     def test_requests_that_may_share_want_one_connection_together(self) -> None:
         """Until they are taken to need one each; every other request wants one anyway."""
 
-        class Read:
-            shares, needs = True, False
+        class Read(Waiter[Any]):
+            alone = False
 
-        reads = [Read() for _ in range(3)]
         ledger = make_ledger(max_size=10)
+        reads = [Read(number, 0.0, math.inf) for number in range(3)]
         for read in reads:
-            ledger.line.join(0.0, math.inf, None, read)
+            ledger.line.admit(read)
         assert (ledger.waiting, ledger.wanted(), ledger.unmet()) == (3, 1, 1)
         ledger.line.join(0.0, math.inf)
         assert (ledger.waiting, ledger.wanted(), ledger.unmet()) == (4, 2, 2)
         for read in reads[:2]:
-            read.needs = True
+            read.alone = True
         ledger.line.recount()
         assert (ledger.waiting, ledger.wanted(), ledger.unmet()) == (4, 4, 4)
 
