@@ -291,7 +291,7 @@ class Core(Generic[C]):
                 if ledger.idle:
                     entry = ledger.take(now)
                 else:
-                    ticket = ticket or ledger.line.ticket()
+                    ticket = ledger.line.ticket() if ticket is None else ticket
                     waiter = Waiter[Entry[C]](ticket, now, deadline)
                     waiter.task = task
                     self._join(waiter, timeout, came)

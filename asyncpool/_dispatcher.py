@@ -163,7 +163,7 @@ class Dispatcher:
 
     def _begin(self, entry: Entry[Any], request: Request) -> None:
         """Send a request on a connection that was leased for it, or give that to its caller."""
-        channel = self._passed_on
+        channel, self._passed_on = self._passed_on, None
         if channel is not None and channel.entry is entry:
             entry.kept_in = entry.uses
         else:
@@ -176,22 +176,24 @@ class Dispatcher:
         if shared:
             self.core.share(entry)
             self.channels.append(channel)
-        self._send(channel, request)
+        if not self._send(channel, request):
+            return
         if not shared:
             if request.profile.kind is Kind.READ:
                 channel.watch()
         elif self.core.ledger.line.length:
             self.moved(channel)
 
-    def _send(self, channel: Channel, request: Request) -> None:
+    def _send(self, channel: Channel, request: Request) -> bool:
+        sent = False
         try:
-            if channel.send(request):
-                return
-        except BaseException:
-            self._close_later(channel)
-            raise
-        self._close_later(channel)
-        request.end(AGAIN)
+            sent = channel.send(request)
+        finally:
+            if not sent:
+                self._close_later(channel)
+        if not sent:
+            request.end(AGAIN)
+        return sent
 
     def _close_later(self, channel: Channel) -> None:
         # Not at once: for a queue of requests that cannot be sent that would be as many calls deep.

@@ -170,7 +170,7 @@ class Line(Generic[T]):
             ticket: the request's own, when it comes again, having been served something unfit;
                 None: the next, and with it the last place.
         """
-        return self.admit(Waiter(ticket or self.ticket(), now, deadline))
+        return self.admit(Waiter(self.ticket() if ticket is None else ticket, now, deadline))
 
     def admit(self, waiter: Waiter[T]) -> Waiter[T]:
         """Let a waiter take its place, that of its ticket."""

@@ -186,15 +186,17 @@ async def advise(
     shared_load = shared / window if window else 0.0
     load = arrivals * mean_use + shared_load
     sizes = [size for size in (stats.max_size + step for step in (-1, 0, 1)) if size]
-    available, unknown = await _available(ask)
+    use_p50, use_p99 = (counters.use.recent_quantile(share) for share in (0.5, 0.99))
+    samples = len(counters.use.recent())
+    available, unknown = await _available(ask)  # itself a request, so after all else
     return Advice(
         window=window,
         requests=requests,
         arrivals=arrivals,
         mean_use=mean_use,
-        use_p50=counters.use.recent_quantile(0.5),
-        use_p99=counters.use.recent_quantile(0.99),
-        samples=len(counters.use.recent()),
+        use_p50=use_p50,
+        use_p99=use_p99,
+        samples=samples,
         shared_load=shared_load,
         load=load,
         max_size=stats.max_size,

@@ -82,9 +82,9 @@ async def test_a_histogram_has_every_use_and_every_wait(dsn: str) -> None:
         assert counters.wait.count == pool.stats().requests_queued
         assert counters.wait.sum == pool.stats().wait_time > 0
         await in_time(asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(200))))
-        await at_rest(pool)
+        stats = await at_rest(pool)
         pool._core.stock.settle_times()
-        assert counters.use.count == 81
+        assert counters.use.count == 81 + 200 - stats.requests_shared
         assert counters.shared_time > 0
         assert counters.use.sum + counters.shared_time == pytest.approx(pool.stats().use_time)
 
@@ -100,7 +100,7 @@ async def test_more_uses_than_are_kept_are_counted_all_the_same(dsn: str) -> Non
         assert advice.requests == 5000
         assert advice.samples == 1024
         use = pool._core.stock.counters.use
-        assert use.buckets()[-1][1] == use.count == 5000
+        assert use.buckets()[-1][1] == use.count == 5001  # one of them is that of `advise()`
 
 
 async def test_one_shots_that_share_are_part_of_the_load(dsn: str) -> None:
@@ -108,8 +108,8 @@ async def test_one_shots_that_share_are_part_of_the_load(dsn: str) -> None:
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
         await in_time(asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(500))))
         advice = await pool.advise()
-        assert advice.requests == 0
-        assert advice.load == advice.shared_load > 0
+        assert advice.requests == 500 - pool.stats().requests_shared
+        assert advice.load > advice.shared_load > 0
         assert advice.recommended is not None
         assert "by one-shots that share" in str(advice)
 
