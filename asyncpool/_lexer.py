@@ -1,7 +1,7 @@
 """PostgreSQL's lexical rules: the tokens of a query text, and where its statements end.
 
-It follows the server's `scan.l`, and decides nothing about what a statement does. What the server
-itself would refuse, or lex in different ways by version, is a token of the kind "bad".
+It follows the server's `scan.l`, and decides nothing about what a statement does. What a server
+refuses, if not each of its versions, is a token of the kind "bad".
 Source: https://www.postgresql.org/docs/current/sql-syntax-lexical.html
 """
 
@@ -57,6 +57,7 @@ def _pattern(quote: str) -> re.Pattern[str]:
             (?: 0[xX](?:_?[0-9a-fA-F])++ | 0[oO](?:_?[0-7])++ | 0[bB](?:_?[01])++
             | (?: {DIGITS}(?:\.(?:{DIGITS})?)? | \.{DIGITS} )(?:[eE][+-]?{DIGITS})? )
             (?!{LETTER}|\d) )
+        | (?P<junk> \$\d++ | {DIGITS} )
         | (?P<op> (?:(?!--|/\*)[~!@\#^&|`?+\-*/%<>=])++ )
         | (?P<punct> :: | [,()\[\].;:] )""",
         re.VERBOSE | re.DOTALL | re.ASCII,
@@ -69,7 +70,7 @@ EDGE = re.compile(r"/\*|\*/")
 
 
 def tokens(text: str, *, escapes: bool = False) -> Iterator[Token]:
-    """The tokens of a text; after one of the kind "bad" there is none.
+    """The tokens of a text; one that has no end is bad, and extends to the end of the text.
 
     Args:
         text: in which what is not ASCII is taken for letters.
@@ -80,9 +81,12 @@ def tokens(text: str, *, escapes: bool = False) -> Iterator[Token]:
     while at < length:
         match = match_at(text, at)
         group = match.lastgroup if match else None
-        if match is None or group == "unended":
-            yield Token("bad", text[at : at + 1], at, length)
-            return
+        if match is None or group in ("unended", "junk"):
+            endless = group == "unended" or text[at] in "'\""
+            end = length if endless else match.end() if match else at + 1
+            yield Token("bad", text[at], at, end)
+            at = end
+            continue
         start, at = at, match.end()
         if group == "space":
             continue
@@ -126,8 +130,8 @@ class Statement(NamedTuple):
     end: int
 
 
-def statements(text: str, *, escapes: bool = False) -> list[Statement] | None:
-    """The statements of a text; None: it cannot be told, as a token is bad.
+def statements(text: str, *, escapes: bool = False) -> list[Statement]:
+    """The statements of a text.
 
     A semicolon in parentheses (of CREATE RULE) or in a body (BEGIN ATOMIC) ends no statement.
     """
@@ -135,8 +139,6 @@ def statements(text: str, *, escapes: bool = False) -> list[Statement] | None:
     current: list[Token] = []
     start = depth = bodies = 0
     for token in tokens(text, escapes=escapes):
-        if token.kind == "bad":
-            return None
         if token.text == ";" and depth <= 0 and not bodies:
             if current:
                 found.append(Statement(current, start, token.start))

@@ -110,7 +110,7 @@ def _look(text: str, *, escapes: bool) -> Kind:
         if len(text) > LONG:
             return Kind.OTHER
     found = statements(text, escapes=escapes)
-    if found is None or len(found) != 1:
+    if len(found) != 1 or any(token.kind == "bad" for token in found[0].tokens):
         return Kind.OTHER
     return Kind.READ if is_plain_read(found[0].tokens) else Kind.SINGLE
 

@@ -93,13 +93,17 @@ class Client:
             await self._writer.drain()
 
     async def _simple(self, text: bytes) -> None:
-        pieces = controls(text)
+        lexed = self._junction.escapes
+        pieces = controls(text, escapes=lexed, encoding=self._junction.encoding)
         if not pieces:
             self._tell(b"I", b"")  # a ping: it waits for nobody
         for piece, kind in pieces:
             if not await self._take():
                 return
-            if kind is not None:
+            if self._junction.escapes is not lexed and b"\\" in text:
+                self._complain(b"0A000", "standard_conforming_strings changed before all was run")
+                self._skipping = True
+            elif kind is not None:
                 await self._transact(kind)
             else:
                 self._junction.send(b"Q", piece + b"\0")
@@ -113,7 +117,7 @@ class Client:
         match kind:
             case b"P":
                 name, text, rest = body.split(b"\0", 2)
-                self._kinds[name] = next((kind for _, kind in controls(text)), None)
+                self._kinds[name] = self._kind_of(text)
                 body = b"\0".join((self._own(name), text, rest))
             case b"B":
                 portal, name, rest = body.split(b"\0", 2)
@@ -130,6 +134,11 @@ class Client:
                     return
         self._junction.send(kind, body)
         self._unanswered = True
+
+    def _kind_of(self, text: bytes) -> Control | None:
+        """What a text for the extended protocol does, which is one statement or an error."""
+        pieces = controls(text, escapes=self._junction.escapes, encoding=self._junction.encoding)
+        return pieces[0][1] if pieces else None
 
     async def _transact(self, kind: Control) -> None:
         """Do with a savepoint what was to be done with a transaction."""
@@ -160,7 +169,8 @@ class Client:
     async def _ready(self) -> None:
         """Commit what was no transaction of its own, and say in which state the client is."""
         if self._junction.holds(self) and not self._open:
-            failure = await self._end(commit=self._junction.status == b"T")
+            commit = self._junction.status == b"T" and not self._skipping
+            failure = await self._end(commit=commit)
             if failure:
                 self._tell(b"E", failure)
         self._skipping = False

@@ -225,6 +225,16 @@ class Junction:
 
     # The server's side
 
+    @property
+    def escapes(self) -> bool:
+        """Whether a backslash in a plain string is an escape in the session as it is now."""
+        return self.parameters.get(b"standard_conforming_strings") == b"off"
+
+    @property
+    def encoding(self) -> bytes:
+        """PostgreSQL's name of the clients' encoding."""
+        return self.parameters.get(b"client_encoding", b"UTF8")
+
     def send(self, kind: bytes, body: bytes) -> None:
         """Pass on a message to the server."""
         self._server.write(kind + struct.pack("!I", len(body) + 4) + body)
@@ -241,6 +251,9 @@ class Junction:
             body = await self._answers.readexactly(length - 4)
         except (OSError, asyncio.IncompleteReadError) as error:
             raise self._lost() from error
+        if kind == b"S":
+            name, value, _ = body.split(b"\0", 2)
+            self.parameters[name] = value
         if kind == b"Z":
             self._running = False
             if body == b"I":

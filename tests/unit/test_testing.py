@@ -570,7 +570,7 @@ class TestTransactions:
             ("SELECT committed; SELECT beginning", [None]),
             ("", []),
             (" ; -- COMMIT", []),
-            ("/* COMMIT", []),
+            ("/* COMMIT", [None]),
         ],
     )
     def test_what_a_text_does_to_its_transaction(self, text: str, kinds: list[str | None]) -> None:
@@ -582,6 +582,6 @@ class TestTransactions:
         text = b"/*+ hint */ SELECT 1; -- END\n SELECT 2;"
         assert controls(text) == [(text, None)]
         assert controls(b"SELECT 'a;b' /* c */; COMMIT") == [
-            (b"SELECT 'a;b'  ", None),
+            (b"SELECT 'a;b' /* c */", None),
             (b" COMMIT", "commit"),
         ]
