@@ -14,8 +14,11 @@ from typing import Any
 from psycopg.abc import Query
 from psycopg.sql import SQL, Composable, Composed, Identifier, Placeholder
 
+from ._advice import advice
 from ._lexer import statements, tokens
 from ._plain_reads import READING, is_plain_read
+
+__all__ = ["Kind", "advice", "classify", "kind_of", "text_of"]
 
 LONG = 10_000
 """Characters of the longest text that is read to its end: that takes milliseconds."""
@@ -113,8 +116,3 @@ def _look(text: str, *, escapes: bool) -> Kind:
     if len(found) != 1 or any(token.kind == "bad" for token in found[0].tokens):
         return Kind.OTHER
     return Kind.READ if is_plain_read(found[0].tokens) else Kind.SINGLE
-
-
-def advice(query_text: str) -> str | None:
-    """What to write in place of a one-shot that makes no sense as one; None: it may."""
-    return None

@@ -14,7 +14,7 @@ ROOT = Path(asyncpool.__file__).parent
 FLOORS = [
     ["errors", "faults", "_settings", "_connector", "_stacks", "_histogram", "_redact", "_events"],
     ["_lexer", "_keywords", "_functions"],
-    ["_plain_reads"],
+    ["_plain_reads", "_advice"],
     ["_sql"],
     ["_backoff", "stats", "insight"],
     ["_entry", "_waiters"],
