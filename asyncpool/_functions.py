@@ -22,7 +22,7 @@ _WINDOWS = """
     nth_value
 """
 _NUMBERS = """
-    abs cbrt ceil ceiling degrees div erf erfc exp factorial floor gcd lcm ln log log10 min_scale
+    abs cbrt ceil ceiling degrees div exp factorial floor gcd lcm ln log log10 min_scale
     mod pi pow power radians round scale sign sqrt trim_scale trunc width_bucket
     acos acosd asin asind atan atan2 atan2d atand cos cosd cot cotd sin sind tan tand
     acosh asinh atanh cosh sinh tanh
@@ -143,6 +143,7 @@ HARMFUL = words(
     schema_to_xml_and_xmlschema schema_to_xmlschema database_to_xml database_to_xml_and_xmlschema
     database_to_xmlschema ts_rewrite ts_stat brin_desummarize_range brin_summarize_new_values
     brin_summarize_range gin_clean_pending_list txid_status amvalidate random_normal
+    plpgsql_validator
     """
 )
 """Built-in functions that are not harmless and whose names do not begin with "pg_".
