@@ -25,6 +25,8 @@ PHRASES = {
     "varying": {"character", "char", "bit", "nchar"},
     "bernoulli": {"tablesample"},
     "system": {"tablesample"},
+    "first": {"fetch"},
+    "next": {"fetch"},
     "join": JOINING,
 }
 """Words that could be functions, and those after which they are not."""

@@ -23,6 +23,7 @@ __all__ = ["Kind", "advice", "classify", "kind_of", "text_of"]
 LONG = 10_000
 """Characters of the longest text that is read to its end: that takes milliseconds."""
 WRITING = frozenset({"insert", "update", "delete", "merge"})
+OPENING = frozenset({"(", ";"})
 # Psycopg's own rule. Source: `_re_placeholder` in psycopg/_queries.py
 PLACEHOLDER = re.compile(r"%(?:\(([^)]+)\).|.)")
 MISLEADING = re.compile("[\u00a5\u203e\u20a9]")
@@ -99,12 +100,16 @@ def _text_of_template(query: Any) -> str | None:
 
 
 def _bound(text: str) -> str:
-    """The text as psycopg sends it where values are given, if they are."""
+    """The text as psycopg sends it if values are given; the same where it would refuse to."""
+    if not all(found[0] == "%%" or found[0][-1] in "sbt" for found in PLACEHOLDER.finditer(text)):
+        return text
     return PLACEHOLDER.sub(lambda found: "%" if found[0] == "%%" else "$1", text)
 
 
 def _look(text: str, *, escapes: bool) -> Kind:
-    first = next((token for token in tokens(text, escapes=escapes) if token.text != "("), None)
+    first = next(
+        (token for token in tokens(text, escapes=escapes) if token.text not in OPENING), None
+    )
     if first is None or (first.text not in READING and first.text not in WRITING):
         return Kind.OTHER
     if first.text in WRITING or len(text) > LONG:
@@ -113,6 +118,6 @@ def _look(text: str, *, escapes: bool) -> Kind:
         if len(text) > LONG:
             return Kind.OTHER
     found = statements(text, escapes=escapes)
-    if len(found) != 1 or any(token.kind == "bad" for token in found[0].tokens):
+    if len(found) != 1 or any(each.kind == "bad" or each.text == ";" for each in found[0].tokens):
         return Kind.OTHER
     return Kind.READ if is_plain_read(found[0].tokens) else Kind.SINGLE

@@ -2,55 +2,196 @@
 
 from __future__ import annotations
 
+from string import printable
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from psycopg import sql
+from psycopg._encodings import py_codecs
 
-from asyncpool._sql import Kind, classify
+from asyncpool._lexer import statements
+from asyncpool._sql import LONG, MISLEADING, Kind, classify, text_of
 
-READS = """
-SELECT 1
-select * from t where a = %s and b ilike %(x)s;
-SELECT cast(x AS numeric(10,2)), a::foo(3), extract(epoch from now()), trim(both 'x' from y)
-SELECT substring(x from 1 for 2), overlay(a placing b from 1 for 2)
-WITH a(x,y) AS (SELECT 1,2), b(z) AS MATERIALIZED (VALUES (1)) SELECT * FROM a JOIN b ON (x = z)
-SELECT count(*) FILTER (WHERE x > 1) OVER (PARTITION BY y) FROM t
-SELECT DISTINCT ON (a) lower(x) FROM t
-"""
+from ._statements import NEWER, OTHERS, PARAMETERS, READS, SINGLES, lines
 
 
-@pytest.mark.parametrize("text", READS.strip().splitlines())
+@pytest.mark.parametrize("text", lines(READS + PARAMETERS + NEWER))
 def test_plain_reads(text: str) -> None:
     """They can do nothing but read."""
+    if text == "/* leading */ -- and":
+        text += "\nSELECT 1"
     assert classify(text) is Kind.READ
 
 
-SINGLES = """
-SELECT 1 FOR UPDATE
-SELECT nextval('x')
-SELECT (5).pg_sleep
-SELECT g.setseed FROM generate_series(1,1) g
-SELECT DISTINCT ON (a) foo(x) FROM t
-SELECT a OPERATOR(pg_catalog.+) foo(1)
-SELECT 1 INTO t
-WITH x AS (DELETE FROM t RETURNING 1) SELECT * FROM x
-INSERT INTO t VALUES (';')
-"""
-
-
-@pytest.mark.parametrize("text", SINGLES.strip().splitlines())
+@pytest.mark.parametrize("text", lines(SINGLES))
 def test_single_statements(text: str) -> None:
     """They may write, or it is not certain that they do not."""
+    if text.endswith("-- x"):
+        text += "\nUPDATE"
     assert classify(text) is Kind.SINGLE
 
 
-OTHERS = """
-SELECT 1; SELECT 2
-LISTEN x
-SELECT 'a\\' , f()
-SELECT x %s, y %(a'b)s from t'
-"""
-
-
-@pytest.mark.parametrize("text", OTHERS.strip().splitlines())
+@pytest.mark.parametrize(
+    "text",
+    [
+        *lines(OTHERS),
+        "",
+        " ",
+        "SELECT 1\0",
+        "SELECT '\0'",
+        "SELECT 1 -- x\r; SELECT 2",
+        "\u017felect 1",
+    ],
+)
 def test_all_else(text: str) -> None:
     """Several statements, other kinds, and what depends on the server's settings."""
-    assert classify(text) is Kind.OTHER
+    assert classify(text.replace("--x", "--x\n")) is Kind.OTHER
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        b"SELECT 1",
+        sql.SQL("SELECT 1"),
+        sql.SQL("SELECT {}, {} FROM {}").format(
+            sql.Identifier("a", "b;"), sql.Placeholder(), sql.Identifier('into "')
+        ),
+        sql.Composed([sql.SQL("SELECT "), sql.Composed([sql.Placeholder("x")])]),
+        sql.SQL(", ").join([sql.SQL("SELECT 1"), sql.Identifier("x")]),
+    ],
+)
+def test_queries_whose_text_is_the_same_for_every_connection(query: object) -> None:
+    """Bytes of ASCII, and what psycopg composes with no value in it."""
+    assert classify(query) is Kind.READ  # type: ignore[arg-type]
+
+
+class Own(sql.SQL):
+    """A part that may be written in another way."""
+
+
+class OwnText(str):
+    """A text that may be written in another way."""
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        """Write something else."""
+        return b"DELETE FROM t"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT 'é'".encode(),
+        "SELECT '表'".encode("shift_jis"),
+        bytearray(b"SELECT 1"),
+        sql.SQL("SELECT {}").format(sql.Literal(1)),
+        sql.SQL("SELECT {}").format(1),
+        sql.Composed([sql.SQL("SELECT 1"), Own("")]),
+        Own("SELECT 1"),
+        OwnText("SELECT 1"),
+        None,
+        1,
+    ],
+)
+def test_queries_that_need_a_connection(query: object) -> None:
+    """Other bytes, values, parts of one's own, and what is no query at all."""
+    assert text_of(query) is None  # type: ignore[arg-type]
+    assert classify(query) is Kind.OTHER  # type: ignore[arg-type]
+
+
+def test_a_string_of_another_class_counts_as_a_string() -> None:
+    """As long as it is written like one."""
+
+    class Name(str):
+        __slots__ = ()
+
+    assert type(text_of(Name("SELECT 1"))) is str
+
+
+def test_characters_that_an_encoding_writes_as_others_are_known() -> None:
+    """Of all encodings of a client: a backslash may be written that was not in the text."""
+    for codec in set(py_codecs.values()):
+        if codec.startswith(("cp125", "iso", "koi", "cp8")):
+            assert bytes(range(128)).decode(codec) == bytes(range(128)).decode()
+            continue
+        for code in [*range(0x80, 0xD800), *range(0xE000, 0x10000)]:
+            written = chr(code).encode(codec, "ignore")
+            if len(written) == 1 and written < b"\x80":
+                assert MISLEADING.match(chr(code)), (codec, hex(code), written)
+
+
+def test_a_long_text_is_not_read_to_its_end() -> None:
+    """It takes no longer than a millisecond or so, whatever is in it."""
+    assert classify("SELECT " + "1," * LONG) is Kind.SINGLE
+    assert classify("SELECT '" + ";" * LONG + "'") is Kind.OTHER
+    assert classify("INSERT INTO t VALUES " + "('a'), " * LONG) is Kind.SINGLE
+    assert classify("(" * LONG * 10) is Kind.OTHER
+
+
+PARTS = [
+    *(
+        "'",
+        '"',
+        "\\",
+        "$",
+        "$$",
+        "$a$",
+        "--",
+        "/*",
+        "*/",
+        ";",
+        "E",
+        "U&",
+        "N",
+        "B",
+        "(",
+        ")",
+        ",",
+        ".",
+    ),
+    *("\n", "\r", " ", "a", "1", "é", "\0", "-", "%", "%s", "%(x)s", "::", "SELECT", "FROM", "AS"),
+    *("BEGIN", "ATOMIC", "END", "CREATE", "FUNCTION", "lower(", "FOR", "WITH"),
+]
+SOUP = st.lists(st.sampled_from(PARTS) | st.text(printable, max_size=3), max_size=30).map("".join)
+
+
+@given(SOUP)
+@settings(max_examples=500, deadline=None)
+def test_the_statements_of_a_text_are_parts_of_it(text: str) -> None:
+    """In their order, with nothing but semicolons and what says nothing between them."""
+    for escapes in (False, True):
+        at = 0
+        for each in statements(text, escapes=escapes):
+            assert at <= each.start < each.end <= len(text)
+            places = [place for token in each.tokens for place in (token.start, token.end)]
+            assert places
+            assert places == sorted(places)
+            assert each.start <= places[0]
+            assert places[-1] <= each.end
+            assert statements(text[at : each.start], escapes=escapes) == []
+            at = each.end
+
+
+@given(SOUP)
+@settings(max_examples=500, deadline=None)
+def test_every_text_has_a_kind(text: str) -> None:
+    """It is never an error; a semicolon at the end changes nothing."""
+    kind = classify(text)
+    if statements(text) and "--" not in text and kind is not Kind.OTHER:
+        assert classify(text + ";") is kind
+        assert classify(text + "; SELECT 1") is Kind.OTHER
+
+
+LONGEST = [
+    *("'", "''", "E'\\'", "/*", "*/", "$a$", "$a", "-- x\n", "'a' ", "'a'\n", "'a'\n\n", "1_", "-"),
+    *("(", ")", "U&", 'U&"', "/-", "a.", "lower(", "%(", "%(a", ";", "1.", "1e", "$1", "\r", "AS("),
+]
+
+
+@pytest.mark.parametrize("part", LONGEST)
+@pytest.mark.timeout(60)
+def test_reading_takes_time_in_proportion_to_the_length(part: str) -> None:
+    """With the square of the length it would take minutes."""
+    text = "SELECT " + part * 100_000
+    assert statements(text) is not None
+    assert classify(text) is not Kind.READ
