@@ -30,13 +30,13 @@ PHRASES = {
     "join": JOINING,
 }
 """Words that could be functions, and those after which they are not."""
-Ctes = Literal["", "expected", "named", "as", "done"]
+Ctes = Literal["", "expected", "recursive", "named", "as", "done"]
 
 
 class _Level:
     """What is open: the statement itself, or a parenthesis in it."""
 
-    __slots__ = ("clause", "ctes", "opener")
+    __slots__ = ("clause", "cte", "ctes", "opener")
 
     def __init__(self, opener: str) -> None:
         self.opener = opener
@@ -45,6 +45,8 @@ class _Level:
         """The last word of `CLAUSES` on this level, or "group"."""
         self.ctes: Ctes = ""
         """How far a list of common table expressions has come."""
+        self.cte = -1
+        """The index of the last one's name."""
 
 
 class _Reader:
@@ -76,7 +78,25 @@ class _Reader:
             return False
         if self._text(index - 1) == "." and self._is_notation(index) and name not in HARMLESS:
             return False
+        self._follow_ctes(index, token.text)
         return token.kind == "quoted" or self._accepts_word(index, token.text)
+
+    def _follow_ctes(self, index: int, word: str) -> None:
+        """Go on in the list of common table expressions, if it is one."""
+        level = self._levels[-1]
+        state = level.ctes
+        if word == "with" and self._text(index - 1) in ("", "("):
+            level.ctes = "expected"
+        elif state == "expected":
+            level.cte = index
+            level.ctes = "named" if word != "recursive" else "recursive"
+        elif state == "recursive" and word != "as":
+            level.cte = index
+            level.ctes = "named"
+        elif state in ("named", "recursive") and word == "as":
+            level.ctes = "as"
+        elif state != "as" or word not in ("not", "materialized"):
+            level.ctes = ""
 
     def _is_notation(self, index: int) -> bool:
         """Whether `.name` follows a value, so that it may be the call of a function."""
@@ -87,14 +107,6 @@ class _Reader:
         level = self._levels[-1]
         if word in WRITING or (word == "for" and not self._is_syntax(index)):
             return False
-        if word == "with" and self._text(index - 1) in ("", "("):
-            level.ctes = "expected"
-        elif level.ctes == "expected" and word != "recursive":
-            level.ctes = "named"
-        elif level.ctes == "named" and word == "as":
-            level.ctes = "as"
-        elif level.ctes == "done":
-            level.ctes = ""
         if word in CLAUSES:
             level.clause = word
         elif word == "by" and self._text(index - 1) == "group":
@@ -143,7 +155,7 @@ class _Reader:
 
     def _is_list(self, index: int) -> bool:
         """Whether names, columns, or a type's modifiers are in a parenthesis."""
-        if self._levels[-1].ctes in ("named", "expected"):
+        if self._levels[-1].ctes in ("named", "recursive") and self._levels[-1].cte == index - 1:
             return True
         before = self._text(index - 2)
         if before in ("as", "::"):

@@ -8,14 +8,16 @@ placeholders, or of the server's: it counts as what is the worse of both; so for
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from enum import Enum
+from itertools import count
 from typing import Any
 
 from psycopg.abc import Query
 from psycopg.sql import SQL, Composable, Composed, Identifier, Placeholder
 
 from ._advice import advice
-from ._lexer import statements, tokens
+from ._lexer import Token, statements, tokens
 from ._plain_reads import READING, is_plain_read
 
 __all__ = ["Kind", "advice", "classify", "kind_of", "text_of"]
@@ -82,21 +84,40 @@ def _is_simple(part: Composable) -> bool:
 
 def _text_of_template(query: Any) -> str | None:
     # Templates came with Python 3.14; what is not one either, psycopg will refuse.
-    if type(query).__module__ != "string.templatelib" or not hasattr(query, "interpolations"):
-        return None
-    pieces, count = [], 0
-    for piece in query:
+    pieces: list[str] = []
+    return (
+        "".join(pieces) if _is_template(query) and _add_template(query, pieces, count(1)) else None
+    )
+
+
+def _is_template(value: Any) -> bool:
+    kind = type(value)
+    return (kind.__module__, kind.__name__) == ("string.templatelib", "Template")
+
+
+def _add_template(template: Any, pieces: list[str], numbers: Iterator[int]) -> bool:
+    """Add the pieces of a template's text; False: one of them needs a connection."""
+    for piece in template:
         if isinstance(piece, str):
             pieces.append(piece)
             continue
-        value = piece.value
-        if isinstance(value, Composable) or hasattr(value, "interpolations"):
-            return None
-        if piece.conversion or piece.format_spec not in ("", "s", "t", "b"):
-            return None
-        count += 1
-        pieces.append(f"${count}")
-    return "".join(pieces)
+        value, spec = piece.value, piece.format_spec
+        if piece.conversion:
+            return False
+        if _is_template(value):
+            if spec != "q" or not _add_template(value, pieces, numbers):
+                return False
+        elif isinstance(value, Composable):
+            if not _is_simple(value):
+                return False
+            pieces.append(value.as_string(None))
+        elif spec == "i" and type(value) is str:
+            pieces.append(Identifier(value).as_string(None))
+        elif spec in ("", "s", "t", "b"):
+            pieces.append(f"${next(numbers)}")
+        else:
+            return False
+    return True
 
 
 def _bound(text: str) -> str:
@@ -118,6 +139,13 @@ def _look(text: str, *, escapes: bool) -> Kind:
         if len(text) > LONG:
             return Kind.OTHER
     found = statements(text, escapes=escapes)
-    if len(found) != 1 or any(each.kind == "bad" or each.text == ";" for each in found[0].tokens):
+    if len(found) != 1 or not _is_whole(found[0].tokens):
         return Kind.OTHER
     return Kind.READ if is_plain_read(found[0].tokens) else Kind.SINGLE
+
+
+def _is_whole(statement: list[Token]) -> bool:
+    """Whether nothing in it is bad, and its parentheses are closed and hold no semicolon."""
+    texts = [token.text for token in statement]
+    good = all(token.kind != "bad" for token in statement)
+    return good and ";" not in texts and texts.count("(") == texts.count(")")

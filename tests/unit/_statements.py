@@ -21,6 +21,9 @@ TABLE t
 WITH x AS (SELECT 1) SELECT * FROM x
 WITH x(p, q) AS (SELECT 1, 2), y(z) AS (VALUES (1)) SELECT * FROM x, y
 WITH RECURSIVE x(n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM x WHERE n < 5) SELECT * FROM x
+WITH "x" AS (SELECT 1), "y"(b) AS (SELECT 2) SELECT * FROM "x", "y"
+WITH RECURSIVE "x"(n) AS (SELECT 1) SELECT * FROM x
+WITH recursive(n) AS (SELECT 1) SELECT * FROM recursive
 WITH x AS MATERIALIZED (SELECT 1), y AS NOT MATERIALIZED (SELECT 2) SELECT * FROM x, y
 WITH x AS (WITH y(a) AS (SELECT 1), z(b) AS (SELECT 2) SELECT * FROM y, z) TABLE x
 SELECT * FROM (WITH x(a) AS (SELECT 1) SELECT * FROM x) AS y(b)
@@ -119,7 +122,7 @@ SELECT normalize('a'), normalize('a', NFC), 'a' IS NORMALIZED, is_normalized('a'
 SELECT xmlelement(name a, xmlattributes('x' AS b), 'c'), xmlforest('a' AS b), xmlpi(name php)
 SELECT xmlconcat('<a/>', '<b/>'), xmlparse(content 'a'), xmlserialize(content '<a/>' AS text)
 SELECT xmlexists('//a' PASSING '<a/>'), xmlroot('<a/>', version '1.0'), xpath('/a', '<a/>')
-SELECT * FROM xmltable('/r' PASSING '<r/>'::xml COLUMNS i FOR ORDINALITY, a int PATH '@a')
+SELECT * FROM xmltable('/r' PASSING xmlparse(document '<r/>') COLUMNS i FOR ORDINALITY, a int)
 SELECT json_object('{a,b}'), json_build_object('a', 1), row_to_json(t), to_jsonb(t) FROM t
 SELECT j -> 'a', j ->> 'a', j #> '{a}', j @> '{}', j ? 'a', j ?| array['a'], j @? '$.a' FROM t
 SELECT jsonb_path_query(j, '$.a[*]'), jsonb_set(j, '{a}', '1') FROM t
@@ -164,7 +167,7 @@ SELECT a %% %s FROM t
 """Plain reads with placeholders."""
 
 NEWER = r"""
-SELECT json_value('{"a": 1}', '$.a' RETURNING int DEFAULT lower('A') ON EMPTY)
+SELECT json_value('{"a": 1}', '$.a' RETURNING int DEFAULT length('A') ON EMPTY)
 SELECT json_exists('{"a": 1}', '$.a' PASSING 1 AS x), json_query('{"a": 1}', '$.a' WITH WRAPPER)
 SELECT * FROM json_table('[1]', '$[*]' COLUMNS (i FOR ORDINALITY, a int PATH '$'))
 SELECT * FROM json_table('[1]', '$[*]' PASSING 1 AS x COLUMNS (NESTED PATH '$' COLUMNS (a int)))
@@ -189,6 +192,14 @@ WITH x AS (UPDATE t SET a = 1 RETURNING a) SELECT * FROM x
 WITH x AS (DELETE FROM t RETURNING a) SELECT * FROM x
 WITH x AS (SELECT 1), y AS (MERGE INTO t USING u ON true WHEN MATCHED THEN DELETE) SELECT 1
 /* */ INSERT INTO t VALUES (1)
+WITH "x" AS (SELECT 1) SELECT foo(1)
+WITH "x"(a) AS (SELECT 1), "y"(b) AS (SELECT 2) SELECT foo(1)
+WITH recursive AS (SELECT 1) SELECT foo(1)
+WITH RECURSIVE "x" AS (SELECT 1) SELECT foo(1)
+WITH RECURSIVE recursive AS (SELECT 1) SELECT foo(1)
+WITH x(a) AS (SELECT foo(1)) SELECT 1
+WITH x AS (SELECT 1) SELECT *, foo(1) FROM x
+WITH x AS (SELECT 1) SEARCH DEPTH FIRST BY a, foo(1) SET b SELECT 1
 SELECT * FROM t FOR UPDATE
 SELECT * FROM t FOR NO KEY UPDATE
 SELECT * FROM t FOR SHARE
@@ -295,9 +306,7 @@ SELECT U&"a" FROM t
 SELECT collation for ('a')
 SELECT json_table2(1)
 SELECT current_query()
-SELECT (1
-SELECT 1)
-SELECT ()1)
+SELECT 1) + (1
 SELECT xmltable(foo('a') PASSING '<a/>' COLUMNS a int)
 SELECT * FROM xmltable('/a' PASSING foo('a') COLUMNS a int PATH foo('a'))
 SELECT '¥'
@@ -308,6 +317,10 @@ SELECT %(into)s
 """One statement each, which may do more than read, or for which that is not certain."""
 
 OTHERS = r"""
+SELECT (1
+SELECT 1)
+SELECT ()1)
+SELECT (1; 2)
 SELECT 1; SELECT 2
 SELECT 1; INSERT INTO t VALUES (1)
 INSERT INTO t VALUES (1); SELECT 1
