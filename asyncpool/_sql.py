@@ -22,8 +22,8 @@ from ._plain_reads import READING, is_plain_read
 
 __all__ = ["Kind", "advice", "classify", "kind_of", "text_of"]
 
-LONG = 10_000
-"""Characters of the longest text that is read to its end: that takes milliseconds."""
+LONG = 4096
+"""Characters of the longest text that is read to its end: that takes some milliseconds."""
 WRITING = frozenset({"insert", "update", "delete", "merge"})
 OPENING = frozenset({"(", ";"})
 # Psycopg's own rule. Source: `_re_placeholder` in psycopg/_queries.py
