@@ -1,0 +1,303 @@
+"""Random programs of blocks and one-shots, with the outcomes that are legal for each step.
+
+All blocks take their locks in one order, unless the program is to deadlock in the server. No block
+waits for another connection while a lock of its own can keep the user of that one from ending.
+So each request ends, with one of a few outcomes, however the pool distributes the connections.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Literal
+
+from ._sharing import WAYS
+
+ANY: Any = object()
+"""A value that may be any."""
+
+Kind = Literal["nested", "flat", "crowd"]
+"""nested: blocks run one-shots inside, with connections enough; flat: none do; crowd: blocks that
+have no locks do, and there may be too few connections, which the pool has to report."""
+
+ROWS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One statement."""
+
+    query: str
+    params: tuple[Any, ...] = ()
+    call: Literal["execute", "fetchval", "executemany", "batch"] = "execute"
+    expected: Any = ANY
+    effects: tuple[tuple[str, int], ...] = ()
+    """The rows that it adds one to."""
+    rank: tuple[int, ...] = (0,)
+    """The place of its locks in the order."""
+    errors: frozenset[str] = frozenset()
+    """The classes of errors that are legal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """A one-shot, and how and when its caller leaves, if it does."""
+
+    op: Op
+    way: str | None = None
+    after: float = 0.0
+    key: int | None = None
+    """The key of the task's own row that it sets to a new value, or reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block and what it does: statements on its connection, one-shots and pauses in seconds."""
+
+    kind: Literal["connection", "transaction", "session"]
+    work: tuple[Op | Shot | float, ...]
+    commits: bool = True
+    way: str | None = None
+    after: float = 0.0
+
+
+Step = Shot | Block | float
+
+
+@dataclass(slots=True)
+class Program:
+    """Tasks, each with its steps, and the pool that they share."""
+
+    seed: int
+    kind: Kind
+    ordered: bool
+    """Whether blocks keep the order of locks; if not, the server reports deadlocks."""
+    options: dict[str, Any]
+    tasks: list[list[Step]] = field(default_factory=list)
+
+
+TABLES = ("a", "b")
+
+
+def schema(name: str) -> list[str]:
+    """The statements that make the tables of a program, each row with the value 0."""
+    statements = [f"CREATE SCHEMA {name}"]
+    for table in (*TABLES, "free"):
+        statements += [
+            f"CREATE TABLE {name}.{table} (id int PRIMARY KEY, n int NOT NULL DEFAULT 0)",
+            f"INSERT INTO {name}.{table} SELECT id FROM generate_series(1, {ROWS}) id",
+        ]
+    statements += [
+        f"CREATE TABLE {name}.own (id int PRIMARY KEY, n int NOT NULL DEFAULT 0)",
+        f"INSERT INTO {name}.own SELECT id FROM generate_series(0, 50) id",
+        f"CREATE TABLE {name}.uniq (id int PRIMARY KEY, owner int)",
+        f"CREATE TABLE {name}.scratch (id int)",
+    ]
+    return statements
+
+
+def program(seed: int, name: str) -> Program:
+    """The program of a seed, on the tables of a schema of this name."""
+    random = Random(seed)
+    kind: Any = random.choices(["nested", "flat", "crowd"], [5, 4, 1])[0]
+    if kind == "nested":
+        size = random.randint(4, 10)
+        tasks = size // 2
+    else:
+        size = random.randint(1, 10 if kind == "flat" else 3)
+        tasks = random.randint(2, 10 if kind == "flat" else 5)
+    options = {
+        "min_size": random.randint(0, size),
+        "max_size": size,
+        "reset": random.choice([None, None, "session"]),
+    }
+    made = Program(seed, kind, kind == "crowd" or random.random() < 0.8, options)
+    for task in range(tasks):
+        writer = Writer(random, made, name, task)
+        made.tasks.append([writer.step() for _ in range(random.randint(8, 20))])
+    return made
+
+
+class Writer:
+    """Writes the steps of one task."""
+
+    def __init__(self, random: Random, made: Program, name: str, task: int) -> None:
+        self.random, self.made, self.name, self.task = random, made, name, task
+        self.numbers = 0
+
+    def step(self) -> Step:
+        """One step."""
+        roll = self.random.random()
+        if roll < 0.08:
+            return self.random.random() * 0.02
+        if roll < 0.55:
+            return self.shot()
+        return self.block()
+
+    def shot(self) -> Shot:
+        """A one-shot outside of blocks."""
+        if self.random.random() < 0.25:
+            return self.own()
+        ops = [self.quick, self.update, self.read, self.slow, self.unique, self.advisory]
+        if self.made.kind != "crowd":
+            ops += [self.lock_row, self.change, self.batch, self.many]
+        return self.maybe_left(Shot(self.random.choice(ops)()))
+
+    def own(self) -> Shot:
+        """A one-shot on the task's own row."""
+        if self.random.random() < 0.5:
+            self.numbers += 1
+            query = f"UPDATE {self.name}.own SET n = %s WHERE id = %s"
+            op = Op(query, (self.numbers, self.task), expected="UPDATE 1")
+            return self.maybe_left(Shot(op, key=self.numbers))
+        query = f"SELECT n FROM {self.name}.own WHERE id = %s"
+        return Shot(Op(query, (self.task,), "fetchval"), key=0)
+
+    def maybe_left(self, shot: Shot) -> Shot:
+        """The same, or one whose caller leaves."""
+        if self.random.random() < 0.85:
+            return shot
+        return Shot(shot.op, self.random.choice(WAYS), self.random.random() * 0.1, shot.key)
+
+    def block(self) -> Block:
+        """A block, with its locks in order."""
+        random = self.random
+        ops: list[Op] = []
+        if self.made.kind != "crowd":
+            kinds = [self.update, self.update, self.read, self.lock_row, self.unique, self.advisory]
+            ops = [random.choice(kinds)() for _ in range(random.randint(1, 4))]
+            if random.random() < 0.3:
+                ops.append(self.lock_table())
+            if self.made.ordered:
+                ops.sort(key=lambda op: op.rank)
+        else:
+            ops = [random.choice([self.quick, self.slow])() for _ in range(random.randint(1, 2))]
+        work: list[Op | Shot | float] = []
+        for op in ops:
+            work.append(op)
+            if random.random() < 0.3:
+                work.append(random.random() * 0.02)
+            if self.made.kind != "flat" and random.random() < 0.5:
+                work += [self.inside() for _ in range(random.randint(1, 3))]
+        kind: Any = "connection" if self.made.kind != "flat" else random.choice(KINDS)
+        block = Block(kind, tuple(work), commits=random.random() < 0.85)
+        if random.random() < 0.85:
+            return block
+        way = random.choice([way for way in WAYS if way != "timeout"])
+        return Block(kind, block.work, block.commits, way, random.random() * 0.1)
+
+    def inside(self) -> Shot:
+        """A one-shot in a block, of a table that no block locks."""
+        if self.made.kind == "crowd" or self.random.random() < 0.6:
+            return Shot(self.quick())
+        row = self.random.randint(1, ROWS)
+        query = f"UPDATE {self.name}.free SET n = n + 1 WHERE id = %s"
+        return self.maybe_left(
+            Shot(Op(query, (row,), expected="UPDATE 1", effects=(("free", row),)))
+        )
+
+    def quick(self) -> Op:
+        """A plain read."""
+        number = self.random.randint(1, 100)
+        return Op("SELECT %s::int", (number,), "fetchval", expected=number)
+
+    def slow(self) -> Op:
+        """A read that takes some time, by waiting or by work."""
+        if self.random.random() < 0.5:
+            return Op("SELECT pg_sleep(%s)", (self.random.random() * 0.1,), "fetchval")
+        rows = self.random.choice([1, 1, 20_000, 200_000])
+        query = "SELECT count(*) FROM generate_series(1, %s)"
+        return Op(query, (rows,), "fetchval", expected=rows)
+
+    def table(self) -> tuple[int, str]:
+        rank = self.random.randrange(len(TABLES))
+        return rank, TABLES[rank]
+
+    def update(self) -> Op:
+        """One row that many tasks change."""
+        (rank, table), row = self.table(), self.random.randint(1, ROWS)
+        query = f"UPDATE {self.name}.{table} SET n = n + 1 WHERE id = %s"
+        effects = ((table, row),)
+        return Op(query, (row,), expected="UPDATE 1", effects=effects, rank=(rank, 2, row))
+
+    def read(self) -> Op:
+        """A row that many tasks change, or whose table they lock."""
+        (rank, table), row = self.table(), self.random.randint(1, ROWS)
+        query = f"SELECT n >= 0 FROM {self.name}.{table} WHERE id = %s"
+        return Op(query, (row,), "fetchval", expected=True, rank=(rank, 1))
+
+    def lock_row(self) -> Op:
+        """The same, locked."""
+        (rank, table), row = self.table(), self.random.randint(1, ROWS)
+        query = f"SELECT n >= 0 FROM {self.name}.{table} WHERE id = %s FOR UPDATE"
+        return Op(query, (row,), "fetchval", expected=True, rank=(rank, 2, row))
+
+    def lock_table(self) -> Op:
+        """All of a table, or a change of it, in a block."""
+        rank, table = self.table()
+        if self.random.random() < 0.3:
+            return Op(self.alter(table), rank=(rank, 0))
+        mode = self.random.choice(["ACCESS EXCLUSIVE", "EXCLUSIVE"])
+        return Op(f"LOCK TABLE {self.name}.{table} IN {mode} MODE", rank=(rank, 0))
+
+    def alter(self, table: str) -> str:
+        self.numbers += 1
+        return f"ALTER TABLE {self.name}.{table} ADD COLUMN c_{self.task}_{self.numbers} int"
+
+    def change(self) -> Op:
+        """A change of tables as a one-shot."""
+        self.numbers += 1
+        made = f"{self.name}.t_{self.task}_{self.numbers}"
+        return Op(
+            self.random.choice(
+                [
+                    self.alter(self.table()[1]),
+                    f"CREATE TABLE {made} AS SELECT 1 AS x",
+                    f"TRUNCATE {self.name}.scratch",
+                    f"INSERT INTO {self.name}.scratch SELECT generate_series(1, 10)",
+                ]
+            )
+        )
+
+    def unique(self) -> Op:
+        """A key that other tasks insert too."""
+        key = self.random.randint(1, 12)
+        query = f"INSERT INTO {self.name}.uniq VALUES (%s, %s)"
+        return Op(
+            query,
+            (key, self.task),
+            expected="INSERT 0 1",
+            effects=(("uniq", key),),
+            rank=(8, key),
+            errors=frozenset({"UniqueViolation"}),
+        )
+
+    def advisory(self) -> Op:
+        """A lock that has no row, until the end of the transaction."""
+        key = self.random.randint(1, 3)
+        return Op("SELECT pg_advisory_xact_lock(%s)", (key,), rank=(9, key))
+
+    def _several(self) -> tuple[int, str, list[int]]:
+        rank, table = self.table()
+        rows = sorted(self.random.sample(range(1, ROWS + 1), self.random.randint(2, 3)))
+        return rank, table, rows
+
+    def many(self) -> Op:
+        """Several rows by one call."""
+        _, table, rows = self._several()
+        query = f"UPDATE {self.name}.{table} SET n = n + 1 WHERE id = %s"
+        effects = tuple((table, row) for row in rows)
+        values = tuple((row,) for row in rows)
+        return Op(query, values, "executemany", expected=len(rows), effects=effects)
+
+    def batch(self) -> Op:
+        """Several rows by one batch."""
+        _, table, rows = self._several()
+        query = f"UPDATE {self.name}.{table} SET n = n + 1 WHERE id = %s"
+        effects = tuple((table, row) for row in rows)
+        statements = tuple((query, [row]) for row in rows)
+        expected = ["UPDATE 1"] * len(rows)
+        return Op(query, statements, "batch", expected=expected, effects=effects)
+
+
+KINDS = ["connection", "transaction", "session"]
