@@ -127,14 +127,20 @@ class Run:
                     how = "failed" if not box else type(box[0]).__name__
         except psycopg.Error as error:
             how = type(error).__name__
+        except asyncio.CancelledError:
+            self._left(number, shot)  # with the block around it
+            raise
         if how is DONE:
             self.done.update(shot.op.effects)
             self._check_value(number, shot, value, issued)
         elif how is LEFT:
-            self.possible.update(shot.op.effects)
-            if shot.key:
-                self.own[number].append((shot.key, monotonic()))
+            self._left(number, shot)
         return self._judge(shot, how, errors)
+
+    def _left(self, number: int, shot: Shot) -> None:
+        self.possible.update(shot.op.effects)
+        if shot.key:
+            self.own[number].append((shot.key, monotonic()))
 
     async def _kept(self, call: Any, box: list[Any], **limit: float) -> None:
         """A call whose answer or error is kept, as `leave` returns neither."""

@@ -114,7 +114,8 @@ def program(seed: int, name: str) -> Program:
     made = Program(seed, kind, kind == "crowd" or random.random() < 0.8, options)
     for task in range(tasks):
         writer = Writer(random, made, name, task)
-        made.tasks.append([writer.step() for _ in range(random.randint(8, 20))])
+        steps = random.randint(3, 6) if kind == "crowd" else random.randint(8, 20)
+        made.tasks.append([writer.step() for _ in range(steps)])
     return made
 
 
@@ -138,7 +139,8 @@ class Writer:
         """A one-shot outside of blocks."""
         if self.random.random() < 0.25:
             return self.own()
-        ops = [self.quick, self.update, self.read, self.slow, self.unique, self.advisory]
+        ops = [self.quick, self.update, self.update, self.read, self.slow]
+        ops += [self.unique, self.advisory]
         if self.made.kind != "crowd":
             ops += [self.lock_row, self.change, self.batch, self.many]
         return self.maybe_left(Shot(self.random.choice(ops)()))
@@ -213,22 +215,26 @@ class Writer:
         rank = self.random.randrange(len(TABLES))
         return rank, TABLES[rank]
 
+    def row(self) -> int:
+        """A row; where there are few tasks, they meet at fewer rows."""
+        return self.random.randint(1, 2 if self.made.kind == "nested" else ROWS)
+
     def update(self) -> Op:
         """One row that many tasks change."""
-        (rank, table), row = self.table(), self.random.randint(1, ROWS)
+        (rank, table), row = self.table(), self.row()
         query = f"UPDATE {self.name}.{table} SET n = n + 1 WHERE id = %s"
         effects = ((table, row),)
         return Op(query, (row,), expected="UPDATE 1", effects=effects, rank=(rank, 2, row))
 
     def read(self) -> Op:
         """A row that many tasks change, or whose table they lock."""
-        (rank, table), row = self.table(), self.random.randint(1, ROWS)
+        (rank, table), row = self.table(), self.row()
         query = f"SELECT n >= 0 FROM {self.name}.{table} WHERE id = %s"
         return Op(query, (row,), "fetchval", expected=True, rank=(rank, 1))
 
     def lock_row(self) -> Op:
         """The same, locked."""
-        (rank, table), row = self.table(), self.random.randint(1, ROWS)
+        (rank, table), row = self.table(), self.row()
         query = f"SELECT n >= 0 FROM {self.name}.{table} WHERE id = %s FOR UPDATE"
         return Op(query, (row,), "fetchval", expected=True, rank=(rank, 2, row))
 

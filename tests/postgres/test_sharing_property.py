@@ -16,7 +16,7 @@ LOOPS = BOTH_LOOPS
 
 
 @pytest.mark.parametrize("pipeline", [True, False], ids=["shared", "borrowed"])
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(16))
 async def test_a_random_program_ends_as_its_model_says(
     dsn: str, backends: Backends, seed: int, pipeline: bool
 ) -> None:
