@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MODES = ["cut before", "cut in the message", "cut after", "cut in the answer", "hang"]
-"""How a connection ends, by where the statement and its answer are."""
+"""How a connection ends, by where the statement and its answer are. Besides them there is "garble",
+which has PostgreSQL itself end the session."""
 POOLER_MODES = ["FATAL before", "FATAL after", "FATAL of old before", "FATAL of old after"]
 """A pooler says an error and hangs up; one of old sends no untranslated severity."""
 
@@ -117,6 +118,9 @@ class Severed:
         pair: Pair,
     ) -> None:
         await upstream.drain()
+        if mode == "garble":
+            upstream.write(b"\1" + message[1:])  # no such message: PostgreSQL ends the session
+            await pair.ended.wait()
         if mode == "hang":
             pair.deaf = True
             await asyncio.Event().wait()
@@ -164,6 +168,8 @@ class Pair:
         self.kept = b""
         """What the client did not get."""
         self.ready = asyncio.Event()
+        self.ended = asyncio.Event()
+        """Set when the server has hung up."""
 
     async def pass_back(self) -> None:
         """Copy what the server says."""
@@ -177,5 +183,6 @@ class Pair:
                     self.client.write(data)
                     await self.client.drain()
         self.ready.set()
+        self.ended.set()
         if not self.deaf:
-            self.client.transport.abort()
+            self.client.close()

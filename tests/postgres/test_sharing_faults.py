@@ -262,3 +262,32 @@ async def test_a_pooler_that_drops_all_its_clients_doubles_no_write(
             await settled(pool, backends)
     await eventually(lambda: not backends.pids())
     ledger.check(done, possible=range(400))
+
+
+@pytest.mark.parametrize("how", ["pg_terminate_backend(pg_backend_pid())", "its message is broken"])
+async def test_a_one_shot_that_costs_its_session_costs_no_other_one_shot(
+    dsn: str, backends: Backends, ledger: Ledger, how: str
+) -> None:
+    """Reads and writes that are issued in the same moment have their answers."""
+
+    def choose(message: bytes) -> str | None:
+        return "garble" if b"its message is broken" in message else None
+
+    async with (
+        Severed(dsn, choose) as proxy,
+        AsyncConnectionPool(proxy.dsn, min_size=2, max_size=4, kwargs=UNPREPARED) as pool,
+    ):
+        deadly = f"SELECT {how}" if how.startswith("pg_") else f"SELECT '{how}'"
+        for wave in range(5):
+            numbers = range(wave * 10, wave * 10 + 10)
+            shots: list[Any] = []
+            for write in writes(pool, ledger, numbers).values():
+                shots += [pool.fetchval("SELECT 1"), write()]
+            shots.insert(5, pool.execute(deadly))
+            outcomes = await in_time(asyncio.gather(*shots, return_exceptions=True))
+            error = outcomes.pop(5)
+            assert isinstance(error, psycopg.Error), error
+            assert outcomes[::2] == [1] * 10
+            assert outcomes[1::2] == ["INSERT 0 1"] * 10
+        await settled(pool, backends)
+    ledger.check(done=range(50))
