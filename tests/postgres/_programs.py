@@ -17,8 +17,9 @@ ANY: Any = object()
 """A value that may be any."""
 
 Kind = Literal["nested", "flat", "crowd"]
-"""nested: blocks run one-shots inside, with connections enough; flat: none do; crowd: blocks that
-have no locks do, and there may be too few connections, which the pool has to report."""
+"""nested: blocks run one-shots inside, and of all connections one for each block is never held by
+what waits for a lock; flat: no block runs any; crowd: blocks that have no locks do, and there may
+be too few connections, which the pool has to report."""
 
 ROWS = 4
 
@@ -102,20 +103,21 @@ def program(seed: int, name: str) -> Program:
     kind: Any = random.choices(["nested", "flat", "crowd"], [5, 4, 1])[0]
     if kind == "nested":
         size = random.randint(4, 10)
-        tasks = size // 2
+        blockers = random.randint(1, size // 3)
+        roles = ["blocker"] * blockers + ["writer"] * (size - 2 * blockers) + ["reader"] * 4
     else:
         size = random.randint(1, 10 if kind == "flat" else 3)
-        tasks = random.randint(2, 10 if kind == "flat" else 5)
+        roles = ["any"] * random.randint(2, 10 if kind == "flat" else 5)
     options = {
         "min_size": random.randint(0, size),
         "max_size": size,
         "reset": random.choice([None, None, "session"]),
     }
     made = Program(seed, kind, kind == "crowd" or random.random() < 0.8, options)
-    for task in range(tasks):
+    for task, role in enumerate(roles):
         writer = Writer(random, made, name, task)
         steps = random.randint(3, 6) if kind == "crowd" else random.randint(8, 20)
-        made.tasks.append([writer.step() for _ in range(steps)])
+        made.tasks.append([writer.step(role) for _ in range(steps)])
     return made
 
 
@@ -126,12 +128,14 @@ class Writer:
         self.random, self.made, self.name, self.task = random, made, name, task
         self.numbers = 0
 
-    def step(self) -> Step:
-        """One step."""
+    def step(self, role: str) -> Step:
+        """One step of a task that runs blocks, one-shots that may block, only reads, or any."""
         roll = self.random.random()
         if roll < 0.08:
             return self.random.random() * 0.02
-        if roll < 0.55:
+        if role == "reader":
+            return self.maybe_left(Shot(self.quick() if roll < 0.9 else self.slow()))
+        if role == "writer" or (role == "any" and roll < 0.55):
             return self.shot()
         return self.block()
 
@@ -167,7 +171,7 @@ class Writer:
         ops: list[Op] = []
         if self.made.kind != "crowd":
             kinds = [self.update, self.update, self.read, self.lock_row, self.unique, self.advisory]
-            ops = [random.choice(kinds)() for _ in range(random.randint(1, 4))]
+            ops = [random.choice(kinds)() for _ in range(random.randint(1, 3))]
             if random.random() < 0.3:
                 ops.append(self.lock_table())
             if self.made.ordered:
@@ -177,9 +181,9 @@ class Writer:
         work: list[Op | Shot | float] = []
         for op in ops:
             work.append(op)
-            if random.random() < 0.3:
+            if random.random() < 0.4:
                 work.append(random.random() * 0.02)
-            if self.made.kind != "flat" and random.random() < 0.5:
+            if self.made.kind != "flat" and random.random() < 0.7:
                 work += [self.inside() for _ in range(random.randint(1, 3))]
         kind: Any = "connection" if self.made.kind != "flat" else random.choice(KINDS)
         block = Block(kind, tuple(work), commits=random.random() < 0.85)
