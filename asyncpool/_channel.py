@@ -46,7 +46,7 @@ BYTES = 1 << 20
 BATCH = 64
 """The most statements that go out together: a packet for each would cost more than they do."""
 HELD_UP = 0.03
-"""Seconds for which a read may hold up others behind it; then it is moved."""
+"""Seconds for which a read may hold up others behind it; then they are sent elsewhere."""
 PAUSE = 0.01
 """Seconds between two looks at a channel."""
 
@@ -62,6 +62,9 @@ class Owner(Protocol):
 
     def moved(self, channel: Channel) -> None:
         """Note that a statement has ended on a channel."""
+
+    def detached(self, channel: Channel) -> None:
+        """Note that nothing more is sent on a channel."""
 
     def slowed(self) -> None:
         """Note that a text was seen to be slow."""
@@ -84,6 +87,8 @@ class Channel:
     """Seconds that a statement has taken recently, on average."""
     load = 0
     """Bytes of the statements under way."""
+    detached = False
+    """Whether it is left to the statement that runs, as that holds up others."""
     blocked = False
     """Whether nothing may be sent: a cancel request is on its way."""
     _held = 0
@@ -115,7 +120,7 @@ class Channel:
     def room(self) -> bool:
         """Whether a plain read may be sent here now."""
         return (
-            not self.blocked
+            not (self.blocked or self.detached)
             and len(self.requests) < DEPTH
             and self.load < BYTES
             and self.pgconn.status == OK
@@ -357,7 +362,7 @@ class Channel:
             self._timer = self.wire.loop.call_later(pause, self._look)
 
     def _look(self) -> None:
-        """Note that the statement that runs is slow; end it if nobody wants it or others wait."""
+        """Note that the statement that runs is slow; see that nobody waits for it in vain."""
         self._timer = None
         if self.requests and self.wire.is_readable():
             self.readable()  # it was this event loop that was slow
@@ -368,11 +373,29 @@ class Channel:
             first.slow = True
             first.profile.was_slow()
             self._owner.slowed()
-        held_up = overdue > HELD_UP and len(self.requests) > 1
-        if self.shared and (held_up or (first.abandoned and overdue > SLOW)):
+        if not self.shared:
+            return
+        if first.abandoned and overdue > SLOW:
             self._cancel_first()
-        elif self.shared and (first.abandoned or len(self.requests) > 1):
-            self._look_later()
+        elif first.abandoned or (len(self.requests) > 1 and not self.detached):
+            if overdue > HELD_UP and not first.abandoned:
+                self._detach()
+            else:
+                self._look_later()
+
+    def _detach(self) -> None:
+        """Leave the connection to the statement that runs; those behind it are sent elsewhere.
+
+        They are reads: it does not matter that the server comes to them here as well.
+        """
+        self.detached = True
+        for place in range(1, len(self.requests)):
+            request = self.requests[place]
+            if request.wanted:
+                self.requests[place] = request.left_behind()
+                request.channel = None
+                request.end(AGAIN)
+        self._owner.detached(self)
 
     def _cancel_first(self) -> None:
         """Have the server end the statement that runs; nothing is sent meanwhile."""
@@ -403,7 +426,7 @@ class Channel:
                 self._send_elsewhere()
             else:
                 self._owner.moved(self)
-                if self.requests and self.requests[0].abandoned:
+                if self.requests and not self.closed:
                     self._look_later()
 
 

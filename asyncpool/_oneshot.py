@@ -35,10 +35,10 @@ AT_ONCE = 64
 """Statements of a batch after which other tasks have a turn."""
 
 
-class OneShotCursor(Generic[ACT]):
-    """A cursor for one-shot statements, on a connection that is borrowed for as long.
+class Borrowed(Generic[ACT]):
+    """A connection that is borrowed for as long as one-shot statements run on it.
 
-    The connection is in autocommit mode meanwhile; where its transactions have characteristics,
+    It is in autocommit mode meanwhile; where its transactions have characteristics,
     such as read only, it stays as it is, and the transaction is committed at the end. In a session
     the connection is the session's, and a transaction that is open there has the statement.
 
@@ -54,6 +54,7 @@ class OneShotCursor(Generic[ACT]):
         "_entry",
         "_limit",
         "_pool",
+        "_resting",
         "_session",
         "_timeout",
         "_turned",
@@ -79,18 +80,18 @@ class OneShotCursor(Generic[ACT]):
             conn = self._conn = await self._pool.getconn(self._timeout)
         self._limit: asyncio.Timeout | None = None
         self._turned = self._commits = False
+        self._resting = session is None or session.is_at_rest
         try:
-            if session is None or session.is_at_rest:
+            if self._resting:
                 if begins_specially(conn):
                     self._commits = True
                 else:
                     self._turned = await turn(conn, autocommit=True)
-            cur = conn.cursor()
             if self._timeout and self._timeout != math.inf:
                 limit = asyncio.timeout_at(started + self._timeout)
                 await limit.__aenter__()  # it does not suspend
                 self._limit = limit
-            return cur
+            return conn
         except BaseException:
             await self._end(failing=True)
             raise
@@ -116,7 +117,7 @@ class OneShotCursor(Generic[ACT]):
         turn_back: Callable[[], Awaitable[object]] | None = None
         if self._turned and not conn.closed:
             turn_back = await put_back(connector, conn, autocommit=False)
-        elif self._commits and failing and self._session is not None and not conn.closed:
+        elif failing and self._resting and self._session is not None and not conn.closed:
             turn_back = partial(connector.roll_back, conn)
         if self._session is None:
             self._pool._give_back(conn, failing=failing, first=turn_back)
@@ -125,13 +126,12 @@ class OneShotCursor(Generic[ACT]):
 
 
 @asynccontextmanager
-async def _as_one(cur: Any) -> AsyncIterator[None]:
-    """Run several statements of a cursor's connection as one transaction, at one round trip.
+async def _as_one(conn: Any) -> AsyncIterator[None]:
+    """Run several statements as one transaction, at one round trip.
 
     In a transaction that is open already they are a savepoint. What breaks off before its end
     leaves a transaction open, which is rolled back when the connection is returned.
     """
-    conn = cur.connection
     if conn.pgconn.transaction_status != IDLE:
         async with conn.transaction():
             yield
@@ -177,8 +177,8 @@ class OneShots(Lender[ACT]):
             entry = await self._dispatcher.run(request, timeout)
             if entry is None:
                 return tag(request)
-        async with OneShotCursor(self, timeout, entry) as cur:
-            await cur.execute(query, params, prepare=prepare)
+        async with Borrowed(self, timeout, entry) as conn:
+            cur = await conn.execute(query, params, prepare=prepare)
             return cur.statusmessage or ""
 
     async def executemany(
@@ -189,8 +189,9 @@ class OneShots(Lender[ACT]):
         Returns:
             The number of rows that all of them touched.
         """
-        async with OneShotCursor(self, timeout) as cur:
-            async with _as_one(cur):
+        async with Borrowed(self, timeout) as conn:
+            cur = conn.cursor()
+            async with _as_one(conn):
                 await cur.executemany(query, params_seq)
             return int(cur.rowcount)
 
@@ -218,11 +219,11 @@ class OneShots(Lender[ACT]):
         pairs = [_pair(statement) for statement in statements]
         if not pairs:
             return []
-        async with OneShotCursor(self, timeout) as cur:
+        async with Borrowed(self, timeout) as conn:
             curs = []
-            async with _as_one(cur):
+            async with _as_one(conn):
                 for number, (query, params) in enumerate(pairs):
-                    curs.append(await cur.connection.execute(query, params))
+                    curs.append(await conn.execute(query, params))
                     if not number % AT_ONCE:
                         await asyncio.sleep(0)
             answers: list[list[Any] | str] = []
@@ -252,8 +253,8 @@ class OneShots(Lender[ACT]):
             entry = await self._dispatcher.run(request, timeout)
             if entry is None:
                 return all_rows(request)
-        async with OneShotCursor(self, timeout, entry) as cur:
-            await cur.execute(query, params, prepare=prepare, binary=binary)
+        async with Borrowed(self, timeout, entry) as conn:
+            cur = await conn.execute(query, params, prepare=prepare, binary=binary)
             return cast("list[Any]", await cur.fetchall())
 
     async def fetchone(
@@ -272,8 +273,8 @@ class OneShots(Lender[ACT]):
             entry = await self._dispatcher.run(request, timeout)
             if entry is None:
                 return first_row(request)
-        async with OneShotCursor(self, timeout, entry) as cur:
-            await cur.execute(query, params, prepare=prepare, binary=binary)
+        async with Borrowed(self, timeout, entry) as conn:
+            cur = await conn.execute(query, params, prepare=prepare, binary=binary)
             return await cur.fetchone()
 
     async def fetchval(
@@ -292,9 +293,9 @@ class OneShots(Lender[ACT]):
             entry = await self._dispatcher.run(request, timeout)
             if entry is None:
                 return first_value(request)
-        async with OneShotCursor(self, timeout, entry) as cur:
+        async with Borrowed(self, timeout, entry) as conn:
+            cur = await conn.execute(query, params, prepare=prepare, binary=binary)
             cur.row_factory = tuple_row
-            await cur.execute(query, params, prepare=prepare, binary=binary)
             row = await cur.fetchone()
         return row[0] if row else None
 

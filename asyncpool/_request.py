@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from psycopg._preparing import Prepare
@@ -121,6 +122,14 @@ class Request:
     def abandoned(self) -> bool:
         """Whether its caller has left."""
         return self.future is not None and self.future.done()
+
+    def left_behind(self) -> Request:
+        """Return what stays where this was sent, when it is sent elsewhere: nobody wants it."""
+        other = copy(self)
+        other.future = self.future and self.future.get_loop().create_future()
+        if other.future is not None:
+            other.future.cancel()
+        return other
 
     def end(self, outcome: object = None) -> None:
         """Wake the caller: the results are there, or it is to do something else; see `future`."""

@@ -619,8 +619,7 @@ async def test_a_cancel_request_that_hits_the_next_statement_costs_it_nothing(
         await insist(conn, None)
         await end
         # The server itself signals twice for each request, so it may have been hit by now.
-        while not (backends.running(after) or pool.stats().waiting):
-            await asyncio.sleep(0.001)
+        await eventually(lambda: backends.running(after) or pool.stats().waiting)
         await insist(conn, None)  # a request that is late
         hits += 1
 
