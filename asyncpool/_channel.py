@@ -39,7 +39,7 @@ SYNC, FATAL = int(ExecStatus.PIPELINE_SYNC), int(ExecStatus.FATAL_ERROR)
 ABORTED = int(ExecStatus.PIPELINE_ABORTED)
 OK, BAD = int(ConnStatus.OK), int(ConnStatus.BAD)
 
-DEPTH = 128
+DEPTH = 256
 """The most statements that are under way on one connection."""
 BYTES = 1 << 20
 """The most bytes of statements under way."""
