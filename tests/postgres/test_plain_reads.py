@@ -3,60 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from asyncpool._functions import HARMLESS
-from asyncpool._keywords import KEYWORDS
 from asyncpool._lexer import statements
 from asyncpool._sql import Kind, kind_of
 from tests.unit._statements import NEWER, OTHERS, READS, SINGLES, lines
 
-FUZZ = settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-HARMFUL = "EV000"
-"""The SQLSTATE of every function of ours: none may be called."""
+from ._plain_reads import FUZZ, HARMFUL, SPECIAL, connected, only_reading, read
+
 UNSUPPORTED = (psycopg.errors.FeatureNotSupported,)
 """A server without libxml."""
-LOCKS = """SELECT locktype, mode FROM pg_locks WHERE pid = pg_backend_pid()
-AND NOT (locktype = 'virtualxid') AND NOT (locktype = 'relation' AND mode = 'AccessShareLock')
-UNION ALL SELECT 'xid', pg_current_xact_id_if_assigned()::text
-WHERE pg_current_xact_id_if_assigned() IS NOT NULL"""
-SPECIAL = [
-    *("over", "filter", "by", "sets", "cube", "rollup", "materialized", "varying", "zone", "join"),
-    *("system", "ilike", "columns", "repeatable", "foo", "ordinality", "operator", "recursive"),
-    *("escape", "passing", "nested", "within", "partition", "first", "next", "tablesample"),
-]
-"""Names of functions that stand before a parenthesis in the grammar too."""
 
 
 @pytest.fixture(scope="module")
 def conn(asyncpool_dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    """A connection in autocommit to a schema with tables, and functions that must not be called."""
-    with psycopg.connect(asyncpool_dsn, autocommit=True) as conn:
-        conn.execute("CREATE SCHEMA plain_reads; SET search_path = plain_reads, pg_catalog")
-        conn.execute(
-            "CREATE TABLE u (a int, d text); CREATE SEQUENCE s;"
-            " CREATE TABLE t (a int, b int, c text, j jsonb, at timestamptz, r u);"
-            """ INSERT INTO t VALUES (1, 2, 'a', '{"a": [1]}', now(), (1, 'a'))"""
-        )
-        names: dict[str, str] = dict(
-            conn.execute("SELECT word, catcode FROM pg_get_keywords()").fetchall()
-        )
-        for name in SPECIAL:
-            if names.get(name, "U") in ("U", "T"):
-                sql = f"""CREATE FUNCTION "{name}"(int DEFAULT 1) RETURNS int LANGUAGE plpgsql
-                    AS $$BEGIN RAISE EXCEPTION 'called' USING ERRCODE = '{HARMFUL}'; END$$"""
-                conn.execute(sql.encode())
-        conn.execute("SET escape_string_warning = off")
+    """A connection in autocommit to the schema."""
+    with connected(asyncpool_dsn) as conn:
         yield conn
-        conn.execute("DROP SCHEMA plain_reads CASCADE")
 
 
 @pytest.fixture(params=["on", "off"])
@@ -76,31 +45,6 @@ def count(conn: psycopg.Connection[Any], text: str) -> Literal["one", "several"]
     if b"cannot insert multiple commands" in message:
         return "several"
     return "one" if state[:2] == "42" and state != "42601" else None
-
-
-@contextmanager
-def only_reading(conn: psycopg.Connection[Any]) -> Iterator[None]:
-    """A read-only transaction, at whose end there is no lock but for reading, and no xid."""
-    with conn.transaction(force_rollback=True):
-        conn.execute("SET TRANSACTION READ ONLY")
-        yield
-        if conn.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS:
-            assert conn.execute(LOCKS).fetchall() == []
-
-
-def read(conn: psycopg.Connection[Any], text: str) -> bool:
-    """Run a plain read, by the protocol that would run several statements; was it accepted."""
-    try:
-        with only_reading(conn):
-            cur = conn.execute(text.encode())
-            assert cur.nextset() is None
-    except psycopg.errors.ReadOnlySqlTransaction:
-        raise
-    except psycopg.Error as error:
-        if error.sqlstate == HARMFUL:
-            raise
-        return False
-    return True
 
 
 def test_plain_reads_only_read(conn: psycopg.Connection[Any], mode: bool) -> None:
@@ -204,53 +148,6 @@ def test_soups_are_what_they_look_like(
     if kind_of(text) is Kind.READ:
         read(conn, text)
         read(conn, text.replace("%s", "1").replace("%(a)s", "1").replace("%%", "%"))
-
-
-CONTEXTS = """
-SELECT {0} | SELECT a {0} FROM t | SELECT (a) {0} FROM t | SELECT a, {0} FROM t | VALUES ({0})
-SELECT * FROM t WHERE {0} | SELECT * FROM t WHERE a {0} | SELECT * FROM {0} | SELECT * FROM t {0}
-SELECT * FROM t, {0} | SELECT * FROM t JOIN u ON {0} | SELECT * FROM t JOIN u USING (a) {0}
-SELECT * FROM (SELECT 1) {0} | SELECT count(*) {0} FROM t | SELECT DISTINCT ON (a) {0} FROM t
-SELECT a FROM t ORDER BY {0} | SELECT a FROM t ORDER BY a {0} | SELECT a FROM t GROUP BY {0}
-SELECT a FROM t GROUP BY a, {0} | SELECT a FROM t GROUP BY GROUPING SETS (a, {0}) | TABLE t {0}
-SELECT a FROM t LIMIT {0} | SELECT CASE {0} WHEN 1 THEN 2 END | SELECT CAST({0} AS int)
-SELECT 'x' {0} | SELECT NOT {0} | SELECT a NOT {0} FROM t | SELECT a AT TIME {0} FROM t
-SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY {0}) FROM t
-SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY a), {0} FROM t
-SELECT sum(a) OVER (PARTITION BY {0}) FROM t | SELECT sum(a) OVER (ROWS {0} PRECEDING) FROM t
-WITH {0} AS (SELECT 1) SELECT 1 | WITH x AS (SELECT 1), {0} SELECT 1 | WITH x AS {0}
-WITH x AS (SELECT 1) SELECT * FROM x, {0} | SELECT ARRAY[{0}] | SELECT (ARRAY[1])[1] {0}
-SELECT substring('x' {0}) | SELECT trim({0}) | SELECT extract({0}) | SELECT coalesce({0})
-SELECT overlay('a' placing 'b' from {0}) | SELECT 1 UNION {0} | SELECT * FROM ROWS FROM ({0})
-SELECT * FROM generate_series(1, 2) {0} | SELECT * FROM t TABLESAMPLE {0}
-SELECT * FROM t TABLESAMPLE system (1) {0} | SELECT xmlelement(name a, {0})
-SELECT * FROM xmltable('/a' PASSING {0} COLUMNS a int) | SELECT xmlparse({0})
-SELECT * FROM xmltable('/a' PASSING '<a/>' {0}) | SELECT json_value(jsonb '1', '$' {0})
-SELECT * FROM json_table('[1]'::jsonb, '$[*]' COLUMNS (a int {0})) | SELECT json_object({0})
-SELECT interval '1' {0} | SELECT numeric(3) {0} | SELECT 1 OPERATOR(pg_catalog.+) {0}
-SELECT a IS {0} FROM t | SELECT a BETWEEN {0} AND 2 FROM t | SELECT 'a' LIKE 'b' {0}
-SELECT 'a' SIMILAR TO {0} | SELECT (1).{0} | SELECT a.{0} | SELECT 'a' COLLATE "C" {0}
-SELECT a FROM t FETCH FIRST {0} | SELECT a FROM t OFFSET {0} | SELECT 1::{0} | SELECT EXISTS {0}
-"""
-BEFORE = st.sampled_from(sorted(KEYWORDS)) | st.sampled_from(
-    ["", "(", ",", ")", "'x'", "1", "foo", '"q"', "=", "::", "pg_catalog.", "distinct on (a)"]
-)
-
-
-@given(
-    contexts=st.permutations([each for line in lines(CONTEXTS) for each in line.split(" | ")]),
-    first=BEFORE,
-    second=BEFORE,
-)
-@FUZZ
-def test_no_function_is_called_that_looks_like_a_part_of_the_grammar(
-    conn: psycopg.Connection[Any], contexts: list[str], first: str, second: str
-) -> None:
-    """Wherever a word and a parenthesis are plain, they are none of our functions."""
-    for context, name in zip(contexts, SPECIAL, strict=False):
-        text = context.format(f"{first} {second} {name}(1)")
-        if kind_of(text) is Kind.READ:
-            read(conn, text)
 
 
 def test_our_functions_are_no_harmless_ones(conn: psycopg.Connection[Any]) -> None:

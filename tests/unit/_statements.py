@@ -283,6 +283,8 @@ SELECT varying(1), zone(1), repeatable(1), columns(1), join(1), ilike('a', 'b'),
 SELECT * FROM t ORDER BY cube(a)
 SELECT sum(a) OVER (PARTITION BY cube(a)) FROM t
 SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY a), cube(a) FROM t
+SELECT * FROM t JOIN u ON join(1)
+SELECT * FROM t JOIN u ON true AND join(1)
 SELECT * FROM t WHERE join(1) AND a ILIKE ilike('a')
 SELECT escape('a'), passing(1), path2(1), ordinality(1), recursive(1), system(1), bernoulli(1)
 SELECT 1 OPERATOR(pg_catalog.+) 2
