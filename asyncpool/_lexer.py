@@ -8,7 +8,7 @@ Source: https://www.postgresql.org/docs/current/sql-syntax-lexical.html
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 TokenKind = Literal["word", "quoted", "string", "number", "param", "op", "punct", "bad"]
@@ -30,12 +30,13 @@ class Token(NamedTuple):
 HIGH = "\u0080-\U0010ffff"
 """What is not ASCII is a letter."""
 LETTER = f"[A-Za-z_{HIGH}]"
-# A string goes on after white space with a newline. Source: `quotecontinue` in scan.l
-AGAIN = r"(?:[ \t\f\v]|--[^\n\r]*+)*+[\n\r](?:[ \t\n\r\f\v]|--[^\n\r]*+[\n\r])*+'"
-PLAIN = r"(?:[^']|'')*+'"
-ESCAPED = r"(?:[^'\\]|\\.|'')*+'"
+# Possessive quantifiers of more than one character are wrong in Python before 3.11.5
+# (python/cpython#106052). No quote follows a string: so it cannot end earlier than it does.
+PLAIN = r"[^']*+(?:''[^']*+)*'(?!')"
+ESCAPED = r"[^'\\]*+(?:(?:\\.|'')[^'\\]*+)*'(?!')"
 BITS = r"[^']*+'"
-DIGITS = r"\d(?:_?\d)*+"
+DIGITS = r"\d+(?:_\d+)*"
+HEX, OCTAL, BINARY = (rf"_?[{each}]+(?:_[{each}]+)*" for each in ("0-9a-fA-F", "0-7", "01"))
 
 
 def _pattern(quote: str) -> re.Pattern[str]:
@@ -43,22 +44,18 @@ def _pattern(quote: str) -> re.Pattern[str]:
     return re.compile(
         rf"""(?P<space> [ \t\n\r\f\v]++ | --[^\n\r]*+ )
         | (?P<comment> /\*)
-        | (?P<string>
-            [eE]'{ESCAPED}(?:{AGAIN}{ESCAPED})*+
-            | [uU]&'{PLAIN}(?:{AGAIN}{PLAIN})*+
-            | [bBxX]'{BITS}(?:{AGAIN}{BITS})*+
-            | '{quote}(?:{AGAIN}{quote})*+ )
-        | (?P<quoted> (?:[uU]&)?"(?:[^"]|"")*+" )
-        | (?P<unended> [eEbBxX]' | [uU]&['"] )
+        | (?P<string> [eE]'{ESCAPED} | [uU]&'{PLAIN} | [bBxX]'{BITS} | '{quote} )
+        | (?P<quoted> (?:[uU]&)?"[^"]*+(?:""[^"]*+)*"(?!") )
+        | (?P<unended> [eEbBxX]' | [uU]&['"] | ['"] )
         | (?P<word> {LETTER}[\w${HIGH}]*+ )
         | (?P<param> \$\d++(?!{LETTER}) )
         | (?P<dollar> \$(?:{LETTER}[\w{HIGH}]*+)?\$ )
         | (?P<number>
-            (?: 0[xX](?:_?[0-9a-fA-F])++ | 0[oO](?:_?[0-7])++ | 0[bB](?:_?[01])++
+            (?: 0[xX]{HEX} | 0[oO]{OCTAL} | 0[bB]{BINARY}
             | (?: {DIGITS}(?:\.(?:{DIGITS})?)? | \.{DIGITS} )(?:[eE][+-]?{DIGITS})? )
             (?!{LETTER}|\d) )
-        | (?P<junk> \$\d++ | {DIGITS} )
-        | (?P<op> (?:(?!--|/\*)[~!@\#^&|`?+\-*/%<>=])++ )
+        | (?P<junk> \$\d+ | {DIGITS} )
+        | (?P<op> (?:(?!--|/\*)[~!@\#^&|`?+\-*/%<>=])+ )
         | (?P<punct> :: | [,()\[\].;:] )""",
         re.VERBOSE | re.DOTALL | re.ASCII,
     )
@@ -67,6 +64,16 @@ def _pattern(quote: str) -> re.Pattern[str]:
 TOKEN = _pattern(PLAIN)
 TOKEN_WITH_ESCAPES = _pattern(ESCAPED)
 EDGE = re.compile(r"/\*|\*/")
+# A string goes on after white space with a newline. Source: `quotecontinue` in scan.l
+AGAIN = re.compile(
+    r"(?:[ \t\f\v]|--[^\n\r]*+)*[\n\r](?:[ \t\n\r\f\v]|--[^\n\r]*+[\n\r])*'", re.DOTALL
+)
+BODIES = {
+    **{prefix: re.compile(ESCAPED, re.DOTALL) for prefix in "eE"},
+    **{prefix: re.compile(PLAIN) for prefix in "uU'"},
+    **{prefix: re.compile(BITS) for prefix in "bBxX"},
+}
+"""What follows the quote of a string with this first character."""
 
 
 def tokens(text: str, *, escapes: bool = False) -> Iterator[Token]:
@@ -80,31 +87,38 @@ def tokens(text: str, *, escapes: bool = False) -> Iterator[Token]:
     at, length = 0, len(text)
     while at < length:
         match = match_at(text, at)
-        group = match.lastgroup if match else None
-        if match is None or group in ("unended", "junk"):
-            endless = group == "unended" or text[at] in "'\""
-            end = length if endless else match.end() if match else at + 1
-            yield Token("bad", text[at], at, end)
-            at = end
-            continue
-        start, at = at, match.end()
+        group = match.lastgroup if match else "junk"
+        value = match[0] if match else text[at]
+        start, at = at, at + len(value)
         if group == "space":
             continue
-        if group in ("comment", "dollar"):
-            at = _end_of_comment(text, at) if group == "comment" else _end_of(text, match[0], at)
+        if group in ENDS:
+            at = ENDS[group](text, value, at, escapes)
             if at < 0:
-                yield Token("bad", match[0], start, length)
+                yield Token("bad", value, start, length)
                 return
-            if group == "dollar":
-                yield Token("string", text[start:at], start, at)
-            continue
-        value = match[0]
-        if group == "word" and value.isascii():
+            if group == "comment":
+                continue
+            group, value = "string", text[start:at]
+        elif group == "junk":
+            group = "bad"
+        elif group == "word" and value.isascii():
             value = value.lower()
         yield Token(group, value, start, at)  # type: ignore[arg-type]
 
 
-def _end_of_comment(text: str, at: int) -> int:
+def _end_of_string(text: str, first: str, at: int, escapes: bool) -> int:
+    """Where a string ends that may go on after a newline; -1: it does not."""
+    body = BODIES["e" if escapes and first[0] == "'" else first[0]]
+    while again := AGAIN.match(text, at):
+        match = body.match(text, again.end())
+        if match is None:
+            return -1
+        at = match.end()
+    return at
+
+
+def _end_of_comment(text: str, _first: str, at: int, _escapes: bool) -> int:
     """Where a comment ends, in which others may be; -1: it does not."""
     depth = 1
     while depth:
@@ -116,10 +130,19 @@ def _end_of_comment(text: str, at: int) -> int:
     return at
 
 
-def _end_of(text: str, quote: str, at: int) -> int:
+def _end_of_dollars(text: str, quote: str, at: int, _escapes: bool) -> int:
     """Where a string in dollar quotes ends; -1: it does not."""
     found = text.find(quote, at)
     return found if found < 0 else found + len(quote)
+
+
+ENDS: dict[str | None, Callable[[str, str, int, bool], int]] = {
+    "string": _end_of_string,
+    "comment": _end_of_comment,
+    "dollar": _end_of_dollars,
+    "unended": lambda _text, _first, _at, _escapes: -1,
+}
+"""Where a token ends of which only the beginning has been matched."""
 
 
 class Statement(NamedTuple):
