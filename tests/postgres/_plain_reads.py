@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 from hypothesis import HealthCheck, settings
@@ -30,8 +31,8 @@ SPECIAL = [
 def connected(dsn: str) -> Iterator[psycopg.Connection[Any]]:
     """A connection in autocommit to a schema with tables, and functions that must not be called."""
     with psycopg.connect(dsn, autocommit=True) as conn:
-        conn.execute("DROP SCHEMA IF EXISTS plain_reads CASCADE")
-        conn.execute("CREATE SCHEMA plain_reads; SET search_path = plain_reads, pg_catalog")
+        schema = f"plain_reads_{uuid4().hex[:12]}"
+        conn.execute(f"CREATE SCHEMA {schema}; SET search_path = {schema}, pg_catalog".encode())
         conn.execute(
             "CREATE TABLE u (a int, d text); CREATE SEQUENCE s; INSERT INTO u VALUES (1, 'a');"
             " CREATE TABLE t (a int, b int, c text, j jsonb, at timestamptz, r u);"
@@ -48,7 +49,7 @@ def connected(dsn: str) -> Iterator[psycopg.Connection[Any]]:
                     conn.execute(sql.encode())
         conn.execute("SET escape_string_warning = off; SET statement_timeout = '5s'")
         yield conn
-        conn.execute("DROP SCHEMA plain_reads CASCADE")
+        conn.execute(f"DROP SCHEMA {schema} CASCADE".encode())
 
 
 @contextmanager

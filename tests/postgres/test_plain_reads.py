@@ -49,7 +49,7 @@ def count(conn: psycopg.Connection[Any], text: str) -> Literal["one", "several"]
 
 def test_plain_reads_only_read(conn: psycopg.Connection[Any], mode: bool) -> None:
     """The server accepts each, so that they are what they look like."""
-    texts = lines(READS.replace("public.", "plain_reads."))
+    texts = lines(READS.replace("public.", ""))
     texts += lines(NEWER) if conn.info.server_version >= 170000 else []
     for text in texts:
         if not text.endswith("-- and") and not (mode and "U&" in text):
@@ -77,7 +77,7 @@ def agrees(conn: psycopg.Connection[Any], text: str, mode: bool) -> bool:
 
 def test_statements_are_counted_as_by_the_server(conn: psycopg.Connection[Any], mode: bool) -> None:
     """Without running one."""
-    texts = lines((READS + SINGLES + OTHERS).replace("public.", "plain_reads."))
+    texts = lines((READS + SINGLES + OTHERS).replace("public.", ""))
     assert sum(agrees(conn, text, mode) for text in texts) > 200
 
 
