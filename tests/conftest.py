@@ -13,6 +13,8 @@ TREES = {"tests", "tests/postgres"}
 """What is large enough for several processes."""
 LONG = ["test_rollback_fixture", "test_server", "test_silence", "test_soak", "test_demo"]
 LONG += ["test_sim", "test_examples", "test_leaks", "test_doctor", "test_forgotten_close"]
+LONG += ["test_sharing_ledger", "test_sharing_faults", "test_sharing_limits", "test_sharing_waits"]
+LONG += ["test_sharing_property", "test_sharing_state", "test_sharing_kept"]
 LONG += ["test_cut_short", "test_ping", "test_notice"]
 """The files that take longest, in that order."""
 

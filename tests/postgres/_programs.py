@@ -211,7 +211,7 @@ class Writer:
         """A read that takes some time, by waiting or by work."""
         if self.random.random() < 0.5:
             return Op("SELECT pg_sleep(%s)", (self.random.random() * 0.1,), "fetchval")
-        rows = self.random.choice([1, 1, 20_000, 200_000])
+        rows = self.random.choice([1, 1, 20_000, 200_000, 1_500_000])
         query = "SELECT count(*) FROM generate_series(1, %s)"
         return Op(query, (rows,), "fetchval", expected=rows)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
+from random import Random
 from typing import TYPE_CHECKING, Any
 
-import psycopg
 import pytest
 from psycopg.errors import UniqueViolation
 
-from asyncpool import AsyncConnectionPool
+from asyncpool import AsyncConnectionPool, PoolTimeout
 
 from ._sharing import HEAVY, blocked, started, warm
 from ._tools import BOTH_LOOPS, Backends, at_rest, eventually, in_time
@@ -169,33 +169,41 @@ async def test_a_read_is_answered_before_a_slow_one_shot_that_came_first(
             await at_rest(pool)
 
 
-async def test_writes_of_a_few_hot_rows_time_out_no_more_than_without_sharing(
+async def hot_requests(pool: AsyncConnectionPool[Any], hot: str) -> list[BaseException]:
+    """The failures of 360 requests: updates of random rows, each as a one-shot or in a block."""
+    update, random = UPDATE.format(hot=hot), Random(18)
+    for _ in range(20):
+        await pool.execute(update, [1])
+        await pool.fetchval("SELECT 1")
+
+    async def write(row: int) -> None:
+        await pool.execute(update, [row], timeout=3.0)
+
+    async def block(row: int) -> None:
+        async with asyncio.timeout(3.0), pool.connection() as conn:
+            await conn.execute(update.encode(), [row])
+            for _ in range(4):
+                await asyncio.sleep(0.004)
+                assert await pool.fetchval("SELECT 1") == 1
+
+    tasks = []
+    for _ in range(360):
+        tasks.append(asyncio.ensure_future(random.choice([write, block])(random.randint(1, 20))))
+        await asyncio.sleep(1 / 120)
+    outcomes = await in_time(asyncio.gather(*tasks, return_exceptions=True))
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+async def test_updates_of_a_few_hot_rows_time_out_no_more_than_without_sharing(
     dsn: str, hot: str
 ) -> None:
-    """120 requests a second over twenty rows, of one-shots and of blocks with one inside."""
+    """120 requests a second over twenty rows, half of them blocks with a one-shot inside."""
     late = {}
     for pipeline in (True, False):
         async with AsyncConnectionPool(dsn, min_size=4, max_size=10, pipeline=pipeline) as pool:
-            update = UPDATE.format(hot=hot)
-            await warm(pool, update, 1)
-            await warm(pool, "SELECT 1")
-
-            async def write(number: int, pool: AsyncConnectionPool = pool) -> None:
-                await pool.execute(UPDATE.format(hot=hot), [number % 20 + 1], timeout=3.0)
-
-            async def block(number: int, pool: AsyncConnectionPool = pool) -> None:
-                async with asyncio.timeout(3.0), pool.connection() as conn:
-                    await conn.execute(UPDATE.format(hot=hot).encode(), [number % 20 + 1])
-                    await asyncio.sleep(0.01)
-                    assert await pool.fetchval("SELECT 1") == 1
-
-            tasks = []
-            for number in range(360):
-                work = block(number) if number % 3 == 0 else write(number * 7)
-                tasks.append(asyncio.ensure_future(work))
-                await asyncio.sleep(1 / 120)
-            outcomes = await in_time(asyncio.gather(*tasks, return_exceptions=True))
-            late[pipeline] = [outcome for outcome in outcomes if outcome is not None]
-            assert all(isinstance(each, TimeoutError | psycopg.Error) for each in late[pipeline])
+            failures = await hot_requests(pool, hot)
+            assert all(isinstance(each, TimeoutError | PoolTimeout) for each in failures), failures
+            late[pipeline] = len(failures)
             await at_rest(pool)
-    assert len(late[True]) <= len(late[False]), late
+    # On a busy machine a few are late in either way; a statement behind a blocked one makes many.
+    assert late[True] <= late[False] + 8
