@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +18,10 @@ from psycopg.types.json import JsonbDumper
 
 from asyncpool import AsyncConnectionPool, Connection
 
-from ._sharing import all_lent, all_waiting
+from ._sharing import LEFT, WAYS, all_lent, all_waiting, leave
 from ._tools import BOTH_LOOPS, at_rest, in_time
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from psycopg.abc import AdaptContext, Buffer
 
 LOOPS = BOTH_LOOPS
@@ -279,3 +279,56 @@ async def test_the_value_of_a_row_without_columns_is_none(dsn: str) -> None:
         assert await pool.fetchall("SELECT") == [()]
         async with pool.session():
             assert await pool.fetchval("SELECT") is None
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("call", ["batch", "executemany"])
+async def test_what_was_cut_short_leaves_no_statement_that_only_seems_prepared(
+    dsn: str, table: str, call: str, way: str
+) -> None:
+    """The connection knows which of its PREPAREs the server has run."""
+    insert = f"INSERT INTO {table} SELECT %s"
+    sleeping = f"INSERT INTO {table} SELECT %s FROM pg_sleep(60)"
+    kwargs = {"prepare_threshold": 0}
+    async with AsyncConnectionPool(dsn, min_size=1, kwargs=kwargs) as pool:
+        shot: Callable[..., Any] = partial(pool.batch, [(sleeping, [1]), (insert, [2])])
+        if call == "executemany":
+            shot = partial(pool.executemany, sleeping, [(1,), (2,)])
+        assert await in_time(leave(way, shot)) == LEFT
+        for _ in range(2):
+            async with pool.connection() as conn:
+                await conn.execute(insert.encode(), [3])
+                await conn.execute(sleeping.replace("(60)", "(0)").encode(), [4])
+        assert await pool.execute(insert, [5]) == "INSERT 0 1"
+        rows = await pool.fetchall(f"SELECT x FROM {table} ORDER BY x")
+        assert rows == [(3,), (3,), (4,), (4,), (5,)]
+        assert (await at_rest(pool)).connects == 1
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    "execute": lambda pool, query, **limit: pool.execute(query, [-1], **limit),
+    "executemany": lambda pool, query, **limit: pool.executemany(query, [(-1,), (-2,)], **limit),
+    "batch": lambda pool, query, **limit: pool.batch([(query, [-1]), (query, [-2])], **limit),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("pipeline", [True, False])
+async def test_a_preparation_that_was_cancelled_leaves_a_usable_statement(
+    dsn: str, table: str, call: str, way: str, pipeline: bool
+) -> None:
+    """The sixth call prepares the statement, and waits for a lock as it does."""
+    insert = f"INSERT INTO {table} SELECT %s"
+    async with AsyncConnectionPool(dsn, min_size=1, pipeline=pipeline) as pool:
+        for number in range(5):
+            await pool.execute(insert, [number])
+        async with await psycopg.AsyncConnection.connect(dsn) as other:
+            await other.execute(f"LOCK TABLE {table}".encode())
+            assert await in_time(leave(way, partial(CALLS[call], pool, insert))) == LEFT
+            await at_rest(pool)
+        for _ in range(2):
+            assert await in_time(pool.execute(insert, [10])) == "INSERT 0 1"
+            async with pool.connection() as conn:
+                await conn.execute(insert.encode(), [11])
+        assert await pool.fetchval(f"SELECT count(*) FROM {table} WHERE x < 0") == 0
