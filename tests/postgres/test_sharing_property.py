@@ -8,6 +8,7 @@ import pytest
 
 from ._program_runs import run
 from ._tools import BOTH_LOOPS
+from .sharing import Campaign, excess
 
 if TYPE_CHECKING:
     from ._tools import Backends
@@ -23,3 +24,20 @@ async def test_a_random_program_ends_as_its_model_says(
     """Every request ends, with a legal outcome, and the tables hold what was acknowledged."""
     verdict = await run(dsn, backends, seed, pipeline=pipeline)
     assert not verdict.faults, "\n".join(verdict.faults)
+
+
+async def test_the_campaign_measures_each_request_both_ways(asyncpool_dsn: str) -> None:
+    """`python -m tests.postgres.sharing` runs for hours what this runs once."""
+    running = Campaign(asyncpool_dsn)
+    await running.both(0)
+    figures = running.figures
+    assert not figures.faults, "\n".join(figures.faults)
+    assert figures.programs == 1
+    assert len(figures.seconds[True]) == len(figures.seconds[False]) > 0
+    assert figures.lines()[0].startswith("1 programs, 0 faults")
+
+
+def test_what_takes_longer_with_sharing_is_found_by_its_place() -> None:
+    """Requests that only one run has are not compared."""
+    shared, borrowed = {"0.0": 1.0, "0.1": 0.5, "0.2": 9.0}, {"0.0": 0.5, "0.1": 0.4, "0.3": 0.0}
+    assert excess(shared, borrowed) == {"0.0": 0.5}
