@@ -95,6 +95,7 @@ class Cursor(psycopg.AsyncCursor[Row]):
             or wire.draining is not None
             or wire.cut_off
             or wire.leaving
+            or not wire.up
             or conn._pipeline is not None
             or lock._locked
             or lock._waiters

@@ -46,6 +46,11 @@ DRAIN_TIMEOUT = 5.0
 """Seconds for a cancelled query to come to its end; then its connection is closed."""
 
 
+def closed_error(result: str = "") -> psycopg.OperationalError:
+    """psycopg's error for whatever is asked of a closed connection."""
+    return psycopg.OperationalError(f"the connection is closed{result and ': '}{result}")
+
+
 class Track(Protocol):
     """What may have the connection in pipeline mode; see `_track.py`."""
 
@@ -130,6 +135,14 @@ class Wire(Watch):
         else:
             self._end()
             gen.close()
+
+    def time(self, interval: float | None, timeout: float | None) -> asyncio.TimerHandle | None:
+        """Let a generator's time be up after `timeout`, or else have it wake after `interval`."""
+        if timeout is not None:
+            return self.loop.call_later(timeout, self.overdue)
+        if interval is not None:
+            return self.loop.call_later(interval, self.tick)
+        return None
 
     def overdue(self) -> None:
         """The generator's time is up: have a last look, then end it with psycopg's own error."""
@@ -232,7 +245,7 @@ class Wire(Watch):
         if self._gen is not None:
             self._end()
             if future is not None and not future.done() and not ended:
-                future.set_exception(psycopg.OperationalError("the connection was closed"))
+                future.set_exception(closed_error())
         if (track := self.track) is not None and not ended:
             track.lost()
         return self.socket

@@ -28,7 +28,7 @@ from psycopg.pq.abc import PGresult
 from psycopg.rows import Row
 
 from asyncpool._cursor import TRIED, Cursor, Lock, ServerCursor
-from asyncpool._wire import ACTIVE, BUSY_TIME, Wire
+from asyncpool._wire import ACTIVE, BAD, BUSY_TIME, Wire, closed_error
 
 __all__ = ["Connection"]
 
@@ -178,6 +178,9 @@ class Connection(psycopg.AsyncConnection[Row]):
             gen.close()
             missed, self._missed = self._missed, []
             return missed  # type: ignore[return-value]
+        if self.pgconn.status == BAD:
+            gen.close()  # on such a connection some of them end as if all had been read
+            raise closed_error()
         copying = self.pgconn.transaction_status == ACTIVE and self._pipeline is None
         try:
             future = wire.start(gen)
@@ -187,11 +190,7 @@ class Connection(psycopg.AsyncConnection[Row]):
             if copying and monotonic() - _last_pause >= BUSY_TIME:
                 await self._breathe(wire)
             return end.value  # type: ignore[no-any-return]
-        timer = None
-        if timeout is not None:
-            timer = wire.loop.call_later(timeout, wire.overdue)
-        elif interval is not None:
-            timer = wire.loop.call_later(interval, wire.tick)
+        timer = wire.time(interval, timeout)
         try:
             return await future  # type: ignore[no-any-return]
         except BaseException as error:

@@ -1,0 +1,327 @@
+"""A connection that was closed: each operation on it says so, as psycopg's own does.
+
+None of them ends as if it were complete, hangs, or fails with another error, whoever has closed it
+and at whichever of its steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import psycopg
+import pytest
+
+from asyncpool import AsyncConnectionPool, Connection
+
+from ._tools import BOTH_LOOPS, Backends, eventually, in_time
+
+LOOPS = BOTH_LOOPS
+
+AnyConnection = psycopg.AsyncConnection[Any]
+Close = Callable[[], Awaitable[object]]
+Operation = Callable[[AnyConnection, Close], Awaitable[object]]
+
+CLOSED = "^the connection is closed"
+NUMBERS = "SELECT generate_series(1, 5)"
+ENDLESS = "SELECT n, CASE WHEN n > 2 THEN pg_sleep(60) END FROM generate_series(1, 9) n"
+
+
+async def stream(conn: AnyConnection, close: Close, query: str = NUMBERS) -> None:
+    """Between two rows of a stream, that are there already."""
+    async for row in conn.cursor().stream(query):
+        if row[0] == 2:
+            await close()
+
+
+async def stream_to_its_end(conn: AnyConnection, close: Close) -> None:
+    """After the last row, and before it is known to be the last."""
+    async for row in conn.cursor().stream(NUMBERS):
+        if row[0] == 5:
+            await close()
+
+
+async def stream_much(conn: AnyConnection, close: Close) -> None:
+    """Between two of more rows than the buffers hold."""
+    await stream(conn, close, "SELECT generate_series(1, 500000)")
+
+
+async def copy_out(conn: AnyConnection, close: Close) -> None:
+    """Between two blocks of a COPY from the server."""
+    async with conn.cursor().copy(f"COPY ({NUMBERS}) TO STDOUT") as copy:
+        async for block in copy:
+            if bytes(block) == b"2\n":
+                await close()
+
+
+async def copy_rows_out(conn: AnyConnection, close: Close) -> None:
+    """Between two of its rows."""
+    async with conn.cursor().copy(f"COPY ({NUMBERS}) TO STDOUT") as copy:
+        async for row in copy.rows():
+            if row == ("2",):
+                await close()
+
+
+async def copy_in(conn: AnyConnection, close: Close) -> None:
+    """Between two blocks of a COPY to the server."""
+    await conn.execute("CREATE TEMP TABLE t (x int)")
+    async with conn.cursor().copy("COPY t FROM STDIN") as copy:
+        await copy.write("1\n")
+        await close()
+        await copy.write("2\n")
+
+
+async def copy_in_to_its_end(conn: AnyConnection, close: Close) -> None:
+    """After the last of its rows."""
+    await conn.execute("CREATE TEMP TABLE t (x int)")
+    async with conn.cursor().copy("COPY t FROM STDIN") as copy:
+        await copy.write_row((1,))
+        await close()
+
+
+async def notifies(conn: AnyConnection, close: Close) -> None:
+    """Between two notifications."""
+    await conn.set_autocommit(True)
+    await conn.execute("LISTEN c")
+    await conn.execute("NOTIFY c")
+    async with aclosing(conn.notifies()) as each:
+        async for _ in each:
+            await close()
+
+
+async def pipeline(conn: AnyConnection, close: Close) -> None:
+    """Between two statements in a pipeline."""
+    async with conn.pipeline():
+        await conn.execute(NUMBERS)
+        await close()
+        await conn.execute(NUMBERS)
+
+
+async def pipeline_to_its_end(conn: AnyConnection, close: Close) -> None:
+    """After the last of them."""
+    async with conn.pipeline():
+        await conn.execute(NUMBERS)
+        await close()
+
+
+async def pipeline_sync(conn: AnyConnection, close: Close) -> None:
+    """Before what it was given is sent."""
+    async with conn.pipeline() as pipe:
+        await conn.execute(NUMBERS)
+        await close()
+        await pipe.sync()
+
+
+async def pipeline_fetch(conn: AnyConnection, close: Close) -> None:
+    """Before a result of it is fetched."""
+    async with conn.pipeline():
+        cur = await conn.execute(NUMBERS)
+        await close()
+        await cur.fetchone()
+
+
+async def transaction_in_a_pipeline(conn: AnyConnection, close: Close) -> None:
+    """Before the end of its transaction."""
+    async with conn.pipeline(), conn.transaction():
+        await conn.execute(NUMBERS)
+        await close()
+
+
+async def server_cursor(conn: AnyConnection, close: Close) -> None:
+    """Between two pages of a server-side cursor."""
+    async with conn.cursor("c") as cur:
+        cur.itersize = 2
+        await cur.execute(NUMBERS)
+        async for row in cur:
+            if row == (2,):
+                await close()
+
+
+UNDER_WAY = [
+    *(stream, stream_to_its_end, stream_much, copy_out, copy_rows_out, copy_in, copy_in_to_its_end),
+    *(notifies, pipeline, pipeline_to_its_end, pipeline_sync, pipeline_fetch),
+    *(transaction_in_a_pipeline, server_cursor),
+]
+
+NEXT: dict[str, Operation] = {
+    "execute": lambda conn, _: conn.execute("SELECT 1"),
+    "commit": lambda conn, _: conn.commit(),
+    "rollback": lambda conn, _: conn.rollback(),
+    "set_autocommit": lambda conn, _: conn.set_autocommit(True),
+    "set_isolation_level": lambda conn, _: conn.set_isolation_level(None),
+    "set_read_only": lambda conn, _: conn.set_read_only(True),
+    "set_deferrable": lambda conn, _: conn.set_deferrable(True),
+    "tpc_begin": lambda conn, _: conn.tpc_begin("x"),
+    "tpc_recover": lambda conn, _: conn.tpc_recover(),
+    "notifies": lambda conn, _: anext(conn.notifies()),
+    "transaction": lambda conn, _: conn.transaction().__aenter__(),
+    "pipeline": lambda conn, _: conn.pipeline().__aenter__(),
+}
+
+OF_A_CURSOR: dict[str, Callable[[psycopg.AsyncCursor[Any]], Awaitable[object]]] = {
+    "execute": lambda cur: cur.execute("SELECT 1"),
+    "executemany": lambda cur: cur.executemany("SELECT %s", [(1,), (2,)]),
+    "stream": lambda cur: anext(cur.stream("SELECT 1")),
+    "copy": lambda cur: cur.copy("COPY (SELECT 1) TO STDOUT").__aenter__(),
+}
+
+OF_A_SERVER_CURSOR: dict[str, Callable[[Any], Awaitable[object]]] = {
+    "fetchone": lambda cur: cur.fetchone(),
+    "fetchmany": lambda cur: cur.fetchmany(2),
+    "fetchall": lambda cur: cur.fetchall(),
+    "anext": lambda cur: anext(aiter(cur)),
+    "scroll": lambda cur: cur.scroll(1),
+}
+
+
+@pytest.fixture(params=[psycopg.AsyncConnection, Connection], ids=["psycopg", "asyncpool"])
+async def either(request: pytest.FixtureRequest, dsn: str) -> AsyncIterator[AnyConnection]:
+    """A connection of psycopg's, and one of ours."""
+    conn = await request.param.connect(dsn)
+    yield conn
+    await conn.close()
+
+
+@pytest.mark.parametrize("operation", NEXT.values(), ids=NEXT)
+async def test_an_operation_on_a_closed_connection_says_so(
+    either: AnyConnection, operation: Operation
+) -> None:
+    """Also those that need nothing of the server, such as a new mode."""
+    await either.close()
+    with pytest.raises(psycopg.OperationalError, match=CLOSED):
+        await in_time(operation(either, either.close))
+
+
+@pytest.mark.parametrize("operation", OF_A_CURSOR.values(), ids=OF_A_CURSOR)
+async def test_a_cursor_of_a_closed_connection_says_so(
+    either: AnyConnection, operation: Callable[[psycopg.AsyncCursor[Any]], Awaitable[object]]
+) -> None:
+    """It was made before."""
+    cur = either.cursor()
+    await either.close()
+    with pytest.raises(psycopg.OperationalError, match=CLOSED):
+        await in_time(operation(cur))
+
+
+@pytest.mark.parametrize("operation", OF_A_SERVER_CURSOR.values(), ids=OF_A_SERVER_CURSOR)
+async def test_a_server_side_cursor_of_a_closed_connection_says_so(
+    either: AnyConnection, operation: Callable[[Any], Awaitable[object]]
+) -> None:
+    """Also when more of its rows are asked for."""
+    cur = either.cursor("c")
+    await cur.execute(NUMBERS)
+    await either.close()
+    with pytest.raises(psycopg.OperationalError, match=CLOSED):
+        await in_time(operation(cur))
+    await cur.close()
+
+
+@pytest.mark.parametrize("by", ["its own task", "another", "pgconn.finish()"])
+@pytest.mark.parametrize("operation", UNDER_WAY)
+async def test_an_operation_whose_connection_is_closed_between_its_steps_fails(
+    either: AnyConnection, operation: Operation, by: str
+) -> None:
+    """Whatever libpq had received by then: it is not known to be all."""
+
+    async def close() -> None:
+        if by == "its own task":
+            await either.close()
+        elif by == "another":
+            await asyncio.create_task(either.close())
+        else:
+            either.pgconn.finish()
+
+    with pytest.raises(psycopg.OperationalError, match=CLOSED):
+        await in_time(operation(either, close))
+    assert either.closed
+
+
+async def sleep(conn: AnyConnection, _: Close) -> None:
+    """A statement that does not end."""
+    await conn.execute("SELECT pg_sleep(60)")
+
+
+async def sleep_many(conn: AnyConnection, _: Close) -> None:
+    """Many of them."""
+    await conn.cursor().executemany("SELECT pg_sleep(%s)", [(60,), (60,)])
+
+
+async def sleep_streaming(conn: AnyConnection, _: Close) -> None:
+    """A row that does not come."""
+    async for _row in conn.cursor().stream(ENDLESS):
+        pass
+
+
+async def sleep_copying(conn: AnyConnection, _: Close) -> None:
+    """A block that does not come."""
+    async with conn.cursor().copy(f"COPY ({ENDLESS}) TO STDOUT") as copy:
+        async for _block in copy:
+            pass
+
+
+async def sleep_in_a_pipeline(conn: AnyConnection, _: Close) -> None:
+    """Results that do not come."""
+    async with conn.pipeline():
+        await conn.execute("SELECT pg_sleep(60)")
+
+
+async def sleep_in_a_transaction(conn: AnyConnection, _: Close) -> None:
+    """A block around it."""
+    async with conn.transaction():
+        await conn.execute("SELECT pg_sleep(60)")
+
+
+WAITING = [sleep, sleep_many, sleep_streaming, sleep_copying, sleep_in_a_pipeline]
+WAITING += [sleep_in_a_transaction]
+
+
+@pytest.mark.parametrize("operation", WAITING)
+async def test_what_waits_for_the_server_fails_when_another_task_closes_the_connection(
+    conn: Connection[Any], backends: Backends, operation: Operation
+) -> None:
+    """At once, and so does whoever waits for the connection's lock."""
+    waiting = asyncio.ensure_future(operation(conn, conn.close))
+    await eventually(lambda: backends.running("pg_sleep"))
+    behind = asyncio.create_task(conn.commit())
+    await asyncio.sleep(0)
+    await conn.close()
+    for task in (waiting, behind):
+        with pytest.raises(psycopg.OperationalError, match=CLOSED):
+            await in_time(task)
+    backends.terminate()  # a server that sleeps does not see that its client has gone
+
+
+async def test_who_waits_for_notifications_fails_when_another_task_closes_the_connection(
+    conn: Connection[Any],
+) -> None:
+    """It would wait for ever."""
+    waiting = asyncio.ensure_future(anext(conn.notifies()))
+    await eventually(conn.lock.locked)
+    await asyncio.sleep(0.01)
+    await conn.close()
+    with pytest.raises(psycopg.OperationalError, match=CLOSED):
+        await in_time(waiting)
+
+
+@pytest.mark.parametrize("operation", [*UNDER_WAY, *WAITING])
+async def test_what_is_under_way_when_the_pool_is_closed_fails(
+    dsn: str, operation: Operation
+) -> None:
+    """Its time is up, and nobody takes what it has got for all."""
+    pool = AsyncConnectionPool(dsn, min_size=1, max_size=1)
+    await pool.open()
+
+    async def work() -> None:
+        async with pool.connection() as conn:
+            await operation(conn, lambda: pool.close(timeout=0))
+
+    working = asyncio.create_task(work())
+    await eventually(lambda: pool.stats().leased or working.done())
+    if operation in WAITING:
+        await asyncio.sleep(0.05)
+        await pool.close(timeout=0)
+    with pytest.raises(psycopg.OperationalError):
+        await in_time(working)
+    await pool.close()
