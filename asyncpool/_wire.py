@@ -32,10 +32,11 @@ from asyncpool._watch import HUNG_UP, READY_R, Watch
 logger = logging.getLogger("asyncpool")
 
 WAIT_R, WAIT_W = int(waiting.WAIT_R), int(waiting.WAIT_W)
-ACTIVE = int(TransactionStatus.ACTIVE)
+IDLE, ACTIVE = int(TransactionStatus.IDLE), int(TransactionStatus.ACTIVE)
 COPY_OUT_END = getattr(getattr(psycopg.AsyncCopy, "_end_copy_out_gen", None), "__code__", object())
 """By which psycopg's reading to the end of a COPY is known; where it has none, nothing is."""
 UNDER_WAY = {ACTIVE, int(TransactionStatus.INTRANS), int(TransactionStatus.INERROR)}
+KNOWN = {IDLE, int(TransactionStatus.INTRANS), int(TransactionStatus.INERROR)}
 BAD = int(ConnStatus.BAD)
 
 BUSY_TIME = 0.005
@@ -84,6 +85,8 @@ class Wire(Watch):
         """`CUT`, `DOUBTED` or both, since the connection was last made clean."""
         self.cut_off = False
         """Whether a query may be left in its middle: one wait of several was cancelled."""
+        self.was_open: bool | None = None
+        """Whether a transaction was open when the connection ended; None: that is unknown."""
         self.track: Track | None = None
         """What shares the connection among many statements, in place of a generator."""
         self._conn = weakref.ref(conn)
@@ -162,6 +165,7 @@ class Wire(Watch):
         """Raise what the server has said, once; what is said to it now would have no answer."""
         error, self.farewell = self.farewell, None
         if error is not None:
+            self.note_what_is_open()
             self.pgconn.finish()
             self.lose()
             raise error
@@ -220,6 +224,11 @@ class Wire(Watch):
         """Whether a generator is to read a COPY to its end that is there already."""
         over = self.pgconn.transaction_status != ACTIVE
         return over and getattr(gen, "gi_code", None) is COPY_OUT_END
+
+    def note_what_is_open(self) -> None:
+        """Note whether a transaction is open: once the connection is closed nobody knows."""
+        if (status := self.pgconn.transaction_status) in KNOWN:
+            self.was_open = status != IDLE
 
     def cut(self, conn: psycopg.AsyncConnection[Any]) -> None:
         """A query was cancelled between two of its waits: have the server end it."""
@@ -345,6 +354,7 @@ class Wire(Watch):
                 self._tell_of_loss()
             self._pause()
             return
+        self.note_what_is_open()
         # The server's last words and the end of file are two reads.
         while True:
             with suppress(psycopg.Error):
@@ -404,6 +414,7 @@ class Wire(Watch):
         """Close the connection; whoever waits for it gets an error."""
         gen, future = self._gen, self._future
         if os.getpid() == self._pid:  # in a forked child the session is the parent's
+            self.note_what_is_open()
             self.pgconn.finish()
         self.lose()
         if gen is not None:

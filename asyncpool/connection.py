@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from asyncio import CancelledError, sleep
+from asyncio import CancelledError, current_task, sleep
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from time import monotonic
 from typing import Any, Self, TypeVar, cast
@@ -60,6 +60,7 @@ class Connection(psycopg.AsyncConnection[Row]):
       the next call on this connection first waits until that is done; where it cannot be done in a
       few seconds the connection is closed.
     - Notices and notifications reach their handlers as they arrive, also between calls.
+    - A transaction block whose connection is lost, or closed by another task, raises at its end.
     - It has one descriptor more.
 
     Where the event loop cannot watch descriptors, as on Windows, it waits as psycopg does.
@@ -82,6 +83,8 @@ class Connection(psycopg.AsyncConnection[Row]):
         """Whether a pipeline was cancelled while it waited for its end."""
         self._missed: list[Any] = []
         """Notifications that were read, and whose reader was cancelled."""
+        self._closed_by: asyncio.Task[Any] | None = None
+        """The task that has called `close()`, once that has closed it."""
         self.pgconn.notice_handler = partial(_noticed, ref(self))
         mine = type(self)
         if TRIED and mine.wait is Connection.wait and mine.cursor is Connection.cursor:
@@ -116,7 +119,12 @@ class Connection(psycopg.AsyncConnection[Row]):
             if wire is not None and not wire.kept:
                 await wire.drained()
         finally:
-            await super().close()
+            if wire is not None:
+                wire.note_what_is_open()
+            if not self.closed:
+                await super().close()
+                with suppress(RuntimeError):  # no loop runs: an abandoned pool closes what it has
+                    self._closed_by = current_task() if self.closed else None
             if wire is not None and self.closed:
                 if wire.kept:
                     wire.release()
@@ -139,6 +147,40 @@ class Connection(psycopg.AsyncConnection[Row]):
 
     if sys.version_info >= (3, 12):
         execute = inspect.markcoroutinefunction(execute)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: Any
+    ) -> None:
+        if kind is None and self.closed:
+            self._ensure_nothing_is_lost()
+        await super().__aexit__(kind, error, tb)
+
+    @asynccontextmanager
+    async def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> AsyncIterator[psycopg.AsyncTransaction]:
+        """See `psycopg.AsyncConnection.transaction`.
+
+        Raises:
+            psycopg.OperationalError: at the end of the block, when the connection was lost, or
+                closed by another task, meanwhile. With psycopg's own such a block ends as if it
+                had been committed.
+        """
+        async with super().transaction(savepoint_name, force_rollback) as block:
+            yield block
+            if self.pgconn.status == BAD and not block.force_rollback:
+                self._ensure_nothing_is_lost(in_block=True)
+
+    def _ensure_nothing_is_lost(self, *, in_block: bool = False) -> None:
+        """Raise at the end of a block whose work went with the connection, but for its own doing.
+
+        A block that closes the connection itself knows what becomes of its work.
+        """
+        if self._closed_by is not None and self._closed_by is current_task():
+            return
+        was_open = None if self._wire is None else self._wire.was_open
+        if in_block or (not self._autocommit if was_open is None else was_open):
+            raise closed_error("the work of this block was not committed")
 
     @asynccontextmanager
     async def pipeline(self) -> AsyncIterator[psycopg.AsyncPipeline]:
@@ -178,7 +220,7 @@ class Connection(psycopg.AsyncConnection[Row]):
             gen.close()
             missed, self._missed = self._missed, []
             return missed  # type: ignore[return-value]
-        if self.pgconn.status == BAD:
+        if self.pgconn.status == BAD or not wire.up:
             gen.close()  # on such a connection some of them end as if all had been read
             raise closed_error()
         copying = self.pgconn.transaction_status == ACTIVE and self._pipeline is None

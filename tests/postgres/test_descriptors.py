@@ -19,7 +19,16 @@ from psycopg.conninfo import make_conninfo
 
 from asyncpool import AsyncConnectionPool, Connection
 
-from ._tools import BOTH_LOOPS, Backends, descriptors, eventually, linux, run_script
+from ._tools import (
+    BOTH_LOOPS,
+    Backends,
+    descriptors,
+    eventually,
+    linux,
+    never_suspends,
+    run_script,
+    sockets,
+)
 
 LOOPS = BOTH_LOOPS
 
@@ -257,3 +266,16 @@ async def test_connections_are_watched_on_after_a_fork(
     """Whatever the child does with its copies, and after it has ended."""
     kind = "uvloop" if "uvloop" in type(asyncio.get_running_loop()).__module__ else "asyncio"
     assert (await run_script(FORK, dsn, kind)).split() == ["watched"]
+
+
+def test_a_connection_that_is_closed_where_no_loop_runs_leaves_no_descriptor(
+    asyncpool_dsn: str,
+) -> None:
+    """As those of a pool that was dropped after its loop."""
+    before = sockets()
+    with asyncio.Runner() as runner:
+        conn = runner.run(Connection.connect(asyncpool_dsn))
+        assert sockets() > before
+    never_suspends(conn.close())
+    assert conn.closed
+    assert sockets() == before
