@@ -20,7 +20,7 @@ import anyio
 import psycopg
 from psycopg import capabilities
 from psycopg.pq import TransactionStatus
-from psycopg.rows import TupleRow
+from psycopg.rows import TupleRow, tuple_row
 
 from asyncpool._bond import Bond
 from asyncpool._cancel import CANCEL_TIMEOUT
@@ -185,10 +185,10 @@ class PsycopgConnector(Generic[ACT]):
         if status != IDLE:
             # Not conn.rollback(): the borrower may have left inside a transaction() block.
             # psycopg sends no BEGIN ahead while a transaction is open.
-            await conn.execute(f"ROLLBACK; {statements}".encode(), prepare=False)
+            await run(conn, f"ROLLBACK; {statements}".encode())
         elif statements:
             await conn.set_autocommit(True)
-            await conn.execute(statements.encode(), prepare=False)
+            await run(conn, statements.encode())
         if self._reset == "discard":
             # Not all versions of psycopg see for themselves that their statements are gone.
             conn._prepared.clear()
@@ -331,8 +331,10 @@ class PsycopgConnector(Generic[ACT]):
         finally:
             # Where close() would return it, it must not; yet a borrower's release is to know it.
             owner, conn._pool = conn._pool, None
-            await conn.close()  # does not suspend
-            conn._pool = owner
+            try:
+                await close(conn)
+            finally:
+                conn._pool = owner
 
 
 async def ping(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -340,13 +342,36 @@ async def ping(conn: psycopg.AsyncConnection[Any]) -> None:
     await _ask(conn, b"")
 
 
+async def run(conn: psycopg.AsyncConnection[Any], query: bytes) -> psycopg.AsyncCursor[Any]:
+    """Run a statement of the pool's own, past all that a class or a tracer puts before a user's."""
+    cur: psycopg.AsyncCursor[Any]
+    if TRIED and isinstance(conn, Connection):
+        cur = Cursor.for_one_statement(conn, binary=False)
+        cur._row_factory = tuple_row
+    else:
+        cur = psycopg.AsyncCursor(conn, row_factory=tuple_row)
+    return await cur.execute(query, prepare=False)
+
+
+async def close(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Call a connection's own `close()`, and close it whatever that does where it is overridden."""
+    try:
+        with anyio.move_on_after(CANCEL_TIMEOUT, shield=True):
+            await conn.close()  # else it does not suspend
+    except Exception:
+        logger.warning("error in close() of %r", conn, exc_info=True)
+    finally:
+        if not conn.closed:
+            conn.pgconn.finish()
+
+
 async def _ask(conn: psycopg.AsyncConnection[Any], query: bytes) -> psycopg.AsyncCursor[Any]:
     """Run a statement outside of any transaction."""
     if conn.autocommit:
-        return await conn.execute(query, prepare=False)
+        return await run(conn, query)
     try:
         await conn.set_autocommit(True)
-        return await conn.execute(query, prepare=False)
+        return await run(conn, query)
     finally:
         with suppress(psycopg.Error):
             await conn.set_autocommit(False)

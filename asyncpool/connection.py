@@ -44,6 +44,9 @@ BLOCK_START, BLOCK_END = (
 """By which the start and the end of a transaction block are known."""
 PIPELINE_END = getattr(getattr(psycopg.AsyncPipeline, "_exit_gen", None), "__code__", object())
 """By which the end of a pipeline is known."""
+BASE = psycopg.AsyncConnection
+PLAIN = BASE.cursor, BASE.execute
+"""What the shorter way of a statement stands for, as long as neither is overridden or patched."""
 UNDOES_START = not psycopg.__version__.startswith("3.2.")
 """Whether psycopg ends a block that was cancelled in its start."""
 
@@ -87,7 +90,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         """The task that has called `close()`, once that has closed it."""
         self.pgconn.notice_handler = partial(_noticed, ref(self))
         mine = type(self)
-        if TRIED and mine.wait is Connection.wait and mine.cursor is Connection.cursor:
+        if TRIED and mine.wait is Connection.wait and (mine.cursor, BASE.execute) == PLAIN:
             self.cursor_factory = Cursor
             self.server_cursor_factory = ServerCursor
 

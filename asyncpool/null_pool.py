@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 from asyncpool._budget import Budget
-from asyncpool._psycopg import ACT, INERROR, INTRANS, Conninfo, Kwargs, ResetLevel
+from asyncpool._psycopg import ACT, INERROR, INTRANS, Conninfo, Kwargs, ResetLevel, run
 from asyncpool.faults import Fault, classify
 from asyncpool.pool import WATCHED, AsyncConnectionPool
 
@@ -130,5 +130,5 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
         in_transaction = conn.pgconn.transaction_status in (INTRANS, INERROR)
         if first is None and in_transaction and not conn.lock.locked():
             # No conn.rollback(), which psycopg refuses inside of a transaction() block.
-            first = partial(conn.execute, b"ROLLBACK", prepare=False)
+            first = partial(run, conn, b"ROLLBACK")
         super()._return(conn, first, dismiss=dismiss)

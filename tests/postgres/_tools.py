@@ -197,6 +197,8 @@ class Proxy:
         self.open_way = asyncio.Event()
         """While this is not set, nothing that is said passes."""
         self.open_way.set()
+        self.said: list[bytes] | None = None
+        """A list is filled with what clients say."""
         self.tells_of_the_end = True
         """Whether the client learns that the server has hung up."""
         self.accepted = 0
@@ -276,6 +278,8 @@ class Proxy:
                 # The farewell is no question.
                 if client and not client_spoke and not data.startswith(b"X"):
                     self.turns += 1
+                if client and self.said is not None:
+                    self.said.append(data)
                 client_spoke = client
                 if self.lag:
                     asyncio.get_running_loop().call_later(self.lag, sink.write, data)

@@ -1,0 +1,208 @@
+"""Connections whose methods are overridden, or that a tracer has wrapped.
+
+What a user calls goes through them. What the pool does by itself does not depend on them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Self, cast
+
+import psycopg
+import pytest
+import wrapt
+
+from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool, Connection
+
+from ._tools import BOTH_LOOPS, Backends, all_usable, eventually, in_time
+
+LOOPS = BOTH_LOOPS
+
+Use = Callable[[AsyncConnectionPool[Any]], Awaitable[object]]
+
+SAID: list[str] = []
+"""The statements that went through what is overridden."""
+
+
+class Wrapper(wrapt.ObjectProxy[Any]):
+    """What a tracer puts around a connection."""
+
+    async def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        """Note the statement."""
+        SAID.append(str(query))
+        return await self.__wrapped__.execute(query, *args, **kwargs)
+
+
+class Wrapped(Connection[Any]):
+    """A class whose `connect` gives a wrapper."""
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+        """Wrap what is connected."""
+        return cast("Self", Wrapper(await super().connect(conninfo, **kwargs)))
+
+
+class Overridden(Connection[Any]):
+    """A class with an `execute` of its own."""
+
+    async def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        """Note the statement."""
+        SAID.append(str(query))
+        return await super().execute(query, *args, **kwargs)
+
+
+class WithCursors(Connection[Any]):
+    """A class whose `execute` goes through a `cursor` of its own."""
+
+    def cursor(self, *args: Any, **kwargs: Any) -> Any:
+        """Make one that notes its statements."""
+        cur = super().cursor(*args, **kwargs)
+
+        class Cursor(wrapt.ObjectProxy[Any]):
+            async def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+                SAID.append(str(query))
+                await self.__wrapped__.execute(query, *args, **kwargs)
+                return self
+
+        return Cursor(cur)
+
+
+@pytest.fixture(params=[Wrapped, Overridden, WithCursors])
+async def tracing(request: pytest.FixtureRequest) -> type[Connection[Any]]:
+    """Each of them."""
+    SAID.clear()
+    tracing: type[Connection[Any]] = request.param
+    return tracing
+
+
+async def ping(pool: AsyncConnectionPool[Any]) -> None:
+    """By the pool's own check."""
+    await pool.check()
+
+
+async def fail(pool: AsyncConnectionPool[Any]) -> None:
+    """A block that is rolled back."""
+    with suppress(ZeroDivisionError):
+        async with pool.connection() as conn:
+            await conn.execute("SELECT 1")
+            raise ZeroDivisionError
+
+
+async def time_out(pool: AsyncConnectionPool[Any]) -> None:
+    """A block whose statement is cancelled."""
+    with pytest.raises(TimeoutError):
+        async with pool.connection() as conn, asyncio.timeout(0.05):
+            await conn.execute("SELECT pg_sleep(60)")
+
+
+async def return_it_open(pool: AsyncConnectionPool[Any]) -> None:
+    """A connection that comes back in a transaction."""
+    conn = await pool.getconn()
+    await conn.execute("SELECT 1")
+    await pool.putconn(conn)
+
+
+@pytest.mark.parametrize("reset", [None, "session", "discard"])
+@pytest.mark.parametrize("use", [ping, fail, time_out, return_it_open])
+async def test_the_pools_own_statements_do_not_go_through_what_is_overridden(
+    dsn: str, tracing: type[Connection[Any]], use: Use, reset: Any
+) -> None:
+    """A borrower's do, each once."""
+    async with AsyncConnectionPool(
+        dsn,
+        min_size=1,
+        connection_class=tracing,
+        reset=reset,
+        check=AsyncConnectionPool.check_connection,
+        pipeline=False,
+    ) as pool:
+        await use(pool)
+        async with pool.connection() as conn:
+            await conn.execute("SELECT 2")
+        await all_usable(pool)
+        assert [query for query in SAID if not query.startswith("SELECT")] == []
+        assert SAID.count("SELECT 2") == 1
+
+
+async def test_the_null_pools_own_rollback_does_not_go_through_what_is_overridden(
+    dsn: str, tracing: type[Connection[Any]]
+) -> None:
+    """The one before the connection is closed."""
+    async with AsyncNullConnectionPool(dsn, connection_class=tracing, pipeline=False) as pool:
+        await return_it_open(pool)
+        await eventually(lambda: not pool.stats().size)
+    assert SAID == ["SELECT 1"]
+
+
+async def test_the_pool_does_not_need_the_borrowers_factories(dsn: str) -> None:
+    """They do not work, and are left on a connection that comes back in a transaction."""
+
+    broken: Any = None
+
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=1, pipeline=False) as pool:
+        conn = await pool.getconn()
+        pid = conn.pgconn.backend_pid
+        await conn.execute("SELECT 1")
+        conn.row_factory = conn.cursor_factory = broken
+        await pool.putconn(conn)
+        await eventually(lambda: pool.stats().idle)
+        assert pool.stats().returns_bad == 0
+        async with pool.connection() as conn:
+            assert conn.pgconn.backend_pid == pid
+
+
+class Closing(Connection[Any]):
+    """A class whose `close` does not do what it should."""
+
+    how = ""
+
+    async def close(self) -> None:
+        """Fail, hang or do nothing."""
+        if self.how == "fails":
+            raise ZeroDivisionError
+        if self.how == "hangs":
+            await asyncio.Event().wait()
+
+
+@pytest.fixture(params=["fails", "hangs", "does nothing"])
+async def closing(request: pytest.FixtureRequest, dsn: str) -> AsyncIterator[Any]:
+    """A pool of connections that do not close."""
+    Closing.how = request.param
+    async with AsyncConnectionPool(dsn, min_size=2, connection_class=Closing) as pool:
+        await pool.wait()
+        yield pool
+
+
+async def test_a_pool_closes_connections_whose_own_close_does_not(
+    closing: AsyncConnectionPool[Any], backends: Backends, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It leaves none behind on the server."""
+    await in_time(closing.close())
+    await eventually(lambda: not backends.pids())
+    warned = [each for each in caplog.records if each.levelno == logging.WARNING]
+    assert bool(warned) is (Closing.how == "fails")
+
+
+async def test_a_method_that_a_tracer_has_patched_is_called(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In psycopg's own class, after ours was derived from it."""
+    said: list[object] = []
+
+    def note(name: str) -> None:
+        method = getattr(psycopg.AsyncConnection, name)
+
+        def noting(self: object, *args: Any, **kwargs: Any) -> Any:
+            said.append(name)
+            return method(self, *args, **kwargs)
+
+        monkeypatch.setattr(psycopg.AsyncConnection, name, noting)
+
+    for name in ("execute", "cursor"):
+        note(name)
+    async with await Connection.connect(dsn) as conn:
+        await conn.execute("SELECT 1")
+    assert said == ["execute", "cursor"]
