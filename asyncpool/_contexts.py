@@ -16,7 +16,18 @@ from typing import Any, Generic, Protocol
 import psycopg
 
 from asyncpool._core import Core
-from asyncpool._ending import commit, put_back, see_through, turn
+from asyncpool._ending import (
+    closed,
+    come_to_rest,
+    commit,
+    failed,
+    has_failed,
+    put_back,
+    require_ended_idle,
+    see_through,
+    turn,
+    warn_of_open_work,
+)
 from asyncpool._entry import Entry
 from asyncpool._psycopg import ACT, PsycopgConnector
 from asyncpool._session import Join, Session
@@ -99,9 +110,10 @@ class Lease(Generic[ACT]):
         if not _is_still_lent(pool, conn, self._number):
             _complain(pool, conn, failing=kind is not None)
             return
-        if kind is None:
+        # Where close() has taken it, giving it back says so.
+        if kind is None and pool._core.lease_number(conn):
             try:
-                await commit(conn)
+                await commit(pool._core, pool._connector, conn)
             except BaseException:
                 pool._give_back(conn, failing=True)
                 raise
@@ -116,6 +128,11 @@ class Lease(Generic[ACT]):
     def joined(self) -> bool:
         """Whether it is a block inside of a session, whose connection it uses."""
         return self._number == JOINED
+
+    def hold_to_errors(self) -> None:
+        """Raise at the end, in place of a warning, where it would commit a failed transaction."""
+        if self.joined:
+            self._join.strict = True
 
     def holds(self) -> bool:
         """Whether it is the block's still to return."""
@@ -197,10 +214,19 @@ class Transaction(Generic[ACT]):
         if not _is_still_lent(pool, conn, self._number):
             _complain(pool, conn, failing=kind is not None)
             return False
-        if kind is not None and not isinstance(error, psycopg.Rollback):
+        if not pool._core.lease_number(conn):
+            pool._give_back(conn, failing=kind is not None)
+            return False
+        if kind is None:
+            await self._come_to_rest()
+        broken = kind is None and (conn.closed or has_failed(conn))
+        if broken or (kind is not None and not isinstance(error, psycopg.Rollback)):
+            refusal = closed(conn) if conn.closed else failed(conn)
             # With an exception of our own: theirs would lose its traceback over there.
             undo = partial(end, psycopg.Rollback, psycopg.Rollback(), None)
             pool._give_back(conn, failing=True, first=undo)
+            if broken:
+                raise refusal
             return False
         try:
             handled = bool(await see_through(partial(end, kind, error, tb)))
@@ -209,6 +235,13 @@ class Transaction(Generic[ACT]):
             raise
         pool._give_back(conn, failing=False)
         return handled
+
+    async def _come_to_rest(self) -> None:
+        try:
+            await come_to_rest(self._pool._connector, self._conn)
+        except BaseException:
+            self._pool._give_back(self._conn, failing=True)
+            raise
 
 
 class Cursor(Generic[ACT]):
@@ -252,7 +285,8 @@ class Cursor(Generic[ACT]):
             if kind is None:
                 await see_through(self._cursor.close)
                 if self._turned and self._lease.holds():
-                    await commit(self._conn)
+                    pool = self._lease.pool
+                    await commit(pool._core, pool._connector, self._conn)
         except BaseException as failure:
             await self._end(type(failure), failure, None)
             raise
@@ -288,6 +322,7 @@ class SessionBlock(Generic[ACT]):
         pool, lease = self._pool, self._lease
         conn = await lease.__aenter__()
         self._session = None
+        lease.hold_to_errors()
         if not lease.joined:
             self._session = session = Session(pool._core, pool._connector, conn, task)
             pool._sessions[task] = pool._sessions[conn] = session
@@ -311,10 +346,14 @@ class SessionBlock(Generic[ACT]):
         try:
             if kind is None and (session.lost or (session.busy and session.holds())):
                 await session.ready(None)
+            elif kind is None and session.holds():
+                await come_to_rest(pool._connector, conn)
         except BaseException:
             await lease.give_up(undo_all)
             raise
-        unfinished = session.unfinished(turned=mode is not None)
+        unfinished: psycopg.Error | None = session.unfinished(turned=mode is not None)
+        if unfinished is None and kind is None and session.holds() and has_failed(conn):
+            unfinished = failed(conn)
         if unfinished is None and mode is None and not (session.busy and session.holds()):
             await lease.__aexit__(kind, error, tb)
             return
@@ -372,9 +411,23 @@ class Acquisition(Coroutine[Any, Any, ACT]):
     ) -> None:
         pool, conn = self._pool, self._conn
         if _is_still_lent(pool, conn, self._number):
-            pool._give_back(conn, failing=kind is not None)
+            await self._end(conn, failing=kind is not None)
         else:
             _complain(pool, conn, failing=kind is not None)
+
+    async def _end(self, conn: ACT, *, failing: bool) -> None:
+        pool = self._pool
+        if not (pool._sessions or pool._modes) and pool._core.release_now(conn):
+            conn._pool = None
+            return
+        if not failing and pool._core.lease_number(conn) and conn not in pool._sessions:
+            warn_of_open_work(pool._core, conn)
+            try:
+                require_ended_idle(conn)
+            except BaseException:
+                pool._give_back(conn, failing=True)
+                raise
+        pool._give_back(conn, failing=failing)
 
 
 def _is_still_lent(pool: Lender[ACT], conn: ACT, number: int) -> bool:

@@ -1,29 +1,109 @@
-"""How the work of a block is ended: a commit is seen through, a mode is put back."""
+"""How the work of a block is ended: a commit is seen through, a mode is put back.
+
+Work that was not committed is never reported as done: where a connection was closed with work that
+may have been open, the end of its block raises.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import anyio
+import psycopg
 
-from asyncpool._psycopg import ACT, IDLE, PsycopgConnector
+from asyncpool._core import Core
+from asyncpool._psycopg import ACT, IDLE, INERROR, INTRANS, PsycopgConnector
+from asyncpool._stacks import caller
+from asyncpool._wire import Wire
 from asyncpool.errors import PoolError
 
 T = TypeVar("T")
 
+DRIVER = str(Path(psycopg.__file__).parent)
 GRACE = 10.0
 """Seconds for a commit whose caller is cancelled by then."""
 
 
-async def commit(conn: ACT) -> None:
-    """Commit what a block has done, if it has done anything."""
-    # Else nobody needs to wait: for its lock, which a kept notifies() has, or a dead server.
-    idle = conn.pgconn.transaction_status == IDLE and conn._tpc is None
-    if not idle and not conn.closed:
-        await see_through(conn.commit)
+async def commit(core: Core[ACT], connector: PsycopgConnector[ACT], conn: ACT) -> None:
+    """Commit the work of a block, if there is any.
+
+    Raises:
+        psycopg.OperationalError: the connection is closed, and its work may be lost.
+    """
+    if conn.pgconn.transaction_status == IDLE and conn._tpc is None:
+        return  # with no wait: a kept notifies() may have its lock, and its server may be dead
+    await come_to_rest(connector, conn)
+    require_ended_idle(conn)
+    if conn.closed:
+        return
+    if has_failed(conn) and conn._tpc is None:
+        text = "an error was handled in a block, so its COMMIT is a rollback"
+        warn(core, "failed transaction", text, conn)
+    await see_through(conn.commit)
+
+
+async def come_to_rest(connector: PsycopgConnector[ACT], conn: ACT) -> None:
+    """Wait until what was cancelled has ended, so that it is known whether that was an error."""
+    if connector.has_left(conn):
+        await see_through(partial(connector.settle, conn))
+
+
+def require_ended_idle(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Raise for a connection that is closed, unless it is certain that no work was open on it.
+
+    Raises:
+        psycopg.OperationalError: it may have been.
+    """
+    if conn.closed:
+        wire: Wire | None = getattr(conn, "_wire", None)
+        if wire is None or wire.was_open is not False:
+            raise closed(conn)
+
+
+def closed(conn: psycopg.AsyncConnection[Any]) -> psycopg.OperationalError:
+    """The error for the end of a block whose connection was closed."""
+    error = psycopg.OperationalError(
+        f"the connection is closed: all that the block has done since its last commit is lost"
+        f" ({conn!r})"
+    )
+    wire: Wire | None = getattr(conn, "_wire", None)
+    error.__cause__ = None if wire is None else wire.ended_by
+    return error
+
+
+def failed(conn: psycopg.AsyncConnection[Any]) -> psycopg.errors.InFailedSqlTransaction:
+    """The error for the end of a block that is a transaction, and has failed."""
+    return psycopg.errors.InFailedSqlTransaction(
+        "the block has handled an error of a statement, after which nothing can be committed: all"
+        " of its transaction is rolled back; put what may fail into conn.transaction(), which is a"
+        f" savepoint there ({conn!r})"
+    )
+
+
+def has_failed(conn: psycopg.AsyncConnection[Any]) -> bool:
+    """Whether its transaction can only be rolled back."""
+    return int(conn.pgconn.transaction_status) == INERROR
+
+
+def warn_of_open_work(core: Core[ACT], conn: ACT) -> None:
+    """Log that a connection is returned in a transaction, which the pool rolls back."""
+    if conn.pgconn.transaction_status in (INTRANS, INERROR):
+        text = "a connection is returned in a transaction, which is rolled back"
+        warn(core, "rolled back", text, conn)
+
+
+def warn(core: Core[ACT], kind: str, text: str, conn: ACT) -> None:
+    """Log a warning about the program's own code, once for each place in it."""
+    place = caller(DRIVER)
+    if core.stock.events.is_first(kind, place):
+        at = f" at {place}" if place else ""
+        more = "further ones of this place are not logged"
+        core.stock.tell(kind, f"{text}{at}: {conn!r}; {more}", logging.WARNING, place=place)
 
 
 async def see_through(work: Callable[[], Awaitable[T]]) -> T:

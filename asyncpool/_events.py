@@ -15,6 +15,10 @@ SAME = 1.0
 """Seconds within which events of one kind, one after the other, are one that is counted."""
 
 
+PLACES = 100
+"""Places in the program of which something is logged once each; further ones are not logged."""
+
+
 class Happening:
     """Something that has happened, at an instant of `loop.time()`; perhaps several times."""
 
@@ -31,10 +35,18 @@ class Happening:
 class Events:
     """The last ones of one pool, the latest at the end."""
 
-    __slots__ = ("last",)
+    __slots__ = ("_places", "last")
 
     def __init__(self) -> None:
         self.last: deque[Happening] = deque(maxlen=KEPT)
+        self._places: set[tuple[str, str]] = set()
+
+    def is_first(self, kind: str, place: str) -> bool:
+        """Whether an event of this kind has not been seen at this place before; note it."""
+        if (kind, place) in self._places or len(self._places) >= PLACES:
+            return False
+        self._places.add((kind, place))
+        return True
 
     def tell(  # noqa: PLR0917 - each is one column of the log
         self, pool: str, at: float, kind: str, text: str, level: int, facts: dict[str, object]

@@ -19,7 +19,7 @@ import anyio
 import psycopg
 
 from asyncpool._core import Core
-from asyncpool._ending import commit, see_through
+from asyncpool._ending import come_to_rest, commit, failed, has_failed, see_through
 from asyncpool._psycopg import ACT, IDLE, PsycopgConnector
 from asyncpool._redact import described
 from asyncpool._settings import duration
@@ -262,6 +262,8 @@ class Join(Generic[ACT]):
         self.block = block
         self.astray = False
         """Whether its end has come, but not in its turn."""
+        self.strict = block is not None
+        """Whether its end is an error where its transaction has failed."""
         self._session = session
         self._begun = False
 
@@ -323,8 +325,11 @@ class Join(Generic[ACT]):
     async def _finish(self) -> None:
         session = self._session
         try:
+            await come_to_rest(session.connector, session.conn)
+            if self.strict and has_failed(session.conn):
+                raise failed(session.conn)
             if self.block is None:
-                await commit(session.conn)
+                await commit(session.core, session.connector, session.conn)
             else:
                 await session.have_done(self._release)
         except BaseException:

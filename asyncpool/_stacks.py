@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sys
 from itertools import islice, takewhile
 from pathlib import Path
 from types import CodeType, FrameType
@@ -14,7 +16,6 @@ LOOP = tuple(
     for name in ("events.py", "base_events.py", "runners.py")
 )
 """What runs every task; what is above it tells nothing."""
-
 Trace = tuple[Any, ...]
 """Innermost first: what runs, then the instruction in it, whose line is looked up when shown."""
 
@@ -58,6 +59,27 @@ def where(task: asyncio.Task[Any]) -> list[str]:
             found.insert(0, _place(frame.f_code, frame.f_lineno))
         awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
     return found
+
+
+def caller(driver: str, deep: int = 16) -> str:
+    """The place in the program that has called the pool, such as "app.py:12 in handler".
+
+    Args:
+        driver: the folder of the driver's code, which may be between the two.
+        deep: frames that are looked at.
+
+    Returns:
+        An empty string where there is none, as in a task that runs nothing but the pool's code.
+    """
+    between = (PACKAGE, contextlib.__file__, driver)
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(deep):
+        if frame is None or frame.f_code.co_filename.startswith(LOOP):
+            break
+        if not frame.f_code.co_filename.startswith(between):
+            return _place(frame.f_code, frame.f_lineno)
+        frame = frame.f_back
+    return ""
 
 
 def _line(code: CodeType, instruction: int) -> int | None:

@@ -87,6 +87,8 @@ class Wire(Watch):
         """Whether a query may be left in its middle: one wait of several was cancelled."""
         self.was_open: bool | None = None
         """Whether a transaction was open when the connection ended; None: that is unknown."""
+        self.ended_by: BaseException | None = None
+        """Why the connection was given up."""
         self.track: Track | None = None
         """What shares the connection among many statements, in place of a generator."""
         self._conn = weakref.ref(conn)
@@ -400,6 +402,9 @@ class Wire(Watch):
                     await insist(conn, None)  # that was the end of one row
         except BaseException as error:
             # Also when the cancel request may be on its way still: it would hit the next query.
+            self.ended_by = psycopg.OperationalError(
+                f"a cancelled statement could not be ended within {DRAIN_TIMEOUT:g} s: {error!r}"
+            )
             self.give_up()
             if not isinstance(error, Exception):
                 raise

@@ -31,6 +31,7 @@ from asyncpool._contexts import (
 )
 from asyncpool._core import Core
 from asyncpool._dispatcher import Dispatcher
+from asyncpool._ending import warn_of_open_work
 from asyncpool._explain import explain
 from asyncpool._insight import beside, snapshot
 from asyncpool._keeper import keep, ping_all
@@ -322,6 +323,7 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         elif (session := self._sessions.get(conn)) is not None:
             session.take_back()
             return
+        warn_of_open_work(self._core, conn)
         self._return(conn)
         self._keys.forget(conn)
 

@@ -300,7 +300,7 @@ async def leave_behind(dsn: str, left: str) -> None:
     async with Proxy(dsn) as proxy, AsyncConnectionPool(proxy.dsn, min_size=1) as pool:
         await pool.wait()
         proxy.delay = 1.6  # as of a postmaster that is slow to accept
-        with suppress(ZeroDivisionError):
+        with suppress(ZeroDivisionError, psycopg.OperationalError):  # it is closed, and says so
             async with pool.connection() as conn:
                 await conn.set_autocommit(True)
                 if left == "a COPY":

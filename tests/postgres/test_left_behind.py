@@ -131,7 +131,8 @@ async def test_why_a_lent_connection_ended_is_told_to_who_uses_it_next(
     dsn: str, backends: Backends, end: str
 ) -> None:
     """Once, by the error that psycopg has for it; after that the connection is closed."""
-    async with AsyncConnectionPool(dsn, min_size=1) as pool, pool.connection() as conn:
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        conn = await pool.acquire()
         cursor = conn.cursor()
         if end == "terminated":
             kind: type[Exception] = psycopg.errors.AdminShutdown
@@ -149,6 +150,7 @@ async def test_why_a_lent_connection_ended_is_told_to_who_uses_it_next(
         assert error.value.diag.severity_nonlocalized == "FATAL"
         with pytest.raises(psycopg.OperationalError, match=r"closed|lost"):
             await conn.execute("SELECT 1")
+        await pool.release(conn)
 
 
 async def of_the_pool(pool: AsyncConnectionPool, die: Callable[[], Awaitable[None]]) -> None:

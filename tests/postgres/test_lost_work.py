@@ -1,0 +1,282 @@
+"""Work that was not committed is never reported as done, whoever has ended its connection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import psycopg
+import pytest
+
+from asyncpool import AsyncConnectionPool, PoolClosed
+
+from ._tools import BOTH_LOOPS, Backends, Proxy, all_usable, at_rest, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+LOOPS = BOTH_LOOPS
+
+KINDS = ["connection", "transaction", "session", "cursor", "acquire"]
+EACH = pytest.mark.parametrize("kind", KINDS)
+CLASSES = pytest.mark.parametrize("own", [None, psycopg.AsyncConnection], ids=["ours", "psycopg"])
+
+
+def connection_of(target: Any) -> Any:
+    """The connection of what a block has given."""
+    return getattr(target, "connection", target)
+
+
+def lends_nothing(pool: AsyncConnectionPool) -> bool:
+    """Whether no connection is lent."""
+    return not pool.stats().leased
+
+
+def class_of(own: Any) -> dict[str, Any]:
+    """The pool's argument for it."""
+    return {} if own is None else {"connection_class": own}
+
+
+@CLASSES
+@EACH
+async def test_a_block_whose_connection_died_raises_at_its_end(
+    dsn: str, backends: Backends, table: str, kind: str, own: Any
+) -> None:
+    """Though the error of the statement that has met it was handled inside."""
+    async with AsyncConnectionPool(dsn, min_size=1, **class_of(own)) as pool:
+        with pytest.raises(psycopg.OperationalError, match="the connection is closed"):  # noqa: PT012
+            async with getattr(pool, kind)() as target:
+                await target.execute(f"INSERT INTO {table} VALUES (1)")
+                backends.terminate()
+                with suppress(psycopg.OperationalError):
+                    await target.execute("SELECT 1")
+        await all_usable(pool)
+        assert backends.rows(table) == []
+
+
+@EACH
+async def test_a_block_whose_connection_was_closed_inside_raises_at_its_end(
+    dsn: str, backends: Backends, table: str, kind: str
+) -> None:
+    """By hand, with a transaction open."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        with pytest.raises(psycopg.OperationalError, match="the connection is closed"):  # noqa: PT012
+            async with getattr(pool, kind)() as target:
+                await target.execute(f"INSERT INTO {table} VALUES (1)")
+                await connection_of(target).close()
+        await all_usable(pool)
+        assert backends.rows(table) == []
+
+
+@pytest.mark.parametrize("kind", ["connection", "session", "cursor", "acquire"])
+@pytest.mark.parametrize("end", ["closed", "terminated"])
+async def test_a_connection_that_ended_with_nothing_open_is_no_error_of_its_block(
+    dsn: str, backends: Backends, table: str, kind: str, end: str
+) -> None:
+    """What was done before is committed, and nothing else is lost."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        async with getattr(pool, kind)() as target:
+            await target.execute(f"INSERT INTO {table} VALUES (1)")
+            conn = connection_of(target)
+            await conn.commit()
+            if end == "closed":
+                await conn.close()
+            else:
+                backends.terminate()
+                await eventually(lambda: conn.closed)
+        await all_usable(pool)
+        assert backends.rows(table) == [1]
+
+
+@EACH
+async def test_a_block_that_the_pool_did_not_wait_for_raises_at_its_end(
+    dsn: str, backends: Backends, table: str, kind: str
+) -> None:
+    """`close(timeout)` has closed its connection; also where that has not been closed yet."""
+    for moment in ("while it closes", "afterwards"):
+        pool = AsyncConnectionPool(dsn, min_size=1)
+        await pool.open(wait=True)
+        with pytest.raises(PoolClosed):  # noqa: PT012
+            async with getattr(pool, kind)() as target:
+                await target.execute(f"INSERT INTO {table} VALUES (1)")
+                closing = asyncio.create_task(pool.close(timeout=0))
+                await eventually(partial(lends_nothing, pool))
+                if moment == "afterwards":
+                    await closing
+        await closing
+        assert backends.rows(table) == []
+
+
+@pytest.mark.parametrize("kind", ["connection", "transaction", "session"])
+async def test_a_savepoint_that_could_not_be_ended_is_told_at_the_blocks_end(
+    dsn: str, backends: Backends, table: str, kind: str
+) -> None:
+    """A statement in it was cancelled, and the cancellation could not reach the server."""
+    async with Proxy(dsn) as proxy, AsyncConnectionPool(proxy.dsn, min_size=1) as pool:
+        with pytest.raises(psycopg.OperationalError, match="closed") as told:  # noqa: PT012
+            async with getattr(pool, kind)() as conn:
+                await conn.execute(f"INSERT INTO {table} VALUES (1)")
+                with anyio.move_on_after(0.05):
+                    async with conn.transaction():
+                        proxy.open_way.clear()
+                        await conn.execute("SELECT 1")
+                await eventually(lambda: conn.closed)
+                proxy.open_way.set()
+        assert told.value.__cause__ is not None
+        await at_rest(pool)
+        assert backends.rows(table) == []
+
+
+async def test_a_block_inside_a_session_raises_for_its_own_work(
+    dsn: str, backends: Backends, table: str
+) -> None:
+    """And so does the session, of which nothing is left either."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        with pytest.raises(psycopg.OperationalError, match="closed"):  # noqa: PT012
+            async with pool.session() as conn:
+                with suppress(psycopg.OperationalError):
+                    async with pool.connection() as inner:
+                        await inner.execute(f"INSERT INTO {table} VALUES (1)")
+                        await conn.close()
+                    raise AssertionError("it is lost")
+        await all_usable(pool)
+        assert backends.rows(table) == []
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture, event: str) -> list[str]:
+    """The text of the warnings of one kind."""
+    return [
+        each.getMessage()
+        for each in caplog.get_records("call")
+        if each.levelno == logging.WARNING and vars(each).get("pool_event") == event
+    ]
+
+
+async def fails(conn: Any) -> None:
+    """Have a statement fail, and handle its error."""
+    with suppress(psycopg.errors.DivisionByZero):
+        await conn.execute("SELECT 1/0")
+
+
+async def is_cancelled(conn: Any) -> None:
+    """Have a statement cancelled by a scope."""
+    with anyio.move_on_after(0.02):
+        await conn.execute("SELECT pg_sleep(60)")
+
+
+HANDLED = pytest.mark.parametrize("handled", [fails, is_cancelled])
+
+
+@HANDLED
+@pytest.mark.parametrize("kind", ["transaction", "session"])
+async def test_a_transaction_that_has_failed_raises_at_its_end(
+    dsn: str, backends: Backends, table: str, kind: str, handled: Callable[[Any], Awaitable[None]]
+) -> None:
+    """An error was handled inside; the COMMIT would be a rollback that says nothing."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        with pytest.raises(psycopg.errors.InFailedSqlTransaction, match="handled an error"):  # noqa: PT012
+            async with getattr(pool, kind)() as conn:
+                await conn.execute(f"INSERT INTO {table} VALUES (1)")
+                await handled(conn)
+        await all_usable(pool)
+        assert backends.rows(table) == []
+        assert pool.stats().connects == 1
+
+
+@HANDLED
+@pytest.mark.parametrize("kind", ["connection", "cursor"])
+async def test_a_block_that_ends_in_a_failed_transaction_is_rolled_back_with_a_warning(  # noqa: PLR0917
+    dsn: str,
+    backends: Backends,
+    table: str,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    handled: Callable[[Any], Awaitable[None]],
+) -> None:
+    """As in psycopg; the warning says where, once for each place."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        for _ in range(3):
+            async with getattr(pool, kind)() as target:
+                await target.execute(f"INSERT INTO {table} VALUES (1)")
+                await handled(connection_of(target))
+        await all_usable(pool)
+        assert pool.stats().connects == 1
+    assert backends.rows(table) == []
+    (said,) = warnings_of(caplog, "failed transaction")
+    assert f"{__file__}:" in said
+    assert "test_a_block_that_ends_in_a_failed_transaction" in said
+
+
+@pytest.mark.parametrize("kind", ["transaction", "session"])
+async def test_a_block_that_is_a_transaction_raises_in_a_session_too(
+    dsn: str, backends: Backends, table: str, kind: str
+) -> None:
+    """Where no other is open; what was committed before stays, and what comes after works."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        async with pool.session() as conn:
+            await pool.execute(f"INSERT INTO {table} VALUES (1)")
+            with pytest.raises(psycopg.errors.InFailedSqlTransaction):  # noqa: PT012
+                async with getattr(pool, kind)() as inner:
+                    await inner.execute(f"INSERT INTO {table} VALUES (2)")
+                    await fails(inner)
+            await conn.execute(f"INSERT INTO {table} VALUES (3)")
+        assert backends.rows(table) == [1, 3]
+
+
+@pytest.mark.parametrize("kind", ["connection", "transaction", "session", "cursor"])
+async def test_an_error_handled_in_a_savepoint_is_no_error_of_the_block(
+    dsn: str, backends: Backends, table: str, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """The savepoint is rolled back, the rest is committed, and nothing is logged."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        async with getattr(pool, kind)() as target:
+            await target.execute(f"INSERT INTO {table} VALUES (1)")
+            conn = connection_of(target)
+            with suppress(psycopg.errors.DivisionByZero):
+                async with conn.transaction():
+                    await conn.execute("SELECT 1/0")
+        assert backends.rows(table) == [1]
+    assert not warnings_of(caplog, "failed transaction")
+
+
+@pytest.mark.parametrize("handled", [None, fails])
+@pytest.mark.parametrize("way", ["release", "putconn", "acquire"])
+async def test_what_is_returned_in_a_transaction_is_rolled_back_with_a_warning(  # noqa: PLR0917
+    dsn: str,
+    backends: Backends,
+    table: str,
+    caplog: pytest.LogCaptureFixture,
+    way: str,
+    handled: Callable[[Any], Awaitable[None]] | None,
+) -> None:
+    """As psycopg_pool says too; here once for each place in the program."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+
+        async def work(conn: Any) -> None:
+            await conn.execute(f"INSERT INTO {table} VALUES (1)")
+            if handled is not None:
+                await handled(conn)
+
+        for _ in range(3):
+            if way == "acquire":
+                async with pool.acquire() as conn:
+                    await work(conn)
+            else:
+                conn = await pool.getconn()
+                await work(conn)
+                await getattr(pool, way)(conn)
+            await at_rest(pool)
+        with suppress(ZeroDivisionError):
+            async with pool.acquire() as conn:
+                await conn.execute("SELECT 1")
+                raise ZeroDivisionError
+        async with pool.acquire() as conn:
+            await conn.execute("SELECT 1")
+            await conn.commit()
+    assert backends.rows(table) == []
+    (said,) = warnings_of(caplog, "rolled back")
+    assert f"{__file__}:" in said
