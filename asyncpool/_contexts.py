@@ -55,6 +55,21 @@ class Lender(Protocol[ACT]):
         """Borrow."""
         ...
 
+    async def _borrow_conn(self, timeout: float | None) -> ACT:
+        """Borrow for a block or a one-shot, by what a subclass has changed, if anything."""
+        ...
+
+    async def _return_conn(
+        self,
+        conn: ACT,
+        *,
+        failing: bool,
+        first: Callable[[], Awaitable[object]] | None = None,
+        as_is: bool = False,
+    ) -> None:
+        """Return it, likewise; with work that the pool is to do first."""
+        ...
+
     def _lend_now(self) -> ACT | None:
         """Borrow what is idle, if anything is."""
         ...
@@ -107,8 +122,8 @@ class Lease(Generic[ACT]):
         if self._number == JOINED:
             await self._join.leave(error)
             return
-        if not _is_still_lent(pool, conn, self._number):
-            _complain(pool, conn, failing=kind is not None)
+        if not is_still_lent(pool, conn, self._number):
+            complain(pool, conn, failing=kind is not None)
             return
         # Where close() has taken it, giving it back says so.
         if kind is None and pool._core.lease_number(conn):
@@ -138,7 +153,7 @@ class Lease(Generic[ACT]):
         """Whether it is the block's still to return."""
         if self.joined:
             return self._join.is_open()
-        return _is_still_lent(self._pool, self._entry.conn, self._number)
+        return is_still_lent(self._pool, self._entry.conn, self._number)
 
     async def give_up(self, first: Callable[[], Awaitable[object]]) -> None:
         """End a block that has failed, with work that the pool is to do for it."""
@@ -211,8 +226,8 @@ class Transaction(Generic[ACT]):
         if self._join is not None:
             return await self._join.leave(error)
         pool, conn, end = self._pool, self._conn, self._transaction.__aexit__
-        if not _is_still_lent(pool, conn, self._number):
-            _complain(pool, conn, failing=kind is not None)
+        if not is_still_lent(pool, conn, self._number):
+            complain(pool, conn, failing=kind is not None)
             return False
         if not pool._core.lease_number(conn):
             pool._give_back(conn, failing=kind is not None)
@@ -324,6 +339,11 @@ class SessionBlock(Generic[ACT]):
         self._session = None
         lease.hold_to_errors()
         if not lease.joined:
+            if not pool._core.lease_number(conn):
+                msg = f"a session needs a connection that the pool has lent: {conn!r} is none"
+                error = PoolError(msg)
+                await lease.__aexit__(PoolError, error, None)
+                raise error
             self._session = session = Session(pool._core, pool._connector, conn, task)
             pool._sessions[task] = pool._sessions[conn] = session
         return conn
@@ -368,21 +388,28 @@ class Acquisition(Coroutine[Any, Any, ACT]):
     It is a coroutine like any other, so that `asyncio.create_task` and `wait_for` take it.
     """
 
-    __slots__ = ("_conn", "_coroutine", "_number", "_pool", "_timeout")
+    __slots__ = ("_conn", "_coroutine", "_get", "_number", "_pool", "_timeout")
 
-    def __init__(self, pool: Lender[ACT], timeout: float | None) -> None:
+    def __init__(
+        self,
+        pool: Lender[ACT],
+        timeout: float | None,
+        get: Callable[[float | None], Coroutine[Any, Any, ACT]] | None = None,
+    ) -> None:
         self._pool = pool
         self._timeout = timeout
+        self._get = get
+        """What borrows, where a subclass of the pool has changed that."""
         self._coroutine: Coroutine[Any, Any, ACT] | None = None
 
     def _started(self) -> Coroutine[Any, Any, ACT]:
         if self._coroutine is None:
-            self._coroutine = self._pool.getconn(self._timeout)
+            self._coroutine = (self._get or self._pool.getconn)(self._timeout)
         return self._coroutine
 
     def __await__(self) -> Generator[Any, Any, ACT]:
         pool = self._pool
-        if self._coroutine is None and not pool._sessions:
+        if self._coroutine is None and self._get is None and not pool._sessions:
             conn = pool._lend_now()
             if conn is not None:
                 return conn
@@ -402,22 +429,24 @@ class Acquisition(Coroutine[Any, Any, ACT]):
             self._coroutine.close()
 
     async def __aenter__(self) -> ACT:
-        self._conn = await self
-        self._number = self._pool._core.bind(self._conn)
-        return self._conn
+        conn = self._conn = await self
+        core = self._pool._core
+        self._number = core.bind(conn) if core.lease_number(conn) else 0
+        return conn
 
     async def __aexit__(
         self, kind: Exc, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         pool, conn = self._pool, self._conn
-        if _is_still_lent(pool, conn, self._number):
+        if not self._number or is_still_lent(pool, conn, self._number):
             await self._end(conn, failing=kind is not None)
         else:
-            _complain(pool, conn, failing=kind is not None)
+            complain(pool, conn, failing=kind is not None)
 
     async def _end(self, conn: ACT, *, failing: bool) -> None:
         pool = self._pool
-        if not (pool._sessions or pool._modes) and pool._core.release_now(conn):
+        plain = self._get is None and not (pool._sessions or pool._modes)
+        if plain and pool._core.release_now(conn):
             conn._pool = None
             return
         if not failing and pool._core.lease_number(conn) and conn not in pool._sessions:
@@ -425,12 +454,12 @@ class Acquisition(Coroutine[Any, Any, ACT]):
             try:
                 require_ended_idle(conn)
             except BaseException:
-                pool._give_back(conn, failing=True)
+                await pool._return_conn(conn, failing=True)
                 raise
-        pool._give_back(conn, failing=failing)
+        await pool._return_conn(conn, failing=failing, as_is=True)
 
 
-def _is_still_lent(pool: Lender[ACT], conn: ACT, number: int) -> bool:
+def is_still_lent(pool: Lender[ACT], conn: ACT, number: int) -> bool:
     """Whether a block's connection is still in that lease, or was taken from it by `close()`,
     or by the end of its event loop.
 
@@ -442,7 +471,7 @@ def _is_still_lent(pool: Lender[ACT], conn: ACT, number: int) -> bool:
     return owner is pool and (lease == number or (not lease and taken))
 
 
-def _complain(pool: Lender[ACT], conn: ACT, *, failing: bool) -> None:
+def complain(pool: Lender[ACT], conn: ACT, *, failing: bool) -> None:
     """Raise for a block that has returned its connection, where `conn.close()` is no reason."""
     if not pool.close_returns and not failing:
         msg = f"{conn!r} was returned inside of the block that it was lent to"

@@ -77,10 +77,11 @@ class Borrowed(Generic[ACT]):
             await session.ready(self._timeout)
             conn = self._conn = session.conn
         else:
-            conn = self._conn = await self._pool.getconn(self._timeout)
+            conn = self._conn = await self._pool._borrow_conn(self._timeout)
         self._limit: asyncio.Timeout | None = None
         self._turned = self._commits = False
-        self._resting = session is None or session.is_at_rest
+        idle = conn.pgconn.transaction_status == IDLE
+        self._resting = idle and (session is None or session.is_at_rest)
         try:
             if self._resting:
                 if begins_specially(conn):
@@ -120,7 +121,7 @@ class Borrowed(Generic[ACT]):
         elif failing and self._resting and self._session is not None and not conn.closed:
             turn_back = partial(connector.roll_back, conn)
         if self._session is None:
-            self._pool._give_back(conn, failing=failing, first=turn_back)
+            await self._pool._return_conn(conn, failing=failing, first=turn_back)
         elif turn_back is not None:
             await self._session.undo(turn_back)
 

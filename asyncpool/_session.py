@@ -177,6 +177,11 @@ class Session(Generic[ACT]):
             await then()
 
     @property
+    def innermost(self) -> Join[ACT] | None:
+        """The block inside that was entered last."""
+        return self._joins[-1] if self._joins else None
+
+    @property
     def busy(self) -> bool:
         """Whether the pool does something with it."""
         return self._pending is not None and not self._pending.done()
@@ -264,6 +269,8 @@ class Join(Generic[ACT]):
         """Whether its end has come, but not in its turn."""
         self.strict = block is not None
         """Whether its end is an error where its transaction has failed."""
+        self.first: Work[object] | None = None
+        """What the pool is to do after the block is undone."""
         self._session = session
         self._begun = False
 
@@ -284,7 +291,7 @@ class Join(Generic[ACT]):
             return False
         try:
             if error is not None:
-                await session.undo(partial(self.undo, first))
+                await session.undo(partial(self.undo, first or self.first))
             else:
                 await self._finish()
         finally:

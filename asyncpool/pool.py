@@ -31,13 +31,22 @@ from asyncpool._contexts import (
 )
 from asyncpool._core import Core
 from asyncpool._dispatcher import Dispatcher
-from asyncpool._ending import warn_of_open_work
+from asyncpool._ending import commit, warn_of_open_work
 from asyncpool._explain import explain
 from asyncpool._insight import beside, snapshot
 from asyncpool._keeper import keep, ping_all
 from asyncpool._keys import Keys
 from asyncpool._leaks import tell_of_leak
 from asyncpool._oneshot import OneShots
+from asyncpool._overrides import (
+    NAMES,
+    ByConnection,
+    ByMethods,
+    OnLease,
+    Overrides,
+    borrow,
+    give_back,
+)
 from asyncpool._process import close_over, forks_with, has_outlived, start_over
 from asyncpool._psycopg import (
     ACT,
@@ -202,11 +211,20 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         self._connector.owner = weakref.ref(self)
         self._check = check
         self._budget = budget
+        self._changed = Overrides(type(self), ORIGINALS)
+        self._overrides = bool(self._changed)
+        """Whether a subclass has changed how a connection is borrowed or returned."""
         self._lease: type[Lease[ACT]] = Lease if leak_timeout is None else TracedLease
+        if any(name in self._changed for name in NAMES[1:]):
+            self._lease = ByMethods
+        self._firsts: dict[ACT, Callable[[], Awaitable[object]]] = {}
+        """What is to be done with a connection whose block is ended by a subclass's method."""
+        self._blocks: dict[ACT, Lease[ACT]] = {}
+        """The block of a one-shot's connection, where a subclass has changed `connection`."""
         self._classify = classify
         self._reconnect_failed: Callable[[Any], Any] | None = reconnect_failed
         self._slow_wait: tuple[float, Callable[[float], None]] = (math.inf, nobody)
-        self._pipeline = bool(pipeline)
+        self._pipeline = bool(pipeline) and not self._overrides
         self._shared_size = None if shared_size is None else count("shared_size", shared_size)
         self._core = self._new_core()
         self._popped = snapshot(self._core)
@@ -240,8 +258,11 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         lease._timeout = timeout
         return lease
 
-    _block = connection
-    """What other blocks stand on, whatever a subclass makes of `connection`."""
+    def _block(self, timeout: float | None) -> Lease[ACT]:
+        """What other blocks stand on: `connection`, as a subclass may have changed it."""
+        if self._overrides and self._changed.applies("connection"):
+            return ByConnection(self, self.connection(timeout))
+        return AsyncConnectionPool.connection(self, timeout)
 
     def transaction(self, timeout: float | None = None) -> Transaction[ACT]:
         """A connection for a block that is one transaction, in autocommit mode too.
@@ -249,6 +270,8 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         Args and errors are those of `connection`. `psycopg.Rollback` in the block rolls back and is
         not raised further.
         """
+        if self._overrides and current_task() not in self._sessions:
+            return cast("Transaction[ACT]", OnLease(self._block(timeout)))
         return Transaction(self, timeout)
 
     def session(self, timeout: float | None = None) -> SessionBlock[ACT]:
@@ -304,7 +327,11 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         Also `async with pool.acquire() as conn`, which returns it at the end of the block, and
         commits nothing. Args and errors are those of `connection`.
         """
-        return Acquisition(self, timeout)
+        if not self._overrides:
+            return Acquisition(self, timeout)
+        if self._changed.applies("getconn"):
+            return Acquisition(self, timeout, self.getconn)
+        return Acquisition(self, timeout, partial(AsyncConnectionPool.getconn, self))
 
     async def release(self, conn: ACT) -> None:
         """Return a connection. It does not wait: whatever must be cleaned, the pool cleans.
@@ -313,6 +340,9 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
             ReleaseError: the connection is another pool's, or nobody's, or was returned already.
             PoolClosed: the pool was closed meanwhile, and its work is lost.
         """
+        if self._overrides and self._changed.leads("release", "putconn", conn):
+            await self._changed.give_back(self, "putconn", conn)
+            return
         if getattr(conn, "_pool", None) is not self:
             raise self._not_lent(conn)
         if not (self._sessions or self._modes or self._keys.held):
@@ -364,7 +394,10 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         if key is not None:
             self._keys.require(key, conn)
         if not close:
-            await self.release(conn)
+            if self._overrides and self._changed.leads("putconn", "release", conn):
+                await self._changed.give_back(self, "release", conn)
+            else:
+                await AsyncConnectionPool.release(self, conn)
             return
         if getattr(conn, "_pool", None) is not self:
             raise self._not_lent(conn)
@@ -649,6 +682,50 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
             raise PoolClosed(msg)
         self._start()
 
+    async def _borrow_conn(self, timeout: float | None) -> ACT:
+        """Borrow for a one-shot."""
+        if not self._overrides:
+            return await self._borrow(timeout)
+        if not self._changed.applies("connection"):
+            return cast("ACT", await borrow(self, timeout))
+        block = self._block(timeout)
+        conn = await block.__aenter__()
+        self._blocks[conn] = block
+        return conn
+
+    async def _return_conn(
+        self,
+        conn: ACT,
+        *,
+        failing: bool,
+        first: Callable[[], Awaitable[object]] | None = None,
+        as_is: bool = False,
+    ) -> None:
+        """Return what a one-shot has borrowed, or a block that commits nothing.
+
+        Args:
+            conn: the connection.
+            failing: whether an error is on its way, which another one is not to hide.
+            first: work that must be done with it before it is reset.
+            as_is: whether a transaction that a subclass's method has begun is not committed.
+        """
+        if not self._overrides:
+            self._give_back(conn, failing=failing, first=first)
+            return
+        block = self._blocks.pop(conn, None)
+        if block is None:
+            try:
+                if not (failing or as_is or first):
+                    await commit(self._core, self._connector, conn)
+            except BaseException:
+                await give_back(self, conn, failing=True)
+                raise
+            await give_back(self, conn, failing=failing, first=first)
+        elif failing or first is not None:
+            await block.give_up(first or partial(self._connector.roll_back, conn))
+        else:
+            await block.__aexit__(None, None, None)
+
     async def _borrow(self, timeout: float | None) -> ACT:
         conn = self._lend_now()
         if conn is None:
@@ -682,6 +759,8 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         *,
         dismiss: bool = False,
     ) -> None:
+        if self._firsts:
+            first = self._firsts.pop(conn, None) or first
         if self._modes and (mode := self._modes.pop(conn, None)) is not None:
             first = partial(self._connector.turn_back, conn, autocommit=mode)
         conn._pool = None
@@ -706,6 +785,10 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
             if not failing:
                 raise
             self._core.stock.tell("return failed", str(error))
+
+
+ORIGINALS = {name: getattr(AsyncConnectionPool, name) for name in NAMES}
+"""The pool's own methods, by which it is known whether a class has changed them."""
 
 
 def nobody(waited: float) -> None:

@@ -51,6 +51,7 @@ FLOORS = [
         "_answer",
         "_dispatcher",
         "_oneshot",
+        "_overrides",
         "health",
         "_terms",
         "sizing",
