@@ -14,7 +14,7 @@ import sys
 import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing, suppress
-from typing import Any, Generic, Literal
+from typing import Any, Generic, Literal, get_origin
 
 import anyio
 import psycopg
@@ -91,12 +91,14 @@ class PsycopgConnector(Generic[ACT]):
         if not (reset is None or callable(reset) or reset in RESETS):
             msg = f"reset must be one of {', '.join(RESETS)} or a callable, not {reset!r}"
             raise ValueError(msg)
+        # An alias such as AsyncConnection[DictRow] is its class, for type checkers.
+        given, connection_class = connection_class, get_origin(connection_class) or connection_class
         if not (
             isinstance(connection_class, type)
             and hasattr(connection_class, "connect")
             and issubclass(connection_class, psycopg.AsyncConnection)
         ):
-            msg = f"connection_class must be a psycopg.AsyncConnection class: {connection_class!r}"
+            msg = f"connection_class must be a psycopg.AsyncConnection class: {given!r}"
             raise TypeError(msg)
         self.owner: Callable[[], object | None] = lambda: None
         """A weak reference to the pool, or None."""
@@ -105,7 +107,8 @@ class PsycopgConnector(Generic[ACT]):
         self.connection_class = connection_class
         self._configure = configure
         self._reset = reset
-        self._watched = issubclass(connection_class, Connection)
+        self._any_watched = False
+        """Whether any connection was watched: the class does not say what its `connect` makes."""
         self.resets = not (reset is None or reset == "rollback")
         """Whether each connection is reset on its return: then none is clean before that."""
         self._clean_status = -1 if self.resets else IDLE
@@ -125,10 +128,11 @@ class PsycopgConnector(Generic[ACT]):
                 with anyio.fail_after(CONFIGURE_TIMEOUT):
                     await self.lend_to(self._configure, conn)
                 _require_idle(conn, "configure")
-            self._bonds[conn] = Bond(conn)
+            self._bonds[conn] = bond = Bond(conn)
         except BaseException:
             await conn.close()
             raise
+        self._any_watched |= bond.wire is not None
         conn._pool = None
         return conn
 
@@ -262,19 +266,22 @@ class PsycopgConnector(Generic[ACT]):
 
     def is_clean(self, conn: ACT) -> bool:
         """Idle, and nothing more to be done between two borrowers."""
-        return (
-            conn.pgconn.transaction_status == self._clean_status
-            and conn._pipeline is None
-            and not conn.pgconn.pipeline_status
-            and not conn._num_transactions
-            and conn._tpc is None
-            and not conn.lock.locked()
-            and (
-                not self._watched
-                or (wire := conn._wire) is None  # type: ignore[attr-defined]
-                or (wire.settled and not wire.amiss)
-            )
-        )
+        if (
+            conn.pgconn.transaction_status != self._clean_status
+            or conn._pipeline is not None
+            or conn.pgconn.pipeline_status
+            or conn._num_transactions
+            or conn._tpc is not None
+            or conn.lock.locked()
+        ):
+            return False
+        if not self._any_watched:
+            return True
+        try:
+            wire: Wire | None = conn._wire  # type: ignore[attr-defined]
+        except AttributeError:
+            return True  # psycopg's own
+        return wire is None or (wire.settled and not wire.amiss)
 
     def is_alive(self, conn: ACT) -> bool:
         """Not closed, as far as libpq knows, nor hung up, where the socket can be looked at."""

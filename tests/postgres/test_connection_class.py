@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from psycopg.rows import DictRow, dict_row
 
 from asyncpool import AsyncConnectionPool, Connection
 
@@ -144,3 +145,101 @@ async def test_a_class_derived_from_ours_is_watched(dsn: str, backends: Backends
             assert conn.label == "mine"
         backends.terminate()
         await eventually(lambda: pool.stats().lost == 1)
+
+
+class Downgraded(Connection[Any]):
+    """Its `connect` makes psycopg's own."""
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
+        """Connect otherwise."""
+        return await psycopg.AsyncConnection.connect(conninfo, **kwargs)
+
+
+class Upgraded(psycopg.AsyncConnection[Any]):
+    """Its `connect` makes watched ones."""
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
+        """Connect otherwise."""
+        return await Connection.connect(conninfo, **kwargs)
+
+
+class Mixed(Connection[Any]):
+    """Its `connect` makes the one and the other."""
+
+    made = 0
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
+        """Connect either way."""
+        cls.made += 1
+        kind = (Connection, psycopg.AsyncConnection)[cls.made % 2]
+        return await kind.connect(conninfo, **kwargs)
+
+
+class Proxied:
+    """Another object in front of a connection, as tracers put it there; it is of its class."""
+
+    def __init__(self, conn: Any) -> None:
+        object.__setattr__(self, "wrapped", conn)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return type(self.wrapped)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "wrapped"), name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self.wrapped, name, value)
+
+    def __hash__(self) -> int:
+        return hash(self.wrapped)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self.wrapped == other)
+
+
+class Traced(Connection[Any]):
+    """Its `connect` is wrapped by a tracer."""
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
+        """Connect, and put a proxy in front."""
+        return Proxied(await super().connect(conninfo, **kwargs))
+
+
+@pytest.mark.parametrize("own", [Downgraded, Upgraded, Mixed, Traced])
+async def test_what_connect_makes_counts_and_not_the_class_that_it_is_called_on(
+    dsn: str, own: Any
+) -> None:
+    """Blocks of each kind, one-shots, an error and a cancellation; none is lost or stays lent."""
+    async with AsyncConnectionPool(dsn, min_size=2, connection_class=own) as pool:
+        for kind in ("connection", "transaction", "cursor", "session", "acquire"):
+            async with getattr(pool, kind)() as target:
+                await target.execute("SELECT 1")
+        assert await pool.fetchval("SELECT 1") == 1
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await pool.execute("SELECT 1/0")
+        await all_usable(pool)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05), pool.connection() as conn:
+                await conn.execute("SELECT pg_sleep(60)")
+        conn = await pool.getconn()
+        await pool.putconn(conn)
+        await all_usable(pool)
+
+
+@pytest.mark.parametrize("alias", [psycopg.AsyncConnection[DictRow], Connection[DictRow]])
+async def test_an_alias_that_says_the_rows_is_its_class(dsn: str, alias: Any) -> None:
+    """As psycopg's pages on typing have it; what is no connection class is refused still."""
+    kwargs = {"row_factory": dict_row}
+    async with AsyncConnectionPool(dsn, min_size=1, connection_class=alias, kwargs=kwargs) as pool:
+        assert pool.connection_class in {psycopg.AsyncConnection, Connection}
+        async with pool.connection() as conn:
+            assert await (await conn.execute("SELECT 1 AS one")).fetchone() == {"one": 1}
+    wrong: Any
+    for wrong in (list[int], psycopg.Connection[DictRow], "AsyncConnection"):
+        with pytest.raises(TypeError, match=r"must be a psycopg.AsyncConnection class"):
+            AsyncConnectionPool(dsn, connection_class=wrong)
