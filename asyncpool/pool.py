@@ -33,6 +33,7 @@ from asyncpool._core import Core
 from asyncpool._dispatcher import Dispatcher
 from asyncpool._ending import commit, warn_of_open_work
 from asyncpool._explain import explain
+from asyncpool._hints import give_hints
 from asyncpool._insight import beside, snapshot
 from asyncpool._keeper import keep, ping_all
 from asyncpool._keys import Keys
@@ -787,6 +788,7 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
             self._core.stock.tell("return failed", str(error))
 
 
+give_hints(AsyncConnectionPool)
 ORIGINALS = {name: getattr(AsyncConnectionPool, name) for name in NAMES}
 """The pool's own methods, by which it is known whether a class has changed them."""
 

@@ -40,6 +40,7 @@ FLOORS = [
         "_psycopg",
         "_process",
         "_keys",
+        "_hints",
         "_ending",
         "_session",
         "_contexts",

@@ -1,0 +1,63 @@
+"""Names that other libraries have for methods of the pool, and what to write instead."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+HINTS = {
+    # asyncpg
+    "fetch": "fetchall()",
+    "fetchrow": "fetchone()",
+    "fetchmany": "executemany() or batch()",
+    "copy_from_query": "cur.copy() in `async with pool.cursor() as cur`",
+    "copy_from_table": "cur.copy() in `async with pool.cursor() as cur`",
+    "copy_records_to_table": "cur.copy() in `async with pool.cursor() as cur`",
+    "copy_to_table": "cur.copy() in `async with pool.cursor() as cur`",
+    "expire_connections": "drain()",
+    "get_idle_size": "stats().idle",
+    "get_max_size": "max_size",
+    "get_min_size": "min_size",
+    "get_size": "stats().size",
+    "is_closing": "closed",
+    "terminate": "close(timeout=0)",
+    # databases
+    "connect": "open()",
+    "disconnect": "close()",
+    "execute_many": "executemany()",
+    "fetch_all": "fetchall()",
+    "fetch_one": "fetchone()",
+    "fetch_val": "fetchval()",
+    "iterate": "cur.stream() in `async with pool.cursor() as cur`",
+}
+
+
+class Hint:
+    """An attribute that is not there.
+
+    A `__getattr__` would do the same, and make every other attribute of the class slower to read.
+
+    Args:
+        instead: the pool's own.
+    """
+
+    __slots__ = ("_instead", "_name")
+
+    def __init__(self, instead: str) -> None:
+        self._instead = instead
+        self._name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type) -> NoReturn:
+        msg = f"{owner.__name__!r} has no attribute {self._name!r}: write {self._instead}"
+        raise AttributeError(msg, name=self._name, obj=owner if instance is None else instance)
+
+
+def give_hints(owner: type) -> None:
+    """Give a class the hints, for names that it has not. Type checkers do not see them."""
+    for name, instead in HINTS.items():
+        if not hasattr(owner, name):
+            hint = Hint(instead)
+            hint.__set_name__(owner, name)
+            setattr(owner, name, hint)
