@@ -21,24 +21,60 @@ from psycopg.abc import Params, PQGen, Query
 from psycopg.pq import Format
 from psycopg.rows import Row
 
+from asyncpool._wire import Wire
+
 TEXT, BINARY = Format.TEXT, Format.BINARY
+
+TURNS = 5
+OWN = (
+    "a stream(), COPY or notifies() of this very task is open on the connection, and it would wait"
+    " for that for ever: end it first, or use another connection"
+)
 
 TRIED = psycopg.__version__.startswith(("3.2.", "3.3."))
 """Whether this is a psycopg whose cursor is known to be made and to begin as is said here."""
 
 
 class Lock(asyncio.Lock):
-    """A connection's lock, released with one call where nobody waits for it."""
+    """A connection's lock, released with one call where nobody waits for it.
+
+    An open stream(), COPY or notifies() holds it between its steps: the task that has it open would
+    wait for itself for ever, and gets an error.
+    """
 
     _locked: bool
     _waiters: Any
+    wire: Wire | None = None
+    """The connection's."""
+    holder: asyncio.Task[Any] | None = None
+    """The task that has acquired it, in an `async with`."""
+
+    async def __aenter__(self) -> None:
+        if self._locked and await self.is_own():
+            raise psycopg.ProgrammingError(OWN)
+        await self.acquire()
+        self.holder = asyncio.current_task()
 
     def release(self) -> None:
         """See `asyncio.Lock`."""
+        self.holder = None
         if self._locked and not self._waiters:
             self._locked = False
         else:
             super().release()
+
+    async def is_own(self) -> bool:
+        """Whether an operation of this very task holds it, and nobody is about to end that.
+
+        A generator that was dropped is closed by the event loop, in its next turns.
+        """
+        for _ in range(TURNS):
+            wire = self.wire
+            own = self._locked and self.holder is asyncio.current_task()
+            if not own or wire is None or not wire.at_leisure:
+                return False
+            await asyncio.sleep(0)
+        return True
 
 
 class Cursor(psycopg.AsyncCursor[Row]):

@@ -19,11 +19,13 @@ import anyio
 import psycopg
 
 from asyncpool._core import Core
+from asyncpool._cursor import OWN, Lock
 from asyncpool._ending import come_to_rest, commit, failed, has_failed, see_through
 from asyncpool._psycopg import ACT, IDLE, PsycopgConnector
 from asyncpool._redact import described
 from asyncpool._settings import duration
-from asyncpool.errors import PoolError, ReleaseError
+from asyncpool._wire import ACTIVE
+from asyncpool.errors import PoolDeadlock, PoolError, ReleaseError
 
 T = TypeVar("T")
 Work = Callable[[], Awaitable[T]]
@@ -66,11 +68,15 @@ class Session(Generic[ACT]):
 
         Raises:
             PoolTimeout: it has not within `timeout` seconds.
+            PoolDeadlock: the connection is in the middle of an operation of this very task.
             PoolClosed: the pool did not wait for the session any longer.
             ReleaseError: the connection is not the session's any more.
         """
         refusals = self.core.refusals
         limit = self.core.settings.timeout if timeout is None else duration("timeout", timeout)
+        if await self._waits_for_itself():
+            name = self.task.get_name()
+            raise PoolDeadlock(f"deadlock in the session of {name!r}: {OWN}", holders={name: []})
         if not self.busy and self.holds() and self.connector.has_left(self.conn):
             self._start(self._do(None, partial(self.connector.settle, self.conn)))
         if self.busy:
@@ -79,10 +85,35 @@ class Session(Generic[ACT]):
             if self.busy:
                 raise refusals.timed_out(limit, "what was cancelled in this session goes on still")
         if self.holds():
+            if self.conn.lock.locked():
+                await self._take_turns(limit)
             return
         if self.core.closed:
             raise refusals.closed()
         raise self._error("was closed, as a part of its work could not be undone") from self.lost
+
+    async def _waits_for_itself(self) -> bool:
+        """Whether a stream(), COPY or notifies() of this task is open on the connection."""
+        conn = self.conn
+        lock: asyncio.Lock = conn.lock
+        if lock.locked():
+            return isinstance(lock, Lock) and await lock.is_own()
+        # Between its steps a COPY has no lock, and no other statement can begin.
+        return (
+            conn.pgconn.transaction_status == ACTIVE
+            and conn._pipeline is None
+            and not self.busy
+            and not self.connector.has_left(conn)
+        )
+
+    async def _take_turns(self, limit: float) -> None:
+        """Wait until what else uses the connection is through, be it another task or a stream()."""
+        try:
+            async with asyncio.timeout(None if limit == math.inf else limit), self.conn.lock:
+                pass
+        except TimeoutError:
+            why = "the session's connection is in the middle of something: end that first"
+            raise self.core.refusals.timed_out(limit, why) from None
 
     async def join(self, timeout: float | None, *, begin: bool = False) -> Join[ACT]:
         """Begin a block inside: a savepoint where a transaction is open.

@@ -149,6 +149,11 @@ class Wire(Watch):
             return self.loop.call_later(interval, self.tick)
         return None
 
+    @property
+    def at_leisure(self) -> bool:
+        """Whether nobody waits for anything of it."""
+        return self._gen is None and self.draining is None
+
     def overdue(self) -> None:
         """The generator's time is up: have a last look, then end it with psycopg's own error."""
         if self._gen is not None and self._ready(WAIT_R):

@@ -100,7 +100,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         conn = await super().connect(conninfo, **kwargs)
         if sys.platform != "win32":
             try:
-                conn._wire = Wire(conn)
+                conn._wire = conn.lock.wire = Wire(conn)
             except NotImplementedError:
                 pass
             except OSError as error:
