@@ -245,8 +245,11 @@ class Stock(Generic[C]):
 
     def drain(self) -> None:
         """Retire every connection that there is; those lent out, on their return."""
-        for entry in self.ledger.drain():
+        ledger = self.ledger
+        for entry in ledger.drain():
             self.discard(entry)
+        if not self.closing and ledger.staying - ledger.opening < ledger.settings.min_size:
+            self.full.clear()
         self.refill()
 
     def settle_times(self) -> None:

@@ -30,7 +30,8 @@ class HealthReport:
 
     status: Status
     """ok: serving. degraded: serving, but with waiters, without room, or after a failed ping or
-    connect. down: closed, or nothing to serve with."""
+    connect; also while connections are opened or replaced. down: closed, or nothing to serve
+    with."""
     reason: str
     """Why it is not ok, or what could not be tried, in words; else empty."""
     latency: float | None
@@ -75,6 +76,9 @@ async def examine(core: Core[ACT], timeout: float) -> HealthReport:
         status, reason = "degraded", "connections are being opened"
     elif serving == 0 and keeps_idle and not (stats.min_size or outage or failed or stats.waiting):
         reason = "no connection is open, and none is kept: min_size is 0"
+    elif serving == 0 and keeps_idle and stats.closing and not outage and not failed:
+        # They are opened once the server has hung up on the ones before.
+        status, reason = "degraded", "connections are being replaced"
     elif serving == 0 and not reached:
         status, reason = "down", "no connection"
     elif failed:
@@ -87,7 +91,8 @@ async def examine(core: Core[ACT], timeout: float) -> HealthReport:
     elif stats.waiting:
         status, reason = "degraded", f"{stats.waiting} requests wait for a connection"
     elif latency is None:
-        reason = "all connections are lent out: none was pinged"
+        being = f", {stats.cleaning} being cleaned" if stats.cleaning else ""
+        reason = f"no connection is idle ({stats.leased} lent{being}): none was pinged"
     version, role = _server(core)
     error = core.stock.last_error
     age = core.stock.time() - core.stock.last_error_at if error is not None else None

@@ -141,7 +141,11 @@ class TestAccess:
             assert core.stock.full.is_set()
             driver.usual["open"] = fails
             core.drain()
-            assert await core.stock.fill()  # it was full, once
+            filling = asyncio.create_task(core.stock.fill())
+            await asyncio.sleep(10.0)
+            assert not filling.done()
+            driver.usual["open"] = ok
+            assert await filling
 
     @virtual_time
     async def test_who_waits_for_it_to_be_full_is_in_a_hurry(self) -> None:
