@@ -6,6 +6,7 @@ work and its return. A block that fails is rolled back by the pool's own task, n
 
 from __future__ import annotations
 
+import logging
 import sys
 from asyncio import current_task
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -29,6 +30,7 @@ from asyncpool._ending import (
     warn_of_open_work,
 )
 from asyncpool._entry import Entry
+from asyncpool._generators import enclosing
 from asyncpool._psycopg import ACT, PsycopgConnector
 from asyncpool._session import Join, Session
 from asyncpool._stacks import Trace, three
@@ -346,6 +348,8 @@ class SessionBlock(Generic[ACT]):
                 raise error
             self._session = session = Session(pool._core, pool._connector, conn, task)
             pool._sessions[task] = pool._sessions[conn] = session
+            for generator in enclosing(sys._getframe(1), task.get_loop()):
+                session.watch(generator, partial(_leave_task, pool, session))
         return conn
 
     async def __aexit__(
@@ -371,15 +375,26 @@ class SessionBlock(Generic[ACT]):
         except BaseException:
             await lease.give_up(undo_all)
             raise
+        undone = session.undone_outside() if kind is GeneratorExit else None
         unfinished: psycopg.Error | None = session.unfinished(turned=mode is not None)
         if unfinished is None and kind is None and session.holds() and has_failed(conn):
             unfinished = failed(conn)
         if unfinished is None and mode is None and not (session.busy and session.holds()):
             await lease.__aexit__(kind, error, tb)
-            return
-        await lease.give_up(undo_all)
-        if unfinished is not None and kind is None:
-            raise unfinished
+        else:
+            await lease.give_up(undo_all)
+            if unfinished is not None and kind is None:
+                raise unfinished
+        if undone is not None:
+            # The task that has been told that its work is done may not be the one that is here.
+            pool._core.stock.tell("work undone", str(undone), logging.ERROR)
+            raise undone
+
+
+def _leave_task(pool: Lender[ACT], session: Session[ACT], _: object) -> None:
+    """Let no more of a task's work join a session that nobody can come back to."""
+    if pool._sessions.get(session.task) is session:
+        del pool._sessions[session.task]
 
 
 class Acquisition(Coroutine[Any, Any, ACT]):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import weakref
 from asyncio import current_task
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
@@ -21,6 +22,7 @@ import psycopg
 from asyncpool._core import Core
 from asyncpool._cursor import OWN, Lock
 from asyncpool._ending import come_to_rest, commit, failed, has_failed, see_through
+from asyncpool._generators import Generator
 from asyncpool._psycopg import ACT, IDLE, PsycopgConnector
 from asyncpool._redact import described
 from asyncpool._settings import duration
@@ -60,8 +62,21 @@ class Session(Generic[ACT]):
         """How many times it is borrowed by no block."""
         self._pending: asyncio.Task[Any] | None = None
         """What the pool does with it, or did last."""
+        self._generators: list[weakref.ref[Generator]] = []
+        """The async generators in which it was entered."""
+        self.used_outside = False
+        """Whether it was used, in an open transaction, while such a generator was suspended."""
         self.lost: Exception | None = None
         """Why the pool has closed it: a part of the work could not be undone."""
+
+    def watch(self, generator: Generator, abandoned: Callable[[object], None]) -> None:
+        """Note a generator in which it is entered.
+
+        Args:
+            generator: the generator.
+            abandoned: called once nobody can resume it any more.
+        """
+        self._generators.append(weakref.ref(generator, abandoned))
 
     async def ready(self, timeout: float | None) -> None:
         """Wait until the pool has done what a cancellation has left to it.
@@ -87,6 +102,8 @@ class Session(Generic[ACT]):
         if self.holds():
             if self.conn.lock.locked():
                 await self._take_turns(limit)
+            if self._generators and not self.is_at_rest:
+                self.used_outside |= any(map(_is_suspended, self._generators))
             return
         if self.core.closed:
             raise refusals.closed()
@@ -234,6 +251,15 @@ class Session(Generic[ACT]):
         if not unfinished or not self.holds():
             return None
         return self._error("is rolled back: a block inside of it has not ended in its turn")
+
+    def undone_outside(self) -> ReleaseError | None:
+        """The error for the end of a generator that undoes what was done outside of it."""
+        if not self.used_outside or not self.holds() or self.is_at_rest:
+            return None
+        return self._error(
+            "is rolled back, as the async generator that holds the session was closed before its"
+            " end: one-shots and blocks of the task outside of the generator are undone too"
+        )
 
     def holds(self) -> bool:
         """Whether the connection is in this lease still."""
@@ -385,6 +411,12 @@ class Join(Generic[ACT]):
         await self.block.__aexit__(None, None, None)
         await _sync(conn)
         self._begun = False
+
+
+def _is_suspended(generator: weakref.ref[Generator]) -> bool:
+    """Whether code that runs now is outside of a generator."""
+    alive = generator()
+    return alive is not None and not alive.ag_running
 
 
 async def _sync(conn: ACT) -> None:

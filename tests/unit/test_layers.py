@@ -41,6 +41,7 @@ FLOORS = [
         "_process",
         "_keys",
         "_hints",
+        "_generators",
         "_ending",
         "_session",
         "_contexts",
