@@ -147,9 +147,8 @@ class Lease(Generic[ACT]):
         return self._number == JOINED
 
     def hold_to_errors(self) -> None:
-        """Raise at the end, in place of a warning, where it would commit a failed transaction."""
-        if self.joined:
-            self._join.strict = True
+        """Raise at the end, in place of a warning, where a block inside would commit in vain."""
+        self._join.strict = True
 
     def holds(self) -> bool:
         """Whether it is the block's still to return."""
@@ -339,17 +338,18 @@ class SessionBlock(Generic[ACT]):
         pool, lease = self._pool, self._lease
         conn = await lease.__aenter__()
         self._session = None
-        lease.hold_to_errors()
-        if not lease.joined:
-            if not pool._core.lease_number(conn):
-                msg = f"a session needs a connection that the pool has lent: {conn!r} is none"
-                error = PoolError(msg)
-                await lease.__aexit__(PoolError, error, None)
-                raise error
+        if lease.joined:
+            lease.hold_to_errors()
+            return conn
+        try:
             self._session = session = Session(pool._core, pool._connector, conn, task)
-            pool._sessions[task] = pool._sessions[conn] = session
-            for generator in enclosing(sys._getframe(1), task.get_loop()):
-                session.watch(generator, partial(_leave_task, pool, session))
+        except KeyError as error:
+            msg = f"a session needs a connection that the pool has lent: {conn!r} is none"
+            await lease.__aexit__(KeyError, error, None)
+            raise PoolError(msg) from None
+        pool._sessions[task] = pool._sessions[conn] = session
+        for generator in enclosing(sys._getframe(1), task.get_loop()):
+            session.watch(generator, partial(_take_out, pool, session, task))
         return conn
 
     async def __aexit__(
@@ -360,9 +360,11 @@ class SessionBlock(Generic[ACT]):
             await lease.__aexit__(kind, error, tb)
             return
         pool, conn = self._pool, session.conn
-        for key in (session.task, conn):
-            if pool._sessions.get(key) is session:
-                del pool._sessions[key]
+        _take_out(pool, session, session.task)
+        _take_out(pool, session, conn)
+        if session.is_calm and conn not in pool._modes:
+            await lease.__aexit__(kind, error, tb)
+            return
         undo_all: Callable[[], Awaitable[object]] = session.undo_all
         if (mode := pool._modes.pop(conn, None)) is not None:
             turn_back = partial(pool._connector.turn_back, conn, autocommit=mode)
@@ -391,10 +393,10 @@ class SessionBlock(Generic[ACT]):
             raise undone
 
 
-def _leave_task(pool: Lender[ACT], session: Session[ACT], _: object) -> None:
-    """Let no more of a task's work join a session that nobody can come back to."""
-    if pool._sessions.get(session.task) is session:
-        del pool._sessions[session.task]
+def _take_out(pool: Lender[ACT], session: Session[ACT], key: object, *_: object) -> None:
+    """Let a session be found by its task, or by its connection, no more."""
+    if pool._sessions.get(key) is session:
+        del pool._sessions[key]
 
 
 class Acquisition(Coroutine[Any, Any, ACT]):

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import gc
 from asyncio import AbstractEventLoop
-from inspect import CO_ASYNC_GENERATOR, isasyncgen
+from inspect import (
+    CO_ASYNC_GENERATOR,
+    CO_COROUTINE,
+    CO_GENERATOR,
+    CO_ITERABLE_COROUTINE,
+    isasyncgen,
+)
 from types import AsyncGeneratorType, FrameType
 from typing import Any
+
+AWAITS = CO_COROUTINE | CO_GENERATOR | CO_ITERABLE_COROUTINE | CO_ASYNC_GENERATOR
 
 Generator = AsyncGeneratorType[Any, Any]
 
 
 def enclosing(frame: FrameType | None, loop: AbstractEventLoop) -> list[Generator]:
-    """The async generators that run a frame, innermost first, as far as they can be found.
+    """The async generators that run a frame in its task, innermost first, where they can be found.
 
     Frames know their generators since Python 3.14. Before, asyncio's loop knows those that have
     begun; uvloop's does not show them, but one that has begun a moment ago is young garbage.
     """
     found: list[Generator] = []
-    while frame is not None:
-        if frame.f_code.co_flags & CO_ASYNC_GENERATOR:
+    # A plain function is where the task begins, which may do so in the middle of another one.
+    while frame is not None and (flags := frame.f_code.co_flags) & AWAITS:
+        if flags & CO_ASYNC_GENERATOR:
             generator = getattr(frame, "f_generator", None) or _look_for(frame, loop)
             if generator is not None:
                 found.append(generator)

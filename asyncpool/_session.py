@@ -241,6 +241,11 @@ class Session(Generic[ACT]):
         idle = conn.pgconn.transaction_status == IDLE
         return idle and not (conn._num_transactions or conn._pipeline or conn._tpc)
 
+    @property
+    def is_calm(self) -> bool:
+        """Whether nothing is left to be ended, and nothing was ever left to the pool."""
+        return not self._joins and self._pending is None and self.is_at_rest
+
     def unfinished(self, *, turned: bool) -> ReleaseError | None:
         """What is to be said of blocks inside that have not ended, and have work.
 

@@ -194,3 +194,33 @@ async def test_a_generator_that_a_caller_keeps_may_be_resumed(
     assert backends.rows(table) == [-2, -1, 5]
     async with pool.session() as conn:
         assert await pool.fetchval("SELECT pg_backend_pid()") == await backend_of(conn)
+
+
+async def test_a_task_that_starts_inside_a_generator_is_none_of_its(
+    pool: AsyncConnectionPool, backends: Backends, table: str
+) -> None:
+    """Also where it starts eagerly: its session stays its own when the generator is left."""
+    left = asyncio.Event()
+
+    async def other() -> None:
+        async with pool.session() as conn:
+            await left.wait()
+            assert await pool.fetchval("SELECT pg_backend_pid()") == pid_of(conn)
+            await pool.execute(f"INSERT INTO {table} VALUES (1)")
+
+    tasks: list[asyncio.Task[None]] = []
+
+    async def generator() -> AsyncGenerator[int]:
+        tasks.append(asyncio.create_task(other()))
+        yield 1
+
+    loop = asyncio.get_running_loop()
+    if (eager := getattr(asyncio, "eager_task_factory", None)) is not None:
+        loop.set_task_factory(eager)
+    async for _ in generator():
+        break
+    loop.set_task_factory(None)
+    await asyncio.sleep(0.01)
+    left.set()
+    await in_time(tasks[0])
+    assert backends.rows(table) == [1]
