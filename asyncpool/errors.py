@@ -86,7 +86,8 @@ class PoolUnavailable(PoolTimeout):
 class PoolDeadlock(PoolTimeout):
     """Every connection is held by a task that waits for one more, so that none will be returned.
 
-    The last of these tasks to wait gets this; as its block ends, the others go on.
+    The last of these tasks to wait gets this; as its block ends, the others go on. So does a task
+    that would wait for its own stream(), COPY or notifies() on the connection of its session.
 
     Attributes:
         holders: where each of the tasks waits, by its name, innermost first.

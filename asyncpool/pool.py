@@ -253,6 +253,9 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
             PoolTimeout: on entry, when there was none in time.
             TooManyRequests: on entry, when `max_waiting` requests wait already.
             PoolClosed: the pool is closed, or closed while the block waited or ran.
+            psycopg.OperationalError: on exit, when the connection was closed, by anybody, with work
+                that may have been open. Where an error was handled inside, and the transaction has
+                failed, the commit is a rollback as in psycopg, and a warning says where.
         """
         lease = self._lease()
         lease._pool = self
@@ -270,6 +273,10 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
 
         Args and errors are those of `connection`. `psycopg.Rollback` in the block rolls back and is
         not raised further.
+
+        Raises:
+            psycopg.errors.InFailedSqlTransaction: on exit, when an error of a statement was handled
+                inside, so that nothing can be committed.
         """
         if self._overrides and current_task() not in self._sessions:
             return cast("Transaction[ACT]", OnLease(self._block(timeout)))
@@ -283,12 +290,17 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         alone. Where none is open, it commits what it has done. One-shots run in the transaction
         that is open, or by themselves. `release` of what was borrowed inside only ends that use. By
         a key another connection is borrowed. Tasks that are started inside are not part of it.
+        Where an async generator holds it, and is abandoned, what its task does next is not either.
 
         Args and errors are those of `connection`.
 
         Raises:
+            psycopg.errors.InFailedSqlTransaction: as for `transaction`.
             ReleaseError: on exit, where a block inside that has work has not ended, or not in this
-                task, or could not be undone: nothing of the session stays.
+                task, or could not be undone: nothing of the session stays. Also where an async
+                generator that holds it is closed early, and work from outside of it is undone.
+            PoolDeadlock: from a block or one-shot inside, while a stream(), COPY or notifies() of
+                the task is open on the connection.
         """
         return SessionBlock(self, self._block(timeout))
 
@@ -326,7 +338,8 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         """A connection, to be given to `release` later: `conn = await pool.acquire()`.
 
         Also `async with pool.acquire() as conn`, which returns it at the end of the block, and
-        commits nothing. Args and errors are those of `connection`.
+        commits nothing. Args and errors are those of `connection`. A transaction that is open when
+        it is returned is rolled back, with a warning that says where.
         """
         if not self._overrides:
             return Acquisition(self, timeout)
