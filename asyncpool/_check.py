@@ -47,14 +47,17 @@ class Check(Generic[C]):
             if not task.done():
                 why = "the check of a connection did not end"
                 raise self._refusals.timed_out(timeout, why)
-            if task.cancelled() or entry.state is not State.LEASED:
+            if entry.state is not State.LEASED or (task.cancelled() and stock.closing):
                 raise self._refusals.closed()
+            error = (
+                task.result()
+            )  # a CancelledError of the check's own is raised, as in psycopg_pool
         except BaseException:
             stock.ledger.annul(entry)
             if stock.ledger.take_back(entry.conn) is not None:
                 stock.crew.spawn(self._settle(entry, task), "check")
             raise
-        if (error := task.result()) is None:
+        if error is None:
             stock.proved(entry)
             return True
         said = described(error)

@@ -6,14 +6,15 @@ contract with a pool: `conn._pool` is the pool while user code has the connectio
 
 from __future__ import annotations
 
-import inspect
 import logging
+import math
 import os
 import socket
 import sys
 import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing, suppress
+from functools import partial
 from typing import Any, Generic, Literal, get_origin
 
 import anyio
@@ -23,6 +24,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
 from asyncpool._bond import Bond
+from asyncpool._callbacks import call, settle
 from asyncpool._cancel import CANCEL_TIMEOUT
 from asyncpool._connector import Tell
 from asyncpool._cursor import TRIED, Cursor
@@ -49,8 +51,6 @@ Kwargs = (
     Mapping[str, Any] | Callable[[], Mapping[str, Any]] | Callable[[], Awaitable[Mapping[str, Any]]]
 )
 ResetLevel = Literal["rollback", "session", "discard"]
-
-CONFIGURE_TIMEOUT = 30.0
 
 LEAVE_TIMEOUT = 0.5
 """Seconds for whoever still uses a connection that was returned."""
@@ -118,15 +118,18 @@ class PsycopgConnector(Generic[ACT]):
     async def open(self) -> ACT:
         """Connect and configure."""
         self._pid = os.getpid()
-        conninfo = await settle(self.conninfo) if callable(self.conninfo) else self.conninfo
-        kwargs = await settle(self.kwargs) if callable(self.kwargs) else self.kwargs
+        conninfo, kwargs = self.conninfo, self.kwargs
+        if callable(conninfo):
+            conninfo = await call("conninfo", conninfo)
+        if callable(kwargs):
+            kwargs = await call("kwargs", kwargs)
         kwargs = dict(kwargs or {})
         kwargs |= limits_for(check_conninfo(conninfo), kwargs)
-        conn = await self.connection_class.connect(conninfo, **kwargs)
+        connect = partial(self.connection_class.connect, conninfo, **kwargs)
+        conn: ACT = await call("connect", connect, math.inf)
         try:
             if self._configure is not None:
-                with anyio.fail_after(CONFIGURE_TIMEOUT):
-                    await self.lend_to(self._configure, conn)
+                await call("configure", partial(self.lend_to, self._configure, conn))
                 _require_idle(conn, "configure")
             self._bonds[conn] = bond = Bond(conn)
         except BaseException:
@@ -442,12 +445,6 @@ def version() -> tuple[int, int]:
     """psycopg's own, such as (3, 3)."""
     major, minor = psycopg.__version__.split(".")[:2]
     return int(major), int(minor)
-
-
-async def settle(make: Callable[[], Any]) -> Any:
-    """Call what may be a plain or an async function."""
-    value = make()
-    return await value if inspect.isawaitable(value) else value
 
 
 def _is_in_mid_operation(conn: psycopg.AsyncConnection[Any]) -> bool:

@@ -19,6 +19,7 @@ import psycopg
 from psycopg.rows import AsyncRowFactory, TupleRow
 
 from asyncpool._budget import Budget
+from asyncpool._callbacks import settle
 from asyncpool._contexts import (
     Acquisition,
     Cursor,
@@ -57,7 +58,6 @@ from asyncpool._psycopg import (
     ResetLevel,
     can_share,
     ping,
-    settle,
     version,
 )
 from asyncpool._session import Session

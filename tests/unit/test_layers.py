@@ -37,6 +37,7 @@ FLOORS = [
         "_cursor",
         "connection",
         "_bond",
+        "_callbacks",
         "_psycopg",
         "_process",
         "_keys",

@@ -1,0 +1,264 @@
+"""The user's callables that raise CancelledError by themselves, or never return."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from asyncpool import (
+    AsyncConnectionPool,
+    AsyncNullConnectionPool,
+    PoolClosed,
+    PoolTimeout,
+    _callbacks,
+)
+
+from ._tools import Backends, all_usable, at_rest, eventually, in_time
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+POOLS = [AsyncConnectionPool, AsyncNullConnectionPool]
+CALLABLES = ["conninfo", "kwargs", "configure"]
+
+
+def pool_of(
+    kind: type[AsyncConnectionPool],
+    dsn: str,
+    name: str,
+    before: Callable[[], Awaitable[None]],
+    **options: Any,
+) -> AsyncConnectionPool:
+    """A pool whose callable of this name first awaits `before`."""
+
+    async def conninfo() -> str:
+        await before()
+        return dsn
+
+    async def kwargs() -> dict[str, Any]:
+        await before()
+        return {}
+
+    async def configure(conn: psycopg.AsyncConnection[Any]) -> None:
+        await before()
+
+    given: dict[str, Any] = {"conninfo": dsn, "max_size": 2} | options
+    given[name] = {"conninfo": conninfo, "kwargs": kwargs, "configure": configure}[name]
+    return kind(**given)
+
+
+async def of_a_cancelled_future() -> None:
+    """Await a token fetch that others share, and that somebody has cancelled."""
+    fetch = asyncio.get_running_loop().create_future()
+    fetch.cancel()
+    await fetch
+
+
+@pytest.mark.parametrize("kind", POOLS)
+@pytest.mark.parametrize("name", CALLABLES)
+async def test_a_callable_that_was_cancelled_is_a_failed_connect_and_called_again(
+    dsn: str, backends: Backends, name: str, kind: type[AsyncConnectionPool]
+) -> None:
+    """The request waits for the next connect, as with any other error."""
+    calls = 0
+
+    async def before() -> None:
+        nonlocal calls
+        calls += 1
+        if calls <= 2:
+            await of_a_cancelled_future()
+
+    async with pool_of(kind, dsn, name, before, min_size=0) as pool:
+        assert await in_time(pool.fetchval("SELECT 1")) == 1
+        assert pool.stats().connects_failed == 2
+
+
+@pytest.mark.parametrize("kind", POOLS)
+@pytest.mark.parametrize("name", CALLABLES)
+async def test_a_callable_that_is_always_cancelled_is_the_cause_of_the_timeout(
+    dsn: str, backends: Backends, name: str, kind: type[AsyncConnectionPool]
+) -> None:
+    """By its name, with the CancelledError behind it."""
+    async with pool_of(kind, dsn, name, of_a_cancelled_future, min_size=0) as pool:
+        with pytest.raises(PoolTimeout, match=f"{name} raised CancelledError") as caught:
+            await pool.getconn(timeout=0.3)
+        assert isinstance(caught.value.__cause__, psycopg.OperationalError)
+        assert isinstance(caught.value.__cause__.__cause__, asyncio.CancelledError)
+        assert name in (pool.explain().last_error or "")
+        await eventually(lambda: not backends.pids())
+
+
+async def test_a_connect_of_the_users_own_class_may_be_cancelled_too(dsn: str) -> None:
+    """It is called like the others."""
+    calls = 0
+
+    class Own(psycopg.AsyncConnection[Any]):
+        @classmethod
+        async def connect(cls, *args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 1:
+                await of_a_cancelled_future()
+            return await super().connect(*args, **kwargs)
+
+    async with (
+        AsyncConnectionPool(dsn, min_size=1, connection_class=Own) as pool,
+        pool.connection(timeout=5) as conn,
+    ):
+        await conn.execute("SELECT 1")
+
+
+async def test_an_exit_that_a_test_framework_raises_is_a_failed_connect(dsn: str) -> None:
+    """A BaseException of any library's, such as pytest's own, stops no pool."""
+    calls = 0
+
+    async def before() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            pytest.fail("in the configure of a test")
+
+    async with pool_of(AsyncConnectionPool, dsn, "configure", before, min_size=1) as pool:
+        assert await in_time(pool.fetchval("SELECT 1")) == 1
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+async def test_closing_while_a_callable_runs_cancels_it(dsn: str, name: str) -> None:
+    """That is no failed connect."""
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def before() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    pool = pool_of(AsyncConnectionPool, dsn, name, before, min_size=1)
+    await pool.open()
+    await in_time(begun.wait())
+    await in_time(pool.close())
+    assert ended.is_set()
+    assert pool.stats().connects_failed == 0
+
+
+async def test_a_shared_fetch_that_one_closed_pool_cancels_fails_no_other(dsn: str) -> None:
+    """Awaited with no shield, it is cancelled with the first pool's connect."""
+    fetch: asyncio.Task[None] | None = None
+
+    async def before() -> None:
+        nonlocal fetch
+        if fetch is None or fetch.cancelled():
+            fetch = asyncio.create_task(asyncio.sleep(0.2))
+        await fetch
+
+    first = pool_of(AsyncConnectionPool, dsn, "conninfo", before, min_size=1)
+    second = pool_of(AsyncConnectionPool, dsn, "conninfo", before, min_size=1)
+    await first.open()
+    async with second:
+        await eventually(lambda: fetch)
+        await asyncio.sleep(0)
+        await first.close()
+        assert await in_time(second.fetchval("SELECT 1")) == 1
+
+
+async def test_a_check_that_was_cancelled_cancels_its_caller(dsn: str, backends: Backends) -> None:
+    """As in psycopg_pool: the error comes out, and the pool is open for the next."""
+    calls = 0
+
+    async def check(conn: psycopg.AsyncConnection[Any]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            await of_a_cancelled_future()
+
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=2, check=check) as pool:
+        with pytest.raises(asyncio.CancelledError):
+            await pool.getconn(timeout=5)
+        assert pool.stats().requests_cancelled == 1
+        await all_usable(pool)
+    with pytest.raises(PoolClosed):
+        await pool.getconn()
+
+
+async def test_a_check_that_fails_a_test_keeps_no_connection(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A BaseException comes out, and the connection is replaced."""
+    calls = 0
+
+    async def check(conn: psycopg.AsyncConnection[Any]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            pytest.fail("in the check of a test")
+
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=2, check=check) as pool:
+        with pytest.raises(pytest.fail.Exception):
+            await pool.getconn(timeout=5)
+        await all_usable(pool)
+    caplog.clear()  # the crash of the check's task was logged
+
+
+async def test_a_check_that_is_ended_by_close_says_that_the_pool_is_closed(dsn: str) -> None:
+    """That cancellation is the pool's own."""
+    begun = asyncio.Event()
+
+    async def check(conn: psycopg.AsyncConnection[Any]) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    pool = AsyncConnectionPool(dsn, min_size=1, check=check)
+    await pool.open()
+    borrower = asyncio.create_task(pool.getconn())
+    await in_time(begun.wait())
+    await pool.close(timeout=0)
+    with pytest.raises(PoolClosed):
+        await in_time(borrower)
+
+
+@pytest.fixture
+def short_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit that a test can wait for."""
+    monkeypatch.setattr(_callbacks, "CALL_TIMEOUT", 0.2)
+
+
+@pytest.mark.usefixtures("short_limit")
+@pytest.mark.parametrize("kind", POOLS)
+@pytest.mark.parametrize("name", CALLABLES)
+async def test_a_callable_that_never_returns_loses_its_place(
+    dsn: str, backends: Backends, name: str, kind: type[AsyncConnectionPool]
+) -> None:
+    """Its time is up, the error says whose, and the next connect may succeed."""
+    hanging = True
+
+    async def before() -> None:
+        if hanging:
+            await asyncio.Event().wait()
+
+    options = {"min_size": 0, "max_size": 1}
+    async with pool_of(kind, dsn, name, before, **options) as pool:
+        with pytest.raises(PoolTimeout, match=f"{name} did not return within 0.2 s") as caught:
+            await pool.getconn(timeout=1)
+        assert isinstance(caught.value.__cause__, TimeoutError)
+        hanging = False
+        assert await in_time(pool.fetchval("SELECT 1")) == 1
+
+
+@pytest.mark.usefixtures("short_limit")
+async def test_a_time_limit_inside_a_callable_is_its_own_error(dsn: str) -> None:
+    """It is not taken for the pool's."""
+
+    async def before() -> None:
+        async with asyncio.timeout(0.01):
+            await asyncio.Event().wait()
+
+    async with pool_of(AsyncConnectionPool, dsn, "conninfo", before, min_size=0) as pool:
+        with pytest.raises(PoolTimeout) as caught:
+            await pool.getconn(timeout=0.1)
+        assert isinstance(caught.value.__cause__, TimeoutError)
+        assert "did not return" not in str(caught.value)
+        assert (await at_rest(pool)).requests_timed_out == 1
