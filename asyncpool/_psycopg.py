@@ -388,7 +388,18 @@ async def _ask(conn: psycopg.AsyncConnection[Any], query: bytes) -> psycopg.Asyn
 
 
 async def _is_standby(conn: psycopg.AsyncConnection[Any]) -> bool:
-    cur = await _ask(conn, b"SELECT pg_catalog.pg_is_in_recovery()")
+    """Whether its server is known to be a standby.
+
+    Raises:
+        psycopg.Error: the connection is lost.
+    """
+    try:
+        cur = await _ask(conn, b"SELECT pg_catalog.pg_is_in_recovery()")
+    except psycopg.Error:
+        if conn.pgconn.status == BAD:
+            raise
+        # Not every server has the function, or lets everybody call it.
+        return conn.info.parameter_status("in_hot_standby") == "on"
     return cur.pgresult is not None and cur.pgresult.get_value(0, 0) == b"t"
 
 
