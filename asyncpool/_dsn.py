@@ -1,4 +1,4 @@
-"""Connection strings: read, and given the time limits that a pool needs.
+"""The time limits of a connection that a pool needs.
 
 libpq by itself waits for a silent network as long as the kernel does: minutes to connect, hours for
 an answer. What is said here never takes the place of what the user has said.
@@ -10,9 +10,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import psycopg
 from psycopg import pq
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
 CONNECT_TIMEOUT = 10
 """Seconds for each address, where neither the user nor PGCONNECT_TIMEOUT says another."""
@@ -45,32 +44,6 @@ def limits_for(*given: Mapping[str, Any]) -> dict[str, Any]:
     if user_timeout := _user_timeout(said):
         limits["tcp_user_timeout"] = user_timeout
     return {name: value for name, value in limits.items() if name not in said}
-
-
-def check_conninfo(conninfo: str) -> dict[str, Any]:
-    """The parameters of a libpq connection string.
-
-    Raises:
-        ValueError: it is none. libpq's own message is left out, for it quotes what it cannot read,
-            and that may be the password.
-    """
-    if not isinstance(conninfo, str):
-        msg = f"conninfo must be a str or a callable that gives one, not {type(conninfo).__name__}"
-        raise TypeError(msg)
-    try:
-        params = dict(conninfo_to_dict(conninfo))
-    except psycopg.ProgrammingError:
-        params = None
-    if params is None or "@" in str(params.get("host", "")):
-        # The second is a password whose own @ is not percent-encoded: its end would pass as a host.
-        msg = (
-            "conninfo is neither a postgresql:// URL, with special characters percent-encoded, nor"
-            " key=value pairs that libpq knows"
-            " (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING);"
-            " it is not shown here, since it may hold a password"
-        )
-        raise ValueError(msg)
-    return params
 
 
 def _user_timeout(said: Mapping[str, Any]) -> int:

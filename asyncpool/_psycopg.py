@@ -27,8 +27,13 @@ from asyncpool._bond import Bond
 from asyncpool._callbacks import call, settle
 from asyncpool._cancel import CANCEL_TIMEOUT
 from asyncpool._connector import Tell
+from asyncpool._conninfo import (
+    check_conninfo,
+    check_options,
+    renamed,
+)
 from asyncpool._cursor import TRIED, Cursor
-from asyncpool._dsn import check_conninfo, limits_for
+from asyncpool._dsn import limits_for
 from asyncpool._wire import ACTIVE, BAD, Wire
 from asyncpool.connection import Connection
 
@@ -87,7 +92,6 @@ class PsycopgConnector(Generic[ACT]):
         configure: Callable[[ACT], Awaitable[None]] | None,
         reset: ResetLevel | Callable[[ACT], Awaitable[None]] | None,
     ) -> None:
-        check_sources(conninfo, kwargs)
         if not (reset is None or callable(reset) or reset in RESETS):
             msg = f"reset must be one of {', '.join(RESETS)} or a callable, not {reset!r}"
             raise ValueError(msg)
@@ -100,6 +104,7 @@ class PsycopgConnector(Generic[ACT]):
         ):
             msg = f"connection_class must be a psycopg.AsyncConnection class: {given!r}"
             raise TypeError(msg)
+        check_sources(conninfo, kwargs, connection_class)
         self.owner: Callable[[], object | None] = lambda: None
         """A weak reference to the pool, or None."""
         self.conninfo = conninfo
@@ -118,15 +123,7 @@ class PsycopgConnector(Generic[ACT]):
     async def open(self) -> ACT:
         """Connect and configure."""
         self._pid = os.getpid()
-        conninfo, kwargs = self.conninfo, self.kwargs
-        if callable(conninfo):
-            conninfo = await call("conninfo", conninfo)
-        if callable(kwargs):
-            kwargs = await call("kwargs", kwargs)
-        kwargs = dict(kwargs or {})
-        kwargs |= limits_for(check_conninfo(conninfo), kwargs)
-        connect = partial(self.connection_class.connect, conninfo, **kwargs)
-        conn: ACT = await call("connect", connect, math.inf)
+        conn = await self._connect()
         try:
             if self._configure is not None:
                 await call("configure", partial(self.lend_to, self._configure, conn))
@@ -319,6 +316,26 @@ class PsycopgConnector(Generic[ACT]):
         finally:
             conn._pool = None
 
+    async def _connect(self) -> ACT:
+        conninfo, kwargs = self.conninfo, self.kwargs
+        if callable(conninfo):
+            conninfo = await call("conninfo", conninfo)
+        params = check_conninfo(conninfo)
+        if callable(kwargs):
+            kwargs = await call("kwargs", kwargs)
+        kwargs = dict(kwargs or {})
+        check_options(params, kwargs, self.connection_class)
+        kwargs |= limits_for(params, kwargs)
+        connect = partial(self.connection_class.connect, conninfo, **kwargs)
+        try:
+            conn: ACT = await call("connect", connect, math.inf)
+        except psycopg.ProgrammingError as error:
+            if (said := renamed(error, kwargs)) is None:
+                raise
+        else:
+            return conn
+        raise said
+
     async def _part_from(self, conn: ACT, bond: Bond) -> None:
         """End what is under way, and close psycopg's side, however much of that succeeds."""
         try:
@@ -403,13 +420,14 @@ async def _is_standby(conn: psycopg.AsyncConnection[Any]) -> bool:
     return cur.pgresult is not None and cur.pgresult.get_value(0, 0) == b"t"
 
 
-def check_sources(conninfo: Conninfo, kwargs: Kwargs | None) -> None:
+def check_sources(conninfo: Conninfo, kwargs: Kwargs | None, connection_class: type[Any]) -> None:
     """Raise where no connection could be made from these."""
-    if not callable(conninfo):
-        check_conninfo(conninfo)
+    params = {} if callable(conninfo) else check_conninfo(conninfo)
     if not (kwargs is None or callable(kwargs) or isinstance(kwargs, Mapping)):
         msg = f"kwargs must be a mapping or a callable, not {type(kwargs).__name__}"
         raise TypeError(msg)
+    if not callable(kwargs):
+        check_options(params, kwargs or {}, connection_class)
 
 
 def can_share(connection_class: type[Any]) -> bool:

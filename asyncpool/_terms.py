@@ -38,7 +38,7 @@ class Terms:
 
     @conninfo.setter
     def conninfo(self, conninfo: Conninfo) -> None:
-        check_sources(conninfo, None)
+        check_sources(conninfo, self.kwargs, self._connector.connection_class)
         self._connector.conninfo = conninfo
 
     @property
@@ -48,7 +48,7 @@ class Terms:
 
     @kwargs.setter
     def kwargs(self, kwargs: Kwargs | None) -> None:
-        check_sources("", kwargs)
+        check_sources(self.conninfo, kwargs, self._connector.connection_class)
         self._connector.kwargs = kwargs
 
     @property

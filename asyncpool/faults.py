@@ -30,6 +30,10 @@ class Fault(Enum):
     """The server has no room for one more connection: those there are have to do."""
 
 
+class ConninfoError(psycopg.ProgrammingError, ValueError):
+    """A connection string, or an option of `connect`, with which no connect can succeed."""
+
+
 # Source: https://www.postgresql.org/docs/current/errcodes-appendix.html
 STATES = {
     **dict.fromkeys(["57P01", "57P02"], Fault.SERVER),
@@ -50,6 +54,12 @@ NO_ACCESS = re.compile(
 NO_ROOM = re.compile(
     r"FATAL:  .*(too many (clients|connections)|connection slots are reserved|no more connections)"
 )
+# What libpq refuses before it connects anywhere, and a service file that lacks the service.
+NO_OPTION = re.compile(
+    r"invalid (\S+ value|port number): |invalid integer value .* for connection option"
+    r"|could not match \d+ (port numbers|host names) to|weak sslmode "
+    r"|invalid SSL protocol version range|support is not compiled in|definition of service"
+)
 ATTEMPT = re.compile(r"^- host: ", re.MULTILINE)
 """How psycopg begins each line of a list, where several addresses were tried."""
 
@@ -59,8 +69,9 @@ def classify(error: BaseException) -> Fault | None:
 
     57P01 and 57P02, of a server that shuts down or of a backend that was terminated, are `SERVER`;
     25006, where the server has become a standby, is `FAILOVER`. A refused password (class 28), a
-    database that is not there (3D000) and one that may not be entered (42501) are `ACCESS`, 53300
-    is `CAPACITY`; these two matter of connects only. Where several addresses were tried, all of
+    database that is not there (3D000), one that may not be entered (42501), and a connection string
+    or an option that libpq refuses are `ACCESS`, 53300 is `CAPACITY`; these two matter of connects
+    only. Where several addresses were tried, all of
     them must have refused access.
 
     Give a pool a function of your own as `classify=` to add to it:
@@ -70,6 +81,8 @@ def classify(error: BaseException) -> Fault | None:
                 return Fault.FAILOVER  # the address will be another server's
             return classify(error)
     """
+    if isinstance(error, ConninfoError):
+        return Fault.ACCESS
     if not isinstance(error, psycopg.Error):
         return None
     if (state := error.sqlstate) is not None:
@@ -78,6 +91,6 @@ def classify(error: BaseException) -> Fault | None:
         return None
     said = str(error)
     attempts = ATTEMPT.split(said)[1:] or [said]
-    if all(NO_ACCESS.search(attempt) for attempt in attempts):
+    if all(NO_ACCESS.search(each) or NO_OPTION.search(each) for each in attempts):
         return Fault.ACCESS
     return Fault.CAPACITY if NO_ROOM.search(said) else None

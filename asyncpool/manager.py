@@ -18,8 +18,8 @@ import anyio
 import psycopg
 
 from asyncpool._budget import Budget
+from asyncpool._conninfo import check_conninfo
 from asyncpool._contexts import Exc, Lease
-from asyncpool._dsn import check_conninfo
 from asyncpool._psycopg import Conninfo
 from asyncpool._settings import count, duration
 from asyncpool.errors import PoolClosed

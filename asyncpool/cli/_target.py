@@ -42,15 +42,14 @@ def read(dsn: str | None) -> str:
     try:
         AsyncConnectionPool(dsn, open=False)
     except ValueError as error:
-        raise BadDSN(str(error).replace("conninfo", "the DSN", 1)) from None
+        raise BadDSN(
+            re.sub(r"conninfo(, kwargs| or kwargs)?", "the DSN", str(error), count=1)
+        ) from None
     params = conninfo_to_dict(dsn)
-    ports = str(params.get("port") or "0").split(",")
-    if not all(port.isdecimal() or not port for port in ports) or (
-        "://" in dsn and "@" in str(params.get("dbname", ""))
-    ):
+    if "://" in dsn and "@" in str(params.get("dbname", "")):
         msg = (
-            "the DSN has a port that is no number, or an @ in the database's name: percent-encode"
-            " special characters in the password; it is not shown here, since it may hold one"
+            "the DSN has an @ in the database's name: percent-encode special characters in the"
+            " password; it is not shown here, since it may hold one"
         )
         raise BadDSN(msg)
     return dsn

@@ -193,12 +193,12 @@ async def test_ping_asks_the_server_behind_a_pooler() -> None:
     [
         (f"postgresql://u:{HIDDEN}@[/x", "the DSN is neither"),
         (f"password={HIDDEN} nonsense", "the DSN is neither"),
-        (f"postgresql://u:{HIDDEN}@more@127.0.0.1/x", "the DSN is neither"),
-        (f"postgresql://u:{HIDDEN}/more@127.0.0.1/x", "a port that is no number"),
+        (f"postgresql://u:{HIDDEN}@more@127.0.0.1/x", "the host in the DSN"),
+        (f"postgresql://u:{HIDDEN}/more@127.0.0.1/x", "a value of the option port"),
         (f"postgresql://u:1/{HIDDEN}@127.0.0.1/x", "an @ in the database's name"),
         (f"postgresql+asyncpg://u:{HIDDEN}@127.0.0.1/x", "leave out the '+asyncpg'"),
         (f"host=a..b password={HIDDEN}", "label empty"),
-        (f"host=127.0.0.1 connect_timeout=soon password={HIDDEN}", "bad value"),
+        (f"host=127.0.0.1 connect_timeout=soon password={HIDDEN}", "of the option connect_timeout"),
     ],
 )
 async def test_ping_explains_a_bad_dsn_and_quotes_nothing_of_it(dsn: str, message: str) -> None:

@@ -38,6 +38,7 @@ FLOORS = [
         "connection",
         "_bond",
         "_callbacks",
+        "_conninfo",
         "_psycopg",
         "_process",
         "_keys",

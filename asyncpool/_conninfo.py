@@ -1,0 +1,203 @@
+"""Connection strings and options: a mistake in them is found before libpq and psycopg see it.
+
+libpq and psycopg quote what they cannot read or resolve, and that may be a part of the password.
+The errors raised here name an option at most, and never show a value.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from inspect import signature
+from typing import Any
+from urllib.parse import unquote
+
+import psycopg
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from asyncpool.faults import ConninfoError
+
+NOT_SHOWN = (
+    " (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING);"
+    " it is not shown here, since it may hold a password"
+)
+UNREADABLE = (
+    "conninfo is neither a postgresql:// URL, with special characters percent-encoded, nor"
+    " key=value pairs that libpq knows" + NOT_SHOWN
+)
+MISPLACED = (
+    "what stands for the {} in conninfo, kwargs or the environment cannot be one: percent-encode"
+    " special characters in a URL's password, and give a URL as the conninfo itself" + NOT_SHOWN
+)
+DRIVER_URL = re.compile(r"\s*postgres(?:ql)?\+[\w.]+://")
+UNKNOWN = re.compile(r"invalid (?:connection option|URI query parameter):? \"(\w+)\"")
+REFUSED = re.compile(
+    r"invalid \"?(\w+)\"? value: |invalid (port) number: |match \d+ (port) numbers"
+)
+SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
+INTEGERS = (
+    "port",
+    *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count"),
+    "tcp_user_timeout",
+)
+NOWHERE = "/dev/null/asyncpool"
+"""The folder of a socket that cannot exist: a connect to it fails at once, without a network."""
+
+
+def check_conninfo(conninfo: str) -> dict[str, Any]:
+    """The parameters of a libpq connection string.
+
+    Raises:
+        TypeError: it is no string.
+        ConninfoError: libpq cannot read it, or a part of it cannot be what it stands for.
+    """
+    if not isinstance(conninfo, str):
+        msg = f"conninfo must be a str or a callable that gives one, not {type(conninfo).__name__}"
+        raise TypeError(msg)
+    if found := DRIVER_URL.match(conninfo):
+        msg = f"conninfo begins with {found[0].strip()}, an SQLAlchemy URL: write postgresql://"
+        raise ConninfoError(msg)
+    params, said = None, ""
+    try:
+        if "\0" not in conninfo:
+            params = dict(conninfo_to_dict(conninfo))
+    except psycopg.ProgrammingError as error:
+        said = str(error)
+    except UnicodeError:
+        pass
+    if params is None:
+        # Raised here, where none of the errors above is its context.
+        unknown = UNKNOWN.search(said)
+        if unknown is not None and _may_be_shown(unknown[1], conninfo):
+            raise _unknown_option(unknown[1])
+        raise ConninfoError(UNREADABLE)
+    if "://" in conninfo and _authority(conninfo).count("@") > 1:
+        # A password whose own @ is not percent-encoded: its end would pass as a host.
+        raise ConninfoError(MISPLACED.format("host"))
+    check_params(params)
+    return params
+
+
+def check_params(params: Mapping[str, Any]) -> None:
+    """Refuse parameters that can be seen to be in the wrong place, or that are no numbers.
+
+    Raises:
+        ConninfoError: as it says.
+    """
+    for name in ("host", "hostaddr"):
+        hosts = str(params.get(name) or os.environ.get(f"PG{name.upper()}") or "")
+        # In the folder of a Unix socket anything may stand; @ begins the name of an abstract one.
+        others = [host for host in hosts.split(",") if not host.startswith(("/", "@"))]
+        if any("@" in host or "://" in host for host in others):
+            raise ConninfoError(MISPLACED.format(name))
+    for name in ("user", "dbname", "port"):
+        if "://" in str(params.get(name) or ""):
+            raise ConninfoError(MISPLACED.format(name))
+    for name in INTEGERS:
+        numbers = str(_given(params, name)).split(",") if name == "port" else [_given(params, name)]
+        if not all(_is_number(int, number) for number in numbers):
+            raise _bad_value(name)
+    if not _is_number(float, _given(params, "connect_timeout")):
+        raise _bad_value("connect_timeout")
+
+
+def check_options(
+    params: Mapping[str, Any], kwargs: Mapping[str, Any], connection_class: type[Any]
+) -> None:
+    """Refuse keywords and values that `connect` is going to refuse, whatever the server.
+
+    A class that has a `connect` of its own may take more: then only misplaced ones are refused.
+
+    Raises:
+        ConninfoError: no such option, or no such value.
+    """
+    own = signature(psycopg.AsyncConnection.connect).parameters
+    given = {name: value for name, value in kwargs.items() if value is not None}
+    libpqs = {name: value for name, value in given.items() if name not in own}
+    merged = {**params, **libpqs}
+    check_params(merged)
+    if not _connects_as_psycopg(connection_class):
+        return
+    for name in libpqs:
+        if name not in _known():
+            raise _unknown_option(name)
+    refused = REFUSED.search(_libpqs_complaint(merged))
+    if refused is not None and (name := next(filter(None, refused.groups()))) in merged:
+        raise _bad_value(name)
+
+
+def renamed(error: psycopg.ProgrammingError, kwargs: Mapping[str, Any]) -> ConninfoError | None:
+    """The error for a keyword of `connect` that libpq does not know; None: it is another error."""
+    unknown = UNKNOWN.search(str(error))
+    return _unknown_option(unknown[1]) if unknown is not None and unknown[1] in kwargs else None
+
+
+def _authority(url: str) -> str:
+    return re.split(r"[/?]", url.partition("://")[2], maxsplit=1)[0]
+
+
+def _given(params: Mapping[str, Any], name: str) -> Any:
+    value = params.get(name)
+    return 0 if value is None or not str(value).strip() else value
+
+
+def _is_number(kind: type[int] | type[float], value: Any) -> bool:
+    try:
+        kind(value or 0)  # libpq has defaults for what is empty
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _libpqs_complaint(params: Mapping[str, Any]) -> str:
+    """What libpq says of parameters, of the values that it checks before it connects."""
+    count = len(str(params.get("host") or params.get("hostaddr") or "").split(","))
+    left_out = {"host", "hostaddr", "service", "passfile", "gssencmode", *SECRETS}
+    probe = {name: value for name, value in params.items() if name not in left_out}
+    if params.get("gssencmode") not in (None, "require"):  # that one is not for a Unix socket
+        probe["gssencmode"] = params["gssencmode"]
+    # With a user and a password of its own it looks for none in files.
+    probe |= {"host": ",".join([NOWHERE] * count), "user": "-", "password": "-"}
+    try:
+        pgconn = pq.PGconn.connect_start(make_conninfo("", **probe).encode())
+    except (psycopg.Error, UnicodeError, ValueError):
+        return ""
+    try:
+        return pgconn.error_message.decode(errors="replace")
+    finally:
+        pgconn.finish()
+
+
+def _connects_as_psycopg(connection_class: type[Any]) -> bool:
+    definer = next(each for each in connection_class.__mro__ if "connect" in vars(each))
+    return definer.__module__.partition(".")[0] in ("psycopg", "asyncpool")
+
+
+def _known() -> set[str]:
+    return {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
+
+
+def _may_be_shown(name: str, conninfo: str) -> bool:
+    """Whether what libpq takes for an option's name is one, and no part of a password."""
+    if get_close_matches(name, _known(), 1, 0.75):
+        return True
+    if "://" in conninfo:
+        return "@" not in unquote(conninfo.partition("?")[2])
+    return not re.search("pass|secret|key", conninfo.partition(name)[0])
+
+
+def _unknown_option(name: str) -> ConninfoError:
+    near = next(iter(get_close_matches(name, _known(), 1)), None)
+    instead = f": did you mean {near}?" if near else ""
+    msg = f"conninfo or kwargs has the option {name}, which libpq and psycopg do not know{instead}"
+    return ConninfoError(msg)
+
+
+def _bad_value(name: str) -> ConninfoError:
+    return ConninfoError(
+        f"conninfo or kwargs has a value of the option {name} that libpq refuses; it is not shown"
+        " here, since it may be a part of a URL's password that is not percent-encoded"
+    )

@@ -1,0 +1,73 @@
+"""Connection strings and options that a callable gives, and with which no connect can succeed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool, PoolUnavailable
+
+from ._tools import at_rest, in_time
+
+POOLS = [AsyncConnectionPool, AsyncNullConnectionPool]
+
+
+class Own(psycopg.AsyncConnection[Any]):
+    """Its `connect` may know options that the pool does not."""
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
+        return await super().connect(conninfo, **kwargs)
+
+
+@pytest.mark.parametrize("kind", POOLS)
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("aplication_name=x", "aplication_name.*application_name"),
+        ("sslmode=requre", "sslmode"),
+        ("port=abc", "port"),
+        ("port=1,2,3", "port"),
+        ("connect_timeout=soon", "connect_timeout"),
+        ("keepalives_idle=soon", "keepalives_idle"),
+    ],
+)
+async def test_a_mistake_of_a_callable_is_told_at_once(
+    dsn: str, kind: type[AsyncConnectionPool], more: str, message: str
+) -> None:
+    """As a refused password is; none of its connects has to be waited for."""
+    name, _, value = more.partition("=")
+    sources: list[dict[str, Any]] = [
+        {"conninfo": lambda: f"{dsn} {more}"},
+        {"conninfo": dsn, "kwargs": lambda: {name: value}},
+    ]
+    for source in sources:
+        async with kind(**source, min_size=0, max_size=2, timeout=60) as pool:
+            with pytest.raises(PoolUnavailable, match=message) as caught:
+                await in_time(pool.getconn())
+            assert isinstance(caught.value.__cause__, ValueError)
+            assert message.partition(".")[0] in (pool.explain().last_error or "")
+
+
+async def test_a_mistake_that_only_connect_sees_is_told_at_once(dsn: str) -> None:
+    """Where the class has a `connect` of its own."""
+    for kwargs in ({"aplication_name": "x"}, {"sslmode": "requre"}):
+        async with AsyncConnectionPool(
+            dsn, kwargs=kwargs, connection_class=Own, min_size=0, max_size=2, timeout=60
+        ) as pool:
+            with pytest.raises(PoolUnavailable, match=next(iter(kwargs))):
+                await in_time(pool.getconn())
+
+
+async def test_a_callable_that_is_right_the_next_time_is_asked_again(dsn: str) -> None:
+    """The pool goes on trying by itself."""
+    answers = [f"{dsn} aplication_name=x"]
+    async with AsyncConnectionPool(lambda: answers[-1], min_size=1) as pool:
+        with pytest.raises(PoolUnavailable):
+            await in_time(pool.getconn())
+        answers.append(make_conninfo(dsn))
+        await at_rest(pool)
+        assert await in_time(pool.fetchval("SELECT 1")) == 1

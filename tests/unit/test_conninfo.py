@@ -1,0 +1,185 @@
+"""Mistakes in a connection string and in `kwargs`: found at the constructor, named, never shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool, PoolManager
+
+SECRET = "zqx7-kvw9"  # noqa: S105 - it opens nothing
+
+
+class Own(psycopg.AsyncConnection[Any]):
+    """Its `connect` takes an option that libpq does not know."""
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
+        kwargs.pop("tenant", None)
+        return await super().connect(conninfo, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of this machine's settings take part."""
+    for name in ("PGHOST", "PGHOSTADDR", "PGSSLMODE", "PGSERVICE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    "conninfo",
+    [
+        "host=/run/pg@15",
+        "host=/run/pg@15,/run/pg@16 port=5432,5433",
+        "host=@asyncpool",
+        "postgresql://%2Frun%2Fpg%4015/db",
+        "postgresql:///db?host=/run/pg@15",
+        "postgresql://user:p%40ss@%2Frun%2Fpg%4015/db",
+        "postgresql://user@localhost/db%40tenant",
+        "host=localhost dbname=db@tenant user=me@here",
+        "postgresql://[::1]:5432,127.0.0.1/db?target_session_attrs=read-write",
+        "host=a,b port='' connect_timeout=2.5 keepalives=1 sslmode=verify-full",
+        "host=a,b port=5432, gssencmode=require",
+        "sslmode=require sslnegotiation=direct",
+        "",
+    ],
+)
+def test_what_libpq_takes_is_taken(conninfo: str) -> None:
+    """In the folder of a Unix socket an @ means nothing."""
+    for kind in (AsyncConnectionPool, AsyncNullConnectionPool):
+        kind(conninfo, max_size=4)
+    AsyncConnectionPool(kwargs=psycopg.conninfo.conninfo_to_dict(conninfo))
+
+
+@pytest.mark.parametrize(
+    ("conninfo", "kwargs"),
+    [
+        ("host=localhost aplication_name=x", {}),
+        ("host=localhost password=x aplication_name=x", {}),
+        ("postgresql://localhost/db?aplication_name=x", {}),
+        ("postgresql://user:secret@localhost/db?aplication_name=x", {}),
+        ("", {"aplication_name": "x"}),
+    ],
+)
+def test_a_misspelt_option_is_told_at_once_with_its_name(
+    conninfo: str, kwargs: dict[str, Any]
+) -> None:
+    """And with the name that was meant."""
+    message = "the option aplication_name, which .*: did you mean application_name"
+    with pytest.raises(ValueError, match=message) as caught:
+        AsyncConnectionPool(conninfo, kwargs=kwargs)
+    assert isinstance(caught.value, psycopg.ProgrammingError)
+
+
+def test_an_option_of_another_library_is_named() -> None:
+    """Such as those that other drivers take in a URL."""
+    with pytest.raises(ValueError, match="the option schema,"):
+        AsyncConnectionPool("postgresql://user:secret@localhost/db?schema=public")
+    with pytest.raises(ValueError, match="the option pool_size,"):
+        AsyncConnectionPool("host=localhost pool_size=5")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sslmode", "requre"),
+        ("gssencmode", "of"),
+        ("channel_binding", "never"),
+        ("target_session_attrs", "read_write"),
+        ("port", "abc"),
+        ("port", "5432,abc"),
+        ("port", "123456"),
+        ("keepalives_idle", "soon"),
+        ("tcp_user_timeout", "1s"),
+        ("connect_timeout", "1s"),
+    ],
+)
+def test_a_value_that_libpq_refuses_is_told_at_once(name: str, value: str) -> None:
+    """By the option's name, wherever it is given."""
+    for conninfo in (f"{name}={value}", f"postgresql://h/db?{name}={value}"):
+        with pytest.raises(ValueError, match=f"option {name} "):
+            AsyncConnectionPool(conninfo)
+    with pytest.raises(ValueError, match=f"option {name} "):
+        AsyncConnectionPool(kwargs={name: value})
+
+
+def test_a_keyword_stands_in_place_of_what_the_string_says() -> None:
+    """What is not used is not looked at; None leaves the string's."""
+    AsyncConnectionPool("sslmode=requre", kwargs={"sslmode": "require"})
+    with pytest.raises(ValueError, match="option sslmode "):
+        AsyncConnectionPool("sslmode=requre", kwargs={"sslmode": None})
+    AsyncConnectionPool(kwargs={"no_such_option": None, "autocommit": True})
+
+
+def test_a_class_with_a_connect_of_its_own_may_take_more() -> None:
+    """Only its `connect` knows."""
+    AsyncConnectionPool(connection_class=Own, kwargs={"tenant": "a"})
+    with pytest.raises(ValueError, match="the option tenant,"):
+        AsyncConnectionPool(kwargs={"tenant": "a"})
+
+
+def test_what_is_set_later_is_looked_at_too() -> None:
+    """The pool keeps what it has."""
+    pool = AsyncConnectionPool("host=localhost", kwargs={"autocommit": True})
+    with pytest.raises(ValueError, match="aplication_name"):
+        pool.conninfo = "host=localhost aplication_name=x"
+    with pytest.raises(ValueError, match="aplication_name"):
+        pool.kwargs = {"aplication_name": "x"}
+    assert pool.conninfo == "host=localhost"
+    assert pool.kwargs == {"autocommit": True}
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg_async", "asyncpg", "psycopg2"])
+def test_a_url_of_sqlalchemys_is_told_what_to_write_instead(driver: str) -> None:
+    """It names a driver, which libpq does not know."""
+    url = f"postgresql+{driver}://user:{SECRET}@localhost/db"
+    manager: PoolManager[str] = PoolManager(max_connections=4)
+    for use in (AsyncConnectionPool, manager.pool):
+        with pytest.raises(ValueError, match=rf"\+{driver}://.*: write postgresql://") as told:
+            use(url)
+        assert SECRET not in str(told.value)
+
+
+URL = f"postgresql://user:{SECRET}@localhost/db"
+
+
+@pytest.mark.parametrize(
+    ("conninfo", "kwargs"),
+    [
+        (f"host={URL}", {}),
+        ("", {"host": URL}),
+        ("", {"host": f"localhost,{URL}"}),
+        ("", {"host": f"user:{SECRET}@localhost"}),
+        ("", {"dbname": URL}),
+        ("", {"user": URL}),
+        ("", {"port": SECRET}),
+        (f"postgresql://user:{SECRET}/x@localhost/db", {}),
+        (f"postgresql://user:{SECRET}@x@localhost/db", {}),
+        (f"host=localhost password=my {SECRET}", {}),
+        (f"host=localhost password=my {SECRET.replace('-', '_')}=x", {}),
+        (f"host=localhost password='{SECRET}", {}),
+        (f"host=localhost password={SECRET}\udc80", {}),
+        (f"host=localhost password={SECRET}\0x", {}),
+    ],
+)
+def test_a_password_in_the_wrong_place_is_refused_and_not_shown(
+    conninfo: str, kwargs: dict[str, Any]
+) -> None:
+    """Neither in the error nor in what it is chained to."""
+    with pytest.raises(ValueError, match="conninfo") as caught:
+        AsyncConnectionPool(conninfo, kwargs=kwargs)
+    error: BaseException | None = caught.value
+    while error is not None:
+        for part in (SECRET, SECRET.replace("-", "_")):
+            assert part not in f"{error} {error!r}"
+        error = error.__cause__ or error.__context__
+
+
+def test_a_url_in_the_environment_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """psycopg would look for a host of that name, and say so."""
+    monkeypatch.setenv("PGHOST", URL)
+    with pytest.raises(ValueError, match="the environment") as caught:
+        AsyncConnectionPool()
+    assert SECRET not in str(caught.value)
