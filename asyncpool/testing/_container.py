@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import secrets
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,8 +61,10 @@ class ContainerServer:
 
         options = [f"{name}={as_text(value)}" for name, value in spec.all_settings().items()]
         self._container = DockerContainer(IMAGE)
-        self._container.with_env("POSTGRES_HOST_AUTH_METHOD", "trust")
-        self._container.with_env("POSTGRES_INITDB_ARGS", "--no-sync --locale=C")
+        password = secrets.token_hex(16)
+        self._container.with_env("POSTGRES_PASSWORD", password)
+        arguments = "--auth=scram-sha-256 --no-sync --locale=C"
+        self._container.with_env("POSTGRES_INITDB_ARGS", arguments)
         self._container.with_command(["postgres", *(w for o in options for w in ("-c", o))])
         # A port that Docker chooses would be another one after a restart.
         self._container.with_bind_ports(5432, free_port())
@@ -69,7 +72,7 @@ class ContainerServer:
         try:
             self._container.start()
             host, port = self._container.get_container_host_ip(), self._port()
-            self.dsn = f"postgresql://postgres@{host}:{port}/postgres"
+            self.dsn = f"postgresql://postgres:{password}@{host}:{port}/postgres"
             self.description = f"a container of {IMAGE} at {host}:{port}"
             self._wait(halt)
         except BaseException:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import psycopg
 
+from asyncpool import AsyncConnectionPool
+
 from ._backend import Backend, ServerUnavailable, Source, Spec, StopMode, refuse
 
 if TYPE_CHECKING:
@@ -55,10 +57,11 @@ def open_external(dsn: str, spec: Spec) -> Backend:
     if spec.settings or spec.max_connections is not None:
         refuse("dsn", "choosing settings or max_connections", REASON)
     try:
+        AsyncConnectionPool(dsn, open=False)  # psycopg would quote a malformed one
         with psycopg.connect(dsn, connect_timeout=10) as conn:
             version = conn.info.parameter_status("server_version")
             where = f"{conn.info.host}:{conn.info.port}/{conn.info.dbname}"
-    except psycopg.Error as error:
+    except (psycopg.Error, ValueError) as error:
         raise ServerUnavailable(
             f"the server in ASYNCPOOL_TEST_DSN does not answer ({str(error).strip()}); "
             "start it, or unset the variable"

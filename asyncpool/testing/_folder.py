@@ -2,7 +2,8 @@
 
 `asyncpool-pg-xxxxxxxx` itself, with `lock`, `log` and `conf`, is ours; `data`, and `s` for the
 Unix socket, whose path has to be short, are of the user that the server runs as. So where
-that is another user than ours, nothing of his is ever written to by us.
+that is another user than ours, nothing of his is ever written to by us. Neither folder can be
+entered by anybody else; where the server's user is not ours, we are root, who can.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from . import _warden
@@ -27,6 +29,7 @@ class Folder:
     """The folder of one server, with its warden."""
 
     def __init__(self, who: RunAs) -> None:
+        self._who = who
         base = temporary(who)
         sweep(base)
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
@@ -37,21 +40,37 @@ class Folder:
         self._warden: subprocess.Popen[bytes] | None = None
         self._lock = -1
         try:
-            self._prepare(who)
+            self._prepare()
             self._lock = _lock(self.path)
             self._warden = _warden.spawn(self.path, self._lock)
         except BaseException:
             self.close()
             raise
 
-    def _prepare(self, who: RunAs) -> None:
-        self.log.touch()
-        for part, mode in ((self.data, 0o700), (self._sockets, 0o755)):
+    def _prepare(self) -> None:
+        self.log.touch(mode=0o600)
+        for part in (self.data, self._sockets):
             part.mkdir()
-            part.chmod(mode)  # whatever the umask
-            if who:
-                os.chown(part, who["user"], who["group"])
-        self.path.chmod(0o755 if who else 0o700)
+            part.chmod(0o700)  # whatever the umask
+            self._give(part)
+        self.path.chmod(0o711 if self._who else 0o700)
+
+    def _give(self, path: Path) -> None:
+        """Make it the server's."""
+        if self._who:
+            os.chown(path, self._who["user"], self._who["group"])
+
+    @contextlib.contextmanager
+    def file_for_server(self, name: str, text: str) -> Iterator[Path]:
+        """A file that only the server's user can read, for as long as the block lasts."""
+        path = self.path / name
+        path.touch(mode=0o600, exist_ok=False)
+        try:
+            path.write_text(text)
+            self._give(path)
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
 
     @property
     def sockets(self) -> Path | None:

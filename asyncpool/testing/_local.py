@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import secrets
 import signal
 import subprocess
 import time
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 START_TIMEOUT = 60.0  # seconds, for a busy machine; it takes half a second
 PORT_ATTEMPTS = 10
-INITDB = ("--auth=trust", "--no-sync", "-U", "postgres", "-E", "UTF8", "--locale=C")
+INITDB = ("--auth=scram-sha-256", "--no-sync", "-U", "postgres", "-E", "UTF8", "--locale=C")
 STOP_SIGNALS: dict[StopMode, signal.Signals] = {
     "smart": signal.SIGTERM,
     "fast": signal.SIGINT,
@@ -48,7 +49,7 @@ def found(installation: Installation) -> Found:
     """The rung whose servers are of this installation."""
 
     def open_local(spec: Spec, halt: Event) -> LocalServer:
-        return LocalServer(installation, spec).fill(halt, "initdb", *INITDB)
+        return LocalServer(installation, spec).initialize(halt)
 
     return Found(installation.source, str(installation), open_local)
 
@@ -56,19 +57,25 @@ def found(installation: Installation) -> Found:
 class LocalServer:
     """A backend (see `_backend.Backend`) with processes and a folder of its own."""
 
-    def __init__(self, installation: Installation, spec: Spec) -> None:
+    def __init__(self, installation: Installation, spec: Spec, password: str | None = None) -> None:
         self._who = run_as()
         self._installation = installation.for_user(self._who)
         self._spec = spec
+        self._password = password or secrets.token_hex(16)
         self._folder = Folder(self._who)
         self._process: subprocess.Popen[bytes] | None = None
         self._paused = False
         self._port = 0
 
-    def fill(self, halt: Event, program: str, *arguments: str) -> LocalServer:
+    def initialize(self, halt: Event) -> LocalServer:
+        """Make a new data folder, then start; or leave nothing."""
+        with self._folder.file_for_server("password", self._password) as file:
+            return self._fill(halt, "initdb", *INITDB, f"--pwfile={file}")
+
+    def _fill(self, halt: Event, program: str, *arguments: str, **variables: str) -> LocalServer:
         """Have `program` make the data folder, then start; or leave nothing."""
         try:
-            self._run(halt, program, "-D", str(self._folder.data), *arguments)
+            self._run(halt, program, "-D", str(self._folder.data), *arguments, **variables)
             self.start(halt)
         except BaseException:
             self.close()
@@ -85,13 +92,14 @@ class LocalServer:
 
     @property
     def dsn(self) -> str:
-        return f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
+        return f"postgresql://postgres:{self._password}@127.0.0.1:{self._port}/postgres"
 
     @property
     def socket_dsn(self) -> str | None:
         if (folder := self._folder.sockets) is None:
             return None
-        return f"postgresql://postgres@/postgres?host={quote(str(folder), '')}&port={self._port}"
+        host = f"host={quote(str(folder), '')}&port={self._port}"
+        return f"postgresql://postgres:{self._password}@/postgres?{host}"
 
     @property
     def state(self) -> str:
@@ -137,9 +145,11 @@ class LocalServer:
 
     def standby(self, halt: Event) -> LocalServer:
         self._require_awake("be copied")
-        replica = LocalServer(self._installation, self._spec)
+        replica = LocalServer(self._installation, self._spec, self._password)
         options = ("-R", "-X", "stream", "-c", "fast", "--no-sync")
-        return replica.fill(halt, "pg_basebackup", *options, "-d", self.dsn)
+        # The arguments of a process are there for everybody to read; its environment is not.
+        dsn = self.dsn.replace(f":{self._password}@", "@")
+        return replica._fill(halt, "pg_basebackup", *options, "-d", dsn, PGPASSWORD=self._password)
 
     def close(self) -> None:
         try:
@@ -223,9 +233,9 @@ class LocalServer:
         mine = self._process is not None and lines[:1] == [str(self._process.pid)]
         return lines[7].strip() if mine and len(lines) > 7 else None
 
-    def _run(self, halt: Event, program: str, *arguments: str) -> None:
+    def _run(self, halt: Event, program: str, *arguments: str, **variables: str) -> None:
         """Run one of PostgreSQL's programs to its end."""
-        process = self._popen(program, *arguments)
+        process = self._popen(program, *arguments, **variables)
         try:
             self._wait(halt, START_TIMEOUT, program, lambda: process.poll() is not None)
         finally:
@@ -237,7 +247,7 @@ class LocalServer:
                 f"{program} failed with status {process.returncode}:\n{self._folder.tail()}"
             )
 
-    def _popen(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def _popen(self, program: str, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:
         environment = {key: word for key, word in os.environ.items() if not key.startswith("PG")}
         with self._folder.log.open("ab") as log:
             return subprocess.Popen(
@@ -246,7 +256,7 @@ class LocalServer:
                 stdout=log,
                 stderr=log,
                 cwd=self._folder.path,
-                env=environment | {"LC_ALL": "C", "TZ": "UTC"},
+                env=environment | {"LC_ALL": "C", "TZ": "UTC"} | variables,
                 process_group=0,  # the terminal's Ctrl-C is not for it
                 **self._who,
             )

@@ -21,12 +21,10 @@ from benchmarks.faults._through import through
 LIMIT = 2.0
 """Seconds that a request may wait where waiting is of no use."""
 RULES = """
-local all all trust
-host all postgres 127.0.0.1/32 trust
-host replication postgres 127.0.0.1/32 trust
-host all app 127.0.0.1/32 scram-sha-256
+local all all scram-sha-256
+host all all 127.0.0.1/32 scram-sha-256
+host replication postgres 127.0.0.1/32 scram-sha-256
 """
-PASSWORD = "first"  # noqa: S105 - of a server that lives for a minute
 SLOTS = 14
 """Sessions that the crowded server has: three are for superusers."""
 
@@ -41,7 +39,7 @@ async def _asks_for_passwords() -> AsyncIterator[Server]:
 
 async def _password(stage: Stage) -> None:
     """Changed, and the sessions ended; later the pool's own password is the right one again."""
-    async with through(make_conninfo(stage.dsn, password=PASSWORD)) as (dsn, proxy):
+    async with through(stage.dsn) as (dsn, proxy):
         await stage.begin(dsn, limit=1 if stage.quick else LIMIT)
         before = proxy.accepted
         with stage.refusing():

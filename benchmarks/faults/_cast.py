@@ -12,10 +12,13 @@ TABLE = "CREATE TABLE ledger (id bigint NOT NULL)"
 """With no key: what is written twice is to be seen."""
 
 
+PASSWORD = "first"  # noqa: S105 - of a server that lives for a minute
+
+
 async def make_user(dsn: str) -> None:
     """The user `app`, who is no superuser."""
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
-        await conn.execute("CREATE ROLE app LOGIN PASSWORD 'first'")
+        await conn.execute(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'".encode())
 
 
 async def make_template(dsn: str) -> None:

@@ -75,7 +75,8 @@ class Bouncer:
         folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-"))
         text = (
             "[databases]\n"
-            f"app = host={self._there['host']} port={self._there['port']} user=app\n"
+            f"app = host={self._there['host']} port={self._there['port']} user=app"
+            f" password={self._there['password']}\n"
             "[pgbouncer]\n"
             f"listen_addr = 127.0.0.1\nlisten_port = {self._port}\nunix_socket_dir =\n"
             "auth_type = any\npool_mode = transaction\n"

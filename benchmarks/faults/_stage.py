@@ -16,6 +16,7 @@ from psycopg.conninfo import make_conninfo
 
 from asyncpool.testing import Server
 from benchmarks._plan import ROOT
+from benchmarks.faults._cast import PASSWORD
 
 Window = tuple[float, float]
 
@@ -74,7 +75,11 @@ class Stage:
         self.quick = quick
         self.application = f"faults-{pool}"
         self.dsn = make_conninfo(
-            server.dsn, user="app", dbname="app", application_name=self.application
+            server.dsn,
+            user="app",
+            password=PASSWORD,
+            dbname="app",
+            application_name=self.application,
         )
         self.watched = make_conninfo(server.dsn, application_name="faults-observer")
         self.count: Callable[[], Awaitable[int]] = self._count

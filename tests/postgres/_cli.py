@@ -10,8 +10,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -39,6 +39,15 @@ class Outcome(NamedTuple):
         return json.loads(self.out)
 
 
+def hidden_in(arguments: Iterable[str]) -> set[str]:
+    """What a run with these must not show."""
+    found = {HIDDEN}
+    for each in arguments:
+        with suppress(psycopg.ProgrammingError):
+            found.add(str(conninfo_to_dict(each).get("password") or HIDDEN))
+    return found
+
+
 async def run(*arguments: str, **environment: str) -> Outcome:
     """Run it to its end; it has shown neither a traceback nor the password."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
@@ -59,7 +68,8 @@ async def run(*arguments: str, **environment: str) -> Outcome:
     assert process.returncode is not None
     outcome = Outcome(process.returncode, out.decode(), err.decode())
     assert "Traceback" not in outcome.out + outcome.err, outcome
-    assert HIDDEN not in outcome.out + outcome.err, outcome
+    for hidden in hidden_in(arguments):
+        assert hidden not in outcome.out + outcome.err, outcome
     return outcome
 
 
@@ -90,18 +100,24 @@ def bouncer(dsn: str, *, console: bool = True, **settings: object) -> Iterator[s
         "listen_addr": "127.0.0.1",
         "listen_port": port,
         "unix_socket_dir": "",
-        "auth_type": "any",
+        "auth_type": "plain",
     }
     with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
         Path(folder).chmod(0o755)
         file, users = Path(folder) / "ini", Path(folder) / "users"
-        if not console:
-            users.write_text(f'"{there["user"]}" ""\n')
-            own |= {"auth_type": "trust", "auth_file": users}
+        users.write_text(f'"{there["user"]}" "{there["password"]}"\n')
+        own["auth_file"] = users
+        if console:
+            own["admin_users"] = there["user"]
         lines = [f"{name} = {value}" for name, value in (own | settings).items()]
         target = f"host={there['host']} port={there['port']} user={there['user']}"
+        target += f" password={there['password']}"
         databases = f"{there['dbname']} = {target}"
         file.write_text("\n".join(["[databases]", databases, "[pgbouncer]", *lines, ""]))
+        for secret in (file, users):
+            secret.chmod(0o600)
+            if os.geteuid() == 0:
+                shutil.chown(secret, "nobody")
         process = subprocess.Popen(
             [program, str(file)],
             stdin=subprocess.DEVNULL,

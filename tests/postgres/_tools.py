@@ -37,6 +37,12 @@ BOTH_LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": new_uvloop}
 """The `LOOPS` of a module whose asynchronous tests run on each of them."""
 
 
+def login(dsn: str) -> str:
+    """The options of a role that may log in with a DSN's own password."""
+    password = conninfo_to_dict(dsn).get("password")
+    return "LOGIN" if password is None else f"LOGIN PASSWORD '{password}'"
+
+
 async def eventually(fact: Callable[[], T], limit: float = LIMIT) -> T:
     """Wait until `fact()` is true, and return it."""
     deadline = time.monotonic() + limit
@@ -134,6 +140,8 @@ class Backends:
     def __init__(self, dsn: str, name: str) -> None:
         self._dsn = make_conninfo(dsn, application_name=f"{name}-observer")
         self._name = name
+        self.login = login(dsn)
+        """The options of a role that may log in as the observer does."""
 
     def ask(self, query: str, *params: object) -> list[tuple[Any, ...]]:
         """The rows of a statement that is run and committed by another session."""

@@ -62,7 +62,9 @@ async def account(another_server: Server) -> AsyncIterator[Account]:
     backends.ask("SET password_encryption = 'scram-sha-256'")
     backends.ask(f"CREATE ROLE {role} LOGIN PASSWORD 'first'")
     write(f"host all {role} all scram-sha-256\n{rules}")
-    dsn = make_conninfo(another_server.dsn, user=role, application_name=role)
+    there = conninfo_to_dict(another_server.dsn)
+    del there["password"]
+    dsn = make_conninfo("", **there | {"user": role, "application_name": role})
     account = Account(role, dsn, backends)
     await eventually(lambda: not account.gets_in("wrong"))  # it has read its rules again
     yield account

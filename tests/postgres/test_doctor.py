@@ -21,7 +21,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from asyncpool.testing import Server, ServerUnsupported, postgres
 
 from ._cli import HIDDEN, LIMIT, ROOT, Outcome, bouncer, run, silence
-from ._tools import Backends, eventually
+from ._tools import Backends, eventually, login
 
 Findings = dict[str, dict[str, Any]]
 
@@ -33,7 +33,7 @@ def findings(outcome: Outcome) -> Findings:
 
 async def examine(dsn: str, *arguments: str) -> Findings:
     """The findings, with an exit status that says whether there is a problem among them."""
-    outcome = await run("doctor", make_conninfo(dsn, password=HIDDEN), "--json", *arguments)
+    outcome = await run("doctor", dsn, "--json", *arguments)
     found = findings(outcome)
     has_problem = any(each["level"] == "problem" for each in found.values())
     assert outcome.status == int(has_problem), outcome
@@ -46,7 +46,7 @@ async def role(dsn: str, options: str) -> AsyncIterator[str]:
     """The connection string of a role of the test's own."""
     name = f"doctor_{uuid4().hex[:8]}"
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
-        given = sql.SQL("CREATE ROLE {} LOGIN " + options).format(sql.Identifier(name))
+        given = sql.SQL(f"CREATE ROLE {{}} {login(dsn)} {options}").format(sql.Identifier(name))
         await conn.execute(given)
         try:
             yield make_conninfo(dsn, user=name)
@@ -232,9 +232,10 @@ async def test_doctor_tells_a_primary_from_a_standby() -> None:
 async def test_doctor_goes_on_where_one_of_several_hosts_is_down(dsn: str) -> None:
     """That is a warning, as the pool works."""
     port = conninfo_to_dict(dsn)["port"]
-    found = await examine(f"postgresql://postgres@127.0.0.1:1,127.0.0.1:{port}/postgres")
+    half = make_conninfo(dsn, host="127.0.0.1,127.0.0.1", port=f"1,{port}")
+    found = await examine(half)
     assert found["connections"]["level"] == "ok"
-    outcome = await run("doctor", f"postgresql://postgres@127.0.0.1:1,127.0.0.1:{port}/postgres")
+    outcome = await run("doctor", half)
     assert "warning  host: 127.0.0.1:1: Connection refused" in outcome.out
 
 

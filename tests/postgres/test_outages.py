@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def role(backends: Backends, **rights: Any) -> Iterator[str]:
     """A role that may log in."""
     name = f"r{uuid4().hex[:8]}"
-    backends.ask(f"CREATE ROLE {name} LOGIN CONNECTION LIMIT {rights.get('limit', -1)}")
+    backends.ask(f"CREATE ROLE {name} {backends.login} CONNECTION LIMIT {rights.get('limit', -1)}")
     try:
         yield name
     finally:

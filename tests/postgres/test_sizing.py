@@ -66,7 +66,7 @@ def limited_role(dsn: str, limit: int) -> Iterator[str]:
     """A DSN of a role to which the server gives so many sessions and refuses one more."""
     role = f"limited_{uuid4().hex[:8]}"
     observer = Backends(dsn, role)
-    observer.ask(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT {limit}")
+    observer.ask(f"CREATE ROLE {role} {observer.login} CONNECTION LIMIT {limit}")
     try:
         yield make_conninfo(dsn, user=role)
     finally:

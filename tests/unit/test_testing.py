@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -458,7 +459,7 @@ class TestContainer:
         halt = threading.Event()
         server = ContainerServer(Spec(7), halt)
         fake: Any = server._container
-        assert server.dsn == "postgresql://postgres@host:1234/postgres"
+        assert re.fullmatch(r"postgresql://postgres:\w{32}@host:1234/postgres", server.dsn)
         assert "max_connections=7" in str(fake.calls)
         fake.calls.clear()
         server.pause(halt)
