@@ -82,7 +82,7 @@ def check_conninfo(conninfo: str) -> dict[str, Any]:
 
 
 def check_params(params: Mapping[str, Any]) -> None:
-    """Refuse parameters that can be seen to be in the wrong place, or that are no numbers.
+    """Refuse parameters that can be seen to be in the wrong place, or of the wrong type.
 
     Raises:
         ConninfoError: as it says.
@@ -96,6 +96,9 @@ def check_params(params: Mapping[str, Any]) -> None:
     for name in ("user", "dbname", "port"):
         if "://" in str(params.get(name) or ""):
             raise ConninfoError(MISPLACED.format(name))
+    for name, value in params.items():
+        if not _is_text(str(value)):
+            raise _bad_value(name)
     for name in INTEGERS:
         numbers = str(_given(params, name)).split(",") if name == "port" else [_given(params, name)]
         if not all(_is_number(int, number) for number in numbers):
@@ -135,6 +138,19 @@ def renamed(error: psycopg.ProgrammingError, kwargs: Mapping[str, Any]) -> Conni
     return _unknown_option(unknown[1]) if unknown is not None and unknown[1] in kwargs else None
 
 
+def secrets_of(conninfo: str, params: Mapping[str, Any]) -> set[str]:
+    """The texts that no error of a connect with these parameters may show."""
+    found = {str(params[name]) for name in SECRETS if params.get(name)}
+    found.add(conninfo if "://" in conninfo or "pass" in conninfo else "")
+    for name, value in params.items():
+        # What stands before an @ may be the end of a password that was not percent-encoded.
+        if name not in SECRETS and "@" in str(value) and not str(value).startswith(("/", "@")):
+            kept = str(value).rpartition("@")[0]
+            found |= {kept, *kept.split(",")}  # hosts are tried one by one
+    public = {str(params.get(name)) for name in ("user", "dbname", "host")}
+    return {secret for secret in found if secret and secret not in public}
+
+
 def _authority(url: str) -> str:
     return re.split(r"[/?]", url.partition("://")[2], maxsplit=1)[0]
 
@@ -150,6 +166,14 @@ def _is_number(kind: type[int] | type[float], value: Any) -> bool:
     except (TypeError, ValueError, OverflowError):
         return False
     return True
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be sent to libpq as it is."""
+    try:
+        return b"\0" not in value.encode()
+    except UnicodeError:
+        return False
 
 
 def _libpqs_complaint(params: Mapping[str, Any]) -> str:
@@ -198,6 +222,6 @@ def _unknown_option(name: str) -> ConninfoError:
 
 def _bad_value(name: str) -> ConninfoError:
     return ConninfoError(
-        f"conninfo or kwargs has a value of the option {name} that libpq refuses; it is not shown"
-        " here, since it may be a part of a URL's password that is not percent-encoded"
+        f"conninfo or kwargs has a value of the option {name} that libpq does not take; it is not"
+        " shown here, since it may be a part of a URL's password that is not percent-encoded"
     )

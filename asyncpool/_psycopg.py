@@ -31,9 +31,11 @@ from asyncpool._conninfo import (
     check_conninfo,
     check_options,
     renamed,
+    secrets_of,
 )
 from asyncpool._cursor import TRIED, Cursor
 from asyncpool._dsn import limits_for
+from asyncpool._redact import conceal
 from asyncpool._wire import ACTIVE, BAD, Wire
 from asyncpool.connection import Connection
 
@@ -123,7 +125,17 @@ class PsycopgConnector(Generic[ACT]):
     async def open(self) -> ACT:
         """Connect and configure."""
         self._pid = os.getpid()
-        conn = await self._connect()
+        secrets: set[str] = set()
+        try:
+            return await self._open(secrets)
+        except Exception as error:
+            said = conceal(error, secrets)
+            if said is None:
+                raise
+        raise psycopg.OperationalError(said)
+
+    async def _open(self, secrets: set[str]) -> ACT:
+        conn = await self._connect(secrets)
         try:
             if self._configure is not None:
                 await call("configure", partial(self.lend_to, self._configure, conn))
@@ -316,14 +328,16 @@ class PsycopgConnector(Generic[ACT]):
         finally:
             conn._pool = None
 
-    async def _connect(self) -> ACT:
+    async def _connect(self, secrets: set[str]) -> ACT:
         conninfo, kwargs = self.conninfo, self.kwargs
         if callable(conninfo):
             conninfo = await call("conninfo", conninfo)
         params = check_conninfo(conninfo)
+        secrets |= secrets_of(conninfo, params)
         if callable(kwargs):
             kwargs = await call("kwargs", kwargs)
         kwargs = dict(kwargs or {})
+        secrets |= secrets_of("", kwargs)
         check_options(params, kwargs, self.connection_class)
         kwargs |= limits_for(params, kwargs)
         connect = partial(self.connection_class.connect, conninfo, **kwargs)

@@ -1,0 +1,175 @@
+"""Passwords of any characters, written in any way: they show nowhere, whatever is made of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from asyncpool import AsyncConnectionPool, PoolError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from asyncpool.testing import Server
+
+# Two words that nothing else contains, with anything around and between them.
+WORDS = ("Zqx7w", "kV9pj")
+MARKS = st.text(st.sampled_from(" '\"\\@:/?#%&=+,;[]{}()<>|$~^`!*._-\t\n\x7f\0äß€\U0001f600\udc80"))
+PASSWORDS = st.tuples(MARKS, st.just(WORDS[0]), MARKS, st.just(WORDS[1]), MARKS).map("".join)
+
+
+def _conninfo(dsn: str, password: str) -> dict[str, Any]:
+    return {"conninfo": f"{dsn} password={password}"}
+
+
+def _quoted(dsn: str, password: str) -> dict[str, Any]:
+    return {"conninfo": f"{dsn} password='{password}'"}
+
+
+def _first(dsn: str, password: str) -> dict[str, Any]:
+    return {"conninfo": f"password={password} {dsn}"}
+
+
+def _made(dsn: str, password: str) -> dict[str, Any]:
+    escaped = password.replace("\\", "\\\\").replace("'", "\\'")
+    return {"conninfo": f"{dsn} password='{escaped}'"}
+
+
+def _url(dsn: str, password: str) -> dict[str, Any]:
+    there = conninfo_to_dict(dsn)
+    return {"conninfo": f"postgresql://app:{password}@{there['host']}:{there['port']}/app"}
+
+
+def _encoded_url(dsn: str, password: str) -> dict[str, Any]:
+    return _url(dsn, quote(password, safe="", errors="surrogatepass"))
+
+
+def _keyword(dsn: str, password: str) -> dict[str, Any]:
+    return {"conninfo": dsn, "kwargs": {"password": password}}
+
+
+def _in_host(dsn: str, password: str) -> dict[str, Any]:
+    return {"conninfo": dsn, "kwargs": {"host": _url(dsn, password)["conninfo"]}}
+
+
+def _in_host_of_conninfo(dsn: str, password: str) -> dict[str, Any]:
+    return {"conninfo": f"host={_url(dsn, password)['conninfo']}"}
+
+
+def _in_dbname(dsn: str, password: str) -> dict[str, Any]:
+    return {"conninfo": dsn, "kwargs": {"dbname": _url(dsn, password)["conninfo"]}}
+
+
+def _misspelt(dsn: str, password: str) -> dict[str, Any]:
+    return {"conninfo": dsn, "kwargs": {"password": password, "aplication_name": "x"}}
+
+
+def _of_sqlalchemy(dsn: str, password: str) -> dict[str, Any]:
+    return {"conninfo": _url(dsn, password)["conninfo"].replace("://", "+psycopg://", 1)}
+
+
+WAYS: list[Callable[[str, str], dict[str, Any]]] = [
+    *(_conninfo, _quoted, _first, _made, _url, _encoded_url, _keyword),
+    *(_in_host, _in_host_of_conninfo, _in_dbname, _misspelt, _of_sqlalchemy),
+]
+
+
+@pytest.fixture(scope="module")
+def refusing(asyncpool_server: Server) -> str:
+    """The DSN, with no password in it, of a role that the server does not let in."""
+    params = conninfo_to_dict(asyncpool_server.dsn) | {"application_name": "secrets"}
+    params.pop("password", None)
+    return make_conninfo("", **params | {"user": "nobody_of_this_name", "dbname": "app"})
+
+
+class Heard(logging.Handler):
+    """All that is logged, with the fields of its records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text += f"{record.getMessage()} {vars(record)!r}\n"
+
+
+@pytest.fixture(scope="module")
+def heard() -> Iterator[Heard]:
+    """The log of everything, at its most talkative."""
+    handler, root = Heard(), logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    yield handler
+    root.removeHandler(handler)
+    root.setLevel(level)
+
+
+def chain(error: BaseException | None) -> Iterator[str]:
+    """An error and all that it is chained to, shown or not."""
+    while error is not None:
+        facts = {name: fact for name, fact in vars(error).items() if name != "_pgconn"}
+        yield f"{error} {error!r} {error.args!r} {facts!r}"
+        yield from chain(error.__cause__)
+        error = error.__context__
+
+
+async def said_by(options: dict[str, Any], *, callables: bool, direct: bool) -> str:
+    """All that a pool says of a connect that fails, and of itself."""
+    if callables:
+        options = {name: (lambda given=given: given) for name, given in options.items()}
+    if direct:
+        options["connection_class"] = psycopg.AsyncConnection
+    try:
+        pool = AsyncConnectionPool(**options, min_size=1, timeout=0.1)
+    except ValueError as error:
+        return " ".join(chain(error))
+    async with pool:
+        said = ""
+        for use in (pool.getconn, lambda: pool.execute("SELECT 1")):
+            try:
+                await use()
+            except (PoolError, ValueError) as error:
+                said += " ".join(chain(error))
+        health, told = await pool.health(), pool.explain()
+        feed = json.dumps(told.as_dict())
+        return (
+            f"{said} {pool!r} {pool.stats()!r} {told} {told!r} {feed} {health!r} {health.as_dict()}"
+        )
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__.strip("_"))
+@given(password=PASSWORDS, callables=st.booleans(), direct=st.booleans())
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],  # each example waits for a pool: looking for a shorter one takes long
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_no_part_of_a_password_shows(
+    way: Callable[[str, str], dict[str, Any]],
+    *,
+    refusing: str,
+    heard: Heard,
+    password: str,
+    callables: bool,
+    direct: bool,
+) -> None:
+    """In no log, error, cause, report or statistic, whether libpq can read it or not."""
+    heard.text = ""
+    said = asyncio.run(said_by(way(refusing, password), callables=callables, direct=direct))
+    assert said
+    for word in WORDS:
+        assert word not in said
+        assert word not in heard.text
