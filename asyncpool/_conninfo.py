@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import cache
 from inspect import signature
 from typing import Any
 from urllib.parse import unquote
@@ -32,6 +33,8 @@ MISPLACED = (
     "what stands for the {} in conninfo, kwargs or the environment cannot be one: percent-encode"
     " special characters in a URL's password, and give a URL as the conninfo itself" + NOT_SHOWN
 )
+URLS = ("postgresql://", "postgres://")
+"""How libpq knows a URL from key=value pairs."""
 DRIVER_URL = re.compile(r"\s*postgres(?:ql)?\+[\w.]+://")
 UNKNOWN = re.compile(r"invalid (?:connection option|URI query parameter):? \"(\w+)\"")
 REFUSED = re.compile(
@@ -43,6 +46,8 @@ INTEGERS = (
     *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count"),
     "tcp_user_timeout",
 )
+PSYCOPGS = frozenset(signature(psycopg.AsyncConnection.connect).parameters)
+"""The keywords of `connect` that are not libpq's."""
 NOWHERE = "/dev/null/asyncpool"
 """The folder of a socket that cannot exist: a connect to it fails at once, without a network."""
 
@@ -74,7 +79,7 @@ def check_conninfo(conninfo: str) -> dict[str, Any]:
         if unknown is not None and _may_be_shown(unknown[1], conninfo):
             raise _unknown_option(unknown[1])
         raise ConninfoError(UNREADABLE)
-    if "://" in conninfo and _authority(conninfo).count("@") > 1:
+    if conninfo.startswith(URLS) and _authority(conninfo).count("@") > 1:
         # A password whose own @ is not percent-encoded: its end would pass as a host.
         raise ConninfoError(MISPLACED.format("host"))
     check_params(params)
@@ -117,9 +122,8 @@ def check_options(
     Raises:
         ConninfoError: no such option, or no such value.
     """
-    own = signature(psycopg.AsyncConnection.connect).parameters
     given = {name: value for name, value in kwargs.items() if value is not None}
-    libpqs = {name: value for name, value in given.items() if name not in own}
+    libpqs = {name: value for name, value in given.items() if name not in PSYCOPGS}
     merged = {**params, **libpqs}
     check_params(merged)
     if not _connects_as_psycopg(connection_class):
@@ -200,6 +204,7 @@ def _connects_as_psycopg(connection_class: type[Any]) -> bool:
     return definer.__module__.partition(".")[0] in ("psycopg", "asyncpool")
 
 
+@cache
 def _known() -> set[str]:
     return {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
 
@@ -208,7 +213,7 @@ def _may_be_shown(name: str, conninfo: str) -> bool:
     """Whether what libpq takes for an option's name is one, and no part of a password."""
     if get_close_matches(name, _known(), 1, 0.75):
         return True
-    if "://" in conninfo:
+    if conninfo.startswith(URLS):
         return "@" not in unquote(conninfo.partition("?")[2])
     return not re.search("pass|secret|key", conninfo.partition(name)[0])
 

@@ -48,7 +48,9 @@ STATES = {
 NO_ACCESS = re.compile(
     r"FATAL:  .*(authentication failed|(database|role) .* does not exist|no pg_hba\.conf entry"
     r"|pg_hba\.conf rejects|not permitted to log in|permission denied for database"
-    r"|not currently accepting connections|no such (database|user))"
+    r"|not currently accepting connections|no such (database|user)"
+    r"|unrecognized configuration parameter|invalid (value for parameter|command-line argument)"
+    r"|unsupported startup parameter|permission denied to set parameter)"
     r"|no password supplied"
 )
 NO_ROOM = re.compile(

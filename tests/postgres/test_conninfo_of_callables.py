@@ -62,6 +62,19 @@ async def test_a_mistake_that_only_connect_sees_is_told_at_once(dsn: str) -> Non
                 await in_time(pool.getconn())
 
 
+@pytest.mark.parametrize("kind", POOLS)
+async def test_a_setting_that_the_server_does_not_know_is_told_at_once(
+    dsn: str, kind: type[AsyncConnectionPool]
+) -> None:
+    """By its name, in the server's words."""
+    wrong = make_conninfo(dsn, options="-c aplication_name=x")
+    async with kind(wrong, min_size=0, max_size=2, timeout=60) as pool:
+        with pytest.raises(PoolUnavailable, match='parameter "aplication_name"') as caught:
+            await in_time(pool.getconn())
+        assert 'parameter "aplication_name"' in str(caught.value.__cause__)
+        assert 'parameter "aplication_name"' in (pool.explain().last_error or "")
+
+
 async def test_a_callable_that_is_right_the_next_time_is_asked_again(dsn: str) -> None:
     """The pool goes on trying by itself."""
     answers = [f"{dsn} aplication_name=x"]

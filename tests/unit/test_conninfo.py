@@ -43,6 +43,7 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
         "host=a,b port='' connect_timeout=2.5 keepalives=1 sslmode=verify-full",
         "host=a,b port=5432, gssencmode=require",
         "sslmode=require sslnegotiation=direct",
+        "host=/run password=http://a@b@c options='-c a.b=http://d@e@f'",
         "",
     ],
 )
