@@ -192,7 +192,7 @@ class PoolManager(Generic[K]):
             )
         params = check_conninfo(str(key))
         where = " ".join(
-            f"{name}={params[name]}"
+            f"{name}={str(params[name]).rpartition('@')[2]}"
             for name in ("dbname", "user", "host", "port")
             if name in params
         )

@@ -24,6 +24,7 @@ from asyncpool.cli._bank import Bank, Tally
 from asyncpool.cli._books import audit, create, drop, kill, office
 from asyncpool.cli._meter import Meter, percentiles
 from asyncpool.cli._screen import Screen, milliseconds, screen_for, tell
+from asyncpool.cli._target import BadDSN, read
 from asyncpool.testing import ServerError, postgres
 
 GRACE = 5.0
@@ -157,11 +158,9 @@ class _Demo:
             self.dsn = server.dsn
             self._tell("server", server.description)
         try:
-            # Only looked at: libpq's message may quote a password that it cannot parse.
-            psycopg.conninfo.conninfo_to_dict(self.dsn)
-        except psycopg.ProgrammingError:
-            what = "the DSN is neither a postgresql:// URL nor a string of key=value pairs"
-            raise Refused(f"{what}; it is not shown, for it may hold a password") from None
+            read(self.dsn)
+        except BadDSN as error:
+            raise Refused(str(error)) from None
 
     async def _make_books(self, branches: int) -> None:
         doing = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -90,14 +91,23 @@ def _asker(url: str, headers: list[str]) -> Callable[[str], Any]:
         NoInspector: the address or a header makes no sense.
     """
     address = url if "://" in url else f"http://{url}"
-    if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).netloc:
-        msg = f"not an address of http: {url}"
+    place = re.sub("://.*@", "://***@", address)
+    try:
+        parts = urlsplit(address)
+        _ = parts.port  # it raises where that is no number
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        msg = f"not an address of http: {place}"
+        raise NoInspector(msg)
+    if "@" in parts.netloc:
+        msg = f"{place}: give a password by --header 'Authorization: Basic ...'"
         raise NoInspector(msg)
     given = {}
     for header in headers:
         name, colon, value = header.partition(":")
         if not (name.strip() and colon):
-            msg = f"a header is NAME: VALUE, not {header!r}"
+            msg = "a header is NAME: VALUE; what is given is not shown, since it may be a secret"
             raise NoInspector(msg)
         given[name.strip()] = value.strip()
 
@@ -109,13 +119,13 @@ def _asker(url: str, headers: list[str]) -> Callable[[str], Any]:
         except HTTPError as error:
             with error:
                 if error.code in (401, 403):
-                    msg = f"{address}: {error.code}, not allowed: give what lets you in by --header"
+                    msg = f"{place}: {error.code}, not allowed: give what lets you in by --header"
                 else:
-                    msg = f"{address}: {error.code} {error.reason}: is an inspector mounted there?"
+                    msg = f"{place}: {error.code} {error.reason}: is an inspector mounted there?"
             raise NoInspector(msg) from None
         except (OSError, HTTPException, ValueError) as error:
             why = error.reason if isinstance(error, URLError) else error
-            msg = f"{address}: {why}"
+            msg = f"{place}: {why}"
             raise NoInspector(msg) from None
 
     return ask

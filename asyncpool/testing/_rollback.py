@@ -86,7 +86,9 @@ async def _rollback_pool(
             given[name] = getattr(source, name)
     given |= options
     keywords: Mapping[str, Any] = await _settle(given.pop("kwargs", None)) or {}
-    params, own = _part(await _settle(conninfo), keywords)
+    conninfo = await _settle(conninfo)
+    AsyncConnectionPool(conninfo, open=False)  # psycopg would quote a malformed one
+    params, own = _part(conninfo, keywords)
     async with Junction(params, patience, nested=nested) as junction:
         local = {key: value for key, value in params.items() if key not in ROUTE}
         dsn = make_conninfo(**local, host=junction.host, port=5432)

@@ -277,6 +277,8 @@ async def test_demo_leaves_a_schema_alone_that_is_there_already(dsn: str, conn: 
         ([f"postgresql://u:{HIDDEN}@127.0.0.1:1/x"], 1, "port 1 failed: Connection refused"),
         ([f"postgresql://u:{HIDDEN}@[/x"], 1, "the DSN is neither"),
         ([f"password={HIDDEN} nonsense"], 1, "the DSN is neither"),
+        ([f"host=postgresql://u:{HIDDEN}@127.0.0.1/x"], 1, "the host in the DSN"),
+        (["host=127.0.0.1 aplication_name=x"], 1, "did you mean application_name"),
         (["--tasks", "0"], 2, "--tasks"),
         (["--size", "many"], 2, "--size"),
         (["--seconds", "-1"], 2, "--seconds"),

@@ -116,6 +116,9 @@ async def test_names_of_pools_tell_the_database_and_no_password(dsn: str) -> Non
         pool = manager.pool("postgresql://ann:sesame@db.example/shop")
         assert pool.name == "tenants: dbname=shop user=ann host=db.example"
         assert "sesame" not in repr(pool) + repr(manager)
+        # What is not percent-encoded: libpq takes it for a part of the database's name.
+        pool = manager.pool("postgresql://ann:12/sesame@db.example/shop")
+        assert "sesame" not in repr(pool) + repr(manager)
 
 
 async def test_the_least_recently_used_pool_at_rest_is_closed(dsn: str) -> None:

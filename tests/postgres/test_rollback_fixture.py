@@ -529,6 +529,10 @@ async def test_bad_input_is_refused_at_the_call(dsn: str) -> None:
     with pytest.raises(psycopg.OperationalError, match="refused"):
         async with rollback_pool(make_conninfo(dsn, port="1")):
             raise AssertionError
+    with pytest.raises(ValueError, match="conninfo is neither") as malformed:
+        async with rollback_pool(f"{dsn} password=two words"):
+            raise AssertionError
+    assert "words" not in f"{malformed.value} {malformed.value.__context__}"
     with pytest.raises(TypeError, match="max_sise"):
         async with rollback_pool(dsn, max_sise=3):
             raise AssertionError

@@ -118,11 +118,17 @@ async def test_top_says_why_there_is_nothing_to_be_shown(dsn: str) -> None:
                 ((f"{url}/deeper", "--header", "Authorization: Bearer x:y"), "404"),
                 ((url, "--header", "nonsense"), "NAME: VALUE"),
                 (("ftp://example.com",), "not an address of http"),
+                (("postgresql://u:Zqx7w@host/x",), "not an address of http"),
+                (("postgresql://u:Zqx7w@[/x",), "not an address of http"),
+                (("http://u:Zqx7w@127.0.0.1:1",), "by --header"),
+                (("u:Zqx7w/x@127.0.0.1:1",), "***@127.0.0.1"),
+                ((url, "--header", "Authorization Zqx7w"), "NAME: VALUE"),
                 (("127.0.0.1:1",), "refused"),
             ):
                 status, out, err = await run(*arguments)
                 assert (status, out) == (1, "")
                 assert part in err
+                assert "Zqx7w" not in err
                 assert err.count("\n") == 1
 
     async def other(scope: Any, receive: Any, send: Any) -> None:
