@@ -12,6 +12,7 @@ from psycopg.pq import TransactionStatus
 
 from asyncpool._core import Core
 from asyncpool._entry import Entry
+from asyncpool._redact import without_passwords
 from asyncpool._stacks import where
 
 LONGEST = 500
@@ -60,7 +61,7 @@ def last_statement(conn: psycopg.AsyncConnection[Any]) -> str | None:
     query = getattr(conn, "_last_said", None)
     if query is None:
         return None
-    text = _text(query)
+    text = without_passwords(_text(query))
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 

@@ -34,6 +34,18 @@ _SECRETS = (
 )
 
 
+_LITERAL = re.compile(
+    r"(\bpassword\s*=?\s*)((?:E|U&)?'(?:[^'\\]|\\.|'')*'?|\$(\w*)\$.*?(?:\$\3\$|\Z))",
+    re.IGNORECASE | re.DOTALL,
+)
+"""What follows PASSWORD in a statement, as in ALTER ROLE."""
+
+
+def without_passwords(sql: str) -> str:
+    """The text of a statement without the passwords that are written out in it."""
+    return _LITERAL.sub(rf"\1{HIDDEN}", sql)
+
+
 def redacted(said: object) -> str:
     """The text of an error, or any other, without passwords."""
     text = str(said)

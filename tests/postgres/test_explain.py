@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -179,6 +180,25 @@ async def test_an_outage_is_two_warnings_and_told_while_it_lasts(
     assert all(each["pool"] == "shop" for each in warnings)
     assert outage[1]["pool_failures"] >= 1
     assert outage[1]["pool_duration"] > 0
+
+
+@pytest.mark.parametrize(
+    "literal", [f"'{HIDDEN}'", f"E'a\\'{HIDDEN}'", f"'a''{HIDDEN}'", f"$x${HIDDEN}'$x$"]
+)
+async def test_a_password_that_a_statement_sets_is_not_told(
+    dsn: str, literal: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither of one who holds a connection nor of one who holds it for too long."""
+    async with (
+        AsyncConnectionPool(dsn, min_size=1, leak_timeout=0.05) as pool,
+        pool.connection() as conn,
+    ):
+        with suppress(psycopg.errors.UndefinedObject):
+            await conn.execute(f"ALTER ROLE nobody_of_this_name PASSWORD {literal}")
+        await eventually(lambda: "ALTER ROLE" in caplog.text)
+        told = pool.explain()
+    assert "PASSWORD ***" in told.leases[0].last_sql
+    assert HIDDEN not in f"{told} {told!r} {caplog.text}"
 
 
 @pytest.mark.parametrize(
