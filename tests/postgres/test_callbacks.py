@@ -16,11 +16,12 @@ from asyncpool import (
     _callbacks,
 )
 
-from ._tools import Backends, all_usable, at_rest, eventually, in_time
+from ._tools import BOTH_LOOPS, Backends, all_usable, at_rest, eventually, in_time
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+LOOPS = BOTH_LOOPS
 POOLS = [AsyncConnectionPool, AsyncNullConnectionPool]
 CALLABLES = ["conninfo", "kwargs", "configure"]
 
@@ -218,6 +219,22 @@ async def test_a_check_that_is_ended_by_close_says_that_the_pool_is_closed(dsn: 
     await pool.close(timeout=0)
     with pytest.raises(PoolClosed):
         await in_time(borrower)
+
+
+async def test_a_reset_that_was_cancelled_costs_its_connection_only(dsn: str) -> None:
+    """Another is opened in its place."""
+    calls = 0
+
+    async def reset(conn: psycopg.AsyncConnection[Any]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            await of_a_cancelled_future()
+
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=2, reset=reset) as pool:
+        async with pool.connection() as conn:
+            await conn.execute("SELECT 1")
+        await all_usable(pool)
 
 
 @pytest.fixture

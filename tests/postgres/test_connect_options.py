@@ -1,16 +1,23 @@
-"""Connection strings and options that a callable gives, and with which no connect can succeed."""
+"""Connection strings and options on a real server: what is right, and what can never be."""
 
 from __future__ import annotations
 
-from typing import Any
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool, PoolUnavailable
 
 from ._tools import at_rest, in_time
+
+if TYPE_CHECKING:
+    from asyncpool.testing import Server
 
 POOLS = [AsyncConnectionPool, AsyncNullConnectionPool]
 
@@ -73,6 +80,27 @@ async def test_a_setting_that_the_server_does_not_know_is_told_at_once(
             await in_time(pool.getconn())
         assert 'parameter "aplication_name"' in str(caught.value.__cause__)
         assert 'parameter "aplication_name"' in (pool.explain().last_error or "")
+
+
+async def test_the_folder_of_a_socket_may_have_an_at_in_its_name(
+    asyncpool_server: Server, dsn: str
+) -> None:
+    """However it is written; only a host that is no folder may be the end of a password."""
+    if asyncpool_server.socket_dsn is None:
+        pytest.skip("the server has no Unix socket")
+    there = conninfo_to_dict(asyncpool_server.socket_dsn)
+    folder = Path(tempfile.mkdtemp(prefix="pg@15-", dir="/tmp"))  # short enough
+    try:
+        link = folder / "s"
+        link.symlink_to(str(there["host"]))
+        user = f"{there['user']}:{there['password']}"
+        url = f"postgresql://{user}@{quote(str(link), '')}:{there['port']}/{there['dbname']}"
+        pairs = make_conninfo(asyncpool_server.socket_dsn, host=str(link))
+        for source in (url, pairs):
+            async with AsyncConnectionPool(source, min_size=1) as pool:
+                assert await in_time(pool.fetchval("SELECT inet_server_port() IS NULL"))
+    finally:
+        shutil.rmtree(folder)
 
 
 async def test_a_callable_that_is_right_the_next_time_is_asked_again(dsn: str) -> None:
