@@ -79,10 +79,15 @@ class Bouncer:
             f" password={self._there['password']}\n"
             "[pgbouncer]\n"
             f"listen_addr = 127.0.0.1\nlisten_port = {self._port}\nunix_socket_dir =\n"
-            "auth_type = any\npool_mode = transaction\n"
-            "ignore_startup_parameters = extra_float_digits\n"
+            f"auth_type = plain\nauth_file = {folder}/users\nadmin_users = app\n"
+            "pool_mode = transaction\nignore_startup_parameters = extra_float_digits\n"
         )
         self._file = readable(folder, "ini", text)
+        users = readable(folder, "users", f'"app" "{self._there["password"]}"\n')
+        for file in (self._file, users):
+            os.chmod(file, 0o600)  # noqa: PTH101
+            if os.geteuid() == 0:
+                shutil.chown(file, "nobody")
         return self
 
     def __exit__(self, *_: object) -> None:
