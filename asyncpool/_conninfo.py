@@ -117,17 +117,17 @@ def check_options(
 ) -> None:
     """Refuse keywords and values that `connect` is going to refuse, whatever the server.
 
-    A class that has a `connect` of its own may take more: then only misplaced ones are refused.
+    A class that has a `connect` of its own may take others: then none is refused here.
 
     Raises:
         ConninfoError: no such option, or no such value.
     """
+    if not _connects_as_psycopg(connection_class):
+        return
     given = {name: value for name, value in kwargs.items() if value is not None}
     libpqs = {name: value for name, value in given.items() if name not in PSYCOPGS}
     merged = {**params, **libpqs}
     check_params(merged)
-    if not _connects_as_psycopg(connection_class):
-        return
     for name in libpqs:
         if name not in _known():
             raise _unknown_option(name)

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from asyncpool import AsyncConnectionPool, PoolError
+from asyncpool import AsyncConnectionPool, Connection, PoolError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,14 +124,23 @@ def chain(error: BaseException | None) -> Iterator[str]:
         error = error.__context__
 
 
-async def said_by(options: dict[str, Any], *, callables: bool, direct: bool) -> str:
+class Own(psycopg.AsyncConnection[Any]):
+    """With a `connect` of its own, of whose options the pool knows nothing."""
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
+        return await super().connect(conninfo, **kwargs)
+
+
+CLASSES = st.sampled_from([Connection, psycopg.AsyncConnection, Own])
+
+
+async def said_by(options: dict[str, Any], *, callables: bool, kind: type[Any]) -> str:
     """All that a pool says of a connect that fails, and of itself."""
     if callables:
         options = {name: (lambda given=given: given) for name, given in options.items()}
-    if direct:
-        options["connection_class"] = psycopg.AsyncConnection
     try:
-        pool = AsyncConnectionPool(**options, min_size=1, timeout=0.1)
+        pool = AsyncConnectionPool(**options, connection_class=kind, min_size=1, timeout=0.1)
     except ValueError as error:
         return " ".join(chain(error))
     async with pool:
@@ -149,7 +158,7 @@ async def said_by(options: dict[str, Any], *, callables: bool, direct: bool) -> 
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__.strip("_"))
-@given(password=PASSWORDS, callables=st.booleans(), direct=st.booleans())
+@given(password=PASSWORDS, callables=st.booleans(), kind=CLASSES)
 @settings(
     max_examples=25,
     deadline=None,
@@ -164,11 +173,11 @@ def test_no_part_of_a_password_shows(
     heard: Heard,
     password: str,
     callables: bool,
-    direct: bool,
+    kind: type[Any],
 ) -> None:
     """In no log, error, cause, report or statistic, whether libpq can read it or not."""
     heard.text = ""
-    said = asyncio.run(said_by(way(refusing, password), callables=callables, direct=direct))
+    said = asyncio.run(said_by(way(refusing, password), callables=callables, kind=kind))
     assert said
     for word in WORDS:
         assert word not in said

@@ -116,7 +116,7 @@ def test_a_keyword_stands_in_place_of_what_the_string_says() -> None:
 
 def test_a_class_with_a_connect_of_its_own_may_take_more() -> None:
     """Only its `connect` knows."""
-    AsyncConnectionPool(connection_class=Own, kwargs={"tenant": "a"})
+    AsyncConnectionPool(connection_class=Own, kwargs={"tenant": "a", "host": "cloud://a:b:c"})
     with pytest.raises(ValueError, match="the option tenant,"):
         AsyncConnectionPool(kwargs={"tenant": "a"})
 
