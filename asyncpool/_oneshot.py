@@ -103,7 +103,7 @@ class Borrowed(Generic[ACT]):
         failing = True
         try:
             if kind is None and self._commits:
-                await commit(self._conn)
+                await commit(self._pool._core, self._pool._connector, self._conn)
             if self._limit is not None:
                 await self._limit.__aexit__(kind, error, tb)  # nor does this
             failing = kind is not None
