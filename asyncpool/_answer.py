@@ -6,10 +6,12 @@ kept for the next statement of the same text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 from psycopg.pq import ExecStatus
 from psycopg.rows import tuple_row
 
@@ -18,6 +20,8 @@ from asyncpool._request import BINARY, Request
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
+
+Fetch = Callable[[psycopg.AsyncCursor[Any]], Awaitable[Any]]
 
 TUPLES_OK = int(ExecStatus.TUPLES_OK)
 DONE = {TUPLES_OK, int(ExecStatus.COMMAND_OK)}
@@ -107,3 +111,29 @@ def _cursor(request: Request) -> Iterator[Cursor[Any]]:
         yield cur
     finally:
         tx.set_pgresult(None)
+
+
+async def _tag(cur: psycopg.AsyncCursor[Any]) -> str:
+    return cur.statusmessage or ""
+
+
+async def _value(cur: psycopg.AsyncCursor[Any]) -> Any:
+    cur.row_factory = tuple_row
+    row = await cur.fetchone()
+    return row[0] if row else None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The part of a statement's outcome that its caller gets."""
+
+    read: Callable[[Request], Any]
+    """Reads it from the results of a request."""
+    fetch: Fetch
+    """Fetches it from a cursor."""
+
+
+TAG = Answer(tag, _tag)
+ALL_ROWS = Answer(all_rows, lambda cur: cur.fetchall())
+FIRST_ROW = Answer(first_row, lambda cur: cur.fetchone())
+FIRST_VALUE = Answer(first_value, _value)

@@ -35,7 +35,7 @@ from asyncpool._settings import Settings, duration
 from asyncpool._stock import Stock
 from asyncpool._vigil import Vigil
 from asyncpool._waiters import Waiter
-from asyncpool.errors import PoolClosed, PoolError, PoolTimeout, ReleaseError
+from asyncpool.errors import PoolClosed, PoolTimeout, ReleaseError
 from asyncpool.faults import Fault, classify
 
 logger = logging.getLogger("asyncpool")
@@ -273,70 +273,40 @@ class Core(Generic[C]):
         entry.loose_in = entry.uses
         return entry.conn
 
-    async def acquire_entry(  # noqa: PLR0912, PLR0915 - each part of it would be one coroutine more
-        self, timeout: float | None
-    ) -> Entry[C]:
+    async def acquire_entry(self, timeout: float | None) -> Entry[C]:
         """Wait for a connection, as `acquire` does; return its entry."""
         if self._ready is not get_running_loop():
             self.admit()
-        counters, task = self._counters, current_task()
-        ledger, now = self.ledger, self._now()
+        ledger, check, now = self.ledger, self._check, self._now()
         timeout = ledger.settings.timeout if timeout is None else duration("timeout", timeout)
-        deadline = now + timeout
+        deadline, came = now + timeout, None
         # A request that waits for a check has come before those who come meanwhile.
-        ticket = None if self._check is None else ledger.line.ticket()
-        came, queued = None, False
-        try:
-            while True:
-                if ledger.idle:
-                    entry = ledger.take(now)
-                else:
-                    ticket = ledger.line.ticket() if ticket is None else ticket
-                    waiter = Waiter[Entry[C]](ticket, now, deadline)
-                    waiter.task = task
-                    self._join(waiter, timeout, came)
-                    counters.requests_queued += not queued
-                    queued = True
-                    try:
-                        # What `Line.wait` does, written out: a coroutine less.
-                        while waiter.waiting:
-                            await waiter.wait()
-                        entry = waiter.served or waiter.outcome()
-                    except BaseException:
-                        waited = self._now() - waiter.joined_at
-                        counters.note_wait(waited)
-                        self._leave(waiter)
-                        self.tell_of_wait(waited)
-                        raise
-                    waiter.served = waiter.task = None
-                    waited = entry.lent_at - waiter.joined_at
-                    counters.wait_time += waited
-                    counters.wait.fresh.append(waited)
-                    if waited >= self.slow_wait:
-                        self.tell_of_wait(waited)
-                entry.holder = task
-                if entry.expires_at == DOOMED:
-                    ledger.annul(entry)
-                    self.stock.discard(entry)
-                elif not (
-                    entry.watched and entry.lent_at - entry.used_at < FRESH
-                ) and not self._connector.is_alive(entry.conn):
-                    ledger.annul(entry)
-                    self.stock.found_lost(entry)
-                elif self._check is None or await self._check.passes(entry, timeout, deadline):
-                    return entry
-                came, now = now if came is None else came, self._now()
-        except asyncio.CancelledError:
-            counters.requests_cancelled += 1
-            raise
-        except BaseException:
-            counters.requests_failed += 1
-            counters.requests_timed_out += isinstance(sys.exception(), PoolTimeout)
-            raise
-        finally:
-            task = None  # its exception's traceback has this frame
-
-    # These are for requests whose `notify` acts at once, in place of a task that wakes up.
+        ticket = 0 if check is None else ledger.line.ticket()
+        while True:
+            if ledger.idle:
+                entry = ledger.take(now)
+                entry.holder = current_task()
+            else:
+                ticket = ticket or ledger.line.ticket()
+                waiter = Waiter[Entry[C]](ticket, now, deadline)
+                self.queue(waiter, timeout, came)
+                try:
+                    while waiter.waiting:
+                        await waiter.wait()
+                    entry = self.served(waiter)
+                except BaseException as error:
+                    self.gave_up(waiter, error)
+                    raise
+                finally:
+                    self.tell_of_wait(waiter.waited)
+            if self.is_fit(entry):
+                try:
+                    if check is None or await check.passes(entry, timeout, deadline):
+                        return entry
+                except BaseException as error:
+                    self._count(error)
+                    raise
+            came, now = now if came is None else came, self._now()
 
     @property
     def checks(self) -> bool:
@@ -344,7 +314,7 @@ class Core(Generic[C]):
         return self._check is not None
 
     def queue(self, waiter: Waiter[Entry[C]], timeout: float, came: float | None) -> None:
-        """Let a waiter take its place in the line.
+        """Let a request of this task take its place in the line.
 
         Args:
             waiter: its `notify` is called when it is served, or its wait has ended in an error.
@@ -354,28 +324,44 @@ class Core(Generic[C]):
         Raises:
             PoolTimeout, TooManyRequests, PoolClosed, PoolUnavailable: as for `acquire`.
         """
-        counters = self._counters
-        counters.requests_queued += came is None
+        waiter.task = current_task()
         try:
             self._join(waiter, timeout, came)
-        except PoolError as error:
-            counters.requests_failed += 1
-            counters.requests_timed_out += isinstance(error, PoolTimeout)
+        except BaseException as error:
+            self._count(error)
             raise
+        self._counters.requests_queued += came is None
 
-    def served(self, waiter: Waiter[Entry[C]]) -> Entry[C] | None:
-        """Return what a waiter was served; None if that was lost meanwhile: it waits again."""
+    def served(self, waiter: Waiter[Entry[C]]) -> Entry[C]:
+        """Return what a waiter was served, or raise its error."""
+        if waiter.error is not None:
+            raise waiter.error
         entry, waiter.served = waiter.served, None
-        assert entry is not None, "bug: a waiter was served nothing"
+        assert entry is not None, "bug: a waiter woke up with neither item nor error"
+        entry.holder, waiter.task = waiter.task, None
+        waiter.waited = entry.lent_at - waiter.joined_at
+        self._counters.note_wait(waiter.waited)
+        return entry
+
+    def is_fit(self, entry: Entry[C]) -> bool:
+        """Whether an entry that was just lent may be used; if not, it is gone."""
+        if entry.expires_at == DOOMED:
+            self.ledger.annul(entry)
+            self.stock.discard(entry)
+            return False
         fresh = entry.watched and entry.lent_at - entry.used_at < FRESH
         if not fresh and not self._connector.is_alive(entry.conn):
             self.ledger.annul(entry)
-            self.ledger.line.admit(waiter)
             self.stock.found_lost(entry)
-            return None
-        entry.holder, waiter.task = waiter.task, None
-        self._counters.note_wait(entry.lent_at - waiter.joined_at)
-        return entry
+            return False
+        return True
+
+    def gave_up(self, waiter: Waiter[Entry[C]], error: BaseException) -> None:
+        """Let a waiter leave whose wait has ended in an error."""
+        waiter.waited = self._now() - waiter.joined_at
+        self._counters.note_wait(waiter.waited)
+        self._leave(waiter)
+        self._count(error)
 
     def pass_on(self, entry: Entry[C]) -> bool:
         """Lend a clean connection from one request to the next, where that is such a one, too.
@@ -397,16 +383,13 @@ class Core(Generic[C]):
         entry.uses += 1
         return ledger.line.serve(entry)
 
-    def gave_up(self, waiter: Waiter[Entry[C]], error: BaseException) -> None:
-        """Let a waiter leave whose wait has ended in an error."""
-        counters = self._counters
-        counters.note_wait(self._now() - waiter.joined_at)
-        self._leave(waiter)
+    def _count(self, error: BaseException) -> None:
+        """Count a request that was not served."""
         if isinstance(error, asyncio.CancelledError):
-            counters.requests_cancelled += 1
+            self._counters.requests_cancelled += 1
         else:
-            counters.requests_failed += 1
-            counters.requests_timed_out += isinstance(error, PoolTimeout)
+            self._counters.requests_failed += 1
+            self._counters.requests_timed_out += isinstance(error, PoolTimeout)
 
     def tell_of_wait(self, waited: float) -> None:
         """Tell of a wait, if it was long."""

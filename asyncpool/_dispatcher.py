@@ -8,7 +8,7 @@ same loop again where it has to be sent once more; its place in the queue and it
 from __future__ import annotations
 
 import math
-from asyncio import current_task, get_running_loop
+from asyncio import get_running_loop
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
@@ -104,6 +104,8 @@ class Dispatcher:
             finally:
                 if request.timer is not None:
                     request.timer.cancel()
+                if waiter is not None:
+                    core.tell_of_wait(waiter.waited)
             if outcome is not AGAIN:
                 core.stock.counters.requests_shared += request.shared
                 return cast("Entry[Any] | None", outcome)
@@ -112,17 +114,17 @@ class Dispatcher:
     def served(self, waiter: Queued) -> None:
         """Send a request that has waited, for which there is a connection or a place on one."""
         request = waiter.request
-        if waiter.error is not None:
-            request.fail(waiter.error)
-            return
         channel: Any = waiter.served
         try:
             if type(channel) is Channel:
                 waiter.served = waiter.task = None
-                self.core.stock.counters.note_wait(self.core.stock.time() - waiter.joined_at)
+                waiter.waited = self.core.stock.time() - waiter.joined_at
+                self.core.stock.counters.note_wait(waiter.waited)
                 waiter.context.run(self._send, channel, request)
-            elif (entry := self.core.served(waiter)) is not None:
+            elif self.core.is_fit(entry := self.core.served(waiter)):
                 waiter.context.run(self._begin, entry, request)
+            else:
+                request.end(AGAIN)
         except BaseException as error:
             request.fail(error)
             if not isinstance(error, Exception):
@@ -266,7 +268,6 @@ class Queued(Waiter[Entry[Any]]):
         self.dispatcher = dispatcher
         self.request = request
         self.context = copy_context()
-        self.task = current_task()
 
     @property
     def shares(self) -> bool:  # type: ignore[override]

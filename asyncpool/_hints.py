@@ -1,8 +1,11 @@
-"""Names that other libraries have for methods of the pool, and what to write instead."""
+"""Names and placeholders that other libraries have, and what to write instead of them."""
 
 from __future__ import annotations
 
+import re
 from typing import NoReturn
+
+import psycopg
 
 HINTS = {
     # asyncpg
@@ -29,6 +32,22 @@ HINTS = {
     "fetch_val": "fetchval()",
     "iterate": "cur.stream() in `async with pool.cursor() as cur`",
 }
+
+
+NUMBERED = re.compile(r"\$[1-9]")
+
+
+def explain_placeholders(error: Exception, query: object, params: object) -> None:
+    """Raise an error that says how values are written, if a query has `$1` for them.
+
+    Args:
+        error: the one that psycopg has raised.
+        query, params: the statement.
+    """
+    refused = getattr(error, "sqlstate", None) is None  # by psycopg: the server has none of it
+    if refused and params is not None and isinstance(query, str) and NUMBERED.search(query):
+        msg = f"{error}: psycopg's placeholder is %s, not $1, and values come as a sequence"
+        raise psycopg.ProgrammingError(msg) from error
 
 
 class Hint:

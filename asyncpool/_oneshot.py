@@ -18,13 +18,13 @@ from typing import Any, Generic, cast
 
 import psycopg
 from psycopg.abc import Params, Query
-from psycopg.rows import tuple_row
 
-from asyncpool._answer import all_rows, first_row, first_value, tag
+from asyncpool._answer import ALL_ROWS, FIRST_ROW, FIRST_VALUE, TAG, Answer
 from asyncpool._contexts import Exc, Lender
 from asyncpool._dispatcher import Dispatcher
 from asyncpool._ending import commit, put_back, turn
 from asyncpool._entry import Entry
+from asyncpool._hints import explain_placeholders
 from asyncpool._psycopg import ACT, IDLE, begins_specially
 from asyncpool._request import Request
 from asyncpool._sql import Kind
@@ -173,14 +173,7 @@ class OneShots(Lender[ACT]):
                 have run.
             psycopg.Error: the statement failed; nothing of it remains.
         """
-        entry = None
-        if (request := self._request(query, params, prepare=prepare)) is not None:
-            entry = await self._dispatcher.run(request, timeout)
-            if entry is None:
-                return tag(request)
-        async with Borrowed(self, timeout, entry) as conn:
-            cur = await conn.execute(query, params, prepare=prepare)
-            return cur.statusmessage or ""
+        return cast("str", await self._one(TAG, query, params, timeout, prepare))
 
     async def executemany(
         self, query: Query, params_seq: Iterable[Params], *, timeout: float | None = None
@@ -248,15 +241,9 @@ class OneShots(Lender[ACT]):
 
         With `binary` they come in PostgreSQL's binary format.
         """
-        entry = None
-        request = self._request(query, params, prepare=prepare, binary=binary)
-        if request is not None:
-            entry = await self._dispatcher.run(request, timeout)
-            if entry is None:
-                return all_rows(request)
-        async with Borrowed(self, timeout, entry) as conn:
-            cur = await conn.execute(query, params, prepare=prepare, binary=binary)
-            return cast("list[Any]", await cur.fetchall())
+        return cast(
+            "list[Any]", await self._one(ALL_ROWS, query, params, timeout, prepare, binary=binary)
+        )
 
     async def fetchone(
         self,
@@ -268,15 +255,7 @@ class OneShots(Lender[ACT]):
         binary: bool = False,
     ) -> Any | None:
         """The first row of one statement, or None; else as `fetchall`."""
-        entry = None
-        request = self._request(query, params, prepare=prepare, binary=binary)
-        if request is not None:
-            entry = await self._dispatcher.run(request, timeout)
-            if entry is None:
-                return first_row(request)
-        async with Borrowed(self, timeout, entry) as conn:
-            cur = await conn.execute(query, params, prepare=prepare, binary=binary)
-            return await cur.fetchone()
+        return await self._one(FIRST_ROW, query, params, timeout, prepare, binary=binary)
 
     async def fetchval(
         self,
@@ -288,34 +267,41 @@ class OneShots(Lender[ACT]):
         binary: bool = False,
     ) -> Any | None:
         """The first column of the first row of one statement, or None when there is no row."""
-        entry = None
-        request = self._request(query, params, prepare=prepare, binary=binary)
-        if request is not None:
-            entry = await self._dispatcher.run(request, timeout)
-            if entry is None:
-                return first_value(request)
-        async with Borrowed(self, timeout, entry) as conn:
-            cur = await conn.execute(query, params, prepare=prepare, binary=binary)
-            cur.row_factory = tuple_row
-            row = await cur.fetchone()
-        return row[0] if row else None
+        return await self._one(FIRST_VALUE, query, params, timeout, prepare, binary=binary)
 
-    def _request(
-        self, query: Query, params: Params | None, *, prepare: bool | None, binary: bool = False
-    ) -> Request | None:
-        """Return a statement that the dispatcher runs; None: it needs a cursor."""
-        if self._sessions and current_task() in self._sessions:
-            return None
-        if self._core.home is not get_running_loop():
-            self._ensure_open()
-        dispatcher = self._dispatcher
-        profile = dispatcher.profiles.look(query)
-        if profile.advice is not None:
-            advice, profile.advice = profile.advice, None
-            logger.warning("pool %r: %s", self._core.settings.name, advice)
-        if profile.kind is Kind.OTHER or not dispatcher.enabled:
-            return None
-        return Request(profile, query, params, prepare=prepare, binary=binary)
+    async def _one(
+        self,
+        answer: Answer,
+        query: Query,
+        params: Params | None,
+        timeout: float | None,
+        prepare: bool | None,
+        *,
+        binary: bool = False,
+    ) -> Any:
+        """Run one statement, through the dispatcher if it needs no cursor; return its answer."""
+        entry = None
+        try:
+            if not (self._sessions and current_task() in self._sessions):
+                if self._core.home is not get_running_loop():
+                    self._ensure_open()
+                dispatcher = self._dispatcher
+                profile = dispatcher.profiles.look(query)
+                if profile.advice is not None:
+                    advice, profile.advice = profile.advice, None
+                    logger.warning("pool %r: %s", self._core.settings.name, advice)
+                if profile.kind is not Kind.OTHER and dispatcher.enabled:
+                    request = Request(profile, query, params, prepare=prepare, binary=binary)
+                    entry = await dispatcher.run(request, timeout)
+                    if entry is None:
+                        return answer.read(request)
+            async with Borrowed(self, timeout, entry) as conn:
+                return await answer.fetch(
+                    await conn.execute(query, params, prepare=prepare, binary=binary)
+                )
+        except (psycopg.ProgrammingError, TypeError) as error:
+            explain_placeholders(error, query, params)
+            raise
 
 
 def _pair(statement: Query | tuple[Query, Params | None]) -> tuple[Query, Params | None]:

@@ -6,7 +6,10 @@ import asyncio
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
+import psycopg
+from psycopg import adapt
 from psycopg._preparing import Prepare
+from psycopg._queries import PostgresQuery
 from psycopg.abc import Params, Query
 from psycopg.pq import Format
 
@@ -14,11 +17,27 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
 
     from asyncpool._profiles import Profile
-    from asyncpool._statement import Statement
 
 TEXT, BINARY = Format.TEXT, Format.BINARY
 AGAIN = object()
 """The outcome of a statement that is to be sent again."""
+
+
+class Statement:
+    """A query in PostgreSQL's terms, with what writes its values and reads its rows.
+
+    Raises:
+        psycopg.Error, TypeError, ...: the values cannot be converted.
+    """
+
+    __slots__ = ("pgq", "tx")
+
+    def __init__(
+        self, conn: psycopg.AsyncConnection[Any], query: Query, params: Params | None
+    ) -> None:
+        self.tx = adapt.Transformer(conn)
+        self.pgq = PostgresQuery(self.tx)
+        self.pgq.convert(query, params)
 
 
 class Request:

@@ -16,8 +16,7 @@ from psycopg.abc import Params, Query
 from psycopg.pq import ExecStatus
 
 from asyncpool._entry import Entry
-from asyncpool._request import Request
-from asyncpool._statement import Statement
+from asyncpool._request import Request, Statement
 from asyncpool.connection import Connection
 
 FATAL = int(ExecStatus.FATAL_ERROR)

@@ -81,6 +81,7 @@ class Waiter(asyncio.Condition, Generic[T]):
         "served",
         "task",
         "ticket",
+        "waited",
         "waiting",
     )
 
@@ -89,6 +90,8 @@ class Waiter(asyncio.Condition, Generic[T]):
         self.ticket = ticket
         self.joined_at = joined_at
         self.deadline = deadline
+        self.waited = 0.0
+        """How long it has waited, once that is over."""
         self.waiting = True
         self.needs = True
         """Whether it was taken to need a connection to itself when it was last counted."""
@@ -112,13 +115,6 @@ class Waiter(asyncio.Condition, Generic[T]):
         for future in self._waiters:
             if not future.done():
                 future.set_result(False)
-
-    def outcome(self) -> T:
-        """What it was served, once it waits no more; or its error, raised."""
-        if self.error is not None:
-            raise self.error
-        assert self.served is not None, "bug: a waiter woke up with neither item nor error"
-        return self.served
 
     def __lt__(self, other: Waiter[T]) -> bool:
         return self.deadline < other.deadline
@@ -194,12 +190,6 @@ class Line(Generic[T]):
         if len(places) + len(deadlines) + len(self._hurried) > 4 * length + 128:
             self._drop_the_departed()
         return waiter
-
-    async def wait(self, waiter: Waiter[T]) -> T:
-        """Wait until it is served, or raise its error; after any exception call `leave`."""
-        while waiter.waiting:
-            await waiter.wait()
-        return waiter.outcome()
 
     def leave(self, waiter: Waiter[T]) -> T | None:
         """Give up the place at once; returns what was handed over already, to be passed on."""

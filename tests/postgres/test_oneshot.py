@@ -242,3 +242,13 @@ async def test_a_batch_that_is_cancelled_or_late_has_not_happened(dsn: str) -> N
         assert task.cancelled()
         assert await pool.fetchval("SELECT count(*) FROM shots") == 0
         assert (await at_rest(pool)).connects == 1
+
+
+@pytest.mark.parametrize("values", [[5], (5,), 5])
+@pytest.mark.parametrize("call", ["execute", "fetchall", "fetchone", "fetchval"])
+async def test_numbered_placeholders_are_explained(dsn: str, call: str, values: Any) -> None:
+    """The error says what to write in their place; nothing is sent."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        with pytest.raises(psycopg.ProgrammingError, match="placeholder is %s, not \\$1"):
+            await getattr(pool, call)("SELECT $1::int", values)
+        assert await pool.fetchval("SELECT %s::int", [5]) == 5

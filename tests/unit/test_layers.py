@@ -48,7 +48,6 @@ FLOORS = [
         "_session",
         "_contexts",
         "_profiles",
-        "_statement",
         "_request",
         "_statement_cache",
         "_channel",

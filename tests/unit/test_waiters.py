@@ -26,11 +26,21 @@ def make_line() -> Line[str]:
     return Line(lambda waiter: Late(waiter.deadline))
 
 
+async def wait(waiter: Waiter[str]) -> str:
+    """Wait as the core does."""
+    while waiter.waiting:
+        await waiter.wait()
+    if waiter.error is not None:
+        raise waiter.error
+    assert waiter.served is not None
+    return waiter.served
+
+
 async def stand(line: Line[str], deadline: float = math.inf, *, ticket: int | None = None) -> str:
     """Stand in line as the core does: what was handed over to one who leaves is passed on."""
     waiter = line.join(now(), deadline, ticket)
     try:
-        return await line.wait(waiter)
+        return await wait(waiter)
     except BaseException:
         if (served := line.leave(waiter)) is not None:
             line.serve(served)
@@ -108,7 +118,7 @@ class TestOrder:
         waiter = line.join(now(), math.inf)
         line.serve("a")
         with pytest.raises(StopIteration) as end:
-            line.wait(waiter).send(None)
+            wait(waiter).send(None)
         assert end.value.value == "a"
 
 
@@ -141,7 +151,7 @@ class TestDepartures:
         """`leave` returns it, whichever of the two came first."""
         line = make_line()
         waiter = line.join(now(), math.inf)
-        task = asyncio.create_task(line.wait(waiter))
+        task = asyncio.create_task(wait(waiter))
         await settle()
         if cancelled_first:
             task.cancel()
