@@ -303,12 +303,13 @@ async def test_nested_transactions_see_each_other_and_end_together(
             await nested.execute(f"INSERT INTO {table} VALUES (5)")
             raise ValueError("on purpose")
     assert await rows(nested, table) == [1, 2, 3]
-    async with nested.acquire() as one, nested.acquire() as other:
-        await one.execute(f"INSERT INTO {table} VALUES (6)")
-        await other.execute(f"INSERT INTO {table} VALUES (7)")
-        with pytest.raises(psycopg.errors.LockNotAvailable):
-            await in_time(one.execute("SELECT 1"))
-        assert one.closed
+    with pytest.raises(psycopg.OperationalError, match="the connection is closed"):  # noqa: PT012
+        async with nested.acquire() as one, nested.acquire() as other:
+            await one.execute(f"INSERT INTO {table} VALUES (6)")
+            await other.execute(f"INSERT INTO {table} VALUES (7)")
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                await in_time(one.execute("SELECT 1"))
+            assert one.closed
     assert await rows(nested, table) == [1, 2, 3]
 
 
