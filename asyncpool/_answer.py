@@ -1,15 +1,14 @@
 """The outcome of a one-shot statement, read as a cursor would.
 
-Each reads all at once, in its caller's own time, and leaves no result behind: what makes rows is
-kept for the next statement of the same text.
+It is read all at once, in its caller's own time, and no result is left behind: what makes rows is
+kept for the next statement of the same text. Each answer is a pair of functions, of which one reads
+it from a request and the other fetches it from a cursor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
 
 import psycopg
 from psycopg.pq import ExecStatus
@@ -18,122 +17,77 @@ from psycopg.rows import tuple_row
 from asyncpool._cursor import Cursor
 from asyncpool._request import BINARY, Request
 
-if TYPE_CHECKING:
-    from psycopg.pq.abc import PGresult
+Answer = tuple[Callable[[Request], Any], Callable[[psycopg.AsyncCursor[Any]], Awaitable[Any]]]
 
-Fetch = Callable[[psycopg.AsyncCursor[Any]], Awaitable[Any]]
-
-TUPLES_OK = int(ExecStatus.TUPLES_OK)
-DONE = {TUPLES_OK, int(ExecStatus.COMMAND_OK)}
+TUPLES_OK, COMMAND_OK = int(ExecStatus.TUPLES_OK), int(ExecStatus.COMMAND_OK)
 
 
-def tag(request: Request) -> str:
-    """Return the server's command tag, as `statusmessage`."""
+def _tag(request: Request) -> str:
     results = request.results
-    if len(results) == 1 and results[0].status in DONE:
+    if len(results) == 1 and results[0].status in (TUPLES_OK, COMMAND_OK):
         return (results[0].command_status or b"").decode()
-    with _cursor(request) as cur:
-        return cur.statusmessage or ""
-
-
-def all_rows(request: Request) -> list[Any]:
-    """Return all rows, as `fetchall`."""
-    if (result := _plain_rows(request)) is not None:
-        tx = request.statement.tx
-        tx.set_pgresult(result)
-        try:
-            return tx.load_rows(0, result.ntuples, tuple)
-        finally:
-            tx.set_pgresult(None)
-    with _cursor(request) as cur:
-        result = cur._check_result_for_fetch()
-        return cur._tx.load_rows(0, result.ntuples, cur._make_row)
-
-
-def first_row(request: Request) -> Any | None:
-    """Return the first row or None, as `fetchone`."""
-    if (result := _plain_rows(request)) is not None:
-        tx = request.statement.tx
-        tx.set_pgresult(result)
-        try:
-            return tx.load_row(0, tuple) if result.ntuples else None
-        finally:
-            tx.set_pgresult(None)
-    with _cursor(request) as cur:
-        result = cur._check_result_for_fetch()
-        return cur._tx.load_row(0, cur._make_row) if result.ntuples else None
-
-
-def first_value(request: Request) -> Any | None:
-    """Return the first column of the first row; None where there is none."""
-    if (result := _only_result(request)) is None:
-        with _cursor(request) as cur:
-            cur._check_result_for_fetch()  # it raises
-        return None
-    tx = request.statement.tx
-    tx.set_pgresult(result)
     try:
-        row = tx.load_row(0, tuple) if result.ntuples else None
+        return _cursor(request, tuple_row).statusmessage or ""
+    finally:
+        request.statement.tx.set_pgresult(None)
+
+
+def _rows(request: Request, most: int | None, factory: Any) -> list[Any]:
+    """Return the first rows, all of them where `most` is None."""
+    tx, results = request.statement.tx, request.results
+    try:
+        if factory is tuple_row and len(results) == 1 and results[0].status == TUPLES_OK:
+            result, make = results[0], cast("Any", tuple)
+            tx.set_pgresult(result)
+        else:
+            cur = _cursor(request, factory)
+            result, make = cur._check_result_for_fetch(), cur._make_row
+        count = result.ntuples
+        return tx.load_rows(0, count if most is None else min(most, count), make)
     finally:
         tx.set_pgresult(None)
-    return row[0] if row else None
 
 
-def _plain_rows(request: Request) -> PGresult | None:
-    """Return the result where its rows are to be tuples."""
-    return _only_result(request) if request.row_factory is tuple_row else None
-
-
-def _only_result(request: Request) -> PGresult | None:
-    """Return the result, if it is one of rows and the only one."""
-    results = request.results
-    if len(results) == 1 and results[0].status == TUPLES_OK:
-        return results[0]
-    return None
-
-
-@contextmanager
-def _cursor(request: Request) -> Iterator[Cursor[Any]]:
-    """Make a cursor that has run the statement.
+def _cursor(request: Request, factory: Any) -> Cursor[Any]:
+    """Return a cursor that has run the statement.
 
     Raises:
         psycopg.Error: the statement's own.
     """
-    tx = request.statement.tx
     cur: Cursor[Any] = Cursor.for_one_statement(request.conn, binary=request.format is BINARY)
-    cur._row_factory = request.row_factory
-    try:
-        cur._reset()
-        cur._tx = tx
-        cur._query = request.statement.pgq
-        cur._check_results(request.results)
-        cur._set_results(request.results)
-        yield cur
-    finally:
-        tx.set_pgresult(None)
+    cur._row_factory = factory
+    cur._reset()
+    cur._tx, cur._query = request.statement.tx, request.statement.pgq
+    cur._check_results(request.results)
+    cur._set_results(request.results)
+    return cur
 
 
-async def _tag(cur: psycopg.AsyncCursor[Any]) -> str:
+def _all_rows(request: Request) -> list[Any]:
+    return _rows(request, None, request.row_factory)
+
+
+def _first_row(request: Request) -> Any | None:
+    rows = _rows(request, 1, request.row_factory)
+    return rows[0] if rows else None
+
+
+def _first_value(request: Request) -> Any | None:
+    rows = _rows(request, 1, tuple_row)
+    return rows[0][0] if rows and rows[0] else None
+
+
+async def _fetch_tag(cur: psycopg.AsyncCursor[Any]) -> str:
     return cur.statusmessage or ""
 
 
-async def _value(cur: psycopg.AsyncCursor[Any]) -> Any:
+async def _fetch_value(cur: psycopg.AsyncCursor[Any]) -> Any | None:
     cur.row_factory = tuple_row
     row = await cur.fetchone()
     return row[0] if row else None
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The part of a statement's outcome that its caller gets."""
-
-    read: Callable[[Request], Any]
-    """Reads it from the results of a request."""
-    fetch: Fetch
-    """Fetches it from a cursor."""
-
-
-TAG = Answer(tag, _tag)
-ALL_ROWS = Answer(all_rows, lambda cur: cur.fetchall())
-FIRST_ROW = Answer(first_row, lambda cur: cur.fetchone())
-FIRST_VALUE = Answer(first_value, _value)
+TAG: Answer = _tag, _fetch_tag
+ALL_ROWS: Answer = _all_rows, lambda cur: cur.fetchall()
+FIRST_ROW: Answer = _first_row, lambda cur: cur.fetchone()
+FIRST_VALUE: Answer = _first_value, _fetch_value

@@ -232,7 +232,7 @@ class Channel:
             if said is None:
                 why = self.pgconn.get_error_message() or "the connection was lost"
                 said = psycopg.OperationalError(why)
-            self._ended_first().fail(said)
+            self._ended_first().end(said)
         self._send_elsewhere()
 
     def _send_elsewhere(self) -> None:

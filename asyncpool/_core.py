@@ -84,6 +84,8 @@ class Core(Generic[C]):
         self.vigil = Vigil(self.stock, self.refusals, on_leak, listens)
         self._connector = connector
         self._check = None if check is None else Check(check, self.stock, self.refusals)
+        self.checks = check is not None
+        """Whether a connection has to be checked before it is lent, which takes a task."""
         self.home: asyncio.AbstractEventLoop | None = None
         """The loop that it was opened on."""
         self._express: asyncio.AbstractEventLoop | None = None
@@ -229,11 +231,6 @@ class Core(Generic[C]):
         else:
             stock.crew.spawn(stock.clean(entry, first), "reset")
 
-    def share(self, entry: Entry[C]) -> None:
-        """Lend a connection that was just lent to all who share it: no request's lease."""
-        entry.holder, entry.shared = None, True
-        self.ledger.shares += 1
-
     def release_shared(self, entry: Entry[C]) -> None:
         """Take back what requests have shared, whose lease is no request's use."""
         entry.shared = False
@@ -308,11 +305,6 @@ class Core(Generic[C]):
                     raise
             came, now = now if came is None else came, self._now()
 
-    @property
-    def checks(self) -> bool:
-        """Whether a connection has to be checked before it is lent, which takes a task."""
-        return self._check is not None
-
     def queue(self, waiter: Waiter[Entry[C]], timeout: float, came: float | None) -> None:
         """Let a request of this task take its place in the line.
 
@@ -364,17 +356,9 @@ class Core(Generic[C]):
         self._count(error)
 
     def pass_on(self, entry: Entry[C]) -> bool:
-        """Lend a clean connection from one request to the next, where that is such a one, too.
-
-        False, and nothing done, where it has to be returned.
-        """
+        """Lend a clean connection to the head of the line; False where it has to be returned."""
         ledger, now = self.ledger, self._now()
-        if (
-            self._ready is not get_running_loop()
-            or entry.expires_at <= now
-            or ledger.oversize
-            or not ledger.line.is_immediate()
-        ):
+        if self._ready is not running_loop() or entry.expires_at <= now or ledger.oversize:
             return False
         spent = now - entry.lent_at
         self._counters.use_time += spent
@@ -407,13 +391,6 @@ class Core(Generic[C]):
             raise self.refusals.closed()
         if self.home is not get_running_loop():
             raise self.refusals.wrong_loop(self.home)
-
-    def grow(self) -> None:
-        """Open one more connection, if there is room for it and none is being opened."""
-        ledger, stock = self.ledger, self.stock
-        if ledger.opening or ledger.is_full() or stock.outage or stock.closing:
-            return
-        stock.open_one()
 
     def resize(self, min_size: int, max_size: int) -> None:
         """New sizes from now on; what is too many goes at once when idle, else on its return."""

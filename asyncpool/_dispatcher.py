@@ -93,7 +93,7 @@ class Dispatcher:
                 ticket = ticket or (core.ledger.line.ticket() if came is None else 0)
                 waiter = Queued(self, request, ticket, core.stock.time(), began + wait)
                 core.queue(waiter, wait, came)
-            if limit is not math.inf:
+            if limit != math.inf:
                 left = began + limit - core.stock.time()
                 request.timer = loop.call_later(left, self._expire, request, limit)
             try:
@@ -126,7 +126,7 @@ class Dispatcher:
             else:
                 request.end(AGAIN)
         except BaseException as error:
-            request.fail(error)
+            request.end(error)
             if not isinstance(error, Exception):
                 raise
 
@@ -137,17 +137,16 @@ class Dispatcher:
         if channel.closed:
             return
         if channel.shared and line.length and self._may_go_on(channel, core.stock.time()):
-            while channel.room and line.share(channel):  # type: ignore[arg-type]
-                pass
+            while channel.room and isinstance(head := line.head(), Queued) and head.request.shares:
+                line.serve(cast("Entry[Any]", channel))
         if not channel.is_done:
             return
         entry = channel.entry
-        if not channel.shared and line.length and self._passes_on and channel.is_clean:
+        if not channel.shared and self._passes_on and channel.is_clean:
             self._passed_on = channel
-            passed_on = core.pass_on(entry)
-            self._passed_on = None
-            if passed_on:
+            if isinstance(line.head(), Queued) and core.pass_on(entry):
                 return
+            self._passed_on = None
         channel.close()
         with suppress(PoolError):  # the pool was closed meanwhile
             if channel.shared:
@@ -181,7 +180,8 @@ class Dispatcher:
             channel = Channel(entry, self)
         channel.shared = shared = request.shares and len(self.channels) < self.width
         if shared:
-            self.core.share(entry)
+            entry.holder, entry.shared = None, True
+            self.core.ledger.shares += 1
             self.channels.append(channel)
         if not self._send(channel, request):
             return
@@ -224,7 +224,7 @@ class Dispatcher:
 
     def _expire(self, request: Request, timeout: float) -> None:
         if request.channel is not None:
-            request.fail(self.core.refusals.unanswered(timeout))
+            request.end(self.core.refusals.unanswered(timeout))
 
     def _pick(self) -> Channel | None:
         """Return the channel for a quick plain read; None: it needs a connection, or waits."""
@@ -238,12 +238,8 @@ class Dispatcher:
                 best = channel
         if best is None or best.is_late:
             return None
-        crowded = len(best.requests) * best.pace > PATIENCE and len(self.channels) < ENOUGH
-        if crowded and len(self.channels) < self.width:
-            if core.ledger.idle:
-                return None
-            core.grow()
-        return best
+        crowded = len(best.requests) * best.pace > PATIENCE
+        return None if crowded and len(self.channels) < min(self.width, ENOUGH) else best
 
     def _may_go_on(self, channel: Channel, now: float) -> bool:
         """Whether more may be sent there: its connection is not to be closed on its return."""
@@ -257,8 +253,6 @@ class Queued(Waiter[Entry[Any]]):
     the context of its caller.
     """
 
-    immediate = True
-
     __slots__ = ("context", "dispatcher", "request")
 
     def __init__(
@@ -268,11 +262,6 @@ class Queued(Waiter[Entry[Any]]):
         self.dispatcher = dispatcher
         self.request = request
         self.context = copy_context()
-
-    @property
-    def shares(self) -> bool:  # type: ignore[override]
-        """Whether it may be given a place on a connection that others use."""
-        return self.request.shares
 
     @property
     def alone(self) -> bool:  # type: ignore[override]

@@ -280,6 +280,7 @@ class OneShots(Lender[ACT]):
         binary: bool = False,
     ) -> Any:
         """Run one statement, through the dispatcher if it needs no cursor; return its answer."""
+        read, fetch = answer
         entry = None
         try:
             if not (self._sessions and current_task() in self._sessions):
@@ -294,9 +295,9 @@ class OneShots(Lender[ACT]):
                     request = Request(profile, query, params, prepare=prepare, binary=binary)
                     entry = await dispatcher.run(request, timeout)
                     if entry is None:
-                        return answer.read(request)
+                        return read(request)
             async with Borrowed(self, timeout, entry) as conn:
-                return await answer.fetch(
+                return await fetch(
                     await conn.execute(query, params, prepare=prepare, binary=binary)
                 )
         except (psycopg.ProgrammingError, TypeError) as error:

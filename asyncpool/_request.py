@@ -48,31 +48,6 @@ class Request:
         query, params, prepare, binary: as for a cursor's `execute`.
     """
 
-    __slots__ = (
-        "again",
-        "channel",
-        "conn",
-        "entry",
-        "exposed",
-        "format",
-        "future",
-        "key",
-        "name",
-        "new",
-        "params",
-        "prepare",
-        "profile",
-        "query",
-        "results",
-        "row_factory",
-        "shared",
-        "size",
-        "slow",
-        "state",
-        "statement",
-        "timer",
-    )
-
     # Set when it is sent:
     statement: Statement
     key: tuple[bytes, tuple[int, ...]]
@@ -90,6 +65,24 @@ class Request:
     new: bool
     """Whether psycopg's map of prepared statements did not know it."""
 
+    future: asyncio.Future[Any] | None = None
+    """Done with None when its results are there, with AGAIN when it is to be sent again, or with an
+    entry when its caller is to run it there. None: it is the pool's own."""
+    timer: asyncio.TimerHandle | None = None
+    """Ends the wait for its results, where its caller has set a limit."""
+    entry: Any = None
+    """The entry of a connection that its caller is given to run it on."""
+    channel: Any = None
+    """The `Channel` on which it is under way; None: it is not."""
+    shared = False
+    """Whether that channel is, or was, a shared one."""
+    size = 0
+    """Bytes of its text and parameters."""
+    slow = False
+    """Whether it was seen to be slow."""
+    again = False
+    """Whether it was sent a second time because the server had refused to run it."""
+
     def __init__(
         self,
         profile: Profile,
@@ -104,23 +97,6 @@ class Request:
         self.params = params
         self.prepare = prepare
         self.format = BINARY if binary else TEXT
-        self.future: asyncio.Future[Any] | None = None
-        """Done with None when its results are there, with AGAIN when it is to be sent again, or
-        with an entry when its caller is to run it there. None: it is the pool's own."""
-        self.timer: asyncio.TimerHandle | None = None
-        """Ends the wait for its results, where its caller has set a limit."""
-        self.entry: Any = None
-        """The entry of a connection that its caller is given to run it on."""
-        self.channel: Any = None
-        """The `Channel` on which it is under way; None: it is not."""
-        self.shared = False
-        """Whether that channel is, or was, a shared one."""
-        self.size = 0
-        """Bytes of its text and parameters."""
-        self.slow = False
-        """Whether it was seen to be slow."""
-        self.again = False
-        """Whether it was sent a second time because the server had refused to run it."""
 
     @property
     def shares(self) -> bool:
@@ -151,16 +127,17 @@ class Request:
         return other
 
     def end(self, outcome: object = None) -> None:
-        """Wake the caller: the results are there, or it is to do something else; see `future`."""
-        future = self.future
-        if future is not None and not future.done() and not future.get_loop().is_closed():
-            future.set_result(outcome)
+        """Wake the caller: the results are there, or it is to do something else; see `future`.
 
-    def fail(self, error: BaseException) -> None:
-        """Wake the caller with an error."""
+        An outcome that is an exception is raised there.
+        """
         future = self.future
-        if future is not None and not future.done() and not future.get_loop().is_closed():
-            future.set_exception(error)
+        if future is None or future.done() or future.get_loop().is_closed():
+            return
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
 
 
 LARGE = 1 << 16

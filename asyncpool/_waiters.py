@@ -63,12 +63,8 @@ class Waiter(asyncio.Condition, Generic[T]):
     the usual way takes 1,070 bytes.
     """
 
-    shares = False
-    """Whether it may be given a place on a connection that others use."""
     alone = True
     """Whether it is taken to need a connection to itself."""
-    immediate = False
-    """Whether `notify` uses what was served at once, and no task has to run for it."""
     gone = False
     """Whether its caller does not wait any more, and has not left yet."""
 
@@ -157,19 +153,12 @@ class Line(Generic[T]):
         """How many connections those who wait need."""
         return self.needing + (self.length > self.needing)
 
-    def join(self, now: float, deadline: float, ticket: int | None = None) -> Waiter[T]:
-        """Take the place of that ticket; from here on a hand-over may come, even before `wait`.
+    def admit(self, waiter: Waiter[T]) -> None:
+        """Let a waiter take its place; from here on a hand-over may come, even before its `wait`.
 
-        Args:
-            now: the instant, `loop.time()`.
-            deadline: the instant at which the wait ends in an error; `math.inf` for never.
-            ticket: the request's own, when it comes again, having been served something unfit;
-                None: the next, and with it the last place.
+        That is the place of its ticket, which is an older one where a request comes again, having
+        been served something unfit.
         """
-        return self.admit(Waiter(self.ticket() if ticket is None else ticket, now, deadline))
-
-    def admit(self, waiter: Waiter[T]) -> Waiter[T]:
-        """Let a waiter take its place, that of its ticket."""
         places, deadlines = self._places, self._deadlines
         ticket, deadline = waiter.ticket, waiter.deadline
         if not places or places[-1].ticket <= ticket:
@@ -189,7 +178,6 @@ class Line(Generic[T]):
                 self._set_timer(deadline)
         if len(places) + len(deadlines) + len(self._hurried) > 4 * length + 128:
             self._drop_the_departed()
-        return waiter
 
     def leave(self, waiter: Waiter[T]) -> T | None:
         """Give up the place at once; returns what was handed over already, to be passed on."""
@@ -201,59 +189,7 @@ class Line(Generic[T]):
         waiter.error = waiter.task = None  # it is kept for a while, and they keep others
         return served
 
-    def serve(self, item: T) -> bool:
-        """Hand the item to the head of the line; False when nobody waits."""
-        if (waiter := self._head()) is None:
-            return False
-        self._hand_over(waiter, item)
-        return True
-
-    def share(self, place: T) -> bool:
-        """Hand a place on a connection that others use to the head, if it shares one."""
-        waiter = self._head()
-        if waiter is None or not waiter.shares:
-            return False
-        self._hand_over(waiter, place)
-        return True
-
-    def is_immediate(self) -> bool:
-        """Whether the head of the line uses at once what it is served."""
-        waiter = self._head()
-        return waiter is not None and waiter.immediate
-
-    def recount(self) -> None:
-        """Count anew those who are taken to need a connection each."""
-        self.needing = 0
-        for waiter in self:
-            waiter.needs = waiter.alone
-            self.needing += waiter.needs
-
-    def fail(self, waiter: Waiter[T], error: BaseException) -> None:
-        """End the wait of one with an error."""
-        self._end(waiter, error)
-
-    def fail_all(self, error: Callable[[], BaseException]) -> None:
-        """End every wait, each with an error of its own, and the timer."""
-        for waiter in list(self):
-            self._end(waiter, error())
-        self.stop()
-
-    def stop(self) -> None:
-        """Leave no timer behind."""
-        self._deadlines.clear()
-        self._hurried.clear()
-        self._rings_at = math.inf
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _end(self, waiter: Waiter[T], error: BaseException) -> None:
-        waiter.error = error
-        self._remove(waiter)
-        self.told += 1
-        waiter.notify()
-
-    def _head(self) -> Waiter[T] | None:
+    def head(self) -> Waiter[T] | None:
         """Return the first who still waits; the departed before it are dropped."""
         places = self._places
         while places:
@@ -265,11 +201,44 @@ class Line(Generic[T]):
                 self._remove(waiter)
         return None
 
-    def _hand_over(self, waiter: Waiter[T], item: T) -> None:
+    def serve(self, item: T) -> bool:
+        """Hand the item to the head of the line; False when nobody waits."""
+        if (waiter := self.head()) is None:
+            return False
         self._places.popleft()
-        waiter.served = item
         self._remove(waiter)
+        waiter.served = item
         waiter.notify()
+        return True
+
+    def recount(self) -> None:
+        """Count anew those who are taken to need a connection each."""
+        self.needing = 0
+        for waiter in self:
+            waiter.needs = waiter.alone
+            self.needing += waiter.needs
+
+    def fail(self, waiter: Waiter[T], error: BaseException) -> None:
+        """End the wait of one with an error."""
+        waiter.error = error
+        self._remove(waiter)
+        self.told += 1
+        waiter.notify()
+
+    def fail_all(self, error: Callable[[], BaseException]) -> None:
+        """End every wait, each with an error of its own, and the timer."""
+        for waiter in list(self):
+            self.fail(waiter, error())
+        self.stop()
+
+    def stop(self) -> None:
+        """Leave no timer behind."""
+        self._deadlines.clear()
+        self._hurried.clear()
+        self._rings_at = math.inf
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _remove(self, waiter: Waiter[T]) -> None:
         waiter.waiting = False
@@ -298,7 +267,7 @@ class Line(Generic[T]):
             if waiter.deadline > now:
                 self._set_timer(waiter.deadline)
                 return
-            self._end(waiter, self._overdue(waiter))
+            self.fail(waiter, self._overdue(waiter))
 
     def _most_hurried(self) -> Waiter[T] | None:
         """Who has the least time of those who wait, if anybody has a limit."""

@@ -257,14 +257,13 @@ class Laws:
     def _listen_to_the_line(self) -> None:
         """Who comes, who is served in which order, who is told an error."""
         line = self.core.ledger.line
-        admit, serve, end, leave = line.admit, line.serve, line._end, line.leave
+        admit, serve, end, leave = line.admit, line.serve, line.fail, line.leave
 
-        def joined(waiter: Waiter[Any]) -> Waiter[Any]:
+        def joined(waiter: Waiter[Any]) -> None:
             admit(waiter)
             task = current_task()
             assert task is not None
             self._places[waiter] = (self._requests[task], task)
-            return waiter
 
         def served(item: Any) -> bool:
             head = min(line, key=lambda each: self._places[each][0], default=None)
@@ -288,7 +287,7 @@ class Laws:
 
         line.admit = joined  # type: ignore[method-assign]
         line.serve = served  # type: ignore[method-assign]
-        line._end = ended  # type: ignore[method-assign]
+        line.fail = ended  # type: ignore[method-assign]
         line.leave = left  # type: ignore[method-assign]
 
 

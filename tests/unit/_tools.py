@@ -19,6 +19,7 @@ from asyncpool._core import Core
 from asyncpool._entry import Entry
 from asyncpool._keeper import keep
 from asyncpool._settings import Settings
+from asyncpool._waiters import Line, Waiter
 from asyncpool.faults import Fault, classify
 from tests.sim.fake import Broken, FakeConn
 
@@ -237,3 +238,10 @@ def lose(conn: FakeConn) -> None:
     """Its server goes away, and the loop sees it."""
     conn.alive = False
     conn.lose()
+
+
+def join(line: Line[Any], now: float, deadline: float, ticket: int | None = None) -> Waiter[Any]:
+    """Let one more wait in a line, at the end or at the place of that ticket."""
+    waiter: Waiter[Any] = Waiter(line.ticket() if ticket is None else ticket, now, deadline)
+    line.admit(waiter)
+    return waiter

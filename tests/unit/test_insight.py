@@ -33,14 +33,14 @@ async def test_a_request_counts_from_its_coming_to_its_end() -> None:
         await core.acquire(None)
         waiting = asyncio.create_task(core.acquire(1.0))
         await settle()
-        end = core.ledger.line._end
+        end = core.ledger.line.fail
         seen = []
 
         def look(waiter: Any, error: BaseException) -> None:
             end(waiter, error)
             seen.append(snapshot(core))
 
-        core.ledger.line._end = look  # type: ignore[method-assign]
+        core.ledger.line.fail = look  # type: ignore[method-assign]
         with pytest.raises(PoolTimeout):
             await waiting
         for stats in [*seen, snapshot(core)]:

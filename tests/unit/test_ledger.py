@@ -13,6 +13,7 @@ from asyncpool._entry import DOOMED, Entry, State
 from asyncpool._ledger import Ledger
 from asyncpool._settings import Settings
 from asyncpool._waiters import Waiter
+from tests.unit._tools import join
 
 Books = Ledger[str]
 LONG = 1e6
@@ -50,7 +51,7 @@ class TestLaws:
     def test_an_entry_goes_to_a_waiter_before_it_is_idle(self) -> None:
         """First law: idle connections and waiters are never both present."""
         ledger = make_ledger()
-        waiter = ledger.line.join(0.0, math.inf)
+        waiter = join(ledger.line, 0.0, math.inf)
         entry = add(ledger, "a", 1.0)
         assert waiter.served is entry
         assert ledger.idle == []
@@ -103,7 +104,7 @@ class TestLaws:
         for _ in range(opening):
             ledger.reserve(0.0)
         for _ in range(waiting):
-            ledger.line.join(0.0, math.inf)
+            join(ledger.line, 0.0, math.inf)
         assert ledger.wanted() == wanted
 
     def test_what_is_closing_takes_room_until_it_is_closed(self) -> None:
@@ -111,7 +112,7 @@ class TestLaws:
         ledger = make_ledger(max_size=1)
         entry = add(ledger, "a")
         ledger.withdraw(entry, State.CLOSING)
-        ledger.line.join(0.0, math.inf)
+        join(ledger.line, 0.0, math.inf)
         assert ledger.wanted() == 0
         ledger.strike_off(entry)
         assert ledger.wanted() == 1
@@ -119,7 +120,7 @@ class TestLaws:
     def test_a_connect_that_is_late_is_not_counted_on(self) -> None:
         """Who waits for it gets another; it counts towards the size all the same."""
         ledger = make_ledger(max_size=2)
-        ledger.line.join(0.0, math.inf)
+        join(ledger.line, 0.0, math.inf)
         entry = ledger.reserve(0.0)
         assert ledger.wanted() == 0
         ledger.is_late(entry)
@@ -134,7 +135,7 @@ class TestLaws:
     def test_a_waiter_that_leaves_is_wanted_for_no_more(self) -> None:
         """The rule follows who really waits."""
         ledger = make_ledger()
-        waiter = ledger.line.join(0.0, math.inf)
+        waiter = join(ledger.line, 0.0, math.inf)
         ledger.line.leave(waiter)
         assert ledger.wanted() == 0
 
@@ -196,7 +197,7 @@ class TestTakeAndGive:
     def test_waiters_are_served_in_their_order(self) -> None:
         """The head of the line gets what comes first."""
         ledger = make_ledger()
-        waiters = [ledger.line.join(0.0, math.inf) for _ in range(2)]
+        waiters = [join(ledger.line, 0.0, math.inf) for _ in range(2)]
         entries = [add(ledger, "a"), add(ledger, "b")]
         assert [waiter.served for waiter in waiters] == entries
 
@@ -205,7 +206,7 @@ class TestTakeAndGive:
         ledger = make_ledger()
         entry = add(ledger, "a", 0.0, expires_at=10.0)
         lend(ledger)
-        waiter = ledger.line.join(0.0, math.inf)
+        waiter = join(ledger.line, 0.0, math.inf)
         assert not take_back(ledger, entry, 10.0)
         assert waiter.served is None
         assert ledger.idle == []
@@ -252,7 +253,7 @@ class TestTakeAndGive:
         for read in reads:
             ledger.line.admit(read)
         assert (ledger.waiting, ledger.wanted(), ledger.unmet()) == (3, 1, 1)
-        ledger.line.join(0.0, math.inf)
+        join(ledger.line, 0.0, math.inf)
         assert (ledger.waiting, ledger.wanted(), ledger.unmet()) == (4, 2, 2)
         for read in reads[:2]:
             read.alone = True

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from asyncpool._waiters import Line, Waiter
-from tests.unit._tools import now, settle, timers, virtual_time
+from tests.unit._tools import join, now, settle, timers, virtual_time
 
 
 class Late(Exception):
@@ -38,7 +38,7 @@ async def wait(waiter: Waiter[str]) -> str:
 
 async def stand(line: Line[str], deadline: float = math.inf, *, ticket: int | None = None) -> str:
     """Stand in line as the core does: what was handed over to one who leaves is passed on."""
-    waiter = line.join(now(), deadline, ticket)
+    waiter = join(line, now(), deadline, ticket)
     try:
         return await wait(waiter)
     except BaseException:
@@ -115,7 +115,7 @@ class TestOrder:
     async def test_an_item_that_came_before_the_wait_is_had_without_suspending(self) -> None:
         """From `join` on a hand-over may come."""
         line = make_line()
-        waiter = line.join(now(), math.inf)
+        waiter = join(line, now(), math.inf)
         line.serve("a")
         with pytest.raises(StopIteration) as end:
             wait(waiter).send(None)
@@ -127,7 +127,7 @@ class TestDepartures:
     async def test_a_waiter_that_leaves_is_gone_that_instant(self) -> None:
         """It counts no more, is not listed, and is not served."""
         line = make_line()
-        first, second = line.join(now(), math.inf), line.join(now(), math.inf)
+        first, second = join(line, now(), math.inf), join(line, now(), math.inf)
         assert line.leave(first) is None
         assert line.length == 1
         assert list(line) == [second]
@@ -138,7 +138,7 @@ class TestDepartures:
     async def test_leaving_twice_counts_once(self) -> None:
         """`leave` after any exception is safe."""
         line = make_line()
-        waiter = line.join(now(), math.inf)
+        waiter = join(line, now(), math.inf)
         line.leave(waiter)
         line.leave(waiter)
         assert line.length == 0
@@ -150,7 +150,7 @@ class TestDepartures:
     ) -> None:
         """`leave` returns it, whichever of the two came first."""
         line = make_line()
-        waiter = line.join(now(), math.inf)
+        waiter = join(line, now(), math.inf)
         task = asyncio.create_task(wait(waiter))
         await settle()
         if cancelled_first:
@@ -252,7 +252,7 @@ class TestDeadlines:
         """It costs no timer to wait; after `stop` none is left."""
         line = make_line()
         for deadline in deadlines:
-            line.join(now(), float(deadline))
+            join(line, now(), float(deadline))
         (timer,) = timers()
         assert timer.when() == min(deadlines)
         line.stop()
@@ -262,14 +262,14 @@ class TestDeadlines:
     async def test_without_a_deadline_there_is_no_timer(self) -> None:
         """`math.inf` is no instant to be woken at."""
         line = make_line()
-        line.join(now(), math.inf)
+        join(line, now(), math.inf)
         assert timers() == []
 
     @virtual_time
     async def test_departures_do_not_touch_the_timer(self) -> None:
         """When it rings for one who has left it is set anew, for the last one not at all."""
         line = make_line()
-        first, second = line.join(now(), 1.0), line.join(now(), 2.0)
+        first, second = join(line, now(), 1.0), join(line, now(), 2.0)
         (before,) = timers()
         line.leave(first)
         assert timers() == [before]
@@ -283,7 +283,7 @@ class TestDeadlines:
     async def test_the_timer_does_not_keep_the_line_alive(self) -> None:
         """A pool that is dropped is collected although somebody would have been told later."""
         line = make_line()
-        line.join(now(), 1000.0)
+        join(line, now(), 1000.0)
         dead = weakref.ref(line)
         del line
         gc.collect()
@@ -303,7 +303,7 @@ class TestDeadlines:
 
         async def serve_request() -> weakref.ref[Request]:
             variable.set(request := Request())
-            line.leave(line.join(now(), 1000.0))
+            line.leave(join(line, now(), 1000.0))
             return weakref.ref(request)
 
         request = await asyncio.create_task(serve_request())
@@ -315,7 +315,7 @@ class TestDeadlines:
     async def test_a_timer_that_rings_a_little_early_is_believed(self) -> None:
         """The loop's clock may be coarser than the deadline; the instant asked for has come."""
         line = make_line()
-        waiter = line.join(now(), 1.0)
+        waiter = join(line, now(), 1.0)
         line._ring()
         assert isinstance(waiter.error, Late)
         line.stop()
@@ -324,9 +324,9 @@ class TestDeadlines:
     async def test_after_stop_a_line_is_as_new(self) -> None:
         """Whoever waited then is not told; whoever comes has a timer."""
         line = make_line()
-        before = [line.join(now(), 5.0), line.join(now(), 4.0)]
+        before = [join(line, now(), 5.0), join(line, now(), 4.0)]
         line.stop()
-        waiter = line.join(now(), 10.0)
+        waiter = join(line, now(), 10.0)
         assert [timer.when() for timer in timers()] == [10.0]
         await asyncio.sleep(11.0)
         assert isinstance(waiter.error, Late)
@@ -336,12 +336,12 @@ class TestDeadlines:
     async def test_the_hurried_keep_their_order_when_the_departed_are_dropped(self) -> None:
         """What is left of a heap is made a heap again."""
         line = make_line()
-        line.join(now(), 1000.0)
+        join(line, now(), 1000.0)
         deadlines = (1.0, 5.0, 2.0, 6.0, 7.0, 3.0, 4.0)
-        first, *rest = [line.join(now(), deadline) for deadline in deadlines]
+        first, *rest = [join(line, now(), deadline) for deadline in deadlines]
         line.leave(first)
         for _ in range(200):
-            line.leave(line.join(now(), 1000.0))
+            line.leave(join(line, now(), 1000.0))
         assert len(line._hurried) == 6
         for at in range(2, 8):
             await asyncio.sleep(at + 0.5 - now())
@@ -355,9 +355,9 @@ class TestCosts:
     async def test_the_departed_are_dropped_while_the_head_waits(self, first: float) -> None:
         """What the line keeps is bounded by who waits, not by who came."""
         line = make_line()
-        line.join(now(), first)
+        join(line, now(), first)
         for _ in range(100_000):
-            line.leave(line.join(now(), 30.0))
+            line.leave(join(line, now(), 30.0))
         assert line.length == 1
         assert len(line._places) + len(line._deadlines) + len(line._hurried) < 200
         line.stop()
@@ -366,8 +366,8 @@ class TestCosts:
     async def test_a_departure_from_the_middle_touches_nobody_else(self) -> None:
         """It neither searches the line nor wakes anyone."""
         line = make_line()
-        waiters = [line.join(now(), 30.0) for _ in range(10_000)]
-        hurried = [line.join(now(), 29.0) for _ in range(100)]
+        waiters = [join(line, now(), 30.0) for _ in range(10_000)]
+        hurried = [join(line, now(), 29.0) for _ in range(100)]
         line._places, line._deadlines = Untouchable(line._places), Untouchable(line._deadlines)
         frozen: Any = tuple(line._hurried)
         line._hurried = frozen
@@ -385,9 +385,9 @@ class TestCosts:
 
         def cost(length: int) -> int:
             line = make_line()
-            waiters = [line.join(now(), 30.0) for _ in range(length)]
+            waiters = [join(line, now(), 30.0) for _ in range(length)]
             work: dict[str, Callable[[], object]] = {
-                "join": lambda: line.join(now(), 30.0),
+                "join": lambda: join(line, now(), 30.0),
                 "leave": lambda: line.leave(waiters[length // 2]),
                 "serve": lambda: line.serve("a"),
             }
@@ -404,10 +404,10 @@ class TestCosts:
         line = make_line()
 
         def come_and_go() -> None:
-            for waiter in [line.join(0.0, 30.0) for _ in range(5000)]:
+            for waiter in [join(line, 0.0, 30.0) for _ in range(5000)]:
                 line.leave(waiter)
             for _ in range(5000):
-                line.leave(line.join(0.0, 30.0))
+                line.leave(join(line, 0.0, 30.0))
 
         assert steps(come_and_go) < 10_000 * 60
         line.stop()
@@ -417,9 +417,9 @@ class TestCosts:
         """Each deadline is the latest; only who has less time than somebody ahead is."""
         line = make_line()
         for deadline in (30.0, 30.0, 31.0):
-            line.join(now(), deadline)
+            join(line, now(), deadline)
         assert line._hurried == []
-        hurried = line.join(now(), 1.0)
+        hurried = join(line, now(), 1.0)
         assert line._hurried == [hurried]
         line.stop()
 
