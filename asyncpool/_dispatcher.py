@@ -60,11 +60,12 @@ class Dispatcher:
         """The most connections that may be shared."""
         return self.core.settings.max_size if self._width is None else self._width
 
-    async def run(self, request: Request, timeout: float | None) -> Entry[Any] | None:
-        """Run a statement; return None once its results are in it.
+    async def run(self, request: Request, timeout: float | None) -> bool:
+        """Run a statement; return True once its results are in it.
 
         Returns:
-            The entry of a connection on which it cannot run this way, leased to the caller.
+            False where it cannot run this way: then it has the entry of a connection, leased to the
+            caller, who is to run it there.
 
         Raises:
             PoolTimeout: there was no connection, or no answer, in time.
@@ -74,10 +75,11 @@ class Dispatcher:
         core, loop = self.core, get_running_loop()
         if core.home is not loop or core.closed:
             core.admit()
-        began, came = core.stock.time(), None
-        limit = math.inf if timeout is None else duration("timeout", timeout) or math.inf
-        wait = core.settings.timeout if timeout is None else timeout
-        ticket = 0  # whoever is served at once has come before all who will wait
+        request.began = began = core.stock.time()
+        wait = core.settings.timeout if timeout is None else duration("timeout", timeout)
+        if timeout:
+            request.limit = wait
+        ticket, came = 0, None  # who is served at once has come before all who will wait
         while True:
             request.future = future = loop.create_future()
             waiter = None
@@ -87,37 +89,45 @@ class Dispatcher:
             elif (entry := core.take_now()) is not None:
                 self._begin(entry, request)
             elif core.checks:
-                left = None if came is None else max(began + wait - core.stock.time(), 0.0)
-                self._begin(await core.acquire_entry(timeout if left is None else left), request)
+                left = timeout if came is None else max(began + wait - core.stock.time(), 0.0)
+                self._begin(await core.acquire_entry(left), request)
             else:
                 ticket = ticket or (core.ledger.line.ticket() if came is None else 0)
                 waiter = Queued(self, request, ticket, core.stock.time(), began + wait)
                 core.queue(waiter, wait, came)
-            if limit != math.inf:
-                left = began + limit - core.stock.time()
-                request.timer = loop.call_later(left, self._expire, request, limit)
             try:
                 outcome = await future
             except BaseException as error:
                 self._left(request, waiter, error)
+                request.leave()
                 raise
             finally:
+                del future  # its exception's traceback has this frame
                 if request.timer is not None:
                     request.timer.cancel()
                 if waiter is not None:
                     core.tell_of_wait(waiter.waited)
+                    del waiter.request, waiter.context  # the queue keeps it for a while
             if outcome is not AGAIN:
                 core.stock.counters.requests_shared += request.shared
-                return cast("Entry[Any] | None", outcome)
+                return request.entry is None
             came = began
 
     def served(self, waiter: Queued) -> None:
         """Send a request that has waited, for which there is a connection or a place on one."""
         request = waiter.request
+        if waiter.error is not None:
+            request.end(waiter.error)
+            return
         channel: Any = waiter.served
+        placed = type(channel) is Channel
+        if placed:
+            waiter.served = None
+        if not request.wanted:
+            return  # it is about to leave, and passes on a connection that it was served
         try:
-            if type(channel) is Channel:
-                waiter.served = waiter.task = None
+            if placed:
+                waiter.task = None
                 waiter.waited = self.core.stock.time() - waiter.joined_at
                 self.core.stock.counters.note_wait(waiter.waited)
                 waiter.context.run(self._send, channel, request)
@@ -144,7 +154,8 @@ class Dispatcher:
         entry = channel.entry
         if not channel.shared and self._passes_on and channel.is_clean:
             self._passed_on = channel
-            if isinstance(line.head(), Queued) and core.pass_on(entry):
+            head = line.head()
+            if isinstance(head, Queued) and head.request.wanted and core.pass_on(entry):
                 return
             self._passed_on = None
         channel.close()
@@ -175,7 +186,7 @@ class Dispatcher:
         else:
             if not is_shareable(entry.conn):
                 request.entry = entry
-                request.end(entry)
+                request.end()
                 return
             channel = Channel(entry, self)
         channel.shared = shared = request.shares and len(self.channels) < self.width
@@ -200,6 +211,9 @@ class Dispatcher:
                 self._close_later(channel)
         if not sent:
             request.end(AGAIN)
+        elif request.limit != math.inf:
+            left = request.began + request.limit - self.core.stock.time()
+            request.timer = get_running_loop().call_later(left, self._expire, request)
         return sent
 
     def _close_later(self, channel: Channel) -> None:
@@ -222,9 +236,8 @@ class Dispatcher:
         elif request.entry is not None:
             core.release(request.entry.conn)
 
-    def _expire(self, request: Request, timeout: float) -> None:
-        if request.channel is not None:
-            request.end(self.core.refusals.unanswered(timeout))
+    def _expire(self, request: Request) -> None:
+        request.end(self.core.refusals.unanswered(request.limit))
 
     def _pick(self) -> Channel | None:
         """Return the channel for a quick plain read; None: it needs a connection, or waits."""
@@ -267,11 +280,6 @@ class Queued(Waiter[Entry[Any]]):
     def alone(self) -> bool:  # type: ignore[override]
         """Whether it is taken to need a connection to itself."""
         return self.request.needs
-
-    @property
-    def gone(self) -> bool:  # type: ignore[override]
-        """Whether its caller does not wait any more, and has not left yet."""
-        return not self.request.wanted
 
     def notify(self, n: int = 1) -> None:
         """Send the request, or fail it."""

@@ -23,7 +23,6 @@ from asyncpool._answer import ALL_ROWS, FIRST_ROW, FIRST_VALUE, TAG, Answer
 from asyncpool._contexts import Exc, Lender
 from asyncpool._dispatcher import Dispatcher
 from asyncpool._ending import commit, put_back, turn
-from asyncpool._entry import Entry
 from asyncpool._hints import explain_placeholders
 from asyncpool._psycopg import ACT, IDLE, begins_specially
 from asyncpool._request import Request
@@ -45,15 +44,15 @@ class Borrowed(Generic[ACT]):
     Args:
         pool: the pool.
         timeout: seconds for all of it; None: the pool's, for the wait for a connection alone.
-        entry: the lease of a connection that was borrowed already.
+        request: the one that has a connection already, and came before it had.
     """
 
     __slots__ = (
         "_commits",
         "_conn",
-        "_entry",
         "_limit",
         "_pool",
+        "_request",
         "_resting",
         "_session",
         "_timeout",
@@ -61,18 +60,19 @@ class Borrowed(Generic[ACT]):
     )
 
     def __init__(
-        self, pool: Lender[ACT], timeout: float | None, entry: Entry[ACT] | None = None
+        self, pool: Lender[ACT], timeout: float | None, request: Request | None = None
     ) -> None:
         self._pool = pool
         self._timeout = timeout
-        self._entry = entry
+        self._request = request
 
     async def __aenter__(self) -> Any:
-        started = get_running_loop().time()
+        request, started = self._request, get_running_loop().time()
         session = self._session = self._pool._sessions.get(current_task())
-        if self._entry is not None:
-            conn = self._conn = self._entry.conn
-            conn._pool = self._pool  # type: ignore[assignment]
+        if request is not None:
+            started = request.began
+            conn = self._conn = request.entry.conn
+            conn._pool = self._pool
         elif session is not None:
             await session.ready(self._timeout)
             conn = self._conn = session.conn
@@ -281,7 +281,7 @@ class OneShots(Lender[ACT]):
     ) -> Any:
         """Run one statement, through the dispatcher if it needs no cursor; return its answer."""
         read, fetch = answer
-        entry = None
+        request = None
         try:
             if not (self._sessions and current_task() in self._sessions):
                 if self._core.home is not get_running_loop():
@@ -293,10 +293,9 @@ class OneShots(Lender[ACT]):
                     logger.warning("pool %r: %s", self._core.settings.name, advice)
                 if profile.kind is not Kind.OTHER and dispatcher.enabled:
                     request = Request(profile, query, params, prepare=prepare, binary=binary)
-                    entry = await dispatcher.run(request, timeout)
-                    if entry is None:
+                    if await dispatcher.run(request, timeout):
                         return read(request)
-            async with Borrowed(self, timeout, entry) as conn:
+            async with Borrowed(self, timeout, request) as conn:
                 return await fetch(
                     await conn.execute(query, params, prepare=prepare, binary=binary)
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +67,11 @@ class Request:
     """Whether psycopg's map of prepared statements did not know it."""
 
     future: asyncio.Future[Any] | None = None
-    """Done with None when its results are there, with AGAIN when it is to be sent again, or with an
-    entry when its caller is to run it there. None: it is the pool's own."""
+    """Done with AGAIN when it is to be sent again, else with None. None: it is the pool's own."""
+    began = 0.0
+    """The instant at which its caller has come."""
+    limit = math.inf
+    """Seconds from then on for all of it, the wait for a connection included."""
     timer: asyncio.TimerHandle | None = None
     """Ends the wait for its results, where its caller has set a limit."""
     entry: Any = None
@@ -121,10 +125,14 @@ class Request:
     def left_behind(self) -> Request:
         """Return what stays where this was sent, when it is sent elsewhere: nobody wants it."""
         other = copy(self)
-        other.future = self.future and self.future.get_loop().create_future()
-        if other.future is not None:
-            other.future.cancel()
+        other.leave()
         return other
+
+    def leave(self) -> None:
+        """Note that its caller has left; the error that it got, if any, is not kept."""
+        assert self.future is not None, "bug: nobody has ever waited for it"
+        self.future = self.future.get_loop().create_future()
+        self.future.cancel()
 
     def end(self, outcome: object = None) -> None:
         """Wake the caller: the results are there, or it is to do something else; see `future`.

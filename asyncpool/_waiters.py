@@ -65,8 +65,6 @@ class Waiter(asyncio.Condition, Generic[T]):
 
     alone = True
     """Whether it is taken to need a connection to itself."""
-    gone = False
-    """Whether its caller does not wait any more, and has not left yet."""
 
     __slots__ = (
         "_waiters",
@@ -192,14 +190,9 @@ class Line(Generic[T]):
     def head(self) -> Waiter[T] | None:
         """Return the first who still waits; the departed before it are dropped."""
         places = self._places
-        while places:
-            waiter = places[0]
-            if waiter.waiting and not waiter.gone:
-                return waiter
+        while places and not places[0].waiting:
             places.popleft()
-            if waiter.waiting:
-                self._remove(waiter)
-        return None
+        return places[0] if places else None
 
     def serve(self, item: T) -> bool:
         """Hand the item to the head of the line; False when nobody waits."""

@@ -8,6 +8,7 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from psycopg.errors import UniqueViolation
 
@@ -207,3 +208,19 @@ async def test_updates_of_a_few_hot_rows_time_out_no_more_than_without_sharing(
             await at_rest(pool)
     # On a busy machine a few are late in either way; a statement behind a blocked one makes many.
     assert late[True] <= late[False] + 8
+
+
+async def test_a_time_limit_holds_for_a_wait_and_the_statement_together(dsn: str) -> None:
+    """Also where the connection, once there, is one that runs it the long way."""
+
+    async def configure(conn: psycopg.AsyncConnection[Any]) -> None:
+        await conn.set_read_only(True)
+
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=1, configure=configure) as pool:
+        loop, conn = asyncio.get_running_loop(), await pool.acquire()
+        loop.call_later(0.7, pool._core.release, conn)
+        began = loop.time()
+        with pytest.raises(PoolTimeout):
+            await pool.execute("SELECT pg_sleep(20)", timeout=1)
+        spent = loop.time() - began
+        assert 0.9 < spent < 1.5, spent
