@@ -54,14 +54,17 @@ async def come_to_rest(connector: PsycopgConnector[ACT], conn: ACT) -> None:
 
 
 def require_ended_idle(conn: psycopg.AsyncConnection[Any]) -> None:
-    """Raise for a connection that is closed, unless it is certain that no work was open on it.
+    """Raise for a connection that is closed, unless no work was open on it.
+
+    Where that is not known, none was in autocommit mode: each statement has told its own end.
 
     Raises:
         psycopg.OperationalError: it may have been.
     """
     if conn.closed:
         wire: Wire | None = getattr(conn, "_wire", None)
-        if wire is None or wire.was_open is not False:
+        was_open = None if wire is None else wire.was_open
+        if not conn.autocommit if was_open is None else was_open:
             raise closed(conn)
 
 

@@ -24,7 +24,7 @@ from asyncpool._contexts import Exc, Lender
 from asyncpool._dispatcher import Dispatcher
 from asyncpool._ending import commit, put_back, turn
 from asyncpool._hints import explain_placeholders
-from asyncpool._psycopg import ACT, IDLE, begins_specially
+from asyncpool._psycopg import ACT, IDLE, INERROR, INTRANS, begins_specially
 from asyncpool._request import Request
 from asyncpool._sql import Kind
 
@@ -118,7 +118,7 @@ class Borrowed(Generic[ACT]):
         turn_back: Callable[[], Awaitable[object]] | None = None
         if self._turned and not conn.closed:
             turn_back = await put_back(connector, conn, autocommit=False)
-        elif failing and self._resting and self._session is not None and not conn.closed:
+        elif failing and self._resting and conn.pgconn.transaction_status in (INTRANS, INERROR):
             turn_back = partial(connector.roll_back, conn)
         if self._session is None:
             await self._pool._return_conn(conn, failing=failing, first=turn_back)

@@ -169,7 +169,13 @@ class Connection(psycopg.AsyncConnection[Row]):
                 closed by another task, meanwhile. With psycopg's own such a block ends as if it
                 had been committed.
         """
-        async with super().transaction(savepoint_name, force_rollback) as block:
+        # psycopg's own method, written out: one generator more takes 4 us of a block's 40.
+        block = psycopg.AsyncTransaction(self, savepoint_name, force_rollback)
+        if self._pipeline is not None:
+            async with self.pipeline(), block, self.pipeline():
+                yield block
+            return
+        async with block:
             yield block
             if self.pgconn.status == BAD and not block.force_rollback:
                 self._ensure_nothing_is_lost(in_block=True)

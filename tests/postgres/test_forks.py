@@ -33,6 +33,7 @@ async def pids():
     for conn in conns:
         cur = await conn.execute("SELECT pg_backend_pid()")
         found.add((await cur.fetchone())[0])
+        await conn.rollback()
         await pool.release(conn)
     return found
 
@@ -236,6 +237,7 @@ async def end():
     await conn.rollback()
     cur = await conn.execute("SELECT pg_backend_pid()")
     assert await cur.fetchone() == (before,)
+    await conn.rollback()
     await pool.release(conn)
     await pool.close()
 
