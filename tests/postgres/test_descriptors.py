@@ -241,6 +241,7 @@ async def main():
             await pool.execute("SELECT pg_notify('here', %s)", [how])
             while heard[-1:] != [how]:
                 await asyncio.sleep(0.005)
+        await lent.rollback()
         await pool.release(lent)
         while pool.stats().idle < 2:
             await asyncio.sleep(0.005)

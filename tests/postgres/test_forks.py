@@ -91,6 +91,7 @@ if __name__ == "__main__":
         lent = runner.run(module.pool.getconn())
         processes(sys.argv[1])
         runner.run(lent.execute("SELECT 1"))
+        runner.run(lent.rollback())
         runner.run(module.pool.release(lent))
         assert runner.run(module.pids()) == before
         runner.run(module.pool.close())

@@ -125,11 +125,14 @@ def test_broken_connections_are_replaced_on_every_loop(run: Run, asyncpool_dsn: 
         ) as pool:
             await pool.wait()
             for _ in range(3):
-                async with pool.connection() as conn:
+                lent = pool.connection()
+                conn = await lent.__aenter__()
+                await conn.execute("SELECT 1")
+                backends.terminate()
+                with pytest.raises(psycopg.OperationalError):
                     await conn.execute("SELECT 1")
-                    backends.terminate()
-                    with pytest.raises(psycopg.OperationalError):
-                        await conn.execute("SELECT 1")
+                with pytest.raises(psycopg.OperationalError, match="the connection is closed"):
+                    await lent.__aexit__(None, None, None)
                 assert await pool.fetchval("SELECT 1") == 1
             await all_usable(pool)
         assert not backends.pids()
@@ -271,6 +274,7 @@ with asyncio.Runner() as runner:
     assert runner.run(use(pool)) == before
     async def last():
         await lent.execute("SELECT 1")
+        await lent.rollback()
         await pool.release(lent)
         await pool.close()
     runner.run(last())
@@ -305,6 +309,7 @@ async def main():
         while os.waitpid(number, os.WNOHANG) == (0, 0):
             await asyncio.sleep(0.01)
         await lent.execute("SELECT 1")
+        await lent.rollback()
         await pool.release(lent)
         for waiter in waiting:
             await pool.release(await waiter)
