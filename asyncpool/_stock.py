@@ -422,6 +422,7 @@ class Stock(Generic[C]):
         self.last_error, self.last_error_at = error.with_traceback(None), self.time()
 
     async def _close(self, entry: Entry[C]) -> None:
+        await asyncio.sleep(0)  # its last results are to be read first, where tasks start eagerly
         try:
             with anyio.move_on_after(self.ledger.settings.close_timeout):
                 if (error := await outcome(partial(self.connector.close, entry.conn))) is not None:

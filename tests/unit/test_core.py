@@ -1150,7 +1150,7 @@ class TestEagerTasks:
             core.release(conn)
             await asyncio.sleep(1.0)
             assert len(core.ledger.idle) == 4
-            assert core.stock.counters.lost == 4
+            assert core.stock.counters.lost == 3
         assert told == []
 
     @virtual_time
