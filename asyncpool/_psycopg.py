@@ -472,6 +472,7 @@ def is_shareable(conn: Any) -> bool:
     return (
         _keeps_to_cursors(type(conn))
         and conn._wire is not None
+        and not conn.closed
         and conn.cursor_factory is Cursor
         and not begins_specially(conn)
     )
