@@ -167,9 +167,8 @@ class Channel:
 
     def abandon(self, request: Request) -> None:
         """End a request whose caller has left: on the server too, if it runs."""
-        if request.channel is not self:
-            return
         if not self.shared:
+            self.entry.holder = None  # the task may wait for another one
             self._cancel_first()
         elif self.requests[0] is request:
             self._look_later()
@@ -252,6 +251,9 @@ class Channel:
 
     def _stop(self) -> None:
         self.wire.track = None
+        self._look_no_more()
+
+    def _look_no_more(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -355,7 +357,9 @@ class Channel:
 
     def watch(self) -> None:
         """Look at the statement that runs once it has taken so long that it is slow."""
-        self._look_later(SLOW + (self._owner.profiles.round_trip or 0.0))
+        self._look_no_more()  # that was for the one before it
+        # uvloop's timers may ring half a millisecond early.
+        self._look_later(SLOW + (self._owner.profiles.round_trip or 0.0) + 0.001)
 
     def _look_later(self, pause: float = PAUSE) -> None:
         if self._timer is None:

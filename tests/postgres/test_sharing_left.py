@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from asyncpool import AsyncConnectionPool
+from asyncpool import AsyncConnectionPool, PoolTimeout
 
 from ._sharing import all_lent, all_waiting, warm
-from ._tools import BOTH_LOOPS, at_rest, in_time
+from ._tools import BOTH_LOOPS, Proxy, at_rest, in_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,3 +95,20 @@ async def test_nothing_of_a_queued_one_shot_stays_once_it_has_ended(dsn: str, wa
             assert [each() for each in kept] == [None, None]
         finally:
             gc.enable()
+
+
+async def test_a_connection_that_a_cancelled_one_shot_still_has_is_no_deadlock(dsn: str) -> None:
+    """Its task waits for the only connection, on which the cancel request is under way."""
+    async with (
+        Proxy(dsn) as proxy,
+        AsyncConnectionPool(proxy.dsn, min_size=1, max_size=1) as pool,
+    ):
+        await pool.fetchval("SELECT 1")
+        proxy.open_way.clear()
+        try:
+            with pytest.raises(PoolTimeout):
+                await pool.execute("SELECT pg_sleep(30)", timeout=0.1)
+            asyncio.get_running_loop().call_later(0.8, proxy.open_way.set)
+            assert await in_time(pool.fetchval("SELECT 1")) == 1
+        finally:
+            proxy.open_way.set()
