@@ -63,9 +63,6 @@ class Owner(Protocol):
     def moved(self, channel: Channel) -> None:
         """Note that a statement has ended on a channel."""
 
-    def detached(self, channel: Channel) -> None:
-        """Note that nothing more is sent on a channel."""
-
     def slowed(self) -> None:
         """Note that a text was seen to be slow."""
 
@@ -114,7 +111,7 @@ class Channel:
         self.wire: Wire = conn._wire
         self.pgconn.enter_pipeline_mode()
         self.wire.resume()
-        self.wire.track = self
+        self.wire.channel = self
 
     @property
     def room(self) -> bool:
@@ -250,7 +247,7 @@ class Channel:
         return request
 
     def _stop(self) -> None:
-        self.wire.track = None
+        self.wire.channel = None
         self._look_no_more()
 
     def _look_no_more(self) -> None:
@@ -370,7 +367,7 @@ class Channel:
         self._timer = None
         if self.requests and self.wire.is_readable():
             self.readable()  # it was this event loop that was slow
-        if not self.requests or self.wire.track is not self:
+        if not self.requests or self.wire.channel is not self:
             return
         first, overdue = self.requests[0], self._overdue()
         if overdue > SLOW and not first.slow and self._owner.profiles.round_trip is not None:
@@ -399,7 +396,6 @@ class Channel:
                 self.requests[place] = request.left_behind()
                 request.channel = None
                 request.end(AGAIN)
-        self._owner.detached(self)
 
     def _cancel_first(self) -> None:
         """Have the server end the statement that runs; nothing is sent meanwhile."""

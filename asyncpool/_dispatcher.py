@@ -161,15 +161,10 @@ class Dispatcher:
         channel.close()
         with suppress(PoolError):  # the pool was closed meanwhile
             if channel.shared:
-                if not channel.detached:
-                    self.channels.remove(channel)
+                self.channels.remove(channel)
                 core.release_shared(entry)
             else:
                 core.release(entry.conn)
-
-    def detached(self, channel: Channel) -> None:
-        """Send nothing more on a channel."""
-        self.channels.remove(channel)
 
     def slowed(self) -> None:
         """Open connections for those who wait and were taken to need one together."""

@@ -52,8 +52,8 @@ def closed_error(result: str = "") -> psycopg.OperationalError:
     return psycopg.OperationalError(f"the connection is closed{result and ': '}{result}")
 
 
-class Track(Protocol):
-    """What may have the connection in pipeline mode; see `_track.py`."""
+class Channel(Protocol):
+    """What may have the connection in pipeline mode; see `_channel.py`."""
 
     def readable(self) -> None:
         """There is something to read."""
@@ -89,7 +89,7 @@ class Wire(Watch):
         """Whether a transaction was open when the connection ended; None: that is unknown."""
         self.ended_by: BaseException | None = None
         """Why the connection was given up."""
-        self.track: Track | None = None
+        self.channel: Channel | None = None
         """What shares the connection among many statements, in place of a generator."""
         self._conn = weakref.ref(conn)
         self._gen: Any = None
@@ -262,7 +262,7 @@ class Wire(Watch):
             self._end()
             if future is not None and not future.done() and not ended:
                 future.set_exception(closed_error())
-        if (track := self.track) is not None and not ended:
+        if (track := self.channel) is not None and not ended:
             track.lost()
         return self.socket
 
@@ -282,8 +282,8 @@ class Wire(Watch):
 
     def _readable(self) -> None:
         if self._gen is None:
-            if self.track is not None:
-                self.track.readable()
+            if self.channel is not None:
+                self.channel.readable()
             else:
                 self.catch_up()
         elif self._want & WAIT_R:
@@ -292,8 +292,8 @@ class Wire(Watch):
             self._pause()
 
     def _writable(self) -> None:
-        if self.track is not None:
-            self.track.writable()
+        if self.channel is not None:
+            self.channel.writable()
         else:
             self._go_on(0)
 

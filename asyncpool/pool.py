@@ -131,9 +131,9 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         num_workers: accepted for psycopg_pool's sake; work here needs no workers.
         ping_interval: seconds without a sign of life after which an idle connection is pinged.
         ping_timeout: seconds that a ping may take.
-        pipeline: whether one-shot statements of many tasks share connections, in libpq's pipeline
-            mode; if false, each borrows one.
-        shared_size: the most connections that they share; None: as many as there are.
+        pipeline: whether one-shot statements use libpq's pipeline mode, in which plain reads of
+            many tasks share connections; if false, each statement borrows one.
+        shared_size: the most connections that are shared; None: as many as there are.
 
     Raises:
         TypeError, ValueError: an argument makes no sense; the message has its name and value.

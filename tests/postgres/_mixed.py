@@ -291,8 +291,7 @@ class Load:
         now = pool.stats()
         parts = now.opening + now.idle + now.leased + now.cleaning + now.closing
         assert parts == now.size, now
-        # One-shots that share wait for their scout, which may have been served in this very turn.
-        assert not (now.idle and now.waiting) or pool is self.pool, now
+        assert not (now.idle and now.waiting), now
         assert pool.name in repr(pool)
         assert pool.explain()
         pool.get_stats()

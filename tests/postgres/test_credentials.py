@@ -230,7 +230,7 @@ async def test_libpqs_own_ways_of_knowing_work_and_a_cancel_finds_its_server(
 async def test_they_work_for_one_shots_and_where_none_is_kept(
     account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Callable[..., str]
 ) -> None:
-    """And the lane's."""
+    """And those that one-shots share."""
     given = way(account, tmp_path, monkeypatch)
     for kind in (AsyncConnectionPool, AsyncNullConnectionPool):
         async with kind(given, max_size=4) as pool:

@@ -338,7 +338,7 @@ async def test_a_cancelled_one_returns_at_once_and_ends_on_the_server(
 
 
 async def test_one_that_is_cancelled_before_it_was_sent_never_runs(dsn: str) -> None:
-    """It waits in the lane for a connection that somebody else has."""
+    """It waits for a connection that somebody else has."""
     async with sharing(dsn, min_size=1) as pool:
         await pool.execute("DROP TABLE IF EXISTS never")
         await pool.execute("CREATE TABLE never (x int)")
@@ -680,7 +680,7 @@ async def test_what_is_huge_neither_blocks_the_loop_nor_its_neighbours(dsn: str)
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks start eagerly since Python 3.12")
 async def test_where_tasks_start_eagerly_it_is_the_same(dsn: str) -> None:
-    """A scout, a cancel request and a caller then run before whoever made them goes on."""
+    """A cancel request and a caller then run before whoever made them goes on."""
     loop = asyncio.get_running_loop()
     if not isinstance(loop, asyncio.BaseEventLoop):
         pytest.skip("uvloop's tasks do not start eagerly on every Python")
