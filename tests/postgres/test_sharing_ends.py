@@ -1,0 +1,121 @@
+"""The ends of one-shots: what is told of them, and what becomes of their connections."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import psycopg
+import pytest
+
+from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool, PoolTimeout, TooManyRequests
+
+from ._sharing import all_lent, all_waiting
+from ._tools import BOTH_LOOPS, at_rest, in_time
+
+LOOPS = BOTH_LOOPS
+
+
+@pytest.mark.parametrize("ends", ["served", "late"])
+async def test_a_long_wait_of_a_one_shot_is_told_of_in_its_task(dsn: str, ends: str) -> None:
+    """Once, as a block's is; also one in vain."""
+    told: list[tuple[float, str]] = []
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=1) as pool:
+
+        def tell(waited: float) -> None:
+            task = asyncio.current_task()
+            told.append((waited, "" if task is None else task.get_name()))
+
+        async def call() -> None:
+            await pool.fetchval("SELECT pg_sleep(0)", timeout=0.2)
+
+        pool.on_slow_wait(0.05, tell)
+        async with all_lent(pool):
+            task = asyncio.create_task(call(), name="who waits")
+            await asyncio.sleep(0.1 if ends == "served" else 0.3)
+        await asyncio.wait({task})
+        assert isinstance(task.exception(), PoolTimeout) == (ends == "late")
+        await pool.fetchval("SELECT pg_sleep(0.1)")
+    ((waited, who),) = told
+    assert waited >= 0.05
+    assert who == "who waits"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="there are no eager tasks")
+@pytest.mark.parametrize("after", ["null pool", "drain"])
+async def test_results_are_read_before_their_connection_is_closed(dsn: str, after: str) -> None:
+    """Also where tasks start eagerly: rows, and the words of errors."""
+
+    async def run() -> None:
+        pool: AsyncConnectionPool[Any] = (
+            AsyncNullConnectionPool(dsn, max_size=2, pipeline=True)
+            if after == "null pool"
+            else AsyncConnectionPool(dsn, min_size=1, max_size=2)
+        )
+        async with pool:
+            for _ in range(5):
+                rows = [pool.fetchval("SELECT now() > '2000-01-01', now()") for _ in range(5)]
+                failing = pool.fetchval("SELECT 1 AS é FROM nothing")
+                work = asyncio.gather(*rows, failing, return_exceptions=True)
+                await asyncio.sleep(0)
+                if after == "drain":
+                    pool._core.drain()
+                *values, error = await in_time(work)
+                assert values == [True] * 5
+                assert isinstance(error, psycopg.errors.UndefinedTable), error
+
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)
+    try:
+        await asyncio.create_task(run())
+    finally:
+        loop.set_task_factory(None)
+
+
+async def test_a_connection_that_its_last_borrower_has_closed_is_not_kept(dsn: str) -> None:
+    """Behind the pool's back: one one-shot may fail, and then its place is free for another."""
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=1) as pool:
+        conn = await pool.acquire()
+        await pool.release(conn)
+        conn.pgconn.finish()
+        with suppress(psycopg.OperationalError):  # where that is not noticed in time
+            await pool.fetchval("SELECT 1")
+        assert await in_time(pool.fetchval("SELECT 1")) == 1
+        await at_rest(pool)
+
+
+async def test_a_slow_read_is_known_as_slow_on_whichever_connection(dsn: str) -> None:
+    """Also on one that another read has just had, which was quick."""
+    slow = "SELECT count(*) FROM generate_series(1, 700000) a"
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=1) as pool:
+        for _ in range(5):
+            await pool.fetchval("SELECT 5")
+        for number in range(10):
+            pool._dispatcher.profiles._known.pop(slow, None)
+            async with all_lent(pool):
+                quick = pool.fetchval(f"SELECT count(*) FROM generate_series(1, {number}) b")
+                tasks = [asyncio.ensure_future(each) for each in (quick, pool.fetchval(slow))]
+                await all_waiting(pool, 2)
+            await in_time(asyncio.gather(*tasks))
+            assert pool._dispatcher.profiles.look(slow).needs
+
+
+async def test_a_one_shot_that_may_not_wait_is_counted_as_a_block_is(dsn: str) -> None:
+    """It has failed, and was never in the queue."""
+    counted = []
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=1, max_waiting=1) as pool:
+        for call in (pool.acquire, partial(pool.fetchval, "SELECT pg_sleep(0)")):
+            await at_rest(pool)
+            pool.pop_stats()
+            async with all_lent(pool):
+                first = asyncio.ensure_future(pool.execute("SELECT pg_sleep(0)"))
+                await all_waiting(pool, 1)
+                with pytest.raises(TooManyRequests):
+                    await call()
+            await in_time(first)
+            stats = pool.get_stats()
+            counted.append((stats.get("requests_queued"), stats.get("requests_errors")))
+    assert counted == [(1, 1), (1, 1)]
