@@ -47,6 +47,9 @@ DRAIN_TIMEOUT = 5.0
 """Seconds for a cancelled query to come to its end; then its connection is closed."""
 
 
+RETURNED = "the connection was returned to its pool, where statements of others run on it now"
+
+
 def closed_error(result: str = "") -> psycopg.OperationalError:
     """psycopg's error for whatever is asked of a closed connection."""
     return psycopg.OperationalError(f"the connection is closed{result and ': '}{result}")
@@ -104,7 +107,11 @@ class Wire(Watch):
 
         Raises:
             StopIteration: it did not have to wait; the exception has its value.
+            psycopg.ProgrammingError: the connection is not its caller's.
         """
+        if self.track is not None:
+            gen.close()
+            raise psycopg.ProgrammingError(RETURNED)
         want = next(gen)
         if get_running_loop() is not self.loop:
             self.move()

@@ -13,7 +13,7 @@ import pytest
 
 from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool, PoolTimeout, TooManyRequests
 
-from ._sharing import all_lent, all_waiting
+from ._sharing import all_lent, all_waiting, warm
 from ._tools import BOTH_LOOPS, at_rest, in_time
 
 LOOPS = BOTH_LOOPS
@@ -101,6 +101,24 @@ async def test_a_slow_read_is_known_as_slow_on_whichever_connection(dsn: str) ->
                 await all_waiting(pool, 2)
             await in_time(asyncio.gather(*tasks))
             assert pool._dispatcher.profiles.look(slow).needs
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+async def test_who_uses_a_connection_that_was_returned_harms_no_one_shot(
+    dsn: str, autocommit: bool
+) -> None:
+    """It is refused while the connection is another's."""
+    kwargs = {"autocommit": autocommit}
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=1, kwargs=kwargs) as pool:
+        await warm(pool, "SELECT 1")
+        conn = await pool.acquire()
+        await pool.release(conn)
+        shots = [asyncio.ensure_future(pool.fetchval("SELECT 1")) for _ in range(5)]
+        await asyncio.sleep(0)
+        with pytest.raises(psycopg.ProgrammingError, match="was returned to its pool"):
+            await conn.execute("SELECT %s::int", [42])
+        assert await in_time(asyncio.gather(*shots)) == [1] * 5
+        await at_rest(pool)
 
 
 async def test_a_one_shot_that_may_not_wait_is_counted_as_a_block_is(dsn: str) -> None:
