@@ -109,7 +109,7 @@ class Wire(Watch):
             StopIteration: it did not have to wait; the exception has its value.
             psycopg.ProgrammingError: the connection is not its caller's.
         """
-        if self.track is not None:
+        if self.channel is not None:
             gen.close()
             raise psycopg.ProgrammingError(RETURNED)
         want = next(gen)
