@@ -286,6 +286,7 @@ class Core(Generic[C]):
             else:
                 ticket = ticket or ledger.line.ticket()
                 waiter = Waiter[Entry[C]](ticket, now, deadline)
+                waiter.task = current_task()
                 self.queue(waiter, timeout, came)
                 try:
                     while waiter.waiting:
@@ -306,17 +307,17 @@ class Core(Generic[C]):
             came, now = now if came is None else came, self._now()
 
     def queue(self, waiter: Waiter[Entry[C]], timeout: float, came: float | None) -> None:
-        """Let a request of this task take its place in the line.
+        """Let a request take its place in the line.
 
         Args:
-            waiter: its `notify` is called when it is served, or its wait has ended in an error.
+            waiter: its `notify` is called when it is served, or its wait has ended in an error; it
+                knows its task.
             timeout: seconds of its wait, for the error.
             came: when it came, if it comes again; None: it has just come.
 
         Raises:
             PoolTimeout, TooManyRequests, PoolClosed, PoolUnavailable: as for `acquire`.
         """
-        waiter.task = current_task()
         try:
             self._join(waiter, timeout, came)
         except BaseException as error:

@@ -8,7 +8,7 @@ same loop again where it has to be sent once more; its place in the queue and it
 from __future__ import annotations
 
 import math
-from asyncio import get_running_loop
+from asyncio import current_task, get_running_loop
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
@@ -131,11 +131,13 @@ class Dispatcher:
                 waiter.waited = self.core.stock.time() - waiter.joined_at
                 self.core.stock.counters.note_wait(waiter.waited)
                 waiter.context.run(self._send, channel, request)
-            elif self.core.is_fit(entry := self.core.served(waiter)):
-                waiter.context.run(self._begin, entry, request)
+            elif self.core.is_fit(channel):
+                waiter.context.run(self._begin, self.core.served(waiter), request)
             else:
-                request.end(AGAIN)
+                waiter.served = None
+                self.core.queue(waiter, waiter.deadline - request.began, request.began)
         except BaseException as error:
+            waiter.task = None  # it is counted
             request.end(error)
             if not isinstance(error, Exception):
                 raise
@@ -270,6 +272,7 @@ class Queued(Waiter[Entry[Any]]):
         self.dispatcher = dispatcher
         self.request = request
         self.context = copy_context()
+        self.task = current_task()
 
     @property
     def alone(self) -> bool:  # type: ignore[override]
