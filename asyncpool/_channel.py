@@ -355,8 +355,7 @@ class Channel:
     def watch(self) -> None:
         """Look at the statement that runs once it has taken so long that it is slow."""
         self._look_no_more()  # that was for the one before it
-        # uvloop's timers may ring half a millisecond early.
-        self._look_later(SLOW + (self._owner.profiles.round_trip or 0.0) + 0.001)
+        self._look_later(SLOW + (self._owner.profiles.round_trip or 0.0))
 
     def _look_later(self, pause: float = PAUSE) -> None:
         if self._timer is None:
@@ -375,6 +374,8 @@ class Channel:
             first.profile.was_slow()
             self._owner.slowed()
         if not self.shared:
+            if overdue <= SLOW:  # uvloop's timers may ring early
+                self._look_later(SLOW)
             return
         if first.abandoned and overdue > SLOW:
             self._cancel_first()
