@@ -151,14 +151,16 @@ class Channel:
             for _ in self._cache.evict():
                 self._sent(_own())
         self._cache.convert(request)
-        if request.size > LARGE and self.shared:
-            self._cache.forget_values(request)
-            return False
         try:
+            if request.size > LARGE and self.shared:
+                return False
             self._cache.send(request)
         except BaseException:
-            self._sent(_own())  # after what may have gone out
+            with suppress(psycopg.Error):  # the connection is lost with it
+                self._sent(_own())  # after what may have gone out
             raise
+        finally:
+            request.statement.pgq.params = None  # the statement is kept, its values are not
         self._sent(request)
         return True
 

@@ -84,12 +84,7 @@ class StatementCache:
             state is not Prepare.YES
             and self._prepared.maybe_add_to_cache(pgq, state, request.name) is not None
         )
-        pgq.params = None  # the statement is kept, its values are not
         request.conn, request.row_factory = self._conn, self._conn.row_factory
-
-    def forget_values(self, request: Request) -> None:
-        """Let go of the values of a statement that is not sent."""
-        request.statement.pgq.params = None
 
     def arrived(self, request: Request) -> None:
         """Note what has become of it; its results are its own then."""
