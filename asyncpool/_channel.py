@@ -275,7 +275,6 @@ class Channel:
     def _sent(self, request: Request) -> None:
         pgconn = self.pgconn
         request.results, request.exposed = [], False
-        request.channel, request.shared = self, self.shared
         if not self.requests:
             self.since, self._single = monotonic(), True
         else:
@@ -283,6 +282,7 @@ class Channel:
             if self._timer is None:
                 self._look_later()
         pgconn.pipeline_sync()
+        request.channel, request.shared = self, self.shared
         self.load += request.size
         self.requests.append(request)
         if pgconn.flush():
