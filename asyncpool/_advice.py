@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from ._lexer import Token, statements
+from asyncpool._lexer import Token, statements
 
 LONG = 10_000
 """Characters of the longest text that is looked at."""

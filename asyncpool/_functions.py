@@ -8,7 +8,7 @@ in `VOLATILE`.
 
 from __future__ import annotations
 
-from ._keywords import words
+from asyncpool._keywords import words
 
 _AGGREGATES = """
     array_agg avg bit_and bit_or bit_xor bool_and bool_or count every max min sum string_agg

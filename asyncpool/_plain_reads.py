@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ._functions import HARMFUL, HARMLESS, RELATIONS
-from ._keywords import KEYWORDS, SYNTAX, words
-from ._lexer import Token
+from asyncpool._functions import HARMFUL, HARMLESS, RELATIONS
+from asyncpool._keywords import KEYWORDS, SYNTAX, words
+from asyncpool._lexer import Token
 
 READING = frozenset({"select", "values", "table", "with"})
 WRITING = frozenset({"insert", "update", "delete", "merge", "into"})

@@ -16,9 +16,9 @@ from typing import Any
 from psycopg.abc import Query
 from psycopg.sql import SQL, Composable, Composed, Identifier, Placeholder
 
-from ._advice import advice
-from ._lexer import Token, statements, tokens
-from ._plain_reads import READING, is_plain_read
+from asyncpool._advice import advice
+from asyncpool._lexer import Token, statements, tokens
+from asyncpool._plain_reads import READING, is_plain_read
 
 __all__ = ["Kind", "advice", "classify", "kind_of", "text_of"]
 
