@@ -9,6 +9,7 @@ plain case goes psycopg's way, and so does all on a psycopg that this was not tr
 from __future__ import annotations
 
 import asyncio
+from asyncio import _get_running_loop as running_loop
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from functools import partial
@@ -53,7 +54,8 @@ class Lock(asyncio.Lock):
         if self._locked and await self.is_own():
             raise psycopg.ProgrammingError(OWN)
         await self.acquire()
-        self.holder = asyncio.current_task()
+        # With no loop it is a block that the garbage collector ends.
+        self.holder = asyncio.current_task() if running_loop() is not None else None
 
     def release(self) -> None:
         """See `asyncio.Lock`."""
