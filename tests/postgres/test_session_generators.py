@@ -215,7 +215,9 @@ async def test_a_task_that_starts_inside_a_generator_is_none_of_its(
         yield 1
 
     loop = asyncio.get_running_loop()
-    if (eager := getattr(asyncio, "eager_task_factory", None)) is not None:
+    eager = getattr(asyncio, "eager_task_factory", None)
+    # uvloop's tasks do not start eagerly on every Python.
+    if eager is not None and isinstance(loop, asyncio.BaseEventLoop):
         loop.set_task_factory(eager)
     async for _ in generator():
         break
