@@ -74,7 +74,7 @@ STREAMS = {("from", "stdin"): "COPY ... FROM STDIN", ("to", "stdout"): "COPY ...
 
 
 def advice(query_text: str) -> str | None:
-    """What to write instead of a one-shot that makes no sense as one; None: it may make sense.
+    """Return the advice for a one-shot that makes no sense as one; None: it may make sense.
 
     Several statements in one text may: they run one after the other on the same connection.
     """

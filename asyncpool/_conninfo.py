@@ -181,7 +181,7 @@ def _is_text(value: str) -> bool:
 
 
 def _libpqs_complaint(params: Mapping[str, Any]) -> str:
-    """What libpq says of parameters, of the values that it checks before it connects."""
+    """Return libpq's error for values that it checks before it connects."""
     count = len(str(params.get("host") or params.get("hostaddr") or "").split(","))
     left_out = {"host", "hostaddr", "service", "passfile", "gssencmode", *SECRETS}
     probe = {name: value for name, value in params.items() if name not in left_out}

@@ -416,7 +416,7 @@ class Acquisition(Coroutine[Any, Any, ACT]):
         self._pool = pool
         self._timeout = timeout
         self._get = get
-        """What borrows, where a subclass of the pool has changed that."""
+        """The function that borrows, where a subclass of the pool has changed that."""
         self._coroutine: Coroutine[Any, Any, ACT] | None = None
 
     def _started(self) -> Coroutine[Any, Any, ACT]:

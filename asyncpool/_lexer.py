@@ -28,7 +28,7 @@ class Token(NamedTuple):
 
 
 HIGH = "\u0080-\U0010ffff"
-"""What is not ASCII is a letter."""
+"""The characters that are not ASCII: each is a letter."""
 LETTER = f"[A-Za-z_{HIGH}]"
 # Possessive quantifiers of more than one character are wrong in Python before 3.11.5
 # (python/cpython#106052). No quote follows a string: so it cannot end earlier than it does.
@@ -73,7 +73,7 @@ BODIES = {
     **{prefix: re.compile(PLAIN) for prefix in "uU'"},
     **{prefix: re.compile(BITS) for prefix in "bBxX"},
 }
-"""What follows the quote of a string with this first character."""
+"""The rest of a string after its quote, by the string's first character."""
 
 
 def tokens(text: str, *, escapes: bool = False) -> Iterator[Token]:

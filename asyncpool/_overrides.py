@@ -171,7 +171,7 @@ class ByMethods(Lease[ACT]):
 
 
 class ByConnection(ByMethods[ACT]):
-    """What other blocks stand on where a subclass has changed `connection`.
+    """The block that others are built on where a subclass has changed `connection`.
 
     Args:
         pool: the pool.

@@ -34,7 +34,7 @@ Ctes = Literal["", "expected", "recursive", "named", "as", "done"]
 
 
 class _Level:
-    """What is open: the statement itself, or a parenthesis in it."""
+    """An open part of the text: the statement itself, or a parenthesis in it."""
 
     __slots__ = ("clause", "cte", "ctes", "opener")
 
@@ -140,7 +140,7 @@ class _Reader:
         return True
 
     def _opener(self, index: int) -> str | None:
-        """What a parenthesis belongs to; None: to what may be the call of another function."""
+        """Return the owner of a parenthesis; None: it may be the call of another function."""
         before = self._at(index - 1)
         if before is None or before.kind == "op" or before.text in ("(", ",", "[", ":"):
             return "group"
