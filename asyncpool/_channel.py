@@ -149,7 +149,7 @@ class Channel:
         """
         if self._to_flush:
             for _ in self._cache.evict():
-                self._sent(_own())
+                self._sent(Request(OWN, b""))
         self._cache.convert(request)
         try:
             if request.size > LARGE and self.shared:
@@ -157,7 +157,7 @@ class Channel:
             self._cache.send(request)
         except BaseException:
             with suppress(psycopg.Error):  # the connection is lost with it
-                self._sent(_own())  # after what may have gone out
+                self._sent(Request(OWN, b""))  # after what may have gone out
             raise
         finally:
             request.statement.pgq.params = None  # the statement is kept, its values are not
@@ -314,7 +314,7 @@ class Channel:
             if profile.credit and not request.slow:
                 profile.was_quick()
             if self._single:
-                self._owner.profiles.timed(monotonic() - self.since, rises=profile.shares)
+                self._owner.profiles.timed(monotonic() - self.since, rises=not profile.credit)
             if not request.future.done():
                 request.future.set_result(None)
         elif request.wanted and self._may_run_again(request, failure):
@@ -431,11 +431,6 @@ class Channel:
                 self._owner.moved(self)
                 if self.requests and not self.closed:
                     self._look_later()
-
-
-def _own() -> Request:
-    """Return a request for what the pool itself has to say."""
-    return Request(OWN, b"")
 
 
 def _is_farewell(result: PGresult) -> bool:

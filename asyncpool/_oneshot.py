@@ -13,14 +13,13 @@ from asyncio import current_task, get_running_loop
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
-from types import TracebackType
-from typing import Any, Generic, cast
+from typing import Any, cast
 
 import psycopg
 from psycopg.abc import Params, Query
 
 from asyncpool._answer import ALL_ROWS, FIRST_ROW, FIRST_VALUE, TAG, Answer
-from asyncpool._contexts import Exc, Lender
+from asyncpool._contexts import Lender
 from asyncpool._dispatcher import Dispatcher
 from asyncpool._ending import commit, put_back, turn
 from asyncpool._hints import explain_placeholders
@@ -34,8 +33,11 @@ AT_ONCE = 64
 """Statements of a batch after which other tasks have a turn."""
 
 
-class Borrowed(Generic[ACT]):
-    """A connection that is borrowed for as long as one-shot statements run on it.
+@asynccontextmanager
+async def borrowed(
+    pool: Lender[ACT], timeout: float | None, request: Request | None = None
+) -> AsyncIterator[Any]:
+    """Borrow a connection for as long as one-shot statements run on it.
 
     It is in autocommit mode meanwhile; where its transactions have characteristics,
     such as read only, it stays as it is, and the transaction is committed at the end. In a session
@@ -45,85 +47,47 @@ class Borrowed(Generic[ACT]):
         pool: the pool.
         timeout: seconds for all of it; None: the pool's, for the wait for a connection alone.
         request: the one that has a connection already, and came before it had.
+
+    Raises:
+        PoolTimeout: the time was up; a statement that was sent may have run.
     """
-
-    __slots__ = (
-        "_commits",
-        "_conn",
-        "_limit",
-        "_pool",
-        "_request",
-        "_resting",
-        "_session",
-        "_timeout",
-        "_turned",
-    )
-
-    def __init__(
-        self, pool: Lender[ACT], timeout: float | None, request: Request | None = None
-    ) -> None:
-        self._pool = pool
-        self._timeout = timeout
-        self._request = request
-
-    async def __aenter__(self) -> Any:
-        request, started = self._request, get_running_loop().time()
-        session = self._session = self._pool._sessions.get(current_task())
-        if request is not None:
-            started = request.began
-            conn = self._conn = request.entry.conn
-            conn._pool = self._pool
-        elif session is not None:
-            await session.ready(self._timeout)
-            conn = self._conn = session.conn
-        else:
-            conn = self._conn = await self._pool._borrow_conn(self._timeout)
-        self._limit: asyncio.Timeout | None = None
-        self._turned = self._commits = False
-        idle = conn.pgconn.transaction_status == IDLE
-        self._resting = idle and (session is None or session.is_at_rest)
-        try:
-            if self._resting:
-                if begins_specially(conn):
-                    self._commits = True
-                else:
-                    self._turned = await turn(conn, autocommit=True)
-            if self._timeout and self._timeout != math.inf:
-                limit = asyncio.timeout_at(started + self._timeout)
-                await limit.__aenter__()  # it does not suspend
-                self._limit = limit
-            return conn
-        except BaseException:
-            await self._end(failing=True)
+    started, session = get_running_loop().time(), pool._sessions.get(current_task())
+    if request is not None:
+        started, conn = request.began, request.entry.conn
+        conn._pool = pool
+    elif session is not None:
+        await session.ready(timeout)
+        conn = session.conn
+    else:
+        conn = await pool._borrow_conn(timeout)
+    idle = conn.pgconn.transaction_status == IDLE
+    resting = idle and (session is None or session.is_at_rest)
+    turned, failing = False, True
+    limit = asyncio.timeout_at(started + timeout if timeout and timeout != math.inf else None)
+    try:
+        commits = resting and begins_specially(conn)
+        if resting and not commits:
+            turned = await turn(conn, autocommit=True)
+        async with limit:
+            yield conn
+            if commits:
+                await commit(pool._core, pool._connector, conn)
+        failing = False
+    except TimeoutError:
+        if not limit.expired():
             raise
-
-    async def __aexit__(
-        self, kind: Exc, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        failing = True
-        try:
-            if kind is None and self._commits:
-                await commit(self._pool._core, self._pool._connector, self._conn)
-            if self._limit is not None:
-                await self._limit.__aexit__(kind, error, tb)  # nor does this
-            failing = kind is not None
-        except TimeoutError:
-            failure = self._pool._core.refusals.unanswered(cast("float", self._timeout))
-            raise failure from failure.__cause__
-        finally:
-            await self._end(failing=failing)
-
-    async def _end(self, *, failing: bool) -> None:
-        conn, connector = self._conn, self._pool._connector
+        failure = pool._core.refusals.unanswered(cast("float", timeout))
+        raise failure from failure.__cause__
+    finally:
         turn_back: Callable[[], Awaitable[object]] | None = None
-        if self._turned and not conn.closed:
-            turn_back = await put_back(connector, conn, autocommit=False)
-        elif failing and self._resting and conn.pgconn.transaction_status in (INTRANS, INERROR):
-            turn_back = partial(connector.roll_back, conn)
-        if self._session is None:
-            await self._pool._return_conn(conn, failing=failing, first=turn_back)
+        if turned and not conn.closed:
+            turn_back = await put_back(pool._connector, conn, autocommit=False)
+        elif failing and resting and conn.pgconn.transaction_status in (INTRANS, INERROR):
+            turn_back = partial(pool._connector.roll_back, conn)
+        if session is None:
+            await pool._return_conn(conn, failing=failing, first=turn_back)
         elif turn_back is not None:
-            await self._session.undo(turn_back)
+            await session.undo(turn_back)
 
 
 @asynccontextmanager
@@ -183,7 +147,7 @@ class OneShots(Lender[ACT]):
         Returns:
             The number of rows that all of them touched.
         """
-        async with Borrowed(self, timeout) as conn:
+        async with borrowed(self, timeout) as conn:
             cur = conn.cursor()
             async with _as_one(conn):
                 await cur.executemany(query, params_seq)
@@ -213,7 +177,7 @@ class OneShots(Lender[ACT]):
         pairs = [_pair(statement) for statement in statements]
         if not pairs:
             return []
-        async with Borrowed(self, timeout) as conn:
+        async with borrowed(self, timeout) as conn:
             curs = []
             async with _as_one(conn):
                 for number, (query, params) in enumerate(pairs):
@@ -295,7 +259,7 @@ class OneShots(Lender[ACT]):
                     request = Request(profile, query, params, prepare=prepare, binary=binary)
                     if await dispatcher.run(request, timeout):
                         return read(request)
-            async with Borrowed(self, timeout, request) as conn:
+            async with borrowed(self, timeout, request) as conn:
                 return await fetch(
                     await conn.execute(query, params, prepare=prepare, binary=binary)
                 )

@@ -28,30 +28,28 @@ INERTIA = 64
 class Profile:
     """The pool's knowledge of one text."""
 
-    __slots__ = ("advice", "credit", "kind", "needs", "shares")
+    __slots__ = ("advice", "credit", "kind")
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
         self.credit = -1
         """0: a plain read known to be quick. Below: quick runs that are missing until then."""
-        self.shares = False
-        """Whether it may be sent behind another's statement: `credit` is 0."""
-        self.needs = kind is not Kind.READ
-        """Whether it is taken to need a connection to itself: no plain read, or a slow one."""
         self.advice: str | None = None
         """A warning for the caller, which has not been logged yet."""
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it was seen to be slow, and not often enough to be quick since."""
+        return self.credit < -1
 
     def was_quick(self) -> None:
         """Note a run by itself that was quick."""
         if self.credit < 0 and self.kind is Kind.READ:
             self.credit += 1
-            self.shares = not self.credit
-            self.needs = not self.shares
 
     def was_slow(self) -> None:
         """Note a run that kept the server busy for long."""
         self.credit = -PROBATION
-        self.shares, self.needs = False, True
 
 
 OWN = Profile(Kind.SINGLE)

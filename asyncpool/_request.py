@@ -14,6 +14,8 @@ from psycopg._queries import PostgresQuery
 from psycopg.abc import Params, Query
 from psycopg.pq import Format
 
+from asyncpool._sql import Kind
+
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
 
@@ -105,12 +107,13 @@ class Request:
     @property
     def shares(self) -> bool:
         """Whether it may be sent behind another's: a plain read, neither slow nor large."""
-        return self.profile.shares and self.size <= LARGE
+        return not self.profile.credit and self.size <= LARGE
 
     @property
     def needs(self) -> bool:
         """Whether it is taken to need a connection to itself; an unseen read is not."""
-        return self.profile.needs or self.size > LARGE
+        profile = self.profile
+        return profile.kind is not Kind.READ or profile.is_slow or self.size > LARGE
 
     @property
     def wanted(self) -> bool:
