@@ -26,7 +26,7 @@ def draw(report: dict[str, Any], file: Path) -> None:
     if not records:
         return
     found = list(dict.fromkeys(record["figure"] for record in records))
-    keys = [key for key in found if REPEATS.get(key) not in found]
+    keys = [key for key in found if REPEATS.get(key) not in found and not key.endswith("-cpu")]
     loops = list(dict.fromkeys(record["loop"] for record in records))
     picture = Figure(
         figsize=(6.2 * len(loops), 0.9 + 1.75 * len(keys)), layout="constrained", facecolor="white"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks._sql import BLOCK, FETCHED, LINE
+from benchmarks._sql import BLOCK, COUNTED, FETCHED, LINE
 
 ROOT = Path(__file__).resolve().parent.parent
 """Where `python -m benchmarks` works, and its own subprocesses start."""
@@ -113,7 +113,21 @@ class Figure:
 
 
 def figures(plan: Plan) -> list[Figure]:
-    """All of them, in the order of the table."""
+    """All of them, in the order of the table; beside the time of requests their client's CPU."""
+    return [each for figure in _measured(plan) for each in _with_cpu(figure)]
+
+
+LOADED = ("select-", "oneshot-", "transaction", "fetch")
+
+
+def _with_cpu(figure: Figure) -> tuple[Figure, ...]:
+    if not figure.key.startswith(LOADED):
+        return (figure,)
+    note = "CPU time of the client a request, in its own code and in the kernel"
+    return figure, Figure(f"{figure.key}-cpu", f"{figure.title}: CPU", figure.unit, note)
+
+
+def _measured(plan: Plan) -> list[Figure]:
     size = plan.size
     over = f"{plan.tasks} tasks over {size} connections, {plan.queries} times each"
     usable = (
@@ -179,6 +193,14 @@ def figures(plan: Plan) -> list[Figure]:
                 ("key", "a row by its key"),
                 ("hundred", "100 rows"),
             )
+        ),
+        Figure(
+            "oneshot-write",
+            "one-shot, UPDATE by key",
+            "µs",
+            f"{over}: UPDATE of one of {COUNTED:,} rows of an unlogged table by its key, in"
+            " autocommit: `pool.execute()`, asyncpg's too, psycopg_pool's `connection()` with"
+            " `execute()`",
         ),
         Figure(
             "oneshot-far",

@@ -74,6 +74,9 @@ class OneShots(Subject, Protocol):
     async def one_shot(self, query: str, params: list[int]) -> Any:
         """Run a statement by itself in the pool's own shortest way, and fetch all its rows."""
 
+    async def write_once(self, query: str, params: list[int]) -> Any:
+        """Run a statement that returns no rows by itself, in the pool's own shortest way."""
+
 
 @runtime_checkable
 class Copier(Subject, Protocol):

@@ -16,7 +16,7 @@ from benchmarks._plan import Plan
 from benchmarks._pools import Copier, OneShots, Subject
 from benchmarks._proxy import far_away
 from benchmarks._rounds import Bench, Turn, timed
-from benchmarks._sql import LINE, ONE_SHOTS, Load
+from benchmarks._sql import LINE, ONE_SHOTS, Counters, Load
 
 Work = Callable[[], Awaitable[Any]]
 
@@ -49,6 +49,21 @@ async def one_shots(bench: Bench) -> None:
             await bench.rounds(
                 f"one-shot, {what}", plan.some(1 if what == "constant" else 2), turns
             )
+        counters = Counters(f"asyncpool_benchmark_{os.getpid()}")
+        async with _table(bench, counters):
+            turns = {
+                name: partial(
+                    _loaded,
+                    partial(_write, each, counters),
+                    plan.tasks,
+                    plan.queries,
+                    "oneshot-write",
+                )
+                for name, each in subjects.items()
+                if isinstance(each, OneShots)
+            }
+            await _warm_up(turns)
+            await bench.rounds("one-shot, write", plan.some(2), turns)
     with far_away(plan.dsn, lag=plan.lag) as far:
         async with bench.opened(autocommit=True, dsn=far) as subjects:
             turns = _shots(plan, subjects, "constant", "oneshot-far")
@@ -63,6 +78,10 @@ def _shots(plan: Plan, subjects: dict[str, Subject], what: str, key: str) -> dic
         for name, each in subjects.items()
         if isinstance(each, OneShots)
     }
+
+
+async def _write(subject: OneShots, counters: Counters) -> None:
+    await subject.write_once(counters.query, [counters.next_key()])
 
 
 async def transaction(bench: Bench) -> None:
@@ -129,7 +148,8 @@ async def _loaded(work: Work, tasks: int, times: int, key: str) -> dict[str, flo
 
     with timed() as watch:
         await asyncio.gather(*(repeat() for _ in range(tasks)))
-    return {key: watch.spent / (tasks * times) * 1e6}
+    requests = tasks * times
+    return {key: watch.spent / requests * 1e6, f"{key}-cpu": watch.cpu / requests * 1e6}
 
 
 async def _asked(subject: Subject, conn: Any, times: int) -> dict[str, float]:
@@ -140,14 +160,14 @@ async def _asked(subject: Subject, conn: Any, times: int) -> dict[str, float]:
 
 
 @asynccontextmanager
-async def _table(bench: Bench, load: Load) -> AsyncIterator[psycopg.AsyncConnection]:
-    """The table that is copied into, and a connection to look after it."""
+async def _table(bench: Bench, content: Load | Counters) -> AsyncIterator[psycopg.AsyncConnection]:
+    """A table for as long as it is written to, and a connection to look after it."""
     async with await psycopg.AsyncConnection.connect(bench.plan.dsn, autocommit=True) as watcher:
-        await watcher.execute(load.definition())
+        await watcher.execute(content.definition())
         try:
             yield watcher
         finally:
-            await watcher.execute(f"DROP TABLE {load.table}")
+            await watcher.execute(f"DROP TABLE {content.table}")
 
 
 async def _copy_out(subject: Copier, conn: Any, load: Load) -> dict[str, float]:

@@ -11,7 +11,7 @@ import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from random import Random
-from time import perf_counter
+from time import perf_counter, process_time
 
 from benchmarks._plan import Plan
 from benchmarks._pools import Maker, Setup, Subject
@@ -24,6 +24,9 @@ class Stopwatch:
     """The seconds that a `with timed()` block took."""
 
     spent = 0.0
+    """By the clock."""
+    cpu = 0.0
+    """Of this process on all cores, in its own code and in the kernel."""
 
 
 @contextmanager
@@ -32,10 +35,10 @@ def timed() -> Iterator[Stopwatch]:
     watch = Stopwatch()
     gc.collect()
     gc.disable()
-    start = perf_counter()
+    start, cpu = perf_counter(), process_time()
     try:
         yield watch
-        watch.spent = perf_counter() - start
+        watch.spent, watch.cpu = perf_counter() - start, process_time() - cpu
     finally:
         gc.enable()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import cycle
 
 SELECT = "SELECT 1"
 THREE = ("SELECT 1", "SELECT 2", "SELECT 3")
@@ -27,6 +28,35 @@ ONE_SHOTS: dict[str, tuple[str, list[int]]] = {
     ),
 }
 """Statements with nothing around them, each with its parameters, in psycopg's placeholders."""
+
+COUNTED = 1000
+"""Rows that are written to, so many that no request waits for another's row."""
+
+
+@dataclass(frozen=True)
+class Counters:
+    """A table of counters, which are raised one after another, each by its key."""
+
+    table: str
+    keys: cycle[int] = field(default_factory=lambda: cycle(range(COUNTED)))
+
+    @property
+    def query(self) -> str:
+        """Raises one counter, in psycopg's placeholders."""
+        return f"UPDATE {self.table} SET number = number + 1 WHERE id = %s"
+
+    def definition(self) -> str:
+        """The table, with room to update rows in place, and no write-ahead log to wait for."""
+        return (
+            f"CREATE UNLOGGED TABLE {self.table} (id integer PRIMARY KEY, number bigint)"
+            f" WITH (fillfactor = 50);"
+            f" INSERT INTO {self.table} SELECT i, 0 FROM generate_series(0, {COUNTED - 1}) AS i"
+        )
+
+    def next_key(self) -> int:
+        """Return the key of the counter whose turn it is."""
+        return next(self.keys)
+
 
 LINE = 100
 """Bytes of a line in COPY's text format: two columns, a tab and the end of the line."""

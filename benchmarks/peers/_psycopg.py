@@ -38,6 +38,11 @@ class Psycopg:
             cur = await conn.execute(query, params or None)
             return await cur.fetchall()
 
+    async def write_once(self, query: str, params: list[int]) -> Any:
+        """On a borrowed connection."""
+        async with self.borrow() as conn:
+            return await conn.execute(query, params)
+
     async def ask(self, conn: Any) -> Any:
         """By a new cursor each time, as `conn.execute()` makes it."""
         cur = await conn.execute(SELECT)

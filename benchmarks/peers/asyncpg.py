@@ -54,6 +54,10 @@ class Asyncpg:
         """By `pool.fetch()`, with a placeholder of its own."""
         return await self.pool.fetch(query.replace("%s", "$1"), *params)
 
+    async def write_once(self, query: str, params: list[int]) -> Any:
+        """By `pool.execute()`, with a placeholder of its own."""
+        return await self.pool.execute(query.replace("%s", "$1"), *params)
+
     async def ask(self, conn: Any) -> Any:
         """By `fetchrow()`, from asyncpg's own cache of prepared statements."""
         return await conn.fetchrow(SELECT)

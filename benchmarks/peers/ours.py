@@ -30,6 +30,10 @@ class Ours(Psycopg):
         """By `pool.fetchall()`."""
         return await self.pool.fetchall(query, params or None)
 
+    async def write_once(self, query: str, params: list[int]) -> Any:
+        """By `pool.execute()`."""
+        return await self.pool.execute(query, params)
+
     async def open(self) -> None:
         """Wait until all are open."""
         await self.pool.open(wait=True)

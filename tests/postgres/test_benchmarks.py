@@ -34,6 +34,7 @@ FIGURES = {
     "oneshot-constant",
     "oneshot-key",
     "oneshot-hundred",
+    "oneshot-write",
     "oneshot-far",
     "transaction",
     "fetch",
@@ -43,6 +44,9 @@ FIGURES = {
     "opening-near",
     "opening-far",
     "memory",
+}
+FIGURES |= {
+    f"{each}-cpu" for each in FIGURES if each.startswith(("select", "oneshot", "trans", "fetch"))
 }
 
 NO_PGBENCH = "pgbench is left out: there is no such program"
