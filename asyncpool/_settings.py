@@ -8,15 +8,24 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 UNBOUNDED = sys.maxsize
 """The `max_size` of a pool that may have as many connections as it likes."""
 
 
+ABOVE_ZERO = {"max_lifetime", "max_idle", "leak_timeout", "ping_interval", "ping_timeout"}
+"""Durations that must not be zero: with any of these a pool would do nothing else."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the pool was told; `resize` makes a new one."""
+    """The numbers of a pool, each of which is checked; `dataclasses.replace` makes others.
+
+    Raises:
+        TypeError: a size is no int, or a duration no number.
+        ValueError: a number is out of range; the message has it.
+    """
 
     name: str
     min_size: int
@@ -52,6 +61,16 @@ class Settings:
     keeps_idle: bool = True
     """Whether a connection that nobody waits for is kept."""
 
+    def __post_init__(self) -> None:
+        sizes(self.min_size, self.max_size, keeps_idle=self.keeps_idle)
+        for each in fields(self):
+            number = getattr(self, each.name)
+            if each.type == "int":
+                number = count(each.name, number)
+            elif each.type == "float":
+                number = duration(each.name, number, above_zero=each.name in ABOVE_ZERO)
+            object.__setattr__(self, each.name, number)
+
     @property
     def bound(self) -> int:
         """`max_size` as it is told; 0 is no bound."""
@@ -61,50 +80,6 @@ class Settings:
     def bound_in_words(self) -> str:
         """The same for a message."""
         return str(self.bound or "unlimited")
-
-
-def settings(
-    *,
-    name: str,
-    min_size: int,
-    max_size: int | None,
-    timeout: float,
-    max_waiting: int,
-    max_lifetime: float,
-    max_idle: float,
-    reconnect_timeout: float,
-    fail_fast_after: float = 60.0,
-    leak_timeout: float | None = None,
-    ping_interval: float,
-    ping_timeout: float,
-    keeps_idle: bool = True,
-) -> Settings:
-    """Check all numbers and name the one that makes no sense.
-
-    Raises:
-        TypeError: a size is no int, or a duration no number.
-        ValueError: a number is out of range; the message has it.
-    """
-    min_size, max_size = sizes(min_size, max_size, keeps_idle=keeps_idle)
-    return Settings(
-        name=name,
-        min_size=min_size,
-        max_size=max_size,
-        timeout=duration("timeout", timeout),
-        max_waiting=count("max_waiting", max_waiting),
-        max_lifetime=duration("max_lifetime", max_lifetime, above_zero=True),
-        max_idle=duration("max_idle", max_idle, above_zero=True),
-        reconnect_timeout=duration("reconnect_timeout", reconnect_timeout),
-        fail_fast_after=duration("fail_fast_after", fail_fast_after),
-        leak_timeout=(
-            math.inf
-            if leak_timeout is None
-            else duration("leak_timeout", leak_timeout, above_zero=True)
-        ),
-        ping_interval=duration("ping_interval", ping_interval, above_zero=True),
-        ping_timeout=duration("ping_timeout", ping_timeout, above_zero=True),
-        keeps_idle=keeps_idle,
-    )
 
 
 def sizes(min_size: int, max_size: int | None, *, keeps_idle: bool = True) -> tuple[int, int]:

@@ -10,7 +10,6 @@ from typing import Any
 
 from asyncpool._core import Core
 from asyncpool._psycopg import Conninfo, Kwargs, PsycopgConnector, check_sources
-from asyncpool._settings import count, duration
 
 
 class Terms:
@@ -68,7 +67,7 @@ class Terms:
 
     @timeout.setter
     def timeout(self, seconds: float) -> None:
-        self._change(timeout=duration("timeout", seconds))
+        self._change(timeout=seconds)
 
     @property
     def max_waiting(self) -> int:
@@ -77,7 +76,7 @@ class Terms:
 
     @max_waiting.setter
     def max_waiting(self, number: int) -> None:
-        self._change(max_waiting=count("max_waiting", number))
+        self._change(max_waiting=number)
 
     @property
     def max_lifetime(self) -> float:
@@ -86,7 +85,7 @@ class Terms:
 
     @max_lifetime.setter
     def max_lifetime(self, seconds: float) -> None:
-        self._change(max_lifetime=duration("max_lifetime", seconds, above_zero=True))
+        self._change(max_lifetime=seconds)
 
     @property
     def max_idle(self) -> float:
@@ -95,7 +94,7 @@ class Terms:
 
     @max_idle.setter
     def max_idle(self, seconds: float) -> None:
-        self._change(max_idle=duration("max_idle", seconds, above_zero=True))
+        self._change(max_idle=seconds)
 
     @property
     def reconnect_timeout(self) -> float:
@@ -104,7 +103,7 @@ class Terms:
 
     @reconnect_timeout.setter
     def reconnect_timeout(self, seconds: float) -> None:
-        self._change(reconnect_timeout=duration("reconnect_timeout", seconds))
+        self._change(reconnect_timeout=seconds)
 
     def _change(self, **numbers: Any) -> None:
         ledger = self._core.ledger

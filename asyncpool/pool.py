@@ -61,7 +61,7 @@ from asyncpool._psycopg import (
     version,
 )
 from asyncpool._session import Session
-from asyncpool._settings import count, duration, settings, sizes
+from asyncpool._settings import Settings, count, duration, sizes
 from asyncpool._stacks import above
 from asyncpool._terms import Terms
 from asyncpool.connection import Connection
@@ -193,7 +193,8 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         self.num_workers = num_workers
         self._lazy = open is None or bool(open)
         self._forked = False
-        self._settings = settings(
+        min_size, max_size = sizes(min_size, max_size, keeps_idle=self._keeps_idle)
+        self._settings = Settings(
             name=name or f"pool-{next(_numbers)}",
             min_size=min_size,
             max_size=max_size,
@@ -203,7 +204,7 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
             max_idle=max_idle,
             reconnect_timeout=reconnect_timeout,
             fail_fast_after=fail_fast_after,
-            leak_timeout=leak_timeout,
+            leak_timeout=math.inf if leak_timeout is None else leak_timeout,
             ping_interval=ping_interval,
             ping_timeout=ping_timeout,
             keeps_idle=self._keeps_idle,

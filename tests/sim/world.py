@@ -24,7 +24,7 @@ from asyncpool._core import Core
 from asyncpool._entry import Entry, State
 from asyncpool._insight import snapshot
 from asyncpool._keeper import keep, make_round
-from asyncpool._settings import settings
+from asyncpool._settings import Settings
 from asyncpool.faults import Fault
 from tests.sim.budgets import BudgetLaws
 from tests.sim.fake import CALM, Broken, Climate, FakeConn, FakeConnector, Judged, judge
@@ -125,7 +125,7 @@ class World(SeededLoop):
                 raise Broken
 
         core: Core[FakeConn] = Core(
-            settings(
+            Settings(
                 name=name,
                 min_size=min_size if keeps_idle else 0,
                 max_size=max(1, min_size) + random.choice([0, 0, 1, 3]),
@@ -137,7 +137,7 @@ class World(SeededLoop):
                 ping_interval=random.choice([0.5, 5.0, 30.0]),
                 ping_timeout=2.0,
                 fail_fast_after=random.choice([2.0, 10.0, 60.0]),
-                leak_timeout=random.choice([None, 2.0]),
+                leak_timeout=random.choice([math.inf, 2.0]),
                 keeps_idle=keeps_idle,
             ),
             connector,

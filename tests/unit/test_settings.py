@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from asyncpool._settings import Settings, count, duration, settings, sizes
+from asyncpool._settings import Settings, count, duration, sizes
 
 GOOD: dict[str, Any] = {
     "name": "test",
@@ -42,7 +43,8 @@ class Five:
 
 def test_good_numbers_are_kept_as_they_are() -> None:
     """Nothing is rounded or clipped."""
-    assert settings(**GOOD) == Settings(**GOOD)
+    numbers = Settings(**GOOD)
+    assert {name: getattr(numbers, name) for name in GOOD} == GOOD
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -50,20 +52,20 @@ def test_good_numbers_are_kept_as_they_are() -> None:
 def test_a_size_that_is_no_int_is_refused_by_name(name: str, value: Any) -> None:
     """A bool is no number, and a float no count."""
     with pytest.raises(TypeError, match=rf"^{name} must be an int, not "):
-        settings(**GOOD | {name: value})
+        Settings(**GOOD | {name: value})
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_negative_size_is_refused_with_its_value(name: str) -> None:
     """The message has both."""
     with pytest.raises(ValueError, match=rf"^{name} must not be negative: got -1$"):
-        settings(**GOOD | {name: -1})
+        Settings(**GOOD | {name: -1})
 
 
 def test_no_min_size_is_not_taken_for_zero() -> None:
     """Only max_size may be None."""
     with pytest.raises(TypeError, match=r"^min_size must be an int, not None"):
-        settings(**GOOD | {"min_size": None})
+        Settings(**GOOD | {"min_size": None})
 
 
 @pytest.mark.parametrize("name", DURATIONS)
@@ -71,7 +73,7 @@ def test_no_min_size_is_not_taken_for_zero() -> None:
 def test_a_duration_that_is_no_number_is_refused_by_name(name: str, value: Any) -> None:
     """Seconds are an int or a float."""
     with pytest.raises(TypeError, match=rf"^{name} must be a number of seconds, not "):
-        settings(**GOOD | {name: value})
+        Settings(**GOOD | {name: value})
 
 
 @pytest.mark.parametrize("name", DURATIONS)
@@ -79,26 +81,26 @@ def test_a_duration_that_is_no_number_is_refused_by_name(name: str, value: Any) 
 def test_a_duration_out_of_range_is_refused_with_its_value(name: str, value: float) -> None:
     """NaN compares with nothing, so it is refused as well."""
     with pytest.raises(ValueError, match=rf"^{name} must be .* seconds: got {value!r}$"):
-        settings(**GOOD | {name: value})
+        Settings(**GOOD | {name: value})
 
 
 @pytest.mark.parametrize("name", ABOVE_ZERO)
 def test_a_duration_that_would_keep_the_pool_busy_must_be_above_zero(name: str) -> None:
     """A life, an idleness or a ping of no length would make it do nothing else."""
     with pytest.raises(ValueError, match=rf"^{name} must be above zero seconds: got 0$"):
-        settings(**GOOD | {name: 0})
+        Settings(**GOOD | {name: 0})
 
 
 @pytest.mark.parametrize("name", sorted(set(DURATIONS) - set(ABOVE_ZERO)))
 def test_other_durations_may_be_zero(name: str) -> None:
     """ "At once" makes sense for them."""
-    assert getattr(settings(**GOOD | {name: 0}), name) == 0.0
+    assert getattr(Settings(**GOOD | {name: 0}), name) == 0.0
 
 
 @pytest.mark.parametrize("name", DURATIONS)
 def test_a_duration_may_be_infinite(name: str) -> None:
     """`math.inf` means never."""
-    assert getattr(settings(**GOOD | {name: math.inf}), name) == math.inf
+    assert getattr(Settings(**GOOD | {name: math.inf}), name) == math.inf
 
 
 def test_without_max_size_the_pool_has_one_fixed_size() -> None:
@@ -129,3 +131,10 @@ def test_the_integers_of_other_libraries_are_integers() -> None:
 def test_a_whole_number_of_seconds_becomes_a_float() -> None:
     """All durations are floats from here on."""
     assert type(duration("timeout", 3)) is float
+    assert type(Settings(**GOOD | {"timeout": 3}).timeout) is float
+
+
+def test_a_number_that_is_replaced_is_checked() -> None:
+    """As the attributes of a pool are, which can be set."""
+    with pytest.raises(ValueError, match=r"^max_idle must be above zero seconds: got 0$"):
+        replace(Settings(**GOOD), max_idle=0)
