@@ -318,9 +318,26 @@ class Core(Generic[C]):
         Raises:
             PoolTimeout, TooManyRequests, PoolClosed, PoolUnavailable: as for `acquire`.
         """
+        ledger, now = self.ledger, waiter.joined_at
+        line, limits = ledger.line, ledger.settings
         try:
-            self._join(waiter, timeout, came)
+            if self.closed:
+                raise self.refusals.closed()
+            if waiter.deadline <= now:
+                raise self.refusals.timed_out(timeout)
+            if limits.max_waiting and line.length >= limits.max_waiting and came is None:
+                raise self.refusals.too_many(line.length)
+            line.admit(waiter)
+            if ledger.budget is not None:
+                ledger.budget._enrol(ledger, waiter, now if came is None else came)
+            if self.vigil.timer is None:
+                self.vigil.begin()
+            if len(ledger.entries) < limits.max_size:
+                self.stock.refill()
+            if self.stock.outage.failures and self.stock.is_hopeless():
+                raise self.refusals.unavailable()
         except BaseException as error:
+            self._leave(waiter)
             self._count(error)
             raise
         self._counters.requests_queued += came is None
@@ -358,13 +375,10 @@ class Core(Generic[C]):
 
     def pass_on(self, entry: Entry[C]) -> bool:
         """Lend a clean connection to the head of the line; False where it has to be returned."""
-        ledger, now = self.ledger, self._now()
-        if self._ready is not running_loop() or entry.expires_at <= now or ledger.oversize:
+        ledger, expired = self.ledger, entry.expires_at <= self._now()
+        if expired or ledger.oversize or self._ready is not running_loop():
             return False
-        spent = now - entry.lent_at
-        self._counters.use_time += spent
-        self._uses.append(spent)
-        entry.used_at = entry.lent_at = now
+        entry.lent_at = self.stock.count_use(entry)
         entry.uses += 1
         return ledger.line.serve(entry)
 
@@ -469,37 +483,8 @@ class Core(Generic[C]):
             what = "it comes from elsewhere or was released already"
             msg = f"pool {self.settings.name!r} has not lent out {conn!r}: {what}"
             raise ReleaseError(msg)
-        entry.used_at = now = self.stock.time()
-        spent = now - entry.lent_at
-        self._counters.use_time += spent
-        self._uses.append(spent)
+        self.stock.count_use(entry)
         return entry
-
-    def _join(self, waiter: Waiter[Entry[C]], timeout: float, came: float | None) -> None:
-        """Let a waiter take its place; `came` is when, for a request that comes again."""
-        if self.stock.closing:
-            raise self.refusals.closed()
-        line, now = self.ledger.line, waiter.joined_at
-        if waiter.deadline <= now:
-            raise self.refusals.timed_out(timeout)
-        limits = self.ledger.settings
-        limit = limits.max_waiting
-        if limit and line.length >= limit and came is None:
-            raise self.refusals.too_many(line.length)
-        line.admit(waiter)
-        if self.ledger.budget is not None:
-            self.ledger.budget._enrol(self.ledger, waiter, now if came is None else came)
-        if self.vigil.timer is None:
-            self.vigil.begin()
-        if len(self.ledger.entries) < limits.max_size:
-            try:
-                self.stock.refill()
-            except BaseException:
-                line.leave(waiter)
-                raise
-        if self.stock.outage.failures and self.stock.is_hopeless():
-            line.leave(waiter)
-            raise self.refusals.unavailable()
 
     def _leave(self, waiter: Waiter[Entry[C]]) -> None:
         """Give up a place in the line, and pass on what was handed over already."""

@@ -110,10 +110,7 @@ class Ledger(Generic[C]):
     def take(self, now: float) -> Entry[C]:
         """Lend the most recently used of the idle connections, of which there must be one."""
         entry = self.idle.pop()
-        entry.state = LEASED
-        entry.lent_at = now
-        entry.uses += 1
-        self.leased[entry.conn] = entry
+        self._lend(entry, now)
         return entry
 
     def give(self, entry: Entry[C], now: float) -> bool:
@@ -126,10 +123,7 @@ class Ledger(Generic[C]):
         ):
             return False
         if self.line.length:
-            entry.state = LEASED
-            entry.lent_at = now
-            entry.uses += 1
-            self.leased[entry.conn] = entry
+            self._lend(entry, now)
             return self.line.serve(entry)
         if not self.settings.keeps_idle:
             return False
@@ -250,15 +244,8 @@ class Ledger(Generic[C]):
     def next_due(self, now: float) -> float:
         """The instant before which nothing can become due, whatever happens until then."""
         limits = self.settings
-        instants = [
-            now
-            + min(
-                limits.max_idle,
-                limits.ping_interval,
-                0.95 * limits.max_lifetime,
-                limits.leak_timeout,
-            )
-        ]
+        soonest = min(limits.max_idle, limits.ping_interval, limits.leak_timeout)
+        instants = [now + min(soonest, 0.95 * limits.max_lifetime)]
         has_surplus = len(self.entries) > limits.min_size
         for entry in self.entries:
             if entry.state is LEASED:
@@ -273,6 +260,12 @@ class Ledger(Generic[C]):
                 if has_surplus and not self.sparing:
                     instants.append(entry.used_at + limits.max_idle)
         return min(instants)
+
+    def _lend(self, entry: Entry[C], now: float) -> None:
+        entry.state = LEASED
+        entry.lent_at = now
+        entry.uses += 1
+        self.leased[entry.conn] = entry
 
     def _leave_opening(self, entry: Entry[C]) -> None:
         self.opening -= 1

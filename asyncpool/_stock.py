@@ -96,6 +96,13 @@ class Stock(Generic[C]):
         """Log an event and keep it for `explain()`; see `Events.tell`."""
         self.events.tell(self.name, self.time(), kind, text, level, facts)
 
+    def count_use(self, entry: Entry[C]) -> float:
+        """Count for how long an entry has been lent; return the instant at which that ends."""
+        entry.used_at = now = self.time()
+        self.counters.use_time += now - entry.lent_at
+        self.counters.use.fresh.append(now - entry.lent_at)
+        return now
+
     def put(self, entry: Entry[C], now: float) -> None:
         """Into service, the one way: an entry that is not lent, whose connection is clean."""
         if self.closing or not self.ledger.give(entry, now):

@@ -90,9 +90,7 @@ class Vigil(Generic[C]):
             bare = entry.loose_in == entry.uses and isinstance(entry.holder, str)
             if bare and not self._listens(entry.conn) and _is_forgotten(entry):
                 self._report(entry, "was never returned, and is taken back")
-                entry.used_at = now = self._stock.time()
-                self._stock.counters.use_time += now - entry.lent_at
-                self._stock.counters.use.fresh.append(now - entry.lent_at)
+                self._stock.count_use(entry)
                 if self._ledger.take_back(entry.conn) is not None:
                     self._stock.crew.spawn(self._stock.clean(entry, None), "reset")
 

@@ -86,7 +86,8 @@ class Waiter(asyncio.Condition, Generic[T]):
         self.deadline = deadline
         self.waited = 0.0
         """How long it has waited, once that is over."""
-        self.waiting = True
+        self.waiting = False
+        """Whether it is in the line."""
         self.needs = True
         """Whether it was taken to need a connection to itself when it was last counted."""
         self.task: asyncio.Task[Any] | None = None

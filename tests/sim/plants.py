@@ -125,17 +125,17 @@ def serve_the_last(patch: pytest.MonkeyPatch) -> None:
 
 def send_back_to_the_end(patch: pytest.MonkeyPatch) -> None:
     """A waiter is overtaken: one who was served something unfit joins behind the others."""
-    join = Core._join
+    queue = Core.queue
 
-    def join_last(self: Core[Any], waiter: Waiter[Any], *request: Any) -> None:
+    def queue_last(self: Core[Any], waiter: Waiter[Any], *request: Any) -> None:
         line = self.ledger.line
         before = list(line)
-        join(self, waiter, *request)
+        queue(self, waiter, *request)
         if request[-1] and before:
             line._places.remove(waiter)
             line._places.append(waiter)
 
-    patch.setattr(Core, "_join", join_last)
+    patch.setattr(Core, "queue", queue_last)
 
 
 def stack_beside_the_line(patch: pytest.MonkeyPatch) -> None:
