@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import struct
 from contextlib import suppress
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from ._tools import Before
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,8 +30,8 @@ def farewell(code: str, *, old: bool) -> bytes:
     return b"E" + struct.pack("!i", len(body) + 4) + body
 
 
-class Severed:
-    """A TCP proxy in this event loop; `choose` says how the connection of a message ends.
+class Severed(Before):
+    """A proxy of which `choose` says how the connection of a message ends.
 
     Args:
         dsn: the server's.
@@ -39,38 +39,10 @@ class Severed:
     """
 
     def __init__(self, dsn: str, choose: Callable[[bytes], str | None]) -> None:
-        parts = conninfo_to_dict(dsn)
-        self._given, self._choose = dsn, choose
-        self._host, self._port = str(parts["host"]), int(str(parts["port"]))
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._writers: list[asyncio.StreamWriter] = []
+        super().__init__(dsn)
+        self._choose = choose
         self.severed = 0
         """How many connections it has broken off."""
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        port = self._server.sockets[0].getsockname()[1]
-        self.dsn = make_conninfo(
-            self._given, host="127.0.0.1", port=port, sslmode="disable", gssencmode="disable"
-        )
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        for writer in self._writers:
-            writer.transport.abort()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.append(writer)
-        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         ends = [writer]

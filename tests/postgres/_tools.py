@@ -181,11 +181,11 @@ class Backends:
             time.sleep(0.005)
 
 
-class Proxy:
-    """A TCP proxy before the server, in this event loop.
+class Before:
+    """A TCP server in this event loop that stands before PostgreSQL.
 
-    It counts the client's turns (a turn is what it says before the server says something), and
-    can make the way to the server slow, dead or deaf.
+    Args:
+        dsn: PostgreSQL's. `self.dsn`, while it is open, leads here.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -195,6 +195,49 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        self.dsn = make_conninfo(
+            self._given, host="127.0.0.1", port=port, sslmode="disable", gssencmode="disable"
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        self.cut()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.wait_closed()
+
+    def cut(self) -> None:
+        """Break every connection there is."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one client."""
+        raise NotImplementedError
+
+
+class Proxy(Before):
+    """A TCP proxy before the server.
+
+    It counts the client's turns (a turn is what it says before the server says something), and
+    can make the way to the server slow, dead or deaf.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        super().__init__(dsn)
         self.turns = 0
         self.delay = 0.0
         """Seconds before a new connection is passed on to the server."""
@@ -214,38 +257,9 @@ class Proxy:
         self.most_connecting = 0
         self.connected = 0
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        port = self._server.sockets[0].getsockname()[1]
-        self.dsn = make_conninfo(
-            self._given, host="127.0.0.1", port=port, sslmode="disable", gssencmode="disable"
-        )
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        for writer in self._writers:
-            writer.transport.abort()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
-
-    def cut(self) -> None:
-        """Break every connection there is."""
-        for writer in self._writers:
-            writer.transport.abort()
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.accepted += 1
-        self._writers.add(writer)
-        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream: asyncio.StreamWriter | None = None
+        self.accepted += 1
         self.connecting += 1
         self.most_connecting = max(self.most_connecting, self.connecting)
         try:
