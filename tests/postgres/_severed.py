@@ -18,7 +18,7 @@ which has PostgreSQL itself end the session."""
 POOLER_MODES = ["FATAL before", "FATAL after", "FATAL of old before", "FATAL of old after"]
 """A pooler says an error and hangs up; one of old sends no untranslated severity."""
 
-_STARTUP, _CANCEL = 196608, 80877102
+_CANCEL = 80877102
 
 
 def farewell(code: str, *, old: bool) -> bytes:
