@@ -1,7 +1,7 @@
 """An asyncio-native connection pool for psycopg 3."""
 
-from asyncpool._budget import Budget
-from asyncpool.connection import Connection
+from asyncpool._core.budget import Budget
+from asyncpool._psycopg.connection import Connection
 from asyncpool.errors import (
     PoolClosed,
     PoolDeadlock,

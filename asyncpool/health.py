@@ -13,11 +13,11 @@ from typing import Any, Literal
 import anyio
 import psycopg
 
-from asyncpool._core import Core
-from asyncpool._entry import State
-from asyncpool._insight import snapshot
-from asyncpool._psycopg import ACT
-from asyncpool._redact import redacted
+from asyncpool._core.entry import State
+from asyncpool._core.pool import Core
+from asyncpool._core.redact import redacted
+from asyncpool._diagnostics.snapshot import snapshot
+from asyncpool._psycopg.driver import ACT
 
 __all__ = ["HealthReport", "Status", "examine"]
 

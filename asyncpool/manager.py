@@ -17,11 +17,11 @@ from typing import Any, Generic, Self
 import anyio
 import psycopg
 
-from asyncpool._budget import Budget
-from asyncpool._conninfo import check_conninfo
-from asyncpool._contexts import Exc, Lease
-from asyncpool._psycopg import Conninfo
-from asyncpool._settings import count, duration
+from asyncpool._blocks.blocks import Exc, Lease
+from asyncpool._core.budget import Budget
+from asyncpool._core.settings import count, duration
+from asyncpool._psycopg.conninfo import check_conninfo
+from asyncpool._psycopg.driver import Conninfo
 from asyncpool.errors import PoolClosed
 from asyncpool.pool import AsyncConnectionPool
 from asyncpool.stats import PoolStats

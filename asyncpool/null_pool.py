@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, ClassVar, Self
 
-from asyncpool._budget import Budget
-from asyncpool._psycopg import ACT, INERROR, INTRANS, Conninfo, Kwargs, ResetLevel, run
+from asyncpool._core.budget import Budget
+from asyncpool._psycopg.driver import ACT, INERROR, INTRANS, Conninfo, Kwargs, ResetLevel, run
 from asyncpool.faults import Fault, classify
 from asyncpool.pool import WATCHED, AsyncConnectionPool
 

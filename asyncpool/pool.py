@@ -18,9 +18,7 @@ from typing import Any, ClassVar, Self, cast
 import psycopg
 from psycopg.rows import AsyncRowFactory, TupleRow
 
-from asyncpool._budget import Budget
-from asyncpool._callbacks import settle
-from asyncpool._contexts import (
+from asyncpool._blocks.blocks import (
     Acquisition,
     Cursor,
     Exc,
@@ -30,17 +28,12 @@ from asyncpool._contexts import (
     Transaction,
     note,
 )
-from asyncpool._core import Core
-from asyncpool._dispatcher import Dispatcher
-from asyncpool._ending import commit, warn_of_open_work
-from asyncpool._explain import explain
-from asyncpool._hints import give_hints
-from asyncpool._insight import beside, snapshot
-from asyncpool._keeper import keep, ping_all
-from asyncpool._keys import Keys
-from asyncpool._leaks import tell_of_leak
-from asyncpool._oneshot import OneShots
-from asyncpool._overrides import (
+from asyncpool._blocks.commit import commit, warn_of_open_work
+from asyncpool._blocks.hints import give_hints
+from asyncpool._blocks.keys import Keys
+from asyncpool._blocks.one_shots import OneShots
+from asyncpool._blocks.options import Terms
+from asyncpool._blocks.overrides import (
     NAMES,
     ByConnection,
     ByMethods,
@@ -49,8 +42,19 @@ from asyncpool._overrides import (
     borrow,
     give_back,
 )
-from asyncpool._process import close_over, forks_with, has_outlived, start_over
-from asyncpool._psycopg import (
+from asyncpool._blocks.session import Session
+from asyncpool._core.budget import Budget
+from asyncpool._core.maintenance import keep, ping_all
+from asyncpool._core.pool import Core
+from asyncpool._core.settings import Settings, count, duration, sizes
+from asyncpool._core.stacks import above
+from asyncpool._diagnostics.explain import explain
+from asyncpool._diagnostics.leaks import tell_of_leak
+from asyncpool._diagnostics.snapshot import beside, snapshot
+from asyncpool._pipeline.dispatcher import Dispatcher
+from asyncpool._psycopg.callbacks import settle
+from asyncpool._psycopg.connection import Connection
+from asyncpool._psycopg.driver import (
     ACT,
     Conninfo,
     Kwargs,
@@ -60,11 +64,7 @@ from asyncpool._psycopg import (
     ping,
     version,
 )
-from asyncpool._session import Session
-from asyncpool._settings import Settings, count, duration, sizes
-from asyncpool._stacks import above
-from asyncpool._terms import Terms
-from asyncpool.connection import Connection
+from asyncpool._psycopg.process import close_over, forks_with, has_outlived, start_over
 from asyncpool.errors import (
     PoolClosed,
     PoolError,

@@ -14,9 +14,9 @@ from typing import Any
 
 import psycopg
 
-from asyncpool._core import Core
-from asyncpool._insight import snapshot
-from asyncpool._settings import count, duration
+from asyncpool._core.pool import Core
+from asyncpool._core.settings import count, duration
+from asyncpool._diagnostics.snapshot import snapshot
 
 __all__ = ["Advice", "Expectation"]
 

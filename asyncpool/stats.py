@@ -4,67 +4,16 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-from asyncpool._histogram import BOUNDS, Histogram
+from asyncpool._core.counters import COUNTED, TIMES, Counters
+from asyncpool._core.histogram import BOUNDS, Histogram
 
 __all__ = ["PoolStats", "Times", "psycopg_keys"]
 
 EDGES = (*BOUNDS, math.inf)
-
-
-@dataclass(slots=True)
-class Counters:
-    """What a pool has counted since it was made; the core adds to them as things happen."""
-
-    requests_queued: int = 0
-    requests_shared: int = 0
-    requests_failed: int = 0
-    requests_timed_out: int = 0
-    requests_cancelled: int = 0
-    wait_time: float = 0.0
-    use_time: float = 0.0
-    returns_bad: int = 0
-    connects: int = 0
-    connects_failed: int = 0
-    connect_time: float = 0.0
-    lost: int = 0
-    leaks: int = 0
-    shared_time: float = 0.0
-    """The part of the use in which one-shots shared connections."""
-    wait: Histogram = field(default_factory=Histogram)
-    """Of those who have waited for a connection, also in vain."""
-    use: Histogram = field(default_factory=Histogram)
-    """Of the leases but for those that one-shots share: such a one is as long as there are any, and
-    no request's use.
-
-    Both are only noted as they happen; `Stock.settle_times` sorts them in."""
-    connect: Histogram = field(default_factory=Histogram)
-    """Of those that succeeded."""
-    ping: Histogram = field(default_factory=Histogram)
-    """Of those that were answered."""
-    told: dict[str, Times] = field(default_factory=dict)
-    """What the last snapshot had of these four."""
-
-    def spread(self) -> dict[str, Times]:
-        """The four of them as they are now."""
-        self.told = {name: times(getattr(self, name), self.told.get(name)) for name in TIMES}
-        return self.told
-
-    def note_wait(self, duration: float) -> None:
-        """Somebody has waited, so many seconds."""
-        self.wait_time += duration
-        self.wait.fresh.append(duration)
-
-
-TIMES = ("wait", "use", "connect", "ping")
-"""What of them is spread over buckets."""
-COUNTED = tuple(
-    each.name for each in fields(Counters) if each.name not in ("shared_time", "told", *TIMES)
-)
-"""What of them is a number in the snapshots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +90,13 @@ class PoolStats:
     """Of the connects that succeeded."""
     ping: Times
     """Of the pings that were answered."""
+
+
+def spread(counters: Counters) -> dict[str, Times]:
+    """Return the durations that were counted; what has not changed is not computed again."""
+    found = {name: times(getattr(counters, name), counters.snapshots.get(name)) for name in TIMES}
+    counters.snapshots = found
+    return found
 
 
 def times(histogram: Histogram, before: Times | None = None) -> Times:

@@ -83,8 +83,8 @@ class Mutant:
 
 
 def path_of(module: str) -> str:
-    """Its source."""
-    return str(ROOT / "asyncpool" / f"{module}.py")
+    """Return the source of a module of the core."""
+    return str(ROOT / "asyncpool" / "_core" / f"{module}.py")
 
 
 def mutants(module: str) -> tuple[ast.Module, list[Mutant]]:

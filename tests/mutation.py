@@ -1,7 +1,7 @@
 """Mutation testing of the core: every small change to it must make some test fail.
 
     python -m tests.mutation                          the whole core: half an hour
-    python -m tests.mutation --all _ledger _core:120  one module, and a line of another
+    python -m tests.mutation --all ledger pool:120  one module, and a line of another
 
 pytest collects the tests once. Each mutant is a fork in which one function's code is exchanged, and
 which runs the tests that reach its line, the quickest first, until one fails. Without `--all` it
@@ -30,8 +30,10 @@ from tests.mutants import ROOT, Mutant, mutants, path_of
 
 assert sys.version_info >= (3, 12), "sys.monitoring tells which test reaches which line"
 
-CORE = ["_ledger", "_budget", "_waiters", "_core", "_stock", "_news", "_vigil"]
-CORE += ["_check", "_crew", "_keeper", "_entry", "_backoff"]
+CORE = ["ledger", "budget", "wait_queue", "pool", "store", "failures", "lease_monitor"]
+CORE += ["check", "background", "maintenance", "entry", "outage"]
+OWN = {"pool": "core"}
+"""Test files whose name is not the module's."""
 SIM = "tests/sim/test_sim.py::test_no_law_is_broken_in_any_schedule"
 TESTS = ["tests/unit", f"{SIM}[0]", "tests/sim/test_machine.py"]
 OPTIONS = ["-qq", "-p", "no:cacheprovider", "-o", "timeout=0", "-k"]
@@ -169,10 +171,10 @@ def afresh(module: str, number: str, some: str) -> int:
     usual = importlib.machinery.SourceFileLoader.get_code
 
     def get_code(self: importlib.machinery.SourceFileLoader, name: str) -> CodeType | None:
-        return code if name == f"asyncpool.{module}" else usual(self, name)
+        return code if name == f"asyncpool._core.{module}" else usual(self, name)
 
     setattr(importlib.machinery.SourceFileLoader, "get_code", get_code)  # noqa: B010
-    own = [f"tests/unit/test_{module.strip('_')}.py"] if module != "_news" else []
+    own = [f"tests/unit/test_{OWN.get(module, module)}.py"] if module != "failures" else []
     return pytest.main([*own, *TESTS, "-x", "--assert=plain", *OPTIONS, some])
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from asyncpool._lexer import Token, statements
+from asyncpool._sql.lexer import Token, statements
 
 Control = Literal["begin", "commit", "rollback", "refused"]
 

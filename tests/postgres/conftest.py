@@ -20,7 +20,7 @@ from psycopg.conninfo import make_conninfo
 
 import asyncpool
 from asyncpool import Connection
-from asyncpool._psycopg import version
+from asyncpool._psycopg.driver import version
 from asyncpool.testing import Server, ServerError, postgres
 
 from ._tools import Backends, eventually

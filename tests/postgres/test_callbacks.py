@@ -13,8 +13,8 @@ from asyncpool import (
     AsyncNullConnectionPool,
     PoolClosed,
     PoolTimeout,
-    _callbacks,
 )
+from asyncpool._psycopg import callbacks
 
 from ._tools import BOTH_LOOPS, Backends, all_usable, at_rest, eventually, in_time
 
@@ -240,7 +240,7 @@ async def test_a_reset_that_was_cancelled_costs_its_connection_only(dsn: str) ->
 @pytest.fixture
 def short_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit that a test can wait for."""
-    monkeypatch.setattr(_callbacks, "CALL_TIMEOUT", 0.2)
+    monkeypatch.setattr(callbacks, "CALL_TIMEOUT", 0.2)
 
 
 @pytest.mark.usefixtures("short_limit")

@@ -74,7 +74,7 @@ async def test_a_transaction_whose_cancelled_statement_does_not_end_fails_at_its
     conn: Connection[Any], monkeypatch: pytest.MonkeyPatch, backends: Backends
 ) -> None:
     """The connection is closed for it, with no error at the time."""
-    monkeypatch.setattr("asyncpool._wire.DRAIN_TIMEOUT", 0.0)
+    monkeypatch.setattr("asyncpool._psycopg.transport.DRAIN_TIMEOUT", 0.0)
 
     async def work() -> None:
         async with conn.transaction():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from asyncpool import AsyncConnectionPool, Connection
-from asyncpool._wire import Wire
+from asyncpool._psycopg.transport import Wire
 
 from ._tools import Backends, Proxy, all_usable, backend_of, eventually, in_time
 
@@ -88,8 +88,8 @@ async def test_a_system_that_cannot_watch_is_not_asked(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On Windows a socket's descriptor is no file's, and cannot be duplicated as one."""
-    monkeypatch.setattr("asyncpool.connection.sys", SimpleNamespace(platform="win32"))
-    monkeypatch.setattr("asyncpool.connection.Wire", None)
+    monkeypatch.setattr("asyncpool._psycopg.connection.sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr("asyncpool._psycopg.connection.Wire", None)
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
         async with pool.connection() as conn:
             assert await backend_of(conn)

@@ -11,7 +11,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from asyncpool import AsyncConnectionPool, Fault, PoolTimeout, PoolUnavailable, _backoff, classify
+from asyncpool import AsyncConnectionPool, Fault, PoolTimeout, PoolUnavailable, classify
+from asyncpool._core import outage
 
 from ._tools import Proxy, all_usable, at_rest, eventually, in_time
 
@@ -88,7 +89,7 @@ async def test_a_database_that_is_dropped_is_told_and_found_again(
     dsn: str, backends: Backends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its connections die, requests fail at once after a while, and it heals when it is back."""
-    monkeypatch.setattr(_backoff, "GRACE", 1.0)
+    monkeypatch.setattr(outage, "GRACE", 1.0)
     name = f"d{uuid4().hex[:8]}"
     backends.ask(f"CREATE DATABASE {name}")
     try:

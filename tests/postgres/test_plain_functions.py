@@ -8,9 +8,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from asyncpool._functions import HARMFUL, HARMLESS, RELATIONS, VOLATILE
-from asyncpool._keywords import KEYWORDS, SYNTAX
-from asyncpool._sql import Kind, classify
+from asyncpool._sql.functions import HARMFUL, HARMLESS, RELATIONS, VOLATILE
+from asyncpool._sql.keywords import KEYWORDS, SYNTAX
+from asyncpool._sql.kinds import Kind, classify
 
 CATALOG = "pronamespace = 'pg_catalog'::regnamespace"
 # Harmless too, but newer than the oldest server, or of no use to a query.

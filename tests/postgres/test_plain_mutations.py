@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncpool._keywords import KEYWORDS
-from asyncpool._lexer import tokens
-from asyncpool._sql import Kind, kind_of
+from asyncpool._sql.keywords import KEYWORDS
+from asyncpool._sql.kinds import Kind, kind_of
+from asyncpool._sql.lexer import tokens
 from tests.unit._statements import NEWER, READS, lines
 
 from ._plain_reads import FUZZ, SPECIAL, connected, read

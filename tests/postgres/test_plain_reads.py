@@ -10,9 +10,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from asyncpool._functions import HARMLESS
-from asyncpool._lexer import statements
-from asyncpool._sql import Kind, kind_of
+from asyncpool._sql.functions import HARMLESS
+from asyncpool._sql.kinds import Kind, kind_of
+from asyncpool._sql.lexer import statements
 from tests.unit._statements import NEWER, OTHERS, READS, SINGLES, lines
 
 from ._plain_reads import FUZZ, HARMFUL, SPECIAL, connected, only_reading, read

@@ -18,8 +18,9 @@ from psycopg.types.json import Jsonb
 from psycopg.types.range import Range
 from psycopg.types.string import TextLoader
 
-from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout, _channel
-from asyncpool._cancel import insist
+from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout
+from asyncpool._pipeline import channel as channels
+from asyncpool._psycopg.cancellation import insist
 
 from ._tools import BOTH_LOOPS, Proxy, at_rest, eventually, in_time
 
@@ -631,7 +632,7 @@ async def test_a_cancel_request_that_hits_the_next_statement_costs_it_nothing(
         await insist(conn, None)  # a request that is late
         hits += 1
 
-    monkeypatch.setattr(_channel, "insist", insist_too_long)
+    monkeypatch.setattr(channels, "insist", insist_too_long)
     async with sharing(dsn, min_size=1, max_size=1, timeout=60) as pool:
         for query in (before, after):
             await seen_as_quick(pool, query, prepare=False)

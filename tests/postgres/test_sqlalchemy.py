@@ -24,7 +24,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.pool import NullPool
 
 from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout
-from asyncpool._psycopg import version
+from asyncpool._psycopg.driver import version
 from asyncpool.integrations.sqlalchemy import async_creator, create_async_engine
 
 from ._tools import (

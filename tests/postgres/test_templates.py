@@ -9,7 +9,7 @@ import pytest
 from psycopg import sql
 
 from asyncpool import AsyncConnectionPool
-from asyncpool._sql import Kind, classify
+from asyncpool._sql.kinds import Kind, classify
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 14), reason="templates came with 3.14")
 

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from asyncpool import Budget
-from asyncpool._waiters import Waiter
+from asyncpool._core.wait_queue import Waiter
 
 if TYPE_CHECKING:
     from tests.sim.laws import Laws

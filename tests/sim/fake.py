@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from asyncpool._connector import Tell
+from asyncpool._core.driver import Tell
 from asyncpool.faults import Fault
 
 

@@ -14,10 +14,11 @@ from operator import attrgetter
 from random import Random
 from typing import Any
 
-from asyncpool._core import Core
-from asyncpool._entry import Entry, State
-from asyncpool._insight import snapshot
-from asyncpool._waiters import Waiter
+from asyncpool._core.counters import COUNTED
+from asyncpool._core.entry import Entry, State
+from asyncpool._core.pool import Core
+from asyncpool._core.wait_queue import Waiter
+from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.errors import (
     PoolClosed,
     PoolDeadlock,
@@ -25,7 +26,6 @@ from asyncpool.errors import (
     PoolUnavailable,
     TooManyRequests,
 )
-from asyncpool.stats import COUNTED
 from tests.sim.fake import FakeConn, FakeConnector
 from tests.sim.loop import VirtualLoop
 

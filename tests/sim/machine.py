@@ -26,10 +26,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from asyncpool._core import Core
-from asyncpool._entry import State
-from asyncpool._keeper import make_round
-from asyncpool._settings import Settings
+from asyncpool._core.entry import State
+from asyncpool._core.maintenance import make_round
+from asyncpool._core.pool import Core
+from asyncpool._core.settings import Settings
 from tests.sim.fake import Broken, FakeConn, FakeConnector
 from tests.sim.laws import REFUSALS, LawBroken, Laws
 from tests.sim.loop import VirtualLoop

@@ -10,15 +10,15 @@ from weakref import WeakKeyDictionary
 
 import pytest
 
-import asyncpool._stock
-from asyncpool._budget import Budget
-from asyncpool._check import Check
-from asyncpool._core import Core
-from asyncpool._crew import Crew
-from asyncpool._entry import Entry, State
-from asyncpool._ledger import Ledger
-from asyncpool._stock import Stock
-from asyncpool._waiters import Line, Waiter
+import asyncpool._core.store
+from asyncpool._core.background import Crew
+from asyncpool._core.budget import Budget
+from asyncpool._core.check import Check
+from asyncpool._core.entry import Entry, State
+from asyncpool._core.ledger import Ledger
+from asyncpool._core.pool import Core
+from asyncpool._core.store import Stock
+from asyncpool._core.wait_queue import Line, Waiter
 from tests.sim.fake import FakeConn
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -220,7 +220,7 @@ def ignore_losses(patch: pytest.MonkeyPatch) -> None:
 
 def forget_who_was_lost(patch: pytest.MonkeyPatch) -> None:
     """A dead connection is lent: the watch tells of its end, and nobody listens."""
-    patch.setattr(asyncpool._stock, "_tell", lambda *_, **__: None)
+    patch.setattr(asyncpool._core.store, "_tell", lambda *_, **__: None)
 
 
 # Bugs that need a schedule of their own to show.

@@ -20,11 +20,11 @@ from typing import Any
 import anyio
 
 from asyncpool import Budget
-from asyncpool._core import Core
-from asyncpool._entry import Entry, State
-from asyncpool._insight import snapshot
-from asyncpool._keeper import keep, make_round
-from asyncpool._settings import Settings
+from asyncpool._core.entry import Entry, State
+from asyncpool._core.maintenance import keep, make_round
+from asyncpool._core.pool import Core
+from asyncpool._core.settings import Settings
+from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.faults import Fault
 from tests.sim.budgets import BudgetLaws
 from tests.sim.fake import CALM, Broken, Climate, FakeConn, FakeConnector, Judged, judge

@@ -14,12 +14,12 @@ from typing import Any, ParamSpec
 import looptime
 
 from asyncpool import Budget
-from asyncpool._connector import Tell
-from asyncpool._core import Core
-from asyncpool._entry import Entry
-from asyncpool._keeper import keep
-from asyncpool._settings import Settings
-from asyncpool._waiters import Line, Waiter
+from asyncpool._core.driver import Tell
+from asyncpool._core.entry import Entry
+from asyncpool._core.maintenance import keep
+from asyncpool._core.pool import Core
+from asyncpool._core.settings import Settings
+from asyncpool._core.wait_queue import Line, Waiter
 from asyncpool.faults import Fault, classify
 from tests.sim.fake import Broken, FakeConn
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asyncpool._sql import Kind, advice, classify
+from asyncpool._sql.kinds import Kind, advice, classify
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ import psycopg
 import pytest
 
 from asyncpool import Budget, PoolTimeout, PoolUnavailable, PoolWrongLoop
-from asyncpool._core import Core
-from asyncpool._crew import bury
-from asyncpool._explain import explain
-from asyncpool._keeper import make_round
+from asyncpool._core.background import bury
+from asyncpool._core.maintenance import make_round
+from asyncpool._core.pool import Core
+from asyncpool._diagnostics.explain import explain
 from tests.sim.fake import FakeConn
 from tests.unit._tools import (
     Driver,

@@ -15,10 +15,10 @@ from typing import Any
 import anyio
 import pytest
 
-from asyncpool._core import Core
-from asyncpool._crew import bury
-from asyncpool._explain import explain, leases
-from asyncpool._insight import snapshot
+from asyncpool._core.background import bury
+from asyncpool._core.pool import Core
+from asyncpool._diagnostics.explain import explain, leases
+from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.errors import (
     PoolClosed,
     PoolTimeout,

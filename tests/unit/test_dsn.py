@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from asyncpool._dsn import KEEPALIVES, limits_for
+from asyncpool._psycopg.dsn import KEEPALIVES, limits_for
 
 ALL = {
     "connect_timeout": 10,

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from asyncpool._entry import DOOMED, Entry, State
-from asyncpool._stacks import three
+from asyncpool._core.entry import DOOMED, Entry, State
+from asyncpool._core.stacks import three
 
 
 def test_an_entry_exists_before_its_connection() -> None:

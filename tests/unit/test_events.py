@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from asyncpool._events import KEPT, SAME, Events, fields
-from asyncpool._redact import redacted
+from asyncpool._core.events import KEPT, SAME, Events, fields
+from asyncpool._core.redact import redacted
 
 HIDDEN = "hunter2"
 

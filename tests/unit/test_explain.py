@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from asyncpool._explain import MOST, explain
+from asyncpool._diagnostics.explain import MOST, explain
 from asyncpool.errors import PoolTimeout
 from tests.unit._tools import Driver, fails, running, settle, slow, use, virtual_time
 

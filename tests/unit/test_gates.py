@@ -16,9 +16,9 @@ from typing import Any
 import anyio
 import pytest
 
-from asyncpool._core import Core
-from asyncpool._insight import snapshot
-from asyncpool._keeper import make_round
+from asyncpool._core.maintenance import make_round
+from asyncpool._core.pool import Core
+from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.errors import PoolClosed, PoolTimeout
 from tests.sim.fake import Broken, FakeConn
 from tests.sim.loop import VirtualLoop

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from asyncpool._histogram import BOUNDS, RECENT, Histogram
+from asyncpool._core.histogram import BOUNDS, RECENT, Histogram
 
 
 def filled(durations: list[float]) -> Histogram:

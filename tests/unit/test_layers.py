@@ -12,86 +12,33 @@ import asyncpool
 
 ROOT = Path(asyncpool.__file__).parent
 FLOORS = [
-    ["errors", "faults", "_settings", "_connector", "_stacks", "_histogram", "_redact", "_events"],
-    ["_lexer", "_keywords", "_functions"],
-    ["_plain_reads", "_advice"],
+    ["errors", "faults"],
     ["_sql"],
-    ["_backoff", "stats", "insight"],
-    ["_entry", "_waiters"],
-    ["_budget"],
-    ["_ledger"],
-    ["_crew"],
-    ["_stock"],
-    ["_refusals", "_news"],
-    ["_check", "_vigil"],
     ["_core"],
-    ["_keeper"],
-    [
-        "_leaks",
-        "_insight",
-        "_explain",
-        "_dsn",
-        "_cancel",
-        "_watch",
-        "_wire",
-        "_cursor",
-        "connection",
-        "_bond",
-        "_callbacks",
-        "_conninfo",
-        "_psycopg",
-        "_process",
-        "_keys",
-        "_hints",
-        "_generators",
-        "_ending",
-        "_session",
-        "_contexts",
-        "_profiles",
-        "_request",
-        "_statement_cache",
-        "_channel",
-        "_answer",
-        "_dispatcher",
-        "_oneshot",
-        "_overrides",
-        "health",
-        "_terms",
-        "sizing",
-        "pool",
-        "null_pool",
-    ],
+    ["stats"],
+    ["insight"],
+    ["_psycopg"],
+    ["_diagnostics"],
+    ["_pipeline"],
+    ["_blocks"],
+    ["health", "sizing"],
+    ["pool"],
+    ["null_pool"],
     ["manager"],
     ["__init__"],
 ]
-FLOOR = {module: number for number, floor in enumerate(FLOORS) for module in floor}
+"""Packages and public modules, from the ground up."""
+FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
+PACKAGES = [room for room in FLOOR if (ROOT / room).is_dir()]
 ANNEXES = {
     "cli": {"asyncpool", "asyncpool.testing"},
     "inspector": {"asyncpool"},
     "integrations": {"asyncpool"},
     "metrics": {"asyncpool"},
-    "testing": {"asyncpool", "asyncpool._lexer"},
+    "testing": {"asyncpool", "asyncpool._sql.lexer"},
 }
 """What each may import besides its own modules: public names only, never one another's insides; but
 what tells statements apart for the tests' server is the lexer that the pool has."""
-GENERIC = [
-    "_connector",
-    "_entry",
-    "_waiters",
-    "_budget",
-    "_ledger",
-    "_crew",
-    "_stock",
-    "_stacks",
-    "_redact",
-    "_events",
-    "_news",
-    "_refusals",
-    "_check",
-    "_vigil",
-    "_core",
-    "_keeper",
-]
 
 
 def imports(path: Path) -> Iterator[tuple[str, str]]:
@@ -106,49 +53,51 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
             yield from ((source, alias.name) for alias in node.names)
 
 
-def rooms(path: Path) -> set[str]:
-    """The modules of ours that a file imports."""
-    found = set()
+def modules(path: Path) -> Iterator[list[str]]:
+    """Every module of ours that a file imports, as the parts of its path below `asyncpool`."""
     for source, name in imports(path):
-        parts = source.split(".")
-        if parts[0] != "asyncpool":
-            continue
-        inner = parts[1] if len(parts) > 1 else name
-        found.add(inner if inner in FLOOR or inner in ANNEXES else "__init__")
-    return found
+        first, *parts = source.split(".")
+        if first == "asyncpool":
+            found = [*parts, name]
+            is_module = (ROOT / "/".join(found)).with_suffix(".py").is_file()
+            yield found if is_module else parts or ["__init__"]
+
+
+def rooms(path: Path) -> set[str]:
+    """The packages and public modules that a file imports from."""
+    return {parts[0] for parts in modules(path)}
 
 
 def files(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
+def files_of(room: str) -> list[Path]:
+    return files(room) if room in PACKAGES else [ROOT / f"{room}.py"]
+
+
 def test_every_module_has_its_floor() -> None:
     """A new one is given its place here."""
-    assert {path.stem for path in ROOT.glob("*.py")} == FLOOR.keys()
-    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == ANNEXES.keys()
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert {path.stem for path in ROOT.glob("*.py")} | packages == FLOOR.keys() | ANNEXES.keys()
 
 
-@pytest.mark.parametrize("module", FLOOR)
-def test_a_module_imports_from_its_own_floor_and_below(module: str) -> None:
+@pytest.mark.parametrize("room", FLOOR)
+def test_a_room_imports_from_floors_below_it(room: str) -> None:
     """Under TYPE_CHECKING and inside functions too; never an annex."""
-    above = {
-        room
-        for room in rooms(ROOT / f"{module}.py")
-        if room in ANNEXES or FLOOR[room] > FLOOR[module]
+    for path in files_of(room):
+        others = rooms(path) - {room}
+        above = {each for each in others if each in ANNEXES or FLOOR[each] >= FLOOR[room]}
+        assert not above, f"{path.relative_to(ROOT)} imports from {above}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_there_is_no_circle_inside_a_package(package: str) -> None:
+    """Taking away whichever module needs no other leaves none."""
+    needs = {
+        path.stem: {parts[1] for parts in modules(path) if parts[0] == package and parts[1:]}
+        for path in files(package)
     }
-    assert not above
-
-
-@pytest.mark.parametrize("module", FLOORS[0])
-def test_the_ground_floor_imports_nothing_of_ours(module: str) -> None:
-    """It is words only."""
-    assert rooms(ROOT / f"{module}.py") == set()
-
-
-@pytest.mark.parametrize("floor", FLOORS, ids=lambda floor: floor[0])
-def test_there_is_no_cycle_on_a_floor(floor: list[str]) -> None:
-    """Taking away whoever needs no other leaves nobody."""
-    needs = {module: rooms(ROOT / f"{module}.py") & set(floor) for module in floor}
     while free := [module for module, others in needs.items() if not others]:
         for module in free:
             del needs[module]
@@ -157,11 +106,10 @@ def test_there_is_no_cycle_on_a_floor(floor: list[str]) -> None:
     assert not needs
 
 
-@pytest.mark.parametrize("module", GENERIC)
-def test_the_generic_core_knows_no_psycopg(module: str) -> None:
-    """Which is what lets the simulator run it."""
-    drivers = {source.split(".")[0] for source, _ in imports(ROOT / f"{module}.py")}
-    assert "psycopg" not in drivers
+def test_the_core_knows_no_driver() -> None:
+    """The simulator runs it with a fake one."""
+    known = {source.split(".")[0] for path in files("_core") for source, _ in imports(path)}
+    assert "psycopg" not in known
 
 
 @pytest.mark.parametrize(

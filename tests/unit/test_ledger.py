@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from asyncpool import _ledger
-from asyncpool._entry import DOOMED, Entry, State
-from asyncpool._ledger import Ledger
-from asyncpool._settings import Settings
-from asyncpool._waiters import Waiter
+from asyncpool._core import ledger as _ledger
+from asyncpool._core.entry import DOOMED, Entry, State
+from asyncpool._core.ledger import Ledger
+from asyncpool._core.settings import Settings
+from asyncpool._core.wait_queue import Waiter
 from tests.unit._tools import join
 
 Books = Ledger[str]

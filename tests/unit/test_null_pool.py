@@ -11,11 +11,11 @@ import anyio
 import pytest
 
 from asyncpool import AsyncNullConnectionPool
-from asyncpool._core import Core
-from asyncpool._entry import State
-from asyncpool._explain import explain
-from asyncpool._insight import snapshot
-from asyncpool._settings import UNBOUNDED, Settings, sizes
+from asyncpool._core.entry import State
+from asyncpool._core.pool import Core
+from asyncpool._core.settings import UNBOUNDED, Settings, sizes
+from asyncpool._diagnostics.explain import explain
+from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.errors import PoolClosed, PoolTimeout, PoolUnavailable, TooManyRequests
 from tests.sim.fake import FakeConn
 from tests.unit._tools import (

@@ -11,8 +11,8 @@ from itertools import pairwise
 import psycopg
 import pytest
 
-from asyncpool._backoff import GRACE
-from asyncpool._entry import DOOMED
+from asyncpool._core.entry import DOOMED
+from asyncpool._core.outage import GRACE
 from asyncpool.errors import PoolTimeout, PoolUnavailable
 from asyncpool.faults import Fault, classify
 from tests.unit._tools import (

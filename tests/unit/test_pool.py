@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout, ReleaseError
-from asyncpool._core import Core
+from asyncpool._core.pool import Core
 from tests.sim.fake import FakeConn
 from tests.unit._tools import Driver, settle, virtual_time
 

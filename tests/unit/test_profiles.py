@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from asyncpool._profiles import FARTHEST, KEPT, LONG, PROBATION, Profile, Profiles
-from asyncpool._request import Request
+from asyncpool._pipeline.profiles import FARTHEST, KEPT, LONG, PROBATION, Profile, Profiles
+from asyncpool._pipeline.request import Request
 
 
 def way(profile: Profile) -> tuple[bool, bool]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from asyncpool._settings import Settings, count, duration, sizes
+from asyncpool._core.settings import Settings, count, duration, sizes
 
 GOOD: dict[str, Any] = {
     "name": "test",

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from psycopg import sql
 from psycopg._encodings import py_codecs
 
-from asyncpool._lexer import statements
-from asyncpool._sql import LONG, MISLEADING, Kind, classify, text_of
+from asyncpool._sql.kinds import LONG, MISLEADING, Kind, classify, text_of
+from asyncpool._sql.lexer import statements
 
 from ._statements import NEWER, OTHERS, PARAMETERS, READS, SINGLES, lines
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from psycopg import sql
 
-from asyncpool._sql import Kind, classify, text_of
+from asyncpool._sql.kinds import Kind, classify, text_of
 
 if sys.version_info >= (3, 14):
     from string.templatelib import Interpolation, Template

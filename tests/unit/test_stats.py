@@ -8,8 +8,9 @@ from typing import Any
 import psycopg_pool
 import pytest
 
-from asyncpool._histogram import Histogram
-from asyncpool.stats import COUNTED, TIMES, PoolStats, Times, psycopg_keys, since, times
+from asyncpool._core.counters import COUNTED, TIMES
+from asyncpool._core.histogram import Histogram
+from asyncpool.stats import PoolStats, Times, psycopg_keys, since, times
 
 KNOWN: dict[str, Any] = {"name": "main", **dict.fromkeys(TIMES, Times())}
 ZERO = PoolStats(

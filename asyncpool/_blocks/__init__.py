@@ -1,0 +1,1 @@
+"""What stands behind `async with pool...` and behind the one-shot methods."""

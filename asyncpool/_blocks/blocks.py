@@ -1,0 +1,495 @@
+"""What stands behind `async with pool...`: borrow, hand out, end the work, return.
+
+Nothing here waits between taking a connection and its owner knowing it, nor between the end of the
+work and its return. A block that fails is rolled back by the pool's own task, not by its borrower.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from asyncio import current_task
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from functools import partial
+from types import TracebackType
+from typing import Any, Generic, Protocol
+
+import psycopg
+
+from asyncpool._blocks.commit import (
+    closed,
+    come_to_rest,
+    commit,
+    failed,
+    has_failed,
+    put_back,
+    require_ended_idle,
+    see_through,
+    turn,
+    warn_of_open_work,
+)
+from asyncpool._blocks.generators import enclosing
+from asyncpool._blocks.session import Join, Session
+from asyncpool._core.entry import Entry
+from asyncpool._core.pool import Core
+from asyncpool._core.stacks import Trace, three
+from asyncpool._psycopg.driver import ACT, PsycopgConnector
+from asyncpool.errors import PoolError, ReleaseError
+
+Exc = type[BaseException] | None
+
+JOINED = 0
+"""In place of a lease's number, which is never 0."""
+
+
+class Lender(Protocol[ACT]):
+    """What the blocks need of the pool."""
+
+    close_returns: bool
+    _core: Core[ACT]
+    _connector: PsycopgConnector[ACT]
+    _modes: dict[ACT, bool]
+    """The mode that a lent connection is put back to when it is returned in another."""
+    _sessions: dict[object, Session[ACT]]
+    """Those of this moment, each by its task and by its connection."""
+
+    async def getconn(self, timeout: float | None = None) -> ACT:
+        """Borrow."""
+        ...
+
+    async def _borrow_conn(self, timeout: float | None) -> ACT:
+        """Borrow for a block or a one-shot, by what a subclass has changed, if anything."""
+        ...
+
+    async def _return_conn(
+        self,
+        conn: ACT,
+        *,
+        failing: bool,
+        first: Callable[[], Awaitable[object]] | None = None,
+        as_is: bool = False,
+    ) -> None:
+        """Return it, likewise; with work that the pool is to do first."""
+        ...
+
+    def _lend_now(self) -> ACT | None:
+        """Borrow what is idle, if anything is."""
+        ...
+
+    def _ensure_open(self) -> None: ...
+
+    def _give_back(
+        self, conn: ACT, *, failing: bool, first: Callable[[], Awaitable[object]] | None = None
+    ) -> None: ...
+
+
+class Lease(Generic[ACT]):
+    """`pool.connection()`: a connection for a block, committed at its end, rolled back on error.
+
+    Whoever makes one sets its pool and timeout: an `__init__` takes 4 % of a borrowing's time.
+    """
+
+    __slots__ = ("_entry", "_join", "_number", "_pool", "_timeout")
+
+    _pool: Lender[ACT]
+    _timeout: float | None
+
+    async def __aenter__(self) -> ACT:
+        pool = self._pool
+        if pool._sessions and (session := pool._sessions.get(current_task())) is not None:
+            self._join = await session.join(self._timeout)
+            self._entry, self._number = session.entry, JOINED
+            return session.conn
+        core = pool._core
+        entry = core.take_now() if core.ledger.idle else None
+        if entry is None:
+            if not core.usable:
+                pool._ensure_open()
+                core = pool._core
+            entry = await core.acquire_entry(self._timeout)
+        conn = entry.conn
+        conn._pool = pool  # type: ignore[assignment]
+        self._entry = entry
+        self._number = entry.uses
+        return conn
+
+    async def __aexit__(
+        self, kind: Exc, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        pool, entry = self._pool, self._entry
+        conn = entry.conn
+        if entry.uses == self._number and pool._core.release_now(conn):
+            conn._pool = None
+            return
+        if self._number == JOINED:
+            await self._join.leave(error)
+            return
+        if not is_still_lent(pool, conn, self._number):
+            complain(pool, conn, failing=kind is not None)
+            return
+        # Where close() has taken it, giving it back says so.
+        if kind is None and pool._core.lease_number(conn):
+            try:
+                await commit(pool._core, pool._connector, conn)
+            except BaseException:
+                pool._give_back(conn, failing=True)
+                raise
+        pool._give_back(conn, failing=kind is not None)
+
+    @property
+    def pool(self) -> Lender[ACT]:
+        """Where the connection comes from."""
+        return self._pool
+
+    @property
+    def joined(self) -> bool:
+        """Whether it is a block inside of a session, whose connection it uses."""
+        return self._number == JOINED
+
+    def hold_to_errors(self) -> None:
+        """Raise at the end, in place of a warning, where a block inside would commit in vain."""
+        self._join.strict = True
+
+    def holds(self) -> bool:
+        """Whether it is the block's still to return."""
+        if self.joined:
+            return self._join.is_open()
+        return is_still_lent(self._pool, self._entry.conn, self._number)
+
+    async def give_up(self, first: Callable[[], Awaitable[object]]) -> None:
+        """End a block that has failed, with work that the pool is to do for it."""
+        if self.joined:
+            await self._join.leave(psycopg.Rollback(), first=first)
+        elif self.holds():
+            self._pool._give_back(self._entry.conn, failing=True, first=first)
+
+
+class TracedLease(Lease[ACT]):
+    """The same where it is noted who borrows, for a pool with a `leak_timeout`."""
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> ACT:
+        # What the other does with an idle connection, and `note`, written out: two calls less.
+        pool = self._pool
+        core = pool._core
+        entry = core.take_now() if core.ledger.idle and not pool._sessions else None
+        if entry is None:
+            conn = await super().__aenter__()
+            if not self.joined:
+                note(self._entry, three(sys._getframe(1)))
+            return conn
+        lent: Any = entry.conn
+        lent._pool = pool
+        lent._traced, lent._last_said = True, None
+        self._entry = entry
+        self._number = entry.traced_in = entry.uses
+        entry.trace = three(sys._getframe(1))
+        return entry.conn
+
+
+def note(entry: Entry[ACT], trace: Trace) -> None:
+    """Note where a connection was borrowed."""
+    entry.trace, entry.traced_in = trace, entry.uses
+    conn: Any = entry.conn
+    conn._traced, conn._last_said = True, None
+
+
+class Transaction(Generic[ACT]):
+    """`pool.transaction()`: a connection for a block that is one explicit transaction."""
+
+    __slots__ = ("_conn", "_join", "_number", "_pool", "_timeout", "_transaction")
+
+    def __init__(self, pool: Lender[ACT], timeout: float | None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._join: Join[ACT] | None = None
+
+    async def __aenter__(self) -> ACT:
+        if (session := self._pool._sessions.get(current_task())) is not None:
+            self._join = await session.join(self._timeout, begin=True)
+            return session.conn
+        self._join = None
+        conn = await self._pool.getconn(self._timeout)
+        self._number = self._pool._core.bind(conn)
+        try:
+            self._transaction = conn.transaction()
+            await self._transaction.__aenter__()
+        except BaseException:
+            self._pool._give_back(conn, failing=True)
+            raise
+        self._conn = conn
+        return conn
+
+    async def __aexit__(
+        self, kind: Exc, error: BaseException | None, tb: TracebackType | None
+    ) -> bool:
+        if self._join is not None:
+            return await self._join.leave(error)
+        pool, conn, end = self._pool, self._conn, self._transaction.__aexit__
+        if not is_still_lent(pool, conn, self._number):
+            complain(pool, conn, failing=kind is not None)
+            return False
+        if not pool._core.lease_number(conn):
+            pool._give_back(conn, failing=kind is not None)
+            return False
+        if kind is None:
+            await self._come_to_rest()
+        broken = kind is None and (conn.closed or has_failed(conn))
+        if broken or (kind is not None and not isinstance(error, psycopg.Rollback)):
+            refusal = closed(conn) if conn.closed else failed(conn)
+            # With an exception of our own: theirs would lose its traceback over there.
+            undo = partial(end, psycopg.Rollback, psycopg.Rollback(), None)
+            pool._give_back(conn, failing=True, first=undo)
+            if broken:
+                raise refusal
+            return False
+        try:
+            handled = bool(await see_through(partial(end, kind, error, tb)))
+        except BaseException:
+            pool._give_back(conn, failing=True)
+            raise
+        pool._give_back(conn, failing=False)
+        return handled
+
+    async def _come_to_rest(self) -> None:
+        try:
+            await come_to_rest(self._pool._connector, self._conn)
+        except BaseException:
+            self._pool._give_back(self._conn, failing=True)
+            raise
+
+
+class Cursor(Generic[ACT]):
+    """`pool.cursor()`: a cursor on a connection of its own, for a block.
+
+    Args:
+        lease: where the connection comes from.
+        make: makes the cursor.
+        autocommit: the mode for as long as the block lasts; None: the connection's own.
+    """
+
+    __slots__ = ("_autocommit", "_conn", "_cursor", "_first", "_lease", "_make", "_turned")
+
+    def __init__(
+        self, lease: Lease[ACT], make: Callable[[ACT], Any], autocommit: bool | None = None
+    ) -> None:
+        self._lease = lease
+        self._make = make
+        self._autocommit = autocommit
+
+    async def __aenter__(self) -> Any:
+        conn = self._conn = await self._lease.__aenter__()
+        self._turned = False
+        try:
+            if self._autocommit is not None:
+                self._turned = await turn(conn, autocommit=self._autocommit)
+            if self._turned:
+                modes = self._lease.pool._modes
+                self._first = conn not in modes
+                modes.setdefault(conn, not self._autocommit)
+            self._cursor = self._make(conn)
+        except BaseException as error:
+            await self._end(type(error), error, None)
+            raise
+        return self._cursor
+
+    async def __aexit__(
+        self, kind: Exc, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                await see_through(self._cursor.close)
+                if self._turned and self._lease.holds():
+                    pool = self._lease.pool
+                    await commit(pool._core, pool._connector, self._conn)
+        except BaseException as failure:
+            await self._end(type(failure), failure, None)
+            raise
+        await self._end(kind, error, tb)
+
+    async def _end(self, kind: Exc, error: BaseException | None, tb: TracebackType | None) -> None:
+        lease = self._lease
+        if self._turned and lease.holds() and not self._conn.closed:
+            if self._first:  # else one around it, in a session, knows what the mode was
+                lease.pool._modes.pop(self._conn, None)
+            mode = not self._autocommit
+            first = await put_back(lease.pool._connector, self._conn, autocommit=mode)
+            if first is not None:
+                await lease.give_up(first)
+                return
+        await lease.__aexit__(kind, error, tb)
+
+
+class SessionBlock(Generic[ACT]):
+    """`pool.session()`: a connection for a block, and for all that its task borrows inside."""
+
+    __slots__ = ("_lease", "_pool", "_session")
+
+    def __init__(self, pool: Lender[ACT], lease: Lease[ACT]) -> None:
+        self._pool = pool
+        self._lease = lease
+        self._session: Session[ACT] | None = None
+
+    async def __aenter__(self) -> ACT:
+        if (task := current_task()) is None:
+            msg = "a session is a task's, and none runs here"
+            raise PoolError(msg)
+        pool, lease = self._pool, self._lease
+        conn = await lease.__aenter__()
+        self._session = None
+        if lease.joined:
+            lease.hold_to_errors()
+            return conn
+        try:
+            self._session = session = Session(pool._core, pool._connector, conn, task)
+        except KeyError as error:
+            msg = f"a session needs a connection that the pool has lent: {conn!r} is none"
+            await lease.__aexit__(KeyError, error, None)
+            raise PoolError(msg) from None
+        pool._sessions[task] = pool._sessions[conn] = session
+        for generator in enclosing(sys._getframe(1), task.get_loop()):
+            session.watch(generator, partial(_take_out, pool, session, task))
+        return conn
+
+    async def __aexit__(
+        self, kind: Exc, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        lease, session = self._lease, self._session
+        if session is None:
+            await lease.__aexit__(kind, error, tb)
+            return
+        pool, conn = self._pool, session.conn
+        _take_out(pool, session, session.task)
+        _take_out(pool, session, conn)
+        if session.is_calm and conn not in pool._modes:
+            await lease.__aexit__(kind, error, tb)
+            return
+        undo_all: Callable[[], Awaitable[object]] = session.undo_all
+        if (mode := pool._modes.pop(conn, None)) is not None:
+            turn_back = partial(pool._connector.turn_back, conn, autocommit=mode)
+            undo_all = partial(session.undo_all, turn_back)
+        try:
+            if kind is None and (session.lost or (session.busy and session.holds())):
+                await session.ready(None)
+            elif kind is None and session.holds():
+                await come_to_rest(pool._connector, conn)
+        except BaseException:
+            await lease.give_up(undo_all)
+            raise
+        undone = session.undone_outside() if kind is GeneratorExit else None
+        unfinished: psycopg.Error | None = session.unfinished(turned=mode is not None)
+        if unfinished is None and kind is None and session.holds() and has_failed(conn):
+            unfinished = failed(conn)
+        if unfinished is None and mode is None and not (session.busy and session.holds()):
+            await lease.__aexit__(kind, error, tb)
+        else:
+            await lease.give_up(undo_all)
+            if unfinished is not None and kind is None:
+                raise unfinished
+        if undone is not None:
+            # The task that has been told that its work is done may not be the one that is here.
+            pool._core.stock.tell("work undone", str(undone), logging.ERROR)
+            raise undone
+
+
+def _take_out(pool: Lender[ACT], session: Session[ACT], key: object, *_: object) -> None:
+    """Let a session be found by its task, or by its connection, no more."""
+    if pool._sessions.get(key) is session:
+        del pool._sessions[key]
+
+
+class Acquisition(Coroutine[Any, Any, ACT]):
+    """`pool.acquire()`: to be awaited, or entered with `async with`, which returns it at the end.
+
+    It is a coroutine like any other, so that `asyncio.create_task` and `wait_for` take it.
+    """
+
+    __slots__ = ("_conn", "_coroutine", "_get", "_number", "_pool", "_timeout")
+
+    def __init__(
+        self,
+        pool: Lender[ACT],
+        timeout: float | None,
+        get: Callable[[float | None], Coroutine[Any, Any, ACT]] | None = None,
+    ) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._get = get
+        """The function that borrows, where a subclass of the pool has changed that."""
+        self._coroutine: Coroutine[Any, Any, ACT] | None = None
+
+    def _started(self) -> Coroutine[Any, Any, ACT]:
+        if self._coroutine is None:
+            self._coroutine = (self._get or self._pool.getconn)(self._timeout)
+        return self._coroutine
+
+    def __await__(self) -> Generator[Any, Any, ACT]:
+        pool = self._pool
+        if self._coroutine is None and self._get is None and not pool._sessions:
+            conn = pool._lend_now()
+            if conn is not None:
+                return conn
+        return (yield from self._started().__await__())
+
+    def send(self, value: Any) -> Any:
+        """See `Coroutine`."""
+        return self._started().send(value)
+
+    def throw(self, *args: Any) -> Any:
+        """See `Coroutine`."""
+        return self._started().throw(*args)
+
+    def close(self) -> None:
+        """See `Coroutine`."""
+        if self._coroutine is not None:
+            self._coroutine.close()
+
+    async def __aenter__(self) -> ACT:
+        conn = self._conn = await self
+        core = self._pool._core
+        self._number = core.bind(conn) if core.lease_number(conn) else 0
+        return conn
+
+    async def __aexit__(
+        self, kind: Exc, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        pool, conn = self._pool, self._conn
+        if not self._number or is_still_lent(pool, conn, self._number):
+            await self._end(conn, failing=kind is not None)
+        else:
+            complain(pool, conn, failing=kind is not None)
+
+    async def _end(self, conn: ACT, *, failing: bool) -> None:
+        pool = self._pool
+        plain = self._get is None and not (pool._sessions or pool._modes)
+        if plain and pool._core.release_now(conn):
+            conn._pool = None
+            return
+        if not failing and pool._core.lease_number(conn) and conn not in pool._sessions:
+            warn_of_open_work(pool._core, conn)
+            try:
+                require_ended_idle(conn)
+            except BaseException:
+                await pool._return_conn(conn, failing=True)
+                raise
+        await pool._return_conn(conn, failing=failing, as_is=True)
+
+
+def is_still_lent(pool: Lender[ACT], conn: ACT, number: int) -> bool:
+    """Whether a block's connection is still in that lease, or was taken from it by `close()`,
+    or by the end of its event loop.
+
+    If not, the block itself has returned it, and another may have it by now.
+    """
+    owner: object = conn._pool
+    lease = pool._core.lease_number(conn)
+    taken = pool._core.closed or conn in pool._core.left_behind
+    return owner is pool and (lease == number or (not lease and taken))
+
+
+def complain(pool: Lender[ACT], conn: ACT, *, failing: bool) -> None:
+    """Raise for a block that has returned its connection, where `conn.close()` is no reason."""
+    if not pool.close_returns and not failing:
+        msg = f"{conn!r} was returned inside of the block that it was lent to"
+        raise ReleaseError(msg)

@@ -1,0 +1,271 @@
+"""How blocks and one-shots go through the methods that a subclass of the pool has changed.
+
+`connection` stands on `getconn` and `putconn`, as in psycopg_pool; other blocks and one-shots stand
+on `connection`. A method of a subclass that calls another one of these gets the pool's own, so that
+none of them ends in itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from asyncio import current_task
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from types import CodeType, FrameType, TracebackType
+from typing import Any, Generic
+
+import psycopg
+
+from asyncpool._blocks.blocks import JOINED, Exc, Lease, complain, is_still_lent
+from asyncpool._blocks.commit import closed, come_to_rest, commit, failed, has_failed, see_through
+from asyncpool._psycopg.driver import ACT
+from asyncpool.errors import PoolError
+
+FOREIGN = -1
+"""In place of a lease's number, for what a subclass has put round a connection."""
+NAMES = ("connection", "getconn", "putconn", "acquire", "release")
+
+
+class Overrides:
+    """Which methods the class of a pool has changed.
+
+    Args:
+        own: the class.
+        originals: the pool's own methods, by their names.
+    """
+
+    def __init__(self, own: type, originals: Mapping[str, object]) -> None:
+        self._codes: dict[str, CodeType | None] = {
+            name: _code_of(getattr(own, name))
+            for name in NAMES
+            if getattr(own, name) is not originals[name]
+        }
+        self._returning: set[object] = set()
+        """The connections for which such a method is called."""
+
+    def __bool__(self) -> bool:
+        return bool(self._codes)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._codes
+
+    def applies(self, name: str) -> bool:
+        """Whether that method is changed, and is not what calls now."""
+        if name not in self._codes:
+            return False
+        code = self._codes[name]
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and code is not None:
+            if frame.f_code is code:
+                return False
+            frame = frame.f_back
+        return code is not None
+
+    def leads(self, name: str, other: str, conn: object) -> bool:
+        """Whether the pool's own method of one name is to return a connection by the other."""
+        alone = other in self._codes and name not in self._codes
+        return alone and conn not in self._returning and self.applies(other)
+
+    async def give_back(self, pool: object, name: str, conn: object) -> None:
+        """Return a connection by the method of that name."""
+        self._returning.add(conn)
+        try:
+            await getattr(pool, name)(conn)
+        finally:
+            self._returning.discard(conn)
+
+
+def _code_of(method: Any) -> CodeType | None:
+    """Code by which a call of a method can be seen among the frames."""
+    return getattr(inspect.unwrap(method), "__code__", None)
+
+
+async def borrow(pool: Any, timeout: float | None) -> Any:
+    """A connection by `getconn` or `acquire`, whichever is changed."""
+    for name in ("getconn", "acquire"):
+        if pool._changed.applies(name):
+            return await getattr(pool, name)(timeout=timeout)
+    return await pool._borrow(timeout)
+
+
+async def give_back(
+    pool: Any, conn: Any, *, failing: bool, first: Callable[[], Awaitable[object]] | None = None
+) -> None:
+    """Return a connection by `putconn` or `release`, whichever is changed.
+
+    It is rolled back before, where its block has failed.
+    """
+    changed = pool._changed
+    name = next((each for each in ("putconn", "release") if each in changed), None)
+    if name is None:
+        pool._give_back(conn, failing=failing, first=first)
+        return
+    first = first or pool._firsts.pop(conn, None)
+    if first is None and failing and not pool._connector.is_clean(conn):
+        first = partial(pool._connector.roll_back, conn)
+    try:
+        if first is not None:
+            with suppress(Exception):  # the pool finds out whatever it is
+                await see_through(first)
+    finally:
+        try:
+            await changed.give_back(pool, name, conn)
+        except PoolError as error:
+            if not failing:
+                raise
+            pool._core.stock.tell("return failed", str(error))
+
+
+class ByMethods(Lease[ACT]):
+    """`connection()` of a pool whose class has changed how one is borrowed or returned."""
+
+    __slots__ = ("_conn",)
+
+    async def __aenter__(self) -> ACT:
+        pool: Any = self._pool
+        if pool._sessions and current_task() in pool._sessions:
+            return await super().__aenter__()
+        conn: ACT = await borrow(pool, self._timeout)
+        self._conn = conn
+        self._number = pool._core.lease_number(conn) or FOREIGN
+        if self._number != FOREIGN:
+            pool._core.bind(conn)
+            self._entry = pool._core.ledger.leased[conn]
+        return conn
+
+    async def __aexit__(
+        self, kind: Exc, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self.joined:
+            await self._join.leave(error)
+            return
+        pool, conn = self._pool, self._conn
+        if not self.holds():
+            complain(pool, conn, failing=kind is not None)
+            return
+        if kind is None and self._is_ours():
+            try:
+                await commit(pool._core, pool._connector, conn)
+            except BaseException:
+                await give_back(pool, conn, failing=True)
+                raise
+        await give_back(pool, conn, failing=kind is not None)
+
+    def holds(self) -> bool:
+        """See `Lease`."""
+        if self.joined:
+            return self._join.is_open()
+        return self._number == FOREIGN or is_still_lent(self._pool, self._conn, self._number)
+
+    async def give_up(self, first: Callable[[], Awaitable[object]]) -> None:
+        """See `Lease`."""
+        if self.joined:
+            await self._join.leave(psycopg.Rollback(), first=first)
+        elif self.holds():
+            await give_back(self._pool, self._conn, failing=True, first=first)
+
+    def _is_ours(self) -> bool:
+        return self._number == FOREIGN or bool(self._pool._core.lease_number(self._conn))
+
+
+class ByConnection(ByMethods[ACT]):
+    """The block that others are built on where a subclass has changed `connection`.
+
+    Args:
+        pool: the pool.
+        manager: what `connection` has returned.
+    """
+
+    __slots__ = ("_manager",)
+
+    def __init__(self, pool: Any, manager: Any) -> None:
+        self._pool = pool
+        self._manager = manager
+
+    async def __aenter__(self) -> ACT:
+        pool = self._pool
+        session = pool._sessions.get(current_task()) if pool._sessions else None
+        conn: ACT = await self._manager.__aenter__()
+        self._conn = conn
+        self._number = pool._core.lease_number(conn) or FOREIGN
+        if session is not None and session.conn is conn and (join := session.innermost):
+            self._number, self._join = JOINED, join
+        elif self._number != FOREIGN:
+            self._entry = pool._core.ledger.leased[conn]
+        return conn
+
+    async def __aexit__(
+        self, kind: Exc, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._manager.__aexit__(kind, error, tb)
+
+    async def give_up(self, first: Callable[[], Awaitable[object]]) -> None:
+        """See `Lease`."""
+        pool: Any = self._pool
+        if self.joined:
+            self._join.first = first
+        else:
+            pool._firsts[self._conn] = first
+        error = psycopg.Rollback()
+        try:
+            with suppress(psycopg.Rollback):
+                await self._manager.__aexit__(type(error), error, None)
+        finally:
+            pool._firsts.pop(self._conn, None)
+
+
+class OnLease(Generic[ACT]):
+    """`transaction()` of a pool whose class has changed how one is borrowed or returned.
+
+    Args:
+        lease: where the connection comes from.
+    """
+
+    __slots__ = ("_conn", "_lease", "_transaction")
+
+    def __init__(self, lease: Lease[ACT]) -> None:
+        self._lease = lease
+
+    async def __aenter__(self) -> ACT:
+        conn = self._conn = await self._lease.__aenter__()
+        try:
+            self._transaction = conn.transaction()
+            await self._transaction.__aenter__()
+        except BaseException as error:
+            await self._lease.__aexit__(type(error), error, None)
+            raise
+        return conn
+
+    async def __aexit__(
+        self, kind: Exc, error: BaseException | None, tb: TracebackType | None
+    ) -> bool:
+        lease, conn = self._lease, self._conn
+        if not lease.holds():
+            await lease.__aexit__(kind, error, tb)
+            return False
+        refusal = None
+        try:
+            if kind is None:
+                await come_to_rest(lease.pool._connector, conn)
+                refusal = _refusal(conn)
+            if refusal is not None:
+                kind, error = type(refusal), refusal
+            handled = bool(await see_through(partial(self._transaction.__aexit__, kind, error, tb)))
+        except BaseException as failure:
+            await lease.__aexit__(type(failure), failure, None)
+            raise
+        if handled:
+            kind, error, tb = None, None, None
+        await lease.__aexit__(kind, error, tb)
+        if refusal is not None:
+            raise refusal
+        return handled
+
+
+def _refusal(conn: psycopg.AsyncConnection[Any]) -> psycopg.Error | None:
+    """Why a transaction cannot be committed."""
+    if conn.closed:
+        return closed(conn)
+    return failed(conn) if has_failed(conn) else None

@@ -1,0 +1,1 @@
+"""The pool for any driver, which knows no psycopg. Everything here is private."""

@@ -1,0 +1,163 @@
+"""A look, now and then, at who has connections: while others wait, and at those lent for long.
+
+It finds tasks that hold all connections and wait for one more, leases whose borrower is gone, and
+those that last longer than they may. None of it is looked for while a connection is lent or
+returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import weakref
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any, Generic
+
+from asyncpool._core.driver import C
+from asyncpool._core.entry import Entry
+from asyncpool._core.events import fields
+from asyncpool._core.refusals import Refusals
+from asyncpool._core.store import Stock
+
+logger = logging.getLogger("asyncpool")
+
+PAUSE = 0.25
+"""Seconds between two looks while somebody waits."""
+
+
+class Vigil(Generic[C]):
+    """The looks at one pool.
+
+    Args:
+        stock: the connections.
+        refusals: what is said to who waits in vain.
+        on_leak: called once a lease that lasts too long, or is never to be returned.
+        listens: whether a connection is of use though nobody has it.
+    """
+
+    def __init__(
+        self,
+        stock: Stock[C],
+        refusals: Refusals,
+        on_leak: Callable[[Entry[C], str], None] | None,
+        listens: Callable[[C], bool],
+    ) -> None:
+        self._stock = stock
+        self._ledger = stock.ledger
+        self._refusals = refusals
+        self._on_leak = on_leak
+        self._listens = listens
+        self.timer: asyncio.TimerHandle | None = None
+        """None: nobody waits, as far as is known."""
+        self._leases = 0
+        """How many there had been at the last look."""
+
+    def begin(self) -> None:
+        """Somebody waits: look, from time to time, until nobody does."""
+        self._leases = self._ledger.leases
+        self.timer = asyncio.get_running_loop().call_later(
+            PAUSE, _look, weakref.ref(self), context=Context()
+        )
+
+    def stop(self) -> None:
+        """Leave no timer behind."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def look(self) -> None:
+        """See whether those who wait ever will be served."""
+        self.timer = None
+        ledger, before = self._ledger, self._leases
+        if not ledger.line.length:
+            return
+        self.begin()
+        self._stock.settle_times()
+        self.take_back()
+        if self._leases == before:
+            self._break_deadlock()
+
+    def take_back(self) -> None:
+        """Take back what was never returned, and nobody has a reference to any more."""
+        for entry in list(self._ledger.leased.values()):
+            holder = entry.holder
+            if isinstance(holder, asyncio.Task) and holder.done():
+                # Not the task itself: its outcome may be what has the connection.
+                entry.holder = holder.get_name()
+            # A block returns its connection by itself.
+            bare = entry.loose_in == entry.uses and isinstance(entry.holder, str)
+            if bare and not self._listens(entry.conn) and _is_forgotten(entry):
+                self._report(entry, "was never returned, and is taken back")
+                self._stock.count_use(entry)
+                if self._ledger.take_back(entry.conn) is not None:
+                    self._stock.crew.spawn(self._stock.clean(entry, None), "reset")
+
+    def report_overdue(self) -> None:
+        """Tell of each lease that has lasted for longer than it may, once."""
+        for entry in self._ledger.overdue(self._stock.time()):
+            self._report(entry, "is lent for longer than leak_timeout")
+
+    def _report(self, entry: Entry[C], what: str) -> None:
+        if entry.reported_in != entry.uses:
+            entry.reported_in = entry.uses
+            self._stock.counters.leaks += 1
+        if self._on_leak is not None:
+            try:
+                self._on_leak(entry, what)
+            except Exception:
+                name = self._stock.name
+                text = "pool %r: a leak could not be told of"
+                logger.exception(text, name, extra=fields(name, "leak"))
+
+    def _break_deadlock(self) -> None:
+        """Where all connections are held by tasks that wait for one more, the last is told so.
+
+        Only blocks count: what was borrowed by a bare `acquire` may be another task's to return.
+        """
+        ledger = self._ledger
+        if len(ledger.leased) < max(ledger.size, ledger.settings.max_size):
+            return
+        holders: set[asyncio.Task[Any]] = set()
+        for entry in ledger.leased.values():
+            if not isinstance(entry.holder, asyncio.Task) or entry.loose_in == entry.uses:
+                return
+            holders.add(entry.holder)
+        found = [each for each in ledger.line if each.task in holders]
+        if len({each.task for each in found}) == len(holders):
+            ledger.line.fail(found[-1], self._refusals.deadlock(sorted(holders, key=_name)))
+
+
+def _look(vigil: weakref.ref[Vigil[Any]]) -> None:
+    if (alive := vigil()) is not None:
+        alive.look()
+
+
+def _name(task: asyncio.Task[Any]) -> str:
+    return task.get_name()
+
+
+def _references(entry: Entry[Any]) -> int:
+    return sys.getrefcount(entry.conn)
+
+
+def _is_forgotten(entry: Entry[Any]) -> bool:
+    """Whether nobody but the pool has this leased connection."""
+    entry.kept = None  # it is out of date, and has it too
+    return _references(entry) <= LEAST
+
+
+class _Probe:
+    pass
+
+
+def _least() -> int:
+    """What `_references` says of a leased connection that nobody else has, on this Python."""
+    entry: Entry[Any] = Entry(0.0)
+    entry.conn = _Probe()
+    leased = {entry.conn: entry}
+    return _references(next(iter(leased.values())))
+
+
+LEAST = _least()

@@ -1,0 +1,286 @@
+"""Which connections exist, who has them, who waits: every decision, and not one await.
+
+It does no I/O and starts no task. The core asks, then acts on the answer. Five laws hold between
+any two of its calls:
+
+1. Idle connections and waiters are never both present.
+2. The size is `len(entries)`, counted from the reservation until the socket is closed.
+3. Nothing here awaits.
+4. One rule, `wanted`, says how many connections to open.
+5. All ways into service end in `give`; all ways out go through `strike_off`.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import insort
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Generic
+
+from asyncpool._core.budget import Budget
+from asyncpool._core.driver import C
+from asyncpool._core.entry import DOOMED, Entry, State
+from asyncpool._core.settings import Settings
+from asyncpool._core.wait_queue import Line, Waiter
+
+IDLE = State.IDLE
+LEASED = State.LEASED
+
+
+class Ledger(Generic[C]):
+    """The books of one pool."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        overdue: Callable[[Waiter[Entry[C]]], BaseException],
+        budget: Budget | None = None,
+    ) -> None:
+        self.settings = settings
+        self.budget = budget
+        """What it has in common with other pools."""
+        self.entries: set[Entry[C]] = set()
+        self.idle: list[Entry[C]] = []
+        """The stack of idle entries, the most recently used on top: the surplus ages below."""
+        self.leased: dict[C, Entry[C]] = {}
+        self.line: Line[Entry[C]] = Line(overdue)
+        self.opening = 0
+        self.late = 0
+        """Those of the opening that take so long that nobody should count on them."""
+        self.closing = 0
+        self._numbered = 0
+        """How many entries there were."""
+        self._past_leases = 0
+        """Leases of the entries that are struck off."""
+        self.shares = 0
+        """Leases that were no request by themselves: those who share are counted each."""
+        self.sparing = False
+        """Whether no connection is to be closed for its age, as none can be had in its place."""
+        self.oversize = False
+        """Whether there may be one too many: after a resize, or as the budget is short."""
+        self.sounding = False
+        """Whether somebody waits to see that a connection can be had, and wants none."""
+
+    @property
+    def size(self) -> int:
+        """Every entry that has, or may have, a socket."""
+        return len(self.entries)
+
+    @property
+    def waiting(self) -> int:
+        """Everybody who waits for a connection."""
+        return self.line.length
+
+    @property
+    def staying(self) -> int:
+        """The size less those that are on their way out."""
+        return len(self.entries) - self.closing
+
+    @property
+    def leases(self) -> int:
+        """How many times a connection was lent for one request."""
+        return self._past_leases + sum(entry.uses for entry in self.entries) - self.shares
+
+    def reserve(self, now: float) -> Entry[C]:
+        """A place for a connection that is about to be opened."""
+        assert len(self.entries) < self.settings.max_size, "bug: a place reserved above max_size"
+        self._numbered += 1
+        entry: Entry[C] = Entry(now, self._numbered)
+        self.entries.add(entry)
+        self.opening += 1
+        if self.budget is not None:
+            self.budget._spend(self)
+        return entry
+
+    def opened(self, entry: Entry[C], conn: C, now: float, expires_at: float) -> None:
+        """The connection of a reserved place is there; it is not in service yet."""
+        self._leave_opening(entry)
+        entry.conn = conn
+        entry.state = State.CLEANING
+        entry.opened_at = entry.used_at = entry.proved_at = now
+        entry.expires_at = expires_at
+
+    def is_late(self, entry: Entry[C]) -> None:
+        """Do not count on an opening entry any longer; it goes on all the same."""
+        assert entry.state is State.OPENING, "bug: only a connect can be late"
+        entry.late = True
+        self.late += 1
+
+    def take(self, now: float) -> Entry[C]:
+        """Lend the most recently used of the idle connections, of which there must be one."""
+        entry = self.idle.pop()
+        self._lend(entry, now)
+        return entry
+
+    def give(self, entry: Entry[C], now: float) -> bool:
+        """Put an entry into service: to the head of the line, or onto the stack.
+
+        False if it may not go on: past its life, one too many, or not to be kept.
+        """
+        if (entry.expires_at <= now and self._is_to_go(entry)) or (
+            self.oversize and self._is_too_many()
+        ):
+            return False
+        if self.line.length:
+            self._lend(entry, now)
+            return self.line.serve(entry)
+        if not self.settings.keeps_idle:
+            return False
+        entry.state = IDLE
+        if entry.used_at < now:
+            insort(self.idle, entry, key=_last_use)
+        else:
+            self.idle.append(entry)
+        return True
+
+    def take_back(self, conn: C) -> Entry[C] | None:
+        """End the lease of a connection; None when it is not lent out by this pool."""
+        entry = self.leased.pop(conn, None)
+        if entry is not None:
+            entry.state = State.CLEANING
+            entry.holder = None
+        return entry
+
+    def annul(self, entry: Entry[C]) -> None:
+        """Count a lease no more, for its request was not served by it; it may be closed by now."""
+        if entry.state is State.CLOSED:
+            self._past_leases -= 1
+        else:
+            entry.uses -= 1
+
+    def resize(self, min_size: int, max_size: int) -> list[Entry[C]]:
+        """New sizes from now on; returns the idle entries that are too many."""
+        self.settings = replace(self.settings, min_size=min_size, max_size=max_size)
+        self._is_too_many()
+        return self.idle[: max(0, self.staying - max_size)]
+
+    def drain(self, before: float = math.inf) -> list[Entry[C]]:
+        """Let none of the connections of before that instant be lent again; returns the idle ones.
+
+        One that was being opened then is among them.
+        """
+        for entry in self.entries:
+            if entry.opened_at <= before:
+                entry.doom()
+        return [entry for entry in self.idle if entry.opened_at <= before]
+
+    def withdraw(self, entry: Entry[C], state: State) -> None:
+        """Take an entry out of service, idle or leased or neither, into another state."""
+        if entry.state is IDLE:
+            self.idle.remove(entry)
+        elif entry.state is LEASED:
+            self.leased.pop(entry.conn, None)
+            entry.holder = None
+        elif entry.state is State.OPENING:
+            self._leave_opening(entry)
+        elif entry.state is State.CLOSING:
+            self.closing -= 1
+        if state is State.CLOSING:
+            self.closing += 1
+        entry.state = state
+
+    def strike_off(self, entry: Entry[C]) -> None:
+        """Forget an entry: its connection is closed, or never came to be."""
+        self.withdraw(entry, State.CLOSED)
+        self.entries.remove(entry)
+        self._past_leases += entry.uses
+        if self.budget is not None:
+            self.budget._earn(self)
+
+    def wanted(self) -> int:
+        """The one rule: how many connections should be opened now."""
+        size = len(self.entries)
+        limits = self.settings
+        asked = self.line.demand + self.sounding - (self.opening - self.late)
+        need = max(limits.min_size - size, asked)
+        need = min(limits.max_size - size, need)
+        if need > 0 and self.budget is not None:
+            need = min(need, self.budget._room_for(self))
+        return max(0, need)
+
+    def is_full(self) -> bool:
+        """Whether none may be opened, be it wanted or not."""
+        if len(self.entries) >= self.settings.max_size:
+            return True
+        return self.budget is not None and not self.budget._room_for(self)
+
+    def unmet(self) -> int:
+        """The same for those who wait alone, had the budget the room for all of them."""
+        need = self.line.demand - (self.opening - self.late)
+        return max(0, min(self.settings.max_size - len(self.entries), need))
+
+    def surplus(self, now: float) -> list[Entry[C]]:
+        """Idle entries above `min_size` that nobody has used for `max_idle`, oldest first."""
+        if self.sparing:
+            return []
+        latest = now - self.settings.max_idle
+        due = [entry for entry in self.idle if entry.used_at <= latest]
+        return due[: max(0, self.staying - self.settings.min_size)]
+
+    def expired(self, now: float) -> list[Entry[C]]:
+        """Idle entries past their life and not being replaced."""
+        replaced = {entry.predecessor for entry in self.entries}
+        return [
+            each
+            for each in self.idle
+            if each.expires_at <= now and each not in replaced and self._is_to_go(each)
+        ]
+
+    def unproved(self, now: float) -> list[Entry[C]]:
+        """Idle entries that have shown no sign of life for `ping_interval`, oldest first."""
+        latest = now - self.settings.ping_interval
+        return [entry for entry in self.idle if max(entry.used_at, entry.proved_at) <= latest]
+
+    def overdue(self, now: float) -> list[Entry[C]]:
+        """Those lent for longer than they may, and not told of."""
+        latest = now - self.settings.leak_timeout
+        return [
+            entry
+            for entry in self.leased.values()
+            if entry.lent_at <= latest and entry.reported_in != entry.uses and not entry.shared
+        ]
+
+    def next_due(self, now: float) -> float:
+        """The instant before which nothing can become due, whatever happens until then."""
+        limits = self.settings
+        soonest = min(limits.max_idle, limits.ping_interval, limits.leak_timeout)
+        instants = [now + min(soonest, 0.95 * limits.max_lifetime)]
+        has_surplus = len(self.entries) > limits.min_size
+        for entry in self.entries:
+            if entry.state is LEASED:
+                if entry.expires_at > now:
+                    instants.append(entry.expires_at)
+                if entry.reported_in != entry.uses and not entry.shared:
+                    instants.append(max(entry.lent_at + limits.leak_timeout, now))
+            elif entry.state is IDLE:
+                if not self.sparing:
+                    instants.append(entry.expires_at)
+                instants.append(max(entry.used_at, entry.proved_at) + limits.ping_interval)
+                if has_surplus and not self.sparing:
+                    instants.append(entry.used_at + limits.max_idle)
+        return min(instants)
+
+    def _lend(self, entry: Entry[C], now: float) -> None:
+        entry.state = LEASED
+        entry.lent_at = now
+        entry.uses += 1
+        self.leased[entry.conn] = entry
+
+    def _leave_opening(self, entry: Entry[C]) -> None:
+        self.opening -= 1
+        self.late -= entry.late
+
+    def _is_to_go(self, entry: Entry[C]) -> bool:
+        """Whether one past its life has to be closed now."""
+        return not self.sparing or entry.expires_at == DOOMED
+
+    def _is_too_many(self) -> bool:
+        """Whether the next that comes back is to be closed."""
+        too_many = self.staying > self.settings.max_size
+        self.oversize = too_many or (self.budget is not None and self.budget._is_short)
+        return too_many or (self.oversize and self.budget is not None and self.budget._owes(self))
+
+
+def _last_use(entry: Entry[C]) -> float:
+    return entry.used_at

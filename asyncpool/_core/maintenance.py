@@ -1,0 +1,84 @@
+"""The periodic round: retire the surplus and the overdue, ping the silent, top up.
+
+It decides nothing itself; the ledger says what is due and when the next round is. Between rounds it
+holds the pool weakly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+
+import anyio
+
+from asyncpool._core.driver import C
+from asyncpool._core.entry import Entry, State
+from asyncpool._core.events import fields
+from asyncpool._core.pool import Core
+
+logger = logging.getLogger("asyncpool")
+
+SHORTEST_PAUSE = 0.5
+"""Seconds: what falls due in a shorter time than this is dealt with in one round."""
+
+
+async def keep(pool: weakref.ref[Core[C]]) -> None:
+    """Make rounds until the pool is gone; its crew ends this when the pool is closed."""
+    while (core := pool()) is not None:
+        pause = _pause(core)
+        del core
+        await asyncio.sleep(pause)
+        if (core := pool()) is not None:
+            try:
+                await make_round(core)
+            except Exception:
+                name = core.settings.name
+                logger.exception(
+                    "pool %r: a round failed", name, extra=fields(name, "round failed")
+                )
+        del core
+
+
+async def make_round(core: Core[C]) -> None:
+    """One round over all idle connections."""
+    now = core.stock.time()
+    ledger = core.ledger
+    core.stock.forget_lapsed_outage()
+    for entry in ledger.surplus(now):
+        core.stock.discard(entry)
+    for entry in ledger.expired(now):
+        ready = ledger.staying - ledger.opening
+        if ready > ledger.settings.min_size or ledger.is_full():
+            core.stock.discard(entry)
+        elif not core.stock.outage and ledger.opening < ledger.settings.open_at_once:
+            core.stock.open_one(instead_of=entry)
+    core.stock.settle_times()
+    core.vigil.report_overdue()
+    core.vigil.take_back()
+    core.stock.refill()
+    if silent := ledger.unproved(now):
+        await ping_all(core, silent)
+
+
+async def ping_all(core: Core[C], entries: list[Entry[C]]) -> None:
+    """Ping several at once, but never more than half of what is idle, so that the rest serves."""
+    due = iter(entries)
+
+    async def ping_next() -> None:
+        for entry in due:
+            if entry.state is State.IDLE:
+                await core.stock.ping(entry)
+
+    at_once = min(core.settings.ping_at_once, (len(core.ledger.idle) + 1) // 2, len(entries))
+    async with anyio.create_task_group() as group:
+        for _ in range(at_once):
+            group.start_soon(ping_next)
+
+
+def _pause(core: Core[C]) -> float:
+    now = core.stock.time()
+    limits = core.settings
+    shortest = min(limits.max_idle, limits.ping_interval, limits.max_lifetime, limits.leak_timeout)
+    least = min(SHORTEST_PAUSE, shortest) / 2
+    return max(core.ledger.next_due(now) - now, least)

@@ -1,0 +1,537 @@
+"""The pool itself, for any driver: who gets a connection, and what becomes of it afterwards.
+
+It knows no psycopg. Lending and taking back an idle, clean connection are plain calls; whatever has
+to wait for the line, for a check or for the end is a coroutine, and may be cancelled anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import math
+import sys
+import time
+import weakref
+from asyncio import _get_running_loop as running_loop
+from asyncio import current_task, get_running_loop
+from collections.abc import Awaitable, Callable, Coroutine
+from random import Random
+from typing import Any, Generic
+
+import anyio
+
+from asyncpool._core.background import bury
+from asyncpool._core.budget import Budget
+from asyncpool._core.check import Check
+from asyncpool._core.driver import C, Connector
+from asyncpool._core.entry import DOOMED, Entry
+from asyncpool._core.events import fields
+from asyncpool._core.failures import News
+from asyncpool._core.lease_monitor import Vigil
+from asyncpool._core.ledger import IDLE, LEASED, Ledger
+from asyncpool._core.refusals import Refusals
+from asyncpool._core.settings import Settings, duration
+from asyncpool._core.store import Stock
+from asyncpool._core.wait_queue import Waiter
+from asyncpool.errors import PoolClosed, PoolTimeout, ReleaseError
+from asyncpool.faults import Fault, classify
+
+logger = logging.getLogger("asyncpool")
+
+SAME = 0.01
+"""Seconds by which uvloop's clock may be off and still count as the system's."""
+FRESH = 0.001
+"""Seconds since its last use within which a watched connection's word is not asked for: a loop that
+has been busy for longer may not have heard of its end yet."""
+
+
+class Core(Generic[C]):
+    """A bounded set of connections and the line of those who wait for one.
+
+    Args:
+        settings: the numbers.
+        connector: the driver.
+        check: called with a connection before it is lent; when it raises, the next one is tried.
+        on_outage: called once when connecting has failed for `reconnect_timeout` seconds.
+        classify: what an error means beyond its statement.
+        on_leak: called once a lease that lasts for too long, with what is the matter.
+        listens: whether a connection is of use though nobody has it.
+        budget: what it has in common with other pools.
+        random: the source of jitter.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        connector: Connector[C],
+        *,
+        check: Callable[[C], Awaitable[None]] | None = None,
+        on_outage: Callable[[], Coroutine[Any, Any, None]] | None = None,
+        classify: Callable[[BaseException], Fault | None] = classify,
+        on_leak: Callable[[Entry[C], str], None] | None = None,
+        listens: Callable[[C], bool] = lambda _: False,
+        budget: Budget | None = None,
+        random: Random | None = None,
+    ) -> None:
+        self.ledger: Ledger[C] = Ledger(settings, self._overdue, budget)
+        self.stock = Stock(self.ledger, connector, on_outage, classify, random or Random())
+        self.stock.trusting = check is None
+        self.stock.on_news = News(self.stock).heard
+        self.stock.on_hopeless = self._turn_away
+        self.refusals = Refusals(self.ledger, self.stock)
+        self.vigil = Vigil(self.stock, self.refusals, on_leak, listens)
+        self._connector = connector
+        self._check = None if check is None else Check(check, self.stock, self.refusals)
+        self.checks = check is not None
+        """Whether a connection has to be checked before it is lent, which takes a task."""
+        self.home: asyncio.AbstractEventLoop | None = None
+        """The loop that it was opened on."""
+        self._express: asyncio.AbstractEventLoop | None = None
+        """The loop on which an idle connection is lent with no further question."""
+        self._ready: asyncio.AbstractEventLoop | None = None
+        """The loop on which a clean connection is taken back with no further question."""
+        self._closing: asyncio.Task[None] | None = None
+        self.left_behind: weakref.WeakSet[C] = weakref.WeakSet()
+        """What was lent on an event loop that has ended."""
+        self._counters = self.stock.counters
+        self._uses = self._counters.use.fresh
+        self.opened_at = 0.0
+        """When it was opened."""
+        self.slow_wait = math.inf
+        """Seconds from which on a wait is told of, to `on_slow_wait`, in the task that waited."""
+        self.on_slow_wait: Callable[[float], None] = lambda _: None
+        self._now = self.stock.time
+
+    @property
+    def settings(self) -> Settings:
+        """The numbers in force."""
+        return self.ledger.settings
+
+    @property
+    def opened(self) -> bool:
+        """Whether it was ever opened."""
+        return self.home is not None
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.stock.closing
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is open, on this very loop."""
+        return not self.closed and self.home is get_running_loop()
+
+    def open(self) -> None:
+        """Belong to the running loop from now on, and start opening `min_size` connections."""
+        if self.ledger.budget is not None:
+            self.ledger.budget._join(self.stock)
+        self.home = get_running_loop()
+        # asyncio's own time() is a method around time.monotonic(), and half the cost without it;
+        # uvloop's is the same in whole milliseconds, and a use is often shorter.
+        clock = type(self.home).time
+        uvloops = getattr(clock, "__module__", "") == "uvloop.loop"
+        same = uvloops and abs(self.home.time() - time.monotonic()) < SAME
+        plain = same or clock is asyncio.BaseEventLoop.time
+        self._now = self.stock.time = time.monotonic if plain else self.home.time
+        self.opened_at = self._now()
+        limits = self.settings
+        self.stock.tell("opened", f"open, with {limits.min_size} to {limits.bound_in_words}")
+        if self.settings.keeps_idle:
+            self._ready = self.home
+            self._express = self.home if self._check is None else None
+            if self.settings.min_size == 0:
+                self.stock.full.set()
+        self.stock.refill()
+
+    # The hot path is these two: no await, no task, no timer.
+
+    def acquire_now(self) -> C | None:
+        """An idle connection, or None: then `acquire` has to be awaited."""
+        entry = self.take_now()
+        if entry is None:
+            return None
+        entry.loose_in = entry.uses
+        return entry.conn
+
+    def take_now(self) -> Entry[C] | None:
+        """The same, as its entry."""
+        if self._express is not get_running_loop():
+            return None
+        ledger = self.ledger
+        while ledger.idle:
+            # What `Ledger.take` does, written out: a call less where every call counts.
+            entry = ledger.idle.pop()
+            entry.state = LEASED
+            conn = entry.conn
+            ledger.leased[conn] = entry
+            entry.lent_at = now = self._now()
+            if (entry.watched and now - entry.used_at < FRESH) or self._connector.is_alive(conn):
+                entry.uses += 1
+                entry.holder = current_task()
+                return entry
+            self.stock.found_lost(entry)
+        return None
+
+    def release_now(self, conn: C) -> bool:
+        """Take back a clean connection; False, and nothing done, when it needs `release`."""
+        try:
+            if self._ready is not get_running_loop() or not self._connector.is_clean(conn):
+                return False
+        except RuntimeError:
+            return False  # a borrower that is left over from a loop that has ended
+        ledger = self.ledger
+        if (entry := ledger.leased.get(conn)) is None:
+            return False
+        entry.holder = None
+        entry.used_at = now = self._now()
+        spent = now - entry.lent_at
+        self._counters.use_time += spent
+        self._uses.append(spent)
+        # `Ledger.give` in its two plain cases, written out for the same reason.
+        if entry.expires_at <= now or ledger.oversize:
+            del ledger.leased[conn]
+            if not ledger.give(entry, now):
+                self.stock.discard(entry)
+        elif ledger.line.length:
+            # From one to the next: it stays lent.
+            entry.lent_at = now
+            entry.uses += 1
+            ledger.line.serve(entry)
+        else:
+            del ledger.leased[conn]
+            entry.state = IDLE
+            ledger.idle.append(entry)
+        return True
+
+    def release(self, conn: C, first: Callable[[], Awaitable[object]] | None = None) -> None:
+        """Take a connection back. What it needs before the next borrower is the crew's to do.
+
+        Args:
+            conn: one that was lent out by this pool.
+            first: work that must be done with it before it is reset.
+
+        Raises:
+            ReleaseError: it is not lent out by this pool.
+            PoolClosed: `close` did not wait for it any longer.
+            PoolWrongLoop: this is not the loop on which it was lent.
+        """
+        if first is None and self.release_now(conn):
+            return
+        entry, stock = self._end_lease(conn), self.stock
+        if not self._connector.is_alive(conn):
+            stock.counters.returns_bad += 1
+            stock.discard(entry)
+        elif first is None and stock.closing:
+            stock.discard(entry)
+        elif first is None and self._is_fit_or_unwanted(conn):
+            stock.put(entry, entry.used_at)
+        else:
+            stock.crew.spawn(stock.clean(entry, first), "reset")
+
+    def release_shared(self, entry: Entry[C]) -> None:
+        """Take back what requests have shared, whose lease is no request's use."""
+        entry.shared = False
+        counters, before = self._counters, self._counters.use_time
+        self.release(entry.conn)
+        self._uses.pop()
+        counters.shared_time += counters.use_time - before
+
+    def dismiss(self, conn: C) -> None:
+        """Take a connection back for good: it is closed, and replaced where one is needed.
+
+        Its errors are those of `release`.
+        """
+        self.stock.discard(self._end_lease(conn))
+
+    def lease_number(self, conn: C) -> int:
+        """Which of its leases a connection is in; 0 when it is not lent out."""
+        entry = self.ledger.leased.get(conn)
+        return entry.uses if entry is not None else 0
+
+    def bind(self, conn: C) -> int:
+        """A connection that was just lent is a block's to return; its lease's number."""
+        entry = self.ledger.leased[conn]
+        entry.loose_in = 0
+        return entry.uses
+
+    async def acquire(self, timeout: float | None) -> C:
+        """A connection within `timeout` seconds, None being the pool's own time limit.
+
+        Raises:
+            PoolTimeout: there was none in time.
+            TooManyRequests: the line is as long as it may be.
+            PoolClosed: the pool is closed, or was while waiting.
+            PoolWrongLoop: the pool is open on another loop.
+        """
+        entry = await self.acquire_entry(timeout)
+        entry.loose_in = entry.uses
+        return entry.conn
+
+    async def acquire_entry(self, timeout: float | None) -> Entry[C]:
+        """Wait for a connection, as `acquire` does; return its entry."""
+        if self._ready is not get_running_loop():
+            self.admit()
+        ledger, check, now = self.ledger, self._check, self._now()
+        timeout = ledger.settings.timeout if timeout is None else duration("timeout", timeout)
+        deadline, came = now + timeout, None
+        # A request that waits for a check has come before those who come meanwhile.
+        ticket = 0 if check is None else ledger.line.ticket()
+        while True:
+            if ledger.idle:
+                entry = ledger.take(now)
+                entry.holder = current_task()
+            else:
+                ticket = ticket or ledger.line.ticket()
+                waiter = Waiter[Entry[C]](ticket, now, deadline)
+                waiter.task = current_task()
+                self.queue(waiter, timeout, came)
+                try:
+                    while waiter.waiting:
+                        await waiter.wait()
+                    entry = self.served(waiter)
+                except BaseException as error:
+                    self.gave_up(waiter, error)
+                    raise
+                finally:
+                    self.tell_of_wait(waiter.waited)
+            if self.is_fit(entry):
+                try:
+                    if check is None or await check.passes(entry, timeout, deadline):
+                        return entry
+                except BaseException as error:
+                    self._count(error)
+                    raise
+            came, now = now if came is None else came, self._now()
+
+    def queue(self, waiter: Waiter[Entry[C]], timeout: float, came: float | None) -> None:
+        """Let a request take its place in the line.
+
+        Args:
+            waiter: its `notify` is called when it is served, or its wait has ended in an error; it
+                knows its task.
+            timeout: seconds of its wait, for the error.
+            came: when it came, if it comes again; None: it has just come.
+
+        Raises:
+            PoolTimeout, TooManyRequests, PoolClosed, PoolUnavailable: as for `acquire`.
+        """
+        ledger, now = self.ledger, waiter.joined_at
+        line, limits = ledger.line, ledger.settings
+        try:
+            if self.closed:
+                raise self.refusals.closed()
+            if waiter.deadline <= now:
+                raise self.refusals.timed_out(timeout)
+            if limits.max_waiting and line.length >= limits.max_waiting and came is None:
+                raise self.refusals.too_many(line.length)
+            line.admit(waiter)
+            if ledger.budget is not None:
+                ledger.budget._enrol(ledger, waiter, now if came is None else came)
+            if self.vigil.timer is None:
+                self.vigil.begin()
+            if len(ledger.entries) < limits.max_size:
+                self.stock.refill()
+            if self.stock.outage.failures and self.stock.is_hopeless():
+                raise self.refusals.unavailable()
+        except BaseException as error:
+            self._leave(waiter)
+            self._count(error)
+            raise
+        self._counters.requests_queued += came is None
+
+    def served(self, waiter: Waiter[Entry[C]]) -> Entry[C]:
+        """Return what a waiter was served, or raise its error."""
+        if waiter.error is not None:
+            raise waiter.error
+        entry, waiter.served = waiter.served, None
+        assert entry is not None, "bug: a waiter woke up with neither item nor error"
+        entry.holder, waiter.task = waiter.task, None
+        waiter.waited = entry.lent_at - waiter.joined_at
+        self._counters.note_wait(waiter.waited)
+        return entry
+
+    def is_fit(self, entry: Entry[C]) -> bool:
+        """Whether an entry that was just lent may be used; if not, it is gone."""
+        if entry.expires_at == DOOMED:
+            self.ledger.annul(entry)
+            self.stock.discard(entry)
+            return False
+        fresh = entry.watched and entry.lent_at - entry.used_at < FRESH
+        if not fresh and not self._connector.is_alive(entry.conn):
+            self.ledger.annul(entry)
+            self.stock.found_lost(entry)
+            return False
+        return True
+
+    def gave_up(self, waiter: Waiter[Entry[C]], error: BaseException) -> None:
+        """Let a waiter leave whose wait has ended in an error."""
+        waiter.waited = self._now() - waiter.joined_at
+        self._counters.note_wait(waiter.waited)
+        self._leave(waiter)
+        self._count(error)
+
+    def pass_on(self, entry: Entry[C]) -> bool:
+        """Lend a clean connection to the head of the line; False where it has to be returned."""
+        ledger, expired = self.ledger, entry.expires_at <= self._now()
+        if expired or ledger.oversize or self._ready is not running_loop():
+            return False
+        entry.lent_at = self.stock.count_use(entry)
+        entry.uses += 1
+        return ledger.line.serve(entry)
+
+    def _count(self, error: BaseException) -> None:
+        """Count a request that was not served."""
+        if isinstance(error, asyncio.CancelledError):
+            self._counters.requests_cancelled += 1
+        else:
+            self._counters.requests_failed += 1
+            self._counters.requests_timed_out += isinstance(error, PoolTimeout)
+
+    def tell_of_wait(self, waited: float) -> None:
+        """Tell of a wait, if it was long."""
+        if waited >= self.slow_wait:
+            try:
+                self.on_slow_wait(waited)
+            except Exception:  # it is no fault of who has waited
+                name = self.settings.name
+                text = "pool %r: the callback of on_slow_wait failed"
+                logger.exception(text, name, extra=fields(name, "slow wait"))
+
+    def admit(self) -> None:
+        """Raise unless the pool can be used here and now."""
+        if self.closed:
+            raise self.refusals.closed()
+        if self.home is not get_running_loop():
+            raise self.refusals.wrong_loop(self.home)
+
+    def resize(self, min_size: int, max_size: int) -> None:
+        """New sizes from now on; what is too many goes at once when idle, else on its return."""
+        if self.opened:
+            self.admit()
+        for entry in self.ledger.resize(min_size, max_size):
+            self.stock.discard(entry)
+        bound = self.settings.bound_in_words
+        self.stock.tell("resized", f"its size is {min_size} to {bound} from now on")
+        if self.opened:
+            self.stock.refill()
+
+    def drain(self) -> None:
+        """Retire every connection there is now; those lent out, on their return."""
+        self.stock.drain()
+        self.stock.tell("drained", "every connection of before is being replaced")
+
+    async def close(self, timeout: float) -> None:
+        """Close everything within about `timeout` seconds. Called again, it waits for the end.
+
+        Under an anyio scope that is cancelled it goes on to its end; a task that is cancelled gets
+        its CancelledError at once, and the pool closes behind its back.
+        """
+        if self.opened and self.home is not get_running_loop():
+            raise self.refusals.wrong_loop(self.home)
+        # Before a task that starts eagerly can have dismissed it.
+        self.stock.crew.spare(current_task())
+        if self._closing is None:
+            self._express = self._ready = None
+            self.stock.closing = True
+            self.stock.tell("closed", f"closing, with {len(self.ledger.leased)} lent")
+            self.ledger.line.fail_all(self.refusals.closed)
+            self.vigil.stop()
+            self.stock.full.set()
+            shut = self._shut(self.stock.time() + timeout)
+            self._closing = get_running_loop().create_task(shut, context=contextvars.Context())
+        with anyio.CancelScope(shield=True):
+            await asyncio.shield(self._closing)
+
+    def forsake(self, *, forked: bool = False) -> list[C]:
+        """Give up everything with no I/O and no await: as garbage, or after a fork or a loop."""
+        ended = self.home is not None and self.home.is_closed() and not forked
+        self._express = self._ready = self.home = None
+        self.stock.closing = True
+        self.stock.stop_retrying()
+        self.ledger.line.stop()
+        self.vigil.stop()
+        conns = [entry.conn for entry in self.ledger.entries if hasattr(entry, "conn")]
+        if self.ledger.budget is not None:
+            self.ledger.budget._leave(self.ledger, forked=forked)
+        if not ended:
+            # At the interpreter's exit no loop will run them to their end.
+            self.stock.crew.bury() if sys.is_finalizing() else self.stock.crew.dismiss()
+            return conns
+        for entry in list(self.ledger.entries):
+            self.ledger.strike_off(entry)
+        self.stock.crew.bury()
+        if self._closing is not None:
+            bury(self._closing)
+        return conns
+
+    def _end_lease(self, conn: C) -> Entry[C]:
+        """Take back what was lent; whether it is clean is not known."""
+        if self.home is not running_loop() or self.home is None:
+            raise self.refusals.wrong_loop(self.home)
+        entry = self.ledger.take_back(conn)
+        if entry is None:
+            if self.closed:
+                msg = (
+                    f"pool {self.settings.name!r} was closed while this was lent: its work is lost"
+                )
+                raise PoolClosed(msg)
+            if conn in self.left_behind:
+                raise self.refusals.left_behind(conn)
+            what = "it comes from elsewhere or was released already"
+            msg = f"pool {self.settings.name!r} has not lent out {conn!r}: {what}"
+            raise ReleaseError(msg)
+        self.stock.count_use(entry)
+        return entry
+
+    def _leave(self, waiter: Waiter[Entry[C]]) -> None:
+        """Give up a place in the line, and pass on what was handed over already."""
+        entry = self.ledger.line.leave(waiter)
+        ended = self.home is None or self.home.is_closed()
+        if entry is not None and not ended:
+            self.ledger.annul(entry)
+            if self.ledger.take_back(entry.conn) is not None:
+                self.stock.put(entry, self.stock.time())
+
+    def _is_fit_or_unwanted(self, conn: C) -> bool:
+        """Whether one that is not to be kept needs no cleaning: it is clean, or nobody waits."""
+        ledger = self.ledger
+        if ledger.settings.keeps_idle:
+            return False
+        return not ledger.line.length or self._connector.is_clean(conn)
+
+    def _turn_away(self) -> None:
+        """Nobody is to wait for what will not come."""
+        self.ledger.line.fail_all(self.refusals.unavailable)
+        self.stock.look_again()
+
+    def _overdue(self, waiter: Waiter[Entry[C]]) -> PoolTimeout:
+        return self.refusals.timed_out(round(waiter.deadline - waiter.joined_at, 3))
+
+    async def _shut(self, deadline: float) -> None:
+        self.stock.stop_opening()
+        for entry in list(self.ledger.idle):
+            self.stock.discard(entry)
+        await self._emptied(deadline)
+        for entry in list(self.ledger.leased.values()):
+            self.stock.tell(
+                "closed while lent",
+                f"closed while lent: {entry.conn!r}",
+                logging.WARNING,
+                task=entry.holder_name,
+                age=self.stock.time() - entry.lent_at,
+            )
+            self.stock.discard(entry)
+        await self._emptied(self.stock.time() + 0.25)
+        await self.stock.abandon()
+        if self.ledger.budget is not None:
+            self.ledger.budget._leave(self.ledger)
+
+    async def _emptied(self, deadline: float) -> None:
+        if self.ledger.entries:
+            self.stock.empty.clear()  # it may have been empty before
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(None if deadline == math.inf else deadline):
+                    await self.stock.empty.wait()

@@ -1,0 +1,1 @@
+"""What a pool can say of itself: snapshots, explanations, reports of leaks."""

@@ -1,0 +1,204 @@
+"""Why requests wait and who has the connections: what `explain()` finds. It changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from itertools import islice
+from typing import Any
+
+from psycopg.pq import TransactionStatus
+
+from asyncpool._core.entry import Entry, State
+from asyncpool._core.pool import Core
+from asyncpool._core.redact import described
+from asyncpool._core.stacks import where
+from asyncpool._diagnostics.leaks import backend_of, last_statement, transaction_of
+from asyncpool._diagnostics.snapshot import snapshot
+from asyncpool.insight import ConnectionInfo, Event, Explanation, LeaseInfo, WaiterInfo
+from asyncpool.stats import PoolStats
+
+MOST = 100
+"""The most waiters that are told of."""
+WORDS = {
+    TransactionStatus.IDLE: "idle",
+    TransactionStatus.ACTIVE: "active",
+    TransactionStatus.INTRANS: "in transaction",
+    TransactionStatus.INERROR: "failed transaction",
+    TransactionStatus.UNKNOWN: "closed",
+}
+
+
+def explain(core: Core[Any]) -> Explanation:
+    """Sizes, holders, waiters, errors, what the pool is at, and what may be done."""
+    stats, held, stock = snapshot(core), leases(core), core.stock
+    now, error = stock.time(), stock.last_error
+    return Explanation(
+        name=stats.name,
+        status=_status(core, stats),
+        stats=stats,
+        connections=tuple(_connections(core, now)),
+        leases=tuple(held),
+        waiters=tuple(_waiters(core, now)),
+        events=tuple(_events(core, now)),
+        last_error=None if error is None else described(error),
+        last_error_age=None if error is None else now - stock.last_error_at,
+        doing=tuple(_doing(core, stats, now)),
+        advice=tuple(_advice(core, stats, held)),
+        budget=_budget(core),
+    )
+
+
+def leases(core: Core[Any]) -> list[LeaseInfo]:
+    """Who has a connection, the longest first."""
+    now = core.stock.time()
+    found = [_lease(entry, now) for entry in core.ledger.leased.values()]
+    return sorted(found, key=lambda lease: -lease.age)
+
+
+def _lease(entry: Entry[Any], now: float) -> LeaseInfo:
+    conn, holder, stack = entry.conn, entry.holder, entry.borrowed_at()
+    return LeaseInfo(
+        age=now - entry.lent_at,
+        holder=entry.holder_name,
+        connection=repr(conn),
+        borrowed_at=stack[0] if stack else "",
+        stack=tuple(stack),
+        waits_at=_where(holder),
+        pid=_pid(conn),
+        transaction=WORDS[transaction_of(conn)] if hasattr(conn, "pgconn") else "",
+        last_sql=(last_statement(conn) or "") if entry.traced_in == entry.uses else "",
+    )
+
+
+def _connections(core: Core[Any], now: float) -> list[ConnectionInfo]:
+    found = []
+    for entry in sorted(core.ledger.entries, key=lambda entry: entry.number):
+        conn = getattr(entry, "conn", None)
+        lent = entry.state is State.LEASED
+        found.append(
+            ConnectionInfo(
+                number=entry.number,
+                state=entry.state.value,  # type: ignore[arg-type]
+                age=0.0 if conn is None else now - entry.opened_at,
+                since=now - _began(entry),
+                pid=None if conn is None else _pid(conn),
+                uses=entry.uses,
+                lease=_lease(entry, now) if lent else None,
+            )
+        )
+    return found
+
+
+def _began(entry: Entry[Any]) -> float:
+    """Since when it is in its state."""
+    if entry.state is State.OPENING:
+        return entry.opened_at
+    if entry.state is State.LEASED:
+        return entry.lent_at
+    if entry.state is State.IDLE:
+        return max(entry.used_at, entry.proved_at)
+    if entry.state is State.CLOSING:
+        return entry.left_at
+    return max(entry.used_at, entry.left_at)
+
+
+def _waiters(core: Core[Any], now: float) -> list[WaiterInfo]:
+    return [
+        WaiterInfo(
+            age=now - each.joined_at,
+            task="(joining)" if each.task is None else each.task.get_name(),
+            waits_at=_where(each.task),
+        )
+        for each in islice(core.ledger.line, MOST)
+    ]
+
+
+def _pid(conn: Any) -> int | None:
+    return backend_of(conn) if hasattr(conn, "pgconn") else None
+
+
+def _where(holder: object) -> tuple[str, ...]:
+    if not isinstance(holder, asyncio.Task) or holder.done():
+        return ()
+    return tuple(where(holder))
+
+
+def _events(core: Core[Any], now: float) -> list[Event]:
+    return [
+        Event(
+            age=now - each.at,
+            kind=each.kind,
+            text=each.text if each.times == 1 else f"{each.text} ({each.times} times)",
+            level="warning" if each.level >= logging.WARNING else "info",
+        )
+        for each in reversed(core.stock.events.last)
+    ]
+
+
+def _status(core: Core[Any], stats: PoolStats) -> str:
+    states = ", ".join(
+        f"{getattr(stats, state)} {state}"
+        for state in ("idle", "leased", "opening", "cleaning", "closing")
+    )
+    sizes = f"size {stats.size} of {stats.min_size} to {core.settings.bound_in_words}"
+    return f"pool {stats.name!r}: {sizes}: {states}"
+
+
+def _budget(core: Core[Any]) -> str | None:
+    budget = core.ledger.budget
+    if budget is None:
+        return None
+    return f"{budget.size} of {budget.max_connections} connections of {budget.pools} pools"
+
+
+def _doing(core: Core[Any], stats: PoolStats, now: float) -> list[str]:
+    if core.closed:
+        return [f"closing: {stats.size} are not closed yet"] if stats.size else []
+    if not core.opened:
+        return ["not open yet"]
+    found = []
+    stock, ledger = core.stock, core.ledger
+    if stock.outage:
+        next_at = stock.next_probe_at
+        lasts = f"connecting fails since {now - stock.outage.since:.1f} s"
+        if stats.opening:
+            found.append(f"{lasts}: probing")
+        elif next_at < math.inf:
+            found.append(f"{lasts}: the next connect in {max(next_at - now, 0.0):.1f} s")
+        else:
+            found.append(f"{lasts}: it tries when somebody needs one")
+    elif stats.opening:
+        late = f", {ledger.late} of them late" if ledger.late else ""
+        found.append(f"opening {stats.opening}{late}")
+    if stats.cleaning:
+        found.append(f"cleaning or pinging {stats.cleaning}")
+    if leaving := sum(not each.lives for each in ledger.leased.values()):
+        found.append(f"draining: {leaving} will be replaced when they come back")
+    if (surplus := ledger.staying - core.settings.max_size) > 0:
+        found.append(f"shrinking: {surplus} will be closed when they come back")
+    if ledger.budget is not None and ledger.unmet() and not ledger.budget._room_for(ledger):
+        found.append("waiting for room in the budget")
+    return found
+
+
+def _advice(core: Core[Any], stats: PoolStats, held: list[LeaseInfo]) -> list[str]:
+    if core.closed:
+        return ["the pool is closed: make a new one"]
+    found = []
+    if core.stock.outage:
+        found.append("connecting fails: see the last error; the pool goes on trying by itself")
+    if stats.waiting and stats.leased == core.settings.max_size:
+        found.append("all are lent out: return them sooner, or raise max_size with resize()")
+        if held[0].age > core.settings.timeout:
+            found.append("the longest lease is longer than a request waits: is it ever returned?")
+    if held and core.settings.leak_timeout == math.inf:
+        found.append("give the pool a leak_timeout to learn where each was borrowed")
+    idle = [each for each in held if "transaction" in each.transaction and each.age >= 1.0]
+    if idle and stats.waiting:
+        who = idle[0]
+        found.append(
+            f"{who.holder} has a transaction open for up to {who.age:.1f} s: end it sooner"
+        )
+    return found

@@ -1,0 +1,79 @@
+"""What is told of a lease that lasts too long: who, where, since when, and what it did last."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.pq import TransactionStatus
+
+from asyncpool._core.entry import Entry
+from asyncpool._core.pool import Core
+from asyncpool._core.redact import without_passwords
+from asyncpool._core.stacks import where
+
+LONGEST = 500
+"""Characters of a statement that are shown."""
+
+
+def tell_of_leak(core: Core[Any], entry: Entry[Any], what: str) -> None:
+    """Log who has a connection, and all that is known of the lease; no parameters, no password."""
+    holder = entry.holder
+    age = core.stock.time() - entry.lent_at
+    parts = [f"a connection {what}: {age:.1f} s, by {entry.holder_name}"]
+    if borrowed := entry.borrowed_at():
+        parts.append("borrowed at " + "\n    from ".join(borrowed))
+    else:
+        parts.append("give the pool a leak_timeout to learn where it was borrowed")
+    if isinstance(holder, asyncio.Task) and (waits := where(holder)):
+        parts.append("its task is at " + "\n    from ".join(waits))
+    parts.append(f"transaction status {transaction_of(entry.conn).name}")
+    if (said := last_statement(entry.conn)) is not None:
+        parts.append(f"last statement {said!r}")
+    core.stock.tell(
+        "leak",
+        "\n  ".join(parts),
+        logging.WARNING,
+        task=entry.holder_name,
+        age=age,
+        borrowed_at=next(iter(entry.borrowed_at()), ""),
+        pid=backend_of(entry.conn),
+    )
+
+
+def transaction_of(conn: psycopg.AsyncConnection[Any]) -> TransactionStatus:
+    """What libpq knows of it, with no question to the server."""
+    return TransactionStatus(conn.pgconn.transaction_status)
+
+
+def backend_of(conn: psycopg.AsyncConnection[Any]) -> int | None:
+    """The server's process; None once it is closed."""
+    if conn.closed:
+        return None
+    return conn.pgconn.backend_pid or None
+
+
+def last_statement(conn: psycopg.AsyncConnection[Any]) -> str | None:
+    """The text of its last statement without its values, shortened; None: it is not known."""
+    query = getattr(conn, "_last_said", None)
+    if query is None:
+        return None
+    text = without_passwords(_text(query))
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def _text(query: Any) -> str:
+    if isinstance(query, str):
+        return query
+    if isinstance(query, bytes):
+        return query.decode(errors="replace")
+    if isinstance(query, sql.Composed):
+        return "".join(_text(part) for part in query)
+    if isinstance(query, sql.Literal):
+        return "%s"
+    if isinstance(query, sql.Composable):
+        return query.as_string(None)
+    return "%s".join(getattr(query, "strings", ()))

@@ -1,0 +1,1 @@
+"""One-shot statements on connections in pipeline mode."""

@@ -1,0 +1,152 @@
+"""The statements that one shared connection has seen, converted once.
+
+psycopg parses a query's placeholders, looks up how its values are written and how its columns are
+read, each time that a cursor executes it. Here that is kept for as long as nobody borrows the
+connection: what comes again only has its values written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+from psycopg import adapt, capabilities
+from psycopg._preparing import Prepare
+from psycopg.abc import Params, Query
+from psycopg.pq import ExecStatus
+
+from asyncpool._core.entry import Entry
+from asyncpool._pipeline.request import Request, Statement
+from asyncpool._psycopg.connection import Connection
+
+FATAL = int(ExecStatus.FATAL_ERROR)
+
+KEPT = 256
+"""Statements of which this is kept; then it is begun anew."""
+LONG = 4096
+"""Characters of a statement that is worth remembering."""
+
+SETTINGS = (b"client_encoding", b"DateStyle", b"IntervalStyle", b"TimeZone")
+"""What psycopg's loaders and dumpers look at once, of the session's settings."""
+
+
+class StatementCache:
+    """The statements of one connection, and which of them psycopg has prepared there.
+
+    Args:
+        conn: the connection.
+    """
+
+    def __init__(self, conn: Connection[Any]) -> None:
+        self._conn = conn
+        self._pgconn = conn.pgconn
+        self._prepared = conn._prepared
+        self._prepares = self._prepared.prepare_threshold is not None
+        self._known: dict[tuple[str, bool], Statement] = {}
+        self._settings = self._look()
+
+    def convert(self, request: Request) -> None:
+        """Say what is to be sent: a statement, and whether it is or will be prepared.
+
+        Its values are its own until the next call.
+
+        Raises:
+            psycopg.Error, TypeError, ...: the values cannot be converted.
+        """
+        request.statement = statement = self._find(request.query, request.params)
+        pgq, prepared = statement.pgq, self._prepared
+        request.size = len(pgq.query)
+        if pgq.params:
+            request.size += sum(len(value) for value in pgq.params if value is not None)
+        request.key = key = (pgq.query, pgq.types)
+        name = prepared._names.get(key)
+        if name is not None and request.prepare is not False and self._prepares:
+            # What is known already goes past psycopg's own way to say so.
+            prepared._names.move_to_end(key)
+            request.state, request.name = Prepare.YES, name
+        else:
+            request.state, request.name = prepared.get(pgq, request.prepare)
+
+    def send(self, request: Request) -> None:
+        """Hand it to libpq.
+
+        Raises:
+            psycopg.Error: libpq refuses; a part may have been sent.
+        """
+        pgq, pgconn, state = request.statement.pgq, self._pgconn, request.state
+        if state is Prepare.NO:
+            pgconn.send_query_params(pgq.query, pgq.params, pgq.types, pgq.formats, request.format)
+        else:
+            if state is Prepare.SHOULD:
+                pgconn.send_prepare(request.name, pgq.query, pgq.types)
+            pgconn.send_query_prepared(request.name, pgq.params, pgq.formats, request.format)
+        request.new = (
+            state is not Prepare.YES
+            and self._prepared.maybe_add_to_cache(pgq, state, request.name) is not None
+        )
+        request.conn, request.row_factory = self._conn, self._conn.row_factory
+
+    def arrived(self, request: Request) -> None:
+        """Note what has become of it; its results are its own then."""
+        results, prepared = request.results, self._prepared
+        if request.state is Prepare.SHOULD and results:
+            if results[0].status == FATAL:
+                prepared._names.pop(request.key, None)
+            else:
+                del results[0]
+                if results and results[-1].status == FATAL:
+                    self.forget(request)  # it is prepared, and nobody would know of it
+        if request.new:
+            prepared.validate(request.key, request.state, request.name, results)
+
+    def forget(self, request: Request) -> None:
+        """What was prepared is of no use any more."""
+        if self._prepared._names.pop(request.key, None) is not None:
+            self._prepared._to_flush.append(request.name)
+
+    def evict(self) -> Iterator[None]:
+        """Send word of each that is not to stay prepared."""
+        to_flush = self._prepared._to_flush
+        while to_flush:
+            name = to_flush.popleft()
+            if name is not None and capabilities.has_send_close_prepared():
+                self._pgconn.send_close_prepared(name)
+            else:
+                what = b"ALL" if name is None else name
+                self._pgconn.send_query_params(b"DEALLOCATE " + what, None)
+            yield
+
+    def refresh(self) -> None:
+        """Forget what depends on a setting of the session's, if one has changed."""
+        if (now := self._look()) != self._settings:
+            self._settings = now
+            known, self._known = self._known, {}
+            for statement in known.values():  # rows of some are still to be read
+                statement.tx = adapt.Transformer(self._conn)
+
+    def _find(self, query: Query, params: Params | None) -> Statement:
+        if type(query) is not str:
+            return Statement(self._conn, query, params)
+        key = (query, params is None)
+        if (known := self._known.get(key)) is not None:
+            if params is not None:
+                known.pgq.dump(params)
+            return known
+        known = Statement(self._conn, query, params)
+        if len(query) <= LONG:
+            if len(self._known) >= KEPT:
+                self._known.clear()
+            self._known[key] = known
+        return known
+
+    def _look(self) -> list[bytes | None]:
+        ask = self._pgconn.parameter_status
+        return [ask(name) for name in SETTINGS]
+
+
+def cache_of(entry: Entry[Any]) -> StatementCache:
+    """Those of a connection that was just lent: the same ones as long as nobody else had it."""
+    if (kept := entry.kept) is None or entry.kept_in != entry.uses - 1:
+        kept = entry.kept = StatementCache(entry.conn)
+    entry.kept_in = entry.uses
+    return cast("StatementCache", kept)

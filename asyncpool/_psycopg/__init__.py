@@ -1,0 +1,1 @@
+"""psycopg, made fit for a pool: its driver, connections, cursors and sockets."""

@@ -1,0 +1,504 @@
+"""The connector for psycopg 3: opens, pings, resets and closes its async connections.
+
+It decides how a connection is made clean and how it is parted from, never when. It keeps psycopg's
+contract with a pool: `conn._pool` is the pool while user code has the connection, else None.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import sys
+import weakref
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import closing, suppress
+from functools import partial
+from typing import Any, Generic, Literal, get_origin
+
+import anyio
+import psycopg
+from psycopg import capabilities
+from psycopg.pq import TransactionStatus
+from psycopg.rows import TupleRow, tuple_row
+
+from asyncpool._core.driver import Tell
+from asyncpool._core.redact import conceal
+from asyncpool._psycopg.callbacks import call, settle
+from asyncpool._psycopg.cancellation import CANCEL_TIMEOUT
+from asyncpool._psycopg.connection import Connection
+from asyncpool._psycopg.conninfo import (
+    check_conninfo,
+    check_options,
+    renamed,
+    secrets_of,
+)
+from asyncpool._psycopg.cursor import TRIED, Cursor
+from asyncpool._psycopg.dsn import limits_for
+from asyncpool._psycopg.handle import Bond
+from asyncpool._psycopg.transport import ACTIVE, BAD, Wire
+
+if sys.version_info >= (3, 13):
+    from typing import TypeVar
+else:
+    from typing_extensions import TypeVar
+
+logger = logging.getLogger("asyncpool")
+
+ACT = TypeVar(
+    "ACT",
+    bound=psycopg.AsyncConnection[Any],
+    default=psycopg.AsyncConnection[TupleRow],
+)
+T = TypeVar("T")
+
+Conninfo = str | Callable[[], str] | Callable[[], Awaitable[str]]
+Kwargs = (
+    Mapping[str, Any] | Callable[[], Mapping[str, Any]] | Callable[[], Awaitable[Mapping[str, Any]]]
+)
+ResetLevel = Literal["rollback", "session", "discard"]
+
+LEAVE_TIMEOUT = 0.5
+"""Seconds for whoever still uses a connection that was returned."""
+
+IDLE = int(TransactionStatus.IDLE)
+INTRANS = int(TransactionStatus.INTRANS)
+INERROR = int(TransactionStatus.INERROR)
+
+# The parts of DISCARD ALL, which itself may stand in no query beside another statement.
+# Source: https://www.postgresql.org/docs/current/sql-discard.html
+SESSION = (
+    "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *;"
+    " SELECT pg_advisory_unlock_all()"
+)
+RESETS: dict[str, str] = {
+    "rollback": "",
+    "session": SESSION,
+    "discard": f"{SESSION}; DEALLOCATE ALL; DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES",
+}
+
+
+class PsycopgConnector(Generic[ACT]):
+    """`Connector[ACT]` over `connection_class.connect`.
+
+    `asyncpool.Connection` is watched. psycopg's own cannot be, for their wait owns the descriptor's
+    one reader; pings and returns find out what is lost of them.
+    """
+
+    def __init__(
+        self,
+        conninfo: Conninfo,
+        kwargs: Kwargs | None,
+        connection_class: type[ACT],
+        configure: Callable[[ACT], Awaitable[None]] | None,
+        reset: ResetLevel | Callable[[ACT], Awaitable[None]] | None,
+    ) -> None:
+        if not (reset is None or callable(reset) or reset in RESETS):
+            msg = f"reset must be one of {', '.join(RESETS)} or a callable, not {reset!r}"
+            raise ValueError(msg)
+        # An alias such as AsyncConnection[DictRow] is its class, for type checkers.
+        given, connection_class = connection_class, get_origin(connection_class) or connection_class
+        if not (
+            isinstance(connection_class, type)
+            and hasattr(connection_class, "connect")
+            and issubclass(connection_class, psycopg.AsyncConnection)
+        ):
+            msg = f"connection_class must be a psycopg.AsyncConnection class: {given!r}"
+            raise TypeError(msg)
+        check_sources(conninfo, kwargs, connection_class)
+        self.owner: Callable[[], object | None] = lambda: None
+        """A weak reference to the pool, or None."""
+        self.conninfo = conninfo
+        self.kwargs = kwargs
+        self.connection_class = connection_class
+        self._configure = configure
+        self._reset = reset
+        self._any_watched = False
+        """Whether any connection was watched: the class does not say what its `connect` makes."""
+        self.resets = not (reset is None or reset == "rollback")
+        """Whether each connection is reset on its return: then none is clean before that."""
+        self._clean_status = -1 if self.resets else IDLE
+        self._bonds: weakref.WeakKeyDictionary[ACT, Bond] = weakref.WeakKeyDictionary()
+        self._pid = os.getpid()
+
+    async def open(self) -> ACT:
+        """Connect and configure."""
+        self._pid = os.getpid()
+        secrets: set[str] = set()
+        try:
+            return await self._open(secrets)
+        except Exception as error:
+            said = conceal(error, secrets)
+            if said is None:
+                raise
+        raise psycopg.OperationalError(said)
+
+    async def _open(self, secrets: set[str]) -> ACT:
+        conn = await self._connect(secrets)
+        try:
+            if self._configure is not None:
+                await call("configure", partial(self.lend_to, self._configure, conn))
+                _require_idle(conn, "configure")
+            self._bonds[conn] = bond = Bond(conn)
+        except BaseException:
+            await conn.close()
+            raise
+        self._any_watched |= bond.wire is not None
+        conn._pool = None
+        return conn
+
+    async def close(self, conn: ACT) -> None:
+        """Cancel what still runs, say goodbye, and wait until the server has hung up.
+
+        Only then has its backend really gone, so that no more of them exist than entries. However
+        this ends, the socket is closed.
+        """
+        if os.getpid() != self._pid:
+            return  # a forked child: the session is the parent's
+        with closing(self._bonds.pop(conn)) as bond:
+            in_pipeline = bool(conn.pgconn.pipeline_status)
+            await self._part_from(conn, bond)
+            await (bond.break_off() if in_pipeline else bond.hang_up())
+
+    def is_busy(self, conn: ACT) -> bool:
+        """Whether its backend may be at work."""
+        return conn.pgconn.transaction_status == ACTIVE or bool(conn.pgconn.pipeline_status)
+
+    def drop(self, conn: ACT) -> None:
+        """Say goodbye and close everything at once, for one whose event loop is closed."""
+        conn.pgconn.finish()
+        if (bond := self._bonds.pop(conn, None)) is not None:
+            bond.close()
+
+    async def ping(self, conn: ACT) -> None:
+        """An empty query, outside any transaction."""
+        await ping(conn)
+
+    async def reset(self, conn: ACT) -> None:
+        """Roll back, and whatever more the pool was told; one round trip but for a callback's own.
+
+        Raises:
+            psycopg.Error: it cannot be made clean; also when a statement is under way.
+        """
+        bond = self._bonds[conn]
+        conn._pool = None
+        await bond.settle(conn)
+        with anyio.move_on_after(LEAVE_TIMEOUT):
+            async with (
+                conn.lock
+            ):  # an iteration over notifies() that was left takes a moment to end
+                pass
+        status = conn.pgconn.transaction_status
+        open_blocks = conn._num_transactions
+        if bond.take_interrupted():
+            # Its blocks were left with no time for their end.
+            open_blocks = conn._num_transactions = 0
+        if conn.lock.locked() or open_blocks or bond.unfit or _is_in_mid_operation(conn):
+            msg = f"returned in mid-operation: {conn!r}"
+            raise psycopg.OperationalError(msg)
+        statements = RESETS[self._reset] if isinstance(self._reset, str) else ""
+        if status != IDLE:
+            # Not conn.rollback(): the borrower may have left inside a transaction() block.
+            # psycopg sends no BEGIN ahead while a transaction is open.
+            await run(conn, f"ROLLBACK; {statements}".encode())
+        elif statements:
+            await conn.set_autocommit(True)
+            await run(conn, statements.encode())
+        if self._reset == "discard":
+            # Not all versions of psycopg see for themselves that their statements are gone.
+            conn._prepared.clear()
+            conn._prepared._to_flush.clear()
+        if (doubt := bond.take_doubt()) is not None and await _is_standby(conn):
+            bond.confirm(doubt)
+        if statements:
+            await bond.baseline.restore(conn)
+        elif callable(self._reset):
+            await self.lend_to(self._reset, conn)
+        _require_idle(conn, "reset")
+        bond.watch_again()
+
+    async def roll_back(self, conn: ACT) -> None:
+        """End the transaction that is open, for a borrower who goes on to use the connection.
+
+        Nobody else comes between: its lock is held from the first step to the last.
+
+        Raises:
+            psycopg.Error: it cannot be ended; also when a statement is under way.
+        """
+        async with conn.lock:
+            bond = self._bonds[conn]
+            await bond.settle(conn)
+            if bond.take_interrupted():
+                conn._num_transactions = 0
+            if conn._num_transactions or _is_in_mid_operation(conn):
+                msg = f"left in mid-operation: {conn!r}"
+                raise psycopg.OperationalError(msg)
+            await conn.wait(conn._rollback_gen())
+
+    async def roll_back_to(self, conn: ACT, block: psycopg.AsyncTransaction) -> None:
+        """Undo a transaction block and all inside of it, ended or not; else as `roll_back`."""
+        async with conn.lock:
+            await self._bonds[conn].settle(conn)
+            if conn._pipeline is not None:
+                await conn.wait(conn._pipeline._sync_gen())
+            conn._num_transactions = block._stack_index
+            if conn.pgconn.transaction_status != IDLE:
+                conn._num_transactions += 1  # it takes itself off
+                await conn.wait(block._rollback_gen(None))
+
+    def has_left(self, conn: ACT) -> bool:
+        """Whether something that was cancelled has not come to its end yet."""
+        wire: Wire | None = getattr(conn, "_wire", None)
+        return wire is not None and (wire.draining is not None or wire.cut_off)
+
+    async def settle(self, conn: ACT) -> None:
+        """Wait for that end, for a borrower who goes on to use the connection."""
+        async with conn.lock:
+            await self._bonds[conn].settle(conn)
+
+    async def turn_back(self, conn: ACT, *, autocommit: bool) -> None:
+        """Roll back, and change the mode; nobody is to meet a connection in the wrong one."""
+        try:
+            await self.roll_back(conn)
+            await conn.set_autocommit(autocommit)
+        except Exception:
+            self._bonds[conn].unfit = True
+            raise
+
+    def is_at_rest(self, conn: ACT) -> bool:
+        """Whether its attributes can be changed with no wait, as no transaction is open."""
+        wire: Wire | None = getattr(conn, "_wire", None)
+        return (
+            conn.pgconn.transaction_status == IDLE
+            and conn._pipeline is None
+            and not conn.lock.locked()
+            and (wire is None or (wire.settled and not wire.cut_off and not wire.leaving))
+        )
+
+    def is_clean(self, conn: ACT) -> bool:
+        """Idle, and nothing more to be done between two borrowers."""
+        if (
+            conn.pgconn.transaction_status != self._clean_status
+            or conn._pipeline is not None
+            or conn.pgconn.pipeline_status
+            or conn._num_transactions
+            or conn._tpc is not None
+            or conn.lock.locked()
+        ):
+            return False
+        if not self._any_watched:
+            return True
+        try:
+            wire: Wire | None = conn._wire  # type: ignore[attr-defined]
+        except AttributeError:
+            return True  # psycopg's own
+        return wire is None or (wire.settled and not wire.amiss)
+
+    def is_alive(self, conn: ACT) -> bool:
+        """Not closed, as far as libpq knows, nor hung up, where the socket can be looked at."""
+        if conn.pgconn.status == BAD:
+            return False
+        wire: Wire | None = getattr(conn, "_wire", None)
+        if wire is not None:
+            return wire.is_up()
+        bond = self._bonds.get(conn)
+        return bond is None or conn.pgconn.transaction_status != IDLE or bond.is_up(conn)
+
+    def listens(self, conn: ACT) -> bool:
+        """Whether it has handlers of notifications that `configure` has not given it."""
+        bond = self._bonds.get(conn)
+        return bond is not None and conn._notify_handlers != bond.baseline.notify_handlers
+
+    def watch(self, conn: ACT, tell: Tell) -> bool:
+        """Have `tell` called when the server hangs up; psycopg's own cannot be watched."""
+        return self._bonds[conn].watch(tell)
+
+    async def ask(self, check: Callable[[ACT], Awaitable[None] | None], conn: ACT) -> None:
+        """Call the user's check, and end the transaction that it may have started."""
+        await self.lend_to(check, conn)
+        if conn.pgconn.transaction_status in (INTRANS, INERROR):
+            await conn.rollback()
+
+    async def lend_to(self, callback: Callable[[ACT], Awaitable[None] | None], conn: ACT) -> None:
+        """Call the user's callback with a connection that knows its pool meanwhile."""
+        conn._pool = self.owner()  # type: ignore[assignment]
+        try:
+            await settle(lambda: callback(conn))
+        finally:
+            conn._pool = None
+
+    async def _connect(self, secrets: set[str]) -> ACT:
+        conninfo, kwargs = self.conninfo, self.kwargs
+        if callable(conninfo):
+            conninfo = await call("conninfo", conninfo)
+        params = check_conninfo(conninfo)
+        secrets |= secrets_of(conninfo, params)
+        if callable(kwargs):
+            kwargs = await call("kwargs", kwargs)
+        kwargs = dict(kwargs or {})
+        secrets |= secrets_of("", kwargs)
+        check_options(params, kwargs, self.connection_class)
+        kwargs |= limits_for(params, kwargs)
+        connect = partial(self.connection_class.connect, conninfo, **kwargs)
+        try:
+            conn: ACT = await call("connect", connect, math.inf)
+        except psycopg.ProgrammingError as error:
+            if (said := renamed(error, kwargs)) is None:
+                raise
+        else:
+            return conn
+        raise said
+
+    async def _part_from(self, conn: ACT, bond: Bond) -> None:
+        """End what is under way, and close psycopg's side, however much of that succeeds."""
+        try:
+            with anyio.move_on_after(CANCEL_TIMEOUT):
+                await bond.settle(conn)
+            if conn.lock.locked():
+                bond.shut(socket.SHUT_WR)  # a borrower is inside: its next statement is to fail
+            working = conn.pgconn.transaction_status == ACTIVE
+            if working or (conn.closed and not bond.is_hung_up()):
+                await bond.cancel()
+            # Whoever waits on the descriptor must have left before it is closed, or the loop would
+            # be left with a stale registration. The second time without the server's help.
+            for _ in range(2):
+                with anyio.move_on_after(CANCEL_TIMEOUT / 4) as limit:
+                    async with conn.lock:
+                        pass
+                if not limit.cancelled_caught:
+                    break
+                bond.shut(socket.SHUT_RDWR)
+        finally:
+            # Where close() would return it, it must not; yet a borrower's release is to know it.
+            owner, conn._pool = conn._pool, None
+            try:
+                await close(conn)
+            finally:
+                conn._pool = owner
+
+
+async def ping(conn: psycopg.AsyncConnection[Any]) -> None:
+    """One round trip that starts no transaction: the empty query."""
+    await _ask(conn, b"")
+
+
+async def run(conn: psycopg.AsyncConnection[Any], query: bytes) -> psycopg.AsyncCursor[Any]:
+    """Run a statement of the pool's own, past all that a class or a tracer puts before a user's."""
+    cur: psycopg.AsyncCursor[Any]
+    if TRIED and isinstance(conn, Connection):
+        cur = Cursor.for_one_statement(conn, binary=False)
+        cur._row_factory = tuple_row
+    else:
+        cur = psycopg.AsyncCursor(conn, row_factory=tuple_row)
+    return await cur.execute(query, prepare=False)
+
+
+async def close(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Call a connection's own `close()`, and close it whatever that does where it is overridden."""
+    try:
+        with anyio.move_on_after(CANCEL_TIMEOUT, shield=True):
+            await conn.close()  # else it does not suspend
+    except Exception:
+        logger.warning("error in close() of %r", conn, exc_info=True)
+    finally:
+        if not conn.closed:
+            conn.pgconn.finish()
+
+
+async def _ask(conn: psycopg.AsyncConnection[Any], query: bytes) -> psycopg.AsyncCursor[Any]:
+    """Run a statement outside of any transaction."""
+    if conn.autocommit:
+        return await run(conn, query)
+    try:
+        await conn.set_autocommit(True)
+        return await run(conn, query)
+    finally:
+        with suppress(psycopg.Error):
+            await conn.set_autocommit(False)
+
+
+async def _is_standby(conn: psycopg.AsyncConnection[Any]) -> bool:
+    """Whether its server is known to be a standby.
+
+    Raises:
+        psycopg.Error: the connection is lost.
+    """
+    try:
+        cur = await _ask(conn, b"SELECT pg_catalog.pg_is_in_recovery()")
+    except psycopg.Error:
+        if conn.pgconn.status == BAD:
+            raise
+        # Not every server has the function, or lets everybody call it.
+        return conn.info.parameter_status("in_hot_standby") == "on"
+    return cur.pgresult is not None and cur.pgresult.get_value(0, 0) == b"t"
+
+
+def check_sources(conninfo: Conninfo, kwargs: Kwargs | None, connection_class: type[Any]) -> None:
+    """Raise where no connection could be made from these."""
+    params = {} if callable(conninfo) else check_conninfo(conninfo)
+    if not (kwargs is None or callable(kwargs) or isinstance(kwargs, Mapping)):
+        msg = f"kwargs must be a mapping or a callable, not {type(kwargs).__name__}"
+        raise TypeError(msg)
+    if not callable(kwargs):
+        check_options(params, kwargs or {}, connection_class)
+
+
+def can_share(connection_class: type[Any]) -> bool:
+    """Whether statements can run in a pipeline of such connections as their cursors run them."""
+    if not capabilities.has_pipeline():
+        logger.info("libpq has no pipeline mode: each one-shot borrows a connection")
+        return False
+    return _keeps_to_cursors(connection_class)
+
+
+def _keeps_to_cursors(connection_class: type[Any]) -> bool:
+    """Whether a class runs statements as `asyncpool.Connection` does, with nothing overridden."""
+    return (
+        TRIED
+        and sys.platform != "win32"
+        and issubclass(connection_class, Connection)
+        and connection_class.execute is Connection.execute
+        and connection_class.wait is Connection.wait
+        and connection_class.cursor is Connection.cursor
+    )
+
+
+def is_shareable(conn: Any) -> bool:
+    """Whether a statement in a pipeline of this connection ends as one of its cursors' would.
+
+    The class is that of the object itself: a tracer's wrapper is to see each statement.
+    """
+    return (
+        _keeps_to_cursors(type(conn))
+        and conn._wire is not None
+        and not conn.closed
+        and conn.cursor_factory is Cursor
+        and not begins_specially(conn)
+    )
+
+
+def begins_specially(conn: psycopg.AsyncConnection[Any]) -> bool:
+    """Whether its transactions have characteristics, so that each statement needs a BEGIN."""
+    return not conn.autocommit and not (
+        conn.read_only is None and conn.isolation_level is None and conn.deferrable is None
+    )
+
+
+def version() -> tuple[int, int]:
+    """psycopg's own, such as (3, 3)."""
+    major, minor = psycopg.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _is_in_mid_operation(conn: psycopg.AsyncConnection[Any]) -> bool:
+    """Whether something is under way on it that no ROLLBACK would end."""
+    active = conn.pgconn.transaction_status == ACTIVE or conn.pgconn.pipeline_status
+    return bool(active or conn._pipeline or conn._tpc)
+
+
+def _require_idle(conn: psycopg.AsyncConnection[Any], who: str) -> None:
+    if conn.pgconn.transaction_status != IDLE:
+        status = TransactionStatus(conn.pgconn.transaction_status).name
+        msg = f"connection left in status {status} by {who}: it must be IDLE, so it is discarded"
+        raise psycopg.ProgrammingError(msg)

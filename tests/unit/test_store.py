@@ -1,0 +1,752 @@
+"""Opening connections: how many, how soon, and what becomes of it when connecting fails."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import weakref
+from itertools import pairwise
+
+import pytest
+
+from asyncpool._core.entry import State
+from asyncpool._core.pool import Core
+from asyncpool._core.store import _open
+from asyncpool.errors import PoolTimeout
+from tests.sim.fake import Broken, FakeConn
+from tests.unit._tools import (
+    Driver,
+    fails,
+    lose,
+    make_core,
+    never,
+    now,
+    ok,
+    running,
+    settle,
+    slow,
+    stubborn,
+    timers,
+    use,
+    virtual_time,
+)
+
+
+async def wait_until_full(core: Core[FakeConn]) -> float:
+    await core.stock.full.wait()
+    return now()
+
+
+async def fail_slowly() -> None:
+    """A connect that takes 10 ms to fail."""
+    await asyncio.sleep(0.01)
+    await fails()
+
+
+async def fail_in_half_a_second() -> None:
+    """Longer than the pause before it."""
+    await asyncio.sleep(0.55)
+    await fails()
+
+
+class TestGrowth:
+    @virtual_time
+    async def test_many_requests_at_once_grow_the_pool_in_parallel(self) -> None:
+        """Twenty connects of 100 ms take 100 ms, not two seconds."""
+        driver = Driver(open=slow(0.1))
+        async with running(driver, 0, 20) as core:
+            had_at = await asyncio.gather(*(use(core, 5.0) for _ in range(20)))
+            assert max(had_at) == pytest.approx(0.1, abs=0.001)
+
+    @virtual_time
+    async def test_a_connection_that_comes_back_first_serves_first(self) -> None:
+        """A request waits for whatever is there first, not for the connect that it caused."""
+        async with running(Driver(open=slow(0.1)), 0, 5) as core:
+            first = asyncio.create_task(use(core, 0.05))
+            await asyncio.sleep(0.12)
+            second = asyncio.create_task(use(core, 5.0))
+            await first
+            assert await second == pytest.approx(0.15, abs=0.001)
+
+    @virtual_time
+    async def test_one_connect_that_hangs_does_not_stop_growth(self) -> None:
+        """The others serve, and it takes up one place only."""
+        driver = Driver(open=slow(0.1))
+        driver.script["open"].append(never)
+        async with running(driver, 0, 3) as core:
+            began = now()
+            await asyncio.gather(*(use(core, 1.0) for _ in range(4)))
+            assert now() - began == pytest.approx(2.1, abs=0.01)
+            assert core.ledger.opening == 1
+
+    @virtual_time
+    async def test_whoever_counts_on_a_connect_that_takes_long_gets_another_beside_it(self) -> None:
+        """After `connect_patience`, where there is room; the slow one goes on all the same."""
+        driver = Driver(open=slow(0.1))
+        driver.script["open"].append(slow(60.0))
+        async with running(driver, 0, 3, connect_patience=1.0) as core:
+            assert await use(core) == pytest.approx(1.1, abs=0.01)
+            await asyncio.sleep(60.0)
+            assert len(core.ledger.idle) == 2
+
+    @virtual_time
+    async def test_a_connect_in_time_leaves_no_timer_of_its_patience(self) -> None:
+        """Whether it succeeds or fails."""
+        driver = Driver(open=slow(0.1))
+        async with running(driver, 1, 1, connect_patience=1000.0):
+            await asyncio.sleep(0.2)
+            assert timers() == []
+            driver.usual["open"] = fails
+            lose(driver.conns[0])
+            await settle()
+            assert all(timer.when() < 10.0 for timer in timers())
+
+    @virtual_time
+    async def test_a_requester_that_gives_up_does_not_stop_the_connect(self) -> None:
+        """The next has the connection the sooner."""
+        driver = Driver(open=slow(1.0))
+        async with running(driver, 0, 5) as core:
+            with pytest.raises(PoolTimeout):
+                await core.acquire(0.9)
+            assert await use(core) == pytest.approx(1.0, abs=0.001)
+            assert len(driver.conns) == 1
+
+    @virtual_time
+    async def test_a_cancelled_requester_does_not_stop_it_either(self) -> None:
+        """Connects belong to the pool."""
+        driver = Driver(open=slow(1.0))
+        async with running(driver, 0, 5) as core:
+            task = asyncio.create_task(core.acquire(None))
+            await asyncio.sleep(0.5)
+            task.cancel()
+            await asyncio.sleep(1.0)
+            assert [entry.conn for entry in core.ledger.idle] == driver.conns
+
+    @virtual_time
+    async def test_no_more_are_opened_than_are_waited_for(self) -> None:
+        """A connect under way counts for one waiter."""
+        driver = Driver(open=slow(0.1))
+        async with running(driver, 0, 20) as core:
+            await asyncio.gather(*(use(core, 1.0) for _ in range(3)))
+            assert len(driver.conns) == 3
+
+    @virtual_time
+    async def test_there_are_never_more_sockets_than_max_size(self) -> None:
+        """Those that are being closed count until they are."""
+        driver = Driver(open=slow(0.1), close=slow(1.0))
+        async with running(driver, 2, 3) as core:
+            for _ in range(5):
+                for conn in driver.conns:
+                    if not conn.closed:
+                        lose(conn)
+                await asyncio.gather(*(use(core, 0.1) for _ in range(10)))
+        assert driver.most_sockets == 3
+
+    @virtual_time
+    async def test_its_tasks_have_the_pools_name(self) -> None:
+        """And say what they do."""
+        async with running(Driver(open=never), 1, 1) as core:
+            assert core.stock.name == "test"
+            names = {task.get_name() for task in asyncio.all_tasks()}
+            assert "test: connect" in names
+
+    @virtual_time
+    async def test_the_time_of_connects_is_summed(self) -> None:
+        """In seconds, of those that succeed."""
+        driver = Driver(open=slow(2.0))
+        async with running(driver, 0, 2) as core:
+            await asyncio.sleep(10.0)
+            await asyncio.gather(use(core), use(core))
+            assert core.stock.counters.connect_time == pytest.approx(2 * 2.0)
+
+    @virtual_time
+    async def test_a_connect_that_is_cancelled_is_not_tried_again(self) -> None:
+        """Whoever cancels a task of the pool's ends the loop; it is no outage."""
+        driver = Driver(open=never)
+        async with running(driver, 1, 1) as core:
+            (task,) = [each for each in asyncio.all_tasks() if each.get_name() == "test: connect"]
+            task.cancel()
+            await settle()
+            assert task.cancelled()
+            assert (core.ledger.size, len(driver.times("open"))) == (0, 1)
+            assert not core.stock.outage
+
+    @virtual_time
+    async def test_a_connect_that_is_cancelled_keeps_nothing_of_what_it_did(self) -> None:
+        """The frames of a driver have the socket."""
+        async with running(Driver(open=never)) as core:
+            entry = core.ledger.reserve(now())
+            connect = _open(weakref.ref(core.stock), core.stock.connector, entry)
+            connect.send(None)
+            with pytest.raises(asyncio.CancelledError) as caught:
+                connect.throw(asyncio.CancelledError())
+            assert "never" not in [each.name for each in caught.traceback]
+
+
+class TestMinSize:
+    @virtual_time
+    async def test_it_is_opened_in_parallel(self) -> None:
+        """Ten connects of 100 ms take 100 ms."""
+        async with running(Driver(open=slow(0.1)), 10, 10) as core:
+            assert await wait_until_full(core) == pytest.approx(0.1, abs=0.001)
+
+    @virtual_time
+    async def test_a_bounded_number_is_opened_at_once(self) -> None:
+        """A server is not run over, and each that is done makes room for the next."""
+        driver = Driver(open=slow(0.1))
+        async with running(driver, 50, 50, open_at_once=20) as core:
+            assert await wait_until_full(core) == pytest.approx(0.3, abs=0.001)
+            assert driver.most["open"] == 20
+
+    @virtual_time
+    async def test_the_pool_serves_before_it_is_full(self) -> None:
+        """Nobody waits for min_size but who asks to."""
+        driver = Driver(open=slow(10.0))
+        driver.script["open"].append(slow(0.1))
+        async with running(driver, 5, 5) as core:
+            assert await use(core) == pytest.approx(0.1, abs=0.001)
+
+    @virtual_time
+    async def test_a_pool_of_min_size_zero_opens_nothing_unasked(self) -> None:
+        """And it is full from the beginning."""
+        driver = Driver()
+        async with running(driver, 0, 5) as core:
+            assert core.stock.full.is_set()
+            await asyncio.sleep(100.0)
+            assert driver.calls == []
+
+    @virtual_time
+    async def test_what_is_lost_is_replaced_up_to_min_size(self) -> None:
+        """With nobody asking."""
+        driver = Driver(open=slow(0.1))
+        async with running(driver, 3, 5) as core:
+            await wait_until_full(core)
+            for conn in driver.conns[:2]:
+                lose(conn)
+            await asyncio.sleep(0.2)
+            assert len(core.ledger.idle) == 3
+
+
+class TestOutage:
+    @virtual_time
+    async def test_only_one_probe_is_made_at_a_time(self) -> None:
+        """However many wait, the server is not stormed."""
+        driver = Driver(open=fail_slowly)
+        async with running(driver, 5, 20) as core:
+            users = [asyncio.create_task(use(core)) for _ in range(30)]
+            await asyncio.sleep(0.02)
+            driver.most.clear()
+            await asyncio.sleep(10.0)
+            assert driver.most["open"] == 1
+            for task in users:
+                task.cancel()
+
+    @virtual_time
+    async def test_who_comes_while_a_probe_is_under_way_waits_for_it(self) -> None:
+        """Long after the pause before it is over."""
+        driver = Driver(open=fails)
+        async with running(driver, 0, 20) as core:
+            users = [asyncio.create_task(use(core))]
+            await asyncio.sleep(2.0)
+            driver.usual["open"] = fail_in_half_a_second
+            await asyncio.sleep(1.0)
+            driver.most.clear()
+            for _ in range(100):
+                users.append(asyncio.create_task(use(core)))
+                await asyncio.sleep(0.05)
+            assert driver.most["open"] == 1
+            for task in users:
+                task.cancel()
+
+    @virtual_time
+    async def test_probes_are_delayed_twice_as_long_each_time_up_to_a_second(self) -> None:
+        """Less up to half of it at random."""
+        driver = Driver(open=fails)
+        async with running(driver, 1, 1):
+            await asyncio.sleep(10.0)
+            times = driver.times("open")
+            delays = [later - earlier for earlier, later in pairwise(times)]
+            assert len(delays) > 10
+            for number, delay in enumerate(delays):
+                longest = min(1.0, 0.05 * 2**number)
+                assert 0.499 * longest <= delay <= 1.001 * longest
+
+    def test_a_probe_may_be_due_sooner_than_the_loop_can_wait(self) -> None:
+        """uvloop's timers of under half a millisecond are none, and know no time."""
+        uvloop = pytest.importorskip("uvloop")
+
+        async def live() -> None:
+            driver = Driver(open=fails)
+            core = make_core(driver, 1, 1)
+            core.open()
+            stock, clock = core.stock, core.stock.time
+            for made in range(1, 5):
+                while len(driver.times("open")) < made or core.ledger.opening:
+                    await settle()
+                instant = now()
+                stock.time = lambda instant=instant: instant  # type: ignore[misc]
+                stock.outage.retry_at = stock.outage.rest_until = instant + 0.0004
+                stock.refill()
+                assert stock.next_probe_at == instant + 0.0004
+                stock.refill()
+                stock.time = clock
+            await core.close(0)
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(asyncio.wait_for(live(), 10.0))
+
+    @virtual_time
+    async def test_when_the_server_is_back_all_are_served_at_once(self) -> None:
+        """The probe that succeeds ends the outage for everybody."""
+        driver = Driver(open=fails)
+        async with running(driver, 0, 10) as core:
+            users = [asyncio.create_task(use(core, 0.1)) for _ in range(10)]
+            await asyncio.sleep(5.0)
+            driver.usual["open"] = ok
+            had_at = await asyncio.gather(*users)
+            assert max(had_at) <= 6.0
+            assert max(had_at) - min(had_at) < 0.01
+            assert not core.stock.outage
+
+    @virtual_time
+    async def test_the_probe_that_succeeds_serves_a_waiter_like_any_other(self) -> None:
+        """Whoever it serves needs no further connection."""
+        driver = Driver()
+        driver.script["open"].append(fails)
+        async with running(driver, 0, 10) as core:
+            await use(core, 0.1)
+            await settle()
+            assert len(driver.conns) == 1
+
+    @virtual_time
+    async def test_a_waiter_keeps_its_place_through_an_outage(self) -> None:
+        """First come, first served, when it is over too."""
+        driver = Driver(open=fails)
+        async with running(driver, 0, 1) as core:
+            order: list[int] = []
+
+            async def user(number: int) -> None:
+                await use(core, 0.01)
+                order.append(number)
+
+            users = [asyncio.create_task(user(number)) for number in range(10)]
+            await asyncio.sleep(5.0)
+            driver.usual["open"] = ok
+            await asyncio.gather(*users)
+            assert order == list(range(10))
+
+    @virtual_time
+    async def test_no_probe_is_made_when_nobody_needs_one(self) -> None:
+        """A pool of min_size zero whose waiters have left stays quiet."""
+        driver = Driver(open=fails)
+        async with running(driver, 0, 5) as core:
+            with pytest.raises(PoolTimeout):
+                await core.acquire(2.0)
+            await asyncio.sleep(5.0)
+            made = len(driver.times("open"))
+            await asyncio.sleep(100.0)
+            assert len(driver.times("open")) == made
+            assert timers() == []
+
+    @virtual_time
+    async def test_a_connect_that_hangs_does_not_stop_the_probes(self) -> None:
+        """It began before the outage, and may hang for as long as the network likes."""
+        driver = Driver()
+        driver.script["open"].extend([never, fails])
+        async with running(driver, 0, 3) as core:
+            users = [asyncio.create_task(use(core, timeout=20.0)) for _ in range(2)]
+            had_at = await asyncio.gather(*users)
+            assert max(had_at) < 1.0
+
+    @virtual_time
+    async def test_it_is_logged_once_when_it_begins(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A warning, not one for each probe."""
+        async with running(Driver(open=fails), 3, 3):
+            await asyncio.sleep(60.0)
+            warnings = [each for each in caplog.records if each.levelno >= logging.WARNING]
+            assert len(warnings) == 1
+            assert "cannot connect, will retry" in warnings[0].message
+
+    @virtual_time
+    async def test_the_last_error_is_remembered_with_its_instant(self) -> None:
+        """Without its traceback, whose frames hold the pool."""
+        driver = Driver(open=fails)
+        async with running(driver, 0, 1) as core:
+            assert (core.stock.last_error, core.stock.last_error_at) == (None, 0.0)
+            await asyncio.sleep(10.0)
+            with pytest.raises(PoolTimeout):
+                await core.acquire(0.01)
+            assert isinstance(core.stock.last_error, Broken)
+            assert core.stock.last_error.__traceback__ is None
+            assert core.stock.last_error_at == pytest.approx(10.0, abs=0.001)
+            with pytest.raises(PoolTimeout):
+                await core.acquire(1.0)
+            assert core.stock.counters.connects_failed == len(driver.times("open")) > 1
+            assert not core.stock._openers
+
+    @virtual_time
+    async def test_reconnect_failed_is_told_once_an_outage(self) -> None:
+        """After `reconnect_timeout` seconds of it, and anew for the next."""
+        told: list[float] = []
+
+        async def tell() -> None:
+            told.append(now())
+
+        driver = Driver(open=fails)
+        async with running(driver, 1, 1, on_outage=tell, reconnect_timeout=30.0):
+            await asyncio.sleep(100.0)
+            assert told == [pytest.approx(30.5, abs=0.6)]
+            driver.usual["open"] = ok
+            await asyncio.sleep(2.0)
+            driver.usual["open"] = fails
+            lose(driver.conns[0])
+            ended = now()
+            await asyncio.sleep(100.0)
+            assert told[1:] == [pytest.approx(ended + 30.5, abs=0.6)]
+
+    @virtual_time
+    async def test_with_no_time_at_all_the_first_failure_is_told(self) -> None:
+        """`reconnect_timeout=0` is no patience."""
+        told: list[float] = []
+
+        async def tell() -> None:
+            told.append(now())
+
+        async with running(Driver(open=fails), 1, 1, on_outage=tell, reconnect_timeout=0.0):
+            assert told == [pytest.approx(0.0, abs=0.001)]
+
+    @virtual_time
+    async def test_a_connect_from_before_that_succeeds_ends_it(self) -> None:
+        """The probe that was to come is put off, and the others are opened at once."""
+        driver = Driver(open=fails)
+        driver.script["open"].append(slow(5.0))
+        async with running(driver, 3, 3, connect_patience=60.0) as core:
+            await asyncio.sleep(4.9)
+            driver.usual["open"] = ok
+            core.stock.stop_retrying()
+            core.stock.outage.rest_until = 50.0
+            core.stock.refill()
+            await asyncio.sleep(0.1)
+            assert len(core.ledger.idle) == 3
+            assert timers() == []
+
+    @virtual_time
+    async def test_whoever_comes_brings_the_next_probe_forward(self) -> None:
+        """The pool rests for longer while nobody waits; there is one timer all the same."""
+        driver = Driver(open=fails)
+        async with running(driver, 1, 1) as core:
+            await asyncio.sleep(10.0)
+            core.stock.outage.retry_at, core.stock.outage.rest_until = 11.0, 60.0
+            core.stock.stop_retrying()
+            core.stock.refill()
+            assert [timer.when() for timer in timers()] == [60.0]
+            driver.usual["open"] = ok
+            waiting = asyncio.create_task(use(core))
+            await settle()
+            assert 60.0 not in [timer.when() for timer in timers()]
+            assert await waiting == pytest.approx(11.0, abs=0.001)
+
+    @virtual_time
+    async def test_a_check_that_passes_ends_it(self) -> None:
+        """What is wanted besides is opened at once."""
+
+        async def check(_: FakeConn) -> None:
+            await asyncio.sleep(0.01)
+
+        driver = Driver(open=fails)
+        async with running(driver, 3, 3, check=check) as core:
+            await asyncio.sleep(20.0)
+            waiting = asyncio.create_task(core.acquire(None))
+            await settle()
+            driver.usual["open"] = ok
+            conn = await waiting
+            await settle()
+            assert not core.stock.outage
+            assert core.ledger.size == 3
+            core.release(conn)
+
+    @virtual_time
+    async def test_a_short_outage_is_not_told(self) -> None:
+        """It is over before anybody has to know."""
+        told: list[float] = []
+
+        async def tell() -> None:
+            told.append(now())
+
+        driver = Driver(open=fails)
+        async with running(driver, 1, 1, on_outage=tell, reconnect_timeout=30.0):
+            await asyncio.sleep(20.0)
+            driver.usual["open"] = ok
+            await asyncio.sleep(60.0)
+            assert told == []
+
+    @virtual_time
+    async def test_after_reconnect_failed_the_pool_goes_on_trying(self) -> None:
+        """Unlike psycopg_pool, which gives up until it is asked again."""
+
+        async def tell() -> None:
+            """Nothing to do."""
+
+        driver = Driver(open=fails)
+        async with running(driver, 1, 1, on_outage=tell, reconnect_timeout=1.0) as core:
+            await asyncio.sleep(1000.0)
+            driver.usual["open"] = ok
+            await asyncio.sleep(1.1)
+            assert len(core.ledger.idle) == 1
+
+
+class TestDiscard:
+    @virtual_time
+    async def test_what_is_on_its_way_out_is_discarded_once(self) -> None:
+        """Neither while its farewell goes on nor when it is over."""
+        driver = Driver(close=slow(1.0))
+        async with running(driver, 2, 2) as core:
+            assert core.stock.counters.connects == 2
+            entry = core.ledger.idle[0]
+            for state in (State.CLOSING, State.CLOSING, State.CLOSED, State.CLOSED):
+                core.stock.discard(entry)
+                await asyncio.sleep(0.4)
+                assert entry.state is state
+            assert len(driver.times("close")) == 1
+            assert (core.ledger.size, core.ledger.closing) == (2, 0)
+
+
+class TestClean:
+    @pytest.mark.parametrize("closing", [False, True])
+    @virtual_time
+    async def test_a_reset_that_fails_is_a_warning(
+        self, closing: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """No crash; while the pool closes it is of no interest."""
+        driver = Driver()
+
+        async def fail_later() -> None:
+            await asyncio.sleep(1.0)
+            await fails()
+
+        driver.script["reset"].append(fail_later)
+        async with running(driver, 1, 1) as core:
+            conn = await core.acquire(None)
+            conn.clean = False
+            core.release(conn)
+            await settle()
+            if closing:
+                await core.close(5.0)
+            else:
+                await asyncio.sleep(2.0)
+                assert conn.closed
+        found = [each.levelno for each in caplog.records if each.levelno >= logging.WARNING]
+        assert found == ([] if closing else [logging.WARNING])
+
+    @virtual_time
+    async def test_a_reset_that_is_cancelled_costs_the_connection(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """And ends as what it is."""
+        async with running(Driver(reset=never), 1, 1) as core:
+            conn = await core.acquire(None)
+            conn.clean = False
+            core.release(conn)
+            await settle()
+            (task,) = [each for each in asyncio.all_tasks() if each.get_name() == "test: reset"]
+            task.cancel()
+            await settle()
+            assert task.cancelled()
+            assert conn.closed
+        assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+class TestDropped:
+    @virtual_time
+    async def test_a_connect_that_hangs_does_not_keep_a_dropped_pool_alive(self) -> None:
+        """The pool's tasks hold it weakly."""
+        driver = Driver(open=never)
+        core = make_core(driver, 2)
+        core.open()
+        await settle()
+        dead = weakref.ref(core)
+        crew = core.stock.crew
+        del core
+        gc.collect()
+        assert dead() is None
+        crew.dismiss()
+        await settle()
+        assert driver.sockets == 0
+
+    @virtual_time
+    async def test_what_opens_after_the_pool_was_dropped_is_closed(self) -> None:
+        """Nobody else would."""
+        driver = Driver(open=slow(1.0))
+        core = make_core(driver, 2)
+        core.open()
+        await settle()
+        del core
+        gc.collect()
+        await asyncio.sleep(2.0)
+        assert len(driver.conns) == 2
+        assert driver.sockets == 0
+
+    @virtual_time
+    async def test_a_pause_in_an_outage_does_not_keep_a_dropped_pool_alive(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Its timer holds it weakly too."""
+        caplog.set_level(logging.CRITICAL, "asyncpool")  # a log's record holds what it tells of
+        core = make_core(Driver(open=fails), 1)
+        core.open()
+        await settle()
+        dead = weakref.ref(core)
+        del core
+        gc.collect()
+        assert dead() is None
+        await asyncio.sleep(2.0)
+        assert timers() == []
+
+
+@virtual_time
+async def test_a_connection_that_was_drained_while_it_opened_is_replaced() -> None:
+    """It may have been made with what has just changed."""
+    driver = Driver()
+    driver.script["open"].append(slow(1.0))
+    async with running(driver, 1, 1) as core:
+        core.drain()
+        core.release(await core.acquire(5.0))
+        assert [entry.conn for entry in core.ledger.idle] == [driver.conns[1]]
+
+
+@virtual_time
+async def test_a_resize_opens_and_closes_at_once() -> None:
+    """What is lent and too many goes on its return."""
+    driver = Driver()
+    async with running(driver, 1, 1) as core:
+        core.resize(4, 4)
+        await settle()
+        assert core.ledger.size == 4
+        conns = [await core.acquire(1.0) for _ in range(3)]
+        core.resize(1, 1)
+        await settle()
+        assert core.ledger.size == 3
+        for conn in conns:
+            core.release(conn)
+        await settle()
+        assert core.ledger.size == len(core.ledger.idle) == 1
+
+
+@virtual_time
+async def test_a_stubborn_farewell_keeps_its_place_until_its_socket_is_closed() -> None:
+    """Or there would be one backend too many."""
+    driver = Driver(close=stubborn(1.5))
+    async with running(driver, 1, 1) as core:
+        lose(driver.conns[0])
+        assert await use(core) == pytest.approx(1.5, abs=0.01)
+    assert driver.most_sockets == 1
+
+
+class TestTimes:
+    @virtual_time
+    async def test_however_many_came_since_the_last_look_all_are_counted(self) -> None:
+        """Those that are kept one by one stand for the others too."""
+        async with running(Driver(open=slow(0.25)), 0, 1) as core:
+            counters = core.stock.counters
+            await asyncio.gather(*(use(core, 0.0001) for _ in range(3000)))
+            holder = asyncio.create_task(use(core, 10.0))
+            waits = [asyncio.create_task(use(core)) for _ in range(5)]
+            await settle()
+            counters.use_time += 7.0
+            counters.shared_time += 7.0  # those of a shared connection are no borrower's
+            core.stock.settle_times()
+            assert counters.connect.count == 1
+            assert counters.connect.sum == counters.connect_time == pytest.approx(0.25)
+            assert counters.wait.count == 3000
+            assert counters.wait.sum == counters.wait_time > 0
+            assert counters.use.count == 3000
+            assert counters.use.sum == pytest.approx(0.3)
+            await asyncio.gather(holder, *waits)
+
+
+USUAL = ("opened", "closing", "closed")
+
+
+@virtual_time
+async def test_an_outage_that_nobody_looks_into_is_told_to_be_over(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nothing is spared for it any more."""
+    caplog.set_level(logging.INFO, "asyncpool")
+    async with running(Driver(open=fails), 0, 1, keeper=True, ping_interval=1.0) as core:
+        with pytest.raises(PoolTimeout):
+            await core.acquire(0.1)
+        await asyncio.sleep(60.0)
+        assert not core.stock.outage
+        assert not core.ledger.sparing
+    kinds = [vars(each)["pool_event"] for each in caplog.records]
+    assert [kind for kind in kinds if kind not in USUAL] == ["outage", "outage lapsed"]
+
+
+@virtual_time
+async def test_whatever_goes_wrong_is_told_with_its_reason(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In the log, with the reason as a field of the record, and among the pool's last events."""
+    caplog.set_level(logging.INFO, "asyncpool")
+    driver = Driver()
+    async with running(driver, 1, 1) as core:
+        stock = core.stock
+
+        async def replaced() -> FakeConn:
+            await asyncio.sleep(10.0)
+            (entry,) = core.ledger.idle
+            return entry.conn
+
+        core.release(await core.acquire(5.0), first=fails)
+        conn = await replaced()
+        conn.clean = False
+        driver.script["reset"].append(fails)
+        core.release(await core.acquire(5.0))
+        await replaced()
+        driver.script["ping"].append(fails)
+        assert not await stock.ping(core.ledger.idle[0])
+        driver.script["close"].append(fails)
+        lose(await replaced())
+        await replaced()
+        began = now()
+        driver.script["ping"].append(slow(0.25))
+        assert await stock.ping(core.ledger.idle[0])
+        assert stock.counters.ping.count == 1
+        assert stock.counters.ping.sum == pytest.approx(now() - began)
+
+        driver.script["open"] += [fails, fails, late, late]
+        lose(await replaced())
+        outage = now()
+        await replaced()
+    told = [
+        (vars(each)["pool_event"], each.levelno, vars(each).get("pool_error"), each.getMessage())
+        for each in caplog.records
+        if vars(each)["pool_event"] not in USUAL
+    ]
+    said, other = "Broken", "TimeoutError"
+    info, warning = logging.INFO, logging.WARNING
+    assert [each[:3] for each in told] == [
+        ("cleaning failed", info, said),
+        ("reset failed", warning, said),
+        ("ping failed", info, said),
+        ("closing failed", info, said),
+        ("outage", warning, said),
+        ("connect failed", info, other),
+        ("outage over", warning, None),
+    ]
+    assert all(each[3].startswith("pool 'test': ") for each in told)
+    assert "connected again after" in told[-1][3]
+    assert [reason in text for _, _, reason, text in told if reason] == [True] * 6
+    facts = vars(next(each for each in caplog.records if vars(each)["pool_event"] == "outage over"))
+    assert facts["pool_failures"] == 4
+    assert 0 < facts["pool_duration"] < now() - outage
+    kinds = [each.kind for each in stock.events.last if each.kind not in USUAL]
+    assert [kind for kind in kinds if kind != "lost"] == [kind for kind, *_ in told]
+    assert [n for n, kind in enumerate(kinds) if kind == "lost"] == [2, 5, 6]
+
+
+async def late() -> None:
+    """A connect whose time is up."""
+    raise TimeoutError
