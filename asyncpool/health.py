@@ -62,7 +62,7 @@ async def examine(core: Core[ACT], timeout: float) -> HealthReport:
     latency, failed = await _try(core, timeout) if core.usable else (None, False)
     keeps_idle = core.settings.keeps_idle
     reached = latency is not None and not keeps_idle
-    stats, outage = snapshot(core), core.stock.outage
+    stats, outage = snapshot(core), core.store.outage
     serving = stats.size - stats.opening - stats.closing
     reason = ""
     status: Status = "ok"
@@ -94,8 +94,8 @@ async def examine(core: Core[ACT], timeout: float) -> HealthReport:
         being = f", {stats.cleaning} being cleaned" if stats.cleaning else ""
         reason = f"no connection is idle ({stats.leased} lent{being}): none was pinged"
     version, role = _server(core)
-    error = core.stock.last_error
-    age = core.stock.time() - core.stock.last_error_at if error is not None else None
+    error = core.store.last_error
+    age = core.store.time() - core.store.last_error_at if error is not None else None
     return HealthReport(
         status=status,
         reason=reason,
@@ -114,20 +114,20 @@ async def examine(core: Core[ACT], timeout: float) -> HealthReport:
 
 async def _try(core: Core[ACT], timeout: float) -> tuple[float | None, bool]:
     """The latency of a ping or connect, and whether it has failed; None, False: there was none."""
-    ledger, started, works = core.ledger, core.stock.time(), False
+    ledger, started, works = core.ledger, core.store.time(), False
     if not core.settings.keeps_idle:
         if ledger.leased and ledger.size >= core.settings.max_size:
             return None, False
         with anyio.move_on_after(timeout):
-            works = await core.stock.fill()
+            works = await core.store.fill()
     elif ledger.idle:
-        ping = core.stock.crew.spawn(core.stock.ping(ledger.idle[-1]), "health")
+        ping = core.store.tasks.spawn(core.store.ping(ledger.idle[-1]), "health")
         with anyio.move_on_after(timeout):
             await asyncio.wait({ping})
         works = ping.done() and not ping.cancelled() and ping.result()
     else:
         return None, False
-    return (core.stock.time() - started, False) if works else (None, True)
+    return (core.store.time() - started, False) if works else (None, True)
 
 
 def _server(core: Core[ACT]) -> tuple[str | None, Literal["primary", "standby"] | None]:

@@ -214,7 +214,7 @@ class PoolManager(Generic[K]):
 
     def _start_closing(self, pool: Pool, timeout: float) -> None:
         if not pool._core.opened:
-            pool._core.stock.closing = True  # nothing is there to be closed
+            pool._core.store.closing = True  # nothing is there to be closed
             return
         work = pool.close(timeout)
         task = asyncio.get_running_loop().create_task(work, context=Context())

@@ -32,7 +32,7 @@ from asyncpool._blocks.commit import commit, warn_of_open_work
 from asyncpool._blocks.hints import give_hints
 from asyncpool._blocks.keys import Keys
 from asyncpool._blocks.one_shots import OneShots
-from asyncpool._blocks.options import Terms
+from asyncpool._blocks.options import PoolOptions
 from asyncpool._blocks.overrides import (
     NAMES,
     ByConnection,
@@ -58,7 +58,7 @@ from asyncpool._psycopg.driver import (
     ACT,
     Conninfo,
     Kwargs,
-    PsycopgConnector,
+    PsycopgDriver,
     ResetLevel,
     can_share,
     ping,
@@ -85,7 +85,7 @@ _numbers = itertools.count(1)
 WATCHED = cast("type[psycopg.AsyncConnection[TupleRow]]", Connection)
 
 
-class AsyncConnectionPool(Terms, OneShots[ACT]):
+class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
     """A bounded set of psycopg connections for the tasks of one event loop.
 
     The constructor does no I/O and needs no running loop. The pool opens on `async with pool:`, on
@@ -209,8 +209,8 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
             ping_timeout=ping_timeout,
             keeps_idle=self._keeps_idle,
         )
-        self._connector = PsycopgConnector(conninfo, kwargs, connection_class, configure, reset)
-        self._connector.owner = weakref.ref(self)
+        self._driver = PsycopgDriver(conninfo, kwargs, connection_class, configure, reset)
+        self._driver.owner = weakref.ref(self)
         self._check = check
         self._budget = budget
         self._changed = Overrides(type(self), ORIGINALS)
@@ -418,7 +418,7 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
             raise self._not_lent(conn)
         if (session := self._sessions.get(conn)) is not None:
             session.take_back()
-            session.entry.doom()
+            session.entry.retire()
             return
         self._return(conn, dismiss=True)
         self._keys.forget(conn)
@@ -461,13 +461,13 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         self._core.admit()
         try:
             async with asyncio.timeout(timeout):
-                filled = await self._core.stock.fill()
+                filled = await self._core.store.fill()
             if not filled:
-                failure = self._core.refusals.unavailable()
+                failure = self._core.errors.unavailable()
                 await self.close()
                 raise failure
         except TimeoutError:
-            ready, cause = snapshot(self._core), self._core.stock.last_error
+            ready, cause = snapshot(self._core), self._core.store.last_error
             await self.close()
             opened = f"{ready.size - ready.opening} of {ready.min_size} connections were opened"
             what = opened if self._keeps_idle else "no connection was opened"
@@ -502,7 +502,7 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
     @property
     def connection_class(self) -> type[ACT]:
         """The class of the connections."""
-        return self._connector.connection_class
+        return self._driver.connection_class
 
     async def resize(self, min_size: int, max_size: int | None = None) -> None:
         """Change both sizes. What is too many is closed at once if idle, else on its return."""
@@ -518,7 +518,7 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         self._ensure_open()
         self._core.admit()
         work = ping_all(self._core, list(self._core.ledger.idle))
-        task = self._core.stock.crew.spawn(work, "check")
+        task = self._core.store.tasks.spawn(work, "check")
         await asyncio.wait({task})
         if task.cancelled():
             self._core.admit()  # the pool was closed meanwhile
@@ -645,7 +645,7 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         if core is None or not core.opened or core.closed:
             return
         warnings.warn(f"{self!r} was dropped without close()", ResourceWarning, 2, source=self)
-        for conn in core.forsake():
+        for conn in core.abandon_all():
             conn._pool = None
             with contextlib.suppress(StopIteration, Exception):
                 conn.close().send(None)
@@ -654,17 +654,17 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         pool = weakref.ref(self)
         core = Core(
             self._settings,
-            self._connector,
-            check=None if self._check is None else partial(self._connector.ask, self._check),
+            self._driver,
+            check=None if self._check is None else partial(self._driver.ask, self._check),
             on_outage=partial(_tell_of_outage, pool),
             classify=self._classify,
             on_leak=partial(_tell_of_leak, pool),
-            listens=self._connector.listens,
+            listens=self._driver.listens,
             budget=self._budget,
         )
         enabled = self._pipeline and self._shared_size != 0 and can_share(self.connection_class)
         self._dispatcher = Dispatcher(
-            core, self._shared_size, enabled=enabled, passes_on=not self._connector.resets
+            core, self._shared_size, enabled=enabled, passes_on=not self._driver.resets
         )
         core.slow_wait, core.on_slow_wait = self._slow_wait
         self._keys: Keys[ACT] = Keys(core)
@@ -679,7 +679,7 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
 
     def _start(self) -> None:
         self._core.open()
-        self._core.stock.crew.spawn(keep(weakref.ref(self._core)), "keeper")
+        self._core.store.tasks.spawn(keep(weakref.ref(self._core)), "keeper")
 
     def _outlive(self) -> None:
         if self._lazy and has_outlived(self._core) and not self._core.closed:
@@ -731,13 +731,13 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         if block is None:
             try:
                 if not (failing or as_is or first):
-                    await commit(self._core, self._connector, conn)
+                    await commit(self._core, self._driver, conn)
             except BaseException:
                 await give_back(self, conn, failing=True)
                 raise
             await give_back(self, conn, failing=failing, first=first)
         elif failing or first is not None:
-            await block.give_up(first or partial(self._connector.roll_back, conn))
+            await block.give_up(first or partial(self._driver.roll_back, conn))
         else:
             await block.__aexit__(None, None, None)
 
@@ -777,7 +777,7 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         if self._firsts:
             first = self._firsts.pop(conn, None) or first
         if self._modes and (mode := self._modes.pop(conn, None)) is not None:
-            first = partial(self._connector.turn_back, conn, autocommit=mode)
+            first = partial(self._driver.turn_back, conn, autocommit=mode)
         conn._pool = None
         try:
             if dismiss:
@@ -799,7 +799,7 @@ class AsyncConnectionPool(Terms, OneShots[ACT]):
         except PoolError as error:
             if not failing:
                 raise
-            self._core.stock.tell("return failed", str(error))
+            self._core.store.record("return failed", str(error))
 
 
 give_hints(AsyncConnectionPool)

@@ -174,7 +174,7 @@ async def advise(
         raise ValueError(msg)
     if p99_wait is not None:
         p99_wait = duration("p99_wait", p99_wait)
-    stats, counters, now = snapshot(core), core.stock.counters, core.stock.time()
+    stats, counters, now = snapshot(core), core.store.counters, core.store.time()
     lent = core.ledger.leased.values()
     ages = [now - entry.lent_at for entry in lent if not entry.shared]
     shared = counters.shared_time + sum(now - entry.lent_at for entry in lent if entry.shared)

@@ -27,7 +27,7 @@ from asyncpool import AsyncConnectionPool
 from asyncpool.integrations import fastapi
 from asyncpool.integrations.fastapi import Connection, Pool
 from asyncpool.integrations.starlette import (
-    CancelOnHangUp,
+    CancelOnDisconnect,
     busy,
     health_route,
     lifespan,
@@ -82,7 +82,7 @@ app = FastAPI(
     routes=[health_route("/health"), readiness_route("/ready", "pool", "reports")],
     exception_handlers=busy(retry_after=1),
 )
-app.add_middleware(CancelOnHangUp)
+app.add_middleware(CancelOnDisconnect)
 
 
 @app.post("/notes", status_code=201)

@@ -24,7 +24,7 @@ from psycopg.rows import class_row
 
 from asyncpool import AsyncConnectionPool
 from asyncpool.integrations.litestar import (
-    CancelOnHangUp,
+    CancelOnDisconnect,
     Connection,
     Pool,
     PoolPlugin,
@@ -114,5 +114,5 @@ app = Litestar(
     ],
     plugins=[PoolPlugin(main_pool), PoolPlugin(reports_pool, "reports")],
     on_startup=[prepare],
-    middleware=[CancelOnHangUp],
+    middleware=[CancelOnDisconnect],
 )

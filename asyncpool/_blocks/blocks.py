@@ -33,7 +33,7 @@ from asyncpool._blocks.session import Join, Session
 from asyncpool._core.entry import Entry
 from asyncpool._core.pool import Core
 from asyncpool._core.stacks import Trace, three
-from asyncpool._psycopg.driver import ACT, PsycopgConnector
+from asyncpool._psycopg.driver import ACT, PsycopgDriver
 from asyncpool.errors import PoolError, ReleaseError
 
 Exc = type[BaseException] | None
@@ -42,12 +42,12 @@ JOINED = 0
 """In place of a lease's number, which is never 0."""
 
 
-class Lender(Protocol[ACT]):
+class SupportsBorrowing(Protocol[ACT]):
     """What the blocks need of the pool."""
 
     close_returns: bool
     _core: Core[ACT]
-    _connector: PsycopgConnector[ACT]
+    _driver: PsycopgDriver[ACT]
     _modes: dict[ACT, bool]
     """The mode that a lent connection is put back to when it is returned in another."""
     _sessions: dict[object, Session[ACT]]
@@ -91,7 +91,7 @@ class Lease(Generic[ACT]):
 
     __slots__ = ("_entry", "_join", "_number", "_pool", "_timeout")
 
-    _pool: Lender[ACT]
+    _pool: SupportsBorrowing[ACT]
     _timeout: float | None
 
     async def __aenter__(self) -> ACT:
@@ -130,14 +130,14 @@ class Lease(Generic[ACT]):
         # Where close() has taken it, giving it back says so.
         if kind is None and pool._core.lease_number(conn):
             try:
-                await commit(pool._core, pool._connector, conn)
+                await commit(pool._core, pool._driver, conn)
             except BaseException:
                 pool._give_back(conn, failing=True)
                 raise
         pool._give_back(conn, failing=kind is not None)
 
     @property
-    def pool(self) -> Lender[ACT]:
+    def pool(self) -> SupportsBorrowing[ACT]:
         """Where the connection comes from."""
         return self._pool
 
@@ -200,7 +200,7 @@ class Transaction(Generic[ACT]):
 
     __slots__ = ("_conn", "_join", "_number", "_pool", "_timeout", "_transaction")
 
-    def __init__(self, pool: Lender[ACT], timeout: float | None) -> None:
+    def __init__(self, pool: SupportsBorrowing[ACT], timeout: float | None) -> None:
         self._pool = pool
         self._timeout = timeout
         self._join: Join[ACT] | None = None
@@ -254,7 +254,7 @@ class Transaction(Generic[ACT]):
 
     async def _come_to_rest(self) -> None:
         try:
-            await come_to_rest(self._pool._connector, self._conn)
+            await come_to_rest(self._pool._driver, self._conn)
         except BaseException:
             self._pool._give_back(self._conn, failing=True)
             raise
@@ -302,7 +302,7 @@ class Cursor(Generic[ACT]):
                 await see_through(self._cursor.close)
                 if self._turned and self._lease.holds():
                     pool = self._lease.pool
-                    await commit(pool._core, pool._connector, self._conn)
+                    await commit(pool._core, pool._driver, self._conn)
         except BaseException as failure:
             await self._end(type(failure), failure, None)
             raise
@@ -314,7 +314,7 @@ class Cursor(Generic[ACT]):
             if self._first:  # else one around it, in a session, knows what the mode was
                 lease.pool._modes.pop(self._conn, None)
             mode = not self._autocommit
-            first = await put_back(lease.pool._connector, self._conn, autocommit=mode)
+            first = await put_back(lease.pool._driver, self._conn, autocommit=mode)
             if first is not None:
                 await lease.give_up(first)
                 return
@@ -326,7 +326,7 @@ class SessionBlock(Generic[ACT]):
 
     __slots__ = ("_lease", "_pool", "_session")
 
-    def __init__(self, pool: Lender[ACT], lease: Lease[ACT]) -> None:
+    def __init__(self, pool: SupportsBorrowing[ACT], lease: Lease[ACT]) -> None:
         self._pool = pool
         self._lease = lease
         self._session: Session[ACT] | None = None
@@ -342,7 +342,7 @@ class SessionBlock(Generic[ACT]):
             lease.hold_to_errors()
             return conn
         try:
-            self._session = session = Session(pool._core, pool._connector, conn, task)
+            self._session = session = Session(pool._core, pool._driver, conn, task)
         except KeyError as error:
             msg = f"a session needs a connection that the pool has lent: {conn!r} is none"
             await lease.__aexit__(KeyError, error, None)
@@ -367,13 +367,13 @@ class SessionBlock(Generic[ACT]):
             return
         undo_all: Callable[[], Awaitable[object]] = session.undo_all
         if (mode := pool._modes.pop(conn, None)) is not None:
-            turn_back = partial(pool._connector.turn_back, conn, autocommit=mode)
+            turn_back = partial(pool._driver.turn_back, conn, autocommit=mode)
             undo_all = partial(session.undo_all, turn_back)
         try:
             if kind is None and (session.lost or (session.busy and session.holds())):
                 await session.ready(None)
             elif kind is None and session.holds():
-                await come_to_rest(pool._connector, conn)
+                await come_to_rest(pool._driver, conn)
         except BaseException:
             await lease.give_up(undo_all)
             raise
@@ -389,11 +389,11 @@ class SessionBlock(Generic[ACT]):
                 raise unfinished
         if undone is not None:
             # The task that has been told that its work is done may not be the one that is here.
-            pool._core.stock.tell("work undone", str(undone), logging.ERROR)
+            pool._core.store.record("work undone", str(undone), logging.ERROR)
             raise undone
 
 
-def _take_out(pool: Lender[ACT], session: Session[ACT], key: object, *_: object) -> None:
+def _take_out(pool: SupportsBorrowing[ACT], session: Session[ACT], key: object, *_: object) -> None:
     """Let a session be found by its task, or by its connection, no more."""
     if pool._sessions.get(key) is session:
         del pool._sessions[key]
@@ -409,7 +409,7 @@ class Acquisition(Coroutine[Any, Any, ACT]):
 
     def __init__(
         self,
-        pool: Lender[ACT],
+        pool: SupportsBorrowing[ACT],
         timeout: float | None,
         get: Callable[[float | None], Coroutine[Any, Any, ACT]] | None = None,
     ) -> None:
@@ -476,7 +476,7 @@ class Acquisition(Coroutine[Any, Any, ACT]):
         await pool._return_conn(conn, failing=failing, as_is=True)
 
 
-def is_still_lent(pool: Lender[ACT], conn: ACT, number: int) -> bool:
+def is_still_lent(pool: SupportsBorrowing[ACT], conn: ACT, number: int) -> bool:
     """Whether a block's connection is still in that lease, or was taken from it by `close()`,
     or by the end of its event loop.
 
@@ -488,7 +488,7 @@ def is_still_lent(pool: Lender[ACT], conn: ACT, number: int) -> bool:
     return owner is pool and (lease == number or (not lease and taken))
 
 
-def complain(pool: Lender[ACT], conn: ACT, *, failing: bool) -> None:
+def complain(pool: SupportsBorrowing[ACT], conn: ACT, *, failing: bool) -> None:
     """Raise for a block that has returned its connection, where `conn.close()` is no reason."""
     if not pool.close_returns and not failing:
         msg = f"{conn!r} was returned inside of the block that it was lent to"

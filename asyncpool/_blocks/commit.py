@@ -18,8 +18,8 @@ import psycopg
 
 from asyncpool._core.pool import Core
 from asyncpool._core.stacks import caller
-from asyncpool._psycopg.driver import ACT, IDLE, INERROR, INTRANS, PsycopgConnector
-from asyncpool._psycopg.transport import Wire
+from asyncpool._psycopg.driver import ACT, IDLE, INERROR, INTRANS, PsycopgDriver
+from asyncpool._psycopg.transport import Transport
 from asyncpool.errors import PoolError
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ GRACE = 10.0
 """Seconds for a commit whose caller is cancelled by then."""
 
 
-async def commit(core: Core[ACT], connector: PsycopgConnector[ACT], conn: ACT) -> None:
+async def commit(core: Core[ACT], driver: PsycopgDriver[ACT], conn: ACT) -> None:
     """Commit the work of a block, if there is any.
 
     Raises:
@@ -37,7 +37,7 @@ async def commit(core: Core[ACT], connector: PsycopgConnector[ACT], conn: ACT) -
     """
     if conn.pgconn.transaction_status == IDLE and conn._tpc is None:
         return  # with no wait: a kept notifies() may have its lock, and its server may be dead
-    await come_to_rest(connector, conn)
+    await come_to_rest(driver, conn)
     require_ended_idle(conn)
     if conn.closed:
         return
@@ -47,10 +47,10 @@ async def commit(core: Core[ACT], connector: PsycopgConnector[ACT], conn: ACT) -
     await see_through(conn.commit)
 
 
-async def come_to_rest(connector: PsycopgConnector[ACT], conn: ACT) -> None:
+async def come_to_rest(driver: PsycopgDriver[ACT], conn: ACT) -> None:
     """Wait until what was cancelled has ended, so that it is known whether that was an error."""
-    if connector.has_left(conn):
-        await see_through(partial(connector.settle, conn))
+    if driver.has_left(conn):
+        await see_through(partial(driver.settle, conn))
 
 
 def require_ended_idle(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -62,8 +62,8 @@ def require_ended_idle(conn: psycopg.AsyncConnection[Any]) -> None:
         psycopg.OperationalError: it may have been.
     """
     if conn.closed:
-        wire: Wire | None = getattr(conn, "_wire", None)
-        was_open = None if wire is None else wire.was_open
+        transport: Transport | None = getattr(conn, "_transport", None)
+        was_open = None if transport is None else transport.was_open
         if not conn.autocommit if was_open is None else was_open:
             raise closed(conn)
 
@@ -74,8 +74,8 @@ def closed(conn: psycopg.AsyncConnection[Any]) -> psycopg.OperationalError:
         f"the connection is closed: all that the block has done since its last commit is lost"
         f" ({conn!r})"
     )
-    wire: Wire | None = getattr(conn, "_wire", None)
-    error.__cause__ = None if wire is None else wire.ended_by
+    transport: Transport | None = getattr(conn, "_transport", None)
+    error.__cause__ = None if transport is None else transport.ended_by
     return error
 
 
@@ -103,10 +103,10 @@ def warn_of_open_work(core: Core[ACT], conn: ACT) -> None:
 def warn(core: Core[ACT], kind: str, text: str, conn: ACT) -> None:
     """Log a warning about the program's own code, once for each place in it."""
     place = caller(DRIVER)
-    if core.stock.events.is_first(kind, place):
+    if core.store.events.is_first(kind, place):
         at = f" at {place}" if place else ""
         more = "further ones of this place are not logged"
-        core.stock.tell(kind, f"{text}{at}: {conn!r}; {more}", logging.WARNING, place=place)
+        core.store.record(kind, f"{text}{at}: {conn!r}; {more}", logging.WARNING, place=place)
 
 
 async def see_through(work: Callable[[], Awaitable[T]]) -> T:
@@ -137,15 +137,15 @@ async def turn(conn: ACT, *, autocommit: bool) -> bool:
 
 
 async def put_back(
-    connector: PsycopgConnector[ACT], conn: ACT, *, autocommit: bool
+    driver: PsycopgDriver[ACT], conn: ACT, *, autocommit: bool
 ) -> Callable[[], Awaitable[None]] | None:
     """Change the mode back; or, where that would have to wait, return it as work for the pool.
 
     psycopg changes it outside of transactions only, and a statement that was cancelled may not have
     come to its end yet.
     """
-    if connector.is_at_rest(conn):
+    if driver.is_at_rest(conn):
         with suppress(Exception):  # whatever it is, the pool finds out
             await conn.set_autocommit(autocommit)  # does not suspend
             return None
-    return partial(connector.turn_back, conn, autocommit=autocommit)
+    return partial(driver.turn_back, conn, autocommit=autocommit)

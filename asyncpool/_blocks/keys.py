@@ -41,15 +41,15 @@ class Keys(Generic[ACT]):
         _require_hashable(key)
         core = self._core
         limit = core.settings.timeout if timeout is None else duration("timeout", timeout)
-        left, deadline = limit, core.stock.time() + limit
+        left, deadline = limit, core.store.time() + limit
         while (conn := self.find(key)) is None:
             if (asking := self._asking.get(key)) is None:
                 return await self._ask(key, lend(left))
             if left <= 0:
                 why = f"another task has asked for one by the key {key!r}, and waits"
-                raise core.refusals.timed_out(limit, why)
+                raise core.errors.timed_out(limit, why)
             await asyncio.wait({asking}, timeout=None if left == math.inf else left)
-            left = max(deadline - core.stock.time(), 0.0)
+            left = max(deadline - core.store.time(), 0.0)
         return conn
 
     def find(self, key: Hashable) -> ACT | None:

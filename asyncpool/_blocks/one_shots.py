@@ -18,7 +18,7 @@ from typing import Any, cast
 import psycopg
 from psycopg.abc import Params, Query
 
-from asyncpool._blocks.blocks import Lender
+from asyncpool._blocks.blocks import SupportsBorrowing
 from asyncpool._blocks.commit import commit, put_back, turn
 from asyncpool._blocks.hints import explain_placeholders
 from asyncpool._pipeline.dispatcher import Dispatcher
@@ -35,7 +35,7 @@ AT_ONCE = 64
 
 @asynccontextmanager
 async def borrowed(
-    pool: Lender[ACT], timeout: float | None, request: Request | None = None
+    pool: SupportsBorrowing[ACT], timeout: float | None, request: Request | None = None
 ) -> AsyncIterator[Any]:
     """Borrow a connection for as long as one-shot statements run on it.
 
@@ -71,19 +71,19 @@ async def borrowed(
         async with limit:
             yield conn
             if commits:
-                await commit(pool._core, pool._connector, conn)
+                await commit(pool._core, pool._driver, conn)
         failing = False
     except TimeoutError:
         if not limit.expired():
             raise
-        failure = pool._core.refusals.unanswered(cast("float", timeout))
+        failure = pool._core.errors.unanswered(cast("float", timeout))
         raise failure from failure.__cause__
     finally:
         turn_back: Callable[[], Awaitable[object]] | None = None
         if turned and not conn.closed:
-            turn_back = await put_back(pool._connector, conn, autocommit=False)
+            turn_back = await put_back(pool._driver, conn, autocommit=False)
         elif failing and resting and conn.pgconn.transaction_status in (INTRANS, INERROR):
-            turn_back = partial(pool._connector.roll_back, conn)
+            turn_back = partial(pool._driver.roll_back, conn)
         if session is None:
             await pool._return_conn(conn, failing=failing, first=turn_back)
         elif turn_back is not None:
@@ -109,7 +109,7 @@ async def _as_one(conn: Any) -> AsyncIterator[None]:
             await conn.execute("COMMIT", prepare=False)
 
 
-class OneShots(Lender[ACT]):
+class OneShots(SupportsBorrowing[ACT]):
     """The one-shot calls of the pool."""
 
     _dispatcher: Dispatcher

@@ -9,14 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 from asyncpool._core.pool import Core
-from asyncpool._psycopg.driver import Conninfo, Kwargs, PsycopgConnector, check_sources
+from asyncpool._psycopg.driver import Conninfo, Kwargs, PsycopgDriver, check_sources
 
 
-class Terms:
+class PoolOptions:
     """The attributes of a pool that say how it works."""
 
     _core: Core[Any]
-    _connector: PsycopgConnector[Any]
+    _driver: PsycopgDriver[Any]
 
     @property
     def name(self) -> str:
@@ -33,22 +33,22 @@ class Terms:
 
         `drain()` replaces the others.
         """
-        return self._connector.conninfo
+        return self._driver.conninfo
 
     @conninfo.setter
     def conninfo(self, conninfo: Conninfo) -> None:
-        check_sources(conninfo, self.kwargs, self._connector.connection_class)
-        self._connector.conninfo = conninfo
+        check_sources(conninfo, self.kwargs, self._driver.connection_class)
+        self._driver.conninfo = conninfo
 
     @property
     def kwargs(self) -> Kwargs | None:
         """The keyword arguments that they are made with; set, as `conninfo`."""
-        return self._connector.kwargs
+        return self._driver.kwargs
 
     @kwargs.setter
     def kwargs(self, kwargs: Kwargs | None) -> None:
-        check_sources(self.conninfo, kwargs, self._connector.connection_class)
-        self._connector.kwargs = kwargs
+        check_sources(self.conninfo, kwargs, self._driver.connection_class)
+        self._driver.kwargs = kwargs
 
     @property
     def min_size(self) -> int:

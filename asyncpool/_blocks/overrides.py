@@ -103,8 +103,8 @@ async def give_back(
         pool._give_back(conn, failing=failing, first=first)
         return
     first = first or pool._firsts.pop(conn, None)
-    if first is None and failing and not pool._connector.is_clean(conn):
-        first = partial(pool._connector.roll_back, conn)
+    if first is None and failing and not pool._driver.is_clean(conn):
+        first = partial(pool._driver.roll_back, conn)
     try:
         if first is not None:
             with suppress(Exception):  # the pool finds out whatever it is
@@ -115,7 +115,7 @@ async def give_back(
         except PoolError as error:
             if not failing:
                 raise
-            pool._core.stock.tell("return failed", str(error))
+            pool._core.store.record("return failed", str(error))
 
 
 class ByMethods(Lease[ACT]):
@@ -147,7 +147,7 @@ class ByMethods(Lease[ACT]):
             return
         if kind is None and self._is_ours():
             try:
-                await commit(pool._core, pool._connector, conn)
+                await commit(pool._core, pool._driver, conn)
             except BaseException:
                 await give_back(pool, conn, failing=True)
                 raise
@@ -248,7 +248,7 @@ class OnLease(Generic[ACT]):
         refusal = None
         try:
             if kind is None:
-                await come_to_rest(lease.pool._connector, conn)
+                await come_to_rest(lease.pool._driver, conn)
                 refusal = _refusal(conn)
             if refusal is not None:
                 kind, error = type(refusal), refusal

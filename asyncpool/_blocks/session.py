@@ -25,7 +25,7 @@ from asyncpool._core.pool import Core
 from asyncpool._core.redact import described
 from asyncpool._core.settings import duration
 from asyncpool._psycopg.cursor import OWN, Lock
-from asyncpool._psycopg.driver import ACT, IDLE, PsycopgConnector
+from asyncpool._psycopg.driver import ACT, IDLE, PsycopgDriver
 from asyncpool._psycopg.transport import ACTIVE
 from asyncpool.errors import PoolDeadlock, PoolError, ReleaseError
 
@@ -46,7 +46,7 @@ class Session(Generic[ACT]):
     def __init__(
         self,
         core: Core[ACT],
-        connector: PsycopgConnector[ACT],
+        driver: PsycopgDriver[ACT],
         conn: ACT,
         task: asyncio.Task[Any],
     ) -> None:
@@ -54,7 +54,7 @@ class Session(Generic[ACT]):
         self.task = task
         self.entry = core.ledger.leased[conn]
         self.core = core
-        self.connector = connector
+        self.driver = driver
         self._number = self.entry.uses
         self._joins: list[Join[ACT]] = []
         """The blocks inside, the innermost last."""
@@ -87,18 +87,18 @@ class Session(Generic[ACT]):
             PoolClosed: the pool did not wait for the session any longer.
             ReleaseError: the connection is not the session's any more.
         """
-        refusals = self.core.refusals
+        errors = self.core.errors
         limit = self.core.settings.timeout if timeout is None else duration("timeout", timeout)
         if await self._waits_for_itself():
             name = self.task.get_name()
             raise PoolDeadlock(f"deadlock in the session of {name!r}: {OWN}", holders={name: []})
-        if not self.busy and self.holds() and self.connector.has_left(self.conn):
-            self._start(self._do(None, partial(self.connector.settle, self.conn)))
+        if not self.busy and self.holds() and self.driver.has_left(self.conn):
+            self._start(self._do(None, partial(self.driver.settle, self.conn)))
         if self.busy:
             assert self._pending is not None, "bug: busy with nothing"
             await asyncio.wait({self._pending}, timeout=None if limit == math.inf else limit)
             if self.busy:
-                raise refusals.timed_out(limit, "what was cancelled in this session goes on still")
+                raise errors.timed_out(limit, "what was cancelled in this session goes on still")
         if self.holds():
             if self.conn.lock.locked():
                 await self._take_turns(limit)
@@ -106,7 +106,7 @@ class Session(Generic[ACT]):
                 self.used_outside |= any(map(_is_suspended, self._generators))
             return
         if self.core.closed:
-            raise refusals.closed()
+            raise errors.closed()
         raise self._error("was closed, as a part of its work could not be undone") from self.lost
 
     async def _waits_for_itself(self) -> bool:
@@ -120,7 +120,7 @@ class Session(Generic[ACT]):
             conn.pgconn.transaction_status == ACTIVE
             and conn._pipeline is None
             and not self.busy
-            and not self.connector.has_left(conn)
+            and not self.driver.has_left(conn)
         )
 
     async def _take_turns(self, limit: float) -> None:
@@ -130,7 +130,7 @@ class Session(Generic[ACT]):
                 pass
         except TimeoutError:
             why = "the session's connection is in the middle of something: end that first"
-            raise self.core.refusals.timed_out(limit, why) from None
+            raise self.core.errors.timed_out(limit, why) from None
 
     async def join(self, timeout: float | None, *, begin: bool = False) -> Join[ACT]:
         """Begin a block inside: a savepoint where a transaction is open.
@@ -174,7 +174,7 @@ class Session(Generic[ACT]):
         """What is to be said of a block inside that ends now, but is not to."""
         if join not in self._joins or not self.holds():
             if self.core.closed:
-                return self.core.refusals.closed()
+                return self.core.errors.closed()
             return self._error("is not the session's any more: a block inside has outlasted it")
         if current_task() is not self.task:
             return self._error("has a block inside that ended in another task")
@@ -194,7 +194,7 @@ class Session(Generic[ACT]):
         join.astray = True
         if not failing:
             raise error
-        self.core.stock.tell("return failed", str(error))
+        self.core.store.record("return failed", str(error))
         return False
 
     async def end_strays(self) -> None:
@@ -275,14 +275,14 @@ class Session(Generic[ACT]):
         return ReleaseError(f"pool {pool!r}: {self.conn!r}, of the session of {task!r}, {what}")
 
     def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        self._pending = task = self.core.stock.crew.spawn(work, "session")
+        self._pending = task = self.core.store.tasks.spawn(work, "session")
         return task
 
     async def _have_done(self, work: Work[T]) -> T:
         task = self._start(self._do(self._pending if self.busy else None, work))
         await asyncio.wait({task})
         if task.cancelled():
-            raise self.core.refusals.closed()
+            raise self.core.errors.closed()
         value, error = task.result()
         if error is not None:
             try:
@@ -312,8 +312,8 @@ class Session(Generic[ACT]):
                 self.lost = error.with_traceback(None)
                 said = described(error)
                 text = f"a session's work is not undone, closed: {said}"
-                self.core.stock.tell("reset failed", text, logging.WARNING, error=said)
-                self.core.stock.discard(self.entry)
+                self.core.store.record("reset failed", text, logging.WARNING, error=said)
+                self.core.store.discard(self.entry)
 
 
 class Join(Generic[ACT]):
@@ -383,22 +383,22 @@ class Join(Generic[ACT]):
 
     async def undo(self, then: Work[object] | None = None) -> None:
         """Roll back what was done in the block, and in those inside of it."""
-        connector, conn, block = self._session.connector, self._session.conn, self.block
+        driver, conn, block = self._session.driver, self._session.conn, self.block
         if block is None:
-            await connector.roll_back(conn)
+            await driver.roll_back(conn)
         elif self._begun:
-            await connector.roll_back_to(conn, block)
+            await driver.roll_back_to(conn, block)
         if then is not None:
             await then()
 
     async def _finish(self) -> None:
         session = self._session
         try:
-            await come_to_rest(session.connector, session.conn)
+            await come_to_rest(session.driver, session.conn)
             if self.strict and has_failed(session.conn):
                 raise failed(session.conn)
             if self.block is None:
-                await commit(session.core, session.connector, session.conn)
+                await commit(session.core, session.driver, session.conn)
             else:
                 await session.have_done(self._release)
         except BaseException:

@@ -20,7 +20,7 @@ T = TypeVar("T")
 logger = logging.getLogger("asyncpool")
 
 
-def bury(task: asyncio.Task[Any]) -> None:
+def force_close(task: asyncio.Task[Any]) -> None:
     """End one whose loop is closed where it stands, now and with no complaint of asyncio's."""
     if not task.done() and (work := task.get_coro()) is not None:
         task._log_destroy_pending = False  # type: ignore[attr-defined]
@@ -28,13 +28,13 @@ def bury(task: asyncio.Task[Any]) -> None:
             work.close()
 
 
-class Crew:
+class BackgroundTasks:
     """The tasks of one pool."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._spared: set[asyncio.Task[Any]] = set()
+        self._exempt: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -57,21 +57,21 @@ class Crew:
         task.add_done_callback(self._ended, context=Context())
         return task
 
-    def spare(self, task: asyncio.Task[Any] | None) -> None:
+    def exempt(self, task: asyncio.Task[Any] | None) -> None:
         """Let it end by itself: it runs a user's callback that has called `close()`."""
         if task in self._tasks:
-            self._spared.add(task)
+            self._exempt.add(task)
 
     def dismiss(self) -> None:
         """Cancel all, once, and wait for none."""
-        for task in self._tasks - self._spared:
+        for task in self._tasks - self._exempt:
             with contextlib.suppress(RuntimeError):  # its loop is closed: nothing runs there
                 task.cancel()
 
-    def bury(self) -> None:
+    def force_close(self) -> None:
         """Their loop is closed: end all."""
         for task in list(self._tasks):
-            bury(task)
+            force_close(task)
         self._tasks.clear()
 
     async def stop(self, limit: float) -> None:
@@ -82,7 +82,7 @@ class Crew:
         had: a loop that was held up meanwhile asks no less often.
         """
         pause = 0.01
-        while (tasks := self._tasks - self._spared) and limit > 0:
+        while (tasks := self._tasks - self._exempt) and limit > 0:
             self.dismiss()
             await asyncio.wait(tasks, timeout=pause)
             limit -= pause
@@ -90,7 +90,7 @@ class Crew:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        self._spared.discard(task)
+        self._exempt.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             extra = fields(self._name, "task failed")
             logger.error("task %r failed", task.get_name(), exc_info=error, extra=extra)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 
-class Books(Protocol):
+class SupportsLedger(Protocol):
     """What is to be known of a pool's ledger."""
 
     opening: int
@@ -39,11 +39,11 @@ class Books(Protocol):
         ...
 
 
-class Member(Protocol):
+class SupportsRefill(Protocol):
     """What is needed of a pool's stock."""
 
     @property
-    def ledger(self) -> Books:
+    def ledger(self) -> SupportsLedger:
         """Its books."""
         ...
 
@@ -77,17 +77,17 @@ class Budget:
             raise ValueError(msg)
         self._size = 0
         self._home: asyncio.AbstractEventLoop | None = None
-        self._members: dict[Books, Member] = {}
-        self._holders: dict[Books, Member] = {}
+        self._members: dict[SupportsLedger, SupportsRefill] = {}
+        self._holders: dict[SupportsLedger, SupportsRefill] = {}
         """Those with entries."""
-        self._line: deque[tuple[float, Books, Waiter[Any]]] = deque()
+        self._queue: deque[tuple[float, SupportsLedger, Waiter[Any]]] = deque()
         """All who wait, in the order of their coming; the departed are dropped late."""
         self._crowd = 0
         """How long the line was when the departed were last dropped."""
-        self._asking: dict[Books, int] = {}
+        self._asking: dict[SupportsLedger, int] = {}
         """How many connections each would open now, had it the room."""
         self._offering = False
-        self._granted: Books | None = None
+        self._granted: SupportsLedger | None = None
         """Whose turn it is to open one."""
 
     @property
@@ -114,7 +114,7 @@ class Budget:
     def _is_short(self) -> bool:
         return bool(self._asking)
 
-    def _join(self, member: Member) -> None:
+    def _join(self, member: SupportsRefill) -> None:
         """A pool opens, on the running loop."""
         loop = asyncio.get_running_loop()
         if self._home is not loop:
@@ -122,13 +122,13 @@ class Budget:
                 msg = "this budget is shared by pools of another event loop: give each its own"
                 raise PoolWrongLoop(msg)
             # What was left on a loop that has ended is nobody's to wait for.
-            self._line.clear()
+            self._queue.clear()
             for books in list(self._members):
                 self._leave(books)
             self._home = loop
         self._members[member.ledger] = member
 
-    def _leave(self, books: Books, *, forked: bool = False) -> None:
+    def _leave(self, books: SupportsLedger, *, forked: bool = False) -> None:
         """A pool has ended; what it still had on its books counts no more."""
         if forked:
             self._asking.clear()  # the loop is the parent's
@@ -140,7 +140,7 @@ class Budget:
             # Not at once: this may be the collector's work, in another thread.
             self._home.call_soon_threadsafe(self._offer, context=Context())
 
-    def _spend(self, books: Books) -> None:
+    def _spend(self, books: SupportsLedger) -> None:
         """A pool has reserved a place."""
         self._size += 1
         assert self._size <= self._limit, "bug: a place reserved above the budget"
@@ -149,28 +149,29 @@ class Budget:
         if self._asking:
             books.oversize = True
 
-    def _earn(self, books: Books) -> None:
+    def _earn(self, books: SupportsLedger) -> None:
         """A pool has struck off an entry."""
         if books in self._holders:
             self._size -= 1
             if not books.entries:
                 del self._holders[books]
 
-    def _enrol(self, books: Books, waiter: Waiter[Any], came: float) -> None:
+    def _enrol(self, books: SupportsLedger, waiter: Waiter[Any], came: float) -> None:
         """Somebody waits in a pool's line, who has come at that instant."""
-        line = self._line
-        if not line or line[-1][0] <= came:
-            line.append((came, books, waiter))
+        queue = self._queue
+        if not queue or queue[-1][0] <= came:
+            queue.append((came, books, waiter))
         else:
             # It was served something unfit, and takes the place that it had.
-            line.insert(
-                sum(1 for _ in takewhile(lambda each: each[0] <= came, line)), (came, books, waiter)
+            queue.insert(
+                sum(1 for _ in takewhile(lambda each: each[0] <= came, queue)),
+                (came, books, waiter),
             )
-        if len(line) > 2 * self._crowd + 128:
-            self._line = deque(each for each in line if each[2].waiting)
-            self._crowd = len(self._line)
+        if len(queue) > 2 * self._crowd + 128:
+            self._queue = deque(each for each in queue if each[2].waiting)
+            self._crowd = len(self._queue)
 
-    def _room_for(self, books: Books) -> int:
+    def _room_for(self, books: SupportsLedger) -> int:
         """How many connections a pool may open now."""
         room = self._limit - self._size
         if room <= 0 or not self._asking:
@@ -182,7 +183,7 @@ class Budget:
             return room
         return 0
 
-    def _ask(self, books: Books, number: int) -> None:
+    def _ask(self, books: SupportsLedger, number: int) -> None:
         """A pool would open so many, had it the room."""
         if number <= 0:
             if self._asking.pop(books, None) and not self._asking:
@@ -195,7 +196,7 @@ class Budget:
         self._offer()
         self._make_room()
 
-    def _is_asked_by(self, books: Books) -> bool:
+    def _is_asked_by(self, books: SupportsLedger) -> bool:
         """Whether a pool would open a connection, had it the room."""
         return books in self._asking
 
@@ -216,7 +217,7 @@ class Budget:
         finally:
             self._offering, self._granted = False, None
 
-    def _owes(self, books: Books) -> bool:
+    def _owes(self, books: SupportsLedger) -> bool:
         """Whether what a pool has got back is to be closed, for one who waits elsewhere."""
         coming = self._coming
         claims = 0
@@ -249,23 +250,23 @@ class Budget:
             member, entry = found
             member.discard(entry)
 
-    def _least_used(self) -> tuple[Member, Entry[Any]] | None:
+    def _least_used(self) -> tuple[SupportsRefill, Entry[Any]] | None:
         resting = ((member, books.idle[0]) for books, member in self._holders.items() if books.idle)
         return min(resting, key=lambda each: each[1].used_at, default=None)
 
-    def _claims(self) -> Iterator[Books]:
+    def _claims(self) -> Iterator[SupportsLedger]:
         """The pools of those who wait for room, in the order of their coming."""
         return (books for books, claims_it in self._scan() if claims_it)
 
-    def _scan(self) -> Iterator[tuple[Books, bool]]:
+    def _scan(self) -> Iterator[tuple[SupportsLedger, bool]]:
         """All who wait, in the order of their coming, and whether they wait for room.
 
         The first of a pool are served by the connections that it is opening.
         """
-        while self._line and not self._line[0][2].waiting:
-            self._line.popleft()
-        met: dict[Books, int] = {}
-        for _, books, waiter in self._line:
+        while self._queue and not self._queue[0][2].waiting:
+            self._queue.popleft()
+        met: dict[SupportsLedger, int] = {}
+        for _, books, waiter in self._queue:
             if waiter.waiting:
                 number = met[books] = met.get(books, 0) + 1
                 ahead = books.opening - books.late

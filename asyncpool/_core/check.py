@@ -12,9 +12,9 @@ import anyio
 
 from asyncpool._core.driver import C
 from asyncpool._core.entry import Entry, State
+from asyncpool._core.error_factory import ErrorFactory
 from asyncpool._core.redact import described
-from asyncpool._core.refusals import Refusals
-from asyncpool._core.store import Stock, outcome
+from asyncpool._core.store import ConnectionStore, outcome
 
 
 class Check(Generic[C]):
@@ -27,57 +27,57 @@ class Check(Generic[C]):
     """
 
     def __init__(
-        self, check: Callable[[C], Awaitable[None]], stock: Stock[C], refusals: Refusals
+        self, check: Callable[[C], Awaitable[None]], store: ConnectionStore[C], errors: ErrorFactory
     ) -> None:
         self._check = check
-        self._stock = stock
-        self._refusals = refusals
+        self._store = store
+        self._errors = errors
 
     async def passes(self, entry: Entry[C], timeout: float, deadline: float) -> bool:
         """Whether an entry just lent satisfies it; if not, it is gone."""
-        stock = self._stock
+        store = self._store
         if not timeout:
             # No connection may be waited for, but the check of one has to be.
-            deadline += stock.ledger.settings.ping_timeout
+            deadline += store.ledger.settings.ping_timeout
         # In a task of the crew: the borrower's deadline and cancellation hold whatever it does.
         work = outcome(partial(self._check, entry.conn))
-        task = stock.crew.spawn(work, "check", contextvars.copy_context())
+        task = store.tasks.spawn(work, "check", contextvars.copy_context())
         try:
-            await asyncio.wait({task}, timeout=deadline - stock.time())
+            await asyncio.wait({task}, timeout=deadline - store.time())
             if not task.done():
                 why = "the check of a connection did not end"
-                raise self._refusals.timed_out(timeout, why)
-            if entry.state is not State.LEASED or (task.cancelled() and stock.closing):
-                raise self._refusals.closed()
+                raise self._errors.timed_out(timeout, why)
+            if entry.state is not State.LEASED or (task.cancelled() and store.closing):
+                raise self._errors.closed()
             error = (
                 task.result()
             )  # a CancelledError of the check's own is raised, as in psycopg_pool
         except BaseException:
-            stock.ledger.annul(entry)
-            if stock.ledger.take_back(entry.conn) is not None:
-                stock.crew.spawn(self._settle(entry, task), "check")
+            store.ledger.cancel_lease(entry)
+            if store.ledger.take_back(entry.conn) is not None:
+                store.tasks.spawn(self._settle(entry, task), "check")
             raise
         if error is None:
-            stock.proved(entry)
+            store.mark_healthy(entry)
             return True
         said = described(error)
-        stock.tell("check failed", f"check failed, replaced: {said}", error=said)
+        store.record("check failed", f"check failed, replaced: {said}", error=said)
         if entry.lent_at == entry.opened_at:
             # New and unfit is as good as a failed connect, and must not be repeated in a storm.
-            stock.connect_failed(error, entry)
+            store.connect_failed(error, entry)
         entry.uses -= 1
-        stock.found_lost(entry)
+        store.discard_lost(entry)
         return False
 
     async def _settle(self, entry: Entry[C], check: asyncio.Task[Exception | None]) -> None:
         """Wait for a check whose borrower has left."""
-        stock = self._stock
+        store = self._store
         error: Exception | None = TimeoutError()
         try:
-            with anyio.move_on_after(stock.ledger.settings.clean_timeout):
+            with anyio.move_on_after(store.ledger.settings.clean_timeout):
                 error = await check
         finally:
             if error is None:
-                stock.crew.spawn(stock.clean(entry, None), "reset")
+                store.tasks.spawn(store.clean(entry, None), "reset")
             else:
-                stock.found_lost(entry)
+                store.discard_lost(entry)

@@ -33,7 +33,7 @@ class Counters:
     """Of the leases but for those that one-shots share: such a one is as long as there are any, and
     no request's use.
 
-    Both are only noted as they happen; `Stock.settle_times` sorts them in."""
+    Both are only noted as they happen; `ConnectionStore.sort_times` sorts them in."""
     connect: Histogram = field(default_factory=Histogram)
     """Of those that succeeded."""
     ping: Histogram = field(default_factory=Histogram)

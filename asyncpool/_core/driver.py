@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 C = TypeVar("C", bound=Hashable)
 
 
-class Tell(Protocol):
+class Notify(Protocol):
     """What is to be called with news of a connection."""
 
     def __call__(self, error: BaseException | None = None, *, lost: bool = True) -> None:
@@ -25,7 +25,7 @@ class Tell(Protocol):
         ...
 
 
-class Connector(Protocol[C]):
+class Driver(Protocol[C]):
     """A driver, as the pool sees it. Any method may be cancelled, at any of its awaits."""
 
     async def open(self) -> C:
@@ -52,7 +52,7 @@ class Connector(Protocol[C]):
         """Whether it is not known to be broken, with no I/O that waits."""
         ...
 
-    def watch(self, conn: C, tell: Tell) -> bool:
+    def watch(self, conn: C, tell: Notify) -> bool:
         """Call `tell` from the event loop when a connection is lost, idle or not.
 
         And of errors of its statements. False where that cannot be seen: then `is_alive` has to be

@@ -23,7 +23,7 @@ class State(Enum):
     """Struck off; it counts no more."""
 
 
-DOOMED = -math.inf
+RETIRED = -math.inf
 """The end of a life that was cut short."""
 
 
@@ -37,17 +37,17 @@ class Entry(Generic[C]):
         "__weakref__",
         "conn",
         "expires_at",
+        "healthy_at",
         "holder",
         "kept",
         "kept_in",
         "late",
         "left_at",
         "lent_at",
-        "loose_in",
+        "manual_in",
         "number",
         "opened_at",
         "predecessor",
-        "proved_at",
         "reported_in",
         "shared",
         "state",
@@ -68,7 +68,7 @@ class Entry(Generic[C]):
         self.expires_at = now
         self.used_at = now
         """When it last came back from a borrower."""
-        self.proved_at = now
+        self.healthy_at = now
         """When a ping last showed that it works, or it was opened."""
         self.left_at = now
         """When it last went out of service, idle, to be pinged or closed."""
@@ -83,7 +83,7 @@ class Entry(Generic[C]):
         """What those want to find again, if nobody else had it since."""
         self.kept_in = 0
         """In which of its uses that was kept."""
-        self.loose_in = 0
+        self.manual_in = 0
         """In which of its uses it was lent to no block, so that anybody may return it."""
         self.reported_in = 0
         """In which it was told that it is lent for too long."""
@@ -99,11 +99,11 @@ class Entry(Generic[C]):
     @property
     def lives(self) -> bool:
         """Whether it may be lent again, if only for the rest of its time."""
-        return self.expires_at != DOOMED
+        return self.expires_at != RETIRED
 
-    def doom(self) -> None:
+    def retire(self) -> None:
         """Never lend it again: its server was seen to go, or the pool was drained."""
-        self.expires_at = DOOMED
+        self.expires_at = RETIRED
 
     @property
     def holder_name(self) -> str:

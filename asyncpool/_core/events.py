@@ -19,7 +19,7 @@ PLACES = 100
 """Places in the program of which something is logged once each; further ones are not logged."""
 
 
-class Happening:
+class EventRecord:
     """Something that has happened, at an instant of `loop.time()`; perhaps several times."""
 
     __slots__ = ("at", "kind", "level", "text", "times")
@@ -38,7 +38,7 @@ class Events:
     __slots__ = ("_places", "last")
 
     def __init__(self) -> None:
-        self.last: deque[Happening] = deque(maxlen=KEPT)
+        self.last: deque[EventRecord] = deque(maxlen=KEPT)
         self._places: set[tuple[str, str]] = set()
 
     def is_first(self, kind: str, place: str) -> bool:
@@ -48,7 +48,7 @@ class Events:
         self._places.add((kind, place))
         return True
 
-    def tell(  # noqa: PLR0917 - each is one column of the log
+    def record(  # noqa: PLR0917 - each is one column of the log
         self, pool: str, at: float, kind: str, text: str, level: int, facts: dict[str, object]
     ) -> None:
         """Note an event and log it.
@@ -74,7 +74,7 @@ class Events:
             last.at = at
             last.times += 1
         else:
-            self.last.append(Happening(at, kind, text, level))
+            self.last.append(EventRecord(at, kind, text, level))
 
 
 def fields(pool: str, kind: str, **facts: object) -> dict[str, object]:

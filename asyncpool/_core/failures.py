@@ -13,9 +13,9 @@ from collections.abc import Coroutine
 from typing import Any, Generic
 
 from asyncpool._core.driver import C
-from asyncpool._core.entry import DOOMED, Entry, State
+from asyncpool._core.entry import RETIRED, Entry, State
 from asyncpool._core.redact import described
-from asyncpool._core.store import Stock
+from asyncpool._core.store import ConnectionStore
 from asyncpool.faults import Fault
 
 PAUSE = 1.0
@@ -24,44 +24,44 @@ BURST, BURST_TIME = 3, 0.1
 """So many idle ones lost in so many seconds are not lost each for itself."""
 
 
-class News(Generic[C]):
+class FailureHandler(Generic[C]):
     """What is heard of the connections of a pool."""
 
-    def __init__(self, stock: Stock[C]) -> None:
-        self._stock = stock
+    def __init__(self, store: ConnectionStore[C]) -> None:
+        self._store = store
         self._ends: deque[float] = deque(maxlen=BURST)
         """When connections were lost of late with no word from the server."""
         self._replaced_at = -PAUSE
 
     def heard(self, entry: Entry[C], error: BaseException | None, lost: bool) -> None:
         """One is lost, idle or lent, or a statement has failed on it."""
-        stock = self._stock
+        store = self._store
         # Of those that are to be closed, as after the same news of another, it is none.
         new = entry.lives
-        fault = None if error is None else stock.fault_of(error)
+        fault = None if error is None else store.fault_of(error)
         in_use = entry.state is State.LEASED
         if lost and entry.state is State.IDLE:
-            stock.found_lost(entry)
+            store.discard_lost(entry)
         elif fault is Fault.CONNECTION and entry.state is State.IDLE:
-            stock.discard(entry)
+            store.discard(entry)
         elif lost or fault is Fault.CONNECTION:
-            entry.doom()
+            entry.retire()
         if not new:
             return
         if fault is Fault.FAILOVER:
-            now = stock.time()
+            now = store.time()
             if now - self._replaced_at >= PAUSE:
                 self._replaced_at = now
                 said = "" if error is None else described(error)
                 text = f"all connections are replaced: {said}"
-                stock.tell("failover", text, logging.WARNING, error=said)
-                stock.drain()
+                store.record("failover", text, logging.WARNING, error=said)
+                store.drain()
         elif fault is Fault.SERVER or (lost and error is None and (in_use or self._is_burst())):
             self._suspect()
 
     def _is_burst(self) -> bool:
         """Whether this is one loss of several in a moment."""
-        ends, now = self._ends, self._stock.time()
+        ends, now = self._ends, self._store.time()
         ends.append(now)
         if len(ends) < BURST or now - ends[0] > BURST_TIME:
             return False
@@ -70,20 +70,20 @@ class News(Generic[C]):
 
     def _suspect(self) -> None:
         """The server may be leaving: nothing is lent now that has not answered first."""
-        stock, now = self._stock, self._stock.time()
-        for entry in list(stock.ledger.idle):
+        store, now = self._store, self._store.time()
+        for entry in list(store.ledger.idle):
             # Where tasks start eagerly, one ping's failure may have been the end of the others.
             if entry.state is State.IDLE:
-                stock.crew.spawn(self._prove(entry, stock.ping(entry), now), "ping")
+                store.tasks.spawn(self._prove(entry, store.ping(entry), now), "ping")
 
     async def _prove(self, entry: Entry[C], ping: Coroutine[Any, Any, bool], since: float) -> None:
-        stock = self._stock
+        store = self._store
         if await ping:
             # It has answered, and was given up all the same: the server is leaving.
-            stock.counters.lost += entry.expires_at == DOOMED
-        elif any(each.opened_at <= since for each in stock.ledger.entries if each.lives):
+            store.counters.lost += entry.expires_at == RETIRED
+        elif any(each.opened_at <= since for each in store.ledger.entries if each.lives):
             text = "the server is leaving: all are replaced"
-            stock.tell("server leaving", text, logging.WARNING)
-            for each in stock.ledger.drain(since):
-                stock.found_lost(each)
-            stock.refill()
+            store.record("server leaving", text, logging.WARNING)
+            for each in store.ledger.drain(since):
+                store.discard_lost(each)
+            store.refill()

@@ -17,9 +17,9 @@ from typing import Any, Generic
 
 from asyncpool._core.driver import C
 from asyncpool._core.entry import Entry
+from asyncpool._core.error_factory import ErrorFactory
 from asyncpool._core.events import fields
-from asyncpool._core.refusals import Refusals
-from asyncpool._core.store import Stock
+from asyncpool._core.store import ConnectionStore
 
 logger = logging.getLogger("asyncpool")
 
@@ -27,7 +27,7 @@ PAUSE = 0.25
 """Seconds between two looks while somebody waits."""
 
 
-class Vigil(Generic[C]):
+class LeaseMonitor(Generic[C]):
     """The looks at one pool.
 
     Args:
@@ -39,14 +39,14 @@ class Vigil(Generic[C]):
 
     def __init__(
         self,
-        stock: Stock[C],
-        refusals: Refusals,
+        store: ConnectionStore[C],
+        errors: ErrorFactory,
         on_leak: Callable[[Entry[C], str], None] | None,
         listens: Callable[[C], bool],
     ) -> None:
-        self._stock = stock
-        self._ledger = stock.ledger
-        self._refusals = refusals
+        self._store = store
+        self._ledger = store.ledger
+        self._errors = errors
         self._on_leak = on_leak
         self._listens = listens
         self.timer: asyncio.TimerHandle | None = None
@@ -71,10 +71,10 @@ class Vigil(Generic[C]):
         """See whether those who wait ever will be served."""
         self.timer = None
         ledger, before = self._ledger, self._leases
-        if not ledger.line.length:
+        if not ledger.queue.length:
             return
         self.begin()
-        self._stock.settle_times()
+        self._store.sort_times()
         self.take_back()
         if self._leases == before:
             self._break_deadlock()
@@ -87,27 +87,27 @@ class Vigil(Generic[C]):
                 # Not the task itself: its outcome may be what has the connection.
                 entry.holder = holder.get_name()
             # A block returns its connection by itself.
-            bare = entry.loose_in == entry.uses and isinstance(entry.holder, str)
+            bare = entry.manual_in == entry.uses and isinstance(entry.holder, str)
             if bare and not self._listens(entry.conn) and _is_forgotten(entry):
                 self._report(entry, "was never returned, and is taken back")
-                self._stock.count_use(entry)
+                self._store.count_use(entry)
                 if self._ledger.take_back(entry.conn) is not None:
-                    self._stock.crew.spawn(self._stock.clean(entry, None), "reset")
+                    self._store.tasks.spawn(self._store.clean(entry, None), "reset")
 
     def report_overdue(self) -> None:
         """Tell of each lease that has lasted for longer than it may, once."""
-        for entry in self._ledger.overdue(self._stock.time()):
+        for entry in self._ledger.overdue(self._store.time()):
             self._report(entry, "is lent for longer than leak_timeout")
 
     def _report(self, entry: Entry[C], what: str) -> None:
         if entry.reported_in != entry.uses:
             entry.reported_in = entry.uses
-            self._stock.counters.leaks += 1
+            self._store.counters.leaks += 1
         if self._on_leak is not None:
             try:
                 self._on_leak(entry, what)
             except Exception:
-                name = self._stock.name
+                name = self._store.name
                 text = "pool %r: a leak could not be told of"
                 logger.exception(text, name, extra=fields(name, "leak"))
 
@@ -121,16 +121,16 @@ class Vigil(Generic[C]):
             return
         holders: set[asyncio.Task[Any]] = set()
         for entry in ledger.leased.values():
-            if not isinstance(entry.holder, asyncio.Task) or entry.loose_in == entry.uses:
+            if not isinstance(entry.holder, asyncio.Task) or entry.manual_in == entry.uses:
                 return
             holders.add(entry.holder)
-        found = [each for each in ledger.line if each.task in holders]
+        found = [each for each in ledger.queue if each.task in holders]
         if len({each.task for each in found}) == len(holders):
-            ledger.line.fail(found[-1], self._refusals.deadlock(sorted(holders, key=_name)))
+            ledger.queue.fail(found[-1], self._errors.deadlock(sorted(holders, key=_name)))
 
 
-def _look(vigil: weakref.ref[Vigil[Any]]) -> None:
-    if (alive := vigil()) is not None:
+def _look(lease_monitor: weakref.ref[LeaseMonitor[Any]]) -> None:
+    if (alive := lease_monitor()) is not None:
         alive.look()
 
 

@@ -7,7 +7,7 @@ any two of its calls:
 2. The size is `len(entries)`, counted from the reservation until the socket is closed.
 3. Nothing here awaits.
 4. One rule, `wanted`, says how many connections to open.
-5. All ways into service end in `give`; all ways out go through `strike_off`.
+5. All ways into service end in `give`; all ways out go through `remove`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Generic
 
 from asyncpool._core.budget import Budget
 from asyncpool._core.driver import C
-from asyncpool._core.entry import DOOMED, Entry, State
+from asyncpool._core.entry import RETIRED, Entry, State
 from asyncpool._core.settings import Settings
-from asyncpool._core.wait_queue import Line, Waiter
+from asyncpool._core.wait_queue import Waiter, WaitQueue
 
 IDLE = State.IDLE
 LEASED = State.LEASED
@@ -44,7 +44,7 @@ class Ledger(Generic[C]):
         self.idle: list[Entry[C]] = []
         """The stack of idle entries, the most recently used on top: the surplus ages below."""
         self.leased: dict[C, Entry[C]] = {}
-        self.line: Line[Entry[C]] = Line(overdue)
+        self.queue: WaitQueue[Entry[C]] = WaitQueue(overdue)
         self.opening = 0
         self.late = 0
         """Those of the opening that take so long that nobody should count on them."""
@@ -55,7 +55,7 @@ class Ledger(Generic[C]):
         """Leases of the entries that are struck off."""
         self.shares = 0
         """Leases that were no request by themselves: those who share are counted each."""
-        self.sparing = False
+        self.keep_expired = False
         """Whether no connection is to be closed for its age, as none can be had in its place."""
         self.oversize = False
         """Whether there may be one too many: after a resize, or as the budget is short."""
@@ -70,7 +70,7 @@ class Ledger(Generic[C]):
     @property
     def waiting(self) -> int:
         """Everybody who waits for a connection."""
-        return self.line.length
+        return self.queue.length
 
     @property
     def staying(self) -> int:
@@ -98,7 +98,7 @@ class Ledger(Generic[C]):
         self._leave_opening(entry)
         entry.conn = conn
         entry.state = State.CLEANING
-        entry.opened_at = entry.used_at = entry.proved_at = now
+        entry.opened_at = entry.used_at = entry.healthy_at = now
         entry.expires_at = expires_at
 
     def is_late(self, entry: Entry[C]) -> None:
@@ -122,9 +122,9 @@ class Ledger(Generic[C]):
             self.oversize and self._is_too_many()
         ):
             return False
-        if self.line.length:
+        if self.queue.length:
             self._lend(entry, now)
-            return self.line.serve(entry)
+            return self.queue.serve(entry)
         if not self.settings.keeps_idle:
             return False
         entry.state = IDLE
@@ -142,7 +142,7 @@ class Ledger(Generic[C]):
             entry.holder = None
         return entry
 
-    def annul(self, entry: Entry[C]) -> None:
+    def cancel_lease(self, entry: Entry[C]) -> None:
         """Count a lease no more, for its request was not served by it; it may be closed by now."""
         if entry.state is State.CLOSED:
             self._past_leases -= 1
@@ -162,7 +162,7 @@ class Ledger(Generic[C]):
         """
         for entry in self.entries:
             if entry.opened_at <= before:
-                entry.doom()
+                entry.retire()
         return [entry for entry in self.idle if entry.opened_at <= before]
 
     def withdraw(self, entry: Entry[C], state: State) -> None:
@@ -180,7 +180,7 @@ class Ledger(Generic[C]):
             self.closing += 1
         entry.state = state
 
-    def strike_off(self, entry: Entry[C]) -> None:
+    def remove(self, entry: Entry[C]) -> None:
         """Forget an entry: its connection is closed, or never came to be."""
         self.withdraw(entry, State.CLOSED)
         self.entries.remove(entry)
@@ -192,7 +192,7 @@ class Ledger(Generic[C]):
         """The one rule: how many connections should be opened now."""
         size = len(self.entries)
         limits = self.settings
-        asked = self.line.demand + self.sounding - (self.opening - self.late)
+        asked = self.queue.demand + self.sounding - (self.opening - self.late)
         need = max(limits.min_size - size, asked)
         need = min(limits.max_size - size, need)
         if need > 0 and self.budget is not None:
@@ -207,12 +207,12 @@ class Ledger(Generic[C]):
 
     def unmet(self) -> int:
         """The same for those who wait alone, had the budget the room for all of them."""
-        need = self.line.demand - (self.opening - self.late)
+        need = self.queue.demand - (self.opening - self.late)
         return max(0, min(self.settings.max_size - len(self.entries), need))
 
     def surplus(self, now: float) -> list[Entry[C]]:
         """Idle entries above `min_size` that nobody has used for `max_idle`, oldest first."""
-        if self.sparing:
+        if self.keep_expired:
             return []
         latest = now - self.settings.max_idle
         due = [entry for entry in self.idle if entry.used_at <= latest]
@@ -227,10 +227,10 @@ class Ledger(Generic[C]):
             if each.expires_at <= now and each not in replaced and self._is_to_go(each)
         ]
 
-    def unproved(self, now: float) -> list[Entry[C]]:
+    def ping_due(self, now: float) -> list[Entry[C]]:
         """Idle entries that have shown no sign of life for `ping_interval`, oldest first."""
         latest = now - self.settings.ping_interval
-        return [entry for entry in self.idle if max(entry.used_at, entry.proved_at) <= latest]
+        return [entry for entry in self.idle if max(entry.used_at, entry.healthy_at) <= latest]
 
     def overdue(self, now: float) -> list[Entry[C]]:
         """Those lent for longer than they may, and not told of."""
@@ -254,10 +254,10 @@ class Ledger(Generic[C]):
                 if entry.reported_in != entry.uses and not entry.shared:
                     instants.append(max(entry.lent_at + limits.leak_timeout, now))
             elif entry.state is IDLE:
-                if not self.sparing:
+                if not self.keep_expired:
                     instants.append(entry.expires_at)
-                instants.append(max(entry.used_at, entry.proved_at) + limits.ping_interval)
-                if has_surplus and not self.sparing:
+                instants.append(max(entry.used_at, entry.healthy_at) + limits.ping_interval)
+                if has_surplus and not self.keep_expired:
                     instants.append(entry.used_at + limits.max_idle)
         return min(instants)
 
@@ -273,7 +273,7 @@ class Ledger(Generic[C]):
 
     def _is_to_go(self, entry: Entry[C]) -> bool:
         """Whether one past its life has to be closed now."""
-        return not self.sparing or entry.expires_at == DOOMED
+        return not self.keep_expired or entry.expires_at == RETIRED
 
     def _is_too_many(self) -> bool:
         """Whether the next that comes back is to be closed."""

@@ -42,22 +42,22 @@ async def keep(pool: weakref.ref[Core[C]]) -> None:
 
 async def make_round(core: Core[C]) -> None:
     """One round over all idle connections."""
-    now = core.stock.time()
+    now = core.store.time()
     ledger = core.ledger
-    core.stock.forget_lapsed_outage()
+    core.store.forget_lapsed_outage()
     for entry in ledger.surplus(now):
-        core.stock.discard(entry)
+        core.store.discard(entry)
     for entry in ledger.expired(now):
         ready = ledger.staying - ledger.opening
         if ready > ledger.settings.min_size or ledger.is_full():
-            core.stock.discard(entry)
-        elif not core.stock.outage and ledger.opening < ledger.settings.open_at_once:
-            core.stock.open_one(instead_of=entry)
-    core.stock.settle_times()
-    core.vigil.report_overdue()
-    core.vigil.take_back()
-    core.stock.refill()
-    if silent := ledger.unproved(now):
+            core.store.discard(entry)
+        elif not core.store.outage and ledger.opening < ledger.settings.open_at_once:
+            core.store.open_one(instead_of=entry)
+    core.store.sort_times()
+    core.lease_monitor.report_overdue()
+    core.lease_monitor.take_back()
+    core.store.refill()
+    if silent := ledger.ping_due(now):
         await ping_all(core, silent)
 
 
@@ -68,7 +68,7 @@ async def ping_all(core: Core[C], entries: list[Entry[C]]) -> None:
     async def ping_next() -> None:
         for entry in due:
             if entry.state is State.IDLE:
-                await core.stock.ping(entry)
+                await core.store.ping(entry)
 
     at_once = min(core.settings.ping_at_once, (len(core.ledger.idle) + 1) // 2, len(entries))
     async with anyio.create_task_group() as group:
@@ -77,7 +77,7 @@ async def ping_all(core: Core[C], entries: list[Entry[C]]) -> None:
 
 
 def _pause(core: Core[C]) -> float:
-    now = core.stock.time()
+    now = core.store.time()
     limits = core.settings
     shortest = min(limits.max_idle, limits.ping_interval, limits.max_lifetime, limits.leak_timeout)
     least = min(SHORTEST_PAUSE, shortest) / 2

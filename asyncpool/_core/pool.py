@@ -22,18 +22,18 @@ from typing import Any, Generic
 
 import anyio
 
-from asyncpool._core.background import bury
+from asyncpool._core.background import force_close
 from asyncpool._core.budget import Budget
 from asyncpool._core.check import Check
-from asyncpool._core.driver import C, Connector
-from asyncpool._core.entry import DOOMED, Entry
+from asyncpool._core.driver import C, Driver
+from asyncpool._core.entry import RETIRED, Entry
+from asyncpool._core.error_factory import ErrorFactory
 from asyncpool._core.events import fields
-from asyncpool._core.failures import News
-from asyncpool._core.lease_monitor import Vigil
+from asyncpool._core.failures import FailureHandler
+from asyncpool._core.lease_monitor import LeaseMonitor
 from asyncpool._core.ledger import IDLE, LEASED, Ledger
-from asyncpool._core.refusals import Refusals
 from asyncpool._core.settings import Settings, duration
-from asyncpool._core.store import Stock
+from asyncpool._core.store import ConnectionStore
 from asyncpool._core.wait_queue import Waiter
 from asyncpool.errors import PoolClosed, PoolTimeout, ReleaseError
 from asyncpool.faults import Fault, classify
@@ -65,7 +65,7 @@ class Core(Generic[C]):
     def __init__(
         self,
         settings: Settings,
-        connector: Connector[C],
+        driver: Driver[C],
         *,
         check: Callable[[C], Awaitable[None]] | None = None,
         on_outage: Callable[[], Coroutine[Any, Any, None]] | None = None,
@@ -76,14 +76,14 @@ class Core(Generic[C]):
         random: Random | None = None,
     ) -> None:
         self.ledger: Ledger[C] = Ledger(settings, self._overdue, budget)
-        self.stock = Stock(self.ledger, connector, on_outage, classify, random or Random())
-        self.stock.trusting = check is None
-        self.stock.on_news = News(self.stock).heard
-        self.stock.on_hopeless = self._turn_away
-        self.refusals = Refusals(self.ledger, self.stock)
-        self.vigil = Vigil(self.stock, self.refusals, on_leak, listens)
-        self._connector = connector
-        self._check = None if check is None else Check(check, self.stock, self.refusals)
+        self.store = ConnectionStore(self.ledger, driver, on_outage, classify, random or Random())
+        self.store.trusting = check is None
+        self.store.on_failure = FailureHandler(self.store).heard
+        self.store.on_unavailable = self._turn_away
+        self.errors = ErrorFactory(self.ledger, self.store)
+        self.lease_monitor = LeaseMonitor(self.store, self.errors, on_leak, listens)
+        self._driver = driver
+        self._check = None if check is None else Check(check, self.store, self.errors)
         self.checks = check is not None
         """Whether a connection has to be checked before it is lent, which takes a task."""
         self.home: asyncio.AbstractEventLoop | None = None
@@ -95,14 +95,14 @@ class Core(Generic[C]):
         self._closing: asyncio.Task[None] | None = None
         self.left_behind: weakref.WeakSet[C] = weakref.WeakSet()
         """What was lent on an event loop that has ended."""
-        self._counters = self.stock.counters
+        self._counters = self.store.counters
         self._uses = self._counters.use.fresh
         self.opened_at = 0.0
         """When it was opened."""
         self.slow_wait = math.inf
         """Seconds from which on a wait is told of, to `on_slow_wait`, in the task that waited."""
         self.on_slow_wait: Callable[[float], None] = lambda _: None
-        self._now = self.stock.time
+        self._now = self.store.time
 
     @property
     def settings(self) -> Settings:
@@ -117,7 +117,7 @@ class Core(Generic[C]):
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self.stock.closing
+        return self.store.closing
 
     @property
     def usable(self) -> bool:
@@ -127,7 +127,7 @@ class Core(Generic[C]):
     def open(self) -> None:
         """Belong to the running loop from now on, and start opening `min_size` connections."""
         if self.ledger.budget is not None:
-            self.ledger.budget._join(self.stock)
+            self.ledger.budget._join(self.store)
         self.home = get_running_loop()
         # asyncio's own time() is a method around time.monotonic(), and half the cost without it;
         # uvloop's is the same in whole milliseconds, and a use is often shorter.
@@ -135,16 +135,16 @@ class Core(Generic[C]):
         uvloops = getattr(clock, "__module__", "") == "uvloop.loop"
         same = uvloops and abs(self.home.time() - time.monotonic()) < SAME
         plain = same or clock is asyncio.BaseEventLoop.time
-        self._now = self.stock.time = time.monotonic if plain else self.home.time
+        self._now = self.store.time = time.monotonic if plain else self.home.time
         self.opened_at = self._now()
         limits = self.settings
-        self.stock.tell("opened", f"open, with {limits.min_size} to {limits.bound_in_words}")
+        self.store.record("opened", f"open, with {limits.min_size} to {limits.bound_in_words}")
         if self.settings.keeps_idle:
             self._ready = self.home
             self._express = self.home if self._check is None else None
             if self.settings.min_size == 0:
-                self.stock.full.set()
-        self.stock.refill()
+                self.store.full.set()
+        self.store.refill()
 
     # The hot path is these two: no await, no task, no timer.
 
@@ -153,7 +153,7 @@ class Core(Generic[C]):
         entry = self.take_now()
         if entry is None:
             return None
-        entry.loose_in = entry.uses
+        entry.manual_in = entry.uses
         return entry.conn
 
     def take_now(self) -> Entry[C] | None:
@@ -168,17 +168,17 @@ class Core(Generic[C]):
             conn = entry.conn
             ledger.leased[conn] = entry
             entry.lent_at = now = self._now()
-            if (entry.watched and now - entry.used_at < FRESH) or self._connector.is_alive(conn):
+            if (entry.watched and now - entry.used_at < FRESH) or self._driver.is_alive(conn):
                 entry.uses += 1
                 entry.holder = current_task()
                 return entry
-            self.stock.found_lost(entry)
+            self.store.discard_lost(entry)
         return None
 
     def release_now(self, conn: C) -> bool:
         """Take back a clean connection; False, and nothing done, when it needs `release`."""
         try:
-            if self._ready is not get_running_loop() or not self._connector.is_clean(conn):
+            if self._ready is not get_running_loop() or not self._driver.is_clean(conn):
                 return False
         except RuntimeError:
             return False  # a borrower that is left over from a loop that has ended
@@ -194,12 +194,12 @@ class Core(Generic[C]):
         if entry.expires_at <= now or ledger.oversize:
             del ledger.leased[conn]
             if not ledger.give(entry, now):
-                self.stock.discard(entry)
-        elif ledger.line.length:
+                self.store.discard(entry)
+        elif ledger.queue.length:
             # From one to the next: it stays lent.
             entry.lent_at = now
             entry.uses += 1
-            ledger.line.serve(entry)
+            ledger.queue.serve(entry)
         else:
             del ledger.leased[conn]
             entry.state = IDLE
@@ -220,16 +220,16 @@ class Core(Generic[C]):
         """
         if first is None and self.release_now(conn):
             return
-        entry, stock = self._end_lease(conn), self.stock
-        if not self._connector.is_alive(conn):
-            stock.counters.returns_bad += 1
-            stock.discard(entry)
-        elif first is None and stock.closing:
-            stock.discard(entry)
+        entry, store = self._end_lease(conn), self.store
+        if not self._driver.is_alive(conn):
+            store.counters.returns_bad += 1
+            store.discard(entry)
+        elif first is None and store.closing:
+            store.discard(entry)
         elif first is None and self._is_fit_or_unwanted(conn):
-            stock.put(entry, entry.used_at)
+            store.put(entry, entry.used_at)
         else:
-            stock.crew.spawn(stock.clean(entry, first), "reset")
+            store.tasks.spawn(store.clean(entry, first), "reset")
 
     def release_shared(self, entry: Entry[C]) -> None:
         """Take back what requests have shared, whose lease is no request's use."""
@@ -244,7 +244,7 @@ class Core(Generic[C]):
 
         Its errors are those of `release`.
         """
-        self.stock.discard(self._end_lease(conn))
+        self.store.discard(self._end_lease(conn))
 
     def lease_number(self, conn: C) -> int:
         """Which of its leases a connection is in; 0 when it is not lent out."""
@@ -254,7 +254,7 @@ class Core(Generic[C]):
     def bind(self, conn: C) -> int:
         """A connection that was just lent is a block's to return; its lease's number."""
         entry = self.ledger.leased[conn]
-        entry.loose_in = 0
+        entry.manual_in = 0
         return entry.uses
 
     async def acquire(self, timeout: float | None) -> C:
@@ -267,7 +267,7 @@ class Core(Generic[C]):
             PoolWrongLoop: the pool is open on another loop.
         """
         entry = await self.acquire_entry(timeout)
-        entry.loose_in = entry.uses
+        entry.manual_in = entry.uses
         return entry.conn
 
     async def acquire_entry(self, timeout: float | None) -> Entry[C]:
@@ -278,13 +278,13 @@ class Core(Generic[C]):
         timeout = ledger.settings.timeout if timeout is None else duration("timeout", timeout)
         deadline, came = now + timeout, None
         # A request that waits for a check has come before those who come meanwhile.
-        ticket = 0 if check is None else ledger.line.ticket()
+        ticket = 0 if check is None else ledger.queue.ticket()
         while True:
             if ledger.idle:
                 entry = ledger.take(now)
                 entry.holder = current_task()
             else:
-                ticket = ticket or ledger.line.ticket()
+                ticket = ticket or ledger.queue.ticket()
                 waiter = Waiter[Entry[C]](ticket, now, deadline)
                 waiter.task = current_task()
                 self.queue(waiter, timeout, came)
@@ -296,7 +296,7 @@ class Core(Generic[C]):
                     self.gave_up(waiter, error)
                     raise
                 finally:
-                    self.tell_of_wait(waiter.waited)
+                    self.report_wait(waiter.waited)
             if self.is_fit(entry):
                 try:
                     if check is None or await check.passes(entry, timeout, deadline):
@@ -319,23 +319,23 @@ class Core(Generic[C]):
             PoolTimeout, TooManyRequests, PoolClosed, PoolUnavailable: as for `acquire`.
         """
         ledger, now = self.ledger, waiter.joined_at
-        line, limits = ledger.line, ledger.settings
+        queue, limits = ledger.queue, ledger.settings
         try:
             if self.closed:
-                raise self.refusals.closed()
+                raise self.errors.closed()
             if waiter.deadline <= now:
-                raise self.refusals.timed_out(timeout)
-            if limits.max_waiting and line.length >= limits.max_waiting and came is None:
-                raise self.refusals.too_many(line.length)
-            line.admit(waiter)
+                raise self.errors.timed_out(timeout)
+            if limits.max_waiting and queue.length >= limits.max_waiting and came is None:
+                raise self.errors.too_many(queue.length)
+            queue.admit(waiter)
             if ledger.budget is not None:
                 ledger.budget._enrol(ledger, waiter, now if came is None else came)
-            if self.vigil.timer is None:
-                self.vigil.begin()
+            if self.lease_monitor.timer is None:
+                self.lease_monitor.begin()
             if len(ledger.entries) < limits.max_size:
-                self.stock.refill()
-            if self.stock.outage.failures and self.stock.is_hopeless():
-                raise self.refusals.unavailable()
+                self.store.refill()
+            if self.store.outage.failures and self.store.is_hopeless():
+                raise self.errors.unavailable()
         except BaseException as error:
             self._leave(waiter)
             self._count(error)
@@ -355,14 +355,14 @@ class Core(Generic[C]):
 
     def is_fit(self, entry: Entry[C]) -> bool:
         """Whether an entry that was just lent may be used; if not, it is gone."""
-        if entry.expires_at == DOOMED:
-            self.ledger.annul(entry)
-            self.stock.discard(entry)
+        if entry.expires_at == RETIRED:
+            self.ledger.cancel_lease(entry)
+            self.store.discard(entry)
             return False
         fresh = entry.watched and entry.lent_at - entry.used_at < FRESH
-        if not fresh and not self._connector.is_alive(entry.conn):
-            self.ledger.annul(entry)
-            self.stock.found_lost(entry)
+        if not fresh and not self._driver.is_alive(entry.conn):
+            self.ledger.cancel_lease(entry)
+            self.store.discard_lost(entry)
             return False
         return True
 
@@ -378,9 +378,9 @@ class Core(Generic[C]):
         ledger, expired = self.ledger, entry.expires_at <= self._now()
         if expired or ledger.oversize or self._ready is not running_loop():
             return False
-        entry.lent_at = self.stock.count_use(entry)
+        entry.lent_at = self.store.count_use(entry)
         entry.uses += 1
-        return ledger.line.serve(entry)
+        return ledger.queue.serve(entry)
 
     def _count(self, error: BaseException) -> None:
         """Count a request that was not served."""
@@ -390,7 +390,7 @@ class Core(Generic[C]):
             self._counters.requests_failed += 1
             self._counters.requests_timed_out += isinstance(error, PoolTimeout)
 
-    def tell_of_wait(self, waited: float) -> None:
+    def report_wait(self, waited: float) -> None:
         """Tell of a wait, if it was long."""
         if waited >= self.slow_wait:
             try:
@@ -403,25 +403,25 @@ class Core(Generic[C]):
     def admit(self) -> None:
         """Raise unless the pool can be used here and now."""
         if self.closed:
-            raise self.refusals.closed()
+            raise self.errors.closed()
         if self.home is not get_running_loop():
-            raise self.refusals.wrong_loop(self.home)
+            raise self.errors.wrong_loop(self.home)
 
     def resize(self, min_size: int, max_size: int) -> None:
         """New sizes from now on; what is too many goes at once when idle, else on its return."""
         if self.opened:
             self.admit()
         for entry in self.ledger.resize(min_size, max_size):
-            self.stock.discard(entry)
+            self.store.discard(entry)
         bound = self.settings.bound_in_words
-        self.stock.tell("resized", f"its size is {min_size} to {bound} from now on")
+        self.store.record("resized", f"its size is {min_size} to {bound} from now on")
         if self.opened:
-            self.stock.refill()
+            self.store.refill()
 
     def drain(self) -> None:
         """Retire every connection there is now; those lent out, on their return."""
-        self.stock.drain()
-        self.stock.tell("drained", "every connection of before is being replaced")
+        self.store.drain()
+        self.store.record("drained", "every connection of before is being replaced")
 
     async def close(self, timeout: float) -> None:
         """Close everything within about `timeout` seconds. Called again, it waits for the end.
@@ -430,47 +430,47 @@ class Core(Generic[C]):
         its CancelledError at once, and the pool closes behind its back.
         """
         if self.opened and self.home is not get_running_loop():
-            raise self.refusals.wrong_loop(self.home)
+            raise self.errors.wrong_loop(self.home)
         # Before a task that starts eagerly can have dismissed it.
-        self.stock.crew.spare(current_task())
+        self.store.tasks.exempt(current_task())
         if self._closing is None:
             self._express = self._ready = None
-            self.stock.closing = True
-            self.stock.tell("closed", f"closing, with {len(self.ledger.leased)} lent")
-            self.ledger.line.fail_all(self.refusals.closed)
-            self.vigil.stop()
-            self.stock.full.set()
-            shut = self._shut(self.stock.time() + timeout)
+            self.store.closing = True
+            self.store.record("closed", f"closing, with {len(self.ledger.leased)} lent")
+            self.ledger.queue.fail_all(self.errors.closed)
+            self.lease_monitor.stop()
+            self.store.full.set()
+            shut = self._shut(self.store.time() + timeout)
             self._closing = get_running_loop().create_task(shut, context=contextvars.Context())
         with anyio.CancelScope(shield=True):
             await asyncio.shield(self._closing)
 
-    def forsake(self, *, forked: bool = False) -> list[C]:
+    def abandon_all(self, *, forked: bool = False) -> list[C]:
         """Give up everything with no I/O and no await: as garbage, or after a fork or a loop."""
         ended = self.home is not None and self.home.is_closed() and not forked
         self._express = self._ready = self.home = None
-        self.stock.closing = True
-        self.stock.stop_retrying()
-        self.ledger.line.stop()
-        self.vigil.stop()
+        self.store.closing = True
+        self.store.stop_retrying()
+        self.ledger.queue.stop()
+        self.lease_monitor.stop()
         conns = [entry.conn for entry in self.ledger.entries if hasattr(entry, "conn")]
         if self.ledger.budget is not None:
             self.ledger.budget._leave(self.ledger, forked=forked)
         if not ended:
             # At the interpreter's exit no loop will run them to their end.
-            self.stock.crew.bury() if sys.is_finalizing() else self.stock.crew.dismiss()
+            self.store.tasks.force_close() if sys.is_finalizing() else self.store.tasks.dismiss()
             return conns
         for entry in list(self.ledger.entries):
-            self.ledger.strike_off(entry)
-        self.stock.crew.bury()
+            self.ledger.remove(entry)
+        self.store.tasks.force_close()
         if self._closing is not None:
-            bury(self._closing)
+            force_close(self._closing)
         return conns
 
     def _end_lease(self, conn: C) -> Entry[C]:
         """Take back what was lent; whether it is clean is not known."""
         if self.home is not running_loop() or self.home is None:
-            raise self.refusals.wrong_loop(self.home)
+            raise self.errors.wrong_loop(self.home)
         entry = self.ledger.take_back(conn)
         if entry is None:
             if self.closed:
@@ -479,59 +479,59 @@ class Core(Generic[C]):
                 )
                 raise PoolClosed(msg)
             if conn in self.left_behind:
-                raise self.refusals.left_behind(conn)
+                raise self.errors.left_behind(conn)
             what = "it comes from elsewhere or was released already"
             msg = f"pool {self.settings.name!r} has not lent out {conn!r}: {what}"
             raise ReleaseError(msg)
-        self.stock.count_use(entry)
+        self.store.count_use(entry)
         return entry
 
     def _leave(self, waiter: Waiter[Entry[C]]) -> None:
         """Give up a place in the line, and pass on what was handed over already."""
-        entry = self.ledger.line.leave(waiter)
+        entry = self.ledger.queue.leave(waiter)
         ended = self.home is None or self.home.is_closed()
         if entry is not None and not ended:
-            self.ledger.annul(entry)
+            self.ledger.cancel_lease(entry)
             if self.ledger.take_back(entry.conn) is not None:
-                self.stock.put(entry, self.stock.time())
+                self.store.put(entry, self.store.time())
 
     def _is_fit_or_unwanted(self, conn: C) -> bool:
         """Whether one that is not to be kept needs no cleaning: it is clean, or nobody waits."""
         ledger = self.ledger
         if ledger.settings.keeps_idle:
             return False
-        return not ledger.line.length or self._connector.is_clean(conn)
+        return not ledger.queue.length or self._driver.is_clean(conn)
 
     def _turn_away(self) -> None:
         """Nobody is to wait for what will not come."""
-        self.ledger.line.fail_all(self.refusals.unavailable)
-        self.stock.look_again()
+        self.ledger.queue.fail_all(self.errors.unavailable)
+        self.store.look_again()
 
     def _overdue(self, waiter: Waiter[Entry[C]]) -> PoolTimeout:
-        return self.refusals.timed_out(round(waiter.deadline - waiter.joined_at, 3))
+        return self.errors.timed_out(round(waiter.deadline - waiter.joined_at, 3))
 
     async def _shut(self, deadline: float) -> None:
-        self.stock.stop_opening()
+        self.store.stop_opening()
         for entry in list(self.ledger.idle):
-            self.stock.discard(entry)
+            self.store.discard(entry)
         await self._emptied(deadline)
         for entry in list(self.ledger.leased.values()):
-            self.stock.tell(
+            self.store.record(
                 "closed while lent",
                 f"closed while lent: {entry.conn!r}",
                 logging.WARNING,
                 task=entry.holder_name,
-                age=self.stock.time() - entry.lent_at,
+                age=self.store.time() - entry.lent_at,
             )
-            self.stock.discard(entry)
-        await self._emptied(self.stock.time() + 0.25)
-        await self.stock.abandon()
+            self.store.discard(entry)
+        await self._emptied(self.store.time() + 0.25)
+        await self.store.abandon()
         if self.ledger.budget is not None:
             self.ledger.budget._leave(self.ledger)
 
     async def _emptied(self, deadline: float) -> None:
         if self.ledger.entries:
-            self.stock.empty.clear()  # it may have been empty before
+            self.store.empty.clear()  # it may have been empty before
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(None if deadline == math.inf else deadline):
-                    await self.stock.empty.wait()
+                    await self.store.empty.wait()

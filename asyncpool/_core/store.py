@@ -19,10 +19,10 @@ from typing import Any, Generic
 
 import anyio
 
-from asyncpool._core.background import Crew
+from asyncpool._core.background import BackgroundTasks
 from asyncpool._core.counters import Counters
-from asyncpool._core.driver import C, Connector
-from asyncpool._core.entry import DOOMED, Entry, State
+from asyncpool._core.driver import C, Driver
+from asyncpool._core.entry import RETIRED, Entry, State
 from asyncpool._core.events import Events, fields
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.outage import Outage
@@ -34,7 +34,7 @@ WARNING = logging.WARNING
 logger = logging.getLogger("asyncpool")
 
 
-class Stock(Generic[C]):
+class ConnectionStore(Generic[C]):
     """What a pool has, and how it comes and goes.
 
     Args:
@@ -48,14 +48,14 @@ class Stock(Generic[C]):
     def __init__(
         self,
         ledger: Ledger[C],
-        connector: Connector[C],
+        driver: Driver[C],
         on_outage: Callable[[], Coroutine[Any, Any, None]] | None,
         classify: Callable[[BaseException], Fault | None],
         random: Random,
     ) -> None:
         self.ledger = ledger
-        self.connector = connector
-        self.crew = Crew(ledger.settings.name)
+        self.driver = driver
+        self.tasks = BackgroundTasks(ledger.settings.name)
         self.counters = Counters()
         self.outage = Outage(random)
         self.events = Events()
@@ -70,9 +70,9 @@ class Stock(Generic[C]):
         self.last_error: Exception | None = None
         """Of the last connect or ping that failed."""
         self.last_error_at = 0.0
-        self.on_news: Callable[[Entry[C], BaseException | None, bool], None] = lambda *_: None
+        self.on_failure: Callable[[Entry[C], BaseException | None, bool], None] = lambda *_: None
         """What is told of a connection that is lost, and of a statement that failed."""
-        self.on_hopeless: Callable[[], None] = lambda: None
+        self.on_unavailable: Callable[[], None] = lambda: None
         """What is told when there is no use in waiting."""
         self._on_outage = on_outage
         self._classify = classify
@@ -92,9 +92,9 @@ class Stock(Generic[C]):
         """The pool's."""
         return self.ledger.settings.name
 
-    def tell(self, kind: str, text: str, level: int = logging.INFO, **facts: object) -> None:
-        """Log an event and keep it for `explain()`; see `Events.tell`."""
-        self.events.tell(self.name, self.time(), kind, text, level, facts)
+    def record(self, kind: str, text: str, level: int = logging.INFO, **facts: object) -> None:
+        """Log an event and keep it for `explain()`; see `Events.record`."""
+        self.events.record(self.name, self.time(), kind, text, level, facts)
 
     def count_use(self, entry: Entry[C]) -> float:
         """Count for how long an entry has been lent; return the instant at which that ends."""
@@ -113,10 +113,10 @@ class Stock(Generic[C]):
         if entry.state is not State.CLOSING and entry.state is not State.CLOSED:
             self.ledger.withdraw(entry, State.CLOSING)
             entry.left_at = self.time()
-            entry.doom()  # that it ends is no news
-            self.crew.spawn(self._close(entry), "close")
+            entry.retire()  # that it ends is no news
+            self.tasks.spawn(self._close(entry), "close")
 
-    def found_lost(self, entry: Entry[C]) -> None:
+    def discard_lost(self, entry: Entry[C]) -> None:
         """Discard one that broke while nobody used it."""
         self.counters.lost += 1
         self.events.note(self.time(), "lost", "a connection broke while idle", logging.INFO)
@@ -145,9 +145,9 @@ class Stock(Generic[C]):
         entry.predecessor = instead_of
         self.counters.connects += 1
         try:
-            task = self.crew.spawn(_open(weakref.ref(self), self.connector, entry), "connect")
+            task = self.tasks.spawn(_open(weakref.ref(self), self.driver, entry), "connect")
         except BaseException:
-            self.strike_off(entry, refill=False)  # a task factory of the program's has failed
+            self.remove(entry, refill=False)  # a task factory of the program's has failed
             raise
         self._openers.add(task)
         task.add_done_callback(self._openers.discard, context=Context())
@@ -171,9 +171,9 @@ class Stock(Generic[C]):
             with anyio.fail_after(self.ledger.settings.clean_timeout):
                 if first is not None and (error := await outcome(first)) is not None:
                     text = f"{described(error)} while cleaning"
-                    self.tell("cleaning failed", text, error=described(error))
-                if self.ledger.settings.keeps_idle or self.ledger.line.length:
-                    await self.connector.reset(entry.conn)
+                    self.record("cleaning failed", text, error=described(error))
+                if self.ledger.settings.keeps_idle or self.ledger.queue.length:
+                    await self.driver.reset(entry.conn)
         except BaseException as error:
             self.discard(entry)
             if not isinstance(error, Exception):
@@ -181,7 +181,7 @@ class Stock(Generic[C]):
             if self.closing:
                 return
             said = described(error)
-            self.tell("reset failed", f"reset failed, replaced: {said}", WARNING, error=said)
+            self.record("reset failed", f"reset failed, replaced: {said}", WARNING, error=said)
         else:
             self.put(entry, self.time())
 
@@ -193,18 +193,18 @@ class Stock(Generic[C]):
         said, before = described(error), self.outage.error
         if not self.outage or self.outage.has_lapsed(entry.opened_at):
             text = f"cannot connect, will retry: {redacted(error) or said}"
-            self.tell("outage", text, WARNING, error=said)
+            self.record("outage", text, WARNING, error=said)
         elif before is None or described(before) != said:
             text = f"cannot connect still: {redacted(error) or said}"
-            self.tell("connect failed", text, error=said)
+            self.record("connect failed", text, error=said)
         self.outage.failed(now, error, entry.opened_at, self.fault_of(error))
-        self.ledger.sparing = True
+        self.ledger.keep_expired = True
         lasts = now - self.outage.since >= self.ledger.settings.reconnect_timeout
         if lasts and not self.outage.told and self._on_outage is not None:
             self.outage.told = True
-            self.crew.spawn(self._on_outage(), "reconnect_failed")
+            self.tasks.spawn(self._on_outage(), "reconnect_failed")
 
-    def proved(self, entry: Entry[C]) -> None:
+    def mark_healthy(self, entry: Entry[C]) -> None:
         """A connection is seen to work: if it is a new one, an outage is over."""
         outage = self.outage
         outage.ever_worked = True
@@ -212,14 +212,14 @@ class Stock(Generic[C]):
             lasted, failures = self.time() - outage.since, outage.failures
             self._forget_outage()
             text = f"connected again after {lasted:.1f} s and {failures} failed connects"
-            self.tell("outage over", text, WARNING, duration=lasted, failures=failures)
+            self.record("outage over", text, WARNING, duration=lasted, failures=failures)
             self.refill()
 
     def forget_lapsed_outage(self) -> None:
         """Let nothing be spared, or said, for an outage of which nothing is known any more."""
         if self.outage.has_lapsed(self.time()):
             self._forget_outage()
-            self.tell("outage lapsed", "connecting has failed, and nobody has tried since")
+            self.record("outage lapsed", "connecting has failed, and nobody has tried since")
 
     def is_hopeless(self) -> bool:
         """Whether there is no use in waiting: nothing is there, and nothing is to be had soon.
@@ -259,7 +259,7 @@ class Stock(Generic[C]):
             self.full.clear()
         self.refill()
 
-    def settle_times(self) -> None:
+    def sort_times(self) -> None:
         """Sort in how long connections were lent and waited for, which was only noted so far."""
         ledger, counters = self.ledger, self.counters
         lent = sum(not entry.shared for entry in ledger.leased.values())
@@ -293,24 +293,24 @@ class Stock(Generic[C]):
 
     async def abandon(self) -> None:
         """Stop the crew, and close with no farewell what is still there."""
-        await self.crew.stop(0.5)
+        await self.tasks.stop(0.5)
         for entry in list(self.ledger.entries):
             if entry.state is not State.OPENING:
                 with anyio.CancelScope() as scope:
                     scope.cancel()
-                    await outcome(partial(self.connector.close, entry.conn))
-            self.strike_off(entry)
+                    await outcome(partial(self.driver.close, entry.conn))
+            self.remove(entry)
 
-    def strike_off(self, entry: Entry[C], *, refill: bool = True) -> None:
+    def remove(self, entry: Entry[C], *, refill: bool = True) -> None:
         """Forget an entry that has no socket any more; its place is free."""
         if entry.state is not State.CLOSED:
-            self.ledger.strike_off(entry)
+            self.ledger.remove(entry)
         if not self.ledger.entries:
             self.empty.set()
         if refill:
             self.refill()
             if self.outage.failures and self.is_hopeless():
-                self.on_hopeless()
+                self.on_unavailable()
         if self.ledger.budget is not None and (refill or self.closing):
             self.ledger.budget._offer()
 
@@ -321,11 +321,11 @@ class Stock(Generic[C]):
         self.counters.connect.add(now - entry.opened_at)
         life = limits.max_lifetime * self._random.uniform(0.95, 1.0)
         # Drained while it was being opened: it may have been made with what has just changed.
-        expires_at = DOOMED if entry.expires_at == DOOMED else now + life
+        expires_at = RETIRED if entry.expires_at == RETIRED else now + life
         self.ledger.opened(entry, conn, now, expires_at)
         home = asyncio.get_running_loop()
         tell = partial(_tell, weakref.ref(self), weakref.ref(entry), home)
-        entry.watched = self.connector.watch(conn, tell)
+        entry.watched = self.driver.watch(conn, tell)
         if (old := entry.predecessor) is not None:
             entry.predecessor = None
             if old.state is State.IDLE:
@@ -338,7 +338,7 @@ class Stock(Generic[C]):
         elif self.ledger.staying - self.ledger.opening >= limits.min_size:
             self.full.set()
         if self.trusting or entry.state is (State.IDLE if limits.keeps_idle else State.CLOSING):
-            self.proved(entry)
+            self.mark_healthy(entry)
         self.refill()
 
     def look_again(self) -> None:
@@ -368,7 +368,7 @@ class Stock(Generic[C]):
 
     def _forget_outage(self) -> None:
         self.outage.end()
-        self.ledger.sparing = False
+        self.ledger.keep_expired = False
         self.stop_retrying()
 
     def _grow_impatient(self, connect: asyncio.Task[None], entry: Entry[C]) -> None:
@@ -386,21 +386,21 @@ class Stock(Generic[C]):
         began = self.time()
         try:
             with anyio.fail_after(self.ledger.settings.ping_timeout):
-                await self.connector.ping(entry.conn)
+                await self.driver.ping(entry.conn)
         except BaseException as error:
-            self.found_lost(entry)
+            self.discard_lost(entry)
             if not isinstance(error, Exception):
                 raise
             self._remember(error)
             said = described(error)
-            self.tell("ping failed", f"ping failed, replaced: {said}", error=said)
+            self.record("ping failed", f"ping failed, replaced: {said}", error=said)
             return False
-        entry.proved_at = self.time()
-        self.counters.ping.add(entry.proved_at - began)
-        if not self.connector.is_alive(entry.conn):
-            self.found_lost(entry)  # it was lost together with its answer
+        entry.healthy_at = self.time()
+        self.counters.ping.add(entry.healthy_at - began)
+        if not self.driver.is_alive(entry.conn):
+            self.discard_lost(entry)  # it was lost together with its answer
             return False
-        self.put(entry, entry.proved_at)
+        self.put(entry, entry.healthy_at)
         return True
 
     def _probe(self) -> None:
@@ -408,7 +408,7 @@ class Stock(Generic[C]):
         now, probe, budget = self.time(), self._probing, self.ledger.budget
         under_way = probe is not None and probe.state is State.OPENING and not probe.late
         outage, unmet = self.outage, self.ledger.unmet()
-        at = outage.retry_at if self.ledger.line.length or self._fillers else outage.rest_until
+        at = outage.retry_at if self.ledger.queue.length or self._fillers else outage.rest_until
         may_open = not under_way and self.ledger.wanted() > 0
         if budget is not None:
             budget._ask(self.ledger, not (under_way or may_open) and now >= at and unmet > 0)
@@ -432,11 +432,11 @@ class Stock(Generic[C]):
         await asyncio.sleep(0)  # its last results are to be read first, where tasks start eagerly
         try:
             with anyio.move_on_after(self.ledger.settings.close_timeout):
-                if (error := await outcome(partial(self.connector.close, entry.conn))) is not None:
+                if (error := await outcome(partial(self.driver.close, entry.conn))) is not None:
                     text = f"{described(error)} while closing"
-                    self.tell("closing failed", text, error=described(error))
+                    self.record("closing failed", text, error=described(error))
         finally:
-            self.strike_off(entry)
+            self.remove(entry)
 
 
 async def outcome(work: Callable[[], Awaitable[object]]) -> Exception | None:
@@ -448,41 +448,41 @@ async def outcome(work: Callable[[], Awaitable[object]]) -> Exception | None:
     return None
 
 
-async def _open(stock: weakref.ref[Stock[C]], connector: Connector[C], entry: Entry[C]) -> None:
+async def _open(store: weakref.ref[ConnectionStore[C]], driver: Driver[C], entry: Entry[C]) -> None:
     # Holds the pool weakly: a connect that hangs must not keep a forgotten pool alive.
     try:
-        conn = await connector.open()
+        conn = await driver.open()
     except BaseException as error:
-        if (alive := stock()) is not None:
+        if (alive := store()) is not None:
             if isinstance(error, Exception):
                 alive.connect_failed(error, entry)
             # Cancelled, it is the end of the pool or of the loop: nothing is to follow it.
-            alive.strike_off(entry, refill=isinstance(error, Exception))
+            alive.remove(entry, refill=isinstance(error, Exception))
         if not isinstance(error, Exception):
             # Its frames hold the socket, and asyncio.run() holds the task until it is collected.
             error.__traceback__ = None
             raise
         return
-    if (alive := stock()) is not None:
+    if (alive := store()) is not None:
         alive.opened(entry, conn)
     else:
-        await connector.close(conn)
+        await driver.close(conn)
 
 
-def _again(stock: weakref.ref[Stock[C]]) -> None:
-    if (alive := stock()) is not None:
+def _again(store: weakref.ref[ConnectionStore[C]]) -> None:
+    if (alive := store()) is not None:
         alive.stop_retrying()
         alive.refill()
 
 
-def _late(stock: weakref.ref[Stock[C]], entry: Entry[C]) -> None:
-    if (alive := stock()) is not None and entry.state is State.OPENING:
+def _late(store: weakref.ref[ConnectionStore[C]], entry: Entry[C]) -> None:
+    if (alive := store()) is not None and entry.state is State.OPENING:
         alive.ledger.is_late(entry)
         alive.refill()
 
 
 def _tell(
-    stock: weakref.ref[Stock[C]],
+    store: weakref.ref[ConnectionStore[C]],
     place: weakref.ref[Entry[C]],
     home: asyncio.AbstractEventLoop,
     error: BaseException | None = None,
@@ -490,8 +490,8 @@ def _tell(
     lost: bool = True,
 ) -> None:
     # Weakly, for the watch is the event loop's, and a lent connection knows its pool.
-    alive, entry = stock(), place()
+    alive, entry = store(), place()
     if alive is None or entry is None or alive.closing:
         return
     if running_loop() is home:  # what is left over from a loop that has ended has nobody to tell
-        alive.on_news(entry, error, lost)
+        alive.on_failure(entry, error, lost)

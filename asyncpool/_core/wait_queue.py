@@ -115,7 +115,7 @@ class Waiter(asyncio.Condition, Generic[T]):
         return self.deadline < other.deadline
 
 
-class Line(Generic[T]):
+class WaitQueue(Generic[T]):
     """The line of waiters."""
 
     def __init__(self, overdue: Callable[[Waiter[T]], BaseException]) -> None:
@@ -275,6 +275,6 @@ class Line(Generic[T]):
         return queue[0] if queue else heap[0] if heap else None
 
 
-def _ring(line: weakref.ref[Line[T]]) -> None:
-    if (alive := line()) is not None:
+def _ring(queue: weakref.ref[WaitQueue[T]]) -> None:
+    if (alive := queue()) is not None:
         alive._ring()

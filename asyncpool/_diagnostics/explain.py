@@ -32,8 +32,8 @@ WORDS = {
 
 def explain(core: Core[Any]) -> Explanation:
     """Sizes, holders, waiters, errors, what the pool is at, and what may be done."""
-    stats, held, stock = snapshot(core), leases(core), core.stock
-    now, error = stock.time(), stock.last_error
+    stats, held, store = snapshot(core), leases(core), core.store
+    now, error = store.time(), store.last_error
     return Explanation(
         name=stats.name,
         status=_status(core, stats),
@@ -43,7 +43,7 @@ def explain(core: Core[Any]) -> Explanation:
         waiters=tuple(_waiters(core, now)),
         events=tuple(_events(core, now)),
         last_error=None if error is None else described(error),
-        last_error_age=None if error is None else now - stock.last_error_at,
+        last_error_age=None if error is None else now - store.last_error_at,
         doing=tuple(_doing(core, stats, now)),
         advice=tuple(_advice(core, stats, held)),
         budget=_budget(core),
@@ -52,7 +52,7 @@ def explain(core: Core[Any]) -> Explanation:
 
 def leases(core: Core[Any]) -> list[LeaseInfo]:
     """Who has a connection, the longest first."""
-    now = core.stock.time()
+    now = core.store.time()
     found = [_lease(entry, now) for entry in core.ledger.leased.values()]
     return sorted(found, key=lambda lease: -lease.age)
 
@@ -98,7 +98,7 @@ def _began(entry: Entry[Any]) -> float:
     if entry.state is State.LEASED:
         return entry.lent_at
     if entry.state is State.IDLE:
-        return max(entry.used_at, entry.proved_at)
+        return max(entry.used_at, entry.healthy_at)
     if entry.state is State.CLOSING:
         return entry.left_at
     return max(entry.used_at, entry.left_at)
@@ -111,7 +111,7 @@ def _waiters(core: Core[Any], now: float) -> list[WaiterInfo]:
             task="(joining)" if each.task is None else each.task.get_name(),
             waits_at=_where(each.task),
         )
-        for each in islice(core.ledger.line, MOST)
+        for each in islice(core.ledger.queue, MOST)
     ]
 
 
@@ -133,7 +133,7 @@ def _events(core: Core[Any], now: float) -> list[Event]:
             text=each.text if each.times == 1 else f"{each.text} ({each.times} times)",
             level="warning" if each.level >= logging.WARNING else "info",
         )
-        for each in reversed(core.stock.events.last)
+        for each in reversed(core.store.events.last)
     ]
 
 
@@ -159,10 +159,10 @@ def _doing(core: Core[Any], stats: PoolStats, now: float) -> list[str]:
     if not core.opened:
         return ["not open yet"]
     found = []
-    stock, ledger = core.stock, core.ledger
-    if stock.outage:
-        next_at = stock.next_probe_at
-        lasts = f"connecting fails since {now - stock.outage.since:.1f} s"
+    store, ledger = core.store, core.ledger
+    if store.outage:
+        next_at = store.next_probe_at
+        lasts = f"connecting fails since {now - store.outage.since:.1f} s"
         if stats.opening:
             found.append(f"{lasts}: probing")
         elif next_at < math.inf:
@@ -187,7 +187,7 @@ def _advice(core: Core[Any], stats: PoolStats, held: list[LeaseInfo]) -> list[st
     if core.closed:
         return ["the pool is closed: make a new one"]
     found = []
-    if core.stock.outage:
+    if core.store.outage:
         found.append("connecting fails: see the last error; the pool goes on trying by itself")
     if stats.waiting and stats.leased == core.settings.max_size:
         found.append("all are lent out: return them sooner, or raise max_size with resize()")

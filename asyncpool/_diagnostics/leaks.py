@@ -22,7 +22,7 @@ LONGEST = 500
 def tell_of_leak(core: Core[Any], entry: Entry[Any], what: str) -> None:
     """Log who has a connection, and all that is known of the lease; no parameters, no password."""
     holder = entry.holder
-    age = core.stock.time() - entry.lent_at
+    age = core.store.time() - entry.lent_at
     parts = [f"a connection {what}: {age:.1f} s, by {entry.holder_name}"]
     if borrowed := entry.borrowed_at():
         parts.append("borrowed at " + "\n    from ".join(borrowed))
@@ -33,7 +33,7 @@ def tell_of_leak(core: Core[Any], entry: Entry[Any], what: str) -> None:
     parts.append(f"transaction status {transaction_of(entry.conn).name}")
     if (said := last_statement(entry.conn)) is not None:
         parts.append(f"last statement {said!r}")
-    core.stock.tell(
+    core.store.record(
         "leak",
         "\n  ".join(parts),
         logging.WARNING,

@@ -43,14 +43,14 @@ def snapshot(core: Core[Any], *, settle: bool = True) -> PoolStats:
         settle: whether to sort in the times that were only noted so far; not in another thread.
     """
     if settle:
-        core.stock.settle_times()
-    ledger, counters = core.ledger, core.stock.counters
+        core.store.sort_times()
+    ledger, counters = core.ledger, core.store.counters
     states = [entry.state for entry in list(ledger.entries)]
     waiting = ledger.waiting
     served = ledger.leases + counters.requests_shared
     # Whoever has been told so has failed, though its task has yet to run and count it.
     counted = {name: getattr(counters, name) for name in COUNTED}
-    counted["requests_failed"] += ledger.line.told
+    counted["requests_failed"] += ledger.queue.told
     durations: dict[str, Any] = dict(
         spread(counters) if settle or not counters.snapshots else counters.snapshots
     )

@@ -20,7 +20,7 @@ from psycopg._preparing import Prepare
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 
 from asyncpool._core.entry import Entry
-from asyncpool._pipeline.profiles import OWN, SLOW, Profiles
+from asyncpool._pipeline.profiles import OWN, SLOW, StatementProfiles
 from asyncpool._pipeline.request import AGAIN, LARGE, Request
 from asyncpool._pipeline.statement_cache import cache_of
 from asyncpool._psycopg.cancellation import insist
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from psycopg.pq.abc import PGresult
 
-    from asyncpool._psycopg.transport import Wire
+    from asyncpool._psycopg.transport import Transport
 
 logger = logging.getLogger("asyncpool")
 
@@ -53,10 +53,10 @@ PAUSE = 0.01
 NO_SUCH_STATEMENT, CANCELLED = b"26000", b"57014"
 
 
-class Owner(Protocol):
+class SupportsChannels(Protocol):
     """The one that opens channels and gets their connections back."""
 
-    profiles: Profiles
+    profiles: StatementProfiles
     spawn: Callable[[Coroutine[Any, Any, None], str], object]
     """Starts a task of the pool's."""
 
@@ -99,7 +99,7 @@ class Channel:
     closed = False
     _timer: asyncio.TimerHandle | None = None
 
-    def __init__(self, entry: Entry[Any], owner: Owner) -> None:
+    def __init__(self, entry: Entry[Any], owner: SupportsChannels) -> None:
         self.entry = entry
         self.conn = conn = entry.conn
         self.pgconn = conn.pgconn
@@ -108,10 +108,10 @@ class Channel:
         self._cache = cache_of(entry)
         self._to_flush = conn._prepared._to_flush
         self._owner = owner
-        self.wire: Wire = conn._wire
+        self.transport: Transport = conn._transport
         self.pgconn.enter_pipeline_mode()
-        self.wire.resume()
-        self.wire.channel = self
+        self.transport.resume()
+        self.transport.channel = self
 
     @property
     def room(self) -> bool:
@@ -131,13 +131,15 @@ class Channel:
     @property
     def is_clean(self) -> bool:
         """Whether the connection may be used again, as far as its socket knows."""
-        wire = self.wire
-        return wire.settled and not wire.amiss and wire.up and self.pgconn.status == OK
+        transport = self.transport
+        return (
+            transport.settled and not transport.amiss and transport.up and self.pgconn.status == OK
+        )
 
     @property
     def is_late(self) -> bool:
         """Whether the statement that runs has taken so long that nobody should wait behind it."""
-        return self._overdue() > SLOW and bool(self.requests) and not self.wire.is_readable()
+        return self._overdue() > SLOW and bool(self.requests) and not self.transport.is_readable()
 
     def send(self, request: Request) -> bool:
         """Send a statement; return False where it is too large to be sent with others.
@@ -181,7 +183,7 @@ class Channel:
             with suppress(psycopg.Error):  # it is busy, at the exit of the interpreter
                 self.pgconn.exit_pipeline_mode()
             if self.conn._notify_handlers:
-                self.wire.catch_up()
+                self.transport.catch_up()
 
     # What follows runs in the loop's callbacks.
 
@@ -193,10 +195,10 @@ class Channel:
                 pgconn.consume_input()
                 done += self._take_in()
                 # The server's last words and the end of file are two reads.
-                if pgconn.status == BAD or not self.wire.is_hung_up():
+                if pgconn.status == BAD or not self.transport.is_hung_up():
                     break
         if self.conn._notify_handlers:
-            self.wire.pass_on_notifications()
+            self.transport.pass_on_notifications()
         if done:
             if not self.shared:
                 self._cache.refresh()  # a plain read changes no setting
@@ -206,8 +208,8 @@ class Channel:
             self.since, self._single = now, False
         if pgconn.status == BAD:
             if (said := self._farewell()) is not None:
-                self.wire.tell_of_error(said)
-            self.wire.lose()
+                self.transport.report_error(said)
+            self.transport.lose()
             self.lost()
         elif done:
             if self.requests and self.requests[0].abandoned:
@@ -218,7 +220,7 @@ class Channel:
         """Send on."""
         try:
             if self.pgconn.flush() == 0:
-                self.wire.write_no_more()
+                self.transport.write_no_more()
         except psycopg.Error:
             self.readable()
 
@@ -249,7 +251,7 @@ class Channel:
         return request
 
     def _stop(self) -> None:
-        self.wire.channel = None
+        self.transport.channel = None
         self._look_no_more()
 
     def _look_no_more(self) -> None:
@@ -286,21 +288,21 @@ class Channel:
         self.load += request.size
         self.requests.append(request)
         if pgconn.flush():
-            self.wire.write_on()
+            self.transport.write_on()
 
     def _gather(self) -> None:
         """While the server is busy, let what is sent in one turn of the loop go out together."""
         if not self._held:
-            self.wire.hold(True)
-            self.wire.loop.call_soon(self._let_go)
+            self.transport.hold(True)
+            self.transport.loop.call_soon(self._let_go)
         elif self._held % BATCH == 0:
-            self.wire.hold(False)
-            self.wire.hold(True)
+            self.transport.hold(False)
+            self.transport.hold(True)
         self._held += 1
 
     def _let_go(self) -> None:
         self._held = 0
-        self.wire.hold(False)
+        self.transport.hold(False)
 
     def _arrived(self, request: Request) -> None:
         if request.future is None:
@@ -321,7 +323,7 @@ class Channel:
             request.end(AGAIN)
         else:
             request.end()
-            self.wire.tell_of_error(self._error(failure))
+            self.transport.report_error(self._error(failure))
 
     def _may_run_again(self, request: Request, error: PGresult) -> bool:
         """Whether a failed statement has certainly not run, or is a read that we cancelled."""
@@ -361,14 +363,14 @@ class Channel:
 
     def _look_later(self, pause: float = PAUSE) -> None:
         if self._timer is None:
-            self._timer = self.wire.loop.call_later(pause, self._look)
+            self._timer = self.transport.loop.call_later(pause, self._look)
 
     def _look(self) -> None:
         """Note that the statement that runs is slow; see that nobody waits for it in vain."""
         self._timer = None
-        if self.requests and self.wire.is_readable():
+        if self.requests and self.transport.is_readable():
             self.readable()  # it was this event loop that was slow
-        if not self.requests or self.wire.channel is not self:
+        if not self.requests or self.transport.channel is not self:
             return
         first, overdue = self.requests[0], self._overdue()
         if overdue > SLOW and not first.slow and self._owner.profiles.round_trip is not None:
@@ -408,7 +410,7 @@ class Channel:
 
     async def _cancel(self) -> None:
         self._target = next((each for each in self.requests if each.future is not None), None)
-        self._ended = ended = self.wire.loop.create_future()
+        self._ended = ended = self.transport.loop.create_future()
         if self._target is None:
             ended.set_result(None)
         for request in self.requests:
@@ -419,10 +421,10 @@ class Channel:
         except (psycopg.Error, OSError, TimeoutError) as error:
             logger.info("a statement could not be cancelled, its connection is closed: %r", error)
             self.pgconn.finish()
-            self.wire.lose()
+            self.transport.lose()
         finally:
             self.blocked, self._target = False, None
-            if self.wire.loop.is_closed():
+            if self.transport.loop.is_closed():
                 pass  # nothing is to follow on it
             elif self.pgconn.status != OK:
                 self._stop()

@@ -19,7 +19,7 @@ from asyncpool._core.pool import Core
 from asyncpool._core.settings import duration
 from asyncpool._core.wait_queue import Waiter
 from asyncpool._pipeline.channel import Channel
-from asyncpool._pipeline.profiles import Profiles
+from asyncpool._pipeline.profiles import StatementProfiles
 from asyncpool._pipeline.request import AGAIN, Request
 from asyncpool._psycopg.driver import is_shareable
 from asyncpool._sql.kinds import Kind
@@ -50,10 +50,10 @@ class Dispatcher:
         self._passes_on = passes_on
         self._passed_on: Channel | None = None
         """The open channel of a connection that is being passed on to the next request."""
-        self.profiles = Profiles()
+        self.profiles = StatementProfiles()
         self.channels: list[Channel] = []
         """Those that are shared."""
-        self.spawn: Callable[[Coroutine[Any, Any, None], str], object] = core.stock.crew.spawn
+        self.spawn: Callable[[Coroutine[Any, Any, None], str], object] = core.store.tasks.spawn
 
     @property
     def width(self) -> int:
@@ -75,7 +75,7 @@ class Dispatcher:
         core, loop = self.core, get_running_loop()
         if core.home is not loop or core.closed:
             core.admit()
-        request.began = began = core.stock.time()
+        request.began = began = core.store.time()
         wait = core.settings.timeout if timeout is None else duration("timeout", timeout)
         if timeout:
             request.limit = wait
@@ -89,11 +89,11 @@ class Dispatcher:
             elif (entry := core.take_now()) is not None:
                 self._begin(entry, request)
             elif core.checks:
-                left = timeout if came is None else max(began + wait - core.stock.time(), 0.0)
+                left = timeout if came is None else max(began + wait - core.store.time(), 0.0)
                 self._begin(await core.acquire_entry(left), request)
             else:
-                ticket = ticket or (core.ledger.line.ticket() if came is None else 0)
-                waiter = Queued(self, request, ticket, core.stock.time(), began + wait)
+                ticket = ticket or (core.ledger.queue.ticket() if came is None else 0)
+                waiter = QueuedRequest(self, request, ticket, core.store.time(), began + wait)
                 core.queue(waiter, wait, came)
             try:
                 outcome = await future
@@ -106,14 +106,14 @@ class Dispatcher:
                 if request.timer is not None:
                     request.timer.cancel()
                 if waiter is not None:
-                    core.tell_of_wait(waiter.waited)
+                    core.report_wait(waiter.waited)
                     del waiter.request, waiter.context  # the queue keeps it for a while
             if outcome is not AGAIN:
-                core.stock.counters.requests_shared += request.shared
+                core.store.counters.requests_shared += request.shared
                 return request.entry is None
             came = began
 
-    def served(self, waiter: Queued) -> None:
+    def served(self, waiter: QueuedRequest) -> None:
         """Send a request that has waited, for which there is a connection or a place on one."""
         request = waiter.request
         if waiter.error is not None:
@@ -128,8 +128,8 @@ class Dispatcher:
         try:
             if placed:
                 waiter.task = None
-                waiter.waited = self.core.stock.time() - waiter.joined_at
-                self.core.stock.counters.note_wait(waiter.waited)
+                waiter.waited = self.core.store.time() - waiter.joined_at
+                self.core.store.counters.note_wait(waiter.waited)
                 waiter.context.run(self._send, channel, request)
             elif self.core.is_fit(channel):
                 waiter.context.run(self._begin, self.core.served(waiter), request)
@@ -145,19 +145,23 @@ class Dispatcher:
     def moved(self, channel: Channel) -> None:
         """Offer the room on a channel to those who wait, or return its connection."""
         core = self.core
-        line = core.ledger.line
+        queue = core.ledger.queue
         if channel.closed:
             return
-        if channel.shared and line.length and self._may_go_on(channel, core.stock.time()):
-            while channel.room and isinstance(head := line.head(), Queued) and head.request.shares:
-                line.serve(cast("Entry[Any]", channel))
+        if channel.shared and queue.length and self._may_go_on(channel, core.store.time()):
+            while (
+                channel.room
+                and isinstance(head := queue.head(), QueuedRequest)
+                and head.request.shares
+            ):
+                queue.serve(cast("Entry[Any]", channel))
         if not channel.is_done:
             return
         entry = channel.entry
         if not channel.shared and self._passes_on and channel.is_clean:
             self._passed_on = channel
-            head = line.head()
-            if isinstance(head, Queued) and head.request.wanted and core.pass_on(entry):
+            head = queue.head()
+            if isinstance(head, QueuedRequest) and head.request.wanted and core.pass_on(entry):
                 return
             self._passed_on = None
         channel.close()
@@ -171,9 +175,9 @@ class Dispatcher:
     def slowed(self) -> None:
         """Open connections for those who wait and were taken to need one together."""
         core = self.core
-        if core.ledger.line.length:
-            core.ledger.line.recount()
-            core.stock.refill()
+        if core.ledger.queue.length:
+            core.ledger.queue.recount()
+            core.store.refill()
 
     def _begin(self, entry: Entry[Any], request: Request) -> None:
         """Send a request on a connection that was leased for it, or give that to its caller."""
@@ -196,7 +200,7 @@ class Dispatcher:
         if not shared:
             if request.profile.kind is Kind.READ:
                 channel.watch()
-        elif self.core.ledger.line.length:
+        elif self.core.ledger.queue.length:
             self.moved(channel)
 
     def _send(self, channel: Channel, request: Request) -> bool:
@@ -209,7 +213,7 @@ class Dispatcher:
         if not sent:
             request.end(AGAIN)
         elif request.limit != math.inf:
-            left = request.began + request.limit - self.core.stock.time()
+            left = request.began + request.limit - self.core.store.time()
             request.timer = get_running_loop().call_later(left, self._expire, request)
         return sent
 
@@ -217,9 +221,9 @@ class Dispatcher:
         # Not at once: for a queue of requests that cannot be sent that would be as many calls deep.
         get_running_loop().call_soon(self.moved, channel)
 
-    def _left(self, request: Request, waiter: Queued | None, error: BaseException) -> None:
+    def _left(self, request: Request, waiter: QueuedRequest | None, error: BaseException) -> None:
         """See to a request whose caller does not wait any more."""
-        core, counters = self.core, self.core.stock.counters
+        core, counters = self.core, self.core.store.counters
         if waiter is not None and waiter.task is not None:
             core.gave_up(waiter, error)
             return
@@ -234,14 +238,14 @@ class Dispatcher:
             core.release(request.entry.conn)
 
     def _expire(self, request: Request) -> None:
-        request.end(self.core.refusals.unanswered(request.limit))
+        request.end(self.core.errors.unanswered(request.limit))
 
     def _pick(self) -> Channel | None:
         """Return the channel for a quick plain read; None: it needs a connection, or waits."""
         core, best = self.core, None
-        if core.ledger.line.length:
+        if core.ledger.queue.length:
             return None
-        now = core.stock.time()
+        now = core.store.time()
         for channel in self.channels:
             fits = channel.room and self._may_go_on(channel, now)
             if fits and (best is None or len(channel.requests) < len(best.requests)):
@@ -256,7 +260,7 @@ class Dispatcher:
         return channel.entry.expires_at > now and not self.core.ledger.oversize
 
 
-class Queued(Waiter[Entry[Any]]):
+class QueuedRequest(Waiter[Entry[Any]]):
     """The wait of a request, which is sent as soon as there is a connection for it.
 
     Its caller's task is woken by the results alone; until then the queue's callbacks act for it, in

@@ -26,7 +26,7 @@ INERTIA = 64
 """Statements after which a network that has become slower is known to be."""
 
 
-class Profile:
+class StatementProfile:
     """The pool's knowledge of one text."""
 
     __slots__ = ("advice", "credit", "kind")
@@ -53,15 +53,15 @@ class Profile:
         self.credit = -PROBATION
 
 
-OWN = Profile(Kind.SINGLE)
+OWN = StatementProfile(Kind.SINGLE)
 """The profile of the pool's own statements."""
 
 
-class Profiles:
+class StatementProfiles:
     """The profiles of the texts that a pool has seen lately, and the distance of the server."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Profile] = {}
+        self._known: dict[str, StatementProfile] = {}
         self.round_trip: float | None = None
         """Seconds to the server and back with next to no work there; None: not known yet."""
 
@@ -78,14 +78,14 @@ class Profiles:
         elif rises:
             self.round_trip = known + min(seconds - known, known + SLOW) / INERTIA
 
-    def look(self, query: Query) -> Profile:
+    def look(self, query: Query) -> StatementProfile:
         """Return the profile of a statement."""
         text = query if type(query) is str else text_of(query)
         if text is None:
-            return Profile(Kind.OTHER)
+            return StatementProfile(Kind.OTHER)
         profile = self._known.get(text)
         if profile is None:
-            profile = Profile(classify(query))
+            profile = StatementProfile(classify(query))
             if profile.kind is Kind.OTHER:
                 profile.advice = advice(text)
             if len(text) <= LONG:

@@ -19,7 +19,7 @@ from asyncpool._sql.kinds import Kind
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
 
-    from asyncpool._pipeline.profiles import Profile
+    from asyncpool._pipeline.profiles import StatementProfile
 
 TEXT, BINARY = Format.TEXT, Format.BINARY
 AGAIN = object()
@@ -91,7 +91,7 @@ class Request:
 
     def __init__(
         self,
-        profile: Profile,
+        profile: StatementProfile,
         query: Query,
         params: Params | None = None,
         *,

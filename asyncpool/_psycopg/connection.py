@@ -28,7 +28,7 @@ from psycopg.pq.abc import PGresult
 from psycopg.rows import Row
 
 from asyncpool._psycopg.cursor import TRIED, Cursor, Lock, ServerCursor
-from asyncpool._psycopg.transport import ACTIVE, BAD, BUSY_TIME, Wire, closed_error
+from asyncpool._psycopg.transport import ACTIVE, BAD, BUSY_TIME, Transport, closed_error
 
 __all__ = ["Connection"]
 
@@ -70,11 +70,11 @@ class Connection(psycopg.AsyncConnection[Row]):
     """
 
     lock: Lock
-    _wire: Wire | None
+    _transport: Transport | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._wire = None
+        self._transport = None
         self.lock = Lock()
         self._owed: deque[PQGen[Any]] = deque()
         """What is to be run before anything else."""
@@ -100,7 +100,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         conn = await super().connect(conninfo, **kwargs)
         if sys.platform != "win32":
             try:
-                conn._wire = conn.lock.wire = Wire(conn)
+                conn._transport = conn.lock.transport = Transport(conn)
             except NotImplementedError:
                 pass
             except OSError as error:
@@ -114,25 +114,25 @@ class Connection(psycopg.AsyncConnection[Row]):
 
         One that no pool has waits for the end of a query that was cancelled.
         """
-        wire, pool = self._wire, cast("Any", getattr(self, "_pool", None))
+        transport, pool = self._transport, cast("Any", getattr(self, "_pool", None))
         if self.closed and getattr(pool, "close_returns", False):
             await pool.putconn(self)  # psycopg would leave its place lent
             return
         try:
-            if wire is not None and not wire.kept:
-                await wire.drained()
+            if transport is not None and not transport.kept:
+                await transport.drained()
         finally:
-            if wire is not None:
-                wire.note_what_is_open()
+            if transport is not None:
+                transport.note_what_is_open()
             if not self.closed:
                 await super().close()
                 with suppress(RuntimeError):  # no loop runs: an abandoned pool closes what it has
                     self._closed_by = current_task() if self.closed else None
-            if wire is not None and self.closed:
-                if wire.kept:
-                    wire.release()
+            if transport is not None and self.closed:
+                if transport.kept:
+                    transport.release()
                 else:
-                    wire.dispose()
+                    transport.dispose()
 
     def execute(
         self,
@@ -187,7 +187,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         """
         if self._closed_by is not None and self._closed_by is current_task():
             return
-        was_open = None if self._wire is None else self._wire.was_open
+        was_open = None if self._transport is None else self._transport.was_open
         if in_block or (not self._autocommit if was_open is None else was_open):
             raise closed_error("the work of this block was not committed")
 
@@ -205,47 +205,47 @@ class Connection(psycopg.AsyncConnection[Row]):
             yield pipeline
 
     def _see_off(self, pipeline: psycopg.AsyncPipeline) -> None:
-        if self._wire is not None:
+        if self._transport is not None:
             pipeline.__class__ = Pipeline
 
     def _check_connection_ok(self) -> None:
-        if (wire := self._wire) is not None and wire.leaving:
-            wire.pass_on_farewell()
+        if (transport := self._transport) is not None and transport.leaving:
+            transport.pass_on_farewell()
         super()._check_connection_ok()
 
     async def wait(
         self, gen: PQGen[RV], interval: float | None = None, timeout: float | None = None
     ) -> RV:
         """See `psycopg.AsyncConnection.wait`."""
-        wire = self._wire
-        if wire is None:
+        transport = self._transport
+        if transport is None:
             return await super().wait(gen, **_given(interval=interval, timeout=timeout))
-        if wire.draining is not None or wire.cut_off or wire.leaving:
-            await self._settle(wire, gen)
-            if wire.copied_out(gen):
+        if transport.draining is not None or transport.cut_off or transport.leaving:
+            await self._settle(transport, gen)
+            if transport.copied_out(gen):
                 gen.close()
                 return None  # type: ignore[return-value]
         if self._missed and getattr(gen, "gi_code", None) is notifies.__code__:
             gen.close()
             missed, self._missed = self._missed, []
             return missed  # type: ignore[return-value]
-        if self.pgconn.status == BAD or not wire.up:
+        if self.pgconn.status == BAD or not transport.up:
             gen.close()  # on such a connection some of them end as if all had been read
             raise closed_error()
         copying = self.pgconn.transaction_status == ACTIVE and self._pipeline is None
         try:
-            future = wire.start(gen)
+            future = transport.start(gen)
         except StopIteration as end:
-            if not wire.reading and self.pgconn.transaction_status != ACTIVE:
-                wire.resume()
+            if not transport.reading and self.pgconn.transaction_status != ACTIVE:
+                transport.resume()
             if copying and monotonic() - _last_pause >= BUSY_TIME:
-                await self._breathe(wire)
+                await self._breathe(transport)
             return end.value  # type: ignore[no-any-return]
-        timer = wire.time(interval, timeout)
+        timer = transport.time(interval, timeout)
         try:
             return await future  # type: ignore[no-any-return]
         except BaseException as error:
-            wire.abandon(gen, self)
+            transport.abandon(gen, self)
             self._keep(gen, future)
             self._note_end_of_pipeline(gen, error)
             raise
@@ -256,14 +256,14 @@ class Connection(psycopg.AsyncConnection[Row]):
 
     async def _try_cancel(self, *, timeout: float = 5.0) -> None:
         """How psycopg's COPY and stream() begin to clean up; then they read to the end."""
-        if (wire := self._wire) is None:
+        if (transport := self._transport) is None:
             await super()._try_cancel(timeout=timeout)
             return
-        wire.cut_off = True
-        wire.cut(self)  # by its own task: a request that is under way is to be known of
-        await wire.drained()
+        transport.cut_off = True
+        transport.cut(self)  # by its own task: a request that is under way is to be known of
+        await transport.drained()
         # What is over already need not be read to its end: the next wait is to see to that.
-        wire.cut_off = self.pgconn.transaction_status != ACTIVE
+        transport.cut_off = self.pgconn.transaction_status != ACTIVE
 
     def _keep(self, gen: PQGen[Any], future: asyncio.Future[Any]) -> None:
         """Notifications that came together with the cancellation are for who asks next."""
@@ -277,7 +277,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         if self._pipeline is not None and getattr(gen, "gi_code", None) is PIPELINE_END:
             self._cut_short = not isinstance(error, Exception)
 
-    def _note_end_of_block(self, wire: Wire, gen: PQGen[Any]) -> None:
+    def _note_end_of_block(self, transport: Transport, gen: PQGen[Any]) -> None:
         """A transaction block was cancelled where it waits for another query's end.
 
         psycopg counts its blocks in these generators, which have not begun: they are to run yet.
@@ -287,21 +287,21 @@ class Connection(psycopg.AsyncConnection[Row]):
             block = gen.gi_frame.f_locals["self"]  # type: ignore[attr-defined]
             block.force_rollback = True  # who was cancelled is not to find it committed
         if code is BLOCK_END or (code is BLOCK_START and UNDOES_START):
-            wire.owe(gen, self)
+            transport.owe(gen, self)
 
-    async def _settle(self, wire: Wire, gen: PQGen[Any]) -> None:
+    async def _settle(self, transport: Transport, gen: PQGen[Any]) -> None:
         """Let nothing meet what is left of a cancelled query, but for the end of its own COPY."""
-        wire.pass_on_farewell()
+        transport.pass_on_farewell()
         try:
-            await wire.drained()
+            await transport.drained()
             if getattr(gen, "gi_code", None) is not copy_end.__code__:
-                await wire.finish(self)
+                await transport.finish(self)
         except CancelledError as error:
-            self._note_end_of_block(wire, gen)
+            self._note_end_of_block(transport, gen)
             self._note_end_of_pipeline(gen, error)
             raise
 
-    async def _breathe(self, wire: Wire) -> None:
+    async def _breathe(self, transport: Transport) -> None:
         """Let other tasks in, between two steps of a COPY or stream() that never has to wait.
 
         All else that need not wait must not be cancelled either: what only notes something, such as
@@ -312,7 +312,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         try:
             await sleep(0)
         except BaseException:
-            wire.cut(self)
+            transport.cut(self)
             raise
         _last_pause = monotonic()
 
@@ -324,10 +324,10 @@ class Pipeline(psycopg.AsyncPipeline):
         conn: Any = self._conn
         cut_short, conn._cut_short = conn._cut_short, False
         if not cut_short:
-            conn._wire.cut_off = bool(conn._owed)
+            conn._transport.cut_off = bool(conn._owed)
             super()._exit(error)
         else:
-            conn._wire.cut_off = True
+            conn._transport.cut_off = True
             self.level -= 1
 
 
@@ -344,7 +344,7 @@ def _noticed(conn: ref[Connection[Any]], notice: PGresult) -> None:
     # A server that breaks down says so in a warning.
     if (
         alive is not None
-        and alive._wire is not None
+        and alive._transport is not None
         and (last or notice.error_field(DiagnosticField.SQLSTATE) in BREAKDOWN)
     ):
         encoding = alive.info.encoding
@@ -357,6 +357,6 @@ def _noticed(conn: ref[Connection[Any]], notice: PGresult) -> None:
             kind = psycopg.OperationalError
         error = kind(notice.get_error_message(encoding), info=info, encoding=encoding)
         if last:
-            alive._wire.said_farewell(error)
+            alive._transport.said_farewell(error)
         else:
-            alive._wire.tell_of_error(error)
+            alive._transport.report_error(error)

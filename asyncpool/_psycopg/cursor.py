@@ -22,7 +22,7 @@ from psycopg.abc import Params, PQGen, Query
 from psycopg.pq import Format
 from psycopg.rows import Row
 
-from asyncpool._psycopg.transport import Wire
+from asyncpool._psycopg.transport import Transport
 
 TEXT, BINARY = Format.TEXT, Format.BINARY
 
@@ -45,7 +45,7 @@ class Lock(asyncio.Lock):
 
     _locked: bool
     _waiters: Any
-    wire: Wire | None = None
+    transport: Transport | None = None
     """The connection's."""
     holder: asyncio.Task[Any] | None = None
     """The task that has acquired it, in an `async with`."""
@@ -71,9 +71,9 @@ class Lock(asyncio.Lock):
         A generator that was dropped is closed by the event loop, in its next turns.
         """
         for _ in range(TURNS):
-            wire = self.wire
+            transport = self.transport
             own = self._locked and self.holder is asyncio.current_task()
-            if not own or wire is None or not wire.at_leisure:
+            if not own or transport is None or not transport.at_leisure:
                 return False
             await asyncio.sleep(0)
         return True
@@ -127,13 +127,13 @@ class Cursor(psycopg.AsyncCursor[Row]):
     ) -> Self:
         """See `psycopg.AsyncCursor.execute`."""
         conn = self._conn
-        wire, lock = conn._wire, conn.lock
+        transport, lock = conn._transport, conn.lock
         if (
-            wire is None
-            or wire.draining is not None
-            or wire.cut_off
-            or wire.leaving
-            or not wire.up
+            transport is None
+            or transport.draining is not None
+            or transport.cut_off
+            or transport.leaving
+            or not transport.up
             or conn._pipeline is not None
             or lock._locked
             or lock._waiters
@@ -142,11 +142,11 @@ class Cursor(psycopg.AsyncCursor[Row]):
         lock._locked = True
         gen = self._execute_gen(query, params, prepare=prepare, binary=binary)
         try:
-            await wire.start(gen)
+            await transport.start(gen)
         except StopIteration:
             pass  # the answer had come before the question, as a server's last words may
         except BaseException as error:
-            wire.abandon(gen, conn)
+            transport.abandon(gen, conn)
             if isinstance(error, errors._NO_TRACEBACK):
                 error.with_traceback(None)
             raise
@@ -198,10 +198,14 @@ def _is_left_in_pipeline(conn: Any) -> bool:
 
     What psycopg refuses in a pipeline it refuses before it waits.
     """
-    wire = conn._wire
-    return conn._pipeline is None and wire is not None and bool(wire.draining or wire.cut_off)
+    transport = conn._transport
+    return (
+        conn._pipeline is None
+        and transport is not None
+        and bool(transport.draining or transport.cut_off)
+    )
 
 
 async def _leave_pipeline(conn: Any) -> None:
     async with conn.lock:
-        await conn._wire.finish(conn)
+        await conn._transport.finish(conn)

@@ -23,7 +23,7 @@ from psycopg import capabilities
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
-from asyncpool._core.driver import Tell
+from asyncpool._core.driver import Notify
 from asyncpool._core.redact import conceal
 from asyncpool._psycopg.callbacks import call, settle
 from asyncpool._psycopg.cancellation import CANCEL_TIMEOUT
@@ -36,8 +36,8 @@ from asyncpool._psycopg.conninfo import (
 )
 from asyncpool._psycopg.cursor import TRIED, Cursor
 from asyncpool._psycopg.dsn import limits_for
-from asyncpool._psycopg.handle import Bond
-from asyncpool._psycopg.transport import ACTIVE, BAD, Wire
+from asyncpool._psycopg.handle import ConnectionHandle
+from asyncpool._psycopg.transport import ACTIVE, BAD, Transport
 
 if sys.version_info >= (3, 13):
     from typing import TypeVar
@@ -79,8 +79,8 @@ RESETS: dict[str, str] = {
 }
 
 
-class PsycopgConnector(Generic[ACT]):
-    """`Connector[ACT]` over `connection_class.connect`.
+class PsycopgDriver(Generic[ACT]):
+    """`Driver[ACT]` over `connection_class.connect`.
 
     `asyncpool.Connection` is watched. psycopg's own cannot be, for their wait owns the descriptor's
     one reader; pings and returns find out what is lost of them.
@@ -119,7 +119,7 @@ class PsycopgConnector(Generic[ACT]):
         self.resets = not (reset is None or reset == "rollback")
         """Whether each connection is reset on its return: then none is clean before that."""
         self._clean_status = -1 if self.resets else IDLE
-        self._bonds: weakref.WeakKeyDictionary[ACT, Bond] = weakref.WeakKeyDictionary()
+        self._bonds: weakref.WeakKeyDictionary[ACT, ConnectionHandle] = weakref.WeakKeyDictionary()
         self._pid = os.getpid()
 
     async def open(self) -> ACT:
@@ -140,11 +140,11 @@ class PsycopgConnector(Generic[ACT]):
             if self._configure is not None:
                 await call("configure", partial(self.lend_to, self._configure, conn))
                 _require_idle(conn, "configure")
-            self._bonds[conn] = bond = Bond(conn)
+            self._bonds[conn] = bond = ConnectionHandle(conn)
         except BaseException:
             await conn.close()
             raise
-        self._any_watched |= bond.wire is not None
+        self._any_watched |= bond.transport is not None
         conn._pool = None
         return conn
 
@@ -249,8 +249,8 @@ class PsycopgConnector(Generic[ACT]):
 
     def has_left(self, conn: ACT) -> bool:
         """Whether something that was cancelled has not come to its end yet."""
-        wire: Wire | None = getattr(conn, "_wire", None)
-        return wire is not None and (wire.draining is not None or wire.cut_off)
+        transport: Transport | None = getattr(conn, "_transport", None)
+        return transport is not None and (transport.draining is not None or transport.cut_off)
 
     async def settle(self, conn: ACT) -> None:
         """Wait for that end, for a borrower who goes on to use the connection."""
@@ -268,12 +268,15 @@ class PsycopgConnector(Generic[ACT]):
 
     def is_at_rest(self, conn: ACT) -> bool:
         """Whether its attributes can be changed with no wait, as no transaction is open."""
-        wire: Wire | None = getattr(conn, "_wire", None)
+        transport: Transport | None = getattr(conn, "_transport", None)
         return (
             conn.pgconn.transaction_status == IDLE
             and conn._pipeline is None
             and not conn.lock.locked()
-            and (wire is None or (wire.settled and not wire.cut_off and not wire.leaving))
+            and (
+                transport is None
+                or (transport.settled and not transport.cut_off and not transport.leaving)
+            )
         )
 
     def is_clean(self, conn: ACT) -> bool:
@@ -290,18 +293,18 @@ class PsycopgConnector(Generic[ACT]):
         if not self._any_watched:
             return True
         try:
-            wire: Wire | None = conn._wire  # type: ignore[attr-defined]
+            transport: Transport | None = conn._transport  # type: ignore[attr-defined]
         except AttributeError:
             return True  # psycopg's own
-        return wire is None or (wire.settled and not wire.amiss)
+        return transport is None or (transport.settled and not transport.amiss)
 
     def is_alive(self, conn: ACT) -> bool:
         """Not closed, as far as libpq knows, nor hung up, where the socket can be looked at."""
         if conn.pgconn.status == BAD:
             return False
-        wire: Wire | None = getattr(conn, "_wire", None)
-        if wire is not None:
-            return wire.is_up()
+        transport: Transport | None = getattr(conn, "_transport", None)
+        if transport is not None:
+            return transport.is_up()
         bond = self._bonds.get(conn)
         return bond is None or conn.pgconn.transaction_status != IDLE or bond.is_up(conn)
 
@@ -310,7 +313,7 @@ class PsycopgConnector(Generic[ACT]):
         bond = self._bonds.get(conn)
         return bond is not None and conn._notify_handlers != bond.baseline.notify_handlers
 
-    def watch(self, conn: ACT, tell: Tell) -> bool:
+    def watch(self, conn: ACT, tell: Notify) -> bool:
         """Have `tell` called when the server hangs up; psycopg's own cannot be watched."""
         return self._bonds[conn].watch(tell)
 
@@ -350,7 +353,7 @@ class PsycopgConnector(Generic[ACT]):
             return conn
         raise said
 
-    async def _part_from(self, conn: ACT, bond: Bond) -> None:
+    async def _part_from(self, conn: ACT, bond: ConnectionHandle) -> None:
         """End what is under way, and close psycopg's side, however much of that succeeds."""
         try:
             with anyio.move_on_after(CANCEL_TIMEOUT):
@@ -471,7 +474,7 @@ def is_shareable(conn: Any) -> bool:
     """
     return (
         _keeps_to_cursors(type(conn))
-        and conn._wire is not None
+        and conn._transport is not None
         and not conn.closed
         and conn.cursor_factory is Cursor
         and not begins_specially(conn)

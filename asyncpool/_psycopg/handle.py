@@ -14,9 +14,9 @@ import anyio
 import psycopg
 from psycopg.pq import DiagnosticField
 
-from asyncpool._core.driver import Tell
+from asyncpool._core.driver import Notify
 from asyncpool._psycopg.cancellation import prepare, request
-from asyncpool._psycopg.transport import BAD, CUT, DOUBTED, Wire
+from asyncpool._psycopg.transport import BAD, CUT, DOUBTED, Transport
 
 INSIST_TIMEOUT = 0.1
 """Seconds for the statements of a pipeline to be cancelled one by one."""
@@ -68,7 +68,7 @@ class Baseline:
         conn._notify_handlers[:] = self.notify_handlers
 
 
-class Bond:
+class ConnectionHandle:
     """What a connection was like, and the means to end it properly.
 
     psycopg closes a connection by itself when it is interrupted again while it cancels a query. Its
@@ -79,16 +79,16 @@ class Bond:
         self.baseline = Baseline.of(conn)
         # Made now, since libpq makes none for a connection that is closed.
         self._cancel = prepare(conn.pgconn)
-        self.wire: Wire | None = getattr(conn, "_wire", None)
+        self.transport: Transport | None = getattr(conn, "_transport", None)
         self._began_as_standby = conn.info.parameter_status("in_hot_standby") == "on"
         self._doubt: BaseException | None = None
         self.unfit = False
         """Whether something of a borrower's could not be put back."""
-        self._tell: Tell | None = None
+        self._tell: Notify | None = None
         # The socket once more: the only witness that outlives libpq's own descriptor.
-        if self.wire is not None:
-            self._socket = self.wire.socket
-            self.wire.kept = True
+        if self.transport is not None:
+            self._socket = self.transport.socket
+            self.transport.kept = True
         else:
             self._socket = socket.socket(fileno=socket.dup(conn.pgconn.socket))
             self._socket.setblocking(False)
@@ -110,8 +110,8 @@ class Bond:
         backend looks for its client only when it has something to tell, which it now cannot, and
         the next that is cancelled ends it. It is not known then when it has gone.
         """
-        if self.wire is not None:
-            self.wire.release()
+        if self.transport is not None:
+            self.transport.release()
         with anyio.move_on_after(INSIST_TIMEOUT):
             while not self.is_hung_up():
                 await self.cancel()
@@ -123,44 +123,44 @@ class Bond:
 
     async def settle(self, conn: psycopg.AsyncConnection[Any]) -> None:
         """Wait until a cancelled query has come to its end."""
-        if self.wire is not None:
-            await self.wire.finish(conn)
+        if self.transport is not None:
+            await self.transport.finish(conn)
 
-    def watch(self, tell: Tell) -> bool:
+    def watch(self, tell: Notify) -> bool:
         """Have `tell` called with what happens; False: psycopg's own cannot be watched."""
-        if self.wire is None:
+        if self.transport is None:
             return False
         self._tell = tell
-        if self.wire.up:
-            self.wire.tell = self._heard
+        if self.transport.up:
+            self.transport.tell = self._heard
         else:
             tell()
         return True
 
     def _heard(self, error: BaseException | None = None, *, lost: bool = True) -> None:
         assert self._tell is not None, "bug: a watch with nobody to tell"
-        if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) and self.wire is not None:
+        if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) and self.transport is not None:
             # It may be the user's own doing. Whether the server has become a standby is asked when
             # the connection comes back.
             if not self._began_as_standby:
                 self._doubt = error
-                self.wire.amiss |= DOUBTED
+                self.transport.amiss |= DOUBTED
         else:
             self._tell(error, lost=lost)
 
     def take_interrupted(self) -> bool:
         """Whether a query was cancelled since this was last asked."""
-        if self.wire is None:
+        if self.transport is None:
             return False
-        was = self.wire.amiss
-        self.wire.amiss &= ~CUT
+        was = self.transport.amiss
+        self.transport.amiss &= ~CUT
         return bool(was & CUT)
 
     def take_doubt(self) -> BaseException | None:
         """The error for which its server may have become a standby, since this was last asked."""
         doubt, self._doubt = self._doubt, None
-        if self.wire is not None:
-            self.wire.amiss &= ~DOUBTED
+        if self.transport is not None:
+            self.transport.amiss &= ~DOUBTED
         return doubt
 
     def confirm(self, doubt: BaseException) -> None:
@@ -170,21 +170,21 @@ class Bond:
 
     def watch_again(self) -> None:
         """The connection is clean: its end is to be noticed again."""
-        if self.wire is not None:
-            self.wire.resume()
+        if self.transport is not None:
+            self.transport.resume()
 
     async def hang_up(self) -> None:
         """Wait until the server has closed its end: then its backend is gone."""
-        if self.wire is not None:
-            self.wire.release()
+        if self.transport is not None:
+            self.transport.release()
         with suppress(OSError):
             while await get_running_loop().sock_recv(self._socket, 4096):
                 pass
 
     def close(self) -> None:
         """Close the socket; nothing else here has a descriptor of its own."""
-        if self.wire is not None:
-            self.wire.release()
+        if self.transport is not None:
+            self.transport.release()
         self._socket.close()
 
     def shut(self, how: int) -> None:

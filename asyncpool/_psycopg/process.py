@@ -20,26 +20,26 @@ import anyio
 from asyncpool._core.pool import Core
 from asyncpool._core.settings import Settings
 from asyncpool._core.store import outcome
-from asyncpool._psycopg.driver import ACT, PsycopgConnector
+from asyncpool._psycopg.driver import ACT, PsycopgDriver
 
-_pools: weakref.WeakSet[Survivor[Any]] = weakref.WeakSet()
+_pools: weakref.WeakSet[SupportsRenewal[Any]] = weakref.WeakSet()
 _inherited: list[object] = []
 """Connections of the parent in a forked child: kept alive, lest closing them ends its sessions."""
 
 
-class Survivor(Protocol[ACT]):
+class SupportsRenewal(Protocol[ACT]):
     """What is needed of a pool."""
 
     name: str
     _core: Core[ACT]
-    _connector: PsycopgConnector[ACT]
+    _driver: PsycopgDriver[ACT]
     _settings: Settings
     _forked: bool
 
     def _renew(self) -> None: ...
 
 
-def forks_with(pool: Survivor[Any]) -> None:
+def forks_with(pool: SupportsRenewal[Any]) -> None:
     """Have a forked child give up the parent's sessions."""
     _pools.add(pool)
 
@@ -49,7 +49,7 @@ def has_outlived(core: Core[Any]) -> bool:
     return core.home is not None and core.home.is_closed()
 
 
-def start_over(pool: Survivor[ACT]) -> set[asyncio.Task[Any]]:
+def start_over(pool: SupportsRenewal[ACT]) -> set[asyncio.Task[Any]]:
     """Give up what it had on a loop that is closed; it is as if never opened.
 
     It is a log's WARNING, not a ResourceWarning: whoever uses the pool next need not be who left
@@ -58,51 +58,51 @@ def start_over(pool: Survivor[ACT]) -> set[asyncio.Task[Any]]:
     Returns:
         The tasks that end, on the running loop, what the server is busy with.
     """
-    old, connector = pool._core, pool._connector
+    old, driver = pool._core, pool._driver
     lent, closed = set(old.ledger.leased), old.closed
-    conns = old.forsake()
+    conns = old.abandon_all()
     pool._renew()
     core = pool._core
     if not closed:
         many = f"{len(conns)} connections, {len(lent)} of them lent, are given up"
         what = "was not closed before its event loop ended"
-        core.stock.tell("left behind", f"{what}: {many}", logging.WARNING)
+        core.store.record("left behind", f"{what}: {many}", logging.WARNING)
     tasks = set()
     for conn in conns:
         if conn in lent:
             core.left_behind.add(conn)
         else:
             conn._pool = None
-        if connector.is_busy(conn):
-            work = _part_from(connector, conn, core.settings.close_timeout)
-            tasks.add(core.stock.crew.spawn(work, "close"))
+        if driver.is_busy(conn):
+            work = _part_from(driver, conn, core.settings.close_timeout)
+            tasks.add(core.store.tasks.spawn(work, "close"))
         else:
-            connector.drop(conn)
+            driver.drop(conn)
     return tasks
 
 
-async def close_over(pool: Survivor[Any]) -> None:
+async def close_over(pool: SupportsRenewal[Any]) -> None:
     """The same for good, with an end to all that the server is busy with."""
     tasks = start_over(pool)
-    pool._core.stock.closing = True  # also where this is cancelled
+    pool._core.store.closing = True  # also where this is cancelled
     if tasks:
         with anyio.CancelScope(shield=True):
             await asyncio.wait(tasks)
 
 
-async def _part_from(connector: PsycopgConnector[ACT], conn: ACT, limit: float) -> None:
+async def _part_from(driver: PsycopgDriver[ACT], conn: ACT, limit: float) -> None:
     try:
         with anyio.move_on_after(limit):
-            await outcome(partial(connector.close, conn))
+            await outcome(partial(driver.close, conn))
     finally:
-        connector.drop(conn)
+        driver.drop(conn)
 
 
 def _forsake_in_child() -> None:
     for pool in list(_pools):
         core = pool._core
         if core.opened and not core.closed:
-            _inherited.extend([core, *core.forsake(forked=True)])
+            _inherited.extend([core, *core.abandon_all(forked=True)])
             pool._renew()
             pool._forked = True
 

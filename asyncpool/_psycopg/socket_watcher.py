@@ -30,7 +30,7 @@ for _name in ("POLLHUP", "POLLERR", "POLLRDHUP"):
     HUNG_UP |= getattr(select, _name, 0)  # Windows has none of them, and no poll()
 
 
-class Watch:
+class SocketWatcher:
     """The registration of one socket with an event loop.
 
     Args:
@@ -86,7 +86,7 @@ class Watch:
     def said_farewell(self, error: BaseException) -> None:
         """The server is about to hang up, and answers nothing any more."""
         self.leaving, self.farewell = True, error
-        self._tell_of_loss(error)
+        self._report_loss(error)
 
     def resume(self) -> None:
         """Watch again, or on another loop than before."""
@@ -146,14 +146,14 @@ class Watch:
         """The server is gone: watch no longer, and tell."""
         self.up = False
         self._unwatch()
-        self._tell_of_loss()
+        self._report_loss()
 
-    def tell_of_error(self, error: BaseException) -> None:
+    def report_error(self, error: BaseException) -> None:
         """A statement has failed."""
         if self.tell is not None:
             self.tell(error, lost=False)
 
-    def _tell_of_loss(self, error: BaseException | None = None) -> None:
+    def _report_loss(self, error: BaseException | None = None) -> None:
         tell, self.tell = self.tell, None
         if tell is not None:
             tell(error)

@@ -25,9 +25,9 @@ import psycopg
 from psycopg import waiting
 from psycopg.pq import ConnStatus, TransactionStatus
 
-from asyncpool._core.background import bury
+from asyncpool._core.background import force_close
 from asyncpool._psycopg.cancellation import insist, rest
-from asyncpool._psycopg.socket_watcher import HUNG_UP, READY_R, Watch
+from asyncpool._psycopg.socket_watcher import HUNG_UP, READY_R, SocketWatcher
 
 logger = logging.getLogger("asyncpool")
 
@@ -68,7 +68,7 @@ class Channel(Protocol):
         """There will be nothing more."""
 
 
-class Wire(Watch):
+class Transport(SocketWatcher):
     """The watch over one connection's socket, and the one operation that goes over it.
 
     Args:
@@ -189,7 +189,7 @@ class Wire(Watch):
         while (task := self.draining) is not None:
             if task.done() or task.get_loop() is not get_running_loop():
                 # It ended before it had begun, or its loop did.
-                bury(task)
+                force_close(task)
                 self.draining = None
                 with suppress(RuntimeError):
                     self.give_up()
@@ -263,7 +263,7 @@ class Wire(Watch):
         self.lose()
         ended = self.loop.is_closed()
         if self.draining is not None:
-            bury(self.draining) if ended else self.draining.cancel()
+            force_close(self.draining) if ended else self.draining.cancel()
         future = self._future
         if self._gen is not None:
             self._end()
@@ -348,7 +348,7 @@ class Wire(Watch):
         self._end()
         if not future.done():
             future.set_exception(error)
-        self.tell_of_error(error)
+        self.report_error(error)
         if self.pgconn.status == BAD:
             self.lose()
 
@@ -365,7 +365,7 @@ class Wire(Watch):
             # of an open transaction: of that its own next statement is to hear, and not libpq
             # before it, for on a connection that is closed psycopg leaves a block with no error.
             if self.is_hung_up():
-                self._tell_of_loss()
+                self._report_loss()
             self._pause()
             return
         self.note_what_is_open()

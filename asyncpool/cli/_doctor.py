@@ -17,7 +17,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from asyncpool import AsyncConnectionPool, Connection, Fault, PoolError
-from asyncpool.cli import _looks, _room, _times
+from asyncpool.cli import _capacity, _server_checks, _timeouts
 from asyncpool.cli._facts import Asked, Facts, gather, version
 from asyncpool.cli._findings import Finding, span, worst
 from asyncpool.cli._limit import TimeUp, within
@@ -28,23 +28,23 @@ from asyncpool.cli._target import BadDSN, brief, hosts, place, read
 Look = Callable[[Facts, Asked], Iterator[Finding]]
 
 LOOKS: tuple[Look, ...] = (
-    _looks.server,
-    _looks.role,
-    _looks.round_trip,
-    _looks.clock,
-    _looks.tls,
-    _looks.pooler,
-    _looks.prepared_statements,
-    _room.connections,
-    _room.role_limit,
-    _room.database_limit,
-    _times.connect_timeout,
-    _times.keepalives,
-    _times.idle_session_timeout,
-    _times.idle_in_transaction,
-    _times.statement_timeout,
-    _times.server_keepalives,
-    _looks.client,
+    _server_checks.server,
+    _server_checks.role,
+    _server_checks.round_trip,
+    _server_checks.clock,
+    _server_checks.tls,
+    _server_checks.pooler,
+    _server_checks.prepared_statements,
+    _capacity.connections,
+    _capacity.role_limit,
+    _capacity.database_limit,
+    _timeouts.connect_timeout,
+    _timeouts.keepalives,
+    _timeouts.idle_session_timeout,
+    _timeouts.idle_in_transaction,
+    _timeouts.statement_timeout,
+    _timeouts.server_keepalives,
+    _server_checks.client,
 )
 
 

@@ -1,6 +1,6 @@
 """What is asked of a server, and of the client's side of one connection to it.
 
-Nothing is judged here: that is `_looks.py`, which asks nothing.
+Nothing is judged here: that is `_server_checks.py`, which asks nothing.
 """
 
 from __future__ import annotations

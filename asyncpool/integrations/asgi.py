@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 
 from ._shared import Pool, Work, check_status
 
-__all__ = ["CancelOnHangUp", "TransactionPerRequest", "pool_of", "transaction_of"]
+__all__ = ["CancelOnDisconnect", "TransactionPerRequest", "pool_of", "transaction_of"]
 
 # Each framework has types of its own for these mappings.
 Scope = Any
@@ -76,7 +76,7 @@ class TransactionPerRequest:
         await work.answer(600)  # where a response was sent, it is over already
 
 
-class CancelOnHangUp:
+class CancelOnDisconnect:
     """Cancels a request whose client has hung up, which no ASGI server does by itself.
 
     The pool does the rest: the query is cancelled on the server, and the connection is free again.

@@ -19,7 +19,7 @@ from asyncpool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 from ._shared import Block, Source, Undone, Work, check_source, readiness, serving
 from .asgi import (
     App,
-    CancelOnHangUp,
+    CancelOnDisconnect,
     Receive,
     Scope,
     Send,
@@ -29,7 +29,7 @@ from .asgi import (
 )
 
 __all__ = [
-    "CancelOnHangUp",
+    "CancelOnDisconnect",
     "Connection",
     "Pool",
     "PoolPlugin",
@@ -96,7 +96,7 @@ class PoolPlugin(InitPlugin):
         }
         for name, function in provided.items():
             app_config.dependencies.setdefault(name, Provide(function))
-        app_config.middleware.insert(0, EndWhatIsLeft)
+        app_config.middleware.insert(0, RollbackLeftovers)
         app_config.lifespan.insert(0, self._lifespan)
         for error in (PoolTimeout, TooManyRequests):
             app_config.exception_handlers.setdefault(error, self._busy)
@@ -127,7 +127,7 @@ class PoolPlugin(InitPlugin):
         return await transaction_of(request.scope, self.name)
 
 
-class EndWhatIsLeft:
+class RollbackLeftovers:
     """Rolls back what Litestar forgets: where one dependency fails, it ends no other."""
 
     def __init__(self, app: App) -> None:

@@ -137,7 +137,7 @@ def async_creator(pool: AsyncConnectionPool[Any]) -> Callable[[], Coroutine[Any,
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
+class ConnectionSettings:
     """What SQLAlchemy takes for granted of a connection, or changes."""
 
     autocommit: bool
@@ -147,7 +147,7 @@ class Manner:
     row_factory: Any
 
     @classmethod
-    def of(cls, conn: Conn) -> Manner:
+    def of(cls, conn: Conn) -> ConnectionSettings:
         """How a connection is now."""
         return cls(
             conn.autocommit,
@@ -164,7 +164,7 @@ class Manner:
             psycopg.Error: it is closed, or in a transaction.
             RuntimeError: something is under way on it.
         """
-        now = Manner.of(conn)
+        now = ConnectionSettings.of(conn)
         if now == self:
             return
         conn.row_factory = self.row_factory
@@ -174,7 +174,7 @@ class Manner:
                 at_once(getattr(conn, f"set_{name}")(value))
 
 
-PLAIN = Manner(False, None, None, None, tuple_row)
+PLAIN = ConnectionSettings(False, None, None, None, tuple_row)
 
 
 class Record(_ConnectionRecord):
@@ -185,9 +185,9 @@ class Record(_ConnectionRecord):
 
     in_hand: DBAPIConnection | None = None
     """Borrowed, and SQLAlchemy has not been told yet."""
-    own: Manner = PLAIN
+    own: ConnectionSettings = PLAIN
     """How it came from the pool."""
-    manner: Manner | None = None
+    manner: ConnectionSettings | None = None
     """How the engine wants it; None: it has not been told of it yet."""
 
     def __init__(self, leases: LeasePool) -> None:
@@ -200,7 +200,7 @@ class Record(_ConnectionRecord):
         if self.manner is None:
             conn = driver(adapted)
             _forget_repeated_handlers(conn)
-            self.manner = Manner.of(conn)
+            self.manner = ConnectionSettings.of(conn)
             self.leases.records[conn] = self
         return adapted
 
@@ -235,7 +235,7 @@ class LeasePool(NullPool):
         """The pool that it borrows from."""
         return f"LeasePool of {self.lender!r}"
 
-    def give_back(self, conn: Conn, own: Manner) -> None:
+    def give_back(self, conn: Conn, own: ConnectionSettings) -> None:
         """Return a connection as it came; if that cannot be, it is closed."""
         try:
             own.put_on(conn)
@@ -266,7 +266,7 @@ class LeasePool(NullPool):
     def _borrowed(self, record: Record, adapted: DBAPIConnection) -> None:
         conn = driver(adapted)
         self._loop = asyncio.get_running_loop()
-        record.own = Manner.of(conn)
+        record.own = ConnectionSettings.of(conn)
         try:
             (record.manner or PLAIN).put_on(conn)
         except BaseException:

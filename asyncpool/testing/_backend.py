@@ -1,4 +1,4 @@
-"""What a rung of the ladder has to be able to do, and what all of them share.
+"""What a provider has to be able to do, and what all of them share.
 
 A backend's methods block: they know nothing of event loops, so that a fixture can drive
 them without one. `halt` is set when the caller was cancelled and wants to be let go.
@@ -44,7 +44,7 @@ class ServerUnsupported(ServerError):
 
 
 class Absent(Exception):
-    """A rung is not there: the message says what is missing, and what to do."""
+    """A provider is not there: the message says what is missing, and what to do."""
 
 
 class Halted(Exception):
@@ -113,7 +113,7 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A rung that answered: where its server comes from, and how to start one."""
+    """A provider that answered: where its server comes from, and how to start one."""
 
     source: Source
     description: str

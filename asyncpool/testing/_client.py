@@ -1,4 +1,4 @@
-"""One client of a junction: what it says, and what of that reaches the server."""
+"""One client of a proxy: what it says, and what of that reaches the server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ._transactions import Control, controls
 
 if TYPE_CHECKING:
-    from ._junction import Junction
+    from ._transaction_proxy import TransactionProxy
 
 CANCEL, ENCRYPTIONS = 80877102, (80877103, 80877104)
 TAGS = {"begin": b"BEGIN", "commit": b"COMMIT", "rollback": b"ROLLBACK"}
@@ -29,7 +29,7 @@ class Client:
 
     def __init__(
         self,
-        junction: Junction,
+        proxy: TransactionProxy,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         number: int,
@@ -37,7 +37,7 @@ class Client:
         self.savepoint = f"asyncpool_{number}"
         self.canceled = False
         self.is_waiting = False
-        self._junction = junction
+        self._proxy = proxy
         self._reader = reader
         self._writer = writer
         self._prefix = f"asyncpool_{number}_".encode()
@@ -56,14 +56,14 @@ class Client:
             self._writer.write(b"N")
             code, rest = await self._first()
         if code == CANCEL:
-            await self._junction.cancel(rest[4:])
+            await self._proxy.cancel(rest[4:])
             return False
         if code & 0xFFFF:
             self._tell(b"v", struct.pack("!II", code & ~0xFFFF, 0))
         self._tell(b"R", bytes(4))
-        for name, value in self._junction.parameters.items():
+        for name, value in self._proxy.parameters.items():
             self._tell(b"S", name + b"\0" + value + b"\0")
-        self._tell(b"K", struct.pack("!I", self._junction.pid) + key)
+        self._tell(b"K", struct.pack("!I", self._proxy.pid) + key)
         self._tell(b"Z", b"I")
         return True
 
@@ -93,20 +93,20 @@ class Client:
             await self._writer.drain()
 
     async def _simple(self, text: bytes) -> None:
-        lexed = self._junction.escapes
-        pieces = controls(text, escapes=lexed, encoding=self._junction.encoding)
+        lexed = self._proxy.escapes
+        pieces = controls(text, escapes=lexed, encoding=self._proxy.encoding)
         if not pieces:
             self._tell(b"I", b"")  # a ping: it waits for nobody
         for piece, kind in pieces:
             if not await self._take():
                 return
-            if self._junction.escapes is not lexed and b"\\" in text:
+            if self._proxy.escapes is not lexed and b"\\" in text:
                 self._complain(b"0A000", "standard_conforming_strings changed before all was run")
                 self._skipping = True
             elif kind is not None:
                 await self._transact(kind)
             else:
-                self._junction.send(b"Q", piece + b"\0")
+                self._proxy.send(b"Q", piece + b"\0")
                 await self._pump()
             if self._skipping:
                 return
@@ -132,17 +132,17 @@ class Client:
                     if not self._skipping:
                         await self._transact(act)
                     return
-        self._junction.send(kind, body)
+        self._proxy.send(kind, body)
         self._unanswered = True
 
     def _kind_of(self, text: bytes) -> Control | None:
         """What a text for the extended protocol does, which is one statement or an error."""
-        pieces = controls(text, escapes=self._junction.escapes, encoding=self._junction.encoding)
+        pieces = controls(text, escapes=self._proxy.escapes, encoding=self._proxy.encoding)
         return pieces[0][1] if pieces else None
 
     async def _transact(self, kind: Control) -> None:
         """Do with a savepoint what was to be done with a transaction."""
-        failed, tag = self._junction.status == b"E", TAGS.get(kind)
+        failed, tag = self._proxy.status == b"E", TAGS.get(kind)
         if kind == "refused":
             self._complain(b"0A000", "this ends the transaction that is to be rolled back")
             self._skipping = True
@@ -163,24 +163,24 @@ class Client:
         """Have all that was said answered, but for the last word."""
         if self._unanswered:
             self._unanswered = False
-            self._junction.send(b"S", b"")
+            self._proxy.send(b"S", b"")
             await self._pump(extended=True)
 
     async def _ready(self) -> None:
         """Commit what was no transaction of its own, and say in which state the client is."""
-        if self._junction.holds(self) and not self._open:
-            commit = self._junction.status == b"T" and not self._skipping
+        if self._proxy.holds(self) and not self._open:
+            commit = self._proxy.status == b"T" and not self._skipping
             failure = await self._end(commit=commit)
             if failure:
                 self._tell(b"E", failure)
         self._skipping = False
-        self._tell(b"Z", self._junction.status if self._open else b"I")
-        self._junction.leave(self)
+        self._tell(b"Z", self._proxy.status if self._open else b"I")
+        self._proxy.leave(self)
 
     async def _take(self) -> bool:
         self.is_waiting = True
         try:
-            await self._junction.take(self)
+            await self._proxy.take(self)
         except Refused as refused:
             if self._open:
                 raise
@@ -193,14 +193,14 @@ class Client:
 
     async def _end(self, *, commit: bool) -> bytes | None:
         self._open = False
-        failure = await self._junction.end(self, commit=commit)
-        self._junction.leave(self)
+        failure = await self._proxy.end(self, commit=commit)
+        self._proxy.leave(self)
         return failure
 
     async def _pump(self, *, extended: bool = False) -> None:
         """Pass on the server's answers, all of them even if nobody is there to hear them."""
         sent = 0
-        while (message := await self._junction.answer())[0] != b"Z":
+        while (message := await self._proxy.answer())[0] != b"Z":
             kind, body = message
             self._tell(kind, body)
             self._skipping |= kind == b"E"
@@ -220,18 +220,18 @@ class Client:
             except (OSError, asyncio.IncompleteReadError):
                 kind, body = b"X", b""
             if kind == b"X":
-                self._junction.send(b"f", b"the client has gone\0")
+                self._proxy.send(b"f", b"the client has gone\0")
                 if extended:
-                    self._junction.send(b"S", b"")
+                    self._proxy.send(b"S", b"")
                 return
             if kind in (b"d", b"c", b"f"):
-                self._junction.send(kind, body)
-                await self._junction.drain()
+                self._proxy.send(kind, body)
+                await self._proxy.drain()
                 ended = kind != b"d"
             if ended and (kind == b"S" or not extended):
                 # The server passes over a Sync in the midst of data: this is the one that it hears.
                 if extended:
-                    self._junction.send(b"S", b"")
+                    self._proxy.send(b"S", b"")
                 return
 
     async def _hear_out(self) -> None:

@@ -132,7 +132,7 @@ class ContainerServer:
         return int(self._container.get_exposed_port(5432))
 
     def _wait(self, halt: Event) -> None:
-        import psycopg  # noqa: PLC0415 - slow, and not for the ladder
+        import psycopg  # noqa: PLC0415 - slow, and not needed to find a provider
 
         deadline = time.monotonic() + START_TIMEOUT
         while True:

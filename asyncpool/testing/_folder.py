@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import _warden
+from . import _reaper
 from ._install import RunAs, temporary
 
 PREFIX = "asyncpool-pg-"
@@ -37,12 +37,12 @@ class Folder:
         self.log = self.path / "log"
         self.configuration = self.path / "conf"
         self._sockets = self.path / "s"
-        self._warden: subprocess.Popen[bytes] | None = None
+        self._reaper: subprocess.Popen[bytes] | None = None
         self._lock = -1
         try:
             self._prepare()
             self._lock = _lock(self.path)
-            self._warden = _warden.spawn(self.path, self._lock)
+            self._reaper = _reaper.spawn(self.path, self._lock)
         except BaseException:
             self.close()
             raise
@@ -87,15 +87,15 @@ class Folder:
 
     def close(self) -> None:
         """End what runs in it, remove it and dismiss the warden."""
-        _warden.discard(self.path)
-        if self._warden is not None:
-            assert self._warden.stdin is not None, "bug: a warden without its pipe"
-            self._warden.stdin.close()
+        _reaper.discard(self.path)
+        if self._reaper is not None:
+            assert self._reaper.stdin is not None, "bug: a warden without its pipe"
+            self._reaper.stdin.close()
             try:
-                self._warden.wait(10.0)
+                self._reaper.wait(10.0)
             except subprocess.TimeoutExpired:
-                self._warden.kill()
-                self._warden.wait()
+                self._reaper.kill()
+                self._reaper.wait()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -114,11 +114,11 @@ def _sweep_one(folder: Path) -> None:
         lock = os.open(folder / "lock", os.O_RDWR)
     except FileNotFoundError:
         if time.time() - folder.stat().st_mtime > NEWBORN:
-            _warden.discard(folder)
+            _reaper.discard(folder)
         return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _warden.discard(folder)
+        _reaper.discard(folder)
     finally:
         os.close(lock)
 

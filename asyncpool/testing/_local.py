@@ -17,7 +17,7 @@ from threading import Event
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from . import _warden
+from . import _reaper
 from ._backend import (
     Found,
     Halted,
@@ -46,7 +46,7 @@ STOP_SIGNALS: dict[StopMode, signal.Signals] = {
 
 
 def found(installation: Installation) -> Found:
-    """The rung whose servers are of this installation."""
+    """The provider whose servers are of this installation."""
 
     def open_local(spec: Spec, halt: Event) -> LocalServer:
         return LocalServer(installation, spec).initialize(halt)
@@ -117,24 +117,24 @@ class LocalServer:
 
     def stop(self, mode: StopMode, timeout: float, halt: Event) -> None:
         if process := self._running():
-            _warden.send([process.pid], STOP_SIGNALS[mode])
+            _reaper.send([process.pid], STOP_SIGNALS[mode])
             self.resume(halt)  # a paused process would not see the signal
             self._wait(halt, timeout, f"stop ({mode})", lambda: process.poll() is not None)
 
     def kill(self, halt: Event) -> None:
         if process := self._running():
-            _warden.kill_all([process.pid])
+            _reaper.kill_all([process.pid])
             process.wait()
         self._paused = False
 
     def pause(self, halt: Event) -> None:
-        _warden.freeze(self._required("pause").pid)
+        _reaper.freeze(self._required("pause").pid)
         self._paused = True
 
     def resume(self, halt: Event) -> None:
         if self._paused:
             self._paused = False
-            _warden.send(_warden.family([self._required("resume").pid]), signal.SIGCONT)
+            _reaper.send(_reaper.family([self._required("resume").pid]), signal.SIGCONT)
 
     def promote(self, timeout: float, halt: Event) -> None:
         self._require_awake("be promoted")
@@ -240,7 +240,7 @@ class LocalServer:
             self._wait(halt, START_TIMEOUT, program, lambda: process.poll() is not None)
         finally:
             if process.poll() is None:
-                _warden.end([process.pid])
+                _reaper.end([process.pid])
                 process.wait()
         if process.returncode != 0:
             raise ServerError(

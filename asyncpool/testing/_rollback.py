@@ -12,7 +12,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from asyncpool import AsyncConnectionPool
 
-from ._junction import Junction
+from ._transaction_proxy import TransactionProxy
 
 ROUTE = {"host", "hostaddr", "port", "service", "password", "passfile", "channel_binding"}
 ROUTE |= {"require_auth", "target_session_attrs", "load_balance_hosts", "connect_timeout"}
@@ -89,9 +89,9 @@ async def _rollback_pool(
     conninfo = await _settle(conninfo)
     AsyncConnectionPool(conninfo, open=False)  # psycopg would quote a malformed one
     params, own = _part(conninfo, keywords)
-    async with Junction(params, patience, nested=nested) as junction:
+    async with TransactionProxy(params, patience, nested=nested) as proxy:
         local = {key: value for key, value in params.items() if key not in ROUTE}
-        dsn = make_conninfo(**local, host=junction.host, port=5432)
+        dsn = make_conninfo(**local, host=proxy.host, port=5432)
         async with AsyncConnectionPool(dsn, kwargs=own, **given) as pool:
             try:
                 yield pool

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from ._backend import STOP_MODES, Backend, SettingValue, Source, Spec, StopMode
-from ._ladder import choose
+from ._discovery import choose
 from ._threads import in_thread, to_the_end
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Server:
 
     @property
     def source(self) -> Source:
-        """The rung of the ladder: "dsn", "testcontainers", "binaries" or "wheel"."""
+        """The provider that was taken: "dsn", "testcontainers", "binaries" or "wheel"."""
         return self._backend.source
 
     @property
@@ -121,8 +121,8 @@ def postgres(
         settings: More of postgresql.conf, such as `{"idle_session_timeout": "1s"}`. Unless
             they say otherwise `fsync` is off: what was committed survives `kill`, but not a
             crash of the machine.
-        source: Take this rung and no other; None leaves it to the environment variable
-            `ASYNCPOOL_TEST_SERVER`, or else to the ladder.
+        source: Take this provider and no other; None leaves it to the environment variable
+            `ASYNCPOOL_TEST_SERVER`, or else to the first that answers.
 
     Raises:
         ValueError: A setting is the server's own to choose, or a number makes no sense.

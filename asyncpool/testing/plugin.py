@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ._backend import Found, ServerError, ServerUnavailable, Spec
-from ._ladder import choose
+from ._discovery import choose
 from ._server import Server
 
 if TYPE_CHECKING:

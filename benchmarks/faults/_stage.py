@@ -42,7 +42,7 @@ class Seen:
     """While connections were broken: what had one then may fail."""
     outages: list[Window] = field(default_factory=list)
     """While nobody could be served: what waits only within one may fail."""
-    refusals: list[Window] = field(default_factory=list)
+    errors: list[Window] = field(default_factory=list)
     """While the server turned everybody away on purpose: what was due in one may fail."""
     back: float = 0.0
     """When the fault was over."""
@@ -167,7 +167,7 @@ class Stage:
         """While everybody is turned away."""
         start = time.monotonic()
         yield
-        self.seen.refusals.append((start, time.monotonic()))
+        self.seen.errors.append((start, time.monotonic()))
 
     async def over(self) -> None:
         """The fault is over: wait a while, end the load, close the pool, read the books."""

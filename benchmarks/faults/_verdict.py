@@ -112,7 +112,7 @@ def _excused(request: Request, seen: Seen, limit: float) -> bool:
     broken = request.borrowed is not None and any(
         request.borrowed <= end and ended >= start for start, end in seen.strikes
     )
-    refused = any(start <= request.due <= end for start, end in seen.refusals)
+    refused = any(start <= request.due <= end for start, end in seen.errors)
     return (broken or refused) or any(
         request.due >= start and request.due + limit <= end for start, end in seen.outages
     )

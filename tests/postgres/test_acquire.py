@@ -386,7 +386,7 @@ async def test_a_transaction_that_cannot_begin_keeps_no_connection(
         await pool.wait()
         backends.terminate()
         # It ended just after the pool had looked at its socket.
-        monkeypatch.setattr(pool._connector, "is_alive", lambda _: True)
+        monkeypatch.setattr(pool._driver, "is_alive", lambda _: True)
         with pytest.raises(psycopg.OperationalError):
             async with pool.transaction():
                 raise AssertionError("there is no transaction")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from asyncpool import AsyncConnectionPool, Connection
-from asyncpool._psycopg.transport import Wire
+from asyncpool._psycopg.transport import Transport
 
 from ._tools import Backends, Proxy, all_usable, backend_of, eventually, in_time
 
@@ -19,7 +19,7 @@ class Unwatching(asyncio.SelectorEventLoop):
 
     def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:  # type: ignore[override]
         """See asyncio."""
-        if isinstance(getattr(callback, "__self__", None), Wire):
+        if isinstance(getattr(callback, "__self__", None), Transport):
             raise NotImplementedError
         super().add_reader(fd, callback, *args)
 
@@ -30,7 +30,7 @@ LOOPS = {"unwatching": Unwatching}
 async def test_every_kind_of_wait_works(dsn: str) -> None:
     """They are psycopg's."""
     async with await Connection.connect(dsn, autocommit=True) as conn:
-        assert conn._wire is None
+        assert conn._transport is None
         async with conn.pipeline():
             cursors = [await conn.execute("SELECT %s::int", [n]) for n in range(50)]
         assert [await each.fetchone() for each in cursors] == [(n,) for n in range(50)]

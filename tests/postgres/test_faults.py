@@ -152,7 +152,7 @@ def request(number: int, due: float, borrowed: float | None, ended: float, outco
 
 def test_a_failure_is_excused_only_by_what_no_pool_could_help() -> None:
     """A connection that broke in use, an outage longer than the limit, a server that refused."""
-    seen = Seen(strikes=[(1.0, 1.1)], outages=[(2.0, 6.0)], refusals=[(10.0, 11.0)], back=11.0)
+    seen = Seen(strikes=[(1.0, 1.1)], outages=[(2.0, 6.0)], errors=[(10.0, 11.0)], back=11.0)
     excused = [
         request(1, 0.9, 0.95, 1.05, "failed"),  # it was in use when it broke
         request(2, 2.5, None, 5.5, "failed"),  # its limit was up before the end of the outage

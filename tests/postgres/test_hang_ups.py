@@ -22,7 +22,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from asyncpool import AsyncConnectionPool
-from asyncpool.integrations.asgi import CancelOnHangUp
+from asyncpool.integrations.asgi import CancelOnDisconnect
 
 from ._tools import BOTH_LOOPS, Backends, all_usable, at_rest, eventually, in_time
 
@@ -67,7 +67,7 @@ async def port(request: pytest.FixtureRequest, pool: AsyncConnectionPool) -> Asy
 
     middleware = []
     if "cancel" in request.param:
-        middleware += [Middleware(CancelOnHangUp)]
+        middleware += [Middleware(CancelOnDisconnect)]
     if "base" in request.param:
         middleware += [Middleware(BaseHTTPMiddleware, dispatch=pass_on)] * 2
     routes = [Route(f"/{each.__name__}", each) for each in (sleep, stream, one)]

@@ -132,7 +132,7 @@ async def test_a_copy_cancelled_on_a_full_socket_leaves_the_connection_usable(
 ) -> None:
     """Nothing of it is kept."""
     await conn.execute(DOZE)
-    wire = conn._wire
+    wire = conn._transport
     assert wire is not None
 
     async def write() -> None:

@@ -59,7 +59,7 @@ async def test_a_copy_cancelled_in_the_tick_of_its_answer_is_ended(
     conn: Connection[Any],
 ) -> None:
     """No wait is under way then, and the server is in the middle of it."""
-    wire = conn._wire
+    wire = conn._transport
     assert wire is not None
 
     async def read() -> None:

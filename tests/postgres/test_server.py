@@ -23,7 +23,7 @@ from asyncpool.testing import (
     ServerError,
     ServerUnavailable,
     ServerUnsupported,
-    _warden,
+    _reaper,
     postgres,
 )
 from asyncpool.testing._install import find_binaries, find_wheel
@@ -55,7 +55,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture(params=["binaries", "wheel"])
 def source(request: pytest.FixtureRequest) -> Source:
-    """Each rung that runs programs, where it is there."""
+    """Each provider that runs programs, where it is there."""
     if not (find_binaries() if request.param == "binaries" else find_wheel()):
         pytest.skip(f"no {request.param} on this machine")
     chosen: Source = request.param
@@ -70,7 +70,7 @@ async def server(own: Source) -> AsyncIterator[Server]:
 
 @pytest.fixture
 def own() -> Source:
-    """One rung that runs programs: as the environment asks, or any."""
+    """One provider that runs programs: as the environment asks, or any."""
     if find_wheel() and (os.environ.get("ASYNCPOOL_TEST_SERVER") == "wheel" or not find_binaries()):
         return "wheel"
     if find_binaries():
@@ -85,7 +85,7 @@ def folders(base: Path) -> list[Path]:
 
 def running_in(folder: Path) -> list[str]:
     """The server programs that run on any data folder in `folder`."""
-    return [process.command for process in _warden.headed(f" -D {folder}/")]
+    return [process.command for process in _reaper.headed(f" -D {folder}/")]
 
 
 @asynccontextmanager
@@ -212,7 +212,7 @@ async def test_kill_ends_every_process_and_the_data_survive(server: Server, base
         backend = conn.info.backend_pid
         await server.kill()
         assert running_in(base) == []
-        assert not _warden.family([backend])
+        assert not _reaper.family([backend])
     await server.start()
     assert await value(server.dsn, "SELECT n FROM kept") == 1
 
@@ -226,7 +226,7 @@ async def test_a_killed_server_leaves_no_shared_memory(own: Source, base: Path) 
 
     async with postgres(source=own) as server:
         (folder,) = folders(base)
-        (postmaster,) = _warden.heads_of(folder / "data")
+        (postmaster,) = _reaper.heads_of(folder / "data")
         assert str(postmaster) in makers()
         await server.kill()
     assert str(postmaster) not in makers()
@@ -358,13 +358,13 @@ def test_no_server_outlives_an_owner_that_is_killed(own: Source, base: Path, mod
         assert owner.stdout is not None
         assert owner.stdout.readline() == b"starting\n"
         if mode == "starting":
-            assert _warden.wait_until(lambda: bool(running_in(base)), 20)
+            assert _reaper.wait_until(lambda: bool(running_in(base)), 20)
         else:
             assert owner.stdout.readline() == b"ready\n"
         owner.send_signal(signal.SIGKILL)
         owner.wait()
-        assert _warden.wait_until(lambda: not running_in(base), 10)
-        assert _warden.wait_until(lambda: not folders(base), 10)
+        assert _reaper.wait_until(lambda: not running_in(base), 10)
+        assert _reaper.wait_until(lambda: not folders(base), 10)
 
 
 def test_a_folder_without_owner_and_warden_is_swept_with_its_server(
@@ -376,8 +376,8 @@ def test_a_folder_without_owner_and_warden_is_swept_with_its_server(
         assert owner.stdout is not None
         assert [owner.stdout.readline(), owner.stdout.readline()] == [b"starting\n", b"ready\n"]
         (orphan,) = folders(base)
-        wardens = [p.pid for p in _warden.processes() if f"_warden.py {orphan}" in p.command]
-        _warden.send([*wardens, owner.pid], signal.SIGKILL)
+        wardens = [p.pid for p in _reaper.processes() if f"_reaper.py {orphan}" in p.command]
+        _reaper.send([*wardens, owner.pid], signal.SIGKILL)
     assert len(wardens) == 1
     assert len(running_in(base)) == 1
 

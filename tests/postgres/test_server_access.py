@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from asyncpool.testing import Server, _warden, postgres, rollback_pool
+from asyncpool.testing import Server, _reaper, postgres, rollback_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -102,7 +102,7 @@ async def test_no_argument_of_a_process_shows_the_password(server: Server) -> No
 
     def look() -> None:
         while not done:
-            shown.update(each.command for each in _warden.processes() if secret in each.command)
+            shown.update(each.command for each in _reaper.processes() if secret in each.command)
 
     looking = asyncio.create_task(asyncio.to_thread(look))
     try:

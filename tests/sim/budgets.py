@@ -60,15 +60,15 @@ class BudgetLaws:
     def _claims_of(self, laws: Laws, number: int) -> Iterator[tuple[float, int]]:
         core = laws.core
         ledger = core.ledger
-        if core.closed or core.stock.outage or ledger.opening >= ledger.settings.open_at_once:
+        if core.closed or core.store.outage or ledger.opening >= ledger.settings.open_at_once:
             return iter(())
         covered = max(0, ledger.opening - ledger.late)
         most = max(0, ledger.settings.max_size - ledger.size)
-        waiting = sorted((laws.came(each), number) for each in ledger.line)
+        waiting = sorted((laws.came(each), number) for each in ledger.queue)
         return islice(waiting[covered:], most)
 
     def _listen_to_the_line(self, laws: Laws) -> None:
-        line = laws.core.ledger.line
+        line = laws.core.ledger.queue
         serve = line.serve
 
         def served(item: Any) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from asyncpool._core.driver import Tell
+from asyncpool._core.driver import Notify
 from asyncpool.faults import Fault
 
 
@@ -73,7 +73,7 @@ class FakeConn:
         return f"<conn {self.number}>"
 
 
-class FakeConnector:
+class FakeDriver:
     """A `Connector[FakeConn]` that counts the sockets there are."""
 
     def __init__(self, random: Random) -> None:
@@ -134,7 +134,7 @@ class FakeConnector:
         """Whether it is known to be broken."""
         return conn.alive
 
-    def watch(self, conn: FakeConn, tell: Tell) -> bool:
+    def watch(self, conn: FakeConn, tell: Notify) -> bool:
         """One that died before it was watched is told of as soon as the loop looks."""
         conn.lose = tell
         if not conn.alive:

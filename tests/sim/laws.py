@@ -26,7 +26,7 @@ from asyncpool.errors import (
     PoolUnavailable,
     TooManyRequests,
 )
-from tests.sim.fake import FakeConn, FakeConnector
+from tests.sim.fake import FakeConn, FakeDriver
 from tests.sim.loop import VirtualLoop
 
 REFUSALS = (PoolTimeout, PoolUnavailable, PoolDeadlock, TooManyRequests, PoolClosed)
@@ -84,7 +84,7 @@ class Laws:
         self,
         loop: VirtualLoop,
         core: Core[FakeConn],
-        connector: FakeConnector,
+        connector: FakeDriver,
         broken: Callable[[str], None],
         at_hand_over: Callable[[Task[Any]], None] = lambda _: None,
     ) -> None:
@@ -125,12 +125,12 @@ class Laws:
     def hold(self) -> bool:
         """The laws between any two turns; all of them whenever anything has changed, and if so."""
         ledger = self.core.ledger
-        line, entries = ledger.line, ledger.entries
+        line, entries = ledger.queue, ledger.entries
         if self.connector.sockets > len(entries):
             self._broken(f"{self.connector.sockets} sockets for {len(entries)} entries")
         if self.connector.misuse:
             self._broken(self.connector.misuse)
-        counted = _values(self.core.stock.counters)
+        counted = _values(self.core.store.counters)
         # Everything that the rest depends on; lists of the same objects compare in no time.
         seen = (
             [entry.state for entry in entries],
@@ -195,7 +195,7 @@ class Laws:
         core = self.core
         if not core.usable or core.checks or self.random.random() < 0.7:
             return await core.acquire(timeout)
-        now, ticket = self.loop.time(), core.ledger.line.ticket()
+        now, ticket = self.loop.time(), core.ledger.queue.ticket()
         limit = core.settings.timeout if timeout is None else timeout
         waiter = Immediate(core, ticket, now, now + limit)
         core.queue(waiter, limit, None)
@@ -203,7 +203,7 @@ class Laws:
             conn = await waiter.future
             entry = core.ledger.leased.get(conn)
             if entry is not None:
-                entry.loose_in = entry.uses
+                entry.manual_in = entry.uses
             return conn
         except BaseException as error:
             if waiter.task is not None:
@@ -220,7 +220,7 @@ class Laws:
     def give_back(self, conn: FakeConn) -> None:
         """Release it, or pass it on; at the end of the pool it may be gone."""
         conn.lent = False
-        head = self.core.ledger.line.head()
+        head = self.core.ledger.queue.head()
         entry = self.core.ledger.leased.get(conn)
         fits = isinstance(head, Immediate) and not head.future.done()
         if (
@@ -239,16 +239,16 @@ class Laws:
         """In good weather, with nobody there: all are idle, and as many as there should be."""
         ledger = self.core.ledger
         self.law(not ledger.leased, f"leases leaked: {ledger.leased}")
-        self.law(ledger.line.length == 0, "somebody is still in the line")
+        self.law(ledger.queue.length == 0, "somebody is still in the line")
         self.law(len(ledger.idle) == ledger.size, f"not all at rest: {ledger.entries}")
         self.law(ledger.size >= self.least_at_rest, "fewer than min_size in good weather")
-        wanted = not ledger.sounding or self.core.stock._fillers > 0
+        wanted = not ledger.sounding or self.core.store._fillers > 0
         self.law(wanted, "a wish to see a connection was left behind")
         self.law(ledger.leases == self.lent, f"{ledger.leases} leases booked, {self.lent} seen")
         failed = sum(self.outcomes[error.__name__] for error in REFUSALS)
-        counters = self.core.stock.counters
+        counters = self.core.store.counters
         self.law(counters.requests_failed == failed, f"{failed} failures, {counters}")
-        self.core.stock.settle_times()
+        self.core.store.sort_times()
         self.law(counters.use.count == self.lent, f"{counters.use.count} uses, {self.lent} lent")
         spent = counters.use.sum
         self.law(abs(spent - counters.use_time) < TOLERANCE, f"{spent} s of use: {counters}")
@@ -262,8 +262,8 @@ class Laws:
         core = self.core
         self.law(not core.ledger.entries, f"entries after close: {core.ledger.entries}")
         self.law(self.connector.sockets == 0, "sockets after close")
-        self.law(len(core.stock.crew) == 0, "tasks after close")
-        self.law(not list(core.ledger.line), "somebody is in the line after close")
+        self.law(len(core.store.tasks) == 0, "tasks after close")
+        self.law(not list(core.ledger.queue), "somebody is in the line after close")
 
     def law(self, holds: bool, otherwise: str) -> None:
         """One law."""
@@ -272,7 +272,7 @@ class Laws:
 
     def _hold_books(self) -> None:
         ledger = self.core.ledger
-        line, entries, idle = ledger.line, ledger.entries, ledger.idle
+        line, entries, idle = ledger.queue, ledger.entries, ledger.idle
         opening = [entry for entry in entries if entry.state is State.OPENING]
         closing = [entry for entry in entries if entry.state is State.CLOSING]
         leased = [entry for entry in entries if entry.state is State.LEASED]
@@ -330,7 +330,7 @@ class Laws:
 
     def _listen_to_the_line(self) -> None:
         """Who comes, who is served in which order, who is told an error."""
-        line = self.core.ledger.line
+        line = self.core.ledger.queue
         admit, serve, end, leave = line.admit, line.serve, line.fail, line.leave
 
         def joined(waiter: Waiter[Any]) -> None:

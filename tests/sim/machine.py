@@ -30,7 +30,7 @@ from asyncpool._core.entry import State
 from asyncpool._core.maintenance import make_round
 from asyncpool._core.pool import Core
 from asyncpool._core.settings import Settings
-from tests.sim.fake import Broken, FakeConn, FakeConnector
+from tests.sim.fake import Broken, FakeConn, FakeDriver
 from tests.sim.laws import REFUSALS, LawBroken, Laws
 from tests.sim.loop import VirtualLoop
 
@@ -38,7 +38,7 @@ OUTCOMES = ("ok", "error", "die")
 INDEX = st.integers(0, 3)
 
 
-class CuedConnector(FakeConnector):
+class CuedConnector(FakeDriver):
     """Each call hangs until it is told how to end."""
 
     def __init__(self) -> None:
@@ -187,7 +187,7 @@ class Machine(RuleBasedStateMachine):
         """The keeper looks after the idle ones."""
         if not self.core.closed:
             self._note("make_round()")
-            self._do(lambda: self.core.stock.crew.spawn(make_round(self.core), "round"))
+            self._do(lambda: self.core.store.tasks.spawn(make_round(self.core), "round"))
 
     @rule(timeout=st.sampled_from([0.0, 5.0]), cancelled=st.booleans())
     def close(self, timeout: float, cancelled: bool) -> None:

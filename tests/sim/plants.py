@@ -11,14 +11,14 @@ from weakref import WeakKeyDictionary
 import pytest
 
 import asyncpool._core.store
-from asyncpool._core.background import Crew
+from asyncpool._core.background import BackgroundTasks
 from asyncpool._core.budget import Budget
 from asyncpool._core.check import Check
 from asyncpool._core.entry import Entry, State
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.pool import Core
-from asyncpool._core.store import Stock
-from asyncpool._core.wait_queue import Line, Waiter
+from asyncpool._core.store import ConnectionStore
+from asyncpool._core.wait_queue import Waiter, WaitQueue
 from tests.sim.fake import FakeConn
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -52,7 +52,7 @@ def keep_what_was_handed_over(patch: pytest.MonkeyPatch) -> None:
     """A leak: one who is cancelled in the tick of its hand-over does not pass it on."""
 
     def leave(self: Core[Any], waiter: Waiter[Any]) -> None:
-        self.ledger.line.leave(waiter)
+        self.ledger.queue.leave(waiter)
 
     patch.setattr(Core, "_leave", leave)
 
@@ -73,7 +73,7 @@ def never_check_again(patch: pytest.MonkeyPatch) -> None:
         try:
             await self._check(entry.conn)
         except Exception:  # noqa: BLE001 - any failure of a check
-            self._stock.found_lost(entry)
+            self._store.discard_lost(entry)
             return False
         return True
 
@@ -83,18 +83,18 @@ def never_check_again(patch: pytest.MonkeyPatch) -> None:
 def strike_off_before_closing(patch: pytest.MonkeyPatch) -> None:
     """An overshoot: a connection counts no more while it is being closed."""
 
-    async def close(self: Stock[Any], entry: Entry[Any]) -> None:
-        self.strike_off(entry)
-        await self.connector.close(entry.conn)
+    async def close(self: ConnectionStore[Any], entry: Entry[Any]) -> None:
+        self.remove(entry)
+        await self.driver.close(entry.conn)
 
-    patch.setattr(Stock, "_close", close)
+    patch.setattr(ConnectionStore, "_close", close)
 
 
 def open_for_everybody(patch: pytest.MonkeyPatch) -> None:
     """An overshoot: as many are opened as are waited for, whatever max_size says."""
 
     def wanted(self: Ledger[Any]) -> int:
-        return max(0, self.settings.min_size - self.size, self.line.length - self.opening)
+        return max(0, self.settings.min_size - self.size, self.queue.length - self.opening)
 
     def reserve(self: Ledger[Any], now: float) -> Entry[Any]:
         entry: Entry[Any] = Entry(now)
@@ -109,7 +109,7 @@ def open_for_everybody(patch: pytest.MonkeyPatch) -> None:
 def serve_the_last(patch: pytest.MonkeyPatch) -> None:
     """A waiter is overtaken: the line is served from its end."""
 
-    def serve(self: Line[Any], item: Any) -> bool:
+    def serve(self: WaitQueue[Any], item: Any) -> bool:
         while self._places:
             waiter = self._places.pop()
             if waiter.waiting:
@@ -120,7 +120,7 @@ def serve_the_last(patch: pytest.MonkeyPatch) -> None:
                 return True
         return False
 
-    patch.setattr(Line, "serve", serve)
+    patch.setattr(WaitQueue, "serve", serve)
 
 
 def send_back_to_the_end(patch: pytest.MonkeyPatch) -> None:
@@ -128,7 +128,7 @@ def send_back_to_the_end(patch: pytest.MonkeyPatch) -> None:
     queue = Core.queue
 
     def queue_last(self: Core[Any], waiter: Waiter[Any], *request: Any) -> None:
-        line = self.ledger.line
+        line = self.ledger.queue
         before = list(line)
         queue(self, waiter, *request)
         if request[-1] and before:
@@ -154,35 +154,35 @@ def stack_beside_the_line(patch: pytest.MonkeyPatch) -> None:
 
 def forget_the_retry_timer(patch: pytest.MonkeyPatch) -> None:
     """A forgotten timer: what was to try again later outlives the pool."""
-    patch.setattr(Stock, "stop_retrying", lambda self: setattr(self, "_retry", None))
+    patch.setattr(ConnectionStore, "stop_retrying", lambda self: setattr(self, "_retry", None))
 
 
 def forget_the_lines_timer(patch: pytest.MonkeyPatch) -> None:
     """A forgotten timer: the line's deadline outlives the pool."""
-    patch.setattr(Line, "stop", lambda self: self._deadlines.clear())
+    patch.setattr(WaitQueue, "stop", lambda self: self._deadlines.clear())
 
 
 def keep_the_first_timer(patch: pytest.MonkeyPatch) -> None:
     """A forgotten deadline: the timer is not set anew for one who has less time."""
-    set_timer = Line._set_timer
+    set_timer = WaitQueue._set_timer
 
-    def set_once(self: Line[Any], deadline: float) -> None:
+    def set_once(self: WaitQueue[Any], deadline: float) -> None:
         if self._timer is None:
             set_timer(self, deadline)
 
-    patch.setattr(Line, "_set_timer", set_once)
+    patch.setattr(WaitQueue, "_set_timer", set_once)
 
 
 def count_departures_twice(patch: pytest.MonkeyPatch) -> None:
     """A miscount: one who leaves after having been served is subtracted once more."""
 
-    def leave(self: Line[Any], waiter: Waiter[Any]) -> Any:
+    def leave(self: WaitQueue[Any], waiter: Waiter[Any]) -> Any:
         waiter.waiting = False
         self.length -= 1
         served, waiter.served = waiter.served, None
         return served
 
-    patch.setattr(Line, "leave", leave)
+    patch.setattr(WaitQueue, "leave", leave)
 
 
 def count_a_failed_connect_as_opening(patch: pytest.MonkeyPatch) -> None:
@@ -200,22 +200,22 @@ def count_a_failed_connect_as_opening(patch: pytest.MonkeyPatch) -> None:
 def let_borrowers_clean(patch: pytest.MonkeyPatch) -> None:
     """Unclean: a connection goes on to the next while it is still being reset."""
 
-    async def clean(self: Stock[Any], entry: Entry[Any], first: object) -> None:
+    async def clean(self: ConnectionStore[Any], entry: Entry[Any], first: object) -> None:
         self.put(entry, self.time())
         await asyncio.sleep(0)
-        await self.connector.reset(entry.conn)
+        await self.driver.reset(entry.conn)
 
-    patch.setattr(Stock, "clean", clean)
+    patch.setattr(ConnectionStore, "clean", clean)
 
 
 def ignore_losses(patch: pytest.MonkeyPatch) -> None:
     """A leak: what cannot be cleaned is neither put back nor discarded."""
 
-    async def clean(self: Stock[Any], entry: Entry[Any], first: object) -> None:
-        await self.connector.reset(entry.conn)
+    async def clean(self: ConnectionStore[Any], entry: Entry[Any], first: object) -> None:
+        await self.driver.reset(entry.conn)
         self.put(entry, self.time())
 
-    patch.setattr(Stock, "clean", clean)
+    patch.setattr(ConnectionStore, "clean", clean)
 
 
 def forget_who_was_lost(patch: pytest.MonkeyPatch) -> None:
@@ -229,7 +229,7 @@ def forget_who_was_lost(patch: pytest.MonkeyPatch) -> None:
 def take_what_was_handed_over_first(patch: pytest.MonkeyPatch) -> None:
     """Two owners: who wakes first takes what was handed over first, which is his as a rule."""
     heaps: WeakKeyDictionary[Any, deque[Any]] = WeakKeyDictionary()
-    wait, notify, leave = Waiter.wait, Waiter.notify, Line.leave
+    wait, notify, leave = Waiter.wait, Waiter.notify, WaitQueue.leave
 
     def heap() -> deque[Any]:
         return heaps.setdefault(asyncio.get_running_loop(), deque())
@@ -244,14 +244,14 @@ def take_what_was_handed_over_first(patch: pytest.MonkeyPatch) -> None:
             heap().append(self.served)
         notify(self, n)
 
-    def take_mine(self: Line[Any], waiter: Waiter[Any]) -> Any:
+    def take_mine(self: WaitQueue[Any], waiter: Waiter[Any]) -> Any:
         if (mine := leave(self, waiter)) in heap():
             heap().remove(mine)
         return mine
 
     patch.setattr(Waiter, "wait", wake)
     patch.setattr(Waiter, "notify", put_on_the_heap)
-    patch.setattr(Line, "leave", take_mine)
+    patch.setattr(WaitQueue, "leave", take_mine)
 
 
 def swallow_the_first_cancellation(patch: pytest.MonkeyPatch) -> None:
@@ -287,10 +287,10 @@ def clean_up_with_an_await(patch: pytest.MonkeyPatch) -> None:
             await asyncio.sleep(0)
         except asyncio.CancelledError:
             await asyncio.sleep(0)
-            self.ledger.annul(entry)
-            self.stock.counters.requests_cancelled += 1
+            self.ledger.cancel_lease(entry)
+            self.store.counters.requests_cancelled += 1
             if self.ledger.take_back(entry.conn) is not None:
-                self.stock.put(entry, self.stock.time())
+                self.store.put(entry, self.store.time())
             raise
         return entry
 
@@ -300,13 +300,13 @@ def clean_up_with_an_await(patch: pytest.MonkeyPatch) -> None:
 def share_the_crew(patch: pytest.MonkeyPatch) -> None:
     """One pool's end is another's: the pools of a process have one crew."""
     crews: dict[str, set[Any]] = {}
-    found = Crew.__init__
+    found = BackgroundTasks.__init__
 
-    def join(self: Crew, name: str) -> None:
+    def join(self: BackgroundTasks, name: str) -> None:
         found(self, name)
         self._tasks = crews.setdefault(name.split(",", maxsplit=1)[0], set())
 
-    patch.setattr(Crew, "__init__", join)
+    patch.setattr(BackgroundTasks, "__init__", join)
 
 
 def forget_who_waits_elsewhere(patch: pytest.MonkeyPatch) -> None:

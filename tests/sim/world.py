@@ -27,7 +27,7 @@ from asyncpool._core.settings import Settings
 from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.faults import Fault
 from tests.sim.budgets import BudgetLaws
-from tests.sim.fake import CALM, Broken, Climate, FakeConn, FakeConnector, Judged, judge
+from tests.sim.fake import CALM, Broken, Climate, FakeConn, FakeDriver, Judged, judge
 from tests.sim.laws import LawBroken, Laws
 from tests.sim.loop import NothingToDo
 from tests.sim.schedule import ORDERS, SeededLoop
@@ -113,7 +113,7 @@ class World(SeededLoop):
 
     def _found_pool(self, name: str) -> None:
         random = self.random
-        connector = FakeConnector(random)
+        connector = FakeDriver(random)
         connector.watches = random.random() < 0.3
         min_size = random.choice([0, 1, 2, 4])
         # Of a random of its own: all else is drawn as if nothing had been.
@@ -155,7 +155,7 @@ class World(SeededLoop):
         for laws in self.pools:
             laws.core.open()
             keeper = keep(weakref.ref(laws.core))
-            self._keepers.append(laws.core.stock.crew.spawn(keeper, "keeper"))
+            self._keepers.append(laws.core.store.tasks.spawn(keeper, "keeper"))
             laws.connector.climate = Climate(
                 error=random.choice([0.0, 0.05, 0.3]),
                 slow=random.choice([0.0, 0.1, 0.5]),
@@ -202,9 +202,9 @@ class World(SeededLoop):
             case "drain":
                 core.drain()
             case "round":
-                core.stock.crew.spawn(make_round(core), "round")
+                core.store.tasks.spawn(make_round(core), "round")
             case "ping" if ledger.idle:
-                core.stock.crew.spawn(core.stock.ping(ledger.idle[-1]), "health")
+                core.store.tasks.spawn(core.store.ping(ledger.idle[-1]), "health")
             case "ping" if not core.settings.keeps_idle:
                 self._sound(core)
             case "news" if ledger.entries:
@@ -217,7 +217,7 @@ class World(SeededLoop):
 
     def _sound(self, core: Core[FakeConn]) -> None:
         """Somebody wants to see that a connection can be had, and may not wait for it."""
-        task = core.stock.crew.spawn(core.stock.fill(), "wait")
+        task = core.store.tasks.spawn(core.store.fill(), "wait")
         if self.random.random() < 0.3:
             self.plan(task, random_strike(self.random, task.cancel, at_each=True))
 
@@ -240,7 +240,7 @@ class World(SeededLoop):
                 await asyncio.sleep(0.01 if self.random.random() < 0.1 else 0.5)
             laws.hold_at_rest()
             laws.law(not keeper.done(), "the keeper has died")
-            if laws.core.stock.outage:
+            if laws.core.store.outage:
                 await asyncio.sleep(1.0)  # as long as nobody tries again, and some are turned away
             # One that is lost, and not known to be, is no reason to be lent another at once.
             at_once = any(entry.conn.alive for entry in ledger.idle)

@@ -28,7 +28,7 @@ from asyncpool.integrations.fastapi import Pool as Pooled
 from asyncpool.integrations.fastapi import RequestTransaction, Transaction, connection
 from asyncpool.integrations.sqlalchemy import create_async_engine
 from asyncpool.integrations.starlette import (
-    CancelOnHangUp,
+    CancelOnDisconnect,
     TransactionPerRequest,
     busy,
     health_route,
@@ -245,7 +245,7 @@ async def an_app_is_given_its_pools(dsn: str) -> None:
         lifespan=lifespan(AsyncConnectionPool(dsn), reports=make),
         routes=[health_route(), readiness_route("/ready", "pool", "reports")],
         exception_handlers=busy(),
-        middleware=[Middleware(CancelOnHangUp), Middleware(TransactionPerRequest, "pool", 400)],
+        middleware=[Middleware(CancelOnDisconnect), Middleware(TransactionPerRequest, "pool", 400)],
     )
     FastAPI(lifespan=lifespan(make, wait=True), exception_handlers=busy(retry_after=2))
     web.Application().cleanup_ctx.append(pool_context(make))

@@ -14,12 +14,12 @@ from typing import Any, ParamSpec
 import looptime
 
 from asyncpool import Budget
-from asyncpool._core.driver import Tell
+from asyncpool._core.driver import Notify
 from asyncpool._core.entry import Entry
 from asyncpool._core.maintenance import keep
 from asyncpool._core.pool import Core
 from asyncpool._core.settings import Settings
-from asyncpool._core.wait_queue import Line, Waiter
+from asyncpool._core.wait_queue import Waiter, WaitQueue
 from asyncpool.faults import Fault, classify
 from tests.sim.fake import Broken, FakeConn
 
@@ -161,7 +161,7 @@ class Driver:
         """Whether it is known to be broken."""
         return conn.alive
 
-    def watch(self, conn: FakeConn, tell: Tell) -> bool:
+    def watch(self, conn: FakeConn, tell: Notify) -> bool:
         """The test calls `conn.lose()` when it lets the server go."""
         conn.lose = tell
         return self.watches
@@ -213,7 +213,7 @@ async def running(
     core = make_core(driver, min_size, max_size, **rest)
     core.open()
     if keeper:
-        core.stock.crew.spawn(keep(weakref.ref(core)), "keeper")
+        core.store.tasks.spawn(keep(weakref.ref(core)), "keeper")
     await settle()
     try:
         yield core
@@ -221,7 +221,7 @@ async def running(
         await core.close(0)
     assert not core.ledger.entries
     assert driver.sockets == 0
-    assert len(core.stock.crew) == 0
+    assert len(core.store.tasks) == 0
     assert timers() == []
 
 
@@ -240,7 +240,9 @@ def lose(conn: FakeConn) -> None:
     conn.lose()
 
 
-def join(line: Line[Any], now: float, deadline: float, ticket: int | None = None) -> Waiter[Any]:
+def join(
+    line: WaitQueue[Any], now: float, deadline: float, ticket: int | None = None
+) -> Waiter[Any]:
     """Let one more wait in a line, at the end or at the place of that ticket."""
     waiter: Waiter[Any] = Waiter(line.ticket() if ticket is None else ticket, now, deadline)
     line.admit(waiter)

@@ -12,7 +12,7 @@ import anyio.lowlevel
 import pytest
 
 import tests.sim.loop
-from asyncpool._core.background import Crew
+from asyncpool._core.background import BackgroundTasks
 from tests.unit._tools import never, now, ok, settle, slow, stubborn, virtual_time
 
 user: ContextVar[str] = ContextVar("user", default="nobody")
@@ -25,63 +25,63 @@ async def crash() -> None:
 @virtual_time
 async def test_tasks_start_with_an_empty_context() -> None:
     """No request's variables live on in them."""
-    crew = Crew("main")
+    tasks = BackgroundTasks("main")
     user.set("alice")
 
     async def who() -> str:
         return user.get()
 
-    assert await crew.spawn(who(), "look") == "nobody"
+    assert await tasks.spawn(who(), "look") == "nobody"
 
 
 @virtual_time
 async def test_a_context_can_be_given() -> None:
     """As for a check, which is the borrower's own code."""
-    crew = Crew("main")
+    tasks = BackgroundTasks("main")
     user.set("alice")
 
     async def who() -> str:
         return user.get()
 
-    assert await crew.spawn(who(), "look", copy_context()) == "alice"
+    assert await tasks.spawn(who(), "look", copy_context()) == "alice"
 
 
 @virtual_time
 async def test_a_task_is_named_for_the_pool_and_its_job() -> None:
     """So that it is recognised in a debugger and in logs."""
-    crew = Crew("main")
-    assert crew.spawn(never(), "close").get_name() == "main: close"
-    await crew.stop(1.0)
+    tasks = BackgroundTasks("main")
+    assert tasks.spawn(never(), "close").get_name() == "main: close"
+    await tasks.stop(1.0)
 
 
 @virtual_time
 async def test_a_crash_is_logged_and_the_task_forgotten(caplog: pytest.LogCaptureFixture) -> None:
     """It is never lost, and never surfaces in somebody else's task."""
-    crew = Crew("main")
-    crew.spawn(crash(), "reset")
+    tasks = BackgroundTasks("main")
+    tasks.spawn(crash(), "reset")
     await settle()
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
     assert "main: reset" in record.message
     assert record.exc_info is not None
     assert str(record.exc_info[1]) == "a bug"
-    assert len(crew) == 0
+    assert len(tasks) == 0
 
 
 @virtual_time
 async def test_a_cancelled_task_is_no_crash(caplog: pytest.LogCaptureFixture) -> None:
     """It ends as it was told to."""
-    crew = Crew("main")
-    crew.spawn(never(), "connect").cancel()
+    tasks = BackgroundTasks("main")
+    tasks.spawn(never(), "connect").cancel()
     await settle()
-    assert len(crew) == 0
+    assert len(tasks) == 0
     assert caplog.records == []
 
 
 @virtual_time
 async def test_no_cancellation_of_the_spawner_reaches_a_task() -> None:
     """Neither asyncio's nor that of an anyio scope."""
-    crew = Crew("main")
+    tasks = BackgroundTasks("main")
     ended: list[str] = []
 
     async def work() -> None:
@@ -91,7 +91,7 @@ async def test_no_cancellation_of_the_spawner_reaches_a_task() -> None:
     async def borrower() -> None:
         with anyio.CancelScope() as scope:
             scope.cancel()
-            crew.spawn(work(), "reset")
+            tasks.spawn(work(), "reset")
             await anyio.lowlevel.checkpoint()
 
     task = asyncio.create_task(borrower())
@@ -104,30 +104,30 @@ async def test_no_cancellation_of_the_spawner_reaches_a_task() -> None:
 @virtual_time
 async def test_to_dismiss_cancels_all_and_waits_for_none() -> None:
     """It is a plain call, for a pool that is collected."""
-    crew = Crew("main")
-    tasks = [crew.spawn(never(), "ping") for _ in range(3)]
+    tasks = BackgroundTasks("main")
+    spawned = [tasks.spawn(never(), "ping") for _ in range(3)]
     await settle()
-    crew.dismiss()
+    tasks.dismiss()
     await settle()
-    assert all(task.cancelled() for task in tasks)
+    assert all(task.cancelled() for task in spawned)
 
 
 @virtual_time
 async def test_to_stop_waits_until_all_are_gone() -> None:
     """And no longer."""
-    crew = Crew("main")
-    crew.spawn(never(), "ping")
-    crew.spawn(stubborn(0.3)(), "reset")  # type: ignore[arg-type]
+    tasks = BackgroundTasks("main")
+    tasks.spawn(never(), "ping")
+    tasks.spawn(stubborn(0.3)(), "reset")  # type: ignore[arg-type]
     await settle()
-    await crew.stop(5.0)
-    assert len(crew) == 0
+    await tasks.stop(5.0)
+    assert len(tasks) == 0
     assert now() < 0.7
 
 
 @virtual_time
 async def test_to_stop_cancels_again_what_obeys_no_first_time() -> None:
     """psycopg answers the first cancellation by cancelling the query on the server."""
-    crew = Crew("main")
+    tasks = BackgroundTasks("main")
     cancelled = 0
 
     async def twice() -> None:
@@ -138,10 +138,10 @@ async def test_to_stop_cancels_again_what_obeys_no_first_time() -> None:
             except asyncio.CancelledError:
                 cancelled += 1
 
-    crew.spawn(twice(), "reset")
+    tasks.spawn(twice(), "reset")
     await settle()
-    await crew.stop(5.0)
-    assert (cancelled, len(crew)) == (3, 0)
+    await tasks.stop(5.0)
+    assert (cancelled, len(tasks)) == (3, 0)
 
 
 def test_a_loop_that_is_held_up_stops_as_patiently() -> None:
@@ -156,11 +156,11 @@ def test_a_loop_that_is_held_up_stops_as_patiently() -> None:
         await never()
 
     async def stop() -> None:
-        crew = Crew("main")
-        crew.spawn(obey_the_third(), "close")
+        tasks = BackgroundTasks("main")
+        tasks.spawn(obey_the_third(), "close")
         await asyncio.sleep(0)
-        await crew.stop(0.5)
-        assert len(crew) == 0
+        await tasks.stop(0.5)
+        assert len(tasks) == 0
 
     loop.finish(stop())
 
@@ -168,18 +168,18 @@ def test_a_loop_that_is_held_up_stops_as_patiently() -> None:
 @virtual_time
 async def test_to_stop_ends_at_its_limit() -> None:
     """Whatever the stubborn ones do."""
-    crew = Crew("main")
-    crew.spawn(stubborn(60.0)(), "reset")  # type: ignore[arg-type]
+    tasks = BackgroundTasks("main")
+    tasks.spawn(stubborn(60.0)(), "reset")  # type: ignore[arg-type]
     await settle()
-    await crew.stop(0.5)
-    assert len(crew) == 1
+    await tasks.stop(0.5)
+    assert len(tasks) == 1
     assert now() < 1.0
 
 
 @virtual_time
 async def test_to_stop_an_empty_crew_does_not_wait() -> None:
     """There is nothing to wait for."""
-    await Crew("main").stop(5.0)
+    await BackgroundTasks("main").stop(5.0)
     assert now() == 0.0
 
 
@@ -187,7 +187,7 @@ def test_tasks_of_a_closed_loop_are_ended_where_they_stand(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Their clean-up is run, whatever it lacks without a loop, and asyncio does not complain."""
-    crew = Crew("main")
+    tasks = BackgroundTasks("main")
     ended: list[str] = []
 
     async def work(name: str) -> None:
@@ -199,16 +199,16 @@ def test_tasks_of_a_closed_loop_are_ended_where_they_stand(
 
     async def start() -> None:
         for name in ("one", "two"):
-            crew.spawn(work(name), name)
+            tasks.spawn(work(name), name)
         await asyncio.sleep(0)
 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(start())
     loop.close()
-    crew.dismiss()  # nobody hears of it
-    crew.bury()
+    tasks.dismiss()  # nobody hears of it
+    tasks.force_close()
     assert sorted(ended) == ["one", "two"]
-    assert not len(crew)
+    assert not len(tasks)
     gc.collect()
     assert not caplog.records
 
@@ -216,7 +216,7 @@ def test_tasks_of_a_closed_loop_are_ended_where_they_stand(
 @virtual_time
 async def test_the_stubborn_are_asked_ever_less_often() -> None:
     """Each cancellation may be work for the server."""
-    crew = Crew("main")
+    tasks = BackgroundTasks("main")
     asked: list[float] = []
 
     async def refuse() -> None:
@@ -226,9 +226,9 @@ async def test_the_stubborn_are_asked_ever_less_often() -> None:
             except asyncio.CancelledError:
                 asked.append(now())
 
-    task = crew.spawn(refuse(), "reset")
+    task = tasks.spawn(refuse(), "reset")
     await settle()
-    await crew.stop(0.5)
+    await tasks.stop(0.5)
     assert len(asked) == 6
     asked += [0.0] * 100
     task.cancel()
@@ -238,12 +238,12 @@ async def test_the_stubborn_are_asked_ever_less_often() -> None:
 @virtual_time
 async def test_one_that_was_spared_is_forgotten_at_its_end() -> None:
     """As all are."""
-    crew = Crew("main")
-    task = crew.spawn(ok(), "reconnect_failed")
-    crew.spare(task)
-    await crew.stop(5.0)
+    tasks = BackgroundTasks("main")
+    task = tasks.spawn(ok(), "reconnect_failed")
+    tasks.exempt(task)
+    await tasks.stop(5.0)
     assert not task.done()
     await task
     await settle()
-    assert not crew._spared
-    assert len(crew) == 0
+    assert not tasks._exempt
+    assert len(tasks) == 0

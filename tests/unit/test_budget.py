@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from asyncpool import Budget, PoolTimeout, PoolUnavailable, PoolWrongLoop
-from asyncpool._core.background import bury
+from asyncpool._core.background import force_close
 from asyncpool._core.maintenance import make_round
 from asyncpool._core.pool import Core
 from asyncpool._diagnostics.explain import explain
@@ -61,7 +61,7 @@ async def sharing(
 
 def opens(core: Core[FakeConn]) -> dict[str, Any]:
     """How its driver opens connections, to be changed."""
-    driver = core.stock.connector
+    driver = core.store.driver
     assert isinstance(driver, Driver)
     return driver.usual
 
@@ -202,7 +202,7 @@ async def test_a_place_that_a_failed_connect_gives_back_goes_to_the_next_pool() 
 async def test_an_outage_asks_for_room_when_its_pause_is_over_and_not_before() -> None:
     """Until then what comes back elsewhere is kept; then it is closed for who has waited longer."""
     async with sharing(1, 0, 0) as (a, b):
-        budget, outage = a.ledger.budget, a.stock.outage
+        budget, outage = a.ledger.budget, a.store.outage
         assert budget is not None
         opens(a)["open"] = fails
         waiting = start(a, 60.0)
@@ -234,7 +234,7 @@ async def test_an_outage_asks_for_no_more_than_somebody_wants() -> None:
             await a.acquire(2.0)
         held = await b.acquire(None)
         await asyncio.sleep(5.0)
-        a.stock.refill()
+        a.store.refill()
         assert not budget._is_asked_by(a.ledger)
         b.release(held)
         assert len(b.ledger.idle) == 1
@@ -297,7 +297,7 @@ async def test_a_replacement_for_the_aged_needs_room_too() -> None:
         await make_round(core)
         await settle()
         assert core.ledger.size == len(core.ledger.idle) == 1
-        assert core.stock.counters.connects == 2
+        assert core.store.counters.connects == 2
 
 
 @virtual_time
@@ -327,7 +327,7 @@ async def test_a_pool_that_is_dropped_costs_nothing_any_more() -> None:
     core.open()
     await settle()
     assert budget.size == 2
-    core.forsake()
+    core.abandon_all()
     gone = weakref.ref(core)
     del core
     gc.collect()
@@ -347,7 +347,7 @@ async def test_a_dropped_pool_leaves_its_places_to_those_who_wait() -> None:
         waiting = start(b)
         await settle()
         assert not waiting.done()
-        a.forsake()
+        a.abandon_all()
         assert set(held)
         conn = await asyncio.wait_for(waiting, 1)
         assert budget is not None
@@ -393,7 +393,7 @@ def test_what_was_left_on_a_loop_that_has_ended_is_nobodys_to_wait_for() -> None
         core = make_core(Driver(), budget=budget)
         core.open()
         assert (budget.size, budget.pools, budget._is_short) == (0, 0, False)
-        assert not budget._line
+        assert not budget._queue
         held = [await asyncio.wait_for(start(core), 1) for _ in range(2)]
         assert budget.size == 2
         for conn in held:
@@ -404,11 +404,11 @@ def test_what_was_left_on_a_loop_that_has_ended_is_nobodys_to_wait_for() -> None
     loop.run_until_complete(leave())
     loop.close()
     for task in waiting:
-        bury(task)
+        force_close(task)
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(come())
     for core in left:
-        core.forsake()
+        core.abandon_all()
     assert budget.size == 0
 
 
@@ -447,7 +447,7 @@ async def test_one_who_comes_again_takes_the_place_that_it_had() -> None:
         a.release(conn)
         lose(conn)
         await settle()
-        found = [(came, books) for came, books, waiter in budget._line if waiter.waiting]
+        found = [(came, books) for came, books, waiter in budget._queue if waiter.waiting]
         assert [books for _, books in found] == [b.ledger, a.ledger, b.ledger, b.ledger]
         assert [came for came, _ in found] == sorted(came for came, _ in found)
         for task in tasks:
@@ -466,11 +466,11 @@ async def test_each_place_is_given_to_the_one_who_has_waited_longest() -> None:
         for pool in (a, b, a, b):
             tasks.append(start(pool))
             await asyncio.sleep(0.01)
-        c.forsake()
+        c.abandon_all()
         await settle()
         assert len(held) == 2
         assert [task.done() for task in tasks] == [True, True, False, False]
-        assert [pool.stock.counters.connects for pool in (a, b)] == [1, 1]
+        assert [pool.store.counters.connects for pool in (a, b)] == [1, 1]
         assert budget is not None
         assert budget.pools == 2
         for number, pool in enumerate((a, b, a, b)):
@@ -509,7 +509,7 @@ async def test_those_who_have_left_cost_no_memory() -> None:
             await settle()
         budget = b.ledger.budget
         assert budget is not None
-        assert len(budget._line) <= 130
+        assert len(budget._queue) <= 130
         a.release(conn)
         b.release(await asyncio.wait_for(first, 1))
 
@@ -520,12 +520,12 @@ async def test_those_who_wait_are_not_gone_through_for_each_newcomer() -> None:
     async with sharing(1, 0, 0) as (a, b):
         conn, budget = await a.acquire(None), a.ledger.budget
         assert budget is not None
-        lines, crowd = [budget._line], []
+        lines, crowd = [budget._queue], []
         for _ in range(400):
             crowd.append(start(b))
             await settle()
-            if budget._line is not lines[-1]:
-                lines.append(budget._line)
+            if budget._queue is not lines[-1]:
+                lines.append(budget._queue)
         assert len(lines) == 3
         for task in crowd:
             task.cancel()
@@ -565,7 +565,7 @@ async def test_a_pool_that_wants_no_more_does_not_hold_up_the_others() -> None:
         assert not budget._is_asked_by(c.ledger)
         gone.cancel()
         await settle()
-        b.stock.refill()
+        b.store.refill()
         assert not budget._is_short
         a.release(conn)
         assert len(a.ledger.idle) == 1

@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import pytest
 
-from asyncpool._core.background import bury
+from asyncpool._core.background import force_close
 from asyncpool._core.pool import Core
 from asyncpool._diagnostics.explain import explain, leases
 from asyncpool._diagnostics.snapshot import snapshot
@@ -324,7 +324,7 @@ class TestTimeout:
             conn = await take(core)
             waiting = start(core, math.inf)
             await settle()
-            assert core.ledger.line._timer is None
+            assert core.ledger.queue._timer is None
             core.release(conn)
             await waiting
 
@@ -777,7 +777,7 @@ class TestClose:
     async def test_who_waits_for_a_full_pool_waits_no_more(self) -> None:
         """There will be none."""
         async with running(Driver(open=never), 1, 1) as core:
-            waiting = asyncio.create_task(core.stock.full.wait())
+            waiting = asyncio.create_task(core.store.full.wait())
             await core.close(0)
             await settle()
             assert waiting.done()
@@ -795,7 +795,7 @@ class TestClose:
         core.open()
         await asyncio.sleep(5.0)
         assert len(ended) == 1
-        assert len(core.stock.crew) == 0
+        assert len(core.store.tasks) == 0
 
     @virtual_time
     async def test_who_would_wait_again_is_told_that_it_is_closed(self) -> None:
@@ -980,7 +980,7 @@ class TestClose:
             assert task.cancelled()
             await asyncio.sleep(2.5)
             assert driver.sockets == 0
-            assert len(core.stock.crew) == 0
+            assert len(core.store.tasks) == 0
 
     @virtual_time
     async def test_a_cancelled_scope_does_not_stop_it(self) -> None:
@@ -1150,7 +1150,7 @@ class TestEagerTasks:
             core.release(conn)
             await asyncio.sleep(1.0)
             assert len(core.ledger.idle) == 4
-            assert core.stock.counters.lost == 3
+            assert core.store.counters.lost == 3
         assert told == []
 
     @virtual_time
@@ -1202,7 +1202,7 @@ class TestForeignLoops:
         async def lose_it(core: Core[FakeConn], conn: FakeConn) -> None:
             lose(conn)
             await settle()
-            assert len(core.stock.crew) == 0
+            assert len(core.store.tasks) == 0
 
         driver = Driver()
         with asyncio.Runner(loop_factory=VirtualLoop) as home:
@@ -1210,7 +1210,7 @@ class TestForeignLoops:
         with asyncio.Runner(loop_factory=VirtualLoop) as other:
             other.run(lose_it(core, conn))
         assert driver.times("ping") == []
-        core.forsake()
+        core.abandon_all()
 
     def test_times_on_uvloop_are_not_whole_milliseconds(self) -> None:
         """Its own clock is, and most uses are shorter."""
@@ -1221,9 +1221,9 @@ class TestForeignLoops:
             core.open()
             for _ in range(100):
                 await use(core)
-            core.stock.settle_times()
+            core.store.sort_times()
             await core.close(0)
-            return core.stock.counters.use.recent()
+            return core.store.counters.use.recent()
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             times = runner.run(live())
@@ -1338,7 +1338,7 @@ async def test_a_pool_given_up_as_garbage_leaves_no_timer(caplog: pytest.LogCapt
     await take(core)
     waiting = start(core, 5.0)
     await settle()
-    assert set(core.forsake()) == set(driver.conns)
+    assert set(core.abandon_all()) == set(driver.conns)
     waiting.cancel()
     await settle()
     assert timers() == []
@@ -1355,12 +1355,12 @@ async def test_a_pool_given_up_in_an_outage_leaves_no_task_and_no_timer() -> Non
     core = make_core(driver, 2, 2)
     core.open()
     await settle()
-    assert core.stock.outage
-    assert core.forsake() == []
+    assert core.store.outage
+    assert core.abandon_all() == []
     assert core.closed
     assert not core.opened
     await settle()
-    assert len(core.stock.crew) == 0
+    assert len(core.store.tasks) == 0
     assert timers() == []
 
 
@@ -1385,13 +1385,13 @@ def test_a_pool_whose_loop_has_ended_gives_up_everything(
     loop = VirtualLoop()
     loop.run_until_complete(begin())
     if not closing:
-        core.ledger.line.serve(core.ledger.leased[driver.conns[0]])
+        core.ledger.queue.serve(core.ledger.leased[driver.conns[0]])
     loop.close()
     for task in mine:
-        bury(task)
+        force_close(task)
     assert core.ledger.idle == []
-    assert set(core.forsake()) == set(driver.conns)
-    assert (core.ledger.size, len(core.stock.crew), core.closed) == (0, 0, True)
+    assert set(core.abandon_all()) == set(driver.conns)
+    assert (core.ledger.size, len(core.store.tasks), core.closed) == (0, 0, True)
     for each in [core._closing] if core._closing else []:
         work: Any = each.get_coro()
         assert inspect.getcoroutinestate(work) == inspect.CORO_CLOSED
@@ -1412,7 +1412,7 @@ def test_a_fork_leaves_the_books_as_they_are() -> None:
     loop = VirtualLoop()
     loop.run_until_complete(begin())
     loop.close()
-    assert set(core.forsake(forked=True)) == set(driver.conns)
+    assert set(core.abandon_all(forked=True)) == set(driver.conns)
     assert core.ledger.size == 2
 
 

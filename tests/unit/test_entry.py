@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from asyncpool._core.entry import DOOMED, Entry, State
+from asyncpool._core.entry import RETIRED, Entry, State
 from asyncpool._core.stacks import three
 
 
@@ -16,15 +16,15 @@ def test_an_entry_exists_before_its_connection() -> None:
     entry: Entry[str] = Entry(5.0)
     assert entry.state is State.OPENING
     assert not hasattr(entry, "conn")
-    assert (entry.opened_at, entry.used_at, entry.proved_at) == (5.0, 5.0, 5.0)
+    assert (entry.opened_at, entry.used_at, entry.healthy_at) == (5.0, 5.0, 5.0)
 
 
 def test_a_new_entry_has_done_nothing_yet() -> None:
     """Its instants are that of its making, and nobody has or keeps anything of it."""
     entry: Entry[str] = Entry(3.0)
-    instants = (entry.opened_at, entry.expires_at, entry.used_at, entry.proved_at, entry.lent_at)
+    instants = (entry.opened_at, entry.expires_at, entry.used_at, entry.healthy_at, entry.lent_at)
     assert instants == (3.0,) * 5
-    assert (entry.uses, entry.kept_in, entry.loose_in, entry.reported_in, entry.traced_in) == (
+    assert (entry.uses, entry.kept_in, entry.manual_in, entry.reported_in, entry.traced_in) == (
         0,
     ) * 5
     assert (entry.holder, entry.kept, entry.predecessor) == (None, None, None)
@@ -35,10 +35,10 @@ def test_a_new_entry_has_done_nothing_yet() -> None:
 def test_a_doomed_entry_is_past_its_life_at_any_instant() -> None:
     """So that every question about its life has the same answer."""
     entry: Entry[str] = Entry(5.0)
-    entry.doom()
-    assert entry.expires_at == DOOMED
+    entry.retire()
+    assert entry.expires_at == RETIRED
     assert entry.expires_at < 0.0
-    assert math.isinf(DOOMED)
+    assert math.isinf(RETIRED)
 
 
 def test_an_entry_takes_no_other_attributes() -> None:

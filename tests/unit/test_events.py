@@ -32,7 +32,7 @@ def test_the_same_at_once_is_one_event_that_is_counted() -> None:
 def test_a_line_in_the_log_has_its_facts_as_fields(caplog: pytest.LogCaptureFixture) -> None:
     """The pool's name, the kind, and the others under names that begin with `pool_`."""
     caplog.set_level(logging.INFO)
-    Events().tell("main", 1.0, "leak", "who has it", logging.WARNING, {"task": "t", "age": 2.0})
+    Events().record("main", 1.0, "leak", "who has it", logging.WARNING, {"task": "t", "age": 2.0})
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("asyncpool", "WARNING")
     assert record.getMessage() == "pool 'main': who has it"

@@ -44,7 +44,7 @@ async def test_one_that_opens_and_one_that_is_cleaned_are_told() -> None:
         assert opening.since == pytest.approx(0.5, abs=0.001)
         assert explain(core).doing == ("opening 1",)
         await asyncio.sleep(9.0)
-        core.stock.crew.spawn(core.stock.ping(core.ledger.idle[0]), "ping")
+        core.store.tasks.spawn(core.store.ping(core.ledger.idle[0]), "ping")
         await asyncio.sleep(2.0)
         (cleaning,) = explain(core).connections
         assert (cleaning.state, cleaning.since) == ("cleaning", 2.0)

@@ -102,13 +102,13 @@ async def _drain(core: Core[FakeConn], _: FakeConn) -> None:
 
 async def _round(core: Core[FakeConn], _: FakeConn) -> None:
     for entry in core.ledger.idle:
-        entry.used_at = entry.proved_at = -1e9
+        entry.used_at = entry.healthy_at = -1e9
     await make_round(core)
 
 
 async def _ping(core: Core[FakeConn], _: FakeConn) -> None:
     if core.ledger.idle:
-        await core.stock.ping(core.ledger.idle[-1])
+        await core.store.ping(core.ledger.idle[-1])
 
 
 async def _close(core: Core[FakeConn], _: FakeConn) -> None:
@@ -170,7 +170,7 @@ async def live(driver: Gates, call: Call, cancellation: str, *, scoped: bool) ->
     await core.close(1.0)
     assert not core.ledger.entries
     assert driver.sockets == 0
-    assert len(core.stock.crew) == 0
+    assert len(core.store.tasks) == 0
 
 
 async def strike(driver: Gates, task: asyncio.Task[None], cancel: Any, when: str) -> bool:
@@ -206,7 +206,7 @@ async def be_whole(core: Core[FakeConn]) -> None:
     await asyncio.sleep(100.0)
     ledger = core.ledger
     assert not ledger.leased
-    assert ledger.line.length == 0
+    assert ledger.queue.length == 0
     assert len(ledger.idle) + ledger.opening == ledger.size
     stats = snapshot(core)
     assert stats.requests == ledger.leases + stats.requests_failed + stats.requests_cancelled

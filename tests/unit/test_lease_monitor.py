@@ -37,7 +37,7 @@ class TestDeadlock:
             assert list(caught.value.holders) == ["greedy"]
             assert "nested" in caught.value.holders["greedy"][-1]
             assert isinstance(caught.value, PoolTimeout)
-            assert core.stock.counters.requests_failed == 1
+            assert core.store.counters.requests_failed == 1
 
     @virtual_time
     async def test_of_several_the_last_is_told_and_the_others_go_on(self) -> None:
@@ -102,7 +102,7 @@ class TestDeadlock:
         """Somebody is served between two looks."""
         looked: list[float] = []
         async with running(Driver(), 1, 1) as core:
-            monkeypatch.setattr(core.vigil, "_break_deadlock", lambda: looked.append(now()))
+            monkeypatch.setattr(core.lease_monitor, "_break_deadlock", lambda: looked.append(now()))
             await asyncio.gather(*(nested(core, 1, 0.2) for _ in range(10)))
             assert looked == []
             busy = asyncio.create_task(nested(core, 1, 1.0))
@@ -130,9 +130,9 @@ class TestDeadlock:
             await settle()
             core.release(conn)
             await waiting
-            assert core.vigil.timer is not None
+            assert core.lease_monitor.timer is not None
             await asyncio.sleep(PAUSE)
-            assert core.vigil.timer is None
+            assert core.lease_monitor.timer is None
 
 
 class TestForgotten:
@@ -161,12 +161,12 @@ class TestForgotten:
             if waited_for:
                 await nested(core, 1)
                 assert now() == pytest.approx(5.0 + PAUSE, abs=0.001)
-                assert core.stock.counters.use_time == pytest.approx(5.0 + PAUSE, abs=0.001)
+                assert core.store.counters.use_time == pytest.approx(5.0 + PAUSE, abs=0.001)
             else:
                 await asyncio.sleep(41.0)
                 assert core.ledger.idle
             assert told == [("careless", "was never returned, and is taken back")]
-            assert core.stock.counters.leaks == 1
+            assert core.store.counters.leaks == 1
             assert driver.times("reset")
 
     @virtual_time
@@ -210,11 +210,11 @@ class TestForgotten:
             await asyncio.create_task(forget())
             driver.conns.clear()
             await asyncio.sleep(100.0)
-            core.vigil.take_back()
+            core.lease_monitor.take_back()
             await settle()
             (entry,) = core.ledger.idle
             assert entry.used_at == pytest.approx(100.0, abs=0.001)
-            assert core.stock.counters.use_time == pytest.approx(100.0, abs=0.001)
+            assert core.store.counters.use_time == pytest.approx(100.0, abs=0.001)
 
     @virtual_time
     async def test_it_is_looked_for_as_long_as_somebody_waits(self) -> None:
@@ -232,7 +232,7 @@ class TestForgotten:
             await settle()
             driver.conns.clear()
             assert await nested(core, 1) == pytest.approx(15.0, abs=PAUSE + 0.01)
-            assert core.stock.counters.use_time == pytest.approx(5.0, abs=PAUSE + 0.01)
+            assert core.store.counters.use_time == pytest.approx(5.0, abs=PAUSE + 0.01)
             await careless
 
     @virtual_time
@@ -242,7 +242,7 @@ class TestForgotten:
             conn = await asyncio.create_task(core.acquire(None))
             with pytest.raises(PoolTimeout):
                 await core.acquire(5.0)
-            assert core.stock.counters.leaks == 0
+            assert core.store.counters.leaks == 0
             core.release(conn)
 
     @virtual_time
@@ -253,7 +253,7 @@ class TestForgotten:
             await settle()
             with pytest.raises(PoolTimeout):
                 await core.acquire(5.0)
-            assert core.stock.counters.leaks == 0
+            assert core.store.counters.leaks == 0
             core.release(task.result())
 
 
@@ -277,7 +277,7 @@ class TestOverdue:
             assert [at - since for (at, _), since in zip(told, (3.0, 38.0), strict=True)] == [
                 pytest.approx(10.0, abs=0.3)
             ] * 2
-            assert core.stock.counters.leaks == 2
+            assert core.store.counters.leaks == 2
 
     @virtual_time
     async def test_a_teller_that_fails_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:

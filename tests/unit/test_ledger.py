@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from asyncpool._core import ledger as _ledger
-from asyncpool._core.entry import DOOMED, Entry, State
+from asyncpool._core.entry import RETIRED, Entry, State
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.settings import Settings
 from asyncpool._core.wait_queue import Waiter
@@ -51,7 +51,7 @@ class TestLaws:
     def test_an_entry_goes_to_a_waiter_before_it_is_idle(self) -> None:
         """First law: idle connections and waiters are never both present."""
         ledger = make_ledger()
-        waiter = join(ledger.line, 0.0, math.inf)
+        waiter = join(ledger.queue, 0.0, math.inf)
         entry = add(ledger, "a", 1.0)
         assert waiter.served is entry
         assert ledger.idle == []
@@ -70,7 +70,7 @@ class TestLaws:
         sizes.append(ledger.size)
         ledger.withdraw(entry, State.CLOSING)
         sizes.append(ledger.size)
-        ledger.strike_off(entry)
+        ledger.remove(entry)
         assert (sizes, ledger.size) == ([1, 1, 1, 1], 0)
 
     def test_nothing_in_the_ledger_awaits(self) -> None:
@@ -104,7 +104,7 @@ class TestLaws:
         for _ in range(opening):
             ledger.reserve(0.0)
         for _ in range(waiting):
-            join(ledger.line, 0.0, math.inf)
+            join(ledger.queue, 0.0, math.inf)
         assert ledger.wanted() == wanted
 
     def test_what_is_closing_takes_room_until_it_is_closed(self) -> None:
@@ -112,22 +112,22 @@ class TestLaws:
         ledger = make_ledger(max_size=1)
         entry = add(ledger, "a")
         ledger.withdraw(entry, State.CLOSING)
-        join(ledger.line, 0.0, math.inf)
+        join(ledger.queue, 0.0, math.inf)
         assert ledger.wanted() == 0
-        ledger.strike_off(entry)
+        ledger.remove(entry)
         assert ledger.wanted() == 1
 
     def test_a_connect_that_is_late_is_not_counted_on(self) -> None:
         """Who waits for it gets another; it counts towards the size all the same."""
         ledger = make_ledger(max_size=2)
-        join(ledger.line, 0.0, math.inf)
+        join(ledger.queue, 0.0, math.inf)
         entry = ledger.reserve(0.0)
         assert ledger.wanted() == 0
         ledger.is_late(entry)
         assert ledger.wanted() == 1
         other = ledger.reserve(0.0)
         assert ledger.wanted() == 0
-        ledger.strike_off(entry)
+        ledger.remove(entry)
         assert (ledger.opening, ledger.late) == (1, 0)
         ledger.opened(other, "a", 0.0, math.inf)
         assert (ledger.opening, ledger.late) == (0, 0)
@@ -135,8 +135,8 @@ class TestLaws:
     def test_a_waiter_that_leaves_is_wanted_for_no_more(self) -> None:
         """The rule follows who really waits."""
         ledger = make_ledger()
-        waiter = join(ledger.line, 0.0, math.inf)
-        ledger.line.leave(waiter)
+        waiter = join(ledger.queue, 0.0, math.inf)
+        ledger.queue.leave(waiter)
         assert ledger.wanted() == 0
 
     def test_a_place_above_max_size_is_a_bug(self) -> None:
@@ -160,7 +160,7 @@ class TestLaws:
         if state == "closing":
             ledger.withdraw(entry, State.CLOSING)
         assert entry.state.value == state
-        ledger.strike_off(entry)
+        ledger.remove(entry)
         left = (ledger.size, ledger.opening, ledger.closing, ledger.idle, ledger.leased)
         assert left == (0, 0, 0, [], {})
         assert entry.state is State.CLOSED
@@ -197,7 +197,7 @@ class TestTakeAndGive:
     def test_waiters_are_served_in_their_order(self) -> None:
         """The head of the line gets what comes first."""
         ledger = make_ledger()
-        waiters = [join(ledger.line, 0.0, math.inf) for _ in range(2)]
+        waiters = [join(ledger.queue, 0.0, math.inf) for _ in range(2)]
         entries = [add(ledger, "a"), add(ledger, "b")]
         assert [waiter.served for waiter in waiters] == entries
 
@@ -206,7 +206,7 @@ class TestTakeAndGive:
         ledger = make_ledger()
         entry = add(ledger, "a", 0.0, expires_at=10.0)
         lend(ledger)
-        waiter = join(ledger.line, 0.0, math.inf)
+        waiter = join(ledger.queue, 0.0, math.inf)
         assert not take_back(ledger, entry, 10.0)
         assert waiter.served is None
         assert ledger.idle == []
@@ -229,7 +229,7 @@ class TestTakeAndGive:
         for name in ("a", "b"):
             entry = add(ledger, name)
             take_back(ledger, lend(ledger), 0.0)
-            ledger.strike_off(entry)
+            ledger.remove(entry)
         add(ledger, "c")
         lend(ledger)
         assert ledger.leases == 3
@@ -251,13 +251,13 @@ class TestTakeAndGive:
         ledger = make_ledger(max_size=10)
         reads = [Read(number, 0.0, math.inf) for number in range(3)]
         for read in reads:
-            ledger.line.admit(read)
+            ledger.queue.admit(read)
         assert (ledger.waiting, ledger.wanted(), ledger.unmet()) == (3, 1, 1)
-        join(ledger.line, 0.0, math.inf)
+        join(ledger.queue, 0.0, math.inf)
         assert (ledger.waiting, ledger.wanted(), ledger.unmet()) == (4, 2, 2)
         for read in reads[:2]:
             read.alone = True
-        ledger.line.recount()
+        ledger.queue.recount()
         assert (ledger.waiting, ledger.wanted(), ledger.unmet()) == (4, 4, 4)
 
 
@@ -306,14 +306,14 @@ class TestSizes:
         leased, opening = lend(ledger), ledger.reserve(0.0)
         assert ledger.drain() == [idle]
         assert not take_back(ledger, leased, 1.0)
-        assert opening.expires_at == DOOMED
+        assert opening.expires_at == RETIRED
 
     def test_a_drain_of_what_is_older_spares_what_is_younger(self) -> None:
         """What was opened at that very instant is older."""
         ledger = make_ledger()
         older, younger = add(ledger, "a", 1.0), add(ledger, "b", 1.5)
         assert ledger.drain(1.0) == [older]
-        assert (older.expires_at, younger.expires_at) == (DOOMED, math.inf)
+        assert (older.expires_at, younger.expires_at) == (RETIRED, math.inf)
 
     def test_what_is_opened_after_a_drain_stays(self) -> None:
         """A drain is about the connections of that moment."""
@@ -360,11 +360,11 @@ class TestDue:
         """Neither for its idleness nor for its life; one that is doomed goes all the same."""
         ledger = make_ledger(max_idle=10.0)
         old, doomed = add(ledger, "a", expires_at=10.0), add(ledger, "b")
-        doomed.doom()
-        ledger.sparing = True
+        doomed.retire()
+        ledger.keep_expired = True
         assert ledger.surplus(20.0) == []
         assert ledger.expired(20.0) == [doomed]
-        ledger.sparing = False
+        ledger.keep_expired = False
         assert ledger.expired(20.0) == [old, doomed]
 
     def test_a_long_lease_is_overdue_until_it_was_told_of(self) -> None:
@@ -390,10 +390,10 @@ class TestDue:
         """A use or a ping is a sign of life."""
         ledger = make_ledger(ping_interval=10.0)
         silent, used, pinged = add(ledger, "a"), add(ledger, "b"), add(ledger, "c")
-        used.used_at = pinged.proved_at = 5.0
-        assert ledger.unproved(9.9) == []
-        assert ledger.unproved(10.0) == [silent]
-        assert ledger.unproved(15.0) == [silent, used, pinged]
+        used.used_at = pinged.healthy_at = 5.0
+        assert ledger.ping_due(9.9) == []
+        assert ledger.ping_due(10.0) == [silent]
+        assert ledger.ping_due(15.0) == [silent, used, pinged]
 
     def test_nothing_becomes_due_before_next_due(self) -> None:
         """It is the earliest end of a life, an idleness or a silence."""
@@ -410,7 +410,7 @@ class TestDue:
         ledger = make_ledger(ping_interval=20.0)
         entry = add(ledger, "a", 5.0)
         assert ledger.next_due(15.0) == 25.0
-        entry.proved_at = 14.0
+        entry.healthy_at = 14.0
         assert ledger.next_due(15.0) == 34.0
 
     def test_only_a_surplus_is_ever_idle_for_too_long(self) -> None:
@@ -420,7 +420,7 @@ class TestDue:
         assert ledger.next_due(5.0) == 15.0
         add(ledger, "b")
         assert ledger.next_due(5.0) == 10.0
-        ledger.sparing = True
+        ledger.keep_expired = True
         assert ledger.next_due(5.0) == 15.0
 
     def test_what_opens_until_then_does_not_become_due_before_next_due(self) -> None:

@@ -181,7 +181,7 @@ class TestPings:
             await asyncio.sleep(31.0)
             assert [conn.closed for conn in driver.conns] == [True, False, False]
             assert snapshot(core).lost == 1
-            assert core.stock.last_error is not None
+            assert core.store.last_error is not None
 
     @virtual_time
     async def test_one_that_is_lost_with_its_answer_is_replaced(
@@ -192,10 +192,10 @@ class TestPings:
         async with running(driver, 1, 1) as core:
             (entry,) = core.ledger.idle
             monkeypatch.setattr(driver, "is_alive", lambda _: False)
-            assert not await core.stock.ping(entry)
+            assert not await core.store.ping(entry)
             monkeypatch.undo()
             await settle()
-            assert core.stock.counters.lost == 1
+            assert core.store.counters.lost == 1
             assert [each.conn for each in core.ledger.idle] == driver.conns[1:]
 
     @virtual_time
@@ -203,13 +203,13 @@ class TestPings:
         """It ends as what it is, and is no error of the server's."""
         driver = Driver(ping=never)
         async with running(driver, 1, 1) as core:
-            ping = asyncio.create_task(core.stock.ping(core.ledger.idle[0]))
+            ping = asyncio.create_task(core.store.ping(core.ledger.idle[0]))
             await settle()
             ping.cancel()
             await settle()
             assert ping.cancelled()
             assert driver.conns[0].closed
-            assert core.stock.last_error is None
+            assert core.store.last_error is None
 
     @virtual_time
     async def test_a_failed_ping_is_no_failed_connect(self) -> None:
@@ -289,7 +289,7 @@ class TestRounds:
 
         driver = Driver()
         async with running(driver, 1, 1, keeper=True, ping_interval=10.0) as core:
-            monkeypatch.setattr(core.vigil, "report_overdue", fail)
+            monkeypatch.setattr(core.lease_monitor, "report_overdue", fail)
             await asyncio.sleep(15.0)
             assert not driver.times("ping")
             monkeypatch.undo()

@@ -11,7 +11,7 @@ from itertools import pairwise
 import psycopg
 import pytest
 
-from asyncpool._core.entry import DOOMED
+from asyncpool._core.entry import RETIRED
 from asyncpool._core.outage import GRACE
 from asyncpool.errors import PoolTimeout, PoolUnavailable
 from asyncpool.faults import Fault, classify
@@ -57,8 +57,8 @@ class TestAccess:
                 assert isinstance(error, PoolUnavailable)
                 assert str(error.__cause__) == WRONG
                 assert "access is refused" in str(error)
-            assert (found[0].failures, core.ledger.line.length) == (1, 0)  # type: ignore[attr-defined]
-            assert core.stock.counters.requests_failed == 5
+            assert (found[0].failures, core.ledger.queue.length) == (1, 0)  # type: ignore[attr-defined]
+            assert core.store.counters.requests_failed == 5
 
     @virtual_time
     async def test_access_that_was_given_before_is_waited_for_at_first(self) -> None:
@@ -110,7 +110,7 @@ class TestAccess:
             assert isinstance(await failure(use(core)), PoolUnavailable)
             await asyncio.sleep(1.1)
             assert await use(core) == pytest.approx(now())
-            assert not core.stock.outage
+            assert not core.store.outage
 
     @virtual_time
     async def test_nobody_is_turned_away_while_a_connection_may_come_back(self) -> None:
@@ -131,17 +131,17 @@ class TestAccess:
         """Its event is set for a moment, not for good."""
         driver = Driver(open=partial(refused, WRONG))
         async with running(driver, 2, 2) as core:
-            assert not await core.stock.fill()
-            assert core.stock.is_hopeless()
-            assert not core.stock.full.is_set()
+            assert not await core.store.fill()
+            assert core.store.is_hopeless()
+            assert not core.store.full.is_set()
             driver.usual["open"] = ok
             await asyncio.sleep(1.0)
-            assert await core.stock.fill()
-            assert not core.stock.is_hopeless()
-            assert core.stock.full.is_set()
+            assert await core.store.fill()
+            assert not core.store.is_hopeless()
+            assert core.store.full.is_set()
             driver.usual["open"] = fails
             core.drain()
-            filling = asyncio.create_task(core.stock.fill())
+            filling = asyncio.create_task(core.store.fill())
             await asyncio.sleep(10.0)
             assert not filling.done()
             driver.usual["open"] = ok
@@ -154,7 +154,7 @@ class TestAccess:
         async with running(driver, 1, 1) as core:
             await asyncio.sleep(300.0)
             driver.usual["open"] = ok
-            assert await core.stock.fill()
+            assert await core.store.fill()
             assert now() < 301.0
 
     @virtual_time
@@ -162,7 +162,7 @@ class TestAccess:
         """And no longer: attempts are twice as rare then."""
         driver = Driver(open=fails)
         async with running(driver, 1, 1, fail_fast_after=math.inf) as core:
-            filling = [asyncio.create_task(core.stock.fill()) for _ in range(3)]
+            filling = [asyncio.create_task(core.store.fill()) for _ in range(3)]
             found = []
             await asyncio.sleep(10.0)
             for left in ([], filling[:2], filling[2:]):
@@ -182,7 +182,7 @@ class TestAccess:
         driver = Driver(open=never)
         driver.script["open"] += [partial(refused, WRONG), partial(asyncio.sleep, 0.01)]
         async with running(driver, 2, 4) as core:
-            filling = asyncio.create_task(core.stock.fill())
+            filling = asyncio.create_task(core.store.fill())
             await asyncio.sleep(3.0)
             assert not filling.done()
             filling.cancel()
@@ -202,7 +202,7 @@ class TestLongOutage:
             assert error.lasts >= 10.0
             started = now()
             assert isinstance(await failure(use(core)), PoolUnavailable)
-            assert (now(), core.ledger.line.length) == (started, 0)
+            assert (now(), core.ledger.queue.length) == (started, 0)
 
     @virtual_time
     async def test_it_is_over_within_a_second_of_the_servers_return(self) -> None:
@@ -301,7 +301,7 @@ class TestKeeping:
             started = now()
             assert isinstance(await failure(use(core)), PoolUnavailable)
             assert now() == started
-            assert core.ledger.line.length == 1
+            assert core.ledger.queue.length == 1
             assert isinstance(await failure(waiting), PoolTimeout)
 
     @virtual_time
@@ -325,7 +325,7 @@ class TestKeeping:
             await asyncio.sleep(60.0)
             assert len(core.ledger.idle) == 1
             assert not {each.conn for each in core.ledger.idle} & set(conns)
-            assert not core.stock.outage
+            assert not core.store.outage
 
     @virtual_time
     async def test_a_server_with_no_room_is_asked_once_a_second(self) -> None:
@@ -360,7 +360,7 @@ class TestNews:
             self.tell(lent, psycopg.errors.ReadOnlySqlTransaction, lost=False)  # no news
             await settle()
             assert len(core.ledger.idle) == 3
-            assert len(core.stock.crew) == 0
+            assert len(core.store.tasks) == 0
 
     @virtual_time
     async def test_one_that_was_terminated_alone_is_replaced_alone(self) -> None:
@@ -373,7 +373,7 @@ class TestNews:
             await settle()
             assert set(others) < {entry.conn for entry in core.ledger.idle}
             assert len(core.ledger.idle) == 3
-            assert (len(driver.times("ping")), core.stock.counters.lost) == (2, 1)
+            assert (len(driver.times("ping")), core.store.counters.lost) == (2, 1)
 
     @virtual_time
     async def test_nobody_gets_one_that_was_not_asked_yet(self) -> None:
@@ -447,7 +447,7 @@ class TestNews:
             self.tell(first, psycopg.errors.AdminShutdown, lost=True)
             await asyncio.sleep(1.0)
             assert not {entry.conn for entry in core.ledger.entries} & old
-            assert core.stock.counters.lost == 3
+            assert core.store.counters.lost == 3
             assert len(core.ledger.idle) == 3
 
     @virtual_time
@@ -505,7 +505,7 @@ class TestNews:
             core.release(lost)
             younger = await core.acquire(None)
             await asyncio.sleep(2.0)
-            ends = [core.ledger.leased[conn].expires_at == DOOMED for conn in (kept, younger)]
+            ends = [core.ledger.leased[conn].expires_at == RETIRED for conn in (kept, younger)]
             assert ends == [True, False]
             core.release(kept)
             core.release(younger)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from asyncpool._pipeline.profiles import FARTHEST, KEPT, LONG, PROBATION, Profile, Profiles
+from asyncpool._pipeline.profiles import (
+    FARTHEST,
+    KEPT,
+    LONG,
+    PROBATION,
+    StatementProfile,
+    StatementProfiles,
+)
 from asyncpool._pipeline.request import Request
 
 
-def way(profile: Profile) -> tuple[bool, bool]:
+def way(profile: StatementProfile) -> tuple[bool, bool]:
     """Whether a statement may be sent behind another's, and whether it needs a connection."""
     request = Request(profile, "")
     return request.shares, request.needs
@@ -16,14 +23,14 @@ def way(profile: Profile) -> tuple[bool, bool]:
 
 def test_a_plain_read_shares_once_it_has_shown_to_be_quick() -> None:
     """Until then it is not taken to need a connection of its own, but is sent behind none."""
-    profile = Profiles().look("SELECT 1")
+    profile = StatementProfiles().look("SELECT 1")
     assert way(profile) == (False, False)
     profile.was_quick()
     assert way(profile) == (True, False)
 
 
 def test_a_read_that_was_slow_is_on_probation() -> None:
-    profile = Profiles().look("SELECT 1")
+    profile = StatementProfiles().look("SELECT 1")
     profile.was_slow()
     for _ in range(PROBATION - 1):
         assert way(profile) == (False, True)
@@ -37,14 +44,14 @@ def test_a_read_that_was_slow_is_on_probation() -> None:
     "query", ["INSERT INTO t VALUES (1)", "SELECT pg_sleep(0)", "SET x = 1", b"\xff", 1]
 )
 def test_all_else_never_shares(query: object) -> None:
-    profile = Profiles().look(query)  # type: ignore[arg-type]
+    profile = StatementProfiles().look(query)  # type: ignore[arg-type]
     for _ in range(2 * PROBATION):
         profile.was_quick()
     assert way(profile) == (False, True)
 
 
 def test_a_text_is_remembered_until_many_others_have_come() -> None:
-    profiles = Profiles()
+    profiles = StatementProfiles()
     first = profiles.look("SELECT 1")
     assert profiles.look("SELECT 1") is first
     for n in range(KEPT):
@@ -54,14 +61,14 @@ def test_a_text_is_remembered_until_many_others_have_come() -> None:
 
 
 def test_the_round_trip_is_the_least_that_was_seen() -> None:
-    profiles = Profiles()
+    profiles = StatementProfiles()
     for seconds in (5.0, 0.2, 0.01, 2.0):
         profiles.timed(seconds, rises=True)
     assert profiles.round_trip == pytest.approx(0.01, rel=0.05)
 
 
 def test_a_network_that_becomes_slower_is_known_after_a_while() -> None:
-    profiles = Profiles()
+    profiles = StatementProfiles()
     profiles.timed(0.001, rises=True)
     for _ in range(400):
         profiles.timed(0.04, rises=True)
@@ -69,14 +76,14 @@ def test_a_network_that_becomes_slower_is_known_after_a_while() -> None:
 
 
 def test_no_round_trip_takes_as_long_as_work_does() -> None:
-    profiles = Profiles()
+    profiles = StatementProfiles()
     profiles.timed(60.0, rises=True)
     assert profiles.round_trip == FARTHEST
 
 
 def test_slow_statements_do_not_make_the_network_seem_slow() -> None:
     """Only the time of one that is known to be quick tells of a longer way."""
-    profiles = Profiles()
+    profiles = StatementProfiles()
     profiles.timed(0.001, rises=True)
     for _ in range(400):
         profiles.timed(0.2, rises=False)

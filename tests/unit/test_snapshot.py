@@ -33,14 +33,14 @@ async def test_a_request_counts_from_its_coming_to_its_end() -> None:
         await core.acquire(None)
         waiting = asyncio.create_task(core.acquire(1.0))
         await settle()
-        end = core.ledger.line.fail
+        end = core.ledger.queue.fail
         seen = []
 
         def look(waiter: Any, error: BaseException) -> None:
             end(waiter, error)
             seen.append(snapshot(core))
 
-        core.ledger.line.fail = look  # type: ignore[method-assign]
+        core.ledger.queue.fail = look  # type: ignore[method-assign]
         with pytest.raises(PoolTimeout):
             await waiting
         for stats in [*seen, snapshot(core)]:
@@ -55,7 +55,7 @@ async def test_a_request_counts_once_when_the_pool_ends_under_its_hand_over() ->
         waiting = asyncio.create_task(core.acquire(None))
         await settle()
         core.release(conn)
-        core.stock.discard(core.ledger.leased[conn])  # as `close` does when its time is up
+        core.store.discard(core.ledger.leased[conn])  # as `close` does when its time is up
         waiting.cancel()
         await settle()
         stats = snapshot(core)
@@ -66,17 +66,17 @@ async def test_a_request_counts_once_when_the_pool_ends_under_its_hand_over() ->
 async def test_the_spread_of_uses_and_waits_has_each_of_them_once() -> None:
     """However many there were between two looks, and with one under way."""
     async with running(Driver(), 1, 1) as core:
-        counters = core.stock.counters
+        counters = core.store.counters
         for _ in range(3):
             for _ in range(1500):
                 core.release(core.acquire_now() or await core.acquire(None))
             conn = await core.acquire(None)
             waiting = [asyncio.create_task(use(core, 0.5)) for _ in range(3)]
             await asyncio.sleep(2.0)
-            core.stock.settle_times()
+            core.store.sort_times()
             core.release(conn)
             await asyncio.gather(*waiting)
-        core.stock.settle_times()
+        core.store.sort_times()
         assert counters.use.count == core.ledger.leases == 3 * 1504
         assert counters.use.sum == pytest.approx(counters.use_time)
         assert counters.use.max == pytest.approx(2.0)

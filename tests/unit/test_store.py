@@ -34,7 +34,7 @@ from tests.unit._tools import (
 
 
 async def wait_until_full(core: Core[FakeConn]) -> float:
-    await core.stock.full.wait()
+    await core.store.full.wait()
     return now()
 
 
@@ -147,7 +147,7 @@ class TestGrowth:
     async def test_its_tasks_have_the_pools_name(self) -> None:
         """And say what they do."""
         async with running(Driver(open=never), 1, 1) as core:
-            assert core.stock.name == "test"
+            assert core.store.name == "test"
             names = {task.get_name() for task in asyncio.all_tasks()}
             assert "test: connect" in names
 
@@ -158,7 +158,7 @@ class TestGrowth:
         async with running(driver, 0, 2) as core:
             await asyncio.sleep(10.0)
             await asyncio.gather(use(core), use(core))
-            assert core.stock.counters.connect_time == pytest.approx(2 * 2.0)
+            assert core.store.counters.connect_time == pytest.approx(2 * 2.0)
 
     @virtual_time
     async def test_a_connect_that_is_cancelled_is_not_tried_again(self) -> None:
@@ -170,14 +170,14 @@ class TestGrowth:
             await settle()
             assert task.cancelled()
             assert (core.ledger.size, len(driver.times("open"))) == (0, 1)
-            assert not core.stock.outage
+            assert not core.store.outage
 
     @virtual_time
     async def test_a_connect_that_is_cancelled_keeps_nothing_of_what_it_did(self) -> None:
         """The frames of a driver have the socket."""
         async with running(Driver(open=never)) as core:
             entry = core.ledger.reserve(now())
-            connect = _open(weakref.ref(core.stock), core.stock.connector, entry)
+            connect = _open(weakref.ref(core.store), core.store.driver, entry)
             connect.send(None)
             with pytest.raises(asyncio.CancelledError) as caught:
                 connect.throw(asyncio.CancelledError())
@@ -212,7 +212,7 @@ class TestMinSize:
         """And it is full from the beginning."""
         driver = Driver()
         async with running(driver, 0, 5) as core:
-            assert core.stock.full.is_set()
+            assert core.store.full.is_set()
             await asyncio.sleep(100.0)
             assert driver.calls == []
 
@@ -280,17 +280,17 @@ class TestOutage:
             driver = Driver(open=fails)
             core = make_core(driver, 1, 1)
             core.open()
-            stock, clock = core.stock, core.stock.time
+            store, clock = core.store, core.store.time
             for made in range(1, 5):
                 while len(driver.times("open")) < made or core.ledger.opening:
                     await settle()
                 instant = now()
-                stock.time = lambda instant=instant: instant  # type: ignore[misc]
-                stock.outage.retry_at = stock.outage.rest_until = instant + 0.0004
-                stock.refill()
-                assert stock.next_probe_at == instant + 0.0004
-                stock.refill()
-                stock.time = clock
+                store.time = lambda instant=instant: instant  # type: ignore[misc]
+                store.outage.retry_at = store.outage.rest_until = instant + 0.0004
+                store.refill()
+                assert store.next_probe_at == instant + 0.0004
+                store.refill()
+                store.time = clock
             await core.close(0)
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -307,7 +307,7 @@ class TestOutage:
             had_at = await asyncio.gather(*users)
             assert max(had_at) <= 6.0
             assert max(had_at) - min(had_at) < 0.01
-            assert not core.stock.outage
+            assert not core.store.outage
 
     @virtual_time
     async def test_the_probe_that_succeeds_serves_a_waiter_like_any_other(self) -> None:
@@ -373,17 +373,17 @@ class TestOutage:
         """Without its traceback, whose frames hold the pool."""
         driver = Driver(open=fails)
         async with running(driver, 0, 1) as core:
-            assert (core.stock.last_error, core.stock.last_error_at) == (None, 0.0)
+            assert (core.store.last_error, core.store.last_error_at) == (None, 0.0)
             await asyncio.sleep(10.0)
             with pytest.raises(PoolTimeout):
                 await core.acquire(0.01)
-            assert isinstance(core.stock.last_error, Broken)
-            assert core.stock.last_error.__traceback__ is None
-            assert core.stock.last_error_at == pytest.approx(10.0, abs=0.001)
+            assert isinstance(core.store.last_error, Broken)
+            assert core.store.last_error.__traceback__ is None
+            assert core.store.last_error_at == pytest.approx(10.0, abs=0.001)
             with pytest.raises(PoolTimeout):
                 await core.acquire(1.0)
-            assert core.stock.counters.connects_failed == len(driver.times("open")) > 1
-            assert not core.stock._openers
+            assert core.store.counters.connects_failed == len(driver.times("open")) > 1
+            assert not core.store._openers
 
     @virtual_time
     async def test_reconnect_failed_is_told_once_an_outage(self) -> None:
@@ -424,9 +424,9 @@ class TestOutage:
         async with running(driver, 3, 3, connect_patience=60.0) as core:
             await asyncio.sleep(4.9)
             driver.usual["open"] = ok
-            core.stock.stop_retrying()
-            core.stock.outage.rest_until = 50.0
-            core.stock.refill()
+            core.store.stop_retrying()
+            core.store.outage.rest_until = 50.0
+            core.store.refill()
             await asyncio.sleep(0.1)
             assert len(core.ledger.idle) == 3
             assert timers() == []
@@ -437,9 +437,9 @@ class TestOutage:
         driver = Driver(open=fails)
         async with running(driver, 1, 1) as core:
             await asyncio.sleep(10.0)
-            core.stock.outage.retry_at, core.stock.outage.rest_until = 11.0, 60.0
-            core.stock.stop_retrying()
-            core.stock.refill()
+            core.store.outage.retry_at, core.store.outage.rest_until = 11.0, 60.0
+            core.store.stop_retrying()
+            core.store.refill()
             assert [timer.when() for timer in timers()] == [60.0]
             driver.usual["open"] = ok
             waiting = asyncio.create_task(use(core))
@@ -462,7 +462,7 @@ class TestOutage:
             driver.usual["open"] = ok
             conn = await waiting
             await settle()
-            assert not core.stock.outage
+            assert not core.store.outage
             assert core.ledger.size == 3
             core.release(conn)
 
@@ -502,10 +502,10 @@ class TestDiscard:
         """Neither while its farewell goes on nor when it is over."""
         driver = Driver(close=slow(1.0))
         async with running(driver, 2, 2) as core:
-            assert core.stock.counters.connects == 2
+            assert core.store.counters.connects == 2
             entry = core.ledger.idle[0]
             for state in (State.CLOSING, State.CLOSING, State.CLOSED, State.CLOSED):
-                core.stock.discard(entry)
+                core.store.discard(entry)
                 await asyncio.sleep(0.4)
                 assert entry.state is state
             assert len(driver.times("close")) == 1
@@ -566,11 +566,11 @@ class TestDropped:
         core.open()
         await settle()
         dead = weakref.ref(core)
-        crew = core.stock.crew
+        tasks = core.store.tasks
         del core
         gc.collect()
         assert dead() is None
-        crew.dismiss()
+        tasks.dismiss()
         await settle()
         assert driver.sockets == 0
 
@@ -648,14 +648,14 @@ class TestTimes:
     async def test_however_many_came_since_the_last_look_all_are_counted(self) -> None:
         """Those that are kept one by one stand for the others too."""
         async with running(Driver(open=slow(0.25)), 0, 1) as core:
-            counters = core.stock.counters
+            counters = core.store.counters
             await asyncio.gather(*(use(core, 0.0001) for _ in range(3000)))
             holder = asyncio.create_task(use(core, 10.0))
             waits = [asyncio.create_task(use(core)) for _ in range(5)]
             await settle()
             counters.use_time += 7.0
             counters.shared_time += 7.0  # those of a shared connection are no borrower's
-            core.stock.settle_times()
+            core.store.sort_times()
             assert counters.connect.count == 1
             assert counters.connect.sum == counters.connect_time == pytest.approx(0.25)
             assert counters.wait.count == 3000
@@ -678,8 +678,8 @@ async def test_an_outage_that_nobody_looks_into_is_told_to_be_over(
         with pytest.raises(PoolTimeout):
             await core.acquire(0.1)
         await asyncio.sleep(60.0)
-        assert not core.stock.outage
-        assert not core.ledger.sparing
+        assert not core.store.outage
+        assert not core.ledger.keep_expired
     kinds = [vars(each)["pool_event"] for each in caplog.records]
     assert [kind for kind in kinds if kind not in USUAL] == ["outage", "outage lapsed"]
 
@@ -692,7 +692,7 @@ async def test_whatever_goes_wrong_is_told_with_its_reason(
     caplog.set_level(logging.INFO, "asyncpool")
     driver = Driver()
     async with running(driver, 1, 1) as core:
-        stock = core.stock
+        store = core.store
 
         async def replaced() -> FakeConn:
             await asyncio.sleep(10.0)
@@ -706,15 +706,15 @@ async def test_whatever_goes_wrong_is_told_with_its_reason(
         core.release(await core.acquire(5.0))
         await replaced()
         driver.script["ping"].append(fails)
-        assert not await stock.ping(core.ledger.idle[0])
+        assert not await store.ping(core.ledger.idle[0])
         driver.script["close"].append(fails)
         lose(await replaced())
         await replaced()
         began = now()
         driver.script["ping"].append(slow(0.25))
-        assert await stock.ping(core.ledger.idle[0])
-        assert stock.counters.ping.count == 1
-        assert stock.counters.ping.sum == pytest.approx(now() - began)
+        assert await store.ping(core.ledger.idle[0])
+        assert store.counters.ping.count == 1
+        assert store.counters.ping.sum == pytest.approx(now() - began)
 
         driver.script["open"] += [fails, fails, late, late]
         lose(await replaced())
@@ -742,7 +742,7 @@ async def test_whatever_goes_wrong_is_told_with_its_reason(
     facts = vars(next(each for each in caplog.records if vars(each)["pool_event"] == "outage over"))
     assert facts["pool_failures"] == 4
     assert 0 < facts["pool_duration"] < now() - outage
-    kinds = [each.kind for each in stock.events.last if each.kind not in USUAL]
+    kinds = [each.kind for each in store.events.last if each.kind not in USUAL]
     assert [kind for kind in kinds if kind != "lost"] == [kind for kind, *_ in told]
     assert [n for n, kind in enumerate(kinds) if kind == "lost"] == [2, 5, 6]
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from asyncpool.testing import ServerUnavailable, ServerUnsupported, _ladder, _warden, postgres
+from asyncpool.testing import ServerUnavailable, ServerUnsupported, _discovery, _reaper, postgres
 from asyncpool.testing._backend import (
     SOURCES,
     Absent,
@@ -63,64 +63,64 @@ def absent() -> Found:
 
 
 @pytest.fixture
-def ladder(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[], Found]]:
-    """A ladder whose every rung answers; tests remove some."""
-    rungs: dict[str, Callable[[], Found]] = {source: present(source) for source in SOURCES}
-    monkeypatch.setattr(_ladder, "RUNGS", rungs)
-    return rungs
+def providers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[], Found]]:
+    """Every provider, each of which answers; tests remove some."""
+    providers: dict[str, Callable[[], Found]] = {source: present(source) for source in SOURCES}
+    monkeypatch.setattr(_discovery, "PROVIDERS", providers)
+    return providers
 
 
 class TestLadder:
     @pytest.mark.parametrize("count", range(4))
     def test_the_first_rung_that_answers_is_taken(
-        self, ladder: dict[str, Callable[[], Found]], count: int
+        self, providers: dict[str, Callable[[], Found]], count: int
     ) -> None:
         """DSN, container, the machine's programs, the wheel: in this order."""
-        ladder.update(dict.fromkeys(SOURCES[:count], absent))
-        assert _ladder.choose().source == SOURCES[count]
+        providers.update(dict.fromkeys(SOURCES[:count], absent))
+        assert _discovery.choose().source == SOURCES[count]
 
     def test_when_none_answers_the_error_lists_what_each_said(
-        self, ladder: dict[str, Callable[[], Found]]
+        self, providers: dict[str, Callable[[], Found]]
     ) -> None:
         """And it says what to install."""
-        ladder.update(dict.fromkeys(SOURCES, absent))
+        providers.update(dict.fromkeys(SOURCES, absent))
         with pytest.raises(ServerUnavailable) as caught:
-            _ladder.choose()
+            _discovery.choose()
         message = str(caught.value)
         assert all(f"{source}: there is none" in message for source in SOURCES)
         assert "pip install 'asyncpool[testing]'" in message
 
     @pytest.mark.parametrize("source", SOURCES)
-    @pytest.mark.usefixtures("ladder")
+    @pytest.mark.usefixtures("providers")
     def test_a_rung_can_be_forced(self, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
         """By the environment, and by an argument, which wins."""
-        assert _ladder.choose(source).source == source
+        assert _discovery.choose(source).source == source
         monkeypatch.setenv("ASYNCPOOL_TEST_SERVER", source)
-        assert _ladder.choose().source == source
-        assert _ladder.choose("wheel").source == "wheel"
+        assert _discovery.choose().source == source
+        assert _discovery.choose("wheel").source == "wheel"
 
     def test_a_forced_rung_that_is_not_there_is_an_error(
-        self, ladder: dict[str, Callable[[], Found]], monkeypatch: pytest.MonkeyPatch
+        self, providers: dict[str, Callable[[], Found]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Never another one in its place."""
-        ladder["binaries"] = absent
+        providers["binaries"] = absent
         monkeypatch.setenv("ASYNCPOOL_TEST_SERVER", "binaries")
         with pytest.raises(ServerUnavailable, match=r"ASYNCPOOL_TEST_SERVER='binaries'.*is none"):
-            _ladder.choose()
+            _discovery.choose()
 
     def test_an_unknown_rung_is_an_error_that_names_those_there_are(self) -> None:
         """A typing error is not taken for "any"."""
         with pytest.raises(ServerUnavailable, match=r"'whel' is not one of dsn, .*wheel"):
-            _ladder.choose("whel")
+            _discovery.choose("whel")
 
     def test_the_dsn_rung_is_there_when_its_variable_is_set(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It is taken first, and its description does not repeat the DSN."""
         with pytest.raises(ServerUnavailable, match="set ASYNCPOOL_TEST_DSN"):
-            _ladder.choose("dsn")
+            _discovery.choose("dsn")
         monkeypatch.setenv("ASYNCPOOL_TEST_DSN", "postgresql://u:secret@nowhere/db")
-        found = _ladder.choose()
+        found = _discovery.choose()
         assert found.source == "dsn"
         assert "secret" not in found.description
 
@@ -213,14 +213,14 @@ class TestThreads:
 
 
 class TestProcesses:
-    @pytest.mark.parametrize("table", [_warden._from_proc, _warden._from_ps])
+    @pytest.mark.parametrize("table", [_reaper._from_proc, _reaper._from_ps])
     def test_the_table_knows_parents_and_commands(
-        self, table: Callable[[], list[_warden.Process]]
+        self, table: Callable[[], list[_reaper.Process]]
     ) -> None:
         """Linux's /proc, and the `ps` of other systems."""
-        if table is _warden._from_ps and not shutil.which("ps"):
+        if table is _reaper._from_ps and not shutil.which("ps"):
             pytest.skip("no ps here")
-        if table is _warden._from_proc and sys.platform != "linux":
+        if table is _reaper._from_proc and sys.platform != "linux":
             pytest.skip("no /proc here")
         command = [sys.executable, "-c", "print(flush=True); input()", "-D", "/a folder"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
@@ -235,11 +235,11 @@ class TestProcesses:
         """And it ends with `end`, children and all."""
         script = "sleep 1000 & wait"
         with subprocess.Popen(["/bin/sh", "-c", script]) as shell:
-            assert _warden.wait_until(lambda: len(_warden.family([shell.pid])) == 2, 10)
-            family = _warden.family([shell.pid])
-            _warden.end([shell.pid], patience=0.0)
+            assert _reaper.wait_until(lambda: len(_reaper.family([shell.pid])) == 2, 10)
+            family = _reaper.family([shell.pid])
+            _reaper.end([shell.pid], patience=0.0)
         assert family[0] == shell.pid
-        assert _warden.family(family) == []
+        assert _reaper.family(family) == []
 
 
 class TestFolder:
@@ -520,10 +520,10 @@ class TestPlugin:
         program = (
             "import sys, types\n"
             "package = types.ModuleType('asyncpool')\n"  # only its annex is of interest here
-            f"package.__path__ = [{str(Path(_ladder.__file__).parents[1])!r}]\n"
+            f"package.__path__ = [{str(Path(_discovery.__file__).parents[1])!r}]\n"
             "sys.modules['asyncpool'] = package\n"
-            "import pytest, asyncpool.testing.plugin, asyncpool.testing._ladder as ladder\n"
-            "ladder.choose('dsn')\n"
+            "import pytest, asyncpool.testing.plugin, asyncpool.testing._discovery as discovery\n"
+            "discovery.choose('dsn')\n"
             "print({'psycopg', 'anyio', 'docker', 'testcontainers'} & set(sys.modules))\n"
         )
         environment = os.environ | {"ASYNCPOOL_TEST_DSN": "postgresql://nowhere"}

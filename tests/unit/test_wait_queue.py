@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from asyncpool._core.wait_queue import Line, Waiter
+from asyncpool._core.wait_queue import Waiter, WaitQueue
 from tests.unit._tools import join, now, settle, timers, virtual_time
 
 
@@ -22,8 +22,8 @@ class Late(Exception):
     """What the lines of these tests raise at a deadline."""
 
 
-def make_line() -> Line[str]:
-    return Line(lambda waiter: Late(waiter.deadline))
+def make_line() -> WaitQueue[str]:
+    return WaitQueue(lambda waiter: Late(waiter.deadline))
 
 
 async def wait(waiter: Waiter[str]) -> str:
@@ -36,7 +36,9 @@ async def wait(waiter: Waiter[str]) -> str:
     return waiter.served
 
 
-async def stand(line: Line[str], deadline: float = math.inf, *, ticket: int | None = None) -> str:
+async def stand(
+    line: WaitQueue[str], deadline: float = math.inf, *, ticket: int | None = None
+) -> str:
     """Stand in line as the core does: what was handed over to one who leaves is passed on."""
     waiter = join(line, now(), deadline, ticket)
     try:
@@ -47,7 +49,7 @@ async def stand(line: Line[str], deadline: float = math.inf, *, ticket: int | No
         raise
 
 
-async def queue(line: Line[str], count: int) -> list[asyncio.Task[str]]:
+async def queue(line: WaitQueue[str], count: int) -> list[asyncio.Task[str]]:
     tasks = [asyncio.create_task(stand(line)) for _ in range(count)]
     await settle()
     return tasks

@@ -39,7 +39,7 @@ class ServerGone(ConnectionError):
     """The server has ended the session, and with it the transaction."""
 
 
-class Junction:
+class TransactionProxy:
     """Where clients meet: `host` is the directory of a Unix socket for them.
 
     Args:

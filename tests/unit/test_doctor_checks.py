@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from psycopg import capabilities
 
-from asyncpool.cli import _looks, _room, _times
+from asyncpool.cli import _capacity, _server_checks, _timeouts
 from asyncpool.cli._facts import Asked, Facts
 from asyncpool.cli._findings import Finding, span, worst
 from asyncpool.cli._pooler import Pooler
@@ -64,7 +64,7 @@ def test_connections_are_held_against_the_limit_and_what_is_in_use(
     size: int, workers: int, level: str, words: str
 ) -> None:
     """More than there may ever be is a problem, more than are free now a warning."""
-    found = look(_room.connections, Asked(max_size=size, workers=workers))
+    found = look(_capacity.connections, Asked(max_size=size, workers=workers))
     assert (found.level, found.facts["free"]) == (level, 82)
     assert words in found.found
 
@@ -72,7 +72,7 @@ def test_connections_are_held_against_the_limit_and_what_is_in_use(
 def test_reserved_connections_count_for_those_who_may_have_them() -> None:
     """A superuser has all, a member of pg_use_reserved_connections its own."""
     limits = [
-        look(_room.connections, uses_reserved=member, superuser=superuser).facts["limit"]
+        look(_capacity.connections, uses_reserved=member, superuser=superuser).facts["limit"]
         for member, superuser in ((False, False), (True, False), (True, True))
     ]
     assert limits == [92, 97, 100]
@@ -80,7 +80,7 @@ def test_reserved_connections_count_for_those_who_may_have_them() -> None:
 
 def test_too_many_workers_for_one_connection_each_are_told_how_many() -> None:
     """max_size=0 is no advice."""
-    found = look(_room.role_limit, Asked(max_size=1, workers=5), role_limit=3)
+    found = look(_capacity.role_limit, Asked(max_size=1, workers=5), role_limit=3)
     assert found.level == "problem"
     assert found.advice.startswith("3 workers at most")
 
@@ -95,7 +95,7 @@ def test_too_many_workers_for_one_connection_each_are_told_how_many() -> None:
 )
 def test_clocks_that_differ_are_told_of(seconds: float, level: str, words: str) -> None:
     """By how much, and in which direction."""
-    found = look(_looks.clock, clock=seconds)
+    found = look(_server_checks.clock, clock=seconds)
     assert found.level == level
     assert words in found.found
 
@@ -113,21 +113,21 @@ def test_clocks_that_differ_are_told_of(seconds: float, level: str, words: str) 
 )
 def test_tls_is_judged_by_where_it_goes(changes: Any, level: str, words: str) -> None:
     """On this machine none is needed; over a network, one that is checked."""
-    found = look(_looks.tls, **changes)
+    found = look(_server_checks.tls, **changes)
     assert found.level == level
     assert words in found.found
 
 
 def test_prepared_statements_last_where_the_pooler_takes_them_along() -> None:
     """As PgBouncer does with max_prepared_statements, if libpq can close them."""
-    found = look(_looks.prepared_statements, pooler=Pooler("transaction", True))
+    found = look(_server_checks.prepared_statements, pooler=Pooler("transaction", True))
     assert found.facts["kept"]
     assert found.level == ("ok" if capabilities.has_send_close_prepared() else "warning")
 
 
 def test_a_pooler_that_tells_no_limits_is_a_note() -> None:
     """The server's own would be the wrong ones."""
-    found = look(_room.connections, pooler=Pooler("transaction", False))
+    found = look(_capacity.connections, pooler=Pooler("transaction", False))
     assert found.level == "note"
     assert "does not tell its limits" in found.found
 
@@ -142,7 +142,7 @@ def test_a_pooler_that_tells_no_limits_is_a_note() -> None:
 )
 def test_keepalives_that_come_late_are_told_of(options: Any, level: str, words: str) -> None:
     """Those of the connection string, where it has its own."""
-    found = look(_times.keepalives, options=options, given=frozenset(options))
+    found = look(_timeouts.keepalives, options=options, given=frozenset(options))
     assert found.level == level
     assert words in found.found
 
@@ -152,20 +152,20 @@ def test_keepalives_that_come_late_are_told_of(options: Any, level: str, words: 
 )
 def test_a_connect_should_not_outlast_the_request_for_it(seconds: str, level: str) -> None:
     """A pool's timeout is 30 s by default."""
-    found = look(_times.connect_timeout, options={"connect_timeout": seconds})
+    found = look(_timeouts.connect_timeout, options={"connect_timeout": seconds})
     assert found.level == level
 
 
 @pytest.mark.parametrize(("seconds", "level"), [(0, "ok"), (20, "warning"), (300, "ok")])
 def test_idle_sessions_should_outlast_the_pings(seconds: float, level: str) -> None:
     """They come every 30 s by default."""
-    found = look(_times.idle_session_timeout, settings={"idle_session_timeout": seconds})
+    found = look(_timeouts.idle_session_timeout, settings={"idle_session_timeout": seconds})
     assert found.level == level
 
 
 def test_many_hosts_with_no_wish_are_a_note() -> None:
     """The first that is reached need not be the primary."""
-    found = look(_looks.role, hosts=2)
+    found = look(_server_checks.role, hosts=2)
     assert found.level == "note"
     assert "target_session_attrs=read-write" in found.advice
 

@@ -13,7 +13,7 @@ from asyncpool._core.entry import Entry
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.redact import redacted
 from asyncpool._core.stacks import where
-from asyncpool._core.store import Stock
+from asyncpool._core.store import ConnectionStore
 from asyncpool.errors import (
     PoolClosed,
     PoolDeadlock,
@@ -25,7 +25,7 @@ from asyncpool.errors import (
 from asyncpool.faults import Fault
 
 
-class Refusals:
+class ErrorFactory:
     """The errors of one pool.
 
     Args:
@@ -33,13 +33,13 @@ class Refusals:
         stock: what is known of an outage.
     """
 
-    def __init__(self, ledger: Ledger[Any], stock: Stock[Any]) -> None:
+    def __init__(self, ledger: Ledger[Any], store: ConnectionStore[Any]) -> None:
         self._ledger = ledger
-        self._stock = stock
+        self._store = store
 
     def timed_out(self, timeout: float, why: str = "", what: str = "no connection") -> PoolTimeout:
         """For a request whose time is up; the last connect error is its cause."""
-        ledger, now, outage = self._ledger, self._stock.time(), self._stock.outage
+        ledger, now, outage = self._ledger, self._store.time(), self._store.outage
         limits, leased = ledger.settings, ledger.leased
         waiting = max(1, ledger.waiting)  # the one who is told counts
         oldest = min(leased.values(), key=_lent_at, default=None)
@@ -70,7 +70,7 @@ class Refusals:
 
     def unavailable(self) -> PoolUnavailable:
         """For a request for which there will be none; the last connect error is its cause."""
-        now, outage = self._stock.time(), self._stock.outage
+        now, outage = self._store.time(), self._store.outage
         lasts = now - outage.since
         why = "access is refused" if outage.fault is Fault.ACCESS else "connecting fails"
         said = redacted(outage.error)

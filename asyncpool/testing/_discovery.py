@@ -1,4 +1,4 @@
-"""Which server is taken: the first rung that answers, or the one that was asked for."""
+"""Which server is taken: the first provider that answers, or the one that was asked for."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SOURCE_VARIABLE = "ASYNCPOOL_TEST_SERVER"
 
 
 def choose(source: str | None = None) -> Found:
-    """Climb the ladder.
+    """Try the providers in their order.
 
     Args:
-        source: The only rung to try; None takes it from `ASYNCPOOL_TEST_SERVER`, or tries all.
+        source: The only provider to try; None takes it from `ASYNCPOOL_TEST_SERVER`, or tries all.
 
     Raises:
         ServerUnavailable: None answered; it lists what each of them said.
@@ -28,10 +28,10 @@ def choose(source: str | None = None) -> Found:
     source = source or os.environ.get(SOURCE_VARIABLE)
     if not source:
         return _first_that_answers()
-    if source not in RUNGS:
+    if source not in PROVIDERS:
         raise ServerUnavailable(f"{asked_by}={source!r} is not one of {', '.join(SOURCES)}")
     try:
-        return RUNGS[source]()
+        return PROVIDERS[source]()
     except Absent as absent:
         raise ServerUnavailable(
             f"{asked_by}={source!r} asks for a server that is not there: {absent}"
@@ -40,7 +40,7 @@ def choose(source: str | None = None) -> Found:
 
 def _first_that_answers() -> Found:
     answers = []
-    for name, look in RUNGS.items():
+    for name, look in PROVIDERS.items():
         try:
             return look()
         except Absent as absent:
@@ -88,11 +88,11 @@ def _wheel() -> Found:
 
 
 def _refuse_windows() -> None:
-    if os.name != "posix":  # the modules of these rungs do not even import there
+    if os.name != "posix":  # the modules of these providers do not even import there
         raise Absent("this needs Linux or macOS")
 
 
-RUNGS: dict[str, Callable[[], Found]] = {
+PROVIDERS: dict[str, Callable[[], Found]] = {
     "dsn": _dsn,
     "testcontainers": find_engine,
     "binaries": _binaries,
