@@ -52,8 +52,8 @@ class Driver(Protocol[C]):
         """Whether it is not known to be broken, with no I/O that waits."""
         ...
 
-    def watch(self, conn: C, tell: Notify) -> bool:
-        """Call `tell` from the event loop when a connection is lost, idle or not.
+    def watch(self, conn: C, notify: Notify) -> bool:
+        """Call `notify` from the event loop when a connection is lost, idle or not.
 
         And of errors of its statements. False where that cannot be seen: then `is_alive` has to be
         asked each time.

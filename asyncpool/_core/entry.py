@@ -97,9 +97,9 @@ class Entry(Generic[C]):
         """The one to be retired once this one is open."""
 
     @property
-    def lives(self) -> bool:
-        """Whether it may be lent again, if only for the rest of its time."""
-        return self.expires_at != RETIRED
+    def is_retired(self) -> bool:
+        """Whether it is never lent again."""
+        return self.expires_at == RETIRED
 
     def retire(self) -> None:
         """Never lend it again: its server was seen to go, or the pool was drained."""

@@ -33,11 +33,11 @@ class FailureHandler(Generic[C]):
         """When connections were lost of late with no word from the server."""
         self._replaced_at = -PAUSE
 
-    def heard(self, entry: Entry[C], error: BaseException | None, lost: bool) -> None:
+    def handle(self, entry: Entry[C], error: BaseException | None, lost: bool) -> None:
         """One is lost, idle or lent, or a statement has failed on it."""
         store = self._store
         # Of those that are to be closed, as after the same news of another, it is none.
-        new = entry.lives
+        new = not entry.is_retired
         fault = None if error is None else store.fault_of(error)
         in_use = entry.state is State.LEASED
         if lost and entry.state is State.IDLE:
@@ -81,7 +81,7 @@ class FailureHandler(Generic[C]):
         if await ping:
             # It has answered, and was given up all the same: the server is leaving.
             store.counters.lost += entry.expires_at == RETIRED
-        elif any(each.opened_at <= since for each in store.ledger.entries if each.lives):
+        elif any(each.opened_at <= since for each in store.ledger.entries if not each.is_retired):
             text = "the server is leaving: all are replaced"
             store.record("server leaving", text, logging.WARNING)
             for each in store.ledger.drain(since):

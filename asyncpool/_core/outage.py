@@ -46,7 +46,7 @@ class Outage:
         self.error: Exception | None = None
         self.fault: Fault | None = None
         """Of the last failure."""
-        self.told = False
+        self.reported = False
         """Whether the user was told that it lasts."""
         self.ever_worked = False
         """Whether connecting has worked before it."""
@@ -65,7 +65,7 @@ class Outage:
         if self.failures and began <= self.since:
             return
         if not self.failures or self.has_lapsed(began):
-            self.failures, self.since, self.told = 0, now, False
+            self.failures, self.since, self.reported = 0, now, False
         self.failures += 1
         if fault is Fault.ACCESS and not self._may_be_mistaken(now):
             self.retry_at = now + delay(1, self._random, first=REST_CAP, cap=REST_CAP)
@@ -96,4 +96,4 @@ class Outage:
         """A connect has succeeded, or nothing is known of it any more."""
         self.failures = 0
         self.error = self.fault = None
-        self.told = False
+        self.reported = False

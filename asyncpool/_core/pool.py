@@ -78,7 +78,7 @@ class Core(Generic[C]):
         self.ledger: Ledger[C] = Ledger(settings, self._overdue, budget)
         self.store = ConnectionStore(self.ledger, driver, on_outage, classify, random or Random())
         self.store.trusting = check is None
-        self.store.on_failure = FailureHandler(self.store).heard
+        self.store.on_failure = FailureHandler(self.store).handle
         self.store.on_unavailable = self._turn_away
         self.errors = ErrorFactory(self.ledger, self.store)
         self.lease_monitor = LeaseMonitor(self.store, self.errors, on_leak, listens)

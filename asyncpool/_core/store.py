@@ -200,8 +200,8 @@ class ConnectionStore(Generic[C]):
         self.outage.failed(now, error, entry.opened_at, self.fault_of(error))
         self.ledger.keep_expired = True
         lasts = now - self.outage.since >= self.ledger.settings.reconnect_timeout
-        if lasts and not self.outage.told and self._on_outage is not None:
-            self.outage.told = True
+        if lasts and not self.outage.reported and self._on_outage is not None:
+            self.outage.reported = True
             self.tasks.spawn(self._on_outage(), "reconnect_failed")
 
     def mark_healthy(self, entry: Entry[C]) -> None:
@@ -324,8 +324,8 @@ class ConnectionStore(Generic[C]):
         expires_at = RETIRED if entry.expires_at == RETIRED else now + life
         self.ledger.opened(entry, conn, now, expires_at)
         home = asyncio.get_running_loop()
-        tell = partial(_tell, weakref.ref(self), weakref.ref(entry), home)
-        entry.watched = self.driver.watch(conn, tell)
+        notify = partial(_notify, weakref.ref(self), weakref.ref(entry), home)
+        entry.watched = self.driver.watch(conn, notify)
         if (old := entry.predecessor) is not None:
             entry.predecessor = None
             if old.state is State.IDLE:
@@ -481,7 +481,7 @@ def _late(store: weakref.ref[ConnectionStore[C]], entry: Entry[C]) -> None:
         alive.refill()
 
 
-def _tell(
+def _notify(
     store: weakref.ref[ConnectionStore[C]],
     place: weakref.ref[Entry[C]],
     home: asyncio.AbstractEventLoop,

@@ -134,7 +134,7 @@ class WaitQueue(Generic[T]):
         """Those who really wait."""
         self.needing = 0
         """Those of them who need a connection each; the others need one together."""
-        self.told = 0
+        self.unseen_errors = 0
         """Those whose wait has ended in an error, and who have not run yet."""
         self._timer: asyncio.TimerHandle | None = None
         self._rings_at = math.inf
@@ -183,7 +183,7 @@ class WaitQueue(Generic[T]):
         if waiter.waiting:
             self._remove(waiter)
         elif waiter.error is not None:
-            self.told -= 1
+            self.unseen_errors -= 1
         served, waiter.served = waiter.served, None
         waiter.error = waiter.task = None  # it is kept for a while, and they keep others
         return served
@@ -216,7 +216,7 @@ class WaitQueue(Generic[T]):
         """End the wait of one with an error."""
         waiter.error = error
         self._remove(waiter)
-        self.told += 1
+        self.unseen_errors += 1
         waiter.notify()
 
     def fail_all(self, error: Callable[[], BaseException]) -> None:

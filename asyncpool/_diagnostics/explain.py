@@ -174,7 +174,7 @@ def _doing(core: Core[Any], stats: PoolStats, now: float) -> list[str]:
         found.append(f"opening {stats.opening}{late}")
     if stats.cleaning:
         found.append(f"cleaning or pinging {stats.cleaning}")
-    if leaving := sum(not each.lives for each in ledger.leased.values()):
+    if leaving := sum(each.is_retired for each in ledger.leased.values()):
         found.append(f"draining: {leaving} will be replaced when they come back")
     if (surplus := ledger.staying - core.settings.max_size) > 0:
         found.append(f"shrinking: {surplus} will be closed when they come back")

@@ -50,7 +50,7 @@ def snapshot(core: Core[Any], *, settle: bool = True) -> PoolStats:
     served = ledger.leases + counters.requests_shared
     # Whoever has been told so has failed, though its task has yet to run and count it.
     counted = {name: getattr(counters, name) for name in COUNTED}
-    counted["requests_failed"] += ledger.queue.told
+    counted["requests_failed"] += ledger.queue.unseen_errors
     durations: dict[str, Any] = dict(
         spread(counters) if settle or not counters.snapshots else counters.snapshots
     )

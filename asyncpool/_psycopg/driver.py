@@ -313,9 +313,9 @@ class PsycopgDriver(Generic[ACT]):
         bond = self._bonds.get(conn)
         return bond is not None and conn._notify_handlers != bond.baseline.notify_handlers
 
-    def watch(self, conn: ACT, tell: Notify) -> bool:
+    def watch(self, conn: ACT, notify: Notify) -> bool:
         """Have `tell` called when the server hangs up; psycopg's own cannot be watched."""
-        return self._bonds[conn].watch(tell)
+        return self._bonds[conn].watch(notify)
 
     async def ask(self, check: Callable[[ACT], Awaitable[None] | None], conn: ACT) -> None:
         """Call the user's check, and end the transaction that it may have started."""

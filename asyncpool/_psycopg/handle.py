@@ -84,7 +84,7 @@ class ConnectionHandle:
         self._doubt: BaseException | None = None
         self.unfit = False
         """Whether something of a borrower's could not be put back."""
-        self._tell: Notify | None = None
+        self._notify: Notify | None = None
         # The socket once more: the only witness that outlives libpq's own descriptor.
         if self.transport is not None:
             self._socket = self.transport.socket
@@ -126,19 +126,19 @@ class ConnectionHandle:
         if self.transport is not None:
             await self.transport.finish(conn)
 
-    def watch(self, tell: Notify) -> bool:
-        """Have `tell` called with what happens; False: psycopg's own cannot be watched."""
+    def watch(self, notify: Notify) -> bool:
+        """Have `notify` called with what happens; False: psycopg's own cannot be watched."""
         if self.transport is None:
             return False
-        self._tell = tell
+        self._notify = notify
         if self.transport.up:
-            self.transport.tell = self._heard
+            self.transport.notify = self._on_change
         else:
-            tell()
+            notify()
         return True
 
-    def _heard(self, error: BaseException | None = None, *, lost: bool = True) -> None:
-        assert self._tell is not None, "bug: a watch with nobody to tell"
+    def _on_change(self, error: BaseException | None = None, *, lost: bool = True) -> None:
+        assert self._notify is not None, "bug: a watch with nobody to tell"
         if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) and self.transport is not None:
             # It may be the user's own doing. Whether the server has become a standby is asked when
             # the connection comes back.
@@ -146,7 +146,7 @@ class ConnectionHandle:
                 self._doubt = error
                 self.transport.amiss |= DOUBTED
         else:
-            self._tell(error, lost=lost)
+            self._notify(error, lost=lost)
 
     def take_interrupted(self) -> bool:
         """Whether a query was cancelled since this was last asked."""
@@ -165,8 +165,8 @@ class ConnectionHandle:
 
     def confirm(self, doubt: BaseException) -> None:
         """It has."""
-        if self._tell is not None:
-            self._tell(doubt, lost=False)
+        if self._notify is not None:
+            self._notify(doubt, lost=False)
 
     def watch_again(self) -> None:
         """The connection is clean: its end is to be noticed again."""

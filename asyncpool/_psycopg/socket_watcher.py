@@ -53,7 +53,7 @@ class SocketWatcher:
         """Watched, and not in the middle of ending a cancelled query."""
         self.draining: asyncio.Task[None] | None = None
         """What brings a cancelled query to its end."""
-        self.tell: Callable[..., None] | None = None
+        self.notify: Callable[..., None] | None = None
         """What is told, once, that the server has gone or is about to, and of errors before."""
         self.reading = False
         self._writing = False
@@ -150,13 +150,13 @@ class SocketWatcher:
 
     def report_error(self, error: BaseException) -> None:
         """A statement has failed."""
-        if self.tell is not None:
-            self.tell(error, lost=False)
+        if self.notify is not None:
+            self.notify(error, lost=False)
 
     def _report_loss(self, error: BaseException | None = None) -> None:
-        tell, self.tell = self.tell, None
-        if tell is not None:
-            tell(error)
+        notify, self.notify = self.notify, None
+        if notify is not None:
+            notify(error)
 
     def _pause(self) -> None:
         if self.reading:

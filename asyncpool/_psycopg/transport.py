@@ -173,7 +173,7 @@ class Transport(SocketWatcher):
     def tick(self) -> None:
         """Tell the generator that nothing has come, as psycopg before 3.3 does for `notifies`."""
         if self._gen is not None:
-            self._go_on(0, tell=True)
+            self._go_on(0, tick=True)
 
     def pass_on_farewell(self) -> None:
         """Raise what the server has said, once; what is said to it now would have no answer."""
@@ -279,7 +279,7 @@ class Transport(SocketWatcher):
             if self.reading and threading.get_ident() != self._thread and self.loop.is_running():
                 self.loop.call_soon_threadsafe(self.dispose)
                 return
-        self.tell = None
+        self.notify = None
         try:
             self.release()
         finally:
@@ -304,14 +304,14 @@ class Transport(SocketWatcher):
         else:
             self._go_on(0)
 
-    def _go_on(self, ready: int, *, tell: bool = False) -> None:
+    def _go_on(self, ready: int, *, tick: bool = False) -> None:
         """Advance the generator with what is ready, and on as long as the socket takes more."""
         gen, future, want = self._gen, self._future, self._want
         assert self._context is not None, "bug: a generator with no context"
         assert future is not None, "bug: a generator with nobody to tell"
         send, since = self._context.run, 0.0
         try:
-            if ready or tell:
+            if ready or tick:
                 want = send(gen.send, ready)
                 while ready & READY_R and want & WAIT_R and self.is_hung_up():
                     want = send(gen.send, READY_R)

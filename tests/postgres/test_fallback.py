@@ -89,7 +89,7 @@ async def test_a_system_that_cannot_watch_is_not_asked(
 ) -> None:
     """On Windows a socket's descriptor is no file's, and cannot be duplicated as one."""
     monkeypatch.setattr("asyncpool._psycopg.connection.sys", SimpleNamespace(platform="win32"))
-    monkeypatch.setattr("asyncpool._psycopg.connection.Wire", None)
+    monkeypatch.setattr("asyncpool._psycopg.connection.Transport", None)
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
         async with pool.connection() as conn:
             assert await backend_of(conn)

@@ -74,7 +74,7 @@ class FakeConn:
 
 
 class FakeDriver:
-    """A `Connector[FakeConn]` that counts the sockets there are."""
+    """A `Driver[FakeConn]` that counts the sockets there are."""
 
     def __init__(self, random: Random) -> None:
         self.random = random

@@ -138,7 +138,14 @@ class Laws:
             ledger.idle.copy(),
             list(ledger.leased.values()),
             list(line._places),
-            (line.length, line.told, ledger.opening, ledger.late, ledger.closing, self.begun),
+            (
+                line.length,
+                line.unseen_errors,
+                ledger.opening,
+                ledger.late,
+                ledger.closing,
+                self.begun,
+            ),
             counted,
         )
         if seen == self._seen:
@@ -298,7 +305,7 @@ class Laws:
             broken("leased: table and states differ")
         if len(waiting) != line.length:
             broken("the line is miscounted")
-        if line.told != len(self.told):
+        if line.unseen_errors != len(self.told):
             broken("those who were told are miscounted")
         if idle and waiting:
             broken("somebody waits beside an idle connection")

@@ -220,7 +220,7 @@ def ignore_losses(patch: pytest.MonkeyPatch) -> None:
 
 def forget_who_was_lost(patch: pytest.MonkeyPatch) -> None:
     """A dead connection is lent: the watch tells of its end, and nobody listens."""
-    patch.setattr(asyncpool._core.store, "_tell", lambda *_, **__: None)
+    patch.setattr(asyncpool._core.store, "_notify", lambda *_, **__: None)
 
 
 # Bugs that need a schedule of their own to show.

@@ -101,7 +101,7 @@ def stubborn(until: float) -> Deed:
 
 
 class Driver:
-    """A `Connector[FakeConn]`: each call does the next deed of its script, then the usual one."""
+    """A `Driver[FakeConn]`: each call does the next deed of its script, then the usual one."""
 
     def __init__(self, **usual: Deed) -> None:
         self.usual: dict[str, Deed] = dict.fromkeys(("open", "close", "ping", "reset"), ok) | usual

@@ -51,7 +51,7 @@ def test_before_the_first_failure_there_is_nothing_to_tell() -> None:
     assert (outage.since, outage.retry_at, outage.rest_until) == (0.0, 0.0, 0.0)
     assert outage.error is None
     assert outage.fault is None
-    assert not any((outage.failures, outage.told, outage.ever_worked))
+    assert not any((outage.failures, outage.reported, outage.ever_worked))
 
 
 def test_the_next_connect_waits_for_the_delay() -> None:
@@ -66,10 +66,10 @@ def test_after_its_end_an_outage_begins_anew() -> None:
     outage = Outage(Random(0))
     for at in range(10):
         outage.failed(float(at), OSError(), began=at - 0.5)
-    outage.told = True
+    outage.reported = True
     outage.end()
     outage.failed(100.0, OSError(), began=99.0)
-    assert (outage.since, outage.told) == (100.0, False)
+    assert (outage.since, outage.reported) == (100.0, False)
     assert outage.retry_at <= 100.0 + FIRST
 
 
@@ -128,17 +128,17 @@ def test_an_outage_of_which_nothing_is_known_any_more_is_none() -> None:
     """Nobody had to try again; the next failure is the first of another."""
     outage = Outage(Random(0))
     outage.failed(0.0, OSError(), began=-1.0)
-    outage.told = True
+    outage.reported = True
     outage.end()
-    assert not outage.told
+    assert not outage.reported
     outage.failed(0.0, OSError(), began=-1.0)
-    outage.told = True
+    outage.reported = True
     later = outage.rest_until + LAPSE
     assert not outage.has_lapsed(later)
     assert outage.is_hopeless(later, 1.0)
     assert outage.has_lapsed(later + 0.1)
     assert not outage.is_hopeless(later + 0.1, 1.0)
     outage.failed(1000.0, OSError(), began=999.0)
-    assert (outage.failures, outage.since, outage.told) == (1, 1000.0, False)
+    assert (outage.failures, outage.since, outage.reported) == (1, 1000.0, False)
     outage.failed(1001.0, OSError(), began=1000.5)
     assert (outage.failures, outage.since) == (2, 1000.0)
