@@ -22,6 +22,8 @@ from asyncpool.pool import AsyncConnectionPool
 from asyncpool.sizing import Advice, Expectation
 from asyncpool.stats import PoolStats, Times
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Advice",
     "AsyncConnectionPool",

@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 
 DRIVERS = ("psycopg", "asyncpg", "psycopg2-binary")
-PACKAGES = ("asyncpool", "psycopg-pool", "sqlalchemy", "aiopg", "uvloop", *DRIVERS)
+PACKAGES = ("psycopg-asyncpool", "psycopg-pool", "sqlalchemy", "aiopg", "uvloop", *DRIVERS)
 
 
 def facts() -> dict[str, str]:

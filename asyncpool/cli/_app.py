@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
 
+from asyncpool import __version__
 from asyncpool.cli._demo import Plan, demo
 from asyncpool.cli._doctor import doctor
 from asyncpool.cli._facts import Asked
@@ -46,11 +46,7 @@ Json = Annotated[bool, typer.Option("--json", help="Say it in JSON.")]
 def show_version(wanted: bool) -> None:
     """Print the version and leave."""
     if wanted:
-        try:
-            number = version("asyncpool")
-        except PackageNotFoundError:
-            number = "(not installed)"
-        typer.echo(f"asyncpool {number}")
+        typer.echo(f"asyncpool {__version__}")
         raise typer.Exit
 
 
