@@ -27,7 +27,7 @@ from asyncpool import AsyncConnectionPool
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-DOCUMENTS = sorted({README, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")})
+DOCUMENTS = sorted({README, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")})
 BLOCK_LIMIT = 60.0
 """Seconds that one block may take; none should need five."""
 

@@ -1,0 +1,64 @@
+"""Whether each public name and member has its entry in the reference of a site that was built.
+
+    python docs/site/anchors.py build/site
+
+It prints the names that have none, and then ends with status 1.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpool
+from asyncpool._blocks.hints import HINTS
+
+MODULES = [
+    *(f"asyncpool.integrations.{name}" for name in ("starlette", "fastapi", "asgi", "aiohttp")),
+    *(f"asyncpool.integrations.{name}" for name in ("litestar", "sqlalchemy")),
+    *("asyncpool.metrics.prometheus", "asyncpool.metrics.otel"),
+    *("asyncpool.inspector", "asyncpool.inspector.aiohttp", "asyncpool.testing"),
+]
+
+
+def expected() -> Iterator[str]:
+    """Every public name of the package and its annexes, and every public member of its classes."""
+    for module in (asyncpool, *map(importlib.import_module, MODULES)):
+        for name in module.__all__:
+            found = getattr(module, name)
+            place = module.__name__
+            if getattr(found, "__module__", "") == "asyncpool.errors":
+                place = "asyncpool.errors"
+            yield f"{place}.{name}"
+            if inspect.isclass(found):
+                yield from (f"{place}.{name}.{member}" for member in members(found))
+
+
+def members(kind: type) -> list[str]:
+    """The public attributes of a class that it has from a class of ours."""
+    return [
+        name
+        for name in dir(kind)
+        if not name.startswith("_")
+        and name not in HINTS
+        and any(
+            base.__module__.startswith("asyncpool") and name in vars(base) for base in kind.__mro__
+        )
+    ]
+
+
+def main() -> int:
+    """Compare; returns the exit status."""
+    pages = Path(sys.argv[1], "reference").glob("*.html")
+    anchors = {id for page in pages for id in re.findall(r'id="([\w.]+)"', page.read_text())}
+    missing = sorted(set(expected()) - anchors)
+    print("\n".join(missing) or "each public name has its entry")
+    return bool(missing)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
