@@ -1,8 +1,8 @@
-"""What can go wrong in the pool itself.
+"""The errors of the pool itself.
 
-All are `psycopg.OperationalError`, so that code written for `psycopg_pool` catches them as before.
-The message says what happened, the numbers, then what to do; the numbers are attributes too.
-Errors of a query are psycopg's own and pass through untouched.
+All are `psycopg.OperationalError`, so that code written for psycopg_pool catches them. A message
+says what happened, the numbers, then what to do; the numbers are attributes too. Errors of a query
+are psycopg's own and pass through unchanged.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ __all__ = [
 
 
 class PoolError(psycopg.OperationalError):
-    """The base of every error that the pool raises on its own account."""
+    """The base class of the pool's errors."""
 
 
 class PoolClosed(PoolError):
-    """The pool is closed, or not open yet."""
+    """The pool is closed or not open yet."""
 
 
 class PoolTimeout(PoolError):
-    """No connection within the time limit; the last connect error, if any, is the cause.
+    """No connection or no answer within the time limit; a connect error, if any, is the cause.
 
     Attributes:
-        timeout: the limit that was up, in seconds.
-        max_size: the most connections that the pool may have; 0 is no bound.
-        size: those it had, in every state.
-        leased: those that were lent out.
-        waiting: requests in the line at that moment, this one included.
-        longest_lease: the age of the longest lease in seconds, 0.0 when nothing is lent out.
+        timeout: the time limit in seconds.
+        max_size: the most connections that the pool may have; 0: no limit.
+        size: the connections that it had, in every state.
+        leased: the leased connections.
+        waiting: the requests in the wait queue, including this one.
+        longest_lease: the age of the longest lease in seconds; 0.0 without a lease.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class PoolTimeout(PoolError):
 
 
 class PoolUnavailable(PoolTimeout):
-    """No connection is to be had, and waiting longer would not help; the cause says why.
+    """No connection is available, and waiting longer would not help; the cause says why.
 
-    Access is refused, such as for a wrong password or a database that does not exist, or connecting
-    has failed for longer than `fail_fast_after`.
+    The server refuses access, as for a wrong password or a missing database, or connecting has
+    been failing for longer than `fail_fast_after`.
 
     Attributes:
-        failures: connects that have failed in a row.
+        failures: the consecutive failed connects.
         lasts: seconds since the first of them.
     """
 
@@ -84,13 +84,14 @@ class PoolUnavailable(PoolTimeout):
 
 
 class PoolDeadlock(PoolTimeout):
-    """Every connection is held by a task that waits for one more, so that none will be returned.
+    """Each task that holds a connection waits for one more, so that none will be returned.
 
-    The last of these tasks to wait gets this; as its block ends, the others go on. So does a task
-    that would wait for its own stream(), COPY or notifies() on the connection of its session.
+    The last of these tasks to wait gets this error; when its block ends, the others continue. A
+    task also gets it if it would wait for its own stream(), COPY or notifies() on the connection
+    of its session.
 
     Attributes:
-        holders: where each of the tasks waits, by its name, innermost first.
+        holders: by task name, the places where the task waits, innermost first.
     """
 
     def __init__(
@@ -101,10 +102,10 @@ class PoolDeadlock(PoolTimeout):
 
 
 class TooManyRequests(PoolError):
-    """`max_waiting` requests wait in the line already.
+    """The wait queue is full: `max_waiting` requests wait already.
 
     Attributes:
-        waiting: the requests in the line.
+        waiting: the requests in the wait queue.
         max_waiting: the limit.
     """
 
@@ -115,12 +116,12 @@ class TooManyRequests(PoolError):
 
 
 class ReleaseError(PoolError, ValueError):
-    """The connection is not one that this pool has lent out: foreign, or released already."""
+    """The connection is not leased from this pool: it is foreign, or was released already."""
 
 
 class PoolWrongLoop(PoolError, RuntimeError):
-    """The pool is open on another event loop, or no loop runs at all."""
+    """The pool is open on another event loop, or no event loop is running."""
 
 
 class PoolForked(PoolError, RuntimeError):
-    """The pool was opened before a fork, and this is the child."""
+    """The pool was opened before a fork, and this process is the child."""

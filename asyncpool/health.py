@@ -1,7 +1,7 @@
-"""Is the pool able to serve? Answered without waiting in its line, and without raising.
+"""The health check: it never joins the wait queue and never raises.
 
-The one ping is made on a connection that happens to be idle; when all are lent out there is none to
-ping, and the report says what is known without it. Where none is kept, one is opened in its place.
+It pings one idle connection. If none is idle, the report says what is known without a ping. A pool
+that keeps no connection opens one instead.
 """
 
 from __future__ import annotations
@@ -19,47 +19,47 @@ from asyncpool._core.redact import redacted
 from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool._psycopg.driver import ACT
 
-__all__ = ["HealthReport", "Status", "examine"]
+__all__ = ["HealthReport", "Status", "check_health"]
 
 Status = Literal["ok", "degraded", "down"]
 
 
 @dataclass(frozen=True, slots=True)
 class HealthReport:
-    """What a health check found; plain values, so that `as_dict` turns into JSON."""
+    """The result of a health check, in plain values."""
 
     status: Status
-    """ok: serving. degraded: serving, but with waiters, without room, or after a failed ping or
-    connect; also while connections are opened or replaced. down: closed, or nothing to serve
-    with."""
+    """"ok": the pool serves. "degraded": it serves while requests wait, or connects or the ping
+    fail, or connections are opened or replaced. "down": it is closed, not open, or has no
+    connection that works."""
     reason: str
-    """Why it is not ok, or what could not be tried, in words; else empty."""
+    """Why the status is not "ok", or why nothing was pinged; else empty."""
     latency: float | None
-    """Seconds of one round trip, or of a connect where none is kept; None when nothing was idle to
-    ping."""
+    """Seconds of the ping, or of the connect of a null pool; None if there was neither, or it
+    failed."""
     server_version: str | None
-    """Such as "16.4"; None before the first connection."""
+    """Such as "16.4"; None while no connection is open."""
     role: Literal["primary", "standby"] | None
-    """As the server has reported it (PostgreSQL 14 and later); else None."""
+    """As the server reports it (PostgreSQL 14 and later); else None."""
     size: int
     max_size: int
-    """0: there is no bound."""
+    """0: no limit."""
     idle: int
     leased: int
     waiting: int
     last_error: str | None
     """The last failed connect or ping."""
     last_error_age: float | None
-    """Seconds since then."""
+    """Seconds since `last_error`."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as a dict of JSON's own types."""
+        """Return the report as a dict of JSON types."""
         return asdict(self)
 
 
-async def examine(core: Core[ACT], timeout: float) -> HealthReport:
+async def check_health(core: Core[ACT], timeout: float) -> HealthReport:
     """Make a report within about `timeout` seconds."""
-    latency, failed = await _try(core, timeout) if core.usable else (None, False)
+    latency, failed = await _measure_latency(core, timeout) if core.usable else (None, False)
     keeps_idle = core.settings.keeps_idle
     reached = latency is not None and not keeps_idle
     stats, outage = snapshot(core), core.store.outage
@@ -77,7 +77,7 @@ async def examine(core: Core[ACT], timeout: float) -> HealthReport:
     elif serving == 0 and keeps_idle and not (stats.min_size or outage or failed or stats.waiting):
         reason = "no connection is open, and none is kept: min_size is 0"
     elif serving == 0 and keeps_idle and stats.closing and not outage and not failed:
-        # They are opened once the server has hung up on the ones before.
+        # New connections are opened once the server has hung up on the old ones.
         status, reason = "degraded", "connections are being replaced"
     elif serving == 0 and not reached:
         status, reason = "down", "no connection"
@@ -91,9 +91,9 @@ async def examine(core: Core[ACT], timeout: float) -> HealthReport:
     elif stats.waiting:
         status, reason = "degraded", f"{stats.waiting} requests wait for a connection"
     elif latency is None:
-        being = f", {stats.cleaning} being cleaned" if stats.cleaning else ""
-        reason = f"no connection is idle ({stats.leased} lent{being}): none was pinged"
-    version, role = _server(core)
+        cleaning = f", {stats.cleaning} being cleaned" if stats.cleaning else ""
+        reason = f"no connection is idle ({stats.leased} in use{cleaning}): none was pinged"
+    version, role = _server_facts(core)
     error = core.store.last_error
     age = core.store.time() - core.store.last_error_at if error is not None else None
     return HealthReport(
@@ -112,26 +112,26 @@ async def examine(core: Core[ACT], timeout: float) -> HealthReport:
     )
 
 
-async def _try(core: Core[ACT], timeout: float) -> tuple[float | None, bool]:
-    """The latency of a ping or connect, and whether it has failed; None, False: there was none."""
-    ledger, started, works = core.ledger, core.store.time(), False
+async def _measure_latency(core: Core[ACT], timeout: float) -> tuple[float | None, bool]:
+    """Return the seconds of a ping or connect, and whether it failed; None, False: neither ran."""
+    ledger, started, answered = core.ledger, core.store.time(), False
     if not core.settings.keeps_idle:
         if ledger.leased and ledger.size >= core.settings.max_size:
             return None, False
         with anyio.move_on_after(timeout):
-            works = await core.store.fill()
+            answered = await core.store.fill()
     elif ledger.idle:
         ping = core.store.tasks.spawn(core.store.ping(ledger.idle[-1]), "health")
         with anyio.move_on_after(timeout):
             await asyncio.wait({ping})
-        works = ping.done() and not ping.cancelled() and ping.result()
+        answered = ping.done() and not ping.cancelled() and ping.result()
     else:
         return None, False
-    return (core.store.time() - started, False) if works else (None, True)
+    return (core.store.time() - started, False) if answered else (None, True)
 
 
-def _server(core: Core[ACT]) -> tuple[str | None, Literal["primary", "standby"] | None]:
-    """What libpq knows with no query: the server's version and whether it is a standby."""
+def _server_facts(core: Core[ACT]) -> tuple[str | None, Literal["primary", "standby"] | None]:
+    """Return the server's version and role as libpq knows them, without a query."""
     for entry in core.ledger.entries:
         if entry.state in (State.IDLE, State.LEASED) and not entry.conn.closed:
             info = entry.conn.info

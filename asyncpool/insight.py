@@ -1,4 +1,4 @@
-"""What `explain()` tells: frozen, made on request, true for the instant in which it was made."""
+"""The result of `explain()`: frozen, made on request, true at the instant when it was made."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from asyncpool.stats import PoolStats
 
 __all__ = ["ConnectionInfo", "Event", "Explanation", "LeaseInfo", "WaiterInfo"]
 
-SHOWN = 10
-"""The most waiters, and the most events, that the text for people has."""
+TEXT_LIMIT = 10
+"""The most waiters, and the most events, in the text for people."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseInfo:
-    """One connection that is lent out."""
+    """One lease of a connection."""
 
     age: float
-    """Seconds since it was lent."""
+    """Seconds since the connection was leased."""
     holder: str
     """The name of the task that borrowed it."""
     connection: str
-    """The connection's own repr: database and transaction state, no password."""
+    """The connection's repr: database and transaction state, no password."""
     borrowed_at: str = ""
-    """The innermost place in the program, where the pool has a `leak_timeout`."""
+    """The innermost place in the program; known if the pool has a `leak_timeout`."""
     stack: tuple[str, ...] = ()
-    """All that are known, innermost first, such as "app.py:12 in handler"."""
+    """All known places, innermost first, such as "app.py:12 in handler"."""
     waits_at: tuple[str, ...] = ()
-    """Where the task is now, innermost first, if that is known."""
+    """Where the task is now, innermost first; empty if not known."""
     pid: int | None = None
-    """The server's process."""
+    """The process ID of the backend."""
     transaction: str = ""
     """"idle", "active", "in transaction", "failed transaction" or "closed"."""
     last_sql: str = ""
-    """The text of its last statement, without parameters; known for an `asyncpool.Connection`
-    where the pool has a `leak_timeout`."""
+    """The text of its last statement, without parameters; known for an `asyncpool.Connection` if
+    the pool has a `leak_timeout`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,38 +44,38 @@ class WaiterInfo:
     """One request that waits for a connection."""
 
     age: float
-    """Seconds since it joined the line."""
+    """Seconds since it joined the wait queue."""
     task: str
-    """The name of its task."""
+    """The name of the task."""
     waits_at: tuple[str, ...] = ()
     """The places in the program, innermost first."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionInfo:
-    """One place in the pool, from the moment in which its connection begins to open."""
+    """One connection of the pool, from the start of its connect until the server has hung up."""
 
     number: int
-    """Its own as long as it lives; the pool's first is 1."""
+    """The connection's number for its whole life; the first one of the pool has 1."""
     state: Literal["opening", "idle", "leased", "cleaning", "closing"]
     age: float
-    """Seconds since it was open; 0 while it is not."""
+    """Seconds since it was opened; 0.0 while it is opening."""
     since: float
     """Seconds in this state."""
     pid: int | None
-    """The server's process."""
+    """The process ID of the backend."""
     uses: int
-    """How many times it was lent."""
+    """How many times it was leased."""
     lease: LeaseInfo | None
-    """Who has it."""
+    """The lease, if it is in use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that has happened to the pool."""
+    """One event in the life of the pool."""
 
     age: float
-    """Seconds since then."""
+    """Seconds since the event."""
     kind: str
     """Such as "outage", "outage over", "lost", "ping failed", "leak", "resized"."""
     text: str
@@ -84,45 +84,46 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why requests wait and who has the connections; `str()` of it is the text for people."""
+    """Why requests wait and who has the connections; `str()` gives the text for people."""
 
     name: str
     status: str
     """The sizes in one line."""
     stats: PoolStats
     connections: tuple[ConnectionInfo, ...]
-    """All of them, the oldest first."""
+    """All connections, the oldest first."""
     leases: tuple[LeaseInfo, ...]
     """The longest first."""
     waiters: tuple[WaiterInfo, ...]
-    """The first 100, the first first; `stats.waiting` is how many there are."""
+    """The first 100 in the order of the wait queue; `stats.waiting` counts all."""
     events: tuple[Event, ...]
     """The last 100, the latest first."""
     last_error: str | None
     """The last failed connect or ping."""
     last_error_age: float | None
-    """Seconds since then."""
+    """Seconds since `last_error`."""
     doing: tuple[str, ...]
-    """What the pool is at."""
+    """What the pool does in the background now."""
     advice: tuple[str, ...]
+    """What the application can do."""
     budget: str | None
-    """What the pools of its `Budget` have."""
+    """The connections of all pools that share its `Budget`."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The same in JSON's own types, an infinite bound being None."""
+        """Return it as a dict of JSON types; an infinite number becomes None."""
         plain: dict[str, Any] = _plain(self)
         return plain
 
     def __str__(self) -> str:
         lines = [self.status]
         for lease in self.leases:
-            lines += _of_lease(lease)
+            lines += _lease_lines(lease)
         lines.append(f"{self.stats.waiting} waiting")
-        for place, waiter in enumerate(self.waiters[:SHOWN]):
+        for place, waiter in enumerate(self.waiters[:TEXT_LIMIT]):
             who = "the first" if place == 0 else "then"
             at = f", at {waiter.waits_at[0]}" if waiter.waits_at else ""
             lines.append(f"  {who} for {waiter.age:.3f} s: {waiter.task}{at}")
-        if (more := self.stats.waiting - SHOWN) > 0:
+        if (more := self.stats.waiting - TEXT_LIMIT) > 0:
             lines.append(f"  and {more} more")
         if self.budget is not None:
             lines.append(f"budget: {self.budget}")
@@ -130,11 +131,12 @@ class Explanation:
             lines.append(f"last error, {self.last_error_age:.1f} s ago: {self.last_error}")
         lines += [f"doing: {each}" for each in self.doing]
         lines += [f"advice: {each}" for each in self.advice]
-        lines += [f"{each.age:.1f} s ago: {each.kind}: {each.text}" for each in self.events[:SHOWN]]
+        shown = self.events[:TEXT_LIMIT]
+        lines += [f"{each.age:.1f} s ago: {each.kind}: {each.text}" for each in shown]
         return "\n".join(lines)
 
 
-def _of_lease(lease: LeaseInfo) -> list[str]:
+def _lease_lines(lease: LeaseInfo) -> list[str]:
     head = f"  leased for {lease.age:.3f} s by {lease.holder}: {lease.connection}"
     if lease.stack:
         head += f", borrowed at {lease.stack[0]}"

@@ -1,7 +1,6 @@
-"""A pool for each of many databases, under one limit of connections.
+"""`PoolManager`: a pool for each of many databases, under one limit of connections.
 
-It decides which pools there are. Who may open a connection is the budget's to say, and everything
-else each pool's own.
+The manager decides only which pools exist. The budget decides which pool may open a connection.
 """
 
 from __future__ import annotations
@@ -36,23 +35,23 @@ Pool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
 
 
 class PoolManager(Generic[K]):
-    """A pool for each database, opened when it is first asked for, under one limit for all.
+    """A pool for each database, opened on first use, under one limit of connections for all.
 
-    Its constructor does no I/O and needs no running loop.
+    The constructor does no I/O and needs no running loop.
 
     Args:
-        conninfo: gives the connection string for a key, such as a tenant's name, or a callable as
-            `AsyncConnectionPool` takes it; called once for each pool that is made. None: the keys
-            are connection strings, and those with the same parameters share a pool.
+        conninfo: a function from a key, such as a tenant's name, to the `conninfo` of its
+            `AsyncConnectionPool`; called once for each pool. None: the keys are connection strings,
+            and keys with the same parameters share a pool.
         max_connections: the most connections of all pools together.
         max_size: the most connections of one pool.
-        max_pools: the most pools that are kept; beyond it the least recently used of those that
-            are at rest is closed. None: no limit.
-        name: the beginning of the pools' names.
-        options: keyword arguments for each `AsyncConnectionPool`; without `min_size` it is 0.
+        max_pools: the most pools to keep; above it the manager closes the least recently used
+            pools that are not in use. None: no limit.
+        name: the prefix of the pools' names.
+        options: keyword arguments for each `AsyncConnectionPool`; `min_size` defaults to 0.
 
     Raises:
-        TypeError, ValueError: an argument makes no sense, `options` included.
+        TypeError, ValueError: an argument or an option is invalid.
     """
 
     def __init__(
@@ -71,9 +70,9 @@ class PoolManager(Generic[K]):
         if max_pools is not None and not count("max_pools", max_pools):
             msg = "max_pools must be at least 1, or None: got 0"
             raise ValueError(msg)
-        for taken in ("budget", "open"):
-            if taken in options:
-                msg = f"{taken} is the manager's own to give to its pools"
+        for reserved in ("budget", "open"):
+            if reserved in options:
+                msg = f"{reserved} is not an option here: the manager sets it for each pool"
                 raise TypeError(msg)
         self.name = name
         self.budget = Budget(max_connections)
@@ -81,10 +80,10 @@ class PoolManager(Generic[K]):
         self._max_pools = max_pools
         self._options = {"min_size": 0, "max_size": max_size} | options
         self._pools: OrderedDict[Hashable, Pool] = OrderedDict()
-        """By key; the most recently used is the last."""
+        """By key, the most recently used last."""
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
-        AsyncConnectionPool("", **self._options)  # says at once what makes no sense
+        AsyncConnectionPool("", **self._options)  # raises at once if an option is invalid
 
     def __repr__(self) -> str:
         budget = self.budget
@@ -106,13 +105,17 @@ class PoolManager(Generic[K]):
         return self._closed
 
     def pool(self, key: K) -> Pool:
-        """The pool for a key, made if there is none; it opens on its first use.
+        """Return the pool for a key; a new pool opens on its first use.
 
-        Do not keep it: with `max_pools` one at rest may be closed to make room for another.
+        Do not keep the pool: with `max_pools`, an unused one may be closed to make room.
+
+        Args:
+            key: a key of `conninfo`, or a connection string if the manager has no `conninfo`.
 
         Raises:
             PoolClosed: the manager is closed.
-            ValueError: the key is no connection string, where it has to be one.
+            TypeError, ValueError: the manager has no `conninfo`, and the key is not a valid
+                connection string.
             Exception: whatever `conninfo` raises.
         """
         if self._closed:
@@ -126,25 +129,29 @@ class PoolManager(Generic[K]):
         self._pools.move_to_end(identity)
         return pool
 
-    def connection(self, key: K, timeout: float | None = None) -> Tenancy[K]:
-        """A connection of a key's pool for a block, as the pool's own `connection()`.
+    def connection(self, key: K, timeout: float | None = None) -> ManagedLease[K]:
+        """Borrow a connection from the pool for a key, for a block.
+
+        Args:
+            key: as for `pool`.
+            timeout: seconds to wait for a connection; None: the pool's `timeout`.
 
         Raises:
-            PoolError: on entry, as there; also when the manager is closed.
-            ValueError: on entry: the key is no connection string, where it has to be one.
+            psycopg.OperationalError: as for `AsyncConnectionPool.connection`.
+            Exception: on entry, as for `pool`.
         """
-        return Tenancy(self, key, timeout)
+        return ManagedLease(self, key, timeout)
 
     def stats(self) -> dict[str, PoolStats]:
-        """The numbers of each pool, by its name."""
+        """Return the statistics of each pool by the pool's name."""
         return {pool.name: pool.stats() for pool in self}
 
     async def drop(self, key: K, timeout: float = 5.0) -> None:
-        """Close the pool for a key, if there is one; for a database that is to go.
+        """Close the pool for a key, if there is one, such as before its database is dropped.
 
         Args:
-            key: as for `pool`, which makes a new one if it is asked for the key again.
-            timeout: seconds to wait for connections that are lent out.
+            key: as for `pool`, which makes a new pool if it is called with the key again.
+            timeout: seconds to wait for leased connections.
         """
         duration("timeout", timeout)
         pool = self._pools.pop(self._identity(key), None)
@@ -152,10 +159,10 @@ class PoolManager(Generic[K]):
             await pool.close(timeout)
 
     async def close(self, timeout: float = 5.0) -> None:
-        """Close all pools, at once; see `AsyncConnectionPool.close`.
+        """Close all pools concurrently; see `AsyncConnectionPool.close`.
 
         Args:
-            timeout: seconds to wait for connections that are lent out.
+            timeout: seconds to wait for leased connections.
         """
         duration("timeout", timeout)
         self._closed = True
@@ -165,7 +172,7 @@ class PoolManager(Generic[K]):
             self._start_closing(pool, timeout)
         closing = [task for task in self._closing if task.get_loop() is asyncio.get_running_loop()]
         if closing:
-            # Cancelled, it leaves each to come to its end.
+            # If the task is cancelled here, each pool finishes closing by itself.
             with anyio.CancelScope(shield=True):
                 await asyncio.wait(closing)
 
@@ -201,20 +208,20 @@ class PoolManager(Generic[K]):
         )
 
     def _retire_surplus(self) -> None:
-        """Close those that have rested longest, as long as there are too many."""
+        """Close the least recently used pools that are not in use, while there are too many."""
         surplus = 0 if self._max_pools is None else len(self._pools) - self._max_pools
         newest = next(reversed(self._pools))
         for identity, pool in list(self._pools.items()):
             if surplus <= 0:
                 return
-            if identity != newest and _is_at_rest(pool):
+            if identity != newest and _is_unused(pool):
                 del self._pools[identity]
                 surplus -= 1
                 self._start_closing(pool, 0.0)
 
     def _start_closing(self, pool: Pool, timeout: float) -> None:
         if not pool._core.opened:
-            pool._core.store.closing = True  # nothing is there to be closed
+            pool._core.store.closing = True  # a pool that was never opened has nothing to close
             return
         work = pool.close(timeout)
         task = asyncio.get_running_loop().create_task(work, context=Context())
@@ -222,8 +229,8 @@ class PoolManager(Generic[K]):
         task.add_done_callback(self._closing.discard, context=Context())
 
 
-class Tenancy(Generic[K]):
-    """`manager.connection(key)`: a connection of that pool for a block."""
+class ManagedLease(Generic[K]):
+    """`manager.connection(key)`: a block with a connection of that key's pool."""
 
     __slots__ = ("_key", "_lease", "_manager", "_timeout")
 
@@ -243,7 +250,7 @@ class Tenancy(Generic[K]):
         await self._lease.__aexit__(kind, error, tb)
 
 
-def _is_at_rest(pool: Pool) -> bool:
-    """Whether nobody has anything of it, or waits for it."""
+def _is_unused(pool: Pool) -> bool:
+    """Whether the pool has no lease, no waiter and no connection being cleaned."""
     now = pool.stats()
     return now.leased == now.waiting == now.cleaning == 0

@@ -1,7 +1,7 @@
-"""A pool that keeps no connection: a bound and a line, for use behind a pooler such as PgBouncer.
+"""`AsyncNullConnectionPool`, a pool without idle connections, for use behind PgBouncer.
 
-It is the same core with `keeps_idle` off, so that the ledger refuses what nobody waits for. Nothing
-here decides who is served.
+It uses the core with `keeps_idle` off: the ledger refuses a returned connection for which no
+request waits. This module decides nothing about who is served.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from typing import Any, ClassVar, Self
 from asyncpool._core.budget import Budget
 from asyncpool._psycopg.driver import ACT, INERROR, INTRANS, Conninfo, Kwargs, ResetLevel, run
 from asyncpool.faults import Fault, classify
-from asyncpool.pool import WATCHED, AsyncConnectionPool
+from asyncpool.pool import DEFAULT_CLASS, AsyncConnectionPool
 
 
 class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
     """A pool that opens a connection for each request and closes it afterwards.
 
-    One that comes back while others wait goes to the first of them, once it is clean; `reset` is
-    called for these only. What is left of a transaction is rolled back before the connection is
-    closed, so that a pooler between need not close the server's.
+    A connection that is returned while requests wait is cleaned and handed to the first of them;
+    only then is `reset` applied. An open transaction is rolled back before the connection is
+    closed, so that a pooler in front of the server can keep its own connection.
 
-    The arguments are those of `AsyncConnectionPool`, except:
+    The arguments are those of `AsyncConnectionPool`, with these differences:
 
     Args:
-        min_size: 0.
-        max_size: the most connections there may be, in every state; None or 0: no bound.
-        close_returns: accepted, and of no effect: `conn.close()` closes.
-        max_idle: accepted, and of no effect, as nothing is idle.
-        ping_interval: the same.
-        pipeline: whether one-shot statements that are asked for at the same time share
-            connections; if false, each borrows one.
+        min_size: must be 0.
+        max_size: the most connections, in every state; None or 0: no limit.
+        close_returns: accepted without effect; `conn.close()` closes the connection.
+        max_idle: accepted without effect, because no connection is idle.
+        ping_interval: accepted without effect, for the same reason.
+        pipeline: whether concurrent one-shot statements share connections; if false, each
+            statement borrows a connection.
 
     Raises:
-        TypeError, ValueError: an argument makes no sense; the message has its name and value.
+        TypeError, ValueError: an argument is invalid; the message has its name and value.
     """
 
     _keeps_idle: ClassVar[bool] = False
@@ -44,7 +44,7 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
         self,
         conninfo: Conninfo = "",
         *,
-        connection_class: type[ACT] = WATCHED,  # type: ignore[assignment]
+        connection_class: type[ACT] = DEFAULT_CLASS,  # type: ignore[assignment]
         kwargs: Kwargs | None = None,
         min_size: int = 0,
         max_size: int | None = None,
@@ -99,26 +99,35 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
         )
 
     async def wait(self, timeout: float = 30.0) -> None:
-        """Open one connection, to see that the database can be reached, and keep none.
+        """Open one connection to test that the database is reachable, and keep none.
 
-        Where all `max_size` are lent, they are proof enough. Any number of tasks may wait, at any
-        time; they share one connect.
+        If all `max_size` connections are in use, it returns without a connect. Any number of tasks
+        may wait at any time; they share one connect.
 
         Args:
             timeout: seconds to wait.
 
         Raises:
-            PoolTimeout: not within `timeout` seconds, or access is refused; the pool is closed
-                then, as in psycopg_pool, and the last connect error is the cause.
+            PoolTimeout: `timeout` seconds have passed, or the server refuses access. The pool is
+                closed, as in psycopg_pool, and the last connect error is the cause.
+            PoolClosed: the pool is closed, or not open and `open` is false.
         """
         await super().wait(timeout)
 
     async def resize(self, min_size: int, max_size: int | None = None) -> None:
-        """Change `max_size`; `min_size` stays 0. What is too many is closed on its return."""
+        """Change `max_size`; surplus connections are closed when they are returned.
+
+        Args:
+            min_size: must be 0.
+            max_size: the most connections, in every state; None or 0: no limit.
+
+        Raises:
+            TypeError, ValueError: a size is invalid; nothing changes.
+        """
         await super().resize(min_size, max_size)
 
     async def check(self) -> None:
-        """Do nothing: there is no idle connection that might be broken."""
+        """Do nothing, because the pool has no idle connection."""
 
     def _return(
         self,
@@ -129,6 +138,6 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
     ) -> None:
         in_transaction = conn.pgconn.transaction_status in (INTRANS, INERROR)
         if first is None and in_transaction and not conn.lock.locked():
-            # No conn.rollback(), which psycopg refuses inside of a transaction() block.
+            # Not conn.rollback(): psycopg refuses it inside a transaction() block.
             first = partial(run, conn, b"ROLLBACK")
         super()._return(conn, first, dismiss=dismiss)

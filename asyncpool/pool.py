@@ -1,4 +1,4 @@
-"""The face: what an application sees of the pool, under the names that psycopg's users know."""
+"""`AsyncConnectionPool`, the pool that an application uses, with psycopg_pool's names."""
 
 from __future__ import annotations
 
@@ -74,69 +74,68 @@ from asyncpool.errors import (
     ReleaseError,
 )
 from asyncpool.faults import Fault, classify
-from asyncpool.health import HealthReport, examine
+from asyncpool.health import HealthReport, check_health
 from asyncpool.insight import Explanation
 from asyncpool.sizing import Advice, advise
 from asyncpool.stats import PoolStats, psycopg_keys, since
 
 _numbers = itertools.count(1)
 
-# Of the type that ACT is by default: type checkers take it from here, or from there.
-WATCHED = cast("type[psycopg.AsyncConnection[TupleRow]]", Connection)
+# The cast gives the default of ACT: type checkers read it from the parameter or the TypeVar.
+DEFAULT_CLASS = cast("type[psycopg.AsyncConnection[TupleRow]]", Connection)
 
 
 class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
-    """A bounded set of psycopg connections for the tasks of one event loop.
+    """A bounded pool of psycopg connections for the tasks of one event loop.
 
     The constructor does no I/O and needs no running loop. The pool opens on `async with pool:`, on
-    `await pool.open()`, or, where `open` is true, on its first use.
+    `await pool.open()`, or, if `open` is true, on its first use.
 
     Args:
-        conninfo: a libpq connection string, or a callable, plain or async, that gives one for each
+        conninfo: a libpq connection string, or a plain or async callable that returns one for each
             new connection (rotated credentials).
         connection_class: the class whose `connect` makes the connections: `asyncpool.Connection`,
-            one derived from it, or any other `psycopg.AsyncConnection`, which is then slower and
-            not watched.
-        kwargs: keyword arguments for `connect`, a mapping or a callable that gives one.
-        min_size: connections that are kept open.
-        max_size: the most there may be, in every state; None: as many as `min_size`.
+            a class derived from it, or any other `psycopg.AsyncConnection`. The pool does not watch
+            the sockets of the last, and they are slower.
+        kwargs: keyword arguments for `connect`, or a plain or async callable that returns them.
+        min_size: the number of connections to keep open.
+        max_size: the most connections, in every state; None: as many as `min_size`.
         open: whether the first use opens the pool; if false, use before `open()` is an error.
-        configure: async callable that gets each new connection before anybody else.
-        check: async callable that gets each connection before it is lent; if it raises, the
-            connection is replaced and the next is tried at once.
-        reset: how a returned connection is made clean, in the pool's own task: None or "rollback"
-            (end the transaction, if one is open), "session" (also settings, role, LISTEN, cursors
-            and advisory locks), "discard" (also temporary tables, sequences' values and prepared
-            statements), or an async callable. The named ones take one round trip. "session" and
-            "discard" also put back psycopg's attributes, such as autocommit and row_factory, and
-            undo what `configure` has SET: give settings that are to stay as
-            `options=-c name=value` in the conninfo.
-        name: for messages and logs; "pool-1" and so on when left out.
+        configure: an async callable to set up each new connection before its first lease.
+        check: an async callable to test each connection before it is leased; if it raises, the
+            connection is replaced and the next one is tried without a pause.
+        reset: how the pool cleans a returned connection in a background task: None or "rollback"
+            (end the open transaction), "session" (also settings, role, LISTEN, cursors and advisory
+            locks), "discard" (also temporary tables, values of sequences and prepared statements),
+            or an async callable. The levels take one round trip. "session" and "discard" also
+            restore psycopg's attributes, such as autocommit and row_factory, and undo each SET of
+            `configure`: give permanent settings as `options=-c name=value` in the conninfo.
+        name: the pool's name in messages and logs; None: "pool-1" and so on.
         close_returns: whether `conn.close()` returns the connection (psycopg 3.3 or later).
         timeout: seconds that a request waits for a connection.
-        max_waiting: the most requests in the line; 0 is no limit.
-        max_lifetime: seconds after which a connection is replaced, less up to 5 % of jitter.
+        max_waiting: the most requests in the wait queue; 0: no limit.
+        max_lifetime: seconds after which a connection is replaced, minus up to 5 % of jitter.
         max_idle: seconds after which an idle connection above `min_size` is closed.
         reconnect_timeout: seconds of failing connects after which `reconnect_failed` is called.
-            The pool goes on trying as long as somebody waits or `min_size` is not reached.
-        reconnect_failed: plain or async callable that gets the pool, once an outage.
-        leak_timeout: seconds for which a connection may be lent before a warning says who has it,
-            where it was borrowed and what it did last; None: for ever. It costs each request less
+            The pool keeps trying while requests wait or the size is below `min_size`.
+        reconnect_failed: a plain or async callable that gets the pool, once for each outage.
+        leak_timeout: seconds that a lease may last before a warning says who has the connection,
+            where it was borrowed and its last statement; None: no limit. It costs each request less
             than a microsecond.
-        fail_fast_after: seconds of failing connects after which requests fail at once, and no more
-            after `timeout`, as long as nothing can be lent. Where access is refused, as for a wrong
-            password, they always do.
-        classify: what an error means beyond its statement; see `asyncpool.classify`.
-        budget: a limit for the connections of several pools together.
-        num_workers: accepted for psycopg_pool's sake; work here needs no workers.
-        ping_interval: seconds without a sign of life after which an idle connection is pinged.
+        fail_fast_after: seconds of failing connects after which requests fail at once instead of
+            after `timeout`, while no connection can be leased. If the server refuses access, as for
+            a wrong password, requests always fail at once.
+        classify: a callable that says what an error means for the pool; see `asyncpool.classify`.
+        budget: a limit on the connections of several pools together.
+        num_workers: accepted for compatibility with psycopg_pool; it has no effect.
+        ping_interval: seconds of silence after which an idle connection is pinged.
         ping_timeout: seconds that a ping may take.
         pipeline: whether one-shot statements use libpq's pipeline mode, in which plain reads of
-            many tasks share connections; if false, each statement borrows one.
-        shared_size: the most connections that are shared; None: as many as there are.
+            many tasks share connections; if false, each statement borrows a connection.
+        shared_size: the most connections that one-shots share; None: all of them.
 
     Raises:
-        TypeError, ValueError: an argument makes no sense; the message has its name and value.
+        TypeError, ValueError: an argument is invalid; the message has its name and value.
     """
 
     _keeps_idle: ClassVar[bool] = True
@@ -145,7 +144,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         self,
         conninfo: Conninfo = "",
         *,
-        connection_class: type[ACT] = WATCHED,  # type: ignore[assignment]
+        connection_class: type[ACT] = DEFAULT_CLASS,  # type: ignore[assignment]
         kwargs: Kwargs | None = None,
         min_size: int = 4,
         max_size: int | None = None,
@@ -215,21 +214,21 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         self._budget = budget
         self._changed = Overrides(type(self), ORIGINALS)
         self._overrides = bool(self._changed)
-        """Whether a subclass has changed how a connection is borrowed or returned."""
+        """Whether a subclass overrides a method that borrows or returns a connection."""
         self._lease: type[Lease[ACT]] = Lease if leak_timeout is None else TracedLease
         if any(name in self._changed for name in NAMES[1:]):
             self._lease = ByMethods
         self._firsts: dict[ACT, Callable[[], Awaitable[object]]] = {}
-        """What is to be done with a connection whose block is ended by a subclass's method."""
+        """By connection: the work to do first when a subclass's method returns it."""
         self._blocks: dict[ACT, Lease[ACT]] = {}
-        """The block of a one-shot's connection, where a subclass has changed `connection`."""
+        """By connection of a one-shot: its block, if a subclass overrides `connection`."""
         self._classify = classify
         self._reconnect_failed: Callable[[Any], Any] | None = reconnect_failed
-        self._slow_wait: tuple[float, Callable[[float], None]] = (math.inf, nobody)
+        self._slow_wait: tuple[float, Callable[[float], None]] = (math.inf, _ignore)
         self._pipeline = bool(pipeline) and not self._overrides
         self._shared_size = None if shared_size is None else count("shared_size", shared_size)
         self._core = self._new_core()
-        self._popped = snapshot(self._core)
+        self._last_pop = snapshot(self._core)
         forks_with(self)
 
     def __repr__(self) -> str:
@@ -241,22 +240,23 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
     # Borrowing and returning
 
     def connection(self, timeout: float | None = None) -> Lease[ACT]:
-        """A connection for a block: `async with pool.connection() as conn`.
+        """Borrow a connection for a block: `async with pool.connection() as conn`.
 
-        At the end of the block its transaction is committed, in the caller's task, so that errors
-        surface there. If the block raises, the pool rolls back in a task of its own.
+        At the end of the block its transaction is committed in the caller's task, so that errors
+        surface there. If the block raises, the pool rolls back in a background task. If the
+        transaction has failed and the block handled the error, the commit is a rollback as in
+        psycopg, and a warning names the place.
 
         Args:
-            timeout: seconds to wait for a connection; None: the pool's `timeout`. 0 takes one that
-                is idle or fails at once.
+            timeout: seconds to wait for a connection; None: the pool's `timeout`. 0 takes an idle
+                connection or fails at once.
 
         Raises:
-            PoolTimeout: on entry, when there was none in time.
-            TooManyRequests: on entry, when `max_waiting` requests wait already.
-            PoolClosed: the pool is closed, or closed while the block waited or ran.
-            psycopg.OperationalError: on exit, when the connection was closed, by anybody, with work
-                that may have been open. Where an error was handled inside, and the transaction has
-                failed, the commit is a rollback as in psycopg, and a warning says where.
+            PoolTimeout: on entry, if no connection became available in time.
+            TooManyRequests: on entry, if `max_waiting` requests wait already.
+            PoolClosed: the pool is closed, or was closed while the block waited or ran.
+            psycopg.OperationalError: on exit, if the connection was closed, by anyone, while work
+                may have been uncommitted.
         """
         lease = self._lease()
         lease._pool = self
@@ -264,44 +264,54 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         return lease
 
     def _block(self, timeout: float | None) -> Lease[ACT]:
-        """What other blocks stand on: `connection`, as a subclass may have changed it."""
+        """Return what `connection` does, for blocks and one-shots that build on it.
+
+        A subclass may override `connection`.
+        """
         if self._overrides and self._changed.applies("connection"):
             return ByConnection(self, self.connection(timeout))
         return AsyncConnectionPool.connection(self, timeout)
 
     def transaction(self, timeout: float | None = None) -> Transaction[ACT]:
-        """A connection for a block that is one transaction, in autocommit mode too.
+        """Borrow a connection for a block that is one transaction, in autocommit mode too.
 
-        Args and errors are those of `connection`. `psycopg.Rollback` in the block rolls back and is
-        not raised further.
+        `psycopg.Rollback` raised in the block rolls back and does not leave the block.
+
+        Args:
+            timeout: as for `connection`.
 
         Raises:
-            psycopg.errors.InFailedSqlTransaction: on exit, when an error of a statement was handled
-                inside, so that nothing can be committed.
+            psycopg.errors.InFailedSqlTransaction: on exit, if the block handled the error of a
+                statement, so that the transaction cannot be committed.
+            psycopg.OperationalError: `PoolTimeout` and all others of `connection`.
         """
         if self._overrides and current_task() not in self._sessions:
             return cast("Transaction[ACT]", OnLease(self._block(timeout)))
         return Transaction(self, timeout)
 
     def session(self, timeout: float | None = None) -> SessionBlock[ACT]:
-        """A connection for a block, and for all that this task borrows from the pool inside of it.
+        """Borrow one connection for a block and for all that this task borrows inside the block.
 
-        It is committed at the end and rolled back on error, as with `connection`. A block inside,
-        of any kind, is a savepoint where a transaction is open: its failure undoes its own work
-        alone. Where none is open, it commits what it has done. One-shots run in the transaction
-        that is open, or by themselves. `release` of what was borrowed inside only ends that use. By
-        a key another connection is borrowed. Tasks that are started inside are not part of it.
-        Where an async generator holds it, and is abandoned, what its task does next is not either.
+        The work is committed at the end and rolled back on error, as with `connection`. If a
+        transaction is open, each block inside is a savepoint, and its failure undoes only its own
+        work; otherwise the block inside commits its work. One-shots run in the open transaction, or
+        by themselves if there is none. `release` of a connection borrowed inside ends only that
+        use. `getconn(key=...)` borrows another connection. Tasks started inside are not part of the
+        session. If an async generator holds the session and is abandoned, the session ends for the
+        task.
 
-        Args and errors are those of `connection`.
+        Args:
+            timeout: as for `connection`.
 
         Raises:
             psycopg.errors.InFailedSqlTransaction: as for `transaction`.
-            ReleaseError: on exit, where a block inside that has work has not ended, or not in this
-                task, or could not be undone: nothing of the session stays. Also where an async
-                generator that holds it is closed early, and work from outside of it is undone.
+            ReleaseError: on exit, if a block inside with work has not ended, has ended in another
+                task, or could not be undone: the whole session is rolled back. Also if an async
+                generator that holds the session is closed early, and the roll-back undoes work
+                done outside the generator.
             PoolDeadlock: from a block or one-shot inside, while a stream(), COPY or notifies() of
                 the task is open on the connection.
+            psycopg.OperationalError: `PoolTimeout` and all others of `connection`.
         """
         return SessionBlock(self, self._block(timeout))
 
@@ -313,17 +323,20 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         autocommit: bool | None = None,
         timeout: float | None = None,
     ) -> Cursor[ACT]:
-        """A cursor on a connection of its own, for a block; else as `connection`.
+        """Borrow a connection for a block and open a cursor on it.
+
+        The block commits and rolls back as that of `connection`.
 
         Args:
             binary: whether results come in PostgreSQL's binary format.
-            row_factory: what makes rows, None: the connection's own.
-            autocommit: the connection's mode for the block, which is put back however that ends;
-                None: as it is.
-            timeout: seconds to wait for a connection.
+            row_factory: the cursor's row factory; None: the connection's.
+            autocommit: the connection's mode for the block, restored however the block ends; None:
+                unchanged.
+            timeout: as for `connection`.
 
         Raises:
             TypeError: `autocommit` is neither a bool nor None.
+            psycopg.OperationalError: `PoolTimeout` and all others of `connection`.
         """
         if autocommit is not None and not isinstance(autocommit, bool):
             msg = f"autocommit must be True, False or None, not {autocommit!r}"
@@ -336,11 +349,17 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         )
 
     def acquire(self, timeout: float | None = None) -> Acquisition[ACT]:
-        """A connection, to be given to `release` later: `conn = await pool.acquire()`.
+        """Borrow a connection until `release`: `conn = await pool.acquire()`.
 
-        Also `async with pool.acquire() as conn`, which returns it at the end of the block, and
-        commits nothing. Args and errors are those of `connection`. A transaction that is open when
-        it is returned is rolled back, with a warning that says where.
+        `async with pool.acquire() as conn` returns it at the end of the block and commits nothing.
+        A transaction that is open when the connection is returned is rolled back, with a warning
+        that names the place.
+
+        Args:
+            timeout: as for `connection`.
+
+        Raises:
+            PoolTimeout, TooManyRequests, PoolClosed: as for `connection`.
         """
         if not self._overrides:
             return Acquisition(self, timeout)
@@ -349,19 +368,23 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         return Acquisition(self, timeout, partial(AsyncConnectionPool.getconn, self))
 
     async def release(self, conn: ACT) -> None:
-        """Return a connection. It does not wait: whatever must be cleaned, the pool cleans.
+        """Return a connection without waiting; the pool cleans it in a background task.
+
+        Args:
+            conn: the connection that was borrowed.
 
         Raises:
-            ReleaseError: the connection is another pool's, or nobody's, or was returned already.
-            PoolClosed: the pool was closed meanwhile, and its work is lost.
+            ReleaseError: the connection belongs to another pool or to none, or was already
+                returned.
+            PoolClosed: the pool was closed during the lease, and uncommitted work is lost.
         """
         if self._overrides and self._changed.leads("release", "putconn", conn):
             await self._changed.give_back(self, "putconn", conn)
             return
         if getattr(conn, "_pool", None) is not self:
-            raise self._not_lent(conn)
+            raise self._not_leased(conn)
         if not (self._sessions or self._modes or self._keys.held):
-            # What the rest comes to for nearly everybody, written out.
+            # The fast path: the common case of the code below, inlined.
             if self._core.release_now(conn):
                 conn._pool = None
                 return
@@ -373,14 +396,14 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         self._keys.forget(conn)
 
     async def getconn(self, timeout: float | None = None, *, key: Hashable | None = None) -> ACT:
-        """The same as `await acquire(timeout)`; by a key, the connection that the key has.
+        """Borrow a connection as `acquire` does, or the connection that belongs to a key.
 
-        A key has its connection from the first `getconn` until it is returned, in whichever way.
-        Whoever asks meanwhile gets the same one at once; it is for them to take turns.
+        A key keeps its connection from the first `getconn` until the connection is returned in any
+        way. Further calls with the key get the same connection at once, and must take turns.
 
         Args:
-            timeout: seconds to wait for a connection, as for `connection`.
-            key: anything hashable; None: a connection that is nobody else's.
+            timeout: as for `connection`.
+            key: any hashable; None: a connection for this caller alone.
 
         Raises:
             TypeError: the key is not hashable.
@@ -395,16 +418,18 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         return await self._borrow(timeout)
 
     async def putconn(self, conn: ACT, key: Hashable | None = None, *, close: bool = False) -> None:
-        """The same as `release(conn)`; its key, if it has one, is free then.
+        """Return a connection as `release` does, and free its key if it has one.
 
         Args:
-            conn: what was borrowed.
-            key: the key that must have it; None: whichever has.
-            close: whether the connection is closed, and not lent again; a session's, at its end.
+            conn: the connection that was borrowed.
+            key: the key that the connection must belong to; None: any or none.
+            close: whether to close the connection instead of leasing it again; the connection of a
+                session is closed at the end of the session.
 
         Raises:
             TypeError: the key is not hashable.
-            ReleaseError, PoolClosed: as for `release`; also where the key has another connection.
+            ReleaseError: as for `release`, or the connection does not belong to the key.
+            PoolClosed: as for `release`.
         """
         if key is not None:
             self._keys.require(key, conn)
@@ -415,7 +440,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
                 await AsyncConnectionPool.release(self, conn)
             return
         if getattr(conn, "_pool", None) is not self:
-            raise self._not_lent(conn)
+            raise self._not_leased(conn)
         if (session := self._sessions.get(conn)) is not None:
             session.take_back()
             session.entry.retire()
@@ -423,20 +448,21 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         self._return(conn, dismiss=True)
         self._keys.forget(conn)
 
-    # From the beginning to the end
+    # Opening and closing
 
     async def open(self, wait: bool = False, timeout: float = 30.0) -> None:
-        """Open the pool on this event loop; on one that is open already it does nothing.
+        """Open the pool on the running event loop; do nothing if it is open there already.
 
-        Where the loop that it was open on has ended, it opens afresh, as a lazy one does on use.
+        If the loop of an open pool has ended, the pool opens again on this one.
 
         Args:
-            wait: whether to wait until `min_size` connections are there.
-            timeout: seconds to wait for that; see `wait`.
+            wait: whether to wait until `min_size` connections are open.
+            timeout: seconds to wait for them; see `wait`.
 
         Raises:
-            PoolClosed: it was closed; a pool is opened once.
-            PoolWrongLoop: it is open on another loop.
+            PoolClosed: the pool was closed; a closed pool cannot be opened again.
+            PoolWrongLoop: the pool is open on another loop.
+            PoolTimeout: as for `wait`.
         """
         self._forked = False
         if has_outlived(self._core) and not self._core.closed:
@@ -448,13 +474,17 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
             await self.wait(timeout)
 
     async def wait(self, timeout: float = 30.0) -> None:
-        """Wait until `min_size` connections have been opened.
+        """Wait until `min_size` connections are open.
 
-        Any number of tasks may wait, at any time.
+        Any number of tasks may wait at any time.
+
+        Args:
+            timeout: seconds to wait.
 
         Raises:
-            PoolTimeout: not within `timeout` seconds, or access is refused; the pool is closed
-                then, as in psycopg_pool, and the last connect error is the cause.
+            PoolTimeout: `timeout` seconds have passed, or the server refuses access. The pool is
+                closed, as in psycopg_pool, and the last connect error is the cause.
+            PoolClosed: the pool is closed, or not open and `open` is false.
         """
         timeout = duration("timeout", timeout)
         self._ensure_open()
@@ -476,14 +506,14 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         self._core.admit()
 
     async def close(self, timeout: float = 5.0) -> None:
-        """Close the pool: wake all waiters with PoolClosed, wait for what is lent out, close all.
-
-        Args:
-            timeout: seconds to wait for connections that are lent out; then they are closed too.
+        """Close the pool: wake all waiters with PoolClosed, wait for leases, close the connections.
 
         When it returns, no connection, task or timer of the pool is left. A cancelled anyio scope
-        does not stop it; a task cancelled meanwhile gets its CancelledError at once, and the pool
-        closes by itself.
+        does not interrupt it. If the calling task is cancelled, it gets its CancelledError at once,
+        and the pool finishes closing in the background.
+
+        Args:
+            timeout: seconds to wait for leased connections, before they are closed too.
         """
         timeout = duration("timeout", timeout)
         if has_outlived(self._core):
@@ -491,7 +521,10 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         await self._core.close(timeout)
 
     async def closeall(self) -> None:
-        """The same as `close(timeout=0)`: what is lent out is closed too, and its work is lost."""
+        """Close the pool and its leased connections without waiting; their open work is lost.
+
+        Equivalent to `close(timeout=0)`.
+        """
         await self.close(timeout=0)
 
     @property
@@ -501,19 +534,31 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
 
     @property
     def connection_class(self) -> type[ACT]:
-        """The class of the connections."""
+        """The class whose `connect` makes the connections."""
         return self._driver.connection_class
 
     async def resize(self, min_size: int, max_size: int | None = None) -> None:
-        """Change both sizes. What is too many is closed at once if idle, else on its return."""
+        """Change both sizes; surplus connections are closed at once if idle, else on return.
+
+        Args:
+            min_size: the number of connections to keep open.
+            max_size: the most connections, in every state; None: as many as `min_size`.
+
+        Raises:
+            TypeError, ValueError: a size is invalid; nothing changes.
+        """
         min_size, max_size = sizes(min_size, max_size, keeps_idle=self._keeps_idle)
-        self._outlive()
+        self._leave_ended_loop()
         self._core.resize(min_size, max_size)
 
     async def check(self) -> None:
-        """Ping all idle connections, several at once, and replace those that fail.
+        """Ping all idle connections concurrently and replace those that fail.
 
-        It takes `ping_timeout` for each at most. Cancelled, it leaves the rest to the pool.
+        Each ping takes at most `ping_timeout` seconds. If the caller is cancelled, the pings go on
+        in the background.
+
+        Raises:
+            PoolClosed, PoolForked, PoolWrongLoop: the pool cannot be used here.
         """
         self._ensure_open()
         self._core.admit()
@@ -521,113 +566,125 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         task = self._core.store.tasks.spawn(work, "check")
         await asyncio.wait({task})
         if task.cancelled():
-            self._core.admit()  # the pool was closed meanwhile
+            self._core.admit()  # raises if the pool was closed during the pings
         else:
             task.result()
 
     async def drain(self) -> None:
-        """Replace every connection there is now; those lent out, when they come back.
+        """Replace every current connection; leased connections when they are returned.
 
-        For changes that only reach new connections, such as adapters registered globally.
+        Use it after a change that affects only new connections, such as a globally registered
+        adapter.
+
+        Raises:
+            PoolClosed, PoolForked, PoolWrongLoop: the pool cannot be used here.
         """
         self._ensure_open()
         self._core.admit()
         self._core.drain()
 
     async def reconnect_failed(self) -> None:
-        """Called once connecting has failed for `reconnect_timeout` seconds.
+        """Handle an outage of `reconnect_timeout` seconds; the pool calls this once per outage.
 
-        It calls what the constructor was given under this name; a subclass may do otherwise.
+        The default calls the constructor's `reconnect_failed`; a subclass may override it.
         """
         if self._reconnect_failed is not None:
             await settle(partial(self._reconnect_failed, self))
 
     @staticmethod
     async def check_connection(conn: psycopg.AsyncConnection[Any]) -> None:
-        """One round trip with no transaction; raises if the connection is broken.
+        """Test a connection by one round trip outside a transaction, as the pool's `check=`.
 
-        To be given as `check`.
+        Args:
+            conn: the connection to test.
+
+        Raises:
+            psycopg.OperationalError: the connection is broken.
         """
         await ping(conn)
 
-    # Looking in
+    # Observing
 
     async def health(self, timeout: float = 1.0) -> HealthReport:
-        """Say whether the pool can serve; it never raises and never waits in the line.
+        """Report whether the pool can serve requests, without raising or joining the wait queue.
 
-        A pool that opens on its first use is opened by this too.
+        A pool that opens on its first use opens on this call too.
 
         Args:
-            timeout: seconds that its one ping may take.
+            timeout: seconds that the one ping, or the one connect of a null pool, may take.
         """
         with contextlib.suppress(PoolError):
             self._ensure_open()
-        return await examine(self._core, timeout)
+        return await check_health(self._core, timeout)
 
     async def advise(
         self, workers: int = 1, *, utilisation: float = 0.8, p99_wait: float | None = None
     ) -> Advice:
-        """How large the pool should be, by what it has measured since it was opened.
+        """Recommend a size for the pool from the load measured since it was opened.
 
-        Requests are taken to come at random; the quantiles are those of the last 1,024 uses. The
-        server is asked, within a second, how many connections it leaves to this role; where it
-        cannot be, the advice says so.
+        The model assumes random arrivals; the quantiles are those of the last 1,024 uses. The pool
+        asks the server, for at most a second, how many connections it leaves to this role; if that
+        fails, the advice says why.
 
         Args:
-            workers: pools like this one, as of so many processes, on the same server.
-            utilisation: the share of the connections that is to be lent at most, on average.
-            p99_wait: seconds that 99 of 100 requests are to wait at most; None: any.
+            workers: the number of pools like this one on the same server, such as one per process.
+            utilisation: the largest average share of the connections in use, between 0 and 1.
+            p99_wait: seconds that 99 of 100 requests may wait at most; None: no limit.
+
+        Returns:
+            The measurements, the expected waits at several sizes and the recommended size.
 
         Raises:
-            TypeError, ValueError: an argument makes no sense.
-            PoolClosed, PoolForked, PoolWrongLoop: as for any use of the pool.
+            TypeError, ValueError: an argument is invalid.
+            PoolClosed, PoolForked, PoolWrongLoop: the pool cannot be used here.
         """
         self._ensure_open()
         self._core.admit()
         return await advise(self._core, self.fetchval, workers, utilisation, p99_wait)
 
     def stats(self) -> PoolStats:
-        """The sizes now and the counters since the pool was made.
+        """Return the current sizes and the counters since the pool was made.
 
-        A thread with no event loop may call it too: it is made on the pool's loop then, and waited
-        for; if that is busy for a second, what is known without it is told.
+        A thread without an event loop may call it too: the snapshot is then made on the pool's
+        loop. If that loop is busy for a second, the durations are those of the last snapshot.
         """
         return beside(self._core)
 
     def get_stats(self) -> dict[str, int]:
-        """The same as psycopg_pool's method of this name, under its keys."""
-        return psycopg_keys(since(snapshot(self._core), self._popped))
+        """Return the statistics under the keys of psycopg_pool's `get_stats`."""
+        return psycopg_keys(since(snapshot(self._core), self._last_pop))
 
     def pop_stats(self) -> dict[str, int]:
-        """The same, and the counters of `get_stats` start at zero again."""
+        """Return what `get_stats` does, and restart its counters at zero."""
         now = snapshot(self._core)
-        before, self._popped = self._popped, now
+        before, self._last_pop = self._last_pop, now
         return psycopg_keys(since(now, before))
 
     def on_slow_wait(self, threshold: float, callback: Callable[[float], None] | None) -> None:
-        """Be told of long waits for a connection, also of those in vain.
+        """Set a callback for long waits for a connection, including waits that fail.
 
-        The function is called with the wait's seconds, in the task that has waited, at once. There
-        is one at most: it takes the place of the one before it.
+        The pool calls it right after the wait, in the task that waited. A pool has one callback: a
+        new one replaces the old one.
 
         Args:
-            threshold: seconds from which on a wait is long.
-            callback: a plain function; None: no more.
+            threshold: seconds from which a wait is long.
+            callback: a plain function that gets the seconds of the wait; None: no callback.
 
         Raises:
-            TypeError, ValueError: an argument makes no sense.
+            TypeError, ValueError: an argument is invalid.
         """
         limit = duration("threshold", threshold)
         if callback is not None and not callable(callback):
             msg = f"callback must be callable or None: got {callback!r}"
             raise TypeError(msg)
-        self._slow_wait = (math.inf, nobody) if callback is None else (limit, callback)
+        self._slow_wait = (math.inf, _ignore) if callback is None else (limit, callback)
         self._core.slow_wait, self._core.on_slow_wait = self._slow_wait
 
     def explain(self) -> Explanation:
-        """Who holds what since when, who waits, what failed, and what to do; `str()` of it is text.
+        """Explain who has which connection, who waits, what failed and what to do.
 
-        No password and no parameter of a statement is in it.
+        `str()` of the result is text for people. It contains no password and no parameter of a
+        statement.
         """
         return explain(self._core)
 
@@ -656,9 +713,9 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
             self._settings,
             self._driver,
             check=None if self._check is None else partial(self._driver.ask, self._check),
-            on_outage=partial(_tell_of_outage, pool),
+            on_outage=partial(_handle_outage, pool),
             classify=self._classify,
-            on_leak=partial(_tell_of_leak, pool),
+            on_leak=partial(_report_leak, pool),
             listens=self._driver.listens,
             budget=self._budget,
         )
@@ -675,18 +732,18 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
     def _renew(self) -> None:
         self._settings = self._core.settings
         self._core = self._new_core()
-        self._popped = snapshot(self._core)
+        self._last_pop = snapshot(self._core)
 
     def _start(self) -> None:
         self._core.open()
         self._core.store.tasks.spawn(keep(weakref.ref(self._core)), "keeper")
 
-    def _outlive(self) -> None:
+    def _leave_ended_loop(self) -> None:
         if self._lazy and has_outlived(self._core) and not self._core.closed:
             start_over(self)
 
     def _ensure_open(self) -> None:
-        self._outlive()
+        self._leave_ended_loop()
         if self._core.opened or self._core.closed:
             return
         if self._forked:
@@ -698,7 +755,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         self._start()
 
     async def _borrow_conn(self, timeout: float | None) -> ACT:
-        """Borrow for a one-shot."""
+        """Borrow a connection for a one-shot."""
         if not self._overrides:
             return await self._borrow(timeout)
         if not self._changed.applies("connection"):
@@ -716,13 +773,13 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         first: Callable[[], Awaitable[object]] | None = None,
         as_is: bool = False,
     ) -> None:
-        """Return what a one-shot has borrowed, or a block that commits nothing.
+        """Return the connection of a one-shot, or of a block that commits nothing.
 
         Args:
             conn: the connection.
-            failing: whether an error is on its way, which another one is not to hide.
-            first: work that must be done with it before it is reset.
-            as_is: whether a transaction that a subclass's method has begun is not committed.
+            failing: whether an error propagates, which an error of the return must not hide.
+            first: work to do with the connection before its reset.
+            as_is: whether to leave a transaction uncommitted that a subclass's method has begun.
         """
         if not self._overrides:
             self._give_back(conn, failing=failing, first=first)
@@ -746,25 +803,25 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         if conn is None:
             self._ensure_open()
             conn = await self._core.acquire(timeout)
-            self._lent(conn)
+            self._mark_leased(conn)
         return conn
 
     def _lend_now(self) -> ACT | None:
         conn = self._core.acquire_now()
         if conn is not None:
-            self._lent(conn)
+            self._mark_leased(conn)
         return conn
 
-    def _lent(self, conn: ACT) -> None:
+    def _mark_leased(self, conn: ACT) -> None:
         conn._pool = self  # type: ignore[assignment]
         if self._lease is TracedLease:
             note(self._core.ledger.leased[conn], above(sys._getframe(1)))
 
-    def _not_lent(self, conn: object) -> ReleaseError:
+    def _not_leased(self, conn: object) -> ReleaseError:
         owner = getattr(conn, "_pool", None)
-        what = f"it is lent out by {owner!r}" if owner is not None else "no pool has lent it out"
+        what = "no pool has leased it" if owner is None else f"it is leased from {owner!r}"
         return ReleaseError(
-            f"pool {self.name!r} cannot take back {conn!r}: {what}; was it released already?"
+            f"pool {self.name!r} cannot accept {conn!r}: {what}; was it released already?"
         )
 
     def _return(
@@ -804,18 +861,18 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
 
 give_hints(AsyncConnectionPool)
 ORIGINALS = {name: getattr(AsyncConnectionPool, name) for name in NAMES}
-"""The pool's own methods, by which it is known whether a class has changed them."""
+"""The pool's own methods, to detect which ones a subclass overrides."""
 
 
-def nobody(waited: float) -> None:
-    """Who is told of slow waits where nobody wants to be."""
+def _ignore(waited: float) -> None:
+    """Ignore a slow wait."""
 
 
-def _tell_of_leak(pool: weakref.ref[AsyncConnectionPool[Any]], *leak: Any) -> None:
+def _report_leak(pool: weakref.ref[AsyncConnectionPool[Any]], *leak: Any) -> None:
     if (alive := pool()) is not None:
         tell_of_leak(alive._core, *leak)
 
 
-async def _tell_of_outage(pool: weakref.ref[AsyncConnectionPool[Any]]) -> None:
+async def _handle_outage(pool: weakref.ref[AsyncConnectionPool[Any]]) -> None:
     if (alive := pool()) is not None:
         await alive.reconnect_failed()

@@ -1,7 +1,7 @@
-"""How many connections a load needs: queueing theory over what a pool has measured.
+"""The advice on a pool's size: queueing theory over the measured load.
 
-The formulas are pure functions. What they are given is measured since the pool was opened; so a
-load that comes in waves is to be asked about while it is high.
+The formulas are pure functions. The measurements cover the time since the pool was opened, so ask
+for advice on a varying load while it is high.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from asyncpool._diagnostics.snapshot import snapshot
 
 __all__ = ["Advice", "Expectation"]
 
-ASK_TIMEOUT = 1.0
-"""Seconds for the server to say how many connections it has."""
+LIMITS_TIMEOUT = 1.0
+"""Seconds for the query of the server's limits."""
 
-# A superuser is bound by none of the limits but the first; the reserve of PostgreSQL 16 is for
-# superusers and for members of one role.
+# Only max_connections limits a superuser. The reserved_connections of PostgreSQL 16 are for
+# superusers and members of pg_use_reserved_connections.
 # Source: https://www.postgresql.org/docs/current/runtime-config-connection.html
 LIMITS = """
 SELECT pg_catalog.json_build_object(
@@ -45,63 +45,64 @@ WHERE r.rolname = session_user AND d.datname = pg_catalog.current_database()
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What is to be expected of a pool of one size."""
+    """The expected behaviour of a pool of one size under the load."""
 
     size: int
     """Connections."""
     utilisation: float
-    """The share of them that is lent, from 0; at 1 and above the line grows without end."""
+    """The average share of them in use; at 1 and above the wait queue grows without limit."""
     waits: float
-    """The share of requests that have to wait."""
+    """The share of requests that wait."""
     mean_wait: float
-    """Seconds, of all requests, also those that need not wait."""
+    """The average wait in seconds over all requests, including those that do not wait."""
     p99_wait: float
     """Seconds that 99 of 100 requests wait at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """How large a pool should be, by what it has measured; `str()` says it in words.
+    """The recommended size of a pool and the measured load; `str()` gives the text for people.
 
-    Durations are seconds. Requests are those that borrow a connection each; one-shots that share
-    connections count by the time for which these were lent to them.
+    Durations are seconds. A request is one that borrows a connection for itself; the load of
+    one-shots that share connections is `shared_load`.
     """
 
     window: float
-    """Since the pool was opened."""
+    """The time since the pool was opened."""
     requests: int
-    """How many have come in that time."""
+    """Requests in that time."""
     arrivals: float
-    """Requests a second."""
+    """Requests per second."""
     mean_use: float
-    """For how long a connection is lent, on average; those lent now with their time until now."""
+    """The average duration of a lease; current leases count with their age."""
     use_p50: float
-    """Of the last `samples` uses."""
+    """The median of the last `samples` leases."""
     use_p99: float
-    """Of the same."""
+    """The 99th percentile of the last `samples` leases."""
     samples: int
     shared_load: float
-    """Connections that one-shots share, on average."""
+    """The average number of connections that one-shots share."""
     load: float
-    """Connections needed at the least, on average: Little's law, arrivals times use."""
+    """The average number of connections in use if no request waits: by Little's law, `arrivals`
+    times `mean_use`, plus `shared_load`."""
     max_size: int
-    """What the pool has now."""
+    """The pool's `max_size` now."""
     expected: tuple[Expectation, ...]
-    """At one connection less, now, and at one more."""
+    """For one connection less, for `max_size`, and for one more."""
     utilisation: float
-    """The share of the connections that was asked to be lent at most, on average."""
+    """The largest average share of the connections in use, as requested."""
     recommended: int | None
-    """The least size for that; None: nothing has been measured."""
+    """The smallest size for that; None: nothing has been measured."""
     workers: int
     """Pools like this one on the same server."""
     available: int | None
     """Connections that the server leaves to this role in this database; None: not known."""
     unknown: str
-    """Why that is not known; else empty."""
+    """Why `available` is not known; else empty."""
 
     @property
     def exceeds(self) -> bool:
-        """Whether all the pools together may want more connections than there are."""
+        """Whether all the pools together may open more connections than are available."""
         return self.available is not None and self.max_size * self.workers > self.available
 
     def __str__(self) -> str:
@@ -109,17 +110,17 @@ class Advice:
 
 
 def erlang_c(servers: int, load: float) -> float:
-    """The share of requests that have to wait in an M/M/c queue: Erlang's second formula.
+    """Return the share of requests that wait in an M/M/c queue: Erlang's second formula.
 
     Source: A. K. Erlang, "Solution of some Problems in the Theory of Probabilities of Significance
-    in Automatic Telephone Exchanges", 1917, by way of his first formula's recurrence.
+    in Automatic Telephone Exchanges", 1917; computed by the recurrence of his first formula.
 
     Args:
         servers: connections, c.
-        load: connections in use on average, were there enough of them: arrivals times use.
+        load: connections in use on average if no request waits: arrivals times use.
 
     Returns:
-        From 0 to 1; 1 where the load is as large as `servers` or larger.
+        From 0 to 1; 1 if the load is at least `servers`.
     """
     if load <= 0:
         return 0.0
@@ -132,14 +133,14 @@ def erlang_c(servers: int, load: float) -> float:
 
 
 def expect(size: int, load: float, use: float) -> Expectation:
-    """What an M/M/c queue makes of a load: random arrivals, use times spread exponentially.
+    """Return the waits in an M/M/c queue: random arrivals, exponentially distributed use times.
 
-    Uses that are spread less wait less, and arrivals in bursts wait more.
+    Use times that vary less give shorter waits; arrivals in bursts give longer ones.
 
     Args:
         size: connections, at least 1.
         load: as for `erlang_c`.
-        use: seconds of one use, on average.
+        use: the average seconds of one use.
     """
     waits = erlang_c(size, load)
     if load >= size:
@@ -151,7 +152,7 @@ def expect(size: int, load: float, use: float) -> Expectation:
 
 
 def size_for(load: float, use: float, utilisation: float, p99_wait: float | None = None) -> int:
-    """The least size at which no more than this share of it is lent, and no wait is longer."""
+    """Return the smallest size within the limits on utilisation and on the p99 wait."""
     size = max(math.ceil(load / utilisation - 1e-9), 1)
     while p99_wait is not None and expect(size, load, use).p99_wait > p99_wait:
         size += 1
@@ -165,9 +166,9 @@ async def advise(
     utilisation: float,
     p99_wait: float | None,
 ) -> Advice:
-    """Measure, ask the server, and put it together; see `AsyncConnectionPool.advise`."""
+    """Make the advice of `AsyncConnectionPool.advise`; `ask` runs a query on the pool."""
     if count("workers", workers) == 0:
-        msg = "workers must be at least 1: this pool is one of them"
+        msg = "workers must be at least 1, as this pool counts: got 0"
         raise ValueError(msg)
     if not 0 < duration("utilisation", utilisation) < 1:
         msg = f"utilisation must be between 0 and 1: got {utilisation!r}"
@@ -175,9 +176,9 @@ async def advise(
     if p99_wait is not None:
         p99_wait = duration("p99_wait", p99_wait)
     stats, counters, now = snapshot(core), core.store.counters, core.store.time()
-    lent = core.ledger.leased.values()
-    ages = [now - entry.lent_at for entry in lent if not entry.shared]
-    shared = counters.shared_time + sum(now - entry.lent_at for entry in lent if entry.shared)
+    leased = core.ledger.leased.values()
+    ages = [now - entry.lent_at for entry in leased if not entry.shared]
+    shared = counters.shared_time + sum(now - entry.lent_at for entry in leased if entry.shared)
     uses = counters.use.count + len(ages)
     window = max(now - core.opened_at, 0.0) if core.opened else 0.0
     requests = max(stats.requests - stats.requests_shared, uses)
@@ -188,7 +189,7 @@ async def advise(
     sizes = [size for size in (stats.max_size + step for step in (-1, 0, 1)) if size]
     use_p50, use_p99 = (counters.use.recent_quantile(share) for share in (0.5, 0.99))
     samples = len(counters.use.recent())
-    available, unknown = await _available(ask)  # itself a request, so after all else
+    available, unknown = await _available(ask)  # last, as it is a request itself
     return Advice(
         window=window,
         requests=requests,
@@ -210,27 +211,27 @@ async def advise(
 
 
 async def _available(ask: Callable[..., Awaitable[Any]]) -> tuple[int | None, str]:
-    """Connections that the server leaves to this role, or why that is not known."""
+    """Return the connections that the server leaves to this role, or why they are not known."""
     try:
-        said = json.loads(await ask(LIMITS, timeout=ASK_TIMEOUT, prepare=False))
-        limits = [said["max_connections"]]
-        if not said["superuser"]:
-            kept = said["for_superusers"] + (0 if said["privileged"] else said["reserved"])
-            limits[0] -= kept
-            limits += [said[who] for who in ("role", "database") if said[who] >= 0]
+        facts = json.loads(await ask(LIMITS, timeout=LIMITS_TIMEOUT, prepare=False))
+        limits = [facts["max_connections"]]
+        if not facts["superuser"]:
+            reserved = facts["for_superusers"] + (0 if facts["privileged"] else facts["reserved"])
+            limits[0] -= reserved
+            limits += [facts[who] for who in ("role", "database") if facts[who] >= 0]
     except (psycopg.Error, TypeError, ValueError, KeyError) as error:
         return None, (str(error) or type(error).__name__).splitlines()[0]
     return min(limits), ""
 
 
 def _lines(advice: Advice) -> Iterator[str]:
-    """An advice in words."""
+    """Yield the lines of the text for people."""
     if not advice.load:
         yield f"no request in the {advice.window:.0f} s since the pool was opened: no advice yet"
     else:
         yield (
             f"{advice.requests} requests in {advice.window:.1f} s, {advice.arrivals:.4g} a second;"
-            f" a use takes {_time(advice.mean_use)} on average"
+            f" a lease lasts {_time(advice.mean_use)} on average"
             + (
                 f" (p50 {_time(advice.use_p50)}, p99 {_time(advice.use_p99)} of the last"
                 f" {advice.samples})"
@@ -242,13 +243,13 @@ def _lines(advice: Advice) -> Iterator[str]:
             f", {advice.shared_load:.2f} of them by one-shots that share" * bool(advice.shared_load)
         )
         for each in advice.expected:
-            yield f"  with {each.size}: {_outlook(each)}" + " (now)" * (
+            yield f"  with {each.size}: {_describe(each)}" + " (now)" * (
                 each.size == advice.max_size
             )
         yield f"recommended max_size: {advice.recommended}"
     together = f"{advice.workers} x {advice.max_size}"
     if advice.available is None:
-        yield f"how many connections the server leaves to this role is not known: {advice.unknown}"
+        yield f"the connections that the server leaves to this role are not known: {advice.unknown}"
     elif advice.exceeds:
         yield (
             f"WARNING: {together} connections are more than the {advice.available} that the server"
@@ -258,12 +259,12 @@ def _lines(advice: Advice) -> Iterator[str]:
         yield f"the server leaves {advice.available} connections to this role: {together} fit"
 
 
-def _outlook(each: Expectation) -> str:
+def _describe(each: Expectation) -> str:
     if math.isinf(each.mean_wait):
-        return f"{each.utilisation:.0%} lent: too few, the line grows without end"
+        return f"{each.utilisation:.0%} in use: too few, the wait queue grows without limit"
     return (
-        f"{each.utilisation:.0%} lent, {each.waits:.1%} of the requests wait;"
-        f" a wait of {_time(each.mean_wait)} on average, p99 {_time(each.p99_wait)}"
+        f"{each.utilisation:.0%} in use, {each.waits:.1%} of the requests wait;"
+        f" mean wait {_time(each.mean_wait)}, p99 {_time(each.p99_wait)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Snapshots of a pool: frozen, made on request, true for the instant in which they were made."""
+"""Snapshots of a pool: frozen, made on request, true at the instant when they were made."""
 
 from __future__ import annotations
 
@@ -18,89 +18,90 @@ EDGES = (*BOUNDS, math.inf)
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """How long something has taken, each time since the pool was made; in seconds.
+    """The distribution of a duration since the pool was made, in seconds.
 
-    The quantiles are exact to a bucket, a factor of 1.19. Where more than 1,024 have come between
-    two looks of the pool, the last of them stand for the others: `count` and `sum` stay exact.
+    The quantiles are exact to a bucket, a factor of 1.19. If more than 1,024 durations arrive
+    between two rounds of maintenance, the last ones represent the others; `count` and `sum` stay
+    exact.
     """
 
     count: int = 0
     sum: float = 0.0
     max: float = 0.0
-    """0 where there were none."""
+    """0.0 if `count` is 0."""
     p50: float = 0.0
     p90: float = 0.0
     p99: float = 0.0
     buckets: tuple[tuple[float, int], ...] = tuple((edge, 0) for edge in EDGES)
-    """Upper bounds, and how many were not above each; the last bound is infinite."""
+    """Upper bounds, each with the number of durations up to it; the last bound is infinite."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """The state of a pool, and what it has counted since it was made.
+    """The sizes of a pool now, and its counters since it was made.
 
-    `opening + idle + leased + cleaning + closing == size`. Times are seconds, summed over all
-    requests and exact; nothing is rounded to milliseconds first.
+    `opening + idle + leased + cleaning + closing == size`. Times are exact sums in seconds.
     """
 
     name: str
     min_size: int
     max_size: int
-    """0: there is no bound."""
+    """0: no limit."""
     size: int
     opening: int
     idle: int
     leased: int
     cleaning: int
-    """Being rolled back, reset or pinged."""
+    """Connections that are rolled back, reset or pinged."""
     closing: int
     waiting: int
-    """Requests in the line."""
+    """Requests in the wait queue."""
     requests: int
-    """All that were served, have failed or were cancelled, or wait."""
+    """Requests that were served, failed, were cancelled, or wait."""
     requests_queued: int
-    """Those that had to wait."""
+    """Requests that had to wait."""
     requests_shared: int
-    """Those that were one-shot statements on a connection that they share."""
+    """Requests that were one-shot statements on a shared connection."""
     requests_failed: int
-    """Those that ended in an error of the pool: no time or no room left, or the pool closed."""
+    """Requests that ended in an error of the pool: a timeout, a full wait queue, or the pool
+    closed."""
     requests_timed_out: int
-    """The part of them that ended in `PoolTimeout`."""
+    """The failed requests that ended in `PoolTimeout`."""
     requests_cancelled: int
-    """Those whose caller was cancelled while waiting; they are not failures of the pool."""
+    """Requests whose caller was cancelled while waiting; they do not count as failed."""
     wait_time: float
     use_time: float
     returns_bad: int
-    """Connections that came back broken."""
+    """Connections that were broken on their return."""
     connects: int
     """Attempts to open a connection."""
     connects_failed: int
     connect_time: float
-    """Spent in those that succeeded."""
+    """Time of the connects that succeeded."""
     lost: int
-    """Connections that broke while idle: found by a ping, a check, or the watch."""
+    """Connections that broke while idle, found by a ping, a check or the socket watcher."""
     leaks: int
-    """Leases that lasted longer than `leak_timeout`, or were taken back as nobody could return
-    them."""
+    """Leases that lasted longer than `leak_timeout`, or that the pool ended because no code could
+    return the connection any more."""
     wait: Times
-    """Of the requests that had to wait, also in vain."""
+    """Waits of the requests that had to wait, including those that then failed."""
     use: Times
-    """Of the leases, but for those that one-shots share."""
+    """Leases, except those that one-shots share."""
     connect: Times
-    """Of the connects that succeeded."""
+    """Connects that succeeded."""
     ping: Times
-    """Of the pings that were answered."""
+    """Pings that were answered."""
 
 
 def spread(counters: Counters) -> dict[str, Times]:
-    """Return the durations that were counted; what has not changed is not computed again."""
+    """Return the distributions of the durations; unchanged ones are not computed again."""
     found = {name: times(getattr(counters, name), counters.snapshots.get(name)) for name in TIMES}
     counters.snapshots = found
     return found
 
 
 def times(histogram: Histogram, before: Times | None = None) -> Times:
-    """What a histogram has; nothing is computed where that is what it had before."""
+    """Return the distribution of a histogram, or `before` if the histogram has not changed."""
     if before is not None and before.count == histogram.count:
         return before
     totals = list(accumulate(histogram.counts()))
@@ -108,7 +109,7 @@ def times(histogram: Histogram, before: Times | None = None) -> Times:
 
 
 def since(now: PoolStats, before: PoolStats) -> PoolStats:
-    """The same sizes, and what was counted between the two."""
+    """Return the sizes of `now`, and what was counted between the two snapshots."""
     counted: dict[str, Any] = {name: getattr(now, name) - getattr(before, name) for name in COUNTED}
     spread: dict[str, Any] = {
         name: _between(getattr(now, name), getattr(before, name)) for name in TIMES
@@ -117,7 +118,7 @@ def since(now: PoolStats, before: PoolStats) -> PoolStats:
 
 
 def psycopg_keys(stats: PoolStats) -> dict[str, int]:
-    """The same under the keys of psycopg_pool's `get_stats`, times in whole milliseconds."""
+    """Return the numbers under the keys of psycopg_pool's `get_stats`, times in whole ms."""
     return {
         "pool_min": stats.min_size,
         "pool_max": stats.max_size,
@@ -138,7 +139,7 @@ def psycopg_keys(stats: PoolStats) -> dict[str, int]:
 
 
 def _between(now: Times, before: Times) -> Times:
-    """The longest of it is not known to more than its bucket, but where it is one of all time."""
+    """Return the distribution between two; its `max` is exact only if it is a new maximum."""
     pairs = zip(now.buckets, before.buckets, strict=True)
     totals = [after - earlier for (_, after), (_, earlier) in pairs]
     longest = now.max

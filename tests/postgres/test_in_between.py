@@ -107,7 +107,7 @@ async def test_what_is_being_cleaned_is_said_to_be(dsn: str) -> None:
         stats, report = pool.stats(), await pool.health()
         assert (stats.cleaning, stats.leased, stats.requests, stats.returns_bad) == (1, 0, 1, 0)
         assert report.status == "ok"
-        assert report.reason == "no connection is idle (0 lent, 1 being cleaned): none was pinged"
+        assert report.reason == "no connection is idle (0 in use, 1 being cleaned): none was pinged"
         await in_time(pool.wait())
         popped = pool.pop_stats()
         assert (popped["requests_num"], popped["pool_size"], popped["requests_errors"]) == (1, 1, 0)

@@ -161,7 +161,7 @@ async def test_a_second_release_names_its_pool() -> None:
     pool = await open_pool()
     conn = await pool.acquire()
     await pool.release(conn)
-    with pytest.raises(ReleaseError, match=r"'main' cannot take back .*released already"):
+    with pytest.raises(ReleaseError, match=r"'main' cannot accept .*released already"):
         await pool.release(conn)
     await pool.close()
 

@@ -91,7 +91,7 @@ def test_an_advice_says_what_it_knows() -> None:
     assert "24000 requests in 60.0 s, 400 a second" in said
     assert "8 ms on average (p50 6 ms, p99 31 ms of the last 1024)" in said
     assert "needed on average: 3.45, 0.25 of them by one-shots" in said
-    assert "with 3: 115% lent: too few" in said
+    assert "with 3: 115% in use: too few" in said
     assert "recommended max_size: 5" in said
     assert "leaves 97 connections to this role: 8 x 4 fit" in said
     assert not advice.exceeds
