@@ -1,4 +1,4 @@
-"""Borrowing: at once when something is idle, else in the line, in order, within a deadline."""
+"""Acquiring a connection: an idle one, or one from the wait queue in order, within a deadline."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ._tools import (
 
 
 async def test_an_idle_connection_is_lent_without_suspending(dsn: str) -> None:
-    """There is no await between the request and the connection, so nothing to be cancelled in."""
+    """Without an await there is nothing to cancel between the request and the connection."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         await pool.wait()
         conn = without_suspending(pool.acquire())
@@ -37,7 +37,7 @@ async def test_an_idle_connection_is_lent_without_suspending(dsn: str) -> None:
 
 
 async def test_acquire_can_be_awaited_and_entered(dsn: str) -> None:
-    """`await pool.acquire()` leaves the return to the caller, `async with` does it."""
+    """`await pool.acquire()` leaves the return to the caller; `async with` returns it."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         conn = await pool.acquire()
         assert pool.stats().leased == 1
@@ -49,7 +49,7 @@ async def test_acquire_can_be_awaited_and_entered(dsn: str) -> None:
 
 
 async def test_acquire_is_a_coroutine_for_asyncio(dsn: str) -> None:
-    """`create_task`, `gather` and `wait_for` take it like any other."""
+    """`create_task`, `gather` and `wait_for` accept an acquisition."""
     async with AsyncConnectionPool(dsn, min_size=1, max_size=3) as pool:
         first = await asyncio.wait_for(pool.acquire(), 5)
         second = await asyncio.create_task(pool.acquire())
@@ -60,7 +60,7 @@ async def test_acquire_is_a_coroutine_for_asyncio(dsn: str) -> None:
 
 
 async def test_waiters_are_served_in_the_order_of_their_coming(dsn: str) -> None:
-    """The line is strictly first come, first served."""
+    """The wait queue is strictly first in, first out."""
     served: list[int] = []
 
     async def borrow(number: int) -> None:
@@ -77,7 +77,7 @@ async def test_waiters_are_served_in_the_order_of_their_coming(dsn: str) -> None
 
 
 async def test_a_newcomer_does_not_overtake_a_waiter(dsn: str) -> None:
-    """What is returned belongs to the head of the line before its task has even run."""
+    """A returned connection belongs to the first waiter even before its task runs."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         conn = await pool.acquire()
         waiter = asyncio.create_task(pool.acquire())
@@ -90,7 +90,7 @@ async def test_a_newcomer_does_not_overtake_a_waiter(dsn: str) -> None:
 
 
 async def test_a_timeout_of_zero_takes_an_idle_connection_or_fails_at_once(dsn: str) -> None:
-    """Zero asks for what is there now, and does not join the line."""
+    """A request with `timeout=0` does not join the wait queue."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         await pool.wait()
         conn = without_suspending(pool.acquire(timeout=0))
@@ -101,7 +101,7 @@ async def test_a_timeout_of_zero_takes_an_idle_connection_or_fails_at_once(dsn: 
 
 
 async def test_a_request_out_of_time_leaves_with_the_numbers(dsn: str) -> None:
-    """PoolTimeout tells the sizes and the longest lease, in words and as attributes."""
+    """PoolTimeout has the sizes and the longest lease, in its message and as attributes."""
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
         await pool.wait()
         async with pool.connection(), pool.connection():
@@ -118,7 +118,7 @@ async def test_a_request_out_of_time_leaves_with_the_numbers(dsn: str) -> None:
 
 
 async def test_the_pools_own_timeout_holds_where_a_call_gives_none(dsn: str) -> None:
-    """`timeout=` of the constructor is the default of every request."""
+    """The constructor's `timeout=` is the default of every request."""
     async with AsyncConnectionPool(dsn, min_size=1, timeout=0.05) as pool:
         await pool.wait()
         async with pool.connection():
@@ -132,7 +132,7 @@ async def test_the_pools_own_timeout_holds_where_a_call_gives_none(dsn: str) -> 
 
 
 async def test_max_waiting_bounds_the_line(dsn: str) -> None:
-    """One request more than may wait is refused at once."""
+    """With a full wait queue the next request fails at once."""
     async with AsyncConnectionPool(dsn, min_size=1, max_waiting=2) as pool:
         conn = await pool.acquire()
         waiters = [asyncio.create_task(pool.acquire()) for _ in range(2)]
@@ -147,7 +147,7 @@ async def test_max_waiting_bounds_the_line(dsn: str) -> None:
 
 @pytest.mark.parametrize("leaving", ["cancelled", "out of time"])
 async def test_max_waiting_counts_only_those_who_wait(dsn: str, leaving: str) -> None:
-    """A waiter that has left has left room."""
+    """A waiter that was cancelled or timed out frees its place."""
     async with AsyncConnectionPool(dsn, min_size=1, max_waiting=1) as pool:
         conn = await pool.acquire()
         for _ in range(3):
@@ -169,7 +169,7 @@ async def test_max_waiting_counts_only_those_who_wait(dsn: str, leaving: str) ->
 
 
 async def test_a_requester_that_gives_up_leaves_its_connect_running(dsn: str) -> None:
-    """Short deadlines must not mean that nobody ever gets a connection."""
+    """With short deadlines the pool still gets connections."""
     async with Proxy(dsn) as proxy:
         proxy.delay = 0.2
         async with AsyncConnectionPool(proxy.dsn, min_size=0, max_size=1) as pool:
@@ -183,7 +183,7 @@ async def test_a_requester_that_gives_up_leaves_its_connect_running(dsn: str) ->
 
 
 async def test_a_return_in_the_moment_of_a_deadline_loses_nothing(dsn: str) -> None:
-    """The waiter gets either its error or the connection, and the books are right after both."""
+    """The waiter gets its error or the connection, and the counters add up in both cases."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         await pool.wait()
         outcomes = set()
@@ -191,7 +191,7 @@ async def test_a_return_in_the_moment_of_a_deadline_loses_nothing(dsn: str) -> N
             conn = await pool.acquire()
             waiter = asyncio.create_task(pool.acquire(timeout=0.01))
             await asyncio.sleep(0)
-            # Blocks the loop, so that the timer and this task are due in the same step.
+            # Block the loop, so that the timer and this task are due in the same step.
             time.sleep(0.0095 if round_ % 2 else 0.011)  # noqa: ASYNC251
             await asyncio.sleep(0.001 if round_ % 4 < 2 else 0)
             await pool.release(conn)
@@ -205,7 +205,7 @@ async def test_a_return_in_the_moment_of_a_deadline_loses_nothing(dsn: str) -> N
 
 
 async def test_waiters_make_the_pool_grow_in_parallel(dsn: str) -> None:
-    """As many connects are under way as there are waiters, not one after the other."""
+    """The pool opens one connection for each waiter, all at the same time."""
     async with Proxy(dsn) as proxy, AsyncConnectionPool(proxy.dsn, min_size=0, max_size=8) as pool:
         proxy.delay = 0.1
         conns = await asyncio.gather(*(pool.acquire() for _ in range(8)))
@@ -216,7 +216,7 @@ async def test_waiters_make_the_pool_grow_in_parallel(dsn: str) -> None:
 
 
 async def test_a_hung_connect_takes_no_more_than_its_own_place(dsn: str) -> None:
-    """The rest of the pool is opened, and serves."""
+    """The other connections are opened and serve requests."""
     async with Proxy(dsn) as proxy:
         proxy.hung = 1
         async with AsyncConnectionPool(proxy.dsn, min_size=3) as pool:
@@ -228,7 +228,7 @@ async def test_a_hung_connect_takes_no_more_than_its_own_place(dsn: str) -> None
 
 
 async def test_a_hung_connect_starves_no_waiter_while_there_is_room(dsn: str) -> None:
-    """A connect that does not come along answers nobody: another is opened in its stead."""
+    """For a connect that is late the pool starts another one."""
     async with Proxy(dsn) as proxy:
         proxy.hung = 1
         async with AsyncConnectionPool(proxy.dsn, min_size=0, max_size=3) as pool:
@@ -240,7 +240,7 @@ async def test_a_hung_connect_starves_no_waiter_while_there_is_room(dsn: str) ->
 async def test_a_broken_connection_that_comes_back_serves_the_line_with_a_new_one(
     dsn: str, backends: Backends
 ) -> None:
-    """The place of the broken one is filled for whoever waits."""
+    """The pool replaces the broken connection for the waiter."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         conn = await pool.acquire()
         old = await backend_of(conn)
@@ -257,7 +257,7 @@ async def test_a_broken_connection_that_comes_back_serves_the_line_with_a_new_on
 
 
 async def test_one_that_comes_back_in_a_transaction_is_handed_over_clean(dsn: str) -> None:
-    """The waiter gets it after the roll-back."""
+    """The waiter gets the connection after the roll-back."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         conn = await pool.acquire()
         await conn.execute("SELECT 1")
@@ -271,7 +271,7 @@ async def test_one_that_comes_back_in_a_transaction_is_handed_over_clean(dsn: st
 
 
 async def test_a_nested_request_at_max_size_ends_with_its_deadline(dsn: str) -> None:
-    """Who holds the last connection and asks for one more gets an error, and the pool goes on."""
+    """A task that holds the last connection and waits for one more gets a timeout."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         async with pool.connection():
             with pytest.raises(PoolTimeout, match="longest lease"):
@@ -283,7 +283,7 @@ async def test_a_nested_request_at_max_size_ends_with_its_deadline(dsn: str) -> 
 async def test_stale_connections_are_replaced_with_no_pause_between_failed_checks(
     dsn: str, backends: Backends
 ) -> None:
-    """A failed check goes on at once: back-off is for failed connects alone."""
+    """Back-off applies to failed connects only, not to failed checks."""
     async with AsyncConnectionPool(
         dsn, min_size=10, check=AsyncConnectionPool.check_connection
     ) as pool:
@@ -301,7 +301,7 @@ async def test_stale_connections_are_replaced_with_no_pause_between_failed_check
 
 
 async def test_a_block_commits_at_its_end(dsn: str) -> None:
-    """What was done in the block is there for others, with no word of its own."""
+    """Other connections see the work of the block without an explicit commit."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         async with pool.connection() as conn:
             await conn.execute("DROP TABLE IF EXISTS kept")
@@ -311,7 +311,7 @@ async def test_a_block_commits_at_its_end(dsn: str) -> None:
 
 
 async def test_a_block_that_fails_is_rolled_back(dsn: str) -> None:
-    """Its own error comes out, nothing of it stays, and the connection is not lost."""
+    """The block raises its own error, its work is undone, and the connection is reused."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         with pytest.raises(ZeroDivisionError):  # noqa: PT012
             async with pool.connection() as conn:
@@ -322,7 +322,7 @@ async def test_a_block_that_fails_is_rolled_back(dsn: str) -> None:
 
 
 async def test_an_error_of_the_commit_comes_out_of_the_block(dsn: str) -> None:
-    """A deferred constraint fails at the end; its error is the borrower's, who asked for it."""
+    """A deferred constraint fails at the commit, and the block raises its error."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         with pytest.raises(psycopg.errors.UniqueViolation):  # noqa: PT012
             async with pool.connection() as conn:
@@ -336,7 +336,7 @@ async def test_an_error_of_the_commit_comes_out_of_the_block(dsn: str) -> None:
 async def test_a_connection_lost_in_the_block_is_told_by_its_own_error(
     dsn: str, backends: Backends
 ) -> None:
-    """The query's error comes out, not one of the cleaning up; then the pool is whole again."""
+    """The block raises the query's error, not one of the clean-up; then the pool recovers."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         with pytest.raises(psycopg.errors.AdminShutdown):  # noqa: PT012
             async with pool.connection() as conn:
@@ -348,7 +348,7 @@ async def test_a_connection_lost_in_the_block_is_told_by_its_own_error(
 async def test_a_connection_lost_before_the_commit_fails_the_block(
     dsn: str, backends: Backends
 ) -> None:
-    """A block whose work was not committed must not end as if it were."""
+    """A block whose work was not committed does not end normally."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         with pytest.raises(psycopg.OperationalError):  # noqa: PT012
             async with pool.connection() as conn:
@@ -360,7 +360,7 @@ async def test_a_connection_lost_before_the_commit_fails_the_block(
 
 @pytest.mark.parametrize("autocommit", [False, True])
 async def test_a_transaction_block_is_one_transaction(dsn: str, autocommit: bool) -> None:
-    """In autocommit mode too, all of it stays or nothing does; `Rollback` undoes it in silence."""
+    """The work is all or nothing, in autocommit mode too; `Rollback` undoes it without an error."""
     async with AsyncConnectionPool(dsn, min_size=1, kwargs={"autocommit": autocommit}) as pool:
         await pool.execute("CREATE TEMP TABLE sums (x int)")
         async with pool.transaction() as conn:
@@ -380,12 +380,12 @@ async def test_a_transaction_block_is_one_transaction(dsn: str, autocommit: bool
 async def test_a_transaction_that_cannot_begin_keeps_no_connection(
     dsn: str, backends: Backends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error of BEGIN comes before the block, and the lease is over all the same."""
-    unwatched = psycopg.AsyncConnection  # of others the pool would know
+    """An error of BEGIN is raised before the block, and ends the lease."""
+    unwatched = psycopg.AsyncConnection  # of a watched one the pool notices the loss
     async with AsyncConnectionPool(dsn, min_size=1, connection_class=unwatched) as pool:
         await pool.wait()
         backends.terminate()
-        # It ended just after the pool had looked at its socket.
+        # As if the backend had ended just after the pool checked the socket.
         monkeypatch.setattr(pool._driver, "is_alive", lambda _: True)
         with pytest.raises(psycopg.OperationalError):
             async with pool.transaction():
@@ -395,21 +395,21 @@ async def test_a_transaction_that_cannot_begin_keeps_no_connection(
 
 
 async def test_a_cursor_block_has_its_own_row_factory_and_commits(dsn: str) -> None:
-    """The factory is the cursor's, not left on the connection."""
+    """The row factory does not stay on the connection."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         async with pool.cursor(row_factory=dict_row, binary=True) as cur:
-            await cur.execute("CREATE TEMP TABLE told AS SELECT 7 AS x")
-            await cur.execute("SELECT x FROM told")
+            await cur.execute("CREATE TEMP TABLE numbers AS SELECT 7 AS x")
+            await cur.execute("SELECT x FROM numbers")
             assert cur.format == psycopg.pq.Format.BINARY
             assert await cur.fetchall() == [{"x": 7}]
         async with pool.cursor() as cur:
-            await cur.execute("SELECT x FROM told")
+            await cur.execute("SELECT x FROM numbers")
             assert await cur.fetchone() == (7,)
         with pytest.raises(ZeroDivisionError):  # noqa: PT012
             async with pool.cursor() as cur:
-                await cur.execute("DELETE FROM told")
+                await cur.execute("DELETE FROM numbers")
                 raise ZeroDivisionError
-        assert await pool.fetchval("SELECT count(*) FROM told") == 1
+        assert await pool.fetchval("SELECT count(*) FROM numbers") == 1
 
 
 async def test_getconn_and_putconn_are_acquire_and_release(dsn: str) -> None:

@@ -1,4 +1,4 @@
-"""Health, statistics and `explain`: true in every state of the pool, and never in the way."""
+"""Health, statistics and `explain`: true in every state of the pool, and without side effects."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def through_json(report: HealthReport) -> dict[str, object]:
-    """What arrives of it at the other end."""
-    told: dict[str, object] = json.loads(json.dumps(report.as_dict(), allow_nan=False))
-    return told
+    """Return the report as a client receives it."""
+    found: dict[str, object] = json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    return found
 
 
 async def test_a_pool_that_serves_is_ok(dsn: str, backends: Backends) -> None:
-    """With a latency, the server's version and role, and the sizes."""
+    """The report has a latency, the server's version and role, and the sizes."""
     async with AsyncConnectionPool(dsn, min_size=2, max_size=3) as pool:
         await pool.wait()
         await at_rest(pool)
@@ -43,7 +43,7 @@ async def test_a_pool_that_serves_is_ok(dsn: str, backends: Backends) -> None:
 
 
 async def test_health_gives_its_connection_back(dsn: str) -> None:
-    """Asked often and by many at once, it costs no connection and is no request."""
+    """Many concurrent checks use up no connection and count as no request."""
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
         await pool.wait()
         reports = await asyncio.gather(*(pool.health() for _ in range(20)))
@@ -53,7 +53,7 @@ async def test_health_gives_its_connection_back(dsn: str) -> None:
 
 
 async def test_a_pool_that_keeps_no_connection_is_not_down_for_having_none(dsn: str) -> None:
-    """It says so, and that nothing was pinged; where connecting fails it is down."""
+    """The reason says so, and that nothing was pinged; if connecting fails, the pool is down."""
     async with AsyncConnectionPool(dsn, min_size=0, max_size=2) as pool:
         report = await pool.health()
         assert (report.status, report.latency, report.size) == ("ok", None, 0)
@@ -68,7 +68,7 @@ async def test_a_pool_that_keeps_no_connection_is_not_down_for_having_none(dsn: 
 
 
 async def test_health_of_an_exhausted_pool_does_not_wait_in_its_line(dsn: str) -> None:
-    """It tells of the waiters, and of no latency, for there is nothing to ping."""
+    """The report has the waiters and no latency, as there is no connection to ping."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         async with pool.connection():
             report = await in_time(pool.health(timeout=10), 5)
@@ -84,7 +84,7 @@ async def test_health_of_an_exhausted_pool_does_not_wait_in_its_line(dsn: str) -
 
 
 async def test_health_on_a_stopped_server_is_down_with_the_error(server: Server, dsn: str) -> None:
-    """As soon as a ping has failed; it is ok again when the server is, with no help."""
+    """The status is down after a failed ping, and ok again once the server is back."""
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
         await pool.wait()
         await server.stop()
@@ -104,7 +104,7 @@ async def test_health_on_a_stopped_server_is_down_with_the_error(server: Server,
 
 
 async def test_health_on_a_paused_server_ends_at_its_limit(server: Server, dsn: str) -> None:
-    """A server that does not answer is down within about `timeout`, and the pool recovers."""
+    """Without an answer the status is down within about `timeout`; then the pool recovers."""
     async with AsyncConnectionPool(dsn, min_size=1, ping_timeout=30) as pool:
         await pool.wait()
         await server.pause()
@@ -117,7 +117,7 @@ async def test_health_on_a_paused_server_ends_at_its_limit(server: Server, dsn: 
 
 
 async def test_health_of_a_standby_says_so(server: Server, dsn: str) -> None:
-    """The role is the server's own word, and it changes with a promotion."""
+    """The server reports its role, which changes with a promotion."""
     ((number,),) = Backends(server.dsn, "").ask("SHOW server_version_num")
     if int(number) < 140000:
         pytest.skip("servers before PostgreSQL 14 do not report it")
@@ -130,7 +130,7 @@ async def test_health_of_a_standby_says_so(server: Server, dsn: str) -> None:
 
 @pytest.mark.parametrize("state", ["never opened", "closed", "closed unopened"])
 async def test_health_of_a_pool_that_is_not_open(dsn: str, state: str) -> None:
-    """It is down, the reason says why, and nothing is raised or opened by the question."""
+    """The status is down, the reason says why, and nothing is raised or opened."""
     pool = AsyncConnectionPool(dsn, min_size=1, open=False)
     if state == "closed":
         await pool.open(wait=True)
@@ -144,7 +144,7 @@ async def test_health_of_a_pool_that_is_not_open(dsn: str, state: str) -> None:
 
 
 async def test_health_opens_a_pool_that_opens_on_its_first_use(dsn: str) -> None:
-    """Else a readiness probe would keep the first use from ever coming."""
+    """A readiness probe may block all other uses until the pool is ready."""
     pool = AsyncConnectionPool(dsn, min_size=1)
     try:
         assert (await pool.health()).status == "degraded"
@@ -155,7 +155,7 @@ async def test_health_opens_a_pool_that_opens_on_its_first_use(dsn: str) -> None
 
 
 async def test_health_before_the_first_connection_says_what_is_going_on(server: Server) -> None:
-    """A server that is not there is told as the last error, not as silence."""
+    """For a server that is down the report has the last error."""
     await server.stop()
     async with AsyncConnectionPool(server.dsn, min_size=1) as pool:
         await eventually(lambda: pool.stats().connects_failed)
@@ -166,7 +166,7 @@ async def test_health_before_the_first_connection_says_what_is_going_on(server: 
 
 
 async def test_the_books_add_up(dsn: str) -> None:
-    """Every request is served, failed, cancelled or waiting, and counted as one of these."""
+    """Every request is counted once, as served, failed, cancelled or waiting."""
     async with AsyncConnectionPool(dsn, min_size=1, max_waiting=2) as pool:
         await pool.wait()
         for _ in range(5):
@@ -196,7 +196,7 @@ async def test_the_books_add_up(dsn: str) -> None:
 
 
 async def test_short_uses_are_not_rounded_away(dsn: str) -> None:
-    """The times are summed before they are made milliseconds of."""
+    """The times are summed before they are rounded to milliseconds."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         await pool.wait()
         for _ in range(300):
@@ -207,7 +207,7 @@ async def test_short_uses_are_not_rounded_away(dsn: str) -> None:
 
 
 async def test_get_stats_has_psycopg_pools_keys(dsn: str) -> None:
-    """All that a psycopg_pool ever shows, and no other, under the same conditions."""
+    """The keys are those of psycopg_pool, no more and no less, under the same conditions."""
     theirs: dict[str, int] = {}
     async with psycopg_pool.AsyncConnectionPool(
         dsn, min_size=1, max_size=2, open=False, reconnect_timeout=0.1
@@ -246,7 +246,7 @@ async def test_get_stats_has_psycopg_pools_keys(dsn: str) -> None:
 
 
 async def test_the_same_day_gives_the_same_figures_as_psycopg_pool(dsn: str) -> None:
-    """The counts under psycopg_pool's keys mean what they mean there."""
+    """The counts under psycopg_pool's keys have the same meaning."""
 
     async def a_day(pool: object) -> dict[str, int]:
         assert isinstance(pool, AsyncConnectionPool | psycopg_pool.AsyncConnectionPool)
@@ -276,7 +276,7 @@ async def test_the_same_day_gives_the_same_figures_as_psycopg_pool(dsn: str) -> 
 
 
 async def test_pop_stats_starts_the_counters_again(dsn: str) -> None:
-    """The sizes stay, what was counted goes to zero; `stats()` goes on counting."""
+    """The sizes stay, the counters restart at zero; `stats()` is not affected."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         await pool.wait()
         for _ in range(3):
@@ -292,7 +292,7 @@ async def test_pop_stats_starts_the_counters_again(dsn: str) -> None:
 
 
 async def test_explain_names_who_holds_what(dsn: str) -> None:
-    """The tasks that hold connections, for how long, who waits, and what to do."""
+    """The holders with the age of their leases, the waiters, and the advice."""
     async with AsyncConnectionPool(dsn, min_size=1, name="shop", timeout=0.01) as pool:
         await pool.wait()
         released = asyncio.Event()
@@ -305,11 +305,11 @@ async def test_explain_names_who_holds_what(dsn: str) -> None:
         await eventually(lambda: pool.stats().leased)
         waiter = asyncio.create_task(pool.acquire(timeout=30))
         await eventually(lambda: pool.stats().waiting)
-        told = str(pool.explain())
-        assert "'shop'" in told
-        assert "the till" in told
-        assert "1 waiting" in told
-        assert "resize()" in told
+        text = str(pool.explain())
+        assert "'shop'" in text
+        assert "the till" in text
+        assert "1 waiting" in text
+        assert "resize()" in text
         released.set()
         await holder
         await pool.release(await waiter)
@@ -318,7 +318,7 @@ async def test_explain_names_who_holds_what(dsn: str) -> None:
 
 
 async def test_the_repr_tells_the_sizes(dsn: str) -> None:
-    """Name, size of the most, idle, leased and waiting."""
+    """The repr has the name, the sizes, and the idle, leased and waiting counts."""
     async with AsyncConnectionPool(dsn, min_size=1, max_size=2, name="shop") as pool:
         await pool.wait()
         async with pool.connection():
@@ -327,7 +327,7 @@ async def test_the_repr_tells_the_sizes(dsn: str) -> None:
 
 
 async def test_health_never_takes_a_connection_from_its_borrower(dsn: str) -> None:
-    """From the moment of the question on, the connection that is pinged is not lent."""
+    """A connection that is pinged cannot be leased during the ping."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         await pool.wait()
         for _ in range(20):

@@ -1,4 +1,4 @@
-"""From open to close: what is there in between, and that nothing is there afterwards."""
+"""The life of a pool from open to close, and that nothing is left afterwards."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def test_a_pool_is_made_without_a_loop_and_without_cost() -> None:
-    """The constructor connects to nothing, and a pool never opened leaves in silence."""
+    """The constructor does not connect, and dropping an unopened pool gives no warning."""
     pool = AsyncConnectionPool("host=nowhere.invalid", min_size=3)
     assert pool.closed
     assert pool.stats().size == 0
@@ -42,7 +42,7 @@ def test_a_pool_is_made_without_a_loop_and_without_cost() -> None:
 
 
 async def test_the_first_use_opens_the_pool(dsn: str) -> None:
-    """`open=True`, the default, needs no word more."""
+    """`open=True`, the default, needs no call of `open()`."""
     pool = AsyncConnectionPool(dsn, min_size=2)
     assert pool.closed
     assert await pool.fetchval("SELECT 1") == 1
@@ -52,7 +52,7 @@ async def test_the_first_use_opens_the_pool(dsn: str) -> None:
 
 
 async def test_a_pool_that_opens_on_demand_only_says_so(dsn: str) -> None:
-    """With `open=False` a use before `open()` is an error that tells how."""
+    """With `open=False` a use before `open()` raises an error that says how to open it."""
     pool = AsyncConnectionPool(dsn, min_size=1, open=False)
     for use in (pool.acquire, pool.wait, pool.check, pool.drain):
         with pytest.raises(PoolClosed, match=r"not open yet.*async with pool"):
@@ -66,7 +66,7 @@ async def test_a_pool_that_opens_on_demand_only_says_so(dsn: str) -> None:
 
 
 async def test_open_waits_only_when_it_is_told_to(dsn: str) -> None:
-    """Without `wait` it does not suspend; with it the minimum is there."""
+    """Without `wait` it does not suspend; with `wait` it returns when `min_size` are open."""
     async with Proxy(dsn) as proxy:
         proxy.delay = 0.05
         pool = AsyncConnectionPool(proxy.dsn, min_size=3)
@@ -87,7 +87,7 @@ async def test_open_may_be_called_again_while_it_is_open(dsn: str) -> None:
 
 
 async def test_a_closed_pool_is_not_opened_again(dsn: str) -> None:
-    """Neither by `open()` nor by use: each is a clear error."""
+    """Both `open()` and a use raise PoolClosed."""
     pool = AsyncConnectionPool(dsn, min_size=1)
     await pool.open(wait=True)
     await pool.close()
@@ -99,7 +99,7 @@ async def test_a_closed_pool_is_not_opened_again(dsn: str) -> None:
 
 
 async def test_wait_may_be_called_by_many_and_at_any_time(dsn: str) -> None:
-    """At once, again, and after a cancelled one."""
+    """Concurrent calls, repeated calls and calls after a cancelled one work."""
     async with Proxy(dsn) as proxy:
         proxy.delay = 0.05
         async with AsyncConnectionPool(proxy.dsn, min_size=2) as pool:
@@ -111,7 +111,7 @@ async def test_wait_may_be_called_by_many_and_at_any_time(dsn: str) -> None:
 
 
 async def test_wait_out_of_time_closes_the_pool(dsn: str) -> None:
-    """What was opened by then is closed as well, and the error counts it."""
+    """The connections that were opened are closed too, and the error counts them."""
     async with Proxy(dsn) as proxy:
         proxy.hung = 1
         pool = AsyncConnectionPool(proxy.dsn, min_size=3)
@@ -123,7 +123,7 @@ async def test_wait_out_of_time_closes_the_pool(dsn: str) -> None:
 
 @pytest.mark.parametrize("use", ["acquire", "wait"])
 async def test_close_wakes_all_who_wait(dsn: str, use: str) -> None:
-    """Each with PoolClosed, at once, though a connect is hung and a connection lent."""
+    """Each waiter gets PoolClosed at once, despite a hung connect and a leased connection."""
     async with Proxy(dsn) as proxy:
         proxy.hung = 1
         pool = AsyncConnectionPool(proxy.dsn, min_size=2)
@@ -141,7 +141,7 @@ async def test_close_wakes_all_who_wait(dsn: str, use: str) -> None:
 
 
 async def test_close_waits_for_what_is_lent(dsn: str) -> None:
-    """The borrower's work is committed, and then the pool closes without delay."""
+    """The borrower commits its work, and then the pool closes without delay."""
     pool = AsyncConnectionPool(dsn, min_size=2)
     async with pool.connection() as conn:
         await conn.execute("DROP TABLE IF EXISTS last_words")
@@ -160,7 +160,7 @@ async def test_close_waits_for_what_is_lent(dsn: str) -> None:
 async def test_close_takes_what_is_lent_for_too_long(
     dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After `timeout` it is closed under its borrower, whose work fails with a clear error."""
+    """After `timeout` the connection is closed, and the borrower's block raises PoolClosed."""
     pool = AsyncConnectionPool(dsn, min_size=1)
     with pytest.raises(PoolClosed, match="lost"):  # noqa: PT012
         async with pool.connection() as conn:
@@ -171,7 +171,7 @@ async def test_close_takes_what_is_lent_for_too_long(
 
 
 async def test_close_ends_a_query_that_runs_for_too_long(dsn: str, backends: Backends) -> None:
-    """The borrower gets psycopg's error, and nothing runs on at the server."""
+    """The borrower gets psycopg's error, and the query ends on the server."""
     pool = AsyncConnectionPool(dsn, min_size=1)
 
     async def work() -> None:
@@ -211,7 +211,7 @@ async def test_what_a_borrower_does_after_that_fails_and_does_not_hang(dsn: str)
 
 
 async def test_close_twice_and_at_the_same_time(dsn: str) -> None:
-    """Everyone who closes waits for the same end."""
+    """All callers of `close()` wait for the same end."""
     pool = AsyncConnectionPool(dsn, min_size=2)
     conn = await pool.acquire()
     closings = [asyncio.create_task(pool.close(timeout=5)) for _ in range(3)]
@@ -225,7 +225,7 @@ async def test_close_twice_and_at_the_same_time(dsn: str) -> None:
 
 
 async def test_a_pool_never_opened_may_be_closed(dsn: str) -> None:
-    """It is closed from then on, and was never connected."""
+    """The pool is closed from then on, without a connect."""
     pool = AsyncConnectionPool(dsn)
     await pool.close()
     await pool.close()
@@ -235,7 +235,7 @@ async def test_a_pool_never_opened_may_be_closed(dsn: str) -> None:
 
 
 async def test_close_goes_on_under_a_cancelled_scope(dsn: str, backends: Backends) -> None:
-    """anyio's cancellation reaches whoever awaits; the closing is not torn by it."""
+    """A cancelled anyio scope does not interrupt `close()`."""
     pool = AsyncConnectionPool(dsn, min_size=3)
     await pool.wait()
     with anyio.CancelScope() as scope:
@@ -248,7 +248,7 @@ async def test_close_goes_on_under_a_cancelled_scope(dsn: str, backends: Backend
 async def test_a_block_of_the_pool_in_a_cancelled_scope_closes_it(
     dsn: str, backends: Backends
 ) -> None:
-    """`async with pool` of a server that is stopped by its scope."""
+    """As when a server's scope is cancelled to stop it."""
     with anyio.move_on_after(0.1):
         async with AsyncConnectionPool(dsn, min_size=2) as pool:
             await pool.wait()
@@ -260,7 +260,7 @@ async def test_a_block_of_the_pool_in_a_cancelled_scope_closes_it(
 
 
 async def test_a_cancelled_close_is_let_go_and_the_pool_closes_by_itself(dsn: str) -> None:
-    """task.cancel() comes out at once; somebody else may still wait for the end."""
+    """task.cancel() ends the call at once; another caller can still wait for the end."""
     pool = AsyncConnectionPool(dsn, min_size=1)
     conn = await pool.acquire()
     closing = asyncio.create_task(pool.close(timeout=30))
@@ -274,7 +274,7 @@ async def test_a_cancelled_close_is_let_go_and_the_pool_closes_by_itself(dsn: st
 
 
 async def test_close_on_a_paused_server_ends_at_its_limit(server: Server, dsn: str) -> None:
-    """Idle, lent, cleaned and opening ones: none of them waits for an answer for ever."""
+    """Idle, leased, cleaning and opening connections do not wait for an answer for ever."""
     pool = AsyncConnectionPool(dsn, min_size=3, max_size=5, ping_timeout=60)
     await pool.wait()
     await pool.acquire()
@@ -294,7 +294,7 @@ async def test_close_on_a_paused_server_ends_at_its_limit(server: Server, dsn: s
 
 
 async def test_close_while_the_server_is_down_ends_at_once(server: Server) -> None:
-    """Neither the timer of the next attempt nor an attempt itself keeps it."""
+    """Neither a connect nor the back-off delays it."""
     await server.stop()
     pool = AsyncConnectionPool(server.dsn, min_size=2)
     await pool.open()
@@ -307,7 +307,7 @@ async def test_close_while_the_server_is_down_ends_at_once(server: Server) -> No
 
 @pytest.mark.skipif(not linux, reason="descriptors are counted in /proc")
 async def test_nothing_is_left_after_close(dsn: str, server: Server) -> None:
-    """No socket, no other descriptor, no task: after work, breakage and cancellation."""
+    """No descriptor and no task is left after work, broken connections and cancellation."""
 
     async def life() -> None:
         async with AsyncConnectionPool(
@@ -337,7 +337,7 @@ async def test_nothing_is_left_after_close(dsn: str, server: Server) -> None:
 
 @pytest.mark.skipif(not linux, reason="descriptors are counted in /proc")
 async def test_a_pool_dropped_without_close_is_collected(dsn: str, backends: Backends) -> None:
-    """With one ResourceWarning that names it; its sockets and tasks go with it."""
+    """The pool is collected with its sockets and tasks, after one ResourceWarning that names it."""
     before = sockets()
 
     async def live() -> weakref.ref[AsyncConnectionPool]:
@@ -354,17 +354,17 @@ async def test_a_pool_dropped_without_close_is_collected(dsn: str, backends: Bac
         gc.collect()
         await eventually(lambda: not backends.pids())
         await eventually(lambda: len(asyncio.all_tasks()) == 1)
-        told = [(each.category, str(each.message)) for each in caught]
-        caught.clear()  # they hold what they are about
-    assert [category for category, _ in told] == [ResourceWarning]
-    assert "'forgotten'" in told[0][1]
+        shown = [(each.category, str(each.message)) for each in caught]
+        caught.clear()  # the warnings hold references to the pool
+    assert [category for category, _ in shown] == [ResourceWarning]
+    assert "'forgotten'" in shown[0][1]
     gc.collect()
     assert watch() is None
     assert sockets() == before
 
 
 async def test_a_pool_dropped_in_mid_connect_is_collected_too(dsn: str) -> None:
-    """A connect that hangs does not keep it alive."""
+    """A hung connect does not keep the pool alive."""
     async with Proxy(dsn) as proxy:
         proxy.hung = 10
         pool = AsyncConnectionPool(proxy.dsn, min_size=3)
@@ -377,7 +377,7 @@ async def test_a_pool_dropped_in_mid_connect_is_collected_too(dsn: str) -> None:
 
 
 async def test_a_pool_dropped_while_its_connection_is_lent_leaves_that_usable(dsn: str) -> None:
-    """The block holds its pool: as long as one runs, nothing is collected under it."""
+    """A running block keeps its pool alive."""
 
     async def make() -> Any:
         pool = AsyncConnectionPool(dsn, min_size=1)
@@ -393,7 +393,7 @@ async def test_a_pool_dropped_while_its_connection_is_lent_leaves_that_usable(ds
 
 
 async def test_open_and_close_may_be_called_in_different_tasks(dsn: str) -> None:
-    """As the fixtures of frameworks do; the opener may have ended long before."""
+    """Fixtures of frameworks do this; the task that opened may have ended."""
     pool = AsyncConnectionPool(dsn, min_size=1)
     await asyncio.create_task(pool.open(wait=True))
     assert await asyncio.create_task(pool.fetchval("SELECT 1")) == 1
@@ -402,7 +402,7 @@ async def test_open_and_close_may_be_called_in_different_tasks(dsn: str) -> None
 
 
 async def test_close_races_with_all_that_a_pool_does(dsn: str, backends: Backends) -> None:
-    """At any moment of its life: whoever uses it ends, and nothing stays."""
+    """Closed at any moment, every caller returns and nothing is left."""
 
     async def use(pool: AsyncConnectionPool) -> None:
         while True:
@@ -429,7 +429,7 @@ async def test_close_races_with_all_that_a_pool_does(dsn: str, backends: Backend
 
 
 async def test_a_check_that_hangs_ends_in_pool_closed_when_the_pool_is_closed(dsn: str) -> None:
-    """Nobody has cancelled the borrower, so it sees no CancelledError."""
+    """The borrower was not cancelled, so it gets no CancelledError."""
 
     async def check(conn: object) -> None:
         await asyncio.sleep(60)
@@ -443,7 +443,7 @@ async def test_a_check_that_hangs_ends_in_pool_closed_when_the_pool_is_closed(ds
 
 
 async def test_the_pool_may_be_closed_by_its_own_callback() -> None:
-    """`reconnect_failed` closes it and goes on, as it would to end the application."""
+    """`reconnect_failed` may close the pool and continue, such as to end the application."""
     went_on = asyncio.Event()
 
     async def give_up(pool: AsyncConnectionPool) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def databases(backends: Backends, number: int) -> Iterator[list[str]]:
-    """So many of them, which are gone afterwards."""
+    """Create so many databases, and drop them afterwards."""
     names = [f"d{uuid4().hex[:8]}" for _ in range(number)]
     for name in names:
         backends.ask(f"CREATE DATABASE {name}")
@@ -42,14 +42,14 @@ def databases(backends: Backends, number: int) -> Iterator[list[str]]:
 
 
 def tenant_of(dsn: str) -> Any:
-    """A manager's `conninfo`: the database of a tenant's name."""
+    """Return a manager's `conninfo` function, for which a key is the name of a database."""
     return lambda name: make_conninfo(dsn, dbname=name)
 
 
 async def test_each_tenant_has_its_own_database_and_all_of_them_one_limit(
     dsn: str, backends: Backends
 ) -> None:
-    """Under a load of all of them at once; the server never sees more than the limit."""
+    """Under load on all databases at once the server never sees more connections than the limit."""
     dice = random.Random(0)
     most = 0
     with databases(backends, 6) as names:
@@ -75,7 +75,7 @@ async def test_each_tenant_has_its_own_database_and_all_of_them_one_limit(
 async def test_a_thousand_tenants_are_served_by_five_connections(
     dsn: str, backends: Backends
 ) -> None:
-    """Each by a pool of its own."""
+    """Each tenant has a pool."""
     served: list[int] = []
 
     def conninfo(number: int) -> str:
@@ -99,7 +99,7 @@ async def test_a_thousand_tenants_are_served_by_five_connections(
 
 
 async def test_keys_are_connection_strings_where_nothing_else_is_said(dsn: str) -> None:
-    """Those that say the same in another order, or as a URL, share a pool."""
+    """Connection strings with the same parameters in another order, or as a URL, share a pool."""
     async with PoolManager[str](max_connections=2) as manager:
         again = " ".join(reversed(dsn.split()))
         assert manager.pool(dsn) is manager.pool(again)
@@ -111,18 +111,18 @@ async def test_keys_are_connection_strings_where_nothing_else_is_said(dsn: str) 
 
 
 async def test_names_of_pools_tell_the_database_and_no_password(dsn: str) -> None:
-    """They stand in logs and errors."""
+    """The names appear in logs and errors."""
     async with PoolManager[str](max_connections=2, name="tenants") as manager:
         pool = manager.pool("postgresql://ann:sesame@db.example/shop")
         assert pool.name == "tenants: dbname=shop user=ann host=db.example"
         assert "sesame" not in repr(pool) + repr(manager)
-        # What is not percent-encoded: libpq takes it for a part of the database's name.
+        # libpq reads the unencoded part of the password as a part of the database's name.
         pool = manager.pool("postgresql://ann:12/sesame@db.example/shop")
         assert "sesame" not in repr(pool) + repr(manager)
 
 
 async def test_the_least_recently_used_pool_at_rest_is_closed(dsn: str) -> None:
-    """With its connections; it is made anew when it is asked for again."""
+    """The pool closes with its connections; a later request makes a new one."""
 
     async with PoolManager(
         lambda key: make_conninfo(dsn, options=f"-c app.tenant={key}"),
@@ -143,7 +143,7 @@ async def test_the_least_recently_used_pool_at_rest_is_closed(dsn: str) -> None:
 
 
 async def test_a_pool_that_is_in_use_is_not_closed_for_another(dsn: str) -> None:
-    """There may be more than `max_pools` meanwhile; afterwards the surplus goes."""
+    """There may be more than `max_pools` pools for a while; then the surplus is closed."""
     async with PoolManager(
         lambda key: make_conninfo(dsn, options=f"-c app.tenant={key}"),
         max_connections=4,
@@ -160,7 +160,7 @@ async def test_a_pool_that_is_in_use_is_not_closed_for_another(dsn: str) -> None
 async def test_a_database_that_does_not_exist_is_its_own_tenants_trouble(
     dsn: str, backends: Backends
 ) -> None:
-    """Told at once with the server's word, and it costs the others nothing."""
+    """The request fails at once with the server's message, and the others are not affected."""
     with databases(backends, 1) as [name]:
         async with PoolManager(tenant_of(dsn), max_connections=1) as manager:
             for _ in range(3):
@@ -171,7 +171,7 @@ async def test_a_database_that_does_not_exist_is_its_own_tenants_trouble(
 
 
 async def test_a_budget_that_is_spent_is_told_in_time(dsn: str) -> None:
-    """With its numbers; whoever waits is served as soon as a connection comes back elsewhere."""
+    """The error has the budget's numbers; a waiter is served when another pool frees a place."""
     budget = Budget(2)
     async with (
         AsyncConnectionPool(dsn, min_size=0, max_size=2, budget=budget, name="a") as a,
@@ -191,7 +191,7 @@ async def test_a_budget_that_is_spent_is_told_in_time(dsn: str) -> None:
 
 
 async def test_one_shots_of_several_pools_share_the_budget(dsn: str, backends: Backends) -> None:
-    """Those that ride together too: a busy pool does not keep another's statements waiting."""
+    """One-shots that share connections in one pool do not keep those of another pool waiting."""
     budget = Budget(2)
     pools = [
         AsyncConnectionPool(dsn, min_size=0, max_size=2, budget=budget, timeout=60.0)
@@ -213,7 +213,7 @@ async def test_one_shots_of_several_pools_share_the_budget(dsn: str, backends: B
 
 
 async def test_cancelled_requests_give_their_places_back(dsn: str, backends: Backends) -> None:
-    """Of either kind, at any moment; the books of all pools are right afterwards."""
+    """After cancellations of both kinds at any moment the counts of all pools are right."""
     dice = random.Random(1)
     with databases(backends, 3) as names:
         async with PoolManager(tenant_of(dsn), max_connections=2) as manager:
@@ -247,7 +247,7 @@ async def test_cancelled_requests_give_their_places_back(dsn: str, backends: Bac
 
 
 async def test_a_tenant_is_dropped_with_its_connections(dsn: str, backends: Backends) -> None:
-    """So that its database can be."""
+    """The tenant's database can then be dropped."""
     with databases(backends, 1) as [name]:
         async with PoolManager(tenant_of(dsn), max_connections=2) as manager:
             assert await manager.pool(name).fetchval("SELECT 1") == 1
@@ -261,16 +261,16 @@ async def test_a_tenant_is_dropped_with_its_connections(dsn: str, backends: Back
 async def test_after_close_nothing_is_left_and_nothing_is_to_be_had(
     dsn: str, backends: Backends
 ) -> None:
-    """What is lent for too long is taken, as by a pool."""
+    """A lease that lasts too long is closed, as by a pool."""
     manager = PoolManager(
         lambda key: make_conninfo(dsn, options=f"-c app.tenant={key}"), max_connections=3
     )
     manager.pool("never used")
     async with manager.connection("a"):
         pass
-    lent = await manager.pool("b").acquire()
+    leased = await manager.pool("b").acquire()
     await manager.close(timeout=0)
-    assert lent.closed
+    assert leased.closed
     assert manager.closed
     assert manager.budget.size == 0
     assert backends.pids() == set()
@@ -283,7 +283,7 @@ async def test_after_close_nothing_is_left_and_nothing_is_to_be_had(
 
 
 def test_a_manager_outlives_its_event_loop(asyncpool_dsn: str) -> None:
-    """`asyncio.run` twice on one that is made at import; the limit is whole again."""
+    """A manager made at import works in two `asyncio.run`, each with the whole limit."""
     manager = PoolManager(
         lambda key: make_conninfo(asyncpool_dsn, options=f"-c app.tenant={key}"),
         max_connections=2,
@@ -320,13 +320,13 @@ def test_a_manager_outlives_its_event_loop(asyncpool_dsn: str) -> None:
 def test_an_argument_that_makes_no_sense_is_named_at_the_call(
     options: dict[str, Any], error: type[Exception], what: str
 ) -> None:
-    """Not when the first tenant comes."""
+    """The constructor raises, not the first use of a key."""
     with pytest.raises(error, match=what):
         PoolManager(**options)
 
 
 async def test_a_key_that_is_no_connection_string_is_told_at_the_call() -> None:
-    """And what the manager's own function raises goes through."""
+    """An exception of the user's `conninfo` function propagates."""
     async with PoolManager[Any](max_connections=1) as manager:
         with pytest.raises(ValueError, match="libpq"):
             manager.pool("tenant_7")

@@ -1,4 +1,4 @@
-"""`AsyncNullConnectionPool` on a server: a bound and a line, and no connection that is kept."""
+"""`AsyncNullConnectionPool` on a server: a size limit and a wait queue, but no idle connections."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Pool = AsyncNullConnectionPool
 
 
 async def empty(pool: Pool[Any]) -> None:
-    """Wait until it has no connection in any state."""
+    """Wait until the pool has no connection in any state."""
     await eventually(lambda: pool.stats().size == 0)
 
 
@@ -34,7 +34,7 @@ async def empty(pool: Pool[Any]) -> None:
 async def test_each_request_has_a_connection_of_its_own(
     kind: Any, dsn: str, backends: Backends
 ) -> None:
-    """It is closed when the request is done with it; the next gets another."""
+    """The connection is closed after the request; the next request opens another."""
     async with kind(dsn) as pool:
         pids = set()
         for _ in range(3):
@@ -52,7 +52,7 @@ async def test_each_request_has_a_connection_of_its_own(
 
 @pytest.mark.parametrize("kind", [Pool, psycopg_pool.AsyncNullConnectionPool])
 async def test_who_waits_gets_the_connection_that_comes_back(kind: Any, dsn: str) -> None:
-    """Rolled back and reset; the reset is called for those that are handed over only."""
+    """It is rolled back and reset first; `reset` is called only before a hand-over."""
     reset: list[int] = []
 
     async def note(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -78,7 +78,7 @@ async def test_who_waits_gets_the_connection_that_comes_back(kind: Any, dsn: str
 @pytest.mark.parametrize("kind", [Pool, psycopg_pool.AsyncNullConnectionPool])
 @pytest.mark.parametrize("sizes", [(1, None), (1, 5), (-1, 2)])
 async def test_a_minimum_is_refused(kind: Any, sizes: tuple[int, int | None], dsn: str) -> None:
-    """In the constructor and by resize, which changes nothing then."""
+    """The constructor and `resize` raise; a failed `resize` changes nothing."""
     with pytest.raises(ValueError, match="min_size"):
         kind(dsn, min_size=sizes[0], max_size=sizes[1])
     async with kind(dsn, max_size=2) as pool:
@@ -93,7 +93,7 @@ async def test_a_minimum_is_refused(kind: Any, sizes: tuple[int, int | None], ds
 
 @pytest.mark.parametrize("kind", [Pool, psycopg_pool.AsyncNullConnectionPool])
 async def test_wait_opens_one_and_keeps_none(kind: Any, dsn: str, backends: Backends) -> None:
-    """It is there to see that the database can be reached."""
+    """`wait` tests whether the database is reachable."""
     async with kind(dsn, max_size=2) as pool:
         await pool.wait()
         await eventually(lambda: not backends.pids())
@@ -105,7 +105,7 @@ async def test_wait_opens_one_and_keeps_none(kind: Any, dsn: str, backends: Back
 
 @pytest.mark.parametrize("kind", [Pool, psycopg_pool.AsyncNullConnectionPool])
 async def test_wait_out_of_time_closes_the_pool(kind: Any) -> None:
-    """With `PoolTimeout`, as for a pool that keeps connections."""
+    """PoolTimeout is raised, as by a pool that keeps connections."""
     pool = kind("host=127.0.0.1 port=1", open=False)
     await pool.open()
     with pytest.raises(psycopg.OperationalError) as caught:
@@ -116,7 +116,7 @@ async def test_wait_out_of_time_closes_the_pool(kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", [Pool, psycopg_pool.AsyncNullConnectionPool])
 async def test_check_does_nothing(kind: Any, dsn: str, backends: Backends) -> None:
-    """Nothing is idle, and nothing is opened for it."""
+    """No connection is idle, and none is opened."""
     async with kind(dsn) as pool:
         await pool.check()
         assert pool.get_stats().get("connections_num", 0) == 0
@@ -124,7 +124,7 @@ async def test_check_does_nothing(kind: Any, dsn: str, backends: Backends) -> No
 
 
 async def test_wait_says_what_it_was_waiting_for() -> None:
-    """And has the server's or the system's word as its cause."""
+    """The cause is the error of the server or the operating system."""
     pool = Pool("host=127.0.0.1 port=1")
     with pytest.raises(PoolTimeout, match="no connection was opened") as caught:
         await pool.wait(timeout=0.2)
@@ -132,7 +132,7 @@ async def test_wait_says_what_it_was_waiting_for() -> None:
 
 
 async def test_several_tasks_may_wait_and_one_be_cancelled(dsn: str) -> None:
-    """They share a connect; the others are told all the same, and no wish is left behind."""
+    """They share a connect, whose result the others get, and no demand for one is left."""
     async with Proxy(dsn) as proxy, Pool(proxy.dsn) as pool:
         proxy.delay = 0.2
         tasks = [asyncio.create_task(pool.wait()) for _ in range(4)]
@@ -154,7 +154,7 @@ async def test_several_tasks_may_wait_and_one_be_cancelled(dsn: str) -> None:
 
 @pytest.mark.parametrize("max_size", [2, None])
 async def test_wait_while_connections_are_lent(dsn: str, max_size: int | None) -> None:
-    """Where all that may be are lent, they are proof enough; the bound holds."""
+    """With all connections in use `wait` returns, and `max_size` holds."""
     async with Pool(dsn, max_size=max_size) as pool, pool.connection(), pool.connection():
         await in_time(pool.wait(timeout=5.0))
         assert pool.stats().connects == (2 if max_size else 3)
@@ -162,7 +162,7 @@ async def test_wait_while_connections_are_lent(dsn: str, max_size: int | None) -
 
 
 async def test_the_server_never_sees_more_than_the_bound(dsn: str, backends: Backends) -> None:
-    """A connection on its way out has its place until the server has let go of it."""
+    """A closing connection counts until the server has hung up."""
     most = 0
 
     async def use(pool: Pool) -> None:
@@ -183,7 +183,7 @@ async def test_the_server_never_sees_more_than_the_bound(dsn: str, backends: Bac
 
 
 async def test_without_a_bound_a_burst_is_served_side_by_side(dsn: str) -> None:
-    """Nobody waits for another's return; the numbers are those that a person may read."""
+    """No request waits for a return, and the repr and messages show no huge number."""
     async with Pool(dsn) as pool:
         conns = await in_time(asyncio.gather(*(pool.acquire() for _ in range(20))))
         assert pool.stats().leased == 20
@@ -197,7 +197,7 @@ async def test_without_a_bound_a_burst_is_served_side_by_side(dsn: str) -> None:
 
 @pytest.mark.parametrize("pipeline", [False, True])
 async def test_one_shots_work(dsn: str, pipeline: bool) -> None:
-    """Each borrows one, or those that come together share what there may be."""
+    """Each borrows a connection, or concurrent ones share the connections."""
     async with Pool(dsn, max_size=4, pipeline=pipeline) as pool:
         assert await pool.fetchval("SELECT 1") == 1
         answers = asyncio.gather(*(pool.fetchval("SELECT %s::int", [n]) for n in range(50)))
@@ -210,7 +210,7 @@ async def test_one_shots_work(dsn: str, pipeline: bool) -> None:
 
 @pytest.mark.parametrize("kind", [Pool, psycopg_pool.AsyncNullConnectionPool])
 async def test_a_block_commits_and_rolls_back(kind: Any, dsn: str, backends: Backends) -> None:
-    """As on any pool, before the connection is closed."""
+    """The block ends as on any pool, before the connection is closed."""
 
     async def insert(pool: Any, number: int) -> None:
         async with pool.connection() as conn:
@@ -230,7 +230,7 @@ async def test_a_block_commits_and_rolls_back(kind: Any, dsn: str, backends: Bac
 
 
 async def test_a_transaction_is_rolled_back_before_the_farewell(dsn: str) -> None:
-    """A pooler between would else close the server's connection with it."""
+    """Otherwise a pooler in front of the server would close its own connection too."""
 
     async def fail(block: Any) -> None:
         async with block as conn:
@@ -258,7 +258,7 @@ async def test_a_transaction_is_rolled_back_before_the_farewell(dsn: str) -> Non
 async def test_what_is_left_in_mid_query_is_cancelled_and_closed(
     dsn: str, backends: Backends
 ) -> None:
-    """The server does not work on for nobody."""
+    """The server does not continue a query without a client."""
     async with Pool(dsn) as pool:
         task = asyncio.create_task(pool.execute("SELECT pg_sleep(60)"))
         await eventually(lambda: backends.running("pg_sleep"))
@@ -271,7 +271,7 @@ async def test_what_is_left_in_mid_query_is_cancelled_and_closed(
 @pytest.mark.parametrize("how", ["once", "twice", "scope"])
 @pytest.mark.parametrize("at", ["line", "connect"])
 async def test_a_cancelled_request_loses_nothing(dsn: str, how: str, at: str) -> None:
-    """In the line, and while its connect is under way."""
+    """The request is cancelled in the wait queue, or while its connect runs."""
     async with Proxy(dsn) as proxy, Pool(proxy.dsn, max_size=1) as pool:
         scope = anyio.CancelScope()
 
@@ -299,7 +299,7 @@ async def test_a_cancelled_request_loses_nothing(dsn: str, how: str, at: str) ->
 
 
 async def test_close_wakes_all_who_wait(dsn: str) -> None:
-    """In the line, for a connect, and in wait()."""
+    """Callers that wait for a connection or in `wait()` get PoolClosed."""
     async with Proxy(dsn) as proxy:
         proxy.open_way.clear()
         pool = Pool(proxy.dsn, max_size=1)
@@ -312,14 +312,14 @@ async def test_close_wakes_all_who_wait(dsn: str) -> None:
 
 
 async def test_blocks_that_can_never_begin_are_told_so(dsn: str) -> None:
-    """The deadlock is seen here too, where there is a bound."""
+    """A pool with a size limit detects a deadlock too."""
     async with Pool(dsn, max_size=1) as pool, pool.connection():
         with pytest.raises(PoolDeadlock):
             await in_time(pool.getconn())
 
 
 async def test_health_opens_a_connection_and_keeps_none(dsn: str, backends: Backends) -> None:
-    """Where all are lent it opens none; what it tells is that the database can be reached."""
+    """With all connections in use it opens none, and reports that the database is reachable."""
     async with Pool(dsn, max_size=1) as pool:
         report = await pool.health(timeout=10.0)
         assert (report.status, report.reason, report.max_size) == ("ok", "", 1)
@@ -333,7 +333,7 @@ async def test_health_opens_a_connection_and_keeps_none(dsn: str, backends: Back
 
 
 async def test_health_of_a_server_that_is_down(server: Server, dsn: str) -> None:
-    """Within its time limit, with the error; and ok once it is back."""
+    """The report arrives within its time limit with the error; the status is ok once it is back."""
     async with Pool(dsn) as pool:
         await server.stop()
         report = await in_time(pool.health(timeout=0.3))
@@ -346,7 +346,7 @@ async def test_health_of_a_server_that_is_down(server: Server, dsn: str) -> None
 
 
 async def test_closing_in_a_block_closes(dsn: str) -> None:
-    """`close_returns` is taken and has no meaning here, as in psycopg_pool."""
+    """`close_returns` is accepted without effect, as in psycopg_pool."""
     async with Pool(dsn, close_returns=True) as pool:
         assert pool.close_returns is False
         async with pool.connection() as conn:
@@ -356,7 +356,7 @@ async def test_closing_in_a_block_closes(dsn: str) -> None:
 
 
 async def test_drained_and_expired_ones_are_not_handed_over(dsn: str) -> None:
-    """Whoever waits gets a new one."""
+    """The waiter gets a new connection."""
     async with Pool(dsn, max_size=1) as pool:
         conn = await pool.getconn()
         waiter = asyncio.create_task(pool.getconn())

@@ -1,4 +1,4 @@
-"""Returning: never waits, refuses what is not lent, and lets nothing unclean through."""
+"""Releasing a connection: it never waits, refuses foreign connections, and keeps no open work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 async def test_returning_never_suspends_even_when_there_is_much_to_clean(dsn: str) -> None:
-    """The roll-back is the pool's work, so a borrower cannot be cancelled in it."""
+    """The pool rolls back, so that the borrower cannot be cancelled in it."""
     async with AsyncConnectionPool(dsn, min_size=1, reset="discard") as pool:
         conn = await pool.acquire()
         await conn.execute("CREATE TEMP TABLE scratch (x int)")
@@ -33,7 +33,7 @@ async def test_returning_never_suspends_even_when_there_is_much_to_clean(dsn: st
 
 
 async def test_a_second_release_is_refused_and_changes_nothing(dsn: str) -> None:
-    """The error names the pool; the connection stays where it is, once."""
+    """The error names the pool, and the connection stays idle."""
     async with AsyncConnectionPool(dsn, min_size=1, name="books") as pool:
         conn = await pool.acquire()
         await pool.release(conn)
@@ -43,7 +43,7 @@ async def test_a_second_release_is_refused_and_changes_nothing(dsn: str) -> None
 
 
 async def test_a_second_release_does_not_take_it_from_the_next_borrower(dsn: str) -> None:
-    """While it is cleaned it is nobody's: a late second return must not cut that short."""
+    """A second release does not interrupt the cleaning."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         conn = await pool.acquire()
         await conn.execute("SELECT 1")
@@ -54,7 +54,7 @@ async def test_a_second_release_does_not_take_it_from_the_next_borrower(dsn: str
 
 
 async def test_a_foreign_connection_is_refused_and_left_alone(dsn: str) -> None:
-    """Neither a connection of psycopg's own nor another pool's is taken in."""
+    """The pool accepts neither a connection made by psycopg nor one of another pool."""
     async with (
         AsyncConnectionPool(dsn, min_size=1, name="one") as one,
         AsyncConnectionPool(dsn, min_size=1, name="other") as other,
@@ -71,14 +71,14 @@ async def test_a_foreign_connection_is_refused_and_left_alone(dsn: str) -> None:
 
 
 async def test_a_value_that_is_no_connection_is_refused(dsn: str) -> None:
-    """An error that says so, not an AttributeError from within."""
+    """The error is a ReleaseError, not an AttributeError."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         with pytest.raises(ReleaseError):
             await pool.release(None)  # type: ignore[arg-type]
 
 
 async def test_release_after_close_says_that_the_work_is_lost(dsn: str) -> None:
-    """Who holds a connection beyond `close()` is told so at its return."""
+    """A borrower that outlasts `close()` gets an error at its release."""
     pool = AsyncConnectionPool(dsn, min_size=1)
     conn = await pool.acquire()
     await pool.close(timeout=0)
@@ -96,7 +96,7 @@ async def test_any_task_may_return_a_connection(dsn: str) -> None:
 
 
 async def test_a_connection_that_its_borrower_closed_is_replaced(dsn: str) -> None:
-    """`conn.close()` in a block is no error of the block, and its place is filled again."""
+    """`conn.close()` is not an error of the block, and the pool opens another connection."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         async with pool.connection() as conn:
             await conn.close()
@@ -108,12 +108,12 @@ async def test_a_connection_that_its_borrower_closed_is_replaced(dsn: str) -> No
 
 
 LEFT: list[Any] = []
-"""What a test has left open: were it collected, it would be closed behind the test's back."""
+"""Objects that a test leaves open, kept alive because their collection would close them."""
 
 
 @pytest.fixture(autouse=True)
 def left() -> Iterator[None]:
-    """Let go of it after the test, with whatever psycopg has to say about it."""
+    """Drop what a test has left open, and ignore psycopg's warnings about it."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -149,7 +149,7 @@ async def leave_a_server_side_cursor(conn: Conn) -> None:
     await cur.fetchone()
 
 
-UNTIDY = [
+IN_TRANSACTION = [
     leave_a_transaction,
     leave_a_failed_transaction,
     leave_inside_a_savepoint,
@@ -158,11 +158,11 @@ UNTIDY = [
 
 
 @pytest.mark.parametrize("level", [None, "rollback", "session", "discard"])
-@pytest.mark.parametrize("leave", UNTIDY)
+@pytest.mark.parametrize("leave", IN_TRANSACTION)
 async def test_what_can_be_rolled_back_is_rolled_back(
     dsn: str, leave: Callable[[Conn], Awaitable[None]], level: Any
 ) -> None:
-    """The very same connection serves the next borrower, who can begin, commit and set it up."""
+    """The next borrower gets the same connection, and can begin, commit and configure it."""
     async with AsyncConnectionPool(dsn, min_size=1, reset=level) as pool:
         conn = await pool.acquire()
         await leave(conn)
@@ -180,7 +180,7 @@ async def test_what_can_be_rolled_back_is_rolled_back(
 async def test_a_transaction_block_that_was_never_left_is_not_the_next_borrowers(
     dsn: str, level: Any
 ) -> None:
-    """psycopg counts the blocks it is in: the next borrower must not be inside of one."""
+    """psycopg counts open transaction blocks; the next borrower starts at zero."""
     async with AsyncConnectionPool(dsn, min_size=1, reset=level) as pool:
         conn = await pool.acquire()
         await leave_inside_a_transaction_block(conn)
@@ -218,7 +218,7 @@ async def leave_a_query_running(conn: Conn) -> None:
     await eventually(lambda: conn.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE)
 
 
-HOPELESS = [
+IN_MID_OPERATION = [
     leave_a_copy_under_way,
     leave_a_stream_under_way,
     leave_a_pipeline,
@@ -228,11 +228,11 @@ HOPELESS = [
 
 
 @pytest.mark.parametrize("level", [None, "session", "discard"])
-@pytest.mark.parametrize("leave", HOPELESS)
+@pytest.mark.parametrize("leave", IN_MID_OPERATION)
 async def test_what_is_returned_in_mid_operation_is_replaced(
     dsn: str, backends: Backends, leave: Callable[[Conn], Awaitable[None]], level: Any
 ) -> None:
-    """Nobody gets it again, nothing of it goes on at the server, and the line is served."""
+    """The pool closes the connection, ends its query on the server, and serves the waiter."""
     async with AsyncConnectionPool(dsn, min_size=1, reset=level) as pool:
         conn = await pool.acquire()
         await leave(conn)
@@ -253,7 +253,7 @@ async def test_what_is_returned_in_mid_operation_is_replaced(
 
 
 async def test_a_pipeline_that_was_left_properly_is_no_reason_to_replace(dsn: str) -> None:
-    """After its block the connection is as good as before."""
+    """A finished pipeline leaves the connection clean."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         async with pool.connection() as conn, conn.pipeline():
             await conn.execute("SELECT 1")
@@ -262,7 +262,7 @@ async def test_a_pipeline_that_was_left_properly_is_no_reason_to_replace(dsn: st
 
 
 async def test_a_prepared_two_phase_transaction_is_not_the_next_borrowers() -> None:
-    """psycopg is between the two phases, though the server's transaction is over."""
+    """psycopg is between the two phases, though the server's transaction has ended."""
     async with contextlib.AsyncExitStack() as stack:
         try:
             server = postgres(settings={"max_prepared_transactions": "2"})
@@ -282,7 +282,7 @@ async def test_a_prepared_two_phase_transaction_is_not_the_next_borrowers() -> N
 async def test_a_block_that_returned_its_connection_does_not_take_it_from_the_next(
     dsn: str,
 ) -> None:
-    """Its end is an error, and the lease of the other goes on."""
+    """The end of the block raises an error, and the next lease continues."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         with pytest.raises(ReleaseError):
             async with pool.connection() as conn:
@@ -296,7 +296,7 @@ async def test_a_block_that_returned_its_connection_does_not_take_it_from_the_ne
 
 
 async def test_a_failing_transaction_leaves_the_users_error_its_traceback(dsn: str) -> None:
-    """The roll-back goes on in another task, which must not touch it."""
+    """The roll-back runs in another task, which must not change the traceback."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         with pytest.raises(ZeroDivisionError) as caught:
             async with pool.transaction():

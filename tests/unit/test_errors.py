@@ -1,4 +1,4 @@
-"""What code written for psycopg's own pool catches, and what the errors tell."""
+"""The classes of the pool's errors and their attributes."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ ALL = [getattr(errors, name) for name in errors.__all__]
 
 @pytest.mark.parametrize("error", ALL)
 def test_every_error_is_an_operational_error_of_psycopg(error: type[Exception]) -> None:
-    """So `except psycopg.OperationalError` catches them as before."""
+    """Code written for psycopg_pool catches them with `except psycopg.OperationalError`."""
     assert issubclass(error, PoolError)
     assert issubclass(error, psycopg.OperationalError)
 
 
 @pytest.mark.parametrize("error", ALL)
 def test_every_error_is_public(error: type[Exception]) -> None:
-    """Under one name, from the package itself."""
+    """The package exports each error under its name."""
     assert getattr(asyncpool, error.__name__) is error
     assert error.__name__ in asyncpool.__all__
 
 
 @pytest.mark.parametrize("error", ALL)
 def test_every_error_can_be_made_of_its_message_alone(error: type[Exception]) -> None:
-    """For users' own tests, which raise them from fakes."""
+    """Users' tests can raise them from fakes."""
     assert str(error("what happened")) == "what happened"
 
 
 def test_misuse_is_also_pythons_own_kind_of_error() -> None:
-    """A wrong connection is a value, a wrong loop a state of the runtime."""
+    """A foreign connection is a ValueError, a wrong loop or a fork a RuntimeError."""
     assert issubclass(ReleaseError, ValueError)
     assert issubclass(errors.PoolWrongLoop, RuntimeError)
     assert issubclass(errors.PoolForked, RuntimeError)
 
 
 def test_a_timeout_has_its_numbers_as_attributes() -> None:
-    """For those who count rather than read."""
+    """Programs need not parse the message."""
     error = PoolTimeout(
         "late", timeout=1.5, max_size=4, size=3, leased=2, waiting=1, longest_lease=9.0
     )
@@ -50,6 +50,6 @@ def test_a_timeout_has_its_numbers_as_attributes() -> None:
 
 
 def test_a_full_line_has_its_numbers_as_attributes() -> None:
-    """How long it was, and how long it may be."""
+    """The attributes are the length of the wait queue and its limit."""
     error = TooManyRequests("full", waiting=3, max_waiting=3)
     assert (error.waiting, error.max_waiting) == (3, 3)

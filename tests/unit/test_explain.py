@@ -1,4 +1,4 @@
-"""What the pool says of itself in each state, on a clock of its own."""
+"""The explanation in each state of the pool, on a virtual clock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.unit._tools import Driver, fails, running, settle, slow, use, virtual
 
 @virtual_time
 async def test_each_connection_is_told_with_its_state_and_since_when() -> None:
-    """Under a number that stays its own."""
+    """A connection keeps its number."""
     async with running(Driver(close=slow(9.0)), 1, 3) as core:
         await asyncio.sleep(2.0)
         conn = await core.acquire(None)
@@ -35,7 +35,7 @@ async def test_each_connection_is_told_with_its_state_and_since_when() -> None:
 
 @virtual_time
 async def test_one_that_opens_and_one_that_is_cleaned_are_told() -> None:
-    """With the seconds that it takes already."""
+    """Each has the seconds in its state."""
     driver = Driver(open=slow(4.0), ping=slow(3.0))
     async with running(driver, 1, 1) as core:
         await asyncio.sleep(0.5)
@@ -53,7 +53,7 @@ async def test_one_that_opens_and_one_that_is_cleaned_are_told() -> None:
 
 @virtual_time
 async def test_the_first_who_wait_are_told_in_their_order() -> None:
-    """A hundred of them; the text has ten, and says how many more there are."""
+    """The first hundred are listed; the text has ten and counts the others."""
     async with running(Driver(), 1, 1) as core:
         conn = await core.acquire(None)
         waiting = []
@@ -61,11 +61,11 @@ async def test_the_first_who_wait_are_told_in_their_order() -> None:
             waiting.append(asyncio.create_task(core.acquire(None)))
             waiting[-1].set_name(f"w{number}")
             await asyncio.sleep(0.1)
-        told = explain(core)
-        assert [each.task for each in told.waiters] == [f"w{number}" for number in range(MOST)]
-        assert told.waiters[0].age > told.waiters[1].age
-        assert told.stats.waiting == MOST + 5
-        assert "and 95 more" in str(told)
+        found = explain(core)
+        assert [each.task for each in found.waiters] == [f"w{number}" for number in range(MOST)]
+        assert found.waiters[0].age > found.waiters[1].age
+        assert found.stats.waiting == MOST + 5
+        assert "and 95 more" in str(found)
         for task in waiting:
             task.cancel()
         await settle()
@@ -74,38 +74,38 @@ async def test_the_first_who_wait_are_told_in_their_order() -> None:
 
 @virtual_time
 async def test_an_outage_is_told_while_it_lasts_and_afterwards() -> None:
-    """What failed, what the pool does about it, and for how long it was."""
+    """The error, the pool's next step, and the duration of the outage."""
     driver = Driver(open=fails)
     async with running(driver, 1, 1) as core:
         await asyncio.sleep(3.0)
-        told = explain(core)
-        assert "the next connect in" in told.doing[0]
-        assert told.last_error is not None
-        assert "connecting fails" in told.advice[0]
-        assert [each.kind for each in told.events] == ["outage", "opened"]
+        found = explain(core)
+        assert "the next connect in" in found.doing[0]
+        assert found.last_error is not None
+        assert "connecting fails" in found.advice[0]
+        assert [each.kind for each in found.events] == ["outage", "opened"]
         driver.usual["open"] = slow(0.0)
         await asyncio.sleep(3.0)
-        told = explain(core)
-        assert told.doing == ()
-        over, begun, _ = told.events
+        found = explain(core)
+        assert found.doing == ()
+        over, begun, _ = found.events
         assert (over.kind, begun.kind) == ("outage over", "outage")
         assert (over.level, begun.level) == ("warning", "warning")
 
 
 @virtual_time
 async def test_draining_and_shrinking_are_told_until_they_are_done() -> None:
-    """They last as long as those who have the connections."""
+    """They last until the leased connections are returned."""
     async with running(Driver(), 2, 2) as core:
-        lent = [await core.acquire(None), await core.acquire(None)]
+        leased = [await core.acquire(None), await core.acquire(None)]
         core.drain()
         core.resize(1, 1)
-        told = explain(core)
-        assert told.doing == (
+        found = explain(core)
+        assert found.doing == (
             "draining: 2 will be replaced when they come back",
             "shrinking: 1 will be closed when they come back",
         )
-        assert [each.kind for each in told.events] == ["resized", "drained", "opened"]
-        for conn in lent:
+        assert [each.kind for each in found.events] == ["resized", "drained", "opened"]
+        for conn in leased:
             core.release(conn)
         await settle()
         assert explain(core).doing == ()
@@ -113,21 +113,21 @@ async def test_draining_and_shrinking_are_told_until_they_are_done() -> None:
 
 @virtual_time
 async def test_all_of_it_is_json() -> None:
-    """Also bounds and durations that are infinite."""
+    """Infinite bounds and durations become JSON too."""
     async with running(Driver(open=slow(1.0)), 1, 2, leak_timeout=float("inf")) as core:
         asyncio.create_task(use(core, 9.0), name="holder")  # noqa: RUF006
         await asyncio.sleep(2.0)
-        told = explain(core).as_dict()
-        assert json.loads(json.dumps(told, allow_nan=False)) == told
-        (lease,) = told["leases"]
+        found = explain(core).as_dict()
+        assert json.loads(json.dumps(found, allow_nan=False)) == found
+        (lease,) = found["leases"]
         assert lease["holder"] == "holder"
-        assert told["stats"]["use"]["buckets"][-1][0] is None
+        assert found["stats"]["use"]["buckets"][-1][0] is None
         await asyncio.sleep(9.0)
 
 
 @virtual_time
 async def test_a_timeout_is_counted_as_one_and_other_failures_are_not() -> None:
-    """It is a part of the requests that have failed."""
+    """Timeouts are a part of the failed requests."""
     async with running(Driver(), 1, 1, max_waiting=1) as core:
         await core.acquire(None)
         waiting = asyncio.create_task(core.acquire(5.0))

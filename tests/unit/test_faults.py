@@ -1,4 +1,4 @@
-"""What an error means for a pool, by its SQLSTATE or, of a connect, by what the server said."""
+"""The classification of an error by its SQLSTATE or, for a connect, by the server's message."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from psycopg import errors
 from asyncpool import Fault, classify
 
 REFUSED = 'connection failed: connection to server at "127.0.0.1", port 5432 failed: '
-SAID = [
+MESSAGES = [
     ('FATAL:  password authentication failed for user "a"', Fault.ACCESS),
     ('FATAL:  Peer authentication failed for user "a"', Fault.ACCESS),
     ('FATAL:  database "a" does not exist', Fault.ACCESS),
@@ -39,10 +39,10 @@ SAID = [
 ]
 
 
-@pytest.mark.parametrize(("said", "fault"), SAID, ids=[said for said, _ in SAID])
-def test_a_connect_is_judged_by_what_the_server_said(said: str, fault: Fault | None) -> None:
-    """libpq gives no SQLSTATE for it."""
-    assert classify(psycopg.OperationalError(REFUSED + said)) is fault
+@pytest.mark.parametrize(("message", "fault"), MESSAGES, ids=[message for message, _ in MESSAGES])
+def test_a_connect_is_judged_by_what_the_server_said(message: str, fault: Fault | None) -> None:
+    """libpq gives no SQLSTATE for a failed connect."""
+    assert classify(psycopg.OperationalError(REFUSED + message)) is fault
 
 
 @pytest.mark.parametrize(
@@ -64,18 +64,18 @@ def test_a_connect_is_judged_by_what_the_server_said(said: str, fault: Fault | N
 def test_a_statements_error_is_judged_by_its_sqlstate(
     state: type[psycopg.Error], fault: Fault | None
 ) -> None:
-    """Whatever its text is."""
+    """The text of the error does not matter."""
     assert classify(state('FATAL:  role "a" does not exist')) is fault
 
 
 def test_access_is_refused_only_where_every_address_refuses_it() -> None:
-    """One that is down may be the one that would let us in."""
+    """An address that is down might accept the login later."""
 
-    def tried(*said: str) -> psycopg.OperationalError:
+    def tried(*messages: str) -> psycopg.OperationalError:
         lines = "\n".join(
-            f"- host: 'a', port: '1', hostaddr: 'b': {REFUSED}{each}" for each in said
+            f"- host: 'a', port: '1', hostaddr: 'b': {REFUSED}{each}" for each in messages
         )
-        last = f"{REFUSED}{said[-1]}\nMultiple connection attempts failed. All failures were:\n"
+        last = f"{REFUSED}{messages[-1]}\nMultiple connection attempts failed. All failures were:\n"
         return psycopg.OperationalError(last + lines)
 
     role = 'FATAL:  role "a" does not exist'
@@ -87,6 +87,6 @@ def test_access_is_refused_only_where_every_address_refuses_it() -> None:
 
 
 def test_what_is_no_error_of_psycopgs_means_nothing() -> None:
-    """Nor does an error of the statement's text that quotes such words."""
+    """A statement's error that quotes such a message has no fault either."""
     assert classify(OSError("FATAL:  sorry, too many clients already")) is None
     assert classify(psycopg.ProgrammingError('FATAL:  role "a" does not exist')) is None

@@ -1,4 +1,4 @@
-"""What a pool was told can be read, and set where psycopg_pool lets it be set."""
+"""The pool's options can be read, and set if psycopg_pool allows it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def name_of(kind: Any) -> str:
 
 @pytest.mark.parametrize("kind", KINDS, ids=name_of)
 def test_what_was_given_can_be_read_and_set(kind: Any) -> None:
-    """Under the same names in both."""
+    """Both libraries use the same names."""
     pool = kind(**GIVEN, max_size=9, open=False)
     assert {name: getattr(pool, name) for name in GIVEN} == GIVEN
     for name, value in OTHER.items():
@@ -59,7 +59,7 @@ def test_what_was_given_can_be_read_and_set(kind: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=name_of)
 @pytest.mark.parametrize("name", ["min_size", "max_size", "closed"])
 def test_sizes_and_state_cannot_be_set(kind: Any, name: str) -> None:
-    """There are `resize`, `open` and `close` for these."""
+    """Use `resize`, `open` and `close` instead."""
     pool = kind("", open=False)
     with pytest.raises(AttributeError):
         setattr(pool, name, 5)
@@ -68,14 +68,14 @@ def test_sizes_and_state_cannot_be_set(kind: Any, name: str) -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=name_of)
 @pytest.mark.parametrize("number", [0, -1])
 def test_without_workers_there_is_no_pool(kind: Any, number: int) -> None:
-    """Though ours has no use for them."""
+    """`num_workers=0` is an error as in psycopg_pool, though the value has no effect here."""
     with pytest.raises(ValueError, match="num_workers"):
         kind("", num_workers=number, open=False)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=name_of)
 def test_the_class_of_the_connections_is_that_which_was_given(kind: Any) -> None:
-    """Else psycopg's own, or one derived from it."""
+    """The default is psycopg's class, or one derived from it."""
 
     class Mine(psycopg.AsyncConnection[Any]):
         pass
@@ -99,7 +99,7 @@ def test_the_class_of_the_connections_is_that_which_was_given(kind: Any) -> None
     ],
 )
 def test_what_makes_no_sense_is_refused_and_changes_nothing(name: str, value: object) -> None:
-    """By its name, at the assignment."""
+    """The assignment raises an error that names the option."""
     pool = AsyncConnectionPool(**GIVEN)
     with pytest.raises((TypeError, ValueError), match=name):
         setattr(pool, name, value)
@@ -107,7 +107,7 @@ def test_what_makes_no_sense_is_refused_and_changes_nothing(name: str, value: ob
 
 
 def test_the_class_of_the_connections_cannot_be_changed() -> None:
-    """The pool has looked at what it can do already; psycopg_pool would take another silently."""
+    """The pool has inspected the class already; psycopg_pool would accept another one silently."""
     pool = AsyncConnectionPool("")
     with pytest.raises(AttributeError):
         pool.connection_class = psycopg.AsyncConnection  # type: ignore[misc]

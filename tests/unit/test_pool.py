@@ -1,4 +1,4 @@
-"""The face, as far as it needs no server: its arguments, and that borrowing does not suspend."""
+"""The pool's arguments, and that borrowing does not suspend; without a server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Pool = AsyncConnectionPool[Any]
 
 
 async def open_pool(min_size: int = 1) -> Pool:
-    """A pool whose connections are fakes."""
+    """Open a pool whose connections are fakes."""
     pool: Pool = AsyncConnectionPool("", min_size=min_size, name="main")
     core: Any = Core(pool._settings, Driver())
     pool._core = core
@@ -27,7 +27,7 @@ async def open_pool(min_size: int = 1) -> Pool:
 
 
 def at_once(awaitable: Any) -> Any:
-    """The result of an awaitable that must not suspend."""
+    """Return the result of an awaitable that must not suspend."""
 
     async def wait() -> Any:
         return await awaitable
@@ -39,7 +39,7 @@ def at_once(awaitable: Any) -> Any:
 
 class TestArguments:
     def test_the_constructor_needs_no_running_loop(self) -> None:
-        """And does no I/O."""
+        """The constructor does no I/O."""
         pool = AsyncConnectionPool("host=nowhere.invalid", min_size=10)
         assert pool.closed
         assert pool.stats().size == 0
@@ -60,40 +60,40 @@ class TestArguments:
         ],
     )
     def test_a_number_that_makes_no_sense_is_refused_by_name(self, name: str, value: Any) -> None:
-        """At the call, not at the first use."""
+        """The constructor raises, not the first use."""
         with pytest.raises((TypeError, ValueError), match=f"^{name} must "):
             AsyncConnectionPool("", **{name: value})
 
     def test_an_unknown_keyword_is_refused(self) -> None:
-        """A typing error is no silent default."""
+        """A misspelt keyword does not silently become a default."""
         with pytest.raises(TypeError, match="max_sise"):
             AsyncConnectionPool("", max_sise=10)  # type: ignore[call-arg]
 
     def test_a_conninfo_that_is_none_is_refused_and_not_repeated(self) -> None:
-        """For it may hold a password."""
+        """The message omits the invalid conninfo, which may contain a password."""
         with pytest.raises(ValueError, match="neither a postgresql:// URL") as refused:
             AsyncConnectionPool("postgresql://user:hunter2@[host")
         assert "hunter2" not in str(refused.value)
 
     def test_an_unknown_reset_level_is_refused_with_those_there_are(self) -> None:
-        """The message lists them."""
+        """The message lists the valid levels."""
         reset: Any = "everything"
         with pytest.raises(ValueError, match="rollback, session, discard or a callable"):
             AsyncConnectionPool("", reset=reset)
 
     @pytest.mark.parametrize("name", ["configure", "check", "reconnect_failed"])
     def test_a_callback_that_cannot_be_called_is_refused(self, name: str) -> None:
-        """At the call, too."""
+        """The constructor raises, not the first call of the callback."""
         with pytest.raises(TypeError, match=f"^{name} must be a callable, not 'x'"):
             AsyncConnectionPool("", **{name: "x"})  # type: ignore[arg-type]
 
     def test_pools_without_a_name_have_different_ones(self) -> None:
-        """So that a log can be read."""
+        """A log can tell the pools apart."""
         first, second = AsyncConnectionPool(""), AsyncConnectionPool("")
         assert first.name != second.name
 
     def test_the_repr_has_the_sizes_and_no_conninfo(self) -> None:
-        """It may be logged."""
+        """The repr may be logged."""
         pool = AsyncConnectionPool("password=hunter2", name="main", min_size=2, max_size=5)
         assert repr(pool) == "<AsyncConnectionPool 'main' size=0/5 idle=0 leased=0 waiting=0>"
 
@@ -101,7 +101,7 @@ class TestArguments:
 class TestNoSuspension:
     @virtual_time
     async def test_acquire_and_release(self) -> None:
-        """Nothing in them can be cancelled when one is idle, and clean on its return."""
+        """With an idle, clean connection neither can be cancelled, as neither suspends."""
         pool = await open_pool()
         conn = at_once(pool.acquire())
         assert conn._pool is pool
@@ -111,7 +111,7 @@ class TestNoSuspension:
 
     @virtual_time
     async def test_acquire_as_a_coroutine(self) -> None:
-        """Also when it is stepped as asyncio steps one."""
+        """`send`, by which asyncio steps a coroutine, does not suspend either."""
         pool = await open_pool()
         with pytest.raises(StopIteration) as end:
             pool.acquire().send(None)
@@ -120,7 +120,7 @@ class TestNoSuspension:
 
     @virtual_time
     async def test_getconn_and_putconn(self) -> None:
-        """The same two under psycopg_pool's names."""
+        """psycopg_pool's names do not suspend either."""
         pool = await open_pool()
         conn = at_once(pool.getconn())
         at_once(pool.putconn(conn))
@@ -130,7 +130,7 @@ class TestNoSuspension:
     @pytest.mark.parametrize("block", ["connection", "acquire"])
     @virtual_time
     async def test_entering_and_leaving_a_block(self, block: str) -> None:
-        """A clean connection's whole way, with no commit to make."""
+        """A block that leaves the connection clean has nothing to commit."""
         pool = await open_pool()
         context = getattr(pool, block)()
         conn = at_once(context.__aenter__())
@@ -142,7 +142,7 @@ class TestNoSuspension:
 
     @virtual_time
     async def test_leaving_a_block_that_failed(self) -> None:
-        """The pool rolls back in a task of its own."""
+        """The pool rolls back in a background task."""
         pool = await open_pool()
         context = pool.connection()
         conn: FakeConn = at_once(context.__aenter__())
@@ -157,7 +157,7 @@ class TestNoSuspension:
 
 @virtual_time
 async def test_a_second_release_names_its_pool() -> None:
-    """And asks whether it was released already."""
+    """The message asks whether the connection was released already."""
     pool = await open_pool()
     conn = await pool.acquire()
     await pool.release(conn)
@@ -176,7 +176,7 @@ async def test_a_pool_that_is_not_to_open_by_itself_says_how_to_open_it() -> Non
 
 @virtual_time
 async def test_an_acquisition_can_be_made_a_task() -> None:
-    """It is a coroutine like any other."""
+    """`create_task` and `wait_for` accept an acquisition."""
     pool = await open_pool()
     conn = await asyncio.create_task(pool.acquire())
     with pytest.raises(PoolTimeout):

@@ -1,4 +1,4 @@
-"""The formulas, against tables and against a queue that is played."""
+"""The formulas, compared with tables and with a simulated queue."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from asyncpool.sizing import erlang_c, expect, size_for
     [(1, 0.5, 0.5), (2, 1.0, 1 / 3), (3, 2.0, 4 / 9), (5, 4.0, 0.5541), (10, 8.0, 0.4092)],
 )
 def test_erlang_c_is_as_in_the_tables(servers: int, load: float, waits: float) -> None:
-    """The first three can be had by hand."""
+    """The first three values can be derived by hand."""
     assert erlang_c(servers, load) == pytest.approx(waits, abs=5e-5)
 
 
 def test_erlang_c_is_the_sum_that_defines_it() -> None:
-    """Also where its terms would not fit into a float."""
+    """The result is also right if the terms of the sum do not fit into a float."""
     for servers, load in [(4, 0.1), (20, 15.0), (100, 90.0)]:
         last = load**servers / math.factorial(servers) * servers / (servers - load)
         others = sum(load**k / math.factorial(k) for k in range(servers))
@@ -32,7 +32,7 @@ def test_erlang_c_is_the_sum_that_defines_it() -> None:
 
 
 def test_no_load_waits_never_and_too_much_always() -> None:
-    """Both ends, with no division by zero."""
+    """Neither end divides by zero."""
     assert erlang_c(3, 0.0) == 0.0
     assert erlang_c(3, 3.0) == erlang_c(3, 4.0) == 1.0
     full = expect(3, 3.0, 0.1)
@@ -43,7 +43,7 @@ def test_no_load_waits_never_and_too_much_always() -> None:
 
 @pytest.mark.parametrize(("servers", "load"), [(1, 0.7), (4, 3.2), (10, 8.5)])
 def test_a_queue_that_is_played_waits_as_expected(servers: int, load: float) -> None:
-    """Random arrivals, random uses, first come first served."""
+    """The simulation has random arrivals, random use times and a FIFO queue."""
     rng, use = Random(servers), 0.02
     free_at = [0.0] * servers
     now, waits = 0.0, []
@@ -59,7 +59,7 @@ def test_a_queue_that_is_played_waits_as_expected(servers: int, load: float) -> 
 
 
 def test_the_size_is_the_least_that_will_do() -> None:
-    """By the share that is lent, and by the wait if one is asked for."""
+    """The size depends on the utilisation and, if given, on the limit of the p99 wait."""
     assert size_for(8.0, 0.01, 0.8) == 10
     assert size_for(0.01, 0.01, 0.8) == 1
     size = size_for(8.0, 0.01, 0.8, 0.001)
@@ -68,7 +68,7 @@ def test_the_size_is_the_least_that_will_do() -> None:
 
 
 def test_an_advice_says_what_it_knows() -> None:
-    """In a few lines: the load, the sizes, the server's room; and a warning where that is short."""
+    """The text has the load, the sizes and the server's limit, with a warning if it is exceeded."""
     advice = Advice(
         window=60.0,
         requests=24_000,
@@ -87,13 +87,13 @@ def test_an_advice_says_what_it_knows() -> None:
         available=97,
         unknown="",
     )
-    said = str(advice)
-    assert "24000 requests in 60.0 s, 400 a second" in said
-    assert "8 ms on average (p50 6 ms, p99 31 ms of the last 1024)" in said
-    assert "needed on average: 3.45, 0.25 of them by one-shots" in said
-    assert "with 3: 115% in use: too few" in said
-    assert "recommended max_size: 5" in said
-    assert "leaves 97 connections to this role: 8 x 4 fit" in said
+    text = str(advice)
+    assert "24000 requests in 60.0 s, 400 a second" in text
+    assert "8 ms on average (p50 6 ms, p99 31 ms of the last 1024)" in text
+    assert "needed on average: 3.45, 0.25 of them by one-shots" in text
+    assert "with 3: 115% in use: too few" in text
+    assert "recommended max_size: 5" in text
+    assert "leaves 97 connections to this role: 8 x 4 fit" in text
     assert not advice.exceeds
     short = replace(advice, available=31)
     assert short.exceeds

@@ -1,4 +1,4 @@
-"""What is told of the requests adds up in every moment."""
+"""The request counters add up at every moment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.unit._tools import Driver, lose, running, settle, use, virtual_time
 
 @virtual_time
 async def test_a_request_that_waits_again_has_queued_once() -> None:
-    """It was served a connection that was lost in the same tick."""
+    """A request counts once even if its connection is lost right after the hand-over."""
     async with running(Driver(), 1, 1) as core:
         conn = await core.acquire(None)
         waiting = asyncio.create_task(core.acquire(None))
@@ -28,7 +28,7 @@ async def test_a_request_that_waits_again_has_queued_once() -> None:
 
 @virtual_time
 async def test_a_request_counts_from_its_coming_to_its_end() -> None:
-    """Also between the moment in which its time is up and the one in which its task learns it."""
+    """The counters add up between a waiter's deadline and the moment its task gets the error."""
     async with running(Driver(), 1, 1) as core:
         await core.acquire(None)
         waiting = asyncio.create_task(core.acquire(1.0))
@@ -36,11 +36,11 @@ async def test_a_request_counts_from_its_coming_to_its_end() -> None:
         end = core.ledger.queue.fail
         seen = []
 
-        def look(waiter: Any, error: BaseException) -> None:
+        def fail(waiter: Any, error: BaseException) -> None:
             end(waiter, error)
             seen.append(snapshot(core))
 
-        core.ledger.queue.fail = look  # type: ignore[method-assign]
+        core.ledger.queue.fail = fail  # type: ignore[method-assign]
         with pytest.raises(PoolTimeout):
             await waiting
         for stats in [*seen, snapshot(core)]:
@@ -49,13 +49,13 @@ async def test_a_request_counts_from_its_coming_to_its_end() -> None:
 
 @virtual_time
 async def test_a_request_counts_once_when_the_pool_ends_under_its_hand_over() -> None:
-    """It was cancelled, and not served as well, though its connection is closed by now."""
+    """A request cancelled during its hand-over counts as cancelled, not also as served."""
     async with running(Driver(), 1, 1) as core:
         conn = await core.acquire(None)
         waiting = asyncio.create_task(core.acquire(None))
         await settle()
         core.release(conn)
-        core.store.discard(core.ledger.leased[conn])  # as `close` does when its time is up
+        core.store.discard(core.ledger.leased[conn])  # as `close` does at its time limit
         waiting.cancel()
         await settle()
         stats = snapshot(core)
@@ -64,7 +64,7 @@ async def test_a_request_counts_once_when_the_pool_ends_under_its_hand_over() ->
 
 @virtual_time
 async def test_the_spread_of_uses_and_waits_has_each_of_them_once() -> None:
-    """However many there were between two looks, and with one under way."""
+    """Each duration is counted once, however many occur between two rounds of maintenance."""
     async with running(Driver(), 1, 1) as core:
         counters = core.store.counters
         for _ in range(3):

@@ -19,18 +19,18 @@ ZERO = PoolStats(
 
 
 def test_a_snapshot_does_not_change() -> None:
-    """It is true for the instant in which it was made."""
+    """A snapshot is frozen, so that it stays true for the instant when it was made."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         ZERO.size = 1  # type: ignore[misc]
 
 
 def test_every_counter_is_in_the_snapshot() -> None:
-    """What is counted is told."""
+    """No counter is missing in `PoolStats`."""
     assert set(COUNTED) < {field.name for field in dataclasses.fields(PoolStats)}
 
 
 def test_since_subtracts_what_was_counted_and_keeps_what_is() -> None:
-    """Counters begin anew, sizes are sizes."""
+    """Counters are subtracted; sizes are those of the later snapshot."""
     before = dataclasses.replace(ZERO, size=4, requests=10, wait_time=1.0, connects=4)
     now = dataclasses.replace(ZERO, size=5, requests=15, wait_time=1.5, connects=6)
     delta = since(now, before)
@@ -45,7 +45,7 @@ def test_since_covers_every_counter() -> None:
 
 
 def test_times_are_what_the_histogram_says() -> None:
-    """Count, sum, the longest, and the quantiles."""
+    """Count, sum, maximum and quantiles come from the histogram."""
     histogram = Histogram()
     assert times(histogram) == Times()
     for number in range(1, 1001):
@@ -60,7 +60,7 @@ def test_times_are_what_the_histogram_says() -> None:
 
 
 def test_since_has_the_times_of_what_came_between() -> None:
-    """Their own quantiles; the longest is known to its bucket."""
+    """The quantiles are those of the interval; its maximum is known to the bucket."""
     histogram = Histogram()
     histogram.add(10.0)
     before = dataclasses.replace(ZERO, use=times(histogram))
@@ -77,7 +77,7 @@ def test_since_has_the_times_of_what_came_between() -> None:
 
 
 def test_times_under_psycopgs_keys_are_whole_milliseconds() -> None:
-    """Ours are exact seconds; theirs are not."""
+    """asyncpool's times are exact seconds; psycopg_pool's are not."""
     times = {"wait_time": 0.0126, "use_time": 2.0, "connect_time": 0.0004}
     keys = psycopg_keys(dataclasses.replace(ZERO, **times))  # type: ignore[arg-type]
     times_there = keys["requests_wait_ms"], keys["usage_ms"], keys["connections_ms"]
@@ -85,7 +85,7 @@ def test_times_under_psycopgs_keys_are_whole_milliseconds() -> None:
 
 
 def test_the_keys_are_those_of_psycopg_pool() -> None:
-    """Dashboards made for it go on working."""
+    """Dashboards made for psycopg_pool continue to work."""
     theirs = set(psycopg_pool.AsyncConnectionPool("", open=False).get_stats())
     assert theirs <= psycopg_keys(ZERO).keys()
     documented = {
