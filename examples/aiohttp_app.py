@@ -1,6 +1,6 @@
-"""An aiohttp app on two pools: notes to write and to read, a report, and what an orchestrator asks.
+"""An aiohttp app on two pools: write and read notes, a report, health and readiness.
 
-Run it (it makes a table `notes`; reports go to another server where REPORTS_URL names one):
+Run it (it creates a table `notes`; reports go to the server in REPORTS_URL, if set):
 
     pip install asyncpool aiohttp
     DATABASE_URL=postgresql://localhost/postgres PORT=8080 python examples/aiohttp_app.py
@@ -40,12 +40,12 @@ routes = web.RouteTableDef()
 
 
 def main_pool() -> AsyncConnectionPool:
-    """For the requests that clients wait for."""
+    """Make the pool for short requests."""
     return AsyncConnectionPool(os.environ["DATABASE_URL"], min_size=2, max_size=10, timeout=5.0)
 
 
 def reports_pool() -> AsyncConnectionPool:
-    """For slow readers, which are not to take the others' connections."""
+    """Make the pool for slow reads, so that they do not use up the main pool's connections."""
     return AsyncConnectionPool(
         os.environ.get("REPORTS_URL", os.environ["DATABASE_URL"]),
         kwargs={"options": "-c default_transaction_read_only=on -c statement_timeout=60s"},
@@ -54,8 +54,8 @@ def reports_pool() -> AsyncConnectionPool:
     )
 
 
-async def table(app: web.Application) -> AsyncIterator[None]:
-    """Make it when the app starts."""
+async def create_table(app: web.Application) -> AsyncIterator[None]:
+    """Create the table when the app starts."""
     await app[POOL].execute(TABLE)
     yield
 
@@ -66,7 +66,7 @@ async def write_note(request: web.Request) -> web.Response:
     try:
         text = str((await request.json())["text"])
     except (ValueError, KeyError, TypeError):
-        raise web.HTTPUnprocessableEntity(text='JSON such as {"text": "hello"}, please') from None
+        raise web.HTTPUnprocessableEntity(text='send JSON such as {"text": "hello"}') from None
     conn = await transaction(request)
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute("INSERT INTO notes (text) VALUES (%s) RETURNING id, text", [text])
@@ -76,7 +76,7 @@ async def write_note(request: web.Request) -> web.Response:
 
 @routes.get("/notes")
 async def list_notes(request: web.Request) -> web.Response:
-    """The last hundred."""
+    """List the last hundred notes."""
     async with request.app[POOL].cursor(row_factory=dict_row) as cursor:
         await cursor.execute("SELECT id, text FROM notes ORDER BY id DESC LIMIT 100")
         notes = await cursor.fetchall()
@@ -85,7 +85,7 @@ async def list_notes(request: web.Request) -> web.Response:
 
 @routes.get(r"/notes/{number:\d+}")
 async def read_note(request: web.Request) -> web.Response:
-    """One of them. A single statement needs no transaction: one round trip."""
+    """Return one note. A single statement needs no transaction: one round trip."""
     number = int(request.match_info["number"])
     row = await request.app[POOL].fetchone("SELECT id, text FROM notes WHERE id = %s", [number])
     if row is None:
@@ -95,17 +95,17 @@ async def read_note(request: web.Request) -> web.Response:
 
 @routes.get("/report")
 async def report(request: web.Request) -> web.Response:
-    """How many there are, and how long they are together."""
+    """Return the number of notes and their total length."""
     query = "SELECT count(*), coalesce(sum(length(text)), 0) FROM notes"
     row = await request.app[REPORTS].fetchone(query)
     return web.json_response(dict(zip(("notes", "characters"), row or (), strict=True)))
 
 
 def make_app() -> web.Application:
-    """The app, without a server."""
+    """Make the app without a server."""
     app = web.Application(middlewares=[busy(retry_after=1), transaction_per_request()])
     app.cleanup_ctx.extend(
-        [pool_context(main_pool), pool_context(reports_pool, REPORTS), table],
+        [pool_context(main_pool), pool_context(reports_pool, REPORTS), create_table],
     )
     app.add_routes(routes)
     app.add_routes([web.get("/health", health), web.get("/ready", ready(POOL, REPORTS))])
@@ -113,6 +113,6 @@ def make_app() -> web.Application:
 
 
 if __name__ == "__main__":
-    # handler_cancellation: a client that hangs up cancels its request, and the pool its query.
+    # handler_cancellation: a client that disconnects cancels its request, and the pool its query.
     port = int(os.environ.get("PORT", "8080"))
     web.run_app(make_app(), host="127.0.0.1", port=port, handler_cancellation=True)

@@ -1,6 +1,6 @@
-"""A FastAPI app on two pools: notes to write and to read, a report, and what an orchestrator asks.
+"""A FastAPI app on two pools: write and read notes, a report, health and readiness.
 
-Run it (it makes a table `notes`; reports go to another server where REPORTS_URL names one):
+Run it (it creates a table `notes`; reports go to the server in REPORTS_URL, if set):
 
     pip install asyncpool fastapi uvicorn
     export DATABASE_URL=postgresql://localhost/postgres
@@ -44,24 +44,24 @@ Reports = Annotated[AsyncConnectionPool, fastapi.pool("reports")]
 
 
 class NewNote(BaseModel):
-    """What a client sends."""
+    """The body of a request."""
 
     text: str
 
 
 class Note(NewNote):
-    """What it gets."""
+    """A stored note."""
 
     id: int
 
 
 def main_pool() -> AsyncConnectionPool:
-    """For the requests that clients wait for."""
+    """Make the pool for short requests."""
     return AsyncConnectionPool(DSN, min_size=2, max_size=10, timeout=5.0)
 
 
 def reports_pool() -> AsyncConnectionPool:
-    """For slow readers, which are not to take the others' connections."""
+    """Make the pool for slow reads, so that they do not use up the main pool's connections."""
     return AsyncConnectionPool(
         os.environ.get("REPORTS_URL", DSN),
         kwargs={"options": "-c default_transaction_read_only=on -c statement_timeout=60s"},
@@ -72,7 +72,7 @@ def reports_pool() -> AsyncConnectionPool:
 
 @asynccontextmanager
 async def prepare(app: FastAPI) -> AsyncIterator[None]:
-    """The app's own lifespan, within which the pools are open."""
+    """Create the table; the app's own lifespan, inside that of the pools."""
     await app.state.pool.execute(TABLE)
     yield
 
@@ -96,7 +96,7 @@ async def write_note(new: NewNote, conn: Connection) -> Note:
 
 @app.get("/notes")
 async def list_notes(conn: Connection) -> list[Note]:
-    """The last hundred."""
+    """List the last hundred notes."""
     async with conn.cursor(row_factory=class_row(Note)) as cursor:
         await cursor.execute("SELECT id, text FROM notes ORDER BY id DESC LIMIT 100")
         return await cursor.fetchall()
@@ -104,7 +104,7 @@ async def list_notes(conn: Connection) -> list[Note]:
 
 @app.get("/notes/{number}")
 async def read_note(number: int, pool: Pool) -> Note:
-    """One of them. A single statement needs no transaction: one round trip."""
+    """Return one note. A single statement needs no transaction: one round trip."""
     row = await pool.fetchone("SELECT id, text FROM notes WHERE id = %s", [number])
     if row is None:
         raise HTTPException(404, f"there is no note {number}")
@@ -113,6 +113,6 @@ async def read_note(number: int, pool: Pool) -> Note:
 
 @app.get("/report")
 async def report(reports: Reports) -> dict[str, int]:
-    """How many there are, and how long they are together."""
+    """Return the number of notes and their total length."""
     row = await reports.fetchone("SELECT count(*), coalesce(sum(length(text)), 0) FROM notes")
     return dict(zip(("notes", "characters"), row or (), strict=True))

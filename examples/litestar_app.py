@@ -1,6 +1,6 @@
-"""A Litestar app on two pools: notes to write and to read, a report, and what an orchestrator asks.
+"""A Litestar app on two pools: write and read notes, a report, health and readiness.
 
-Run it (it makes a table `notes`; reports go to another server where REPORTS_URL names one):
+Run it (it creates a table `notes`; reports go to the server in REPORTS_URL, if set):
 
     pip install asyncpool litestar uvicorn
     export DATABASE_URL=postgresql://localhost/postgres
@@ -41,26 +41,26 @@ DSN = os.environ["DATABASE_URL"]
 
 @dataclass
 class NewNote:
-    """What a client sends."""
+    """The body of a request."""
 
     text: str
 
 
 @dataclass
 class Note:
-    """What it gets."""
+    """A stored note."""
 
     id: int
     text: str
 
 
 def main_pool() -> AsyncConnectionPool:
-    """For the requests that clients wait for."""
+    """Make the pool for short requests."""
     return AsyncConnectionPool(DSN, min_size=2, max_size=10, timeout=5.0)
 
 
 def reports_pool() -> AsyncConnectionPool:
-    """For slow readers, which are not to take the others' connections."""
+    """Make the pool for slow reads, so that they do not use up the main pool's connections."""
     return AsyncConnectionPool(
         os.environ.get("REPORTS_URL", DSN),
         kwargs={"options": "-c default_transaction_read_only=on -c statement_timeout=60s"},
@@ -70,7 +70,7 @@ def reports_pool() -> AsyncConnectionPool:
 
 
 async def prepare(app: Litestar) -> None:
-    """At the start, when the pools are open."""
+    """Create the table when the app starts; the pools are open by then."""
     await app.state.pool.execute(TABLE)
 
 
@@ -85,7 +85,7 @@ async def write_note(data: JSONBody[NewNote], connection: Connection) -> Note:
 
 @get("/notes")
 async def list_notes(connection: Connection) -> list[Note]:
-    """The last hundred."""
+    """List the last hundred notes."""
     async with connection.cursor(row_factory=class_row(Note)) as cursor:
         await cursor.execute("SELECT id, text FROM notes ORDER BY id DESC LIMIT 100")
         return await cursor.fetchall()
@@ -93,7 +93,7 @@ async def list_notes(connection: Connection) -> list[Note]:
 
 @get("/notes/{number:int}")
 async def read_note(number: FromPath[int], pool: Pool) -> Note:
-    """One of them. A single statement needs no transaction: one round trip."""
+    """Return one note. A single statement needs no transaction: one round trip."""
     row = await pool.fetchone("SELECT id, text FROM notes WHERE id = %s", [number])
     if row is None:
         raise NotFoundException(f"there is no note {number}")
@@ -102,7 +102,7 @@ async def read_note(number: FromPath[int], pool: Pool) -> Note:
 
 @get("/report")
 async def report(reports: Pool) -> dict[str, int]:
-    """How many there are, and how long they are together."""
+    """Return the number of notes and their total length."""
     row = await reports.fetchone("SELECT count(*), coalesce(sum(length(text)), 0) FROM notes")
     return dict(zip(("notes", "characters"), row or (), strict=True))
 

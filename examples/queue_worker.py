@@ -1,15 +1,15 @@
 """A job queue in a table: several workers, no job done twice, none lost, a graceful stop.
 
-Run it (it makes the tables `jobs` and `job_results`):
+Run it (it creates the tables `jobs` and `job_results`):
 
     pip install asyncpool
     export DATABASE_URL=postgresql://localhost/postgres
-    python examples/queue_worker.py add 100     # put jobs into the queue
-    python examples/queue_worker.py             # work on them, until Ctrl-C or SIGTERM
+    python examples/queue_worker.py add 100     # add jobs to the queue
+    python examples/queue_worker.py             # work on them until Ctrl-C or SIGTERM
 
-A worker locks a job's row and keeps the transaction open while it works: what the job writes, and
-that it is done, are committed together. If the worker dies, the server rolls both back and lets
-the row go, and another worker takes the job. This suits jobs of seconds, not of hours.
+A worker locks a job's row and keeps the transaction open while it works, so that the job's results
+and its completion are committed together. If the worker dies, the server rolls both back and
+unlocks the row, and another worker takes the job. This suits jobs of seconds, not of hours.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from asyncpool import AsyncConnectionPool
 
 WORKERS = 4
 POLL = 0.5
-"""Seconds until an idle worker looks again."""
+"""Seconds between two queries of an idle worker."""
 
 TABLES = (
     """CREATE TABLE IF NOT EXISTS jobs (
@@ -46,14 +46,14 @@ logger = logging.getLogger("queue_worker")
 
 
 async def handle(conn: psycopg.AsyncConnection, job: int, payload: str) -> None:
-    """The work itself, in the job's transaction."""
+    """Do the work of one job in its transaction."""
     await asyncio.sleep(0.02)
     result = payload.upper()
     await conn.execute("INSERT INTO job_results (job, result) VALUES (%s, %s)", [job, result])
 
 
 async def do_one(pool: AsyncConnectionPool) -> bool:
-    """Do the next job that nobody else has; False if there is none."""
+    """Do the next job that no other worker has; return whether there was one."""
     async with pool.transaction() as conn:
         cursor = await conn.execute(NEXT)
         if (row := await cursor.fetchone()) is None:
@@ -64,8 +64,8 @@ async def do_one(pool: AsyncConnectionPool) -> bool:
             async with conn.transaction():  # a savepoint: a job that fails leaves only its error
                 await handle(conn, job, payload)
         except psycopg.OperationalError:
-            raise  # the server's trouble, not the job's: it stays in the queue
-        except Exception as failure:  # noqa: BLE001 - whatever a job raises belongs to the job
+            raise  # a failure of the server, not of the job: it stays in the queue
+        except Exception as failure:  # noqa: BLE001 - any other error is the job's own
             logger.warning("job %d failed: %r", job, failure)
             error = repr(failure)
         await conn.execute(DONE, [error, job])
@@ -73,7 +73,7 @@ async def do_one(pool: AsyncConnectionPool) -> bool:
 
 
 async def worker(pool: AsyncConnectionPool, stop: asyncio.Event) -> None:
-    """Do jobs until told to stop, and finish the one at hand."""
+    """Do jobs until `stop` is set, and finish the current one."""
     while not stop.is_set():
         try:
             if await do_one(pool):
@@ -85,26 +85,26 @@ async def worker(pool: AsyncConnectionPool, stop: asyncio.Event) -> None:
 
 
 async def work(pool: AsyncConnectionPool, stop: asyncio.Event) -> None:
-    """Several workers, until they have stopped."""
+    """Run the workers until all have stopped."""
     async with asyncio.TaskGroup() as group:
         for _ in range(WORKERS):
             group.create_task(worker(pool, stop))
 
 
 async def prepare(pool: AsyncConnectionPool) -> None:
-    """Make the tables."""
+    """Create the tables."""
     for statement in TABLES:
         await pool.execute(statement)
 
 
 async def add(pool: AsyncConnectionPool, number: int) -> None:
-    """Put jobs into the queue."""
+    """Add jobs to the queue."""
     jobs = [[f"job {n}"] for n in range(number)]
     await pool.executemany("INSERT INTO jobs (payload) VALUES (%s)", jobs)
 
 
 async def main(arguments: list[str]) -> None:
-    """`add N`, or nothing: work."""
+    """Add N jobs for the arguments `add N`; without arguments, work on jobs."""
     async with AsyncConnectionPool(os.environ["DATABASE_URL"], max_size=WORKERS) as pool:
         await prepare(pool)
         if arguments[:1] == ["add"]:

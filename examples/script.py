@@ -1,4 +1,4 @@
-"""A plain script: how many rows has every table? Many questions at once, over four connections.
+"""A script that counts the rows of every table: many concurrent queries over four connections.
 
 Run it (it only reads):
 
@@ -23,13 +23,13 @@ ORDER BY table_schema, table_name
 
 
 async def count(pool: AsyncConnectionPool, schema: str, table: str) -> int:
-    """The rows of one table."""
+    """Return the number of rows of one table."""
     name = sql.Identifier(schema, table)
     return int(await pool.fetchval(sql.SQL("SELECT count(*) FROM {}").format(name)) or 0)
 
 
 async def main() -> None:
-    """Ask for all of them at once; the pool makes them wait for their turn."""
+    """Query all tables concurrently; the pool queues what exceeds its size."""
     dsn = os.environ["DATABASE_URL"]
     async with AsyncConnectionPool(dsn, min_size=1, max_size=4) as pool:
         tables = await pool.fetchall(TABLES)
