@@ -131,7 +131,7 @@ async def test_the_pools_own_timeout_holds_where_a_call_gives_none(dsn: str) -> 
         await pool.release(await waiter)
 
 
-async def test_max_waiting_bounds_the_line(dsn: str) -> None:
+async def test_max_waiting_limits_the_wait_queue(dsn: str) -> None:
     """With a full wait queue the next request fails at once."""
     async with AsyncConnectionPool(dsn, min_size=1, max_waiting=2) as pool:
         conn = await pool.acquire()
@@ -182,7 +182,7 @@ async def test_a_requester_that_gives_up_leaves_its_connect_running(dsn: str) ->
             assert (proxy.accepted, pool.stats().connects) == (1, 1)
 
 
-async def test_a_return_in_the_moment_of_a_deadline_loses_nothing(dsn: str) -> None:
+async def test_a_release_at_the_moment_of_a_deadline_loses_nothing(dsn: str) -> None:
     """The waiter gets its error or the connection, and the counters add up in both cases."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         await pool.wait()
@@ -237,9 +237,7 @@ async def test_a_hung_connect_starves_no_waiter_while_there_is_room(dsn: str) ->
                 await pool.release(conn)
 
 
-async def test_a_broken_connection_that_comes_back_serves_the_line_with_a_new_one(
-    dsn: str, backends: Backends
-) -> None:
+async def test_a_broken_connection_is_replaced_for_the_waiter(dsn: str, backends: Backends) -> None:
     """The pool replaces the broken connection for the waiter."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         conn = await pool.acquire()
@@ -256,7 +254,7 @@ async def test_a_broken_connection_that_comes_back_serves_the_line_with_a_new_on
         assert (await at_rest(pool)).returns_bad == 1
 
 
-async def test_one_that_comes_back_in_a_transaction_is_handed_over_clean(dsn: str) -> None:
+async def test_a_connection_returned_in_a_transaction_is_handed_over_clean(dsn: str) -> None:
     """The waiter gets the connection after the roll-back."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         conn = await pool.acquire()
@@ -333,7 +331,7 @@ async def test_an_error_of_the_commit_comes_out_of_the_block(dsn: str) -> None:
         assert (await at_rest(pool)).connects == 1
 
 
-async def test_a_connection_lost_in_the_block_is_told_by_its_own_error(
+async def test_a_connection_lost_in_the_block_raises_the_querys_error(
     dsn: str, backends: Backends
 ) -> None:
     """The block raises the query's error, not one of the clean-up; then the pool recovers."""

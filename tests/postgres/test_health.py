@@ -42,7 +42,7 @@ async def test_a_pool_that_serves_is_ok(dsn: str, backends: Backends) -> None:
         assert report.role == ("primary" if int(number) >= 140000 else None)
 
 
-async def test_health_gives_its_connection_back(dsn: str) -> None:
+async def test_health_returns_its_connection(dsn: str) -> None:
     """Many concurrent checks use up no connection and count as no request."""
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
         await pool.wait()
@@ -165,7 +165,7 @@ async def test_health_before_the_first_connection_says_what_is_going_on(server: 
         assert (report.server_version, report.role) == (None, None)
 
 
-async def test_the_books_add_up(dsn: str) -> None:
+async def test_the_request_counters_add_up(dsn: str) -> None:
     """Every request is counted once, as served, failed, cancelled or waiting."""
     async with AsyncConnectionPool(dsn, min_size=1, max_waiting=2) as pool:
         await pool.wait()

@@ -51,7 +51,7 @@ async def test_the_first_use_opens_the_pool(dsn: str) -> None:
     await pool.close()
 
 
-async def test_a_pool_that_opens_on_demand_only_says_so(dsn: str) -> None:
+async def test_a_pool_with_open_false_says_how_to_open_it(dsn: str) -> None:
     """With `open=False` a use before `open()` raises an error that says how to open it."""
     pool = AsyncConnectionPool(dsn, min_size=1, open=False)
     for use in (pool.acquire, pool.wait, pool.check, pool.drain):
@@ -65,7 +65,7 @@ async def test_a_pool_that_opens_on_demand_only_says_so(dsn: str) -> None:
     await pool.close()
 
 
-async def test_open_waits_only_when_it_is_told_to(dsn: str) -> None:
+async def test_open_waits_only_if_asked_to(dsn: str) -> None:
     """Without `wait` it does not suspend; with `wait` it returns when `min_size` are open."""
     async with Proxy(dsn) as proxy:
         proxy.delay = 0.05
@@ -259,7 +259,7 @@ async def test_a_block_of_the_pool_in_a_cancelled_scope_closes_it(
     assert not backends.pids()
 
 
-async def test_a_cancelled_close_is_let_go_and_the_pool_closes_by_itself(dsn: str) -> None:
+async def test_a_cancelled_close_returns_and_the_pool_closes_by_itself(dsn: str) -> None:
     """task.cancel() ends the call at once; another caller can still wait for the end."""
     pool = AsyncConnectionPool(dsn, min_size=1)
     conn = await pool.acquire()
@@ -376,7 +376,7 @@ async def test_a_pool_dropped_in_mid_connect_is_collected_too(dsn: str) -> None:
         await eventually(lambda: len(asyncio.all_tasks() - proxy._tasks) == 1)
 
 
-async def test_a_pool_dropped_while_its_connection_is_lent_leaves_that_usable(dsn: str) -> None:
+async def test_a_pool_dropped_during_a_lease_leaves_the_connection_usable(dsn: str) -> None:
     """A running block keeps its pool alive."""
 
     async def make() -> Any:

@@ -170,7 +170,7 @@ async def test_a_database_that_does_not_exist_is_its_own_tenants_trouble(
                 assert await in_time(manager.pool(name).fetchval("SELECT 1")) == 1
 
 
-async def test_a_budget_that_is_spent_is_told_in_time(dsn: str) -> None:
+async def test_a_spent_budget_gives_a_timeout_with_its_numbers(dsn: str) -> None:
     """The error has the budget's numbers; a waiter is served when another pool frees a place."""
     budget = Budget(2)
     async with (
@@ -258,7 +258,7 @@ async def test_a_tenant_is_dropped_with_its_connections(dsn: str, backends: Back
             backends.ask(f"DROP DATABASE {name}")
 
 
-async def test_after_close_nothing_is_left_and_nothing_is_to_be_had(
+async def test_after_close_nothing_is_left_and_every_use_is_refused(
     dsn: str, backends: Backends
 ) -> None:
     """A lease that lasts too long is closed, as by a pool."""
@@ -325,7 +325,7 @@ def test_an_argument_that_makes_no_sense_is_named_at_the_call(
         PoolManager(**options)
 
 
-async def test_a_key_that_is_no_connection_string_is_told_at_the_call() -> None:
+async def test_a_key_that_is_not_a_connection_string_is_refused_at_the_call() -> None:
     """An exception of the user's `conninfo` function propagates."""
     async with PoolManager[Any](max_connections=1) as manager:
         with pytest.raises(ValueError, match="libpq"):

@@ -123,7 +123,7 @@ async def test_check_does_nothing(kind: Any, dsn: str, backends: Backends) -> No
         assert not backends.pids()
 
 
-async def test_wait_says_what_it_was_waiting_for() -> None:
+async def test_the_timeout_of_wait_says_what_did_not_open() -> None:
     """The cause is the error of the server or the operating system."""
     pool = Pool("host=127.0.0.1 port=1")
     with pytest.raises(PoolTimeout, match="no connection was opened") as caught:
@@ -153,7 +153,7 @@ async def test_several_tasks_may_wait_and_one_be_cancelled(dsn: str) -> None:
 
 
 @pytest.mark.parametrize("max_size", [2, None])
-async def test_wait_while_connections_are_lent(dsn: str, max_size: int | None) -> None:
+async def test_wait_while_connections_are_leased(dsn: str, max_size: int | None) -> None:
     """With all connections in use `wait` returns, and `max_size` holds."""
     async with Pool(dsn, max_size=max_size) as pool, pool.connection(), pool.connection():
         await in_time(pool.wait(timeout=5.0))
@@ -229,7 +229,7 @@ async def test_a_block_commits_and_rolls_back(kind: Any, dsn: str, backends: Bac
         backends.ask("DROP TABLE null_pool_blocks")
 
 
-async def test_a_transaction_is_rolled_back_before_the_farewell(dsn: str) -> None:
+async def test_a_transaction_is_rolled_back_before_the_connection_closes(dsn: str) -> None:
     """Otherwise a pooler in front of the server would close its own connection too."""
 
     async def fail(block: Any) -> None:
@@ -311,7 +311,7 @@ async def test_close_wakes_all_who_wait(dsn: str) -> None:
                 await each
 
 
-async def test_blocks_that_can_never_begin_are_told_so(dsn: str) -> None:
+async def test_a_deadlock_is_detected(dsn: str) -> None:
     """A pool with a size limit detects a deadlock too."""
     async with Pool(dsn, max_size=1) as pool, pool.connection():
         with pytest.raises(PoolDeadlock):

@@ -252,7 +252,7 @@ async def test_what_is_returned_in_mid_operation_is_replaced(
         assert isinstance(query.exception(), psycopg.OperationalError)
 
 
-async def test_a_pipeline_that_was_left_properly_is_no_reason_to_replace(dsn: str) -> None:
+async def test_a_finished_pipeline_keeps_its_connection(dsn: str) -> None:
     """A finished pipeline leaves the connection clean."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         async with pool.connection() as conn, conn.pipeline():

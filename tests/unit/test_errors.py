@@ -49,7 +49,7 @@ def test_a_timeout_has_its_numbers_as_attributes() -> None:
     assert error.longest_lease == 9.0
 
 
-def test_a_full_line_has_its_numbers_as_attributes() -> None:
+def test_too_many_requests_has_its_numbers_as_attributes() -> None:
     """The attributes are the length of the wait queue and its limit."""
     error = TooManyRequests("full", waiting=3, max_waiting=3)
     assert (error.waiting, error.max_waiting) == (3, 3)

@@ -13,7 +13,7 @@ from tests.unit._tools import Driver, fails, running, settle, slow, use, virtual
 
 
 @virtual_time
-async def test_each_connection_is_told_with_its_state_and_since_when() -> None:
+async def test_each_connection_has_its_state_and_the_time_in_it() -> None:
     """A connection keeps its number."""
     async with running(Driver(close=slow(9.0)), 1, 3) as core:
         await asyncio.sleep(2.0)
@@ -34,7 +34,7 @@ async def test_each_connection_is_told_with_its_state_and_since_when() -> None:
 
 
 @virtual_time
-async def test_one_that_opens_and_one_that_is_cleaned_are_told() -> None:
+async def test_opening_and_cleaning_connections_are_reported() -> None:
     """Each has the seconds in its state."""
     driver = Driver(open=slow(4.0), ping=slow(3.0))
     async with running(driver, 1, 1) as core:
@@ -52,7 +52,7 @@ async def test_one_that_opens_and_one_that_is_cleaned_are_told() -> None:
 
 
 @virtual_time
-async def test_the_first_who_wait_are_told_in_their_order() -> None:
+async def test_the_first_waiters_are_listed_in_order() -> None:
     """The first hundred are listed; the text has ten and counts the others."""
     async with running(Driver(), 1, 1) as core:
         conn = await core.acquire(None)
@@ -73,7 +73,7 @@ async def test_the_first_who_wait_are_told_in_their_order() -> None:
 
 
 @virtual_time
-async def test_an_outage_is_told_while_it_lasts_and_afterwards() -> None:
+async def test_an_outage_is_reported_while_it_lasts_and_afterwards() -> None:
     """The error, the pool's next step, and the duration of the outage."""
     driver = Driver(open=fails)
     async with running(driver, 1, 1) as core:
@@ -93,7 +93,7 @@ async def test_an_outage_is_told_while_it_lasts_and_afterwards() -> None:
 
 
 @virtual_time
-async def test_draining_and_shrinking_are_told_until_they_are_done() -> None:
+async def test_draining_and_shrinking_are_reported_until_they_are_done() -> None:
     """They last until the leased connections are returned."""
     async with running(Driver(), 2, 2) as core:
         leased = [await core.acquire(None), await core.acquire(None)]
@@ -112,7 +112,7 @@ async def test_draining_and_shrinking_are_told_until_they_are_done() -> None:
 
 
 @virtual_time
-async def test_all_of_it_is_json() -> None:
+async def test_the_explanation_is_json() -> None:
     """Infinite bounds and durations become JSON too."""
     async with running(Driver(open=slow(1.0)), 1, 2, leak_timeout=float("inf")) as core:
         asyncio.create_task(use(core, 9.0), name="holder")  # noqa: RUF006
@@ -126,7 +126,7 @@ async def test_all_of_it_is_json() -> None:
 
 
 @virtual_time
-async def test_a_timeout_is_counted_as_one_and_other_failures_are_not() -> None:
+async def test_a_timeout_is_counted_apart_from_other_failures() -> None:
     """Timeouts are a part of the failed requests."""
     async with running(Driver(), 1, 1, max_waiting=1) as core:
         await core.acquire(None)

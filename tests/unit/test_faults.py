@@ -86,7 +86,7 @@ def test_access_is_refused_only_where_every_address_refuses_it() -> None:
     assert classify(tried(full, "Connection refused")) is Fault.CAPACITY
 
 
-def test_what_is_no_error_of_psycopgs_means_nothing() -> None:
+def test_an_error_that_is_not_psycopgs_has_no_fault() -> None:
     """A statement's error that quotes such a message has no fault either."""
     assert classify(OSError("FATAL:  sorry, too many clients already")) is None
     assert classify(psycopg.ProgrammingError('FATAL:  role "a" does not exist')) is None

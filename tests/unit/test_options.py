@@ -67,14 +67,14 @@ def test_sizes_and_state_cannot_be_set(kind: Any, name: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=name_of)
 @pytest.mark.parametrize("number", [0, -1])
-def test_without_workers_there_is_no_pool(kind: Any, number: int) -> None:
+def test_num_workers_must_be_positive(kind: Any, number: int) -> None:
     """`num_workers=0` is an error as in psycopg_pool, though the value has no effect here."""
     with pytest.raises(ValueError, match="num_workers"):
         kind("", num_workers=number, open=False)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=name_of)
-def test_the_class_of_the_connections_is_that_which_was_given(kind: Any) -> None:
+def test_the_connection_class_is_the_one_given(kind: Any) -> None:
     """The default is psycopg's class, or one derived from it."""
 
     class Mine(psycopg.AsyncConnection[Any]):
@@ -98,7 +98,7 @@ def test_the_class_of_the_connections_is_that_which_was_given(kind: Any) -> None
         ("kwargs", [1]),
     ],
 )
-def test_what_makes_no_sense_is_refused_and_changes_nothing(name: str, value: object) -> None:
+def test_an_invalid_value_is_refused_and_changes_nothing(name: str, value: object) -> None:
     """The assignment raises an error that names the option."""
     pool = AsyncConnectionPool(**GIVEN)
     with pytest.raises((TypeError, ValueError), match=name):
@@ -106,7 +106,7 @@ def test_what_makes_no_sense_is_refused_and_changes_nothing(name: str, value: ob
     assert {name: getattr(pool, name) for name in GIVEN} == GIVEN
 
 
-def test_the_class_of_the_connections_cannot_be_changed() -> None:
+def test_the_connection_class_cannot_be_changed() -> None:
     """The pool has inspected the class already; psycopg_pool would accept another one silently."""
     pool = AsyncConnectionPool("")
     with pytest.raises(AttributeError):

@@ -59,7 +59,7 @@ class TestArguments:
             ("ping_timeout", 0),
         ],
     )
-    def test_a_number_that_makes_no_sense_is_refused_by_name(self, name: str, value: Any) -> None:
+    def test_an_invalid_number_is_refused_by_name(self, name: str, value: Any) -> None:
         """The constructor raises, not the first use."""
         with pytest.raises((TypeError, ValueError), match=f"^{name} must "):
             AsyncConnectionPool("", **{name: value})
@@ -69,13 +69,13 @@ class TestArguments:
         with pytest.raises(TypeError, match="max_sise"):
             AsyncConnectionPool("", max_sise=10)  # type: ignore[call-arg]
 
-    def test_a_conninfo_that_is_none_is_refused_and_not_repeated(self) -> None:
+    def test_an_invalid_conninfo_is_refused_and_not_repeated(self) -> None:
         """The message omits the invalid conninfo, which may contain a password."""
         with pytest.raises(ValueError, match="neither a postgresql:// URL") as refused:
             AsyncConnectionPool("postgresql://user:hunter2@[host")
         assert "hunter2" not in str(refused.value)
 
-    def test_an_unknown_reset_level_is_refused_with_those_there_are(self) -> None:
+    def test_an_unknown_reset_level_is_refused_with_the_valid_ones(self) -> None:
         """The message lists the valid levels."""
         reset: Any = "everything"
         with pytest.raises(ValueError, match="rollback, session, discard or a callable"):
@@ -167,7 +167,7 @@ async def test_a_second_release_names_its_pool() -> None:
 
 
 @virtual_time
-async def test_a_pool_that_is_not_to_open_by_itself_says_how_to_open_it() -> None:
+async def test_a_pool_with_open_false_says_how_to_open_it() -> None:
     """With `open=False` a use before `open()` is an error."""
     pool = AsyncConnectionPool("", open=False, name="main")
     with pytest.raises(PoolClosed, match="'main' is not open yet: use `async with pool`"):

@@ -17,7 +17,7 @@ from asyncpool.sizing import erlang_c, expect, size_for
     ("servers", "load", "waits"),
     [(1, 0.5, 0.5), (2, 1.0, 1 / 3), (3, 2.0, 4 / 9), (5, 4.0, 0.5541), (10, 8.0, 0.4092)],
 )
-def test_erlang_c_is_as_in_the_tables(servers: int, load: float, waits: float) -> None:
+def test_erlang_c_matches_the_tables(servers: int, load: float, waits: float) -> None:
     """The first three values can be derived by hand."""
     assert erlang_c(servers, load) == pytest.approx(waits, abs=5e-5)
 
@@ -31,7 +31,7 @@ def test_erlang_c_is_the_sum_that_defines_it() -> None:
     assert 0 < erlang_c(5000, 4990.0) < 1
 
 
-def test_no_load_waits_never_and_too_much_always() -> None:
+def test_no_load_never_waits_and_overload_always_does() -> None:
     """Neither end divides by zero."""
     assert erlang_c(3, 0.0) == 0.0
     assert erlang_c(3, 3.0) == erlang_c(3, 4.0) == 1.0
@@ -42,7 +42,7 @@ def test_no_load_waits_never_and_too_much_always() -> None:
 
 
 @pytest.mark.parametrize(("servers", "load"), [(1, 0.7), (4, 3.2), (10, 8.5)])
-def test_a_queue_that_is_played_waits_as_expected(servers: int, load: float) -> None:
+def test_a_simulated_queue_waits_as_expected(servers: int, load: float) -> None:
     """The simulation has random arrivals, random use times and a FIFO queue."""
     rng, use = Random(servers), 0.02
     free_at = [0.0] * servers
@@ -58,7 +58,7 @@ def test_a_queue_that_is_played_waits_as_expected(servers: int, load: float) -> 
     assert sorted(waits)[int(len(waits) * 0.99)] == pytest.approx(expected.p99_wait, rel=0.1)
 
 
-def test_the_size_is_the_least_that_will_do() -> None:
+def test_the_size_is_the_smallest_within_the_limits() -> None:
     """The size depends on the utilisation and, if given, on the limit of the p99 wait."""
     assert size_for(8.0, 0.01, 0.8) == 10
     assert size_for(0.01, 0.01, 0.8) == 1
@@ -67,7 +67,7 @@ def test_the_size_is_the_least_that_will_do() -> None:
     assert expect(size_for(50.0, 10.0, 0.99, 0.0), 50.0, 10.0).p99_wait == 0.0
 
 
-def test_an_advice_says_what_it_knows() -> None:
+def test_the_text_of_an_advice_has_its_numbers() -> None:
     """The text has the load, the sizes and the server's limit, with a warning if it is exceeded."""
     advice = Advice(
         window=60.0,

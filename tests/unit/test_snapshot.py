@@ -27,7 +27,7 @@ async def test_a_request_that_waits_again_has_queued_once() -> None:
 
 
 @virtual_time
-async def test_a_request_counts_from_its_coming_to_its_end() -> None:
+async def test_a_request_counts_from_arrival_to_end() -> None:
     """The counters add up between a waiter's deadline and the moment its task gets the error."""
     async with running(Driver(), 1, 1) as core:
         await core.acquire(None)

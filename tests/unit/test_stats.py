@@ -29,7 +29,7 @@ def test_every_counter_is_in_the_snapshot() -> None:
     assert set(COUNTED) < {field.name for field in dataclasses.fields(PoolStats)}
 
 
-def test_since_subtracts_what_was_counted_and_keeps_what_is() -> None:
+def test_since_subtracts_counters_and_keeps_sizes() -> None:
     """Counters are subtracted; sizes are those of the later snapshot."""
     before = dataclasses.replace(ZERO, size=4, requests=10, wait_time=1.0, connects=4)
     now = dataclasses.replace(ZERO, size=5, requests=15, wait_time=1.5, connects=6)
@@ -44,7 +44,7 @@ def test_since_covers_every_counter() -> None:
     assert {name: getattr(delta, name) for name in ones} == dict.fromkeys(ones, -1)
 
 
-def test_times_are_what_the_histogram_says() -> None:
+def test_times_match_the_histogram() -> None:
     """Count, sum, maximum and quantiles come from the histogram."""
     histogram = Histogram()
     assert times(histogram) == Times()
@@ -59,7 +59,7 @@ def test_times_are_what_the_histogram_says() -> None:
     assert times(histogram, found) is found
 
 
-def test_since_has_the_times_of_what_came_between() -> None:
+def test_since_has_the_durations_of_the_interval() -> None:
     """The quantiles are those of the interval; its maximum is known to the bucket."""
     histogram = Histogram()
     histogram.add(10.0)
