@@ -25,7 +25,7 @@ class Fault(Enum):
     FAILOVER = "failover"
     """The server was replaced or demoted: every connection older than the error is replaced."""
     ACCESS = "access"
-    """The server refuses access: no connect will succeed, and requests fail at once."""
+    """The server refuses access: no connect can succeed, so requests fail instead of waiting."""
     CAPACITY = "capacity"
     """The server has no free connection slot: requests wait for the connections that are open."""
 

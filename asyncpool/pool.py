@@ -124,10 +124,10 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
             than a microsecond.
         fail_fast_after: seconds of failing connects after which requests fail at once instead of
             after `timeout`, while no connection can be leased. If the server refuses access, as for
-            a wrong password, requests always fail at once.
+            a wrong password, they fail at once, or after 15 s if it gave access before.
         classify: a callable that says what an error means for the pool; see `asyncpool.classify`.
         budget: a limit on the connections of several pools together.
-        num_workers: accepted for compatibility with psycopg_pool; it has no effect.
+        num_workers: at least 1; accepted for compatibility with psycopg_pool, without effect.
         ping_interval: seconds of silence after which an idle connection is pinged.
         ping_timeout: seconds that a ping may take.
         pipeline: whether one-shot statements use libpq's pipeline mode, in which plain reads of

@@ -21,8 +21,8 @@ class Times:
     """The distribution of a duration since the pool was made, in seconds.
 
     The quantiles are exact to a bucket, a factor of 1.19. If more than 1,024 durations arrive
-    between two rounds of maintenance, the last ones represent the others; `count` and `sum` stay
-    exact.
+    before the pool adds them to the buckets, the last ones represent the others; `count` and `sum`
+    stay exact.
     """
 
     count: int = 0
