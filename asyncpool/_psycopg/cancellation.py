@@ -21,12 +21,12 @@ from psycopg.pq.abc import PGcancelConn, PGconn
 CANCEL_TIMEOUT = 1.0
 """Seconds for a cancel request to reach the server."""
 
-AGAIN = 0.05
+REPEAT_AFTER = 0.05
 """Seconds until a cancel request is repeated; doubled each time."""
 
-COPIES = (ExecStatus.COPY_IN, ExecStatus.COPY_OUT)
+COPY_STATES = (ExecStatus.COPY_IN, ExecStatus.COPY_OUT)
 
-INTERVAL = 0.5
+POLL_INTERVAL = 0.5
 """Seconds between two looks at nothing, which psycopg's wait insists on."""
 
 
@@ -38,7 +38,7 @@ def prepare(pgconn: PGconn) -> PGcancelConn | None:
     return pgconn.cancel_conn() if capabilities.has_cancel_safe() else None
 
 
-async def request(cancel: PGcancelConn) -> None:
+async def send_request(cancel: PGcancelConn) -> None:
     """Send one request and wait until the server has read it; once only for each `prepare`.
 
     Raises:
@@ -46,7 +46,7 @@ async def request(cancel: PGcancelConn) -> None:
         psycopg.OperationalError: the server cannot be reached.
     """
     async with asyncio.timeout(CANCEL_TIMEOUT):
-        await waiting.wait_conn_async(_request(cancel), interval=INTERVAL)
+        await waiting.wait_conn_async(_request(cancel), interval=POLL_INTERVAL)
 
 
 async def insist(conn: psycopg.AsyncConnection[Any], end: asyncio.Future[Any] | None) -> None:
@@ -55,10 +55,10 @@ async def insist(conn: psycopg.AsyncConnection[Any], end: asyncio.Future[Any] | 
     Raises:
         TimeoutError, psycopg.Error: a request failed, or may be under way still.
     """
-    pause = AGAIN
+    pause = REPEAT_AFTER
     while end is None or not end.done():
         if (cancel := prepare(conn.pgconn)) is not None:
-            await request(cancel)
+            await send_request(cancel)
         else:
             await conn.cancel_safe()
         if end is None:
@@ -68,14 +68,14 @@ async def insist(conn: psycopg.AsyncConnection[Any], end: asyncio.Future[Any] | 
         pause *= 2
 
 
-def rest(pgconn: PGconn) -> PQGen[None]:
+def read_leftovers(pgconn: PGconn) -> PQGen[None]:
     """Take in and throw away what is left of a query, or of a pipeline."""
     with suppress(psycopg.Error):
         if pgconn.pipeline_status:
-            yield from _rest_of_pipeline(pgconn)
+            yield from _read_pipeline_leftovers(pgconn)
             return
         results = yield from generators.fetch_many(pgconn)
-        while results and results[-1].status in COPIES:
+        while results and results[-1].status in COPY_STATES:
             with suppress(psycopg.Error):
                 if results[-1].status == ExecStatus.COPY_IN:
                     yield from generators.copy_end(pgconn, b"cancelled")
@@ -85,13 +85,13 @@ def rest(pgconn: PGconn) -> PQGen[None]:
             results = yield from generators.fetch_many(pgconn)
 
 
-def _rest_of_pipeline(pgconn: PGconn) -> PQGen[None]:
+def _read_pipeline_leftovers(pgconn: PGconn) -> PQGen[None]:
     """After an error the server skips all up to a Sync, which may not have been sent yet."""
     pgconn.pipeline_sync()
     yield from generators.send(pgconn)
     while pgconn.pipeline_status:
         results = yield from generators.fetch_many(pgconn)
-        if results and results[-1].status in COPIES:
+        if results and results[-1].status in COPY_STATES:
             return  # there is no way out of it
         with suppress(psycopg.Error):  # there is more to be read
             pgconn.exit_pipeline_mode()

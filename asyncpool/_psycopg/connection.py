@@ -27,7 +27,7 @@ from psycopg.pq import ConnStatus, DiagnosticField
 from psycopg.pq.abc import PGresult
 from psycopg.rows import Row
 
-from asyncpool._psycopg.cursor import TRIED, Cursor, Lock, ServerCursor
+from asyncpool._psycopg.cursor import TESTED, Cursor, Lock, ServerCursor
 from asyncpool._psycopg.transport import ACTIVE, BAD, BUSY_TIME, Transport, closed_error
 
 __all__ = ["Connection"]
@@ -35,7 +35,7 @@ __all__ = ["Connection"]
 RV = TypeVar("RV")
 
 OK = int(ConnStatus.OK)
-BREAKDOWN = {b"57P01", b"57P02"}
+SHUTDOWN_CODES = {b"57P01", b"57P02"}
 
 BLOCK_START, BLOCK_END = (
     getattr(getattr(psycopg.AsyncTransaction, name, None), "__code__", object())
@@ -45,12 +45,12 @@ BLOCK_START, BLOCK_END = (
 PIPELINE_END = getattr(getattr(psycopg.AsyncPipeline, "_exit_gen", None), "__code__", object())
 """By which the end of a pipeline is known."""
 BASE = psycopg.AsyncConnection
-PLAIN = BASE.cursor, BASE.execute
+BASE_METHODS = BASE.cursor, BASE.execute
 """What the shorter way of a statement stands for, as long as neither is overridden or patched."""
-UNDOES_START = not psycopg.__version__.startswith("3.2.")
+ENDS_CANCELLED_START = not psycopg.__version__.startswith("3.2.")
 """Whether psycopg ends a block that was cancelled in its start."""
 
-_last_pause = 0.0
+_last_yield = 0.0
 """When the event loop was last let in by work that never had to wait."""
 
 
@@ -76,21 +76,21 @@ class Connection(psycopg.AsyncConnection[Row]):
         super().__init__(*args, **kwargs)
         self._transport = None
         self.lock = Lock()
-        self._owed: deque[PQGen[Any]] = deque()
+        self._deferred: deque[PQGen[Any]] = deque()
         """What is to be run before anything else."""
         self._traced = False
         """Whether it is to be known what it did last."""
         self._last_said: Query | None = None
         """The last statement that a cursor was given."""
-        self._cut_short = False
+        self._pipeline_end_cancelled = False
         """Whether a pipeline was cancelled while it waited for its end."""
-        self._missed: list[Any] = []
+        self._unread_notifies: list[Any] = []
         """Notifications that were read, and whose reader was cancelled."""
         self._closed_by: asyncio.Task[Any] | None = None
         """The task that has called `close()`, once that has closed it."""
-        self.pgconn.notice_handler = partial(_noticed, ref(self))
-        mine = type(self)
-        if TRIED and mine.wait is Connection.wait and (mine.cursor, BASE.execute) == PLAIN:
+        self.pgconn.notice_handler = partial(_on_notice, ref(self))
+        cls = type(self)
+        if TESTED and cls.wait is Connection.wait and (cls.cursor, BASE.execute) == BASE_METHODS:
             self.cursor_factory = Cursor
             self.server_cursor_factory = ServerCursor
 
@@ -119,17 +119,17 @@ class Connection(psycopg.AsyncConnection[Row]):
             await pool.putconn(self)  # psycopg would leave its place lent
             return
         try:
-            if transport is not None and not transport.kept:
-                await transport.drained()
+            if transport is not None and not transport.keep_socket:
+                await transport.wait_drained()
         finally:
             if transport is not None:
-                transport.note_what_is_open()
+                transport.record_transaction()
             if not self.closed:
                 await super().close()
                 with suppress(RuntimeError):  # no loop runs: an abandoned pool closes what it has
                     self._closed_by = current_task() if self.closed else None
             if transport is not None and self.closed:
-                if transport.kept:
+                if transport.keep_socket:
                     transport.release()
                 else:
                     transport.dispose()
@@ -155,7 +155,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         self, kind: type[BaseException] | None, error: BaseException | None, tb: Any
     ) -> None:
         if kind is None and self.closed:
-            self._ensure_nothing_is_lost()
+            self._raise_if_work_lost()
         await super().__aexit__(kind, error, tb)
 
     @asynccontextmanager
@@ -178,9 +178,9 @@ class Connection(psycopg.AsyncConnection[Row]):
         async with block:
             yield block
             if self.pgconn.status == BAD and not block.force_rollback:
-                self._ensure_nothing_is_lost(in_block=True)
+                self._raise_if_work_lost(in_block=True)
 
-    def _ensure_nothing_is_lost(self, *, in_block: bool = False) -> None:
+    def _raise_if_work_lost(self, *, in_block: bool = False) -> None:
         """Raise at the end of a block whose work went with the connection, but for its own doing.
 
         A block that closes the connection itself knows what becomes of its work.
@@ -195,22 +195,22 @@ class Connection(psycopg.AsyncConnection[Row]):
     async def pipeline(self) -> AsyncIterator[psycopg.AsyncPipeline]:
         """See `psycopg.AsyncConnection.pipeline`."""
         async with super().pipeline() as pipeline:
-            self._see_off(pipeline)
+            self._adapt_pipeline(pipeline)
             yield pipeline
 
     @asynccontextmanager
     async def _pipeline_nolock(self) -> AsyncIterator[psycopg.AsyncPipeline]:
         async with super()._pipeline_nolock() as pipeline:
-            self._see_off(pipeline)
+            self._adapt_pipeline(pipeline)
             yield pipeline
 
-    def _see_off(self, pipeline: psycopg.AsyncPipeline) -> None:
+    def _adapt_pipeline(self, pipeline: psycopg.AsyncPipeline) -> None:
         if self._transport is not None:
             pipeline.__class__ = Pipeline
 
     def _check_connection_ok(self) -> None:
-        if (transport := self._transport) is not None and transport.leaving:
-            transport.pass_on_farewell()
+        if (transport := self._transport) is not None and transport.session_ended:
+            transport.raise_session_end_error()
         super()._check_connection_ok()
 
     async def wait(
@@ -219,15 +219,15 @@ class Connection(psycopg.AsyncConnection[Row]):
         """See `psycopg.AsyncConnection.wait`."""
         transport = self._transport
         if transport is None:
-            return await super().wait(gen, **_given(interval=interval, timeout=timeout))
-        if transport.draining is not None or transport.cut_off or transport.leaving:
-            await self._settle(transport, gen)
-            if transport.copied_out(gen):
+            return await super().wait(gen, **_without_none(interval=interval, timeout=timeout))
+        if transport.draining is not None or transport.has_leftovers or transport.session_ended:
+            await self._finish_leftovers(transport, gen)
+            if transport.is_finished_copy_out(gen):
                 gen.close()
                 return None  # type: ignore[return-value]
-        if self._missed and getattr(gen, "gi_code", None) is notifies.__code__:
+        if self._unread_notifies and getattr(gen, "gi_code", None) is notifies.__code__:
             gen.close()
-            missed, self._missed = self._missed, []
+            missed, self._unread_notifies = self._unread_notifies, []
             return missed  # type: ignore[return-value]
         if self.pgconn.status == BAD or not transport.up:
             gen.close()  # on such a connection some of them end as if all had been read
@@ -238,16 +238,16 @@ class Connection(psycopg.AsyncConnection[Row]):
         except StopIteration as end:
             if not transport.reading and self.pgconn.transaction_status != ACTIVE:
                 transport.resume()
-            if copying and monotonic() - _last_pause >= BUSY_TIME:
-                await self._breathe(transport)
+            if copying and monotonic() - _last_yield >= BUSY_TIME:
+                await self._yield_to_loop(transport)
             return end.value  # type: ignore[no-any-return]
-        timer = transport.time(interval, timeout)
+        timer = transport.set_timer(interval, timeout)
         try:
             return await future  # type: ignore[no-any-return]
         except BaseException as error:
             transport.abandon(gen, self)
-            self._keep(gen, future)
-            self._note_end_of_pipeline(gen, error)
+            self._keep_notifications(gen, future)
+            self._record_end_of_pipeline(gen, error)
             raise
         finally:
             del future  # its exception's traceback has this frame
@@ -259,25 +259,25 @@ class Connection(psycopg.AsyncConnection[Row]):
         if (transport := self._transport) is None:
             await super()._try_cancel(timeout=timeout)
             return
-        transport.cut_off = True
-        transport.cut(self)  # by its own task: a request that is under way is to be known of
-        await transport.drained()
+        transport.has_leftovers = True
+        transport.interrupt(self)  # by its own task: a request that is under way is to be known of
+        await transport.wait_drained()
         # What is over already need not be read to its end: the next wait is to see to that.
-        transport.cut_off = self.pgconn.transaction_status != ACTIVE
+        transport.has_leftovers = self.pgconn.transaction_status != ACTIVE
 
-    def _keep(self, gen: PQGen[Any], future: asyncio.Future[Any]) -> None:
+    def _keep_notifications(self, gen: PQGen[Any], future: asyncio.Future[Any]) -> None:
         """Notifications that came together with the cancellation are for who asks next."""
         if getattr(gen, "gi_code", None) is not notifies.__code__ or not future.done():
             return
         if not future.cancelled() and future.exception() is None:
-            self._missed += future.result()
+            self._unread_notifies += future.result()
 
-    def _note_end_of_pipeline(self, gen: PQGen[Any], error: BaseException) -> None:
+    def _record_end_of_pipeline(self, gen: PQGen[Any], error: BaseException) -> None:
         """Whether its end was cut short, and not only the error of a statement in it."""
         if self._pipeline is not None and getattr(gen, "gi_code", None) is PIPELINE_END:
-            self._cut_short = not isinstance(error, Exception)
+            self._pipeline_end_cancelled = not isinstance(error, Exception)
 
-    def _note_end_of_block(self, transport: Transport, gen: PQGen[Any]) -> None:
+    def _defer_end_of_block(self, transport: Transport, gen: PQGen[Any]) -> None:
         """A transaction block was cancelled where it waits for another query's end.
 
         psycopg counts its blocks in these generators, which have not begun: they are to run yet.
@@ -286,35 +286,35 @@ class Connection(psycopg.AsyncConnection[Row]):
         if code is BLOCK_END:
             block = gen.gi_frame.f_locals["self"]  # type: ignore[attr-defined]
             block.force_rollback = True  # who was cancelled is not to find it committed
-        if code is BLOCK_END or (code is BLOCK_START and UNDOES_START):
-            transport.owe(gen, self)
+        if code is BLOCK_END or (code is BLOCK_START and ENDS_CANCELLED_START):
+            transport.defer(gen, self)
 
-    async def _settle(self, transport: Transport, gen: PQGen[Any]) -> None:
+    async def _finish_leftovers(self, transport: Transport, gen: PQGen[Any]) -> None:
         """Let nothing meet what is left of a cancelled query, but for the end of its own COPY."""
-        transport.pass_on_farewell()
+        transport.raise_session_end_error()
         try:
-            await transport.drained()
+            await transport.wait_drained()
             if getattr(gen, "gi_code", None) is not copy_end.__code__:
-                await transport.finish(self)
+                await transport.finish_leftovers(self)
         except CancelledError as error:
-            self._note_end_of_block(transport, gen)
-            self._note_end_of_pipeline(gen, error)
+            self._defer_end_of_block(transport, gen)
+            self._record_end_of_pipeline(gen, error)
             raise
 
-    async def _breathe(self, transport: Transport) -> None:
+    async def _yield_to_loop(self, transport: Transport) -> None:
         """Let other tasks in, between two steps of a COPY or stream() that never has to wait.
 
         All else that need not wait must not be cancelled either: what only notes something, such as
         a new mode, has done so by then, and its caller would not know.
         """
-        global _last_pause  # noqa: PLW0603 - one loop, one clock
-        _last_pause = monotonic()
+        global _last_yield  # noqa: PLW0603 - one loop, one clock
+        _last_yield = monotonic()
         try:
             await sleep(0)
         except BaseException:
-            transport.cut(self)
+            transport.interrupt(self)
             raise
-        _last_pause = monotonic()
+        _last_yield = monotonic()
 
 
 class Pipeline(psycopg.AsyncPipeline):
@@ -322,21 +322,21 @@ class Pipeline(psycopg.AsyncPipeline):
 
     def _exit(self, error: BaseException | None = None) -> None:
         conn: Any = self._conn
-        cut_short, conn._cut_short = conn._cut_short, False
+        cut_short, conn._pipeline_end_cancelled = conn._pipeline_end_cancelled, False
         if not cut_short:
-            conn._transport.cut_off = bool(conn._owed)
+            conn._transport.has_leftovers = bool(conn._deferred)
             super()._exit(error)
         else:
-            conn._transport.cut_off = True
+            conn._transport.has_leftovers = True
             self.level -= 1
 
 
-def _given(**limits: float | None) -> dict[str, Any]:
+def _without_none(**limits: float | None) -> dict[str, Any]:
     """Those that are given: psycopg's defaults are not None, and not all versions have both."""
     return {name: value for name, value in limits.items() if value is not None}
 
 
-def _noticed(conn: ref[Connection[Any]], notice: PGresult) -> None:
+def _on_notice(conn: ref[Connection[Any]], notice: PGresult) -> None:
     """Hand a notice to its handlers; with no query under way the server's last words are one."""
     Connection._notice_handler(conn, notice)  # type: ignore[arg-type]
     last = notice.error_field(DiagnosticField.SEVERITY_NONLOCALIZED) in (b"FATAL", b"PANIC")
@@ -345,7 +345,7 @@ def _noticed(conn: ref[Connection[Any]], notice: PGresult) -> None:
     if (
         alive is not None
         and alive._transport is not None
-        and (last or notice.error_field(DiagnosticField.SQLSTATE) in BREAKDOWN)
+        and (last or notice.error_field(DiagnosticField.SQLSTATE) in SHUTDOWN_CODES)
     ):
         encoding = alive.info.encoding
         info: dict[int, bytes | None] = {
@@ -357,6 +357,6 @@ def _noticed(conn: ref[Connection[Any]], notice: PGresult) -> None:
             kind = psycopg.OperationalError
         error = kind(notice.get_error_message(encoding), info=info, encoding=encoding)
         if last:
-            alive._transport.said_farewell(error)
+            alive._transport.report_session_end(error)
         else:
             alive._transport.report_error(error)

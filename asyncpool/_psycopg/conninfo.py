@@ -36,8 +36,8 @@ MISPLACED = (
 URLS = ("postgresql://", "postgres://")
 """How libpq knows a URL from key=value pairs."""
 DRIVER_URL = re.compile(r"\s*postgres(?:ql)?\+[\w.]+://")
-UNKNOWN = re.compile(r"invalid (?:connection option|URI query parameter):? \"(\w+)\"")
-REFUSED = re.compile(
+UNKNOWN_OPTION = re.compile(r"invalid (?:connection option|URI query parameter):? \"(\w+)\"")
+REFUSED_VALUE = re.compile(
     r"invalid \"?(\w+)\"? value: |invalid (port) number: |match \d+ (port) numbers"
 )
 SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
@@ -46,9 +46,9 @@ INTEGERS = (
     *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count"),
     "tcp_user_timeout",
 )
-PSYCOPGS = frozenset(signature(psycopg.AsyncConnection.connect).parameters)
+PSYCOPG_KEYWORDS = frozenset(signature(psycopg.AsyncConnection.connect).parameters)
 """The keywords of `connect` that are not libpq's."""
-NOWHERE = "/dev/null/asyncpool"
+NO_SOCKET_FOLDER = "/dev/null/asyncpool"
 """The folder of a socket that cannot exist: a connect to it fails at once, without a network."""
 
 
@@ -75,7 +75,7 @@ def check_conninfo(conninfo: str) -> dict[str, Any]:
         pass
     if params is None:
         # Raised here, where none of the errors above is its context.
-        unknown = UNKNOWN.search(said)
+        unknown = UNKNOWN_OPTION.search(said)
         if unknown is not None and _may_be_shown(unknown[1], conninfo):
             raise _unknown_option(unknown[1])
         raise ConninfoError(UNREADABLE)
@@ -105,10 +105,14 @@ def check_params(params: Mapping[str, Any]) -> None:
         if not _is_text(str(value)):
             raise _bad_value(name)
     for name in INTEGERS:
-        numbers = str(_given(params, name)).split(",") if name == "port" else [_given(params, name)]
+        numbers = (
+            str(_value_or_zero(params, name)).split(",")
+            if name == "port"
+            else [_value_or_zero(params, name)]
+        )
         if not all(_is_number(int, number) for number in numbers):
             raise _bad_value(name)
-    if not _is_number(float, _given(params, "connect_timeout")):
+    if not _is_number(float, _value_or_zero(params, "connect_timeout")):
         raise _bad_value("connect_timeout")
 
 
@@ -125,20 +129,22 @@ def check_options(
     if not _connects_as_psycopg(connection_class):
         return
     given = {name: value for name, value in kwargs.items() if value is not None}
-    libpqs = {name: value for name, value in given.items() if name not in PSYCOPGS}
-    merged = {**params, **libpqs}
+    libpq_kwargs = {name: value for name, value in given.items() if name not in PSYCOPG_KEYWORDS}
+    merged = {**params, **libpq_kwargs}
     check_params(merged)
-    for name in libpqs:
-        if name not in _known():
+    for name in libpq_kwargs:
+        if name not in _known_options():
             raise _unknown_option(name)
-    refused = REFUSED.search(_libpqs_complaint(merged))
+    refused = REFUSED_VALUE.search(_libpq_error(merged))
     if refused is not None and (name := next(filter(None, refused.groups()))) in merged:
         raise _bad_value(name)
 
 
-def renamed(error: psycopg.ProgrammingError, kwargs: Mapping[str, Any]) -> ConninfoError | None:
+def unknown_option_error(
+    error: psycopg.ProgrammingError, kwargs: Mapping[str, Any]
+) -> ConninfoError | None:
     """The error for a keyword of `connect` that libpq does not know; None: it is another error."""
-    unknown = UNKNOWN.search(str(error))
+    unknown = UNKNOWN_OPTION.search(str(error))
     return _unknown_option(unknown[1]) if unknown is not None and unknown[1] in kwargs else None
 
 
@@ -159,7 +165,7 @@ def _authority(url: str) -> str:
     return re.split(r"[/?]", url.partition("://")[2], maxsplit=1)[0]
 
 
-def _given(params: Mapping[str, Any], name: str) -> Any:
+def _value_or_zero(params: Mapping[str, Any], name: str) -> Any:
     value = params.get(name)
     return 0 if value is None or not str(value).strip() else value
 
@@ -180,7 +186,7 @@ def _is_text(value: str) -> bool:
         return False
 
 
-def _libpqs_complaint(params: Mapping[str, Any]) -> str:
+def _libpq_error(params: Mapping[str, Any]) -> str:
     """Return libpq's error for values that it checks before it connects."""
     count = len(str(params.get("host") or params.get("hostaddr") or "").split(","))
     left_out = {"host", "hostaddr", "service", "passfile", "gssencmode", *SECRETS}
@@ -188,7 +194,7 @@ def _libpqs_complaint(params: Mapping[str, Any]) -> str:
     if params.get("gssencmode") not in (None, "require"):  # that one is not for a Unix socket
         probe["gssencmode"] = params["gssencmode"]
     # With a user and a password of its own it looks for none in files.
-    probe |= {"host": ",".join([NOWHERE] * count), "user": "-", "password": "-"}
+    probe |= {"host": ",".join([NO_SOCKET_FOLDER] * count), "user": "-", "password": "-"}
     try:
         pgconn = pq.PGconn.connect_start(make_conninfo("", **probe).encode())
     except (psycopg.Error, UnicodeError, ValueError):
@@ -205,13 +211,13 @@ def _connects_as_psycopg(connection_class: type[Any]) -> bool:
 
 
 @cache
-def _known() -> set[str]:
+def _known_options() -> set[str]:
     return {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
 
 
 def _may_be_shown(name: str, conninfo: str) -> bool:
     """Whether what libpq takes for an option's name is one, and no part of a password."""
-    if get_close_matches(name, _known(), 1, 0.75):
+    if get_close_matches(name, _known_options(), 1, 0.75):
         return True
     if conninfo.startswith(URLS):
         return "@" not in unquote(conninfo.partition("?")[2])
@@ -219,7 +225,7 @@ def _may_be_shown(name: str, conninfo: str) -> bool:
 
 
 def _unknown_option(name: str) -> ConninfoError:
-    near = next(iter(get_close_matches(name, _known(), 1)), None)
+    near = next(iter(get_close_matches(name, _known_options(), 1)), None)
     instead = f": did you mean {near}?" if near else ""
     msg = f"conninfo or kwargs has the option {name}, which libpq and psycopg do not know{instead}"
     return ConninfoError(msg)

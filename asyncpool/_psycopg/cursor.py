@@ -26,13 +26,13 @@ from asyncpool._psycopg.transport import Transport
 
 TEXT, BINARY = Format.TEXT, Format.BINARY
 
-TURNS = 5
+CLOSE_TURNS = 5
 OWN = (
     "a stream(), COPY or notifies() of this very task is open on the connection, and it would wait"
     " for that for ever: end it first, or use another connection"
 )
 
-TRIED = psycopg.__version__.startswith(("3.2.", "3.3."))
+TESTED = psycopg.__version__.startswith(("3.2.", "3.3."))
 """Whether this is a psycopg whose cursor is known to be made and to begin as is said here."""
 
 
@@ -70,10 +70,10 @@ class Lock(asyncio.Lock):
 
         A generator that was dropped is closed by the event loop, in its next turns.
         """
-        for _ in range(TURNS):
+        for _ in range(CLOSE_TURNS):
             transport = self.transport
             own = self._locked and self.holder is asyncio.current_task()
-            if not own or transport is None or not transport.at_leisure:
+            if not own or transport is None or not transport.is_unused:
                 return False
             await asyncio.sleep(0)
         return True
@@ -131,8 +131,8 @@ class Cursor(psycopg.AsyncCursor[Row]):
         if (
             transport is None
             or transport.draining is not None
-            or transport.cut_off
-            or transport.leaving
+            or transport.has_leftovers
+            or transport.session_ended
             or not transport.up
             or conn._pipeline is not None
             or lock._locked
@@ -202,10 +202,10 @@ def _is_left_in_pipeline(conn: Any) -> bool:
     return (
         conn._pipeline is None
         and transport is not None
-        and bool(transport.draining or transport.cut_off)
+        and bool(transport.draining or transport.has_leftovers)
     )
 
 
 async def _leave_pipeline(conn: Any) -> None:
     async with conn.lock:
-        await conn._transport.finish(conn)
+        await conn._transport.finish_leftovers(conn)

@@ -31,10 +31,10 @@ from asyncpool._psycopg.connection import Connection
 from asyncpool._psycopg.conninfo import (
     check_conninfo,
     check_options,
-    renamed,
     secrets_of,
+    unknown_option_error,
 )
-from asyncpool._psycopg.cursor import TRIED, Cursor
+from asyncpool._psycopg.cursor import TESTED, Cursor
 from asyncpool._psycopg.dsn import limits_for
 from asyncpool._psycopg.handle import ConnectionHandle
 from asyncpool._psycopg.transport import ACTIVE, BAD, Transport
@@ -59,7 +59,7 @@ Kwargs = (
 )
 ResetLevel = Literal["rollback", "session", "discard"]
 
-LEAVE_TIMEOUT = 0.5
+LOCK_TIMEOUT = 0.5
 """Seconds for whoever still uses a connection that was returned."""
 
 IDLE = int(TransactionStatus.IDLE)
@@ -119,7 +119,9 @@ class PsycopgDriver(Generic[ACT]):
         self.resets = not (reset is None or reset == "rollback")
         """Whether each connection is reset on its return: then none is clean before that."""
         self._clean_status = -1 if self.resets else IDLE
-        self._bonds: weakref.WeakKeyDictionary[ACT, ConnectionHandle] = weakref.WeakKeyDictionary()
+        self._handles: weakref.WeakKeyDictionary[ACT, ConnectionHandle] = (
+            weakref.WeakKeyDictionary()
+        )
         self._pid = os.getpid()
 
     async def open(self) -> ACT:
@@ -138,13 +140,13 @@ class PsycopgDriver(Generic[ACT]):
         conn = await self._connect(secrets)
         try:
             if self._configure is not None:
-                await call("configure", partial(self.lend_to, self._configure, conn))
+                await call("configure", partial(self.call_with, self._configure, conn))
                 _require_idle(conn, "configure")
-            self._bonds[conn] = bond = ConnectionHandle(conn)
+            self._handles[conn] = handle = ConnectionHandle(conn)
         except BaseException:
             await conn.close()
             raise
-        self._any_watched |= bond.transport is not None
+        self._any_watched |= handle.transport is not None
         conn._pool = None
         return conn
 
@@ -156,10 +158,10 @@ class PsycopgDriver(Generic[ACT]):
         """
         if os.getpid() != self._pid:
             return  # a forked child: the session is the parent's
-        with closing(self._bonds.pop(conn)) as bond:
+        with closing(self._handles.pop(conn)) as handle:
             in_pipeline = bool(conn.pgconn.pipeline_status)
-            await self._part_from(conn, bond)
-            await (bond.break_off() if in_pipeline else bond.hang_up())
+            await self._disconnect(conn, handle)
+            await (handle.abort() if in_pipeline else handle.hang_up())
 
     def is_busy(self, conn: ACT) -> bool:
         """Whether its backend may be at work."""
@@ -168,8 +170,8 @@ class PsycopgDriver(Generic[ACT]):
     def drop(self, conn: ACT) -> None:
         """Say goodbye and close everything at once, for one whose event loop is closed."""
         conn.pgconn.finish()
-        if (bond := self._bonds.pop(conn, None)) is not None:
-            bond.close()
+        if (handle := self._handles.pop(conn, None)) is not None:
+            handle.close()
 
     async def ping(self, conn: ACT) -> None:
         """An empty query, outside any transaction."""
@@ -181,20 +183,20 @@ class PsycopgDriver(Generic[ACT]):
         Raises:
             psycopg.Error: it cannot be made clean; also when a statement is under way.
         """
-        bond = self._bonds[conn]
+        handle = self._handles[conn]
         conn._pool = None
-        await bond.settle(conn)
-        with anyio.move_on_after(LEAVE_TIMEOUT):
+        await handle.finish_leftovers(conn)
+        with anyio.move_on_after(LOCK_TIMEOUT):
             async with (
                 conn.lock
             ):  # an iteration over notifies() that was left takes a moment to end
                 pass
         status = conn.pgconn.transaction_status
         open_blocks = conn._num_transactions
-        if bond.take_interrupted():
+        if handle.take_interrupted():
             # Its blocks were left with no time for their end.
             open_blocks = conn._num_transactions = 0
-        if conn.lock.locked() or open_blocks or bond.unfit or _is_in_mid_operation(conn):
+        if conn.lock.locked() or open_blocks or handle.must_discard or _is_in_mid_operation(conn):
             msg = f"returned in mid-operation: {conn!r}"
             raise psycopg.OperationalError(msg)
         statements = RESETS[self._reset] if isinstance(self._reset, str) else ""
@@ -209,14 +211,14 @@ class PsycopgDriver(Generic[ACT]):
             # Not all versions of psycopg see for themselves that their statements are gone.
             conn._prepared.clear()
             conn._prepared._to_flush.clear()
-        if (doubt := bond.take_doubt()) is not None and await _is_standby(conn):
-            bond.confirm(doubt)
+        if (standby_error := handle.take_standby_error()) is not None and await _is_standby(conn):
+            handle.report_standby(standby_error)
         if statements:
-            await bond.baseline.restore(conn)
+            await handle.baseline.restore(conn)
         elif callable(self._reset):
-            await self.lend_to(self._reset, conn)
+            await self.call_with(self._reset, conn)
         _require_idle(conn, "reset")
-        bond.watch_again()
+        handle.resume_watching()
 
     async def roll_back(self, conn: ACT) -> None:
         """End the transaction that is open, for a borrower who goes on to use the connection.
@@ -227,9 +229,9 @@ class PsycopgDriver(Generic[ACT]):
             psycopg.Error: it cannot be ended; also when a statement is under way.
         """
         async with conn.lock:
-            bond = self._bonds[conn]
-            await bond.settle(conn)
-            if bond.take_interrupted():
+            handle = self._handles[conn]
+            await handle.finish_leftovers(conn)
+            if handle.take_interrupted():
                 conn._num_transactions = 0
             if conn._num_transactions or _is_in_mid_operation(conn):
                 msg = f"left in mid-operation: {conn!r}"
@@ -239,7 +241,7 @@ class PsycopgDriver(Generic[ACT]):
     async def roll_back_to(self, conn: ACT, block: psycopg.AsyncTransaction) -> None:
         """Undo a transaction block and all inside of it, ended or not; else as `roll_back`."""
         async with conn.lock:
-            await self._bonds[conn].settle(conn)
+            await self._handles[conn].finish_leftovers(conn)
             if conn._pipeline is not None:
                 await conn.wait(conn._pipeline._sync_gen())
             conn._num_transactions = block._stack_index
@@ -250,12 +252,12 @@ class PsycopgDriver(Generic[ACT]):
     def has_left(self, conn: ACT) -> bool:
         """Whether something that was cancelled has not come to its end yet."""
         transport: Transport | None = getattr(conn, "_transport", None)
-        return transport is not None and (transport.draining is not None or transport.cut_off)
+        return transport is not None and (transport.draining is not None or transport.has_leftovers)
 
     async def settle(self, conn: ACT) -> None:
         """Wait for that end, for a borrower who goes on to use the connection."""
         async with conn.lock:
-            await self._bonds[conn].settle(conn)
+            await self._handles[conn].finish_leftovers(conn)
 
     async def turn_back(self, conn: ACT, *, autocommit: bool) -> None:
         """Roll back, and change the mode; nobody is to meet a connection in the wrong one."""
@@ -263,7 +265,7 @@ class PsycopgDriver(Generic[ACT]):
             await self.roll_back(conn)
             await conn.set_autocommit(autocommit)
         except Exception:
-            self._bonds[conn].unfit = True
+            self._handles[conn].must_discard = True
             raise
 
     def is_at_rest(self, conn: ACT) -> bool:
@@ -275,7 +277,11 @@ class PsycopgDriver(Generic[ACT]):
             and not conn.lock.locked()
             and (
                 transport is None
-                or (transport.settled and not transport.cut_off and not transport.leaving)
+                or (
+                    transport.settled
+                    and not transport.has_leftovers
+                    and not transport.session_ended
+                )
             )
         )
 
@@ -305,25 +311,25 @@ class PsycopgDriver(Generic[ACT]):
         transport: Transport | None = getattr(conn, "_transport", None)
         if transport is not None:
             return transport.is_up()
-        bond = self._bonds.get(conn)
-        return bond is None or conn.pgconn.transaction_status != IDLE or bond.is_up(conn)
+        handle = self._handles.get(conn)
+        return handle is None or conn.pgconn.transaction_status != IDLE or handle.is_up(conn)
 
     def listens(self, conn: ACT) -> bool:
         """Whether it has handlers of notifications that `configure` has not given it."""
-        bond = self._bonds.get(conn)
-        return bond is not None and conn._notify_handlers != bond.baseline.notify_handlers
+        handle = self._handles.get(conn)
+        return handle is not None and conn._notify_handlers != handle.baseline.notify_handlers
 
     def watch(self, conn: ACT, notify: Notify) -> bool:
         """Have `tell` called when the server hangs up; psycopg's own cannot be watched."""
-        return self._bonds[conn].watch(notify)
+        return self._handles[conn].watch(notify)
 
     async def ask(self, check: Callable[[ACT], Awaitable[None] | None], conn: ACT) -> None:
         """Call the user's check, and end the transaction that it may have started."""
-        await self.lend_to(check, conn)
+        await self.call_with(check, conn)
         if conn.pgconn.transaction_status in (INTRANS, INERROR):
             await conn.rollback()
 
-    async def lend_to(self, callback: Callable[[ACT], Awaitable[None] | None], conn: ACT) -> None:
+    async def call_with(self, callback: Callable[[ACT], Awaitable[None] | None], conn: ACT) -> None:
         """Call the user's callback with a connection that knows its pool meanwhile."""
         conn._pool = self.owner()  # type: ignore[assignment]
         try:
@@ -347,22 +353,24 @@ class PsycopgDriver(Generic[ACT]):
         try:
             conn: ACT = await call("connect", connect, math.inf)
         except psycopg.ProgrammingError as error:
-            if (said := renamed(error, kwargs)) is None:
+            if (said := unknown_option_error(error, kwargs)) is None:
                 raise
         else:
             return conn
         raise said
 
-    async def _part_from(self, conn: ACT, bond: ConnectionHandle) -> None:
+    async def _disconnect(self, conn: ACT, handle: ConnectionHandle) -> None:
         """End what is under way, and close psycopg's side, however much of that succeeds."""
         try:
             with anyio.move_on_after(CANCEL_TIMEOUT):
-                await bond.settle(conn)
+                await handle.finish_leftovers(conn)
             if conn.lock.locked():
-                bond.shut(socket.SHUT_WR)  # a borrower is inside: its next statement is to fail
+                handle.shut_down(
+                    socket.SHUT_WR
+                )  # a borrower is inside: its next statement is to fail
             working = conn.pgconn.transaction_status == ACTIVE
-            if working or (conn.closed and not bond.is_hung_up()):
-                await bond.cancel()
+            if working or (conn.closed and not handle.is_hung_up()):
+                await handle.cancel()
             # Whoever waits on the descriptor must have left before it is closed, or the loop would
             # be left with a stale registration. The second time without the server's help.
             for _ in range(2):
@@ -371,7 +379,7 @@ class PsycopgDriver(Generic[ACT]):
                         pass
                 if not limit.cancelled_caught:
                     break
-                bond.shut(socket.SHUT_RDWR)
+                handle.shut_down(socket.SHUT_RDWR)
         finally:
             # Where close() would return it, it must not; yet a borrower's release is to know it.
             owner, conn._pool = conn._pool, None
@@ -383,13 +391,13 @@ class PsycopgDriver(Generic[ACT]):
 
 async def ping(conn: psycopg.AsyncConnection[Any]) -> None:
     """One round trip that starts no transaction: the empty query."""
-    await _ask(conn, b"")
+    await _run_in_autocommit(conn, b"")
 
 
 async def run(conn: psycopg.AsyncConnection[Any], query: bytes) -> psycopg.AsyncCursor[Any]:
     """Run a statement of the pool's own, past all that a class or a tracer puts before a user's."""
     cur: psycopg.AsyncCursor[Any]
-    if TRIED and isinstance(conn, Connection):
+    if TESTED and isinstance(conn, Connection):
         cur = Cursor.for_one_statement(conn, binary=False)
         cur._row_factory = tuple_row
     else:
@@ -409,7 +417,9 @@ async def close(conn: psycopg.AsyncConnection[Any]) -> None:
             conn.pgconn.finish()
 
 
-async def _ask(conn: psycopg.AsyncConnection[Any], query: bytes) -> psycopg.AsyncCursor[Any]:
+async def _run_in_autocommit(
+    conn: psycopg.AsyncConnection[Any], query: bytes
+) -> psycopg.AsyncCursor[Any]:
     """Run a statement outside of any transaction."""
     if conn.autocommit:
         return await run(conn, query)
@@ -428,7 +438,7 @@ async def _is_standby(conn: psycopg.AsyncConnection[Any]) -> bool:
         psycopg.Error: the connection is lost.
     """
     try:
-        cur = await _ask(conn, b"SELECT pg_catalog.pg_is_in_recovery()")
+        cur = await _run_in_autocommit(conn, b"SELECT pg_catalog.pg_is_in_recovery()")
     except psycopg.Error:
         if conn.pgconn.status == BAD:
             raise
@@ -458,7 +468,7 @@ def can_share(connection_class: type[Any]) -> bool:
 def _keeps_to_cursors(connection_class: type[Any]) -> bool:
     """Whether a class runs statements as `asyncpool.Connection` does, with nothing overridden."""
     return (
-        TRIED
+        TESTED
         and sys.platform != "win32"
         and issubclass(connection_class, Connection)
         and connection_class.execute is Connection.execute

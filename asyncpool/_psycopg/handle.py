@@ -15,10 +15,10 @@ import psycopg
 from psycopg.pq import DiagnosticField
 
 from asyncpool._core.driver import Notify
-from asyncpool._psycopg.cancellation import prepare, request
-from asyncpool._psycopg.transport import BAD, CUT, DOUBTED, Transport
+from asyncpool._psycopg.cancellation import prepare, send_request
+from asyncpool._psycopg.transport import BAD, INTERRUPTED, MAYBE_STANDBY, Transport
 
-INSIST_TIMEOUT = 0.1
+ABORT_TIMEOUT = 0.1
 """Seconds for the statements of a pipeline to be cancelled one by one."""
 
 
@@ -52,7 +52,7 @@ class Baseline:
         """Put it back; there is no I/O in this, as no transaction is open."""
         if backlog := getattr(conn, "_notifies_backlog", None):
             backlog.clear()
-        if missed := getattr(conn, "_missed", None):
+        if missed := getattr(conn, "_unread_notifies", None):
             missed.clear()
         if self == Baseline.of(conn):
             return
@@ -81,14 +81,14 @@ class ConnectionHandle:
         self._cancel = prepare(conn.pgconn)
         self.transport: Transport | None = getattr(conn, "_transport", None)
         self._began_as_standby = conn.info.parameter_status("in_hot_standby") == "on"
-        self._doubt: BaseException | None = None
-        self.unfit = False
+        self._standby_error: BaseException | None = None
+        self.must_discard = False
         """Whether something of a borrower's could not be put back."""
         self._notify: Notify | None = None
         # The socket once more: the only witness that outlives libpq's own descriptor.
         if self.transport is not None:
             self._socket = self.transport.socket
-            self.transport.kept = True
+            self.transport.keep_socket = True
         else:
             self._socket = socket.socket(fileno=socket.dup(conn.pgconn.socket))
             self._socket.setblocking(False)
@@ -99,11 +99,11 @@ class ConnectionHandle:
         if self._cancel is not None:
             with suppress(psycopg.Error, TimeoutError):
                 try:
-                    await request(self._cancel)
+                    await send_request(self._cancel)
                 finally:
                     self._cancel.reset()
 
-    async def break_off(self) -> None:
+    async def abort(self) -> None:
         """Leave a server that may have many statements to run before it comes to the goodbye.
 
         They are cancelled one after the other. Where there are too many the connection is reset: a
@@ -112,7 +112,7 @@ class ConnectionHandle:
         """
         if self.transport is not None:
             self.transport.release()
-        with anyio.move_on_after(INSIST_TIMEOUT):
+        with anyio.move_on_after(ABORT_TIMEOUT):
             while not self.is_hung_up():
                 await self.cancel()
             return
@@ -121,10 +121,10 @@ class ConnectionHandle:
         for _ in range(3):
             await self.cancel()
 
-    async def settle(self, conn: psycopg.AsyncConnection[Any]) -> None:
+    async def finish_leftovers(self, conn: psycopg.AsyncConnection[Any]) -> None:
         """Wait until a cancelled query has come to its end."""
         if self.transport is not None:
-            await self.transport.finish(conn)
+            await self.transport.finish_leftovers(conn)
 
     def watch(self, notify: Notify) -> bool:
         """Have `notify` called with what happens; False: psycopg's own cannot be watched."""
@@ -143,8 +143,8 @@ class ConnectionHandle:
             # It may be the user's own doing. Whether the server has become a standby is asked when
             # the connection comes back.
             if not self._began_as_standby:
-                self._doubt = error
-                self.transport.amiss |= DOUBTED
+                self._standby_error = error
+                self.transport.amiss |= MAYBE_STANDBY
         else:
             self._notify(error, lost=lost)
 
@@ -153,22 +153,22 @@ class ConnectionHandle:
         if self.transport is None:
             return False
         was = self.transport.amiss
-        self.transport.amiss &= ~CUT
-        return bool(was & CUT)
+        self.transport.amiss &= ~INTERRUPTED
+        return bool(was & INTERRUPTED)
 
-    def take_doubt(self) -> BaseException | None:
+    def take_standby_error(self) -> BaseException | None:
         """The error for which its server may have become a standby, since this was last asked."""
-        doubt, self._doubt = self._doubt, None
+        standby_error, self._standby_error = self._standby_error, None
         if self.transport is not None:
-            self.transport.amiss &= ~DOUBTED
-        return doubt
+            self.transport.amiss &= ~MAYBE_STANDBY
+        return standby_error
 
-    def confirm(self, doubt: BaseException) -> None:
+    def report_standby(self, standby_error: BaseException) -> None:
         """It has."""
         if self._notify is not None:
-            self._notify(doubt, lost=False)
+            self._notify(standby_error, lost=False)
 
-    def watch_again(self) -> None:
+    def resume_watching(self) -> None:
         """The connection is clean: its end is to be noticed again."""
         if self.transport is not None:
             self.transport.resume()
@@ -187,7 +187,7 @@ class ConnectionHandle:
             self.transport.release()
         self._socket.close()
 
-    def shut(self, how: int) -> None:
+    def shut_down(self, how: int) -> None:
         """Let nothing more go out, or in; what waits for that ends with an error."""
         with suppress(OSError):
             self._socket.shutdown(how)
@@ -197,7 +197,7 @@ class ConnectionHandle:
         # The server's last words and the end of file are two reads.
         for _ in range(2):
             try:
-                if not self._socket.recv(1, socket.MSG_PEEK) or _says_farewell(conn.pgconn):
+                if not self._socket.recv(1, socket.MSG_PEEK) or _announces_session_end(conn.pgconn):
                     return False
             except BlockingIOError:
                 return True
@@ -217,17 +217,17 @@ class ConnectionHandle:
         return True
 
 
-def _says_farewell(pgconn: Any) -> bool:
+def _announces_session_end(pgconn: Any) -> bool:
     """Take in what has come with nothing under way; whether the server is about to hang up."""
     severities = []
     handle = pgconn.notice_handler
 
-    def look(notice: Any) -> None:
+    def on_notice(notice: Any) -> None:
         severities.append(notice.error_field(DiagnosticField.SEVERITY_NONLOCALIZED))
         if handle is not None:
             handle(notice)
 
-    pgconn.notice_handler = look
+    pgconn.notice_handler = on_notice
     try:
         pgconn.consume_input()
         pgconn.is_busy()  # it passes notices to their handlers

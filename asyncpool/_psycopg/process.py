@@ -59,22 +59,22 @@ def start_over(pool: SupportsRenewal[ACT]) -> set[asyncio.Task[Any]]:
         The tasks that end, on the running loop, what the server is busy with.
     """
     old, driver = pool._core, pool._driver
-    lent, closed = set(old.ledger.leased), old.closed
+    leased, closed = set(old.ledger.leased), old.closed
     conns = old.abandon_all()
     pool._renew()
     core = pool._core
     if not closed:
-        many = f"{len(conns)} connections, {len(lent)} of them lent, are given up"
+        many = f"{len(conns)} connections, {len(leased)} of them leased, are given up"
         what = "was not closed before its event loop ended"
         core.store.record("left behind", f"{what}: {many}", logging.WARNING)
     tasks = set()
     for conn in conns:
-        if conn in lent:
+        if conn in leased:
             core.left_behind.add(conn)
         else:
             conn._pool = None
         if driver.is_busy(conn):
-            work = _part_from(driver, conn, core.settings.close_timeout)
+            work = _close_within(driver, conn, core.settings.close_timeout)
             tasks.add(core.store.tasks.spawn(work, "close"))
         else:
             driver.drop(conn)
@@ -90,7 +90,7 @@ async def close_over(pool: SupportsRenewal[Any]) -> None:
             await asyncio.wait(tasks)
 
 
-async def _part_from(driver: PsycopgDriver[ACT], conn: ACT, limit: float) -> None:
+async def _close_within(driver: PsycopgDriver[ACT], conn: ACT, limit: float) -> None:
     try:
         with anyio.move_on_after(limit):
             await outcome(partial(driver.close, conn))
@@ -98,7 +98,7 @@ async def _part_from(driver: PsycopgDriver[ACT], conn: ACT, limit: float) -> Non
         driver.drop(conn)
 
 
-def _forsake_in_child() -> None:
+def _abandon_in_child() -> None:
     for pool in list(_pools):
         core = pool._core
         if core.opened and not core.closed:
@@ -108,4 +108,4 @@ def _forsake_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forsake_in_child)
+    os.register_at_fork(after_in_child=_abandon_in_child)

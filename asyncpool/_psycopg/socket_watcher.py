@@ -45,9 +45,9 @@ class SocketWatcher:
         self.loop = get_running_loop()
         self.up = True
         """False once the server has hung up, or the connection is given up."""
-        self.leaving = False
+        self.session_ended = False
         """Whether the server has said that it is about to hang up."""
-        self.farewell: BaseException | None = None
+        self.session_end_error: BaseException | None = None
         """What it said, as the error for who uses the connection next."""
         self.settled = False
         """Watched, and not in the middle of ending a cancelled query."""
@@ -70,7 +70,7 @@ class SocketWatcher:
             self.socket.close()
             raise
 
-    def seen(self) -> int:
+    def poll_events(self) -> int:
         """What the socket is ready for at this very moment, as `select.poll` says it."""
         for _, event in self._poll.poll(0):
             return event
@@ -81,11 +81,11 @@ class SocketWatcher:
 
         uvloop tells of that once and never again.
         """
-        return bool(self.seen() & HUNG_UP)
+        return bool(self.poll_events() & HUNG_UP)
 
-    def said_farewell(self, error: BaseException) -> None:
+    def report_session_end(self, error: BaseException) -> None:
         """The server is about to hang up, and answers nothing any more."""
-        self.leaving, self.farewell = True, error
+        self.session_ended, self.session_end_error = True, error
         self._report_loss(error)
 
     def resume(self) -> None:
@@ -93,28 +93,28 @@ class SocketWatcher:
         if not self.up or self.reading:
             return
         # The loop keeps the context of this call; a request's variables are not to stay with it.
-        Context().run(self.loop.add_reader, self._fd, self._readable)
+        Context().run(self.loop.add_reader, self._fd, self._on_readable)
         self.reading = True
         self.settled = self.draining is None
 
-    def move(self) -> None:
+    def move_to_running_loop(self) -> None:
         """Belong to the running loop from now on."""
         self._unwatch()
         self.loop = get_running_loop()
         self._thread = threading.get_ident()
         self.resume()
 
-    def _readable(self) -> None:
+    def _on_readable(self) -> None:
         """What the loop calls when there is something to read."""
         raise AssertionError("bug: a watch with nobody to tell")
 
-    def _writable(self) -> None:
+    def _on_writable(self) -> None:
         """What the loop calls when there is room to write, once that was asked for."""
         raise AssertionError("bug: a watch with nobody to tell")
 
     def _ready(self, want: int) -> int:
         """Which of these the socket is ready for, in psycopg's terms."""
-        event = self.seen()
+        event = self.poll_events()
         ready = READY_R if event & ~select.POLLOUT else 0
         if event & (select.POLLOUT | select.POLLERR | select.POLLHUP):
             ready |= READY_W
@@ -122,7 +122,7 @@ class SocketWatcher:
 
     def is_readable(self) -> bool:
         """Whether there is something to be read at this very moment."""
-        return bool(self.seen() & ~select.POLLOUT)
+        return bool(self.poll_events() & ~select.POLLOUT)
 
     def hold(self, on: bool) -> None:
         """Let small packets wait for more, or send what there is; where TCP can do that."""
@@ -131,9 +131,9 @@ class SocketWatcher:
                 self.socket.setsockopt(socket.IPPROTO_TCP, CORK, on)
 
     def write_on(self) -> None:
-        """Have `_writable` called when there is room to write."""
+        """Have `_on_writable` called when there is room to write."""
         if not self._writing:
-            Context().run(self.loop.add_writer, self._fd, self._writable)
+            Context().run(self.loop.add_writer, self._fd, self._on_writable)
             self._writing = True
 
     def write_no_more(self) -> None:
@@ -158,7 +158,7 @@ class SocketWatcher:
         if notify is not None:
             notify(error)
 
-    def _pause(self) -> None:
+    def _stop_reading(self) -> None:
         if self.reading:
             self.reading = self.settled = False
             self.loop.remove_reader(self._fd)
@@ -168,5 +168,5 @@ class SocketWatcher:
             # In a forked child the selector is the parent's too.
             self.reading = self.settled = self._writing = False
             return
-        self._pause()
+        self._stop_reading()
         self.write_no_more()

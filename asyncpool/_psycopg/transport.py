@@ -26,7 +26,7 @@ from psycopg import waiting
 from psycopg.pq import ConnStatus, TransactionStatus
 
 from asyncpool._core.background import force_close
-from asyncpool._psycopg.cancellation import insist, rest
+from asyncpool._psycopg.cancellation import insist, read_leftovers
 from asyncpool._psycopg.socket_watcher import HUNG_UP, READY_R, SocketWatcher
 
 logger = logging.getLogger("asyncpool")
@@ -41,7 +41,7 @@ BAD = int(ConnStatus.BAD)
 
 BUSY_TIME = 0.005
 """Seconds for which work that never has to wait may keep the loop from its other tasks."""
-CUT, DOUBTED = 1, 2
+INTERRUPTED, MAYBE_STANDBY = 1, 2
 """What may be amiss with a connection: a query was cancelled, or its server may be a standby."""
 DRAIN_TIMEOUT = 5.0
 """Seconds for a cancelled query to come to its end; then its connection is closed."""
@@ -82,11 +82,11 @@ class Transport(SocketWatcher):
     def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
         super().__init__(conn.pgconn.socket)
         self.pgconn = conn.pgconn
-        self.kept = False
+        self.keep_socket = False
         """Whether the socket is to outlive the closing of the connection, for the pool to end."""
         self.amiss = 0
-        """`CUT`, `DOUBTED` or both, since the connection was last made clean."""
-        self.cut_off = False
+        """`INTERRUPTED`, `MAYBE_STANDBY` or both, since the connection was last made clean."""
+        self.has_leftovers = False
         """Whether a query may be left in its middle: one wait of several was cancelled."""
         self.was_open: bool | None = None
         """Whether a transaction was open when the connection ended; None: that is unknown."""
@@ -114,7 +114,7 @@ class Transport(SocketWatcher):
             raise psycopg.ProgrammingError(RETURNED)
         want = next(gen)
         if get_running_loop() is not self.loop:
-            self.move()
+            self.move_to_running_loop()
         elif not self.reading:
             self.resume()
         self._gen = gen
@@ -122,7 +122,7 @@ class Transport(SocketWatcher):
         self._context = copy_context()
         self._future = future = self.loop.create_future()
         if want & WAIT_W:
-            self._go_on(0)
+            self._advance(0)
         return future
 
     def abandon(self, gen: Any, conn: psycopg.AsyncConnection[Any]) -> None:
@@ -140,51 +140,53 @@ class Transport(SocketWatcher):
                 and isinstance(sys.exception(), asyncio.CancelledError | GeneratorExit)
             ):
                 # Cancelled together with its answer, which has begun a COPY or a stream().
-                self.amiss |= CUT
-                self.cut_off = True
+                self.amiss |= INTERRUPTED
+                self.has_leftovers = True
         elif active or conn._pipeline is not None:
-            self._drain_later(conn)
+            self._start_drain(conn)
         else:
             self._end()
             gen.close()
 
-    def time(self, interval: float | None, timeout: float | None) -> asyncio.TimerHandle | None:
+    def set_timer(
+        self, interval: float | None, timeout: float | None
+    ) -> asyncio.TimerHandle | None:
         """Let a generator's time be up after `timeout`, or else have it wake after `interval`."""
         if timeout is not None:
-            return self.loop.call_later(timeout, self.overdue)
+            return self.loop.call_later(timeout, self.time_out)
         if interval is not None:
-            return self.loop.call_later(interval, self.tick)
+            return self.loop.call_later(interval, self.wake)
         return None
 
     @property
-    def at_leisure(self) -> bool:
+    def is_unused(self) -> bool:
         """Whether nobody waits for anything of it."""
         return self._gen is None and self.draining is None
 
-    def overdue(self) -> None:
+    def time_out(self) -> None:
         """The generator's time is up: have a last look, then end it with psycopg's own error."""
         if self._gen is not None and self._ready(WAIT_R):
-            self._readable()
+            self._on_readable()
         future = self._future
         if future is not None and not future.done():
             self._end()
             future.set_exception(psycopg.errors._WaitTimeout("wait timeout expired"))
 
-    def tick(self) -> None:
+    def wake(self) -> None:
         """Tell the generator that nothing has come, as psycopg before 3.3 does for `notifies`."""
         if self._gen is not None:
-            self._go_on(0, tick=True)
+            self._advance(0, tick=True)
 
-    def pass_on_farewell(self) -> None:
+    def raise_session_end_error(self) -> None:
         """Raise what the server has said, once; what is said to it now would have no answer."""
-        error, self.farewell = self.farewell, None
+        error, self.session_end_error = self.session_end_error, None
         if error is not None:
-            self.note_what_is_open()
+            self.record_transaction()
             self.pgconn.finish()
             self.lose()
             raise error
 
-    async def drained(self) -> None:
+    async def wait_drained(self) -> None:
         """Wait for the end of a cancelled query; not to be waited for by two at once."""
         while (task := self.draining) is not None:
             if task.done() or task.get_loop() is not get_running_loop():
@@ -192,31 +194,31 @@ class Transport(SocketWatcher):
                 force_close(task)
                 self.draining = None
                 with suppress(RuntimeError):
-                    self.give_up()
+                    self.close_connection()
                 return
             await asyncio.wait({task})
 
-    async def finish(self, conn: Any) -> None:
+    async def finish_leftovers(self, conn: Any) -> None:
         """Wait for the end of a cancelled query, and bring what was left in its middle to an end.
 
         That is a COPY, a stream() or a pipeline, and the end of a transaction block that was
         cancelled while it waited here. What cannot be ended, ends the connection.
         """
-        await self.drained()
+        await self.wait_drained()
         if conn._pipeline is not None:
             return  # its own end is to come
-        left, self.cut_off = self.cut_off, False
+        left, self.has_leftovers = self.has_leftovers, False
         if left and self._is_in_query():
-            gen = rest(self.pgconn)
+            gen = read_leftovers(self.pgconn)
             with suppress(StopIteration):
                 self.start(gen)
                 if self._gen is gen:
-                    self._drain_later(conn)
-                    await self.drained()
+                    self._start_drain(conn)
+                    await self.wait_drained()
             if self._is_in_query():
-                self.give_up()
-        while conn._owed:
-            gen = conn._owed.popleft()
+                self.close_connection()
+        while conn._deferred:
+            gen = conn._deferred.popleft()
             with suppress(StopIteration, psycopg.Error):
                 future = self.start(gen)
                 try:
@@ -225,38 +227,38 @@ class Transport(SocketWatcher):
                     self.abandon(gen, conn)
                     raise
 
-    def owe(self, gen: Any, conn: Any) -> None:
+    def defer(self, gen: Any, conn: Any) -> None:
         """Let whoever uses the connection next first run this to its end."""
-        conn._owed.append(gen)
-        self.cut_off = True
+        conn._deferred.append(gen)
+        self.has_leftovers = True
 
     def _is_in_query(self) -> bool:
         """Whether libpq awaits more of a query, or is in a pipeline."""
         return self.pgconn.transaction_status == ACTIVE or bool(self.pgconn.pipeline_status)
 
-    def copied_out(self, gen: Any) -> bool:
+    def is_finished_copy_out(self, gen: Any) -> bool:
         """Whether a generator is to read a COPY to its end that is there already."""
         over = self.pgconn.transaction_status != ACTIVE
         return over and getattr(gen, "gi_code", None) is COPY_OUT_END
 
-    def note_what_is_open(self) -> None:
+    def record_transaction(self) -> None:
         """Note whether a transaction is open: once the connection is closed nobody knows."""
         if (status := self.pgconn.transaction_status) in KNOWN:
             self.was_open = status != IDLE
 
-    def cut(self, conn: psycopg.AsyncConnection[Any]) -> None:
+    def interrupt(self, conn: psycopg.AsyncConnection[Any]) -> None:
         """A query was cancelled between two of its waits: have the server end it."""
         if self.pgconn.transaction_status == ACTIVE and self.draining is None:
-            self._drain_later(conn)
+            self._start_drain(conn)
 
     def is_up(self) -> bool:
         """Whether the server is there, by all that has come from it by now."""
-        seen = self.seen()
+        seen = self.poll_events()
         if seen & HUNG_UP:
             return False
         if seen & select.POLLIN and self._gen is None:
             self.catch_up()
-        return self.up and not self.leaving
+        return self.up and not self.session_ended
 
     def release(self) -> socket.socket:
         """Watch no longer; whoever still waits gets an error. Returns the socket, still open."""
@@ -269,8 +271,8 @@ class Transport(SocketWatcher):
             self._end()
             if future is not None and not future.done() and not ended:
                 future.set_exception(closed_error())
-        if (track := self.channel) is not None and not ended:
-            track.lost()
+        if (channel := self.channel) is not None and not ended:
+            channel.lost()
         return self.socket
 
     def dispose(self) -> None:
@@ -287,24 +289,24 @@ class Transport(SocketWatcher):
 
     # What follows runs in the loop's callbacks.
 
-    def _readable(self) -> None:
+    def _on_readable(self) -> None:
         if self._gen is None:
             if self.channel is not None:
                 self.channel.readable()
             else:
                 self.catch_up()
         elif self._want & WAIT_R:
-            self._go_on(READY_R)
+            self._advance(READY_R)
         else:
-            self._pause()
+            self._stop_reading()
 
-    def _writable(self) -> None:
+    def _on_writable(self) -> None:
         if self.channel is not None:
             self.channel.writable()
         else:
-            self._go_on(0)
+            self._advance(0)
 
-    def _go_on(self, ready: int, *, tick: bool = False) -> None:
+    def _advance(self, ready: int, *, tick: bool = False) -> None:
         """Advance the generator with what is ready, and on as long as the socket takes more."""
         gen, future, want = self._gen, self._future, self._want
         assert self._context is not None, "bug: a generator with no context"
@@ -325,26 +327,26 @@ class Transport(SocketWatcher):
                 want = send(gen.send, ready)
             else:
                 if self._writing or not self.reading:
-                    self._wrote()
+                    self._on_written()
             self._want = want
         except StopIteration as end:
             self._end()
             if not future.done():
                 future.set_result(end.value)
         except BaseException as error:
-            self._failed(future, error)
+            self._on_error(future, error)
             if not isinstance(error, Exception):
                 raise
         finally:
             # The exception's traceback has this frame, which is not to have the exception.
             del future
 
-    def _wrote(self) -> None:
+    def _on_written(self) -> None:
         """All that was to be written is: what was not read meanwhile comes next."""
         self.write_no_more()
         self.resume()
 
-    def _failed(self, future: asyncio.Future[Any], error: BaseException) -> None:
+    def _on_error(self, future: asyncio.Future[Any], error: BaseException) -> None:
         self._end()
         if not future.done():
             future.set_exception(error)
@@ -366,9 +368,9 @@ class Transport(SocketWatcher):
             # before it, for on a connection that is closed psycopg leaves a block with no error.
             if self.is_hung_up():
                 self._report_loss()
-            self._pause()
+            self._stop_reading()
             return
-        self.note_what_is_open()
+        self.record_transaction()
         # The server's last words and the end of file are two reads.
         while True:
             with suppress(psycopg.Error):
@@ -393,12 +395,12 @@ class Transport(SocketWatcher):
                     # The others are not to wait for the next statement.
                     logger.exception("error in a handler of notifications")
 
-    def _drain_later(self, conn: psycopg.AsyncConnection[Any]) -> None:
+    def _start_drain(self, conn: psycopg.AsyncConnection[Any]) -> None:
         """Have the query under way cancelled on the server and brought to its end."""
         self.settled = False
-        self.amiss |= CUT
+        self.amiss |= INTERRUPTED
         if self.loop.is_closed():
-            self.give_up()
+            self.close_connection()
             return
         future = None
         if self._gen is not None:
@@ -417,21 +419,21 @@ class Transport(SocketWatcher):
             self.ended_by = psycopg.OperationalError(
                 f"a cancelled statement could not be ended within {DRAIN_TIMEOUT:g} s: {error!r}"
             )
-            self.give_up()
+            self.close_connection()
             if not isinstance(error, Exception):
                 raise
         finally:
             if future is not None and future.done() and not future.cancelled():
                 future.exception()  # it was expected
             self.draining = None
-            self.cut_off = self._is_in_query() or bool(conn._owed)
+            self.has_leftovers = self._is_in_query() or bool(conn._deferred)
             self.settled = self.reading
 
-    def give_up(self) -> None:
+    def close_connection(self) -> None:
         """Close the connection; whoever waits for it gets an error."""
         gen, future = self._gen, self._future
         if os.getpid() == self._pid:  # in a forked child the session is the parent's
-            self.note_what_is_open()
+            self.record_transaction()
             self.pgconn.finish()
         self.lose()
         if gen is not None:

@@ -132,14 +132,14 @@ async def test_a_copy_cancelled_on_a_full_socket_leaves_the_connection_usable(
 ) -> None:
     """Nothing of it is kept."""
     await conn.execute(DOZE)
-    wire = conn._transport
-    assert wire is not None
+    transport = conn._transport
+    assert transport is not None
 
     async def write() -> None:
         async with conn.cursor().copy("COPY t FROM STDIN") as copy:
             await copy.write("line\n" * 4_000_000)
 
-    await interrupt(write(), lambda: wire._writing)
+    await interrupt(write(), lambda: transport._writing)
     cur = await in_time(conn.execute("SELECT count(*) FROM t"))
     assert await cur.fetchone() == (0,)
     assert "psycopg" not in [record.name for record in caplog.records]

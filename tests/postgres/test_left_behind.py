@@ -59,8 +59,8 @@ async def test_a_copy_cancelled_in_the_tick_of_its_answer_is_ended(
     conn: Connection[Any],
 ) -> None:
     """No wait is under way then, and the server is in the middle of it."""
-    wire = conn._transport
-    assert wire is not None
+    transport = conn._transport
+    assert transport is not None
 
     async def read() -> None:
         query = "COPY (SELECT generate_series(1, 100000)) TO STDOUT"
@@ -69,8 +69,8 @@ async def test_a_copy_cancelled_in_the_tick_of_its_answer_is_ended(
                 pass
 
     reading = asyncio.create_task(read())
-    await eventually(lambda: wire._future)
-    answer = wire._future
+    await eventually(lambda: transport._future)
+    answer = transport._future
     assert answer is not None
     while not answer.done():  # noqa: ASYNC110 - it has to be this very tick
         await asyncio.sleep(0)

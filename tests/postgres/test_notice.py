@@ -269,7 +269,7 @@ async def test_a_server_that_says_farewell_is_believed_before_it_hangs_up(
                 await pool.wait()
                 backends.terminate()
                 await eventually(lambda: pool.stats().lost == 2)
-                await eventually(lambda: lent._transport.leaving)  # type: ignore[attr-defined]
+                await eventually(lambda: lent._transport.session_ended)  # type: ignore[attr-defined]
                 assert not lent.closed
             proxy.tells_of_the_end = True
             assert await pool.fetchval("SELECT 1") == 1
@@ -301,7 +301,7 @@ async def test_a_block_that_begins_after_a_farewell_ends_in_it(
         proxy.tells_of_the_end = False
         async with pool.connection() as lent:
             backends.terminate()
-            await eventually(lambda: lent._transport.leaving)  # type: ignore[attr-defined]
+            await eventually(lambda: lent._transport.session_ended)  # type: ignore[attr-defined]
             proxy.tells_of_the_end = True
             with pytest.raises(psycopg.errors.AdminShutdown):
                 await work(lent)
@@ -312,15 +312,15 @@ async def test_a_block_that_begins_after_a_farewell_ends_in_it(
 
 async def test_a_farewell_in_the_middle_of_a_generator_is_its_error(conn: Connection[Any]) -> None:
     """Not a cancellation: between two statements it looks whether the connection is usable."""
-    farewell = psycopg.errors.AdminShutdown("terminating connection")
+    error = psycopg.errors.AdminShutdown("terminating connection")
 
     def two_statements() -> PQGen[None]:
         yield from conn._exec_command(b"DO $$ BEGIN RAISE NOTICE 'now'; END $$")
         yield from conn._exec_command(b"SELECT 1")
 
-    wire = conn._transport
-    assert wire is not None
-    conn.add_notice_handler(lambda _: wire.said_farewell(farewell))
+    transport = conn._transport
+    assert transport is not None
+    conn.add_notice_handler(lambda _: transport.report_session_end(error))
     with pytest.raises(psycopg.errors.AdminShutdown):
         await conn.wait(two_statements())
     assert conn.closed
