@@ -1,1 +1,1 @@
-"""psycopg, made fit for a pool: its driver, connections, cursors and sockets."""
+"""The psycopg driver of the pool: connections, cursors and sockets."""

@@ -1,7 +1,7 @@
-"""The user's callables that a connect depends on: called within a time limit.
+"""Calls of the user's callables that a connect depends on, each within a time limit.
 
-A callable that raises CancelledError by itself, because something it awaited was cancelled, has
-failed. Only the cancellation of the connect's own task is a cancellation.
+A callable may raise CancelledError because something that it awaited was cancelled. That counts as
+a failure of the callable, unless the task that connects was cancelled.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ import anyio
 import psycopg
 
 CALL_TIMEOUT = 30.0
-"""Seconds that `conninfo`, `kwargs` and `configure` may take, each."""
+"""Seconds that each of `conninfo`, `kwargs` and `configure` may take."""
 
 
 async def call(name: str, make: Callable[[], Any], limit: float | None = None) -> Any:
-    """The value of a plain or an async callable.
+    """Call a plain or an async callable within a time limit, and return its value.
 
     Args:
-        name: the callable's, for errors.
+        name: the callable's name, for errors.
         make: the callable.
-        limit: seconds that it may take; None: `CALL_TIMEOUT`.
+        limit: seconds that the call may take; None means `CALL_TIMEOUT`.
 
     Raises:
-        TimeoutError: it did not return in time.
-        psycopg.OperationalError: it raised CancelledError, or another BaseException that is not an
-            Exception, though the calling task was not cancelled.
+        TimeoutError: the callable did not return in time.
+        psycopg.OperationalError: the callable raised CancelledError although the calling task was
+            not cancelled, or another BaseException that is neither an Exception nor one of
+            Python's own.
     """
     limit = CALL_TIMEOUT if limit is None else limit
     try:
@@ -40,14 +41,14 @@ async def call(name: str, make: Callable[[], Any], limit: float | None = None) -
     except BaseException as error:
         if isinstance(error, asyncio.CancelledError) and _is_cancelled():
             raise
-        msg = f"{name} raised {type(error).__name__}, though the connect was not cancelled"
+        msg = f"{name} raised {type(error).__name__} although the connect was not cancelled"
         raise psycopg.OperationalError(msg) from error
     msg = f"{name} did not return within {limit:g} s"
     raise TimeoutError(msg)
 
 
 async def settle(make: Callable[[], Any]) -> Any:
-    """Call a plain or an async function."""
+    """Call a plain or an async function, and return its value."""
     value = make()
     return await value if inspect.isawaitable(value) else value
 

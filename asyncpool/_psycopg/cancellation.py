@@ -1,9 +1,8 @@
-"""The end of a cancelled query: what asks the server for it, and what reads up to it.
+"""Cancel requests to the server, and reading a cancelled query to its end.
 
-A cancel request is a short connection to the server that says which query is to end. psycopg's own
-way is for a network that answers. On its versions before 3.3 libpq is asked for progress where
-there was none, and then blocks the thread, and with it the event loop, until the request has gone
-out: on a silent network for minutes.
+A cancel request is a short connection to the server that names the query to cancel. psycopg's own
+implementation before 3.3 polls libpq also when the socket is not ready. libpq then blocks the
+thread, and with it the event loop, until the request is sent: for minutes on a silent network.
 """
 
 from __future__ import annotations
@@ -19,30 +18,33 @@ from psycopg.pq import ExecStatus, PollingStatus
 from psycopg.pq.abc import PGcancelConn, PGconn
 
 CANCEL_TIMEOUT = 1.0
-"""Seconds for a cancel request to reach the server."""
+"""Seconds that a cancel request may take to reach the server."""
 
 REPEAT_AFTER = 0.05
-"""Seconds until a cancel request is repeated; doubled each time."""
+"""Seconds until a cancel request is repeated; they double each time."""
 
 COPY_STATES = (ExecStatus.COPY_IN, ExecStatus.COPY_OUT)
 
 POLL_INTERVAL = 0.5
-"""Seconds between two looks at nothing, which psycopg's wait insists on."""
+"""Seconds after which psycopg's wait function wakes its generator; the function requires one."""
 
 
 def prepare(pgconn: PGconn) -> PGcancelConn | None:
-    """The means to cancel what a connection runs, also when it is closed by then; None: no way.
+    """Return an object that can cancel the connection's query, even once the connection is closed.
 
-    Only since libpq 17 can a request be sent without blocking.
+    None before libpq 17, which has no cancel request that does not block.
     """
     return pgconn.cancel_conn() if capabilities.has_cancel_safe() else None
 
 
 async def send_request(cancel: PGcancelConn) -> None:
-    """Send one request and wait until the server has read it; once only for each `prepare`.
+    """Send one cancel request and wait until the server has read it.
+
+    Args:
+        cancel: the object from `prepare`; it serves for one request, until it is reset.
 
     Raises:
-        TimeoutError: that took longer than `CANCEL_TIMEOUT`; it may still be under way.
+        TimeoutError: sending took longer than `CANCEL_TIMEOUT`; the request may still arrive.
         psycopg.OperationalError: the server cannot be reached.
     """
     async with asyncio.timeout(CANCEL_TIMEOUT):
@@ -50,10 +52,14 @@ async def send_request(cancel: PGcancelConn) -> None:
 
 
 async def insist(conn: psycopg.AsyncConnection[Any], end: asyncio.Future[Any] | None) -> None:
-    """Send requests until a query has come to its end; only one where that cannot be seen.
+    """Send cancel requests until the query has ended.
+
+    Args:
+        conn: the connection that runs the query.
+        end: a future that is done when the query has ended; None sends a single request.
 
     Raises:
-        TimeoutError, psycopg.Error: a request failed, or may be under way still.
+        TimeoutError, psycopg.Error: a request failed; it may still arrive.
     """
     pause = REPEAT_AFTER
     while end is None or not end.done():
@@ -63,13 +69,13 @@ async def insist(conn: psycopg.AsyncConnection[Any], end: asyncio.Future[Any] | 
             await conn.cancel_safe()
         if end is None:
             return
-        # A request that came before the query did has had no effect.
+        # A request that reaches the server before the query has no effect.
         await asyncio.wait({end}, timeout=pause)
         pause *= 2
 
 
 def read_leftovers(pgconn: PGconn) -> PQGen[None]:
-    """Take in and throw away what is left of a query, or of a pipeline."""
+    """Read and drop all that remains of a query or a pipeline."""
     with suppress(psycopg.Error):
         if pgconn.pipeline_status:
             yield from _read_pipeline_leftovers(pgconn)
@@ -86,14 +92,14 @@ def read_leftovers(pgconn: PGconn) -> PQGen[None]:
 
 
 def _read_pipeline_leftovers(pgconn: PGconn) -> PQGen[None]:
-    """After an error the server skips all up to a Sync, which may not have been sent yet."""
+    # After an error the server skips everything up to a Sync, which may not have been sent yet.
     pgconn.pipeline_sync()
     yield from generators.send(pgconn)
     while pgconn.pipeline_status:
         results = yield from generators.fetch_many(pgconn)
         if results and results[-1].status in COPY_STATES:
-            return  # there is no way out of it
-        with suppress(psycopg.Error):  # there is more to be read
+            return  # a COPY in a pipeline cannot be ended
+        with suppress(psycopg.Error):  # libpq refuses while there is more to read
             pgconn.exit_pipeline_mode()
 
 

@@ -1,7 +1,7 @@
-"""The time limits of a connection that a pool needs.
+"""Time limits that the pool adds to a connection's parameters.
 
-libpq by itself waits for a silent network as long as the kernel does: minutes to connect, hours for
-an answer. What is said here never takes the place of what the user has said.
+By default libpq waits as long as the kernel does on a silent network: minutes to connect, hours for
+an answer. A limit that the user has set is never replaced.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
 CONNECT_TIMEOUT = 10
-"""Seconds for each address, where neither the user nor PGCONNECT_TIMEOUT says another."""
+"""Seconds for each address, unless the user or PGCONNECT_TIMEOUT sets another limit."""
 
-# A connection ends after 15 s of unanswered data, and also after 15 s of silence, of which the last
-# five are an unanswered keepalive's. Where the system has no TCP_USER_TIMEOUT it is up to the
-# keepalives alone, which take 25 s. libpq applies all of them to TCP alone.
+# A connection ends after 15 s of unanswered data, and after 15 s of silence: 10 s idle and 5 s
+# without an answer to a keepalive. A system without TCP_USER_TIMEOUT has only the keepalives, which
+# take 25 s. libpq applies these limits to TCP only.
 # Source: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-KEEPALIVES
 KEEPALIVES: Mapping[str, int] = {
     "keepalives_idle": 10,
@@ -29,42 +29,45 @@ TCP_USER_TIMEOUT = 15_000
 
 
 def limits_for(*given: Mapping[str, Any]) -> dict[str, Any]:
-    """The limits to add to these parameters of a connection, of which the last has precedence.
+    """Return the limits to add to a connection's parameters.
 
-    None says nothing. What a service file says counts too. Its `connect_timeout` is returned with
-    the rest, since psycopg, which keeps that limit itself, does not read the file.
+    Args:
+        *given: mappings of parameters; a later one has precedence, and a value of None is ignored.
+
+    The limits of a service file count as given. Its `connect_timeout` is returned as well, because
+    psycopg enforces that limit itself and does not read the file.
     """
-    said = {name: value for each in given for name, value in each.items() if value is not None}
+    merged = {name: value for each in given for name, value in each.items() if value is not None}
     connect_timeout = os.environ.get("PGCONNECT_TIMEOUT")
-    if "service" in said or "PGSERVICE" in os.environ:
-        service = _read_service(said.get("service"))
+    if "service" in merged or "PGSERVICE" in os.environ:
+        service = _read_service(merged.get("service"))
         connect_timeout = service.pop("connect_timeout", connect_timeout)
-        said = service | said
+        merged = service | merged
     limits: dict[str, Any] = {"connect_timeout": connect_timeout or CONNECT_TIMEOUT, **KEEPALIVES}
-    if user_timeout := _user_timeout(said):
+    if user_timeout := _user_timeout(merged):
         limits["tcp_user_timeout"] = user_timeout
-    return {name: value for name, value in limits.items() if name not in said}
+    return {name: value for name, value in limits.items() if name not in merged}
 
 
-def _user_timeout(said: Mapping[str, Any]) -> int:
-    """Milliseconds of unanswered data; 0 leaves it to the system, as the keepalives are.
+def _user_timeout(given: Mapping[str, Any]) -> int:
+    """Return the milliseconds that data may stay unanswered; 0 leaves the limit to the system.
 
-    On Linux it ends unanswered keepalives too, whatever their count: if they are the user's own, it
-    has to be as long as they last.
+    On Linux this limit also ends unanswered keepalives, whatever their count. Where the user sets
+    keepalives, it must therefore be as long as these last.
     Source: https://man7.org/linux/man-pages/man7/tcp.7.html, TCP_USER_TIMEOUT
     """
-    if not KEEPALIVES.keys() & said:
+    if not KEEPALIVES.keys() & given:
         return TCP_USER_TIMEOUT
     try:
-        idle, interval, count = (int(said.get(name, ours)) for name, ours in KEEPALIVES.items())
+        idle, interval, count = (int(given.get(name, ours)) for name, ours in KEEPALIVES.items())
     except (TypeError, ValueError):
-        return 0  # libpq is going to refuse it
+        return 0  # libpq refuses the value later
     return (idle + interval * count) * 1000 if idle > 0 and interval > 0 and count > 0 else 0
 
 
 def _read_service(name: str | None) -> dict[str, str]:
-    """The limits in a service file, as libpq itself reads it; none where it cannot."""
-    # It goes as far as to see that there is no such sslmode, and connects to nothing.
+    """Return the limits of a service file as libpq reads it; none where it cannot."""
+    # The invalid sslmode stops libpq after it has read the file and before it connects.
     conn = pq.PGconn.connect_start(make_conninfo("", service=name, sslmode="none").encode())
     wanted = {"connect_timeout", "tcp_user_timeout", *KEEPALIVES}
     try:

@@ -1,9 +1,9 @@
-"""A pool that has outlived the process or the event loop that it was opened in.
+"""A new core for a pool whose process has forked, or whose event loop is closed.
 
-After a fork the sessions are the parent's: they are kept as they are, and never spoken to. Where
-the loop has ended they are the pool's own: the first use on another loop ends them, each task of
-the pool where it stands, and nothing runs on the dead loop. Either way the pool gets a new core,
-which its next use, or `open()`, opens.
+After a fork the sessions are the parent's: the child keeps their connections unused. After the end
+of the event loop the sessions are the pool's: its first use on another loop ends them and the
+pool's tasks, and runs nothing on the closed loop. In both cases the pool gets a new core, which its
+next use or `open()` opens.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from asyncpool._psycopg.driver import ACT, PsycopgDriver
 
 _pools: weakref.WeakSet[SupportsRenewal[Any]] = weakref.WeakSet()
 _inherited: list[object] = []
-"""Connections of the parent in a forked child: kept alive, lest closing them ends its sessions."""
+"""The parent's connections in a forked child. To collect them would end the parent's sessions."""
 
 
 class SupportsRenewal(Protocol[ACT]):
-    """What is needed of a pool."""
+    """The parts of a pool that this module uses."""
 
     name: str
     _core: Core[ACT]
@@ -40,23 +40,23 @@ class SupportsRenewal(Protocol[ACT]):
 
 
 def forks_with(pool: SupportsRenewal[Any]) -> None:
-    """Have a forked child give up the parent's sessions."""
+    """Register a pool, so that a forked child abandons the parent's sessions."""
     _pools.add(pool)
 
 
 def has_outlived(core: Core[Any]) -> bool:
-    """Whether the loop that it was opened on is closed."""
+    """Whether the event loop on which the core was opened is closed."""
     return core.home is not None and core.home.is_closed()
 
 
 def start_over(pool: SupportsRenewal[ACT]) -> set[asyncio.Task[Any]]:
-    """Give up what it had on a loop that is closed; it is as if never opened.
+    """Abandon the connections of a closed loop, and give the pool a core that was never opened.
 
-    It is a log's WARNING, not a ResourceWarning: whoever uses the pool next need not be who left
-    it open, and where warnings are errors that would be an error of theirs.
+    A pool that was not closed is logged as a WARNING. A ResourceWarning would become an error of
+    the next user where warnings are errors, and that user may not be the one who left it open.
 
     Returns:
-        The tasks that end, on the running loop, what the server is busy with.
+        Tasks on the running loop that end the sessions in which the server is still busy.
     """
     old, driver = pool._core, pool._driver
     leased, closed = set(old.ledger.leased), old.closed
@@ -64,9 +64,9 @@ def start_over(pool: SupportsRenewal[ACT]) -> set[asyncio.Task[Any]]:
     pool._renew()
     core = pool._core
     if not closed:
-        many = f"{len(conns)} connections, {len(leased)} of them leased, are given up"
+        counts = f"{len(conns)} connections are abandoned, {len(leased)} of them in use"
         what = "was not closed before its event loop ended"
-        core.store.record("left behind", f"{what}: {many}", logging.WARNING)
+        core.store.record("left behind", f"{what}: {counts}", logging.WARNING)
     tasks = set()
     for conn in conns:
         if conn in leased:
@@ -82,9 +82,9 @@ def start_over(pool: SupportsRenewal[ACT]) -> set[asyncio.Task[Any]]:
 
 
 async def close_over(pool: SupportsRenewal[Any]) -> None:
-    """The same for good, with an end to all that the server is busy with."""
+    """Replace the core and close the pool, after all that the server is busy with has ended."""
     tasks = start_over(pool)
-    pool._core.store.closing = True  # also where this is cancelled
+    pool._core.store.closing = True  # set first, so that a cancellation below does not prevent it
     if tasks:
         with anyio.CancelScope(shield=True):
             await asyncio.wait(tasks)

@@ -1,10 +1,9 @@
-"""A socket that the event loop watches, through a duplicate of its descriptor.
+"""A socket's registration with the event loop, and its state as seen without waiting.
 
-It knows how a registration comes and goes, on whichever loop, and what can be seen of the socket
-with no wait. What is done when it is ready is another's to say: see `_psycopg/transport.py`.
+A subclass decides what happens when the socket is ready: see `_psycopg/transport.py`.
 
-What is registered with the event loop is a duplicate of the descriptor: libpq closes its own when
-the server goes away, and the number may then be another's while the loop still has it.
+The event loop watches a duplicate of the descriptor. libpq closes its own when the server hangs up,
+and the number may then belong to another file while the loop still watches it.
 """
 
 from __future__ import annotations
@@ -34,27 +33,27 @@ class SocketWatcher:
     """The registration of one socket with an event loop.
 
     Args:
-        descriptor: the socket's, of which a duplicate is made.
+        descriptor: the socket's descriptor; it is duplicated.
 
     Raises:
-        OSError: there is no descriptor left for the duplicate.
+        OSError: no descriptor is left for the duplicate.
         NotImplementedError: the event loop cannot watch descriptors.
     """
 
     def __init__(self, descriptor: int) -> None:
         self.loop = get_running_loop()
         self.up = True
-        """False once the server has hung up, or the connection is given up."""
+        """False once the server has hung up, or the connection is closed on this side."""
         self.session_ended = False
-        """Whether the server has said that it is about to hang up."""
+        """Whether the server has announced the end of the session; it answers nothing more."""
         self.session_end_error: BaseException | None = None
-        """What it said, as the error for who uses the connection next."""
+        """The announcement, as the error for the next use of the connection; raised once."""
         self.settled = False
-        """Watched, and not in the middle of ending a cancelled query."""
+        """Whether the socket is watched and no cancelled query is being ended."""
         self.draining: asyncio.Task[None] | None = None
-        """What brings a cancelled query to its end."""
+        """The task that ends a cancelled query."""
         self.notify: Callable[..., None] | None = None
-        """What is told, once, that the server has gone or is about to, and of errors before."""
+        """Called once when the session has ended or is about to end, and before for each error."""
         self.reading = False
         self._writing = False
         self._pid = os.getpid()
@@ -71,49 +70,49 @@ class SocketWatcher:
             raise
 
     def poll_events(self) -> int:
-        """What the socket is ready for at this very moment, as `select.poll` says it."""
+        """Return the event bits of `select.poll` for the socket at this moment."""
         for _, event in self._poll.poll(0):
             return event
         return 0
 
     def is_hung_up(self) -> bool:
-        """Whether the other end is gone, be there still something to read or not.
+        """Whether the server has hung up, even if there is still something to read.
 
-        uvloop tells of that once and never again.
+        uvloop reports a hang-up only once.
         """
         return bool(self.poll_events() & HUNG_UP)
 
     def report_session_end(self, error: BaseException) -> None:
-        """The server is about to hang up, and answers nothing any more."""
+        """Note that the server has announced the end of the session, and report the loss."""
         self.session_ended, self.session_end_error = True, error
         self._report_loss(error)
 
     def resume(self) -> None:
-        """Watch again, or on another loop than before."""
+        """Watch the socket for reading, unless it is watched or the session has ended."""
         if not self.up or self.reading:
             return
-        # The loop keeps the context of this call; a request's variables are not to stay with it.
+        # The loop keeps the context of this call; an empty one keeps no caller's variables alive.
         Context().run(self.loop.add_reader, self._fd, self._on_readable)
         self.reading = True
         self.settled = self.draining is None
 
     def move_to_running_loop(self) -> None:
-        """Belong to the running loop from now on."""
+        """Move the registration to the running event loop."""
         self._unwatch()
         self.loop = get_running_loop()
         self._thread = threading.get_ident()
         self.resume()
 
     def _on_readable(self) -> None:
-        """What the loop calls when there is something to read."""
-        raise AssertionError("bug: a watch with nobody to tell")
+        """Called by the loop when there is something to read."""
+        raise AssertionError("bug: the subclass does not handle a readable socket")
 
     def _on_writable(self) -> None:
-        """What the loop calls when there is room to write, once that was asked for."""
-        raise AssertionError("bug: a watch with nobody to tell")
+        """Called by the loop when there is room to write, after `write_on`."""
+        raise AssertionError("bug: the subclass does not handle a writable socket")
 
     def _ready(self, want: int) -> int:
-        """Which of these the socket is ready for, in psycopg's terms."""
+        """Return which of the wanted states the socket is ready for, as psycopg's flags."""
         event = self.poll_events()
         ready = READY_R if event & ~select.POLLOUT else 0
         if event & (select.POLLOUT | select.POLLERR | select.POLLHUP):
@@ -121,13 +120,13 @@ class SocketWatcher:
         return ready & want
 
     def is_readable(self) -> bool:
-        """Whether there is something to be read at this very moment."""
+        """Whether there is something to read at this moment."""
         return bool(self.poll_events() & ~select.POLLOUT)
 
     def hold(self, on: bool) -> None:
-        """Let small packets wait for more, or send what there is; where TCP can do that."""
+        """Hold small packets back, or send them now; nothing where the socket cannot do that."""
         if CORK is not None and self.socket.family != socket.AF_UNIX:
-            with suppress(OSError):  # it is closed by now
+            with suppress(OSError):  # the socket may be closed
                 self.socket.setsockopt(socket.IPPROTO_TCP, CORK, on)
 
     def write_on(self) -> None:
@@ -137,19 +136,19 @@ class SocketWatcher:
             self._writing = True
 
     def write_no_more(self) -> None:
-        """All is written."""
+        """Stop the calls of `_on_writable`."""
         if self._writing:
             self._writing = False
             self.loop.remove_writer(self._fd)
 
     def lose(self) -> None:
-        """The server is gone: watch no longer, and tell."""
+        """Stop watching a session that has ended, and report the loss."""
         self.up = False
         self._unwatch()
         self._report_loss()
 
     def report_error(self, error: BaseException) -> None:
-        """A statement has failed."""
+        """Report the error of a statement."""
         if self.notify is not None:
             self.notify(error, lost=False)
 
@@ -165,7 +164,7 @@ class SocketWatcher:
 
     def _unwatch(self) -> None:
         if self.loop.is_closed() or os.getpid() != self._pid:
-            # In a forked child the selector is the parent's too.
+            # A forked child shares the selector with its parent.
             self.reading = self.settled = self._writing = False
             return
         self._stop_reading()
