@@ -1,8 +1,8 @@
-"""The connection that the pool makes by default: psycopg's, with waits of our own.
+"""The pool's default connection class: psycopg's, with its own `wait`.
 
-psycopg registers its socket with the event loop anew for each wait. Here it stays registered for
-the connection's life, so that a query costs less, the end of the server is seen at once, and a
-cancelled query is brought to its end behind its caller's back. All else is psycopg's.
+psycopg registers the socket with the event loop anew for each wait. Here it stays registered for
+the connection's life. So a query costs less, a hang-up of the server is seen immediately, and a
+cancelled query is ended in the background. Everything else is psycopg's.
 """
 
 from __future__ import annotations
@@ -36,35 +36,36 @@ RV = TypeVar("RV")
 
 OK = int(ConnStatus.OK)
 SHUTDOWN_CODES = {b"57P01", b"57P02"}
+"""SQLSTATE codes of a server's shutdown and of its crash."""
 
 BLOCK_START, BLOCK_END = (
     getattr(getattr(psycopg.AsyncTransaction, name, None), "__code__", object())
     for name in ("_enter_gen", "_exit_gen")
 )
-"""By which the start and the end of a transaction block are known."""
+"""Code objects that identify the generators of a transaction block's start and end."""
 PIPELINE_END = getattr(getattr(psycopg.AsyncPipeline, "_exit_gen", None), "__code__", object())
-"""By which the end of a pipeline is known."""
+"""Code object that identifies the generator of a pipeline's end."""
 BASE = psycopg.AsyncConnection
 BASE_METHODS = BASE.cursor, BASE.execute
-"""What the shorter way of a statement stands for, as long as neither is overridden or patched."""
+"""psycopg's own methods: the fast path is used only while neither is overridden or patched."""
 ENDS_CANCELLED_START = not psycopg.__version__.startswith("3.2.")
-"""Whether psycopg ends a block that was cancelled in its start."""
+"""Whether psycopg runs the end of a block whose start was cancelled."""
 
 _last_yield = 0.0
-"""When the event loop was last let in by work that never had to wait."""
+"""Monotonic time at which work that never waits last yielded to the event loop."""
 
 
 class Connection(psycopg.AsyncConnection[Row]):
-    """A `psycopg.AsyncConnection` whose socket the event loop watches all the time.
+    """A `psycopg.AsyncConnection` whose socket the event loop always watches.
 
-    It does what psycopg's does, with or without a pool. What differs:
+    It behaves as psycopg's does, with or without a pool, except for these points:
 
-    - A cancelled call raises at once. The query is cancelled on the server in the background, and
-      the next call on this connection first waits until that is done; where it cannot be done in a
-      few seconds the connection is closed.
+    - A cancelled call raises immediately. The query is cancelled on the server in the background.
+      The next call on this connection waits for that; after a few seconds without success the
+      connection is closed.
     - Notices and notifications reach their handlers as they arrive, also between calls.
-    - A transaction block whose connection is lost, or closed by another task, raises at its end.
-    - It has one descriptor more.
+    - A transaction block raises at its end if its connection is lost or closed by another task.
+    - It uses one more file descriptor.
 
     Where the event loop cannot watch descriptors, as on Windows, it waits as psycopg does.
     """
@@ -77,17 +78,17 @@ class Connection(psycopg.AsyncConnection[Row]):
         self._transport = None
         self.lock = Lock()
         self._deferred: deque[PQGen[Any]] = deque()
-        """What is to be run before anything else."""
+        """psycopg's generators that must run before the next operation."""
         self._traced = False
-        """Whether it is to be known what it did last."""
+        """Whether to record the last statement."""
         self._last_said: Query | None = None
-        """The last statement that a cursor was given."""
+        """The last statement that a cursor executed, if `_traced`."""
         self._pipeline_end_cancelled = False
         """Whether a pipeline was cancelled while it waited for its end."""
         self._unread_notifies: list[Any] = []
-        """Notifications that were read, and whose reader was cancelled."""
+        """Notifications that were read for a call that was cancelled."""
         self._closed_by: asyncio.Task[Any] | None = None
-        """The task that has called `close()`, once that has closed it."""
+        """The task whose call of `close()` has closed the connection."""
         self.pgconn.notice_handler = partial(_on_notice, ref(self))
         cls = type(self)
         if TESTED and cls.wait is Connection.wait and (cls.cursor, BASE.execute) == BASE_METHODS:
@@ -96,7 +97,7 @@ class Connection(psycopg.AsyncConnection[Row]):
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
-        """Connect, with the arguments of `psycopg.AsyncConnection.connect`."""
+        """Connect; the arguments are those of `psycopg.AsyncConnection.connect`."""
         conn = await super().connect(conninfo, **kwargs)
         if sys.platform != "win32":
             try:
@@ -105,18 +106,18 @@ class Connection(psycopg.AsyncConnection[Row]):
                 pass
             except OSError as error:
                 await super(Connection, conn).close()
-                msg = f"cannot watch the connection: {error}"
+                msg = f"cannot watch the connection's socket: {error}"
                 raise psycopg.OperationalError(msg) from error
         return conn
 
     async def close(self) -> None:
-        """Close the connection; in a pool with `close_returns`, return it, a broken one too.
+        """Close the connection, or return it, even if broken, to a pool with `close_returns`.
 
-        One that no pool has waits for the end of a query that was cancelled.
+        A connection that belongs to no pool first waits for the end of a cancelled query.
         """
         transport, pool = self._transport, cast("Any", getattr(self, "_pool", None))
         if self.closed and getattr(pool, "close_returns", False):
-            await pool.putconn(self)  # psycopg would leave its place lent
+            await pool.putconn(self)  # psycopg returns an open connection only
             return
         try:
             if transport is not None and not transport.keep_socket:
@@ -126,7 +127,7 @@ class Connection(psycopg.AsyncConnection[Row]):
                 transport.record_transaction()
             if not self.closed:
                 await super().close()
-                with suppress(RuntimeError):  # no loop runs: an abandoned pool closes what it has
+                with suppress(RuntimeError):  # no loop runs while an abandoned pool is collected
                     self._closed_by = current_task() if self.closed else None
             if transport is not None and self.closed:
                 if transport.keep_socket:
@@ -165,11 +166,10 @@ class Connection(psycopg.AsyncConnection[Row]):
         """See `psycopg.AsyncConnection.transaction`.
 
         Raises:
-            psycopg.OperationalError: at the end of the block, when the connection was lost, or
-                closed by another task, meanwhile. With psycopg's own such a block ends as if it
-                had been committed.
+            psycopg.OperationalError: at the end of the block, if the connection was lost or closed
+                by another task meanwhile. In psycopg such a block ends as if it were committed.
         """
-        # psycopg's own method, written out: one generator more takes 4 us of a block's 40.
+        # A copy of psycopg's method: to wrap it would add 4 us to a block's 40.
         block = psycopg.AsyncTransaction(self, savepoint_name, force_rollback)
         if self._pipeline is not None:
             async with self.pipeline(), block, self.pipeline():
@@ -181,9 +181,9 @@ class Connection(psycopg.AsyncConnection[Row]):
                 self._raise_if_work_lost(in_block=True)
 
     def _raise_if_work_lost(self, *, in_block: bool = False) -> None:
-        """Raise at the end of a block whose work went with the connection, but for its own doing.
+        """Raise at the end of a block whose work was lost with its connection.
 
-        A block that closes the connection itself knows what becomes of its work.
+        A block that closes the connection itself does so on purpose, and does not raise.
         """
         if self._closed_by is not None and self._closed_by is current_task():
             return
@@ -230,7 +230,7 @@ class Connection(psycopg.AsyncConnection[Row]):
             missed, self._unread_notifies = self._unread_notifies, []
             return missed  # type: ignore[return-value]
         if self.pgconn.status == BAD or not transport.up:
-            gen.close()  # on such a connection some of them end as if all had been read
+            gen.close()  # on a closed connection some generators end as if all had been read
             raise closed_error()
         copying = self.pgconn.transaction_status == ACTIVE and self._pipeline is None
         try:
@@ -250,47 +250,52 @@ class Connection(psycopg.AsyncConnection[Row]):
             self._record_end_of_pipeline(gen, error)
             raise
         finally:
-            del future  # its exception's traceback has this frame
+            del future  # break the cycle: its exception's traceback refers to this frame
             if timer is not None:
                 timer.cancel()
 
     async def _try_cancel(self, *, timeout: float = 5.0) -> None:
-        """How psycopg's COPY and stream() begin to clean up; then they read to the end."""
+        """Cancel the query; psycopg's COPY and stream() then read it to its end."""
         if (transport := self._transport) is None:
             await super()._try_cancel(timeout=timeout)
             return
         transport.has_leftovers = True
-        transport.interrupt(self)  # by its own task: a request that is under way is to be known of
+        # The transport's task sends the request, so that the transport knows when it has arrived.
+        transport.interrupt(self)
         await transport.wait_drained()
-        # What is over already need not be read to its end: the next wait is to see to that.
+        # False where the query has ended: the next wait then need not read it to its end.
         transport.has_leftovers = self.pgconn.transaction_status != ACTIVE
 
     def _keep_notifications(self, gen: PQGen[Any], future: asyncio.Future[Any]) -> None:
-        """Notifications that came together with the cancellation are for who asks next."""
+        """Keep notifications that came in the same turn as the cancellation for the next call."""
         if getattr(gen, "gi_code", None) is not notifies.__code__ or not future.done():
             return
         if not future.cancelled() and future.exception() is None:
             self._unread_notifies += future.result()
 
     def _record_end_of_pipeline(self, gen: PQGen[Any], error: BaseException) -> None:
-        """Whether its end was cut short, and not only the error of a statement in it."""
+        """Record whether a pipeline's end was cancelled, as opposed to a failed statement in it."""
         if self._pipeline is not None and getattr(gen, "gi_code", None) is PIPELINE_END:
             self._pipeline_end_cancelled = not isinstance(error, Exception)
 
     def _defer_end_of_block(self, transport: Transport, gen: PQGen[Any]) -> None:
-        """A transaction block was cancelled where it waits for another query's end.
+        """Defer the start or end of a block that was cancelled while it waited for another query.
 
-        psycopg counts its blocks in these generators, which have not begun: they are to run yet.
+        psycopg counts its blocks in these generators, and they have not started, so they must run
+        later.
         """
         code = getattr(gen, "gi_code", None)
         if code is BLOCK_END:
             block = gen.gi_frame.f_locals["self"]  # type: ignore[attr-defined]
-            block.force_rollback = True  # who was cancelled is not to find it committed
+            block.force_rollback = True  # the block was cancelled, so it must not commit
         if code is BLOCK_END or (code is BLOCK_START and ENDS_CANCELLED_START):
             transport.defer(gen, self)
 
     async def _finish_leftovers(self, transport: Transport, gen: PQGen[Any]) -> None:
-        """Let nothing meet what is left of a cancelled query, but for the end of its own COPY."""
+        """End what remains of a cancelled query before the next operation.
+
+        The generator that ends a COPY waits for the cancel request only, and reads the rest itself.
+        """
         transport.raise_session_end_error()
         try:
             await transport.wait_drained()
@@ -302,10 +307,10 @@ class Connection(psycopg.AsyncConnection[Row]):
             raise
 
     async def _yield_to_loop(self, transport: Transport) -> None:
-        """Let other tasks in, between two steps of a COPY or stream() that never has to wait.
+        """Yield to other tasks between two steps of a COPY or stream() that never has to wait.
 
-        All else that need not wait must not be cancelled either: what only notes something, such as
-        a new mode, has done so by then, and its caller would not know.
+        No other operation that need not wait yields here. It may have taken effect already, such as
+        a change of the mode, and a caller that is cancelled here would not know.
         """
         global _last_yield  # noqa: PLW0603 - one loop, one clock
         _last_yield = monotonic()
@@ -318,12 +323,12 @@ class Connection(psycopg.AsyncConnection[Row]):
 
 
 class Pipeline(psycopg.AsyncPipeline):
-    """A pipeline of a watched connection; where its end was cancelled, the wire leaves it."""
+    """A pipeline of a watched connection; the transport ends it where its end was cancelled."""
 
     def _exit(self, error: BaseException | None = None) -> None:
         conn: Any = self._conn
-        cut_short, conn._pipeline_end_cancelled = conn._pipeline_end_cancelled, False
-        if not cut_short:
+        cancelled, conn._pipeline_end_cancelled = conn._pipeline_end_cancelled, False
+        if not cancelled:
             conn._transport.has_leftovers = bool(conn._deferred)
             super()._exit(error)
         else:
@@ -332,16 +337,17 @@ class Pipeline(psycopg.AsyncPipeline):
 
 
 def _without_none(**limits: float | None) -> dict[str, Any]:
-    """Those that are given: psycopg's defaults are not None, and not all versions have both."""
+    """Drop limits that are None: psycopg's defaults are others, and not all versions have both."""
     return {name: value for name, value in limits.items() if value is not None}
 
 
 def _on_notice(conn: ref[Connection[Any]], notice: PGresult) -> None:
-    """Hand a notice to its handlers; with no query under way the server's last words are one."""
+    """Pass a notice to its handlers, and report one that announces an end of session or server."""
     Connection._notice_handler(conn, notice)  # type: ignore[arg-type]
+    # Without a query under way libpq passes the server's last message on as a notice.
     last = notice.error_field(DiagnosticField.SEVERITY_NONLOCALIZED) in (b"FATAL", b"PANIC")
     alive = conn()
-    # A server that breaks down says so in a warning.
+    # An immediate shutdown and a crash are announced by a WARNING.
     if (
         alive is not None
         and alive._transport is not None

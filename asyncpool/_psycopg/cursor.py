@@ -1,9 +1,9 @@
-"""The cursor of the pool's own connections: psycopg's, with a shorter way for a single statement.
+"""The cursor of `asyncpool.Connection`: psycopg's, with a fast path for a single statement.
 
-Before it waits, a statement goes through three coroutines and a lock in psycopg, and the cursor
-that `conn.execute()` makes for it gets a copy of the connection's adapters, which hardly anybody
-looks at. Here it is one coroutine, and the copy is made when it is asked for. What is not that
-plain case goes psycopg's way, and so does all on a psycopg that this was not tried with.
+In psycopg a statement passes three coroutines and a lock before it waits, and `conn.execute()`
+copies the connection's adapters for its cursor. The fast path is one coroutine and copies the
+adapters on first access. Any other case takes psycopg's path, and so does every statement on a
+psycopg version that is not tested.
 """
 
 from __future__ import annotations
@@ -27,34 +27,35 @@ from asyncpool._psycopg.transport import Transport
 TEXT, BINARY = Format.TEXT, Format.BINARY
 
 CLOSE_TURNS = 5
+"""Turns of the event loop in which it closes a generator that was dropped."""
 OWN = (
-    "a stream(), COPY or notifies() of this very task is open on the connection, and it would wait"
-    " for that for ever: end it first, or use another connection"
+    "this task has a stream(), COPY or notifies() open on the connection and would wait for itself"
+    " for ever: end it first, or use another connection"
 )
 
 TESTED = psycopg.__version__.startswith(("3.2.", "3.3."))
-"""Whether this is a psycopg whose cursor is known to be made and to begin as is said here."""
+"""Whether the fast path is tested with this version of psycopg."""
 
 
 class Lock(asyncio.Lock):
-    """A connection's lock, released with one call where nobody waits for it.
+    """A connection's lock, with a fast release where no task waits.
 
-    An open stream(), COPY or notifies() holds it between its steps: the task that has it open would
-    wait for itself for ever, and gets an error.
+    An open stream(), COPY or notifies() holds the lock between its steps. A further call from the
+    same task raises, because it would wait for itself for ever.
     """
 
     _locked: bool
     _waiters: Any
     transport: Transport | None = None
-    """The connection's."""
+    """The transport of the connection; None where its socket is not watched."""
     holder: asyncio.Task[Any] | None = None
-    """The task that has acquired it, in an `async with`."""
+    """The task that has acquired the lock in an `async with`."""
 
     async def __aenter__(self) -> None:
         if self._locked and await self.is_own():
             raise psycopg.ProgrammingError(OWN)
         await self.acquire()
-        # With no loop it is a block that the garbage collector ends.
+        # No loop runs where the garbage collector ends a block.
         self.holder = asyncio.current_task() if running_loop() is not None else None
 
     def release(self) -> None:
@@ -66,9 +67,10 @@ class Lock(asyncio.Lock):
             super().release()
 
     async def is_own(self) -> bool:
-        """Whether an operation of this very task holds it, and nobody is about to end that.
+        """Whether an open operation of the current task holds the lock.
 
-        A generator that was dropped is closed by the event loop, in its next turns.
+        The event loop closes a generator that was dropped in its next turns, so this waits for
+        `CLOSE_TURNS` before the answer is true.
         """
         for _ in range(CLOSE_TURNS):
             transport = self.transport
@@ -87,14 +89,14 @@ class Cursor(psycopg.AsyncCursor[Row]):
     _conn: Any
     """An `asyncpool.Connection`."""
     _adapters: adapt.AdaptersMap | None  # type: ignore[assignment]
-    """None until it is asked for, where the connection's own serve as well."""
+    """None until the first access; until then the connection's adapters are used."""
 
     @classmethod
     def for_one_statement(cls, conn: psycopg.AsyncConnection[Row], *, binary: bool) -> Self:
-        """One that is about to execute; it has the attributes that psycopg's `__init__` sets.
+        """Return a cursor that is about to execute a statement, without `__init__`.
 
-        Those that an execution begins with come with it. Until its own adapters are asked for,
-        what is registered with the connection later reaches its next execution too.
+        Attributes that every execution sets are left out. Until the cursor's own adapters are
+        accessed, an adapter registered with the connection later affects its next execution.
         """
         self = cls.__new__(cls)
         self._conn = conn
@@ -114,7 +116,7 @@ class Cursor(psycopg.AsyncCursor[Row]):
             self._adapters = adapt.AdaptersMap(self._conn.adapters)
             if changed := getattr(self, "_loaders_changed", None):  # since psycopg 3.3
                 self._adapters._register_loader_callback = partial(changed, ref(self))
-            self._last_query = None  # what it knows of types is the connection's
+            self._last_query = None  # the next execution makes a transformer with these
         return self._adapters
 
     async def execute(
@@ -144,7 +146,7 @@ class Cursor(psycopg.AsyncCursor[Row]):
         try:
             await transport.start(gen)
         except StopIteration:
-            pass  # the answer had come before the question, as a server's last words may
+            pass  # the result was there without waiting, as a server's last message may be
         except BaseException as error:
             transport.abandon(gen, conn)
             if isinstance(error, errors._NO_TRACEBACK):
@@ -194,9 +196,9 @@ class ServerCursor(psycopg.AsyncServerCursor[Row]):
 
 
 def _is_left_in_pipeline(conn: Any) -> bool:
-    """Whether libpq may be in a pipeline that was left: it comes out of it in the next wait.
+    """Whether libpq may still be in pipeline mode after the end of a pipeline was cancelled.
 
-    What psycopg refuses in a pipeline it refuses before it waits.
+    The next wait ends that mode, but psycopg refuses some operations before it waits.
     """
     transport = conn._transport
     return (
