@@ -1,4 +1,4 @@
-"""What the pool keeps of a psycopg connection besides the object, to clean it and part from it."""
+"""The pool's means to reset a psycopg connection and to end its session."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from asyncpool._psycopg.cancellation import prepare, send_request
 from asyncpool._psycopg.transport import BAD, INTERRUPTED, MAYBE_STANDBY, Transport
 
 ABORT_TIMEOUT = 0.1
-"""Seconds for the statements of a pipeline to be cancelled one by one."""
+"""Seconds in which the statements of a pipeline are cancelled one by one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """How `configure` left a connection's own attributes; the named resets go back to it."""
+    """A connection's attributes as `configure` left them; the named resets restore them."""
 
     autocommit: bool
     isolation_level: psycopg.IsolationLevel | None
@@ -39,7 +39,7 @@ class Baseline:
 
     @classmethod
     def of(cls, conn: psycopg.AsyncConnection[Any]) -> Baseline:
-        """What a connection has now."""
+        """Return the present attributes of a connection."""
         handlers = {"notice_handlers", "notify_handlers"}
         own = {name: getattr(conn, name) for name in cls.__slots__ if name not in handlers}
         return cls(
@@ -49,7 +49,7 @@ class Baseline:
         )
 
     async def restore(self, conn: psycopg.AsyncConnection[Any]) -> None:
-        """Put it back; there is no I/O in this, as no transaction is open."""
+        """Restore the attributes; no transaction may be open, so this does no I/O."""
         if backlog := getattr(conn, "_notifies_backlog", None):
             backlog.clear()
         if missed := getattr(conn, "_unread_notifies", None):
@@ -69,23 +69,23 @@ class Baseline:
 
 
 class ConnectionHandle:
-    """What a connection was like, and the means to end it properly.
+    """A connection's baseline and its socket, with which its session is ended.
 
-    psycopg closes a connection by itself when it is interrupted again while it cancels a query. Its
-    backend works on, then, and neither psycopg nor libpq can reach it any more.
+    psycopg closes a connection when it is interrupted again while it cancels a query. The backend
+    then works on, and neither psycopg nor libpq can reach it.
     """
 
     def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
         self.baseline = Baseline.of(conn)
-        # Made now, since libpq makes none for a connection that is closed.
+        # Made in advance: libpq makes none for a closed connection.
         self._cancel = prepare(conn.pgconn)
         self.transport: Transport | None = getattr(conn, "_transport", None)
         self._began_as_standby = conn.info.parameter_status("in_hot_standby") == "on"
         self._standby_error: BaseException | None = None
         self.must_discard = False
-        """Whether something of a borrower's could not be put back."""
+        """Whether a borrower's change of the mode could not be undone; a reset then fails."""
         self._notify: Notify | None = None
-        # The socket once more: the only witness that outlives libpq's own descriptor.
+        # A duplicate of the socket, which stays open after libpq has closed its own descriptor.
         if self.transport is not None:
             self._socket = self.transport.socket
             self.transport.keep_socket = True
@@ -95,7 +95,7 @@ class ConnectionHandle:
             weakref.finalize(conn, self._socket.close)
 
     async def cancel(self) -> None:
-        """Cancel what the backend runs, be the connection closed on our side or not."""
+        """Cancel what the backend runs, also where the connection is closed on this side."""
         if self._cancel is not None:
             with suppress(psycopg.Error, TimeoutError):
                 try:
@@ -104,11 +104,11 @@ class ConnectionHandle:
                     self._cancel.reset()
 
     async def abort(self) -> None:
-        """Leave a server that may have many statements to run before it comes to the goodbye.
+        """End a session whose server may have many statements to run before it sees its end.
 
-        They are cancelled one after the other. Where there are too many the connection is reset: a
-        backend looks for its client only when it has something to tell, which it now cannot, and
-        the next that is cancelled ends it. It is not known then when it has gone.
+        The statements are cancelled one after the other. If that takes too long, the TCP connection
+        is reset. A backend notices this only when it sends something, so the next statement that is
+        cancelled ends it. In that case the pool does not know when the backend is gone.
         """
         if self.transport is not None:
             self.transport.release()
@@ -122,12 +122,12 @@ class ConnectionHandle:
             await self.cancel()
 
     async def finish_leftovers(self, conn: psycopg.AsyncConnection[Any]) -> None:
-        """Wait until a cancelled query has come to its end."""
+        """Wait until a cancelled operation is finished; see `Transport.finish_leftovers`."""
         if self.transport is not None:
             await self.transport.finish_leftovers(conn)
 
     def watch(self, notify: Notify) -> bool:
-        """Have `notify` called with what happens; False: psycopg's own cannot be watched."""
+        """Call `notify` on errors and on a loss; False for psycopg's own, which are not watched."""
         if self.transport is None:
             return False
         self._notify = notify
@@ -138,10 +138,10 @@ class ConnectionHandle:
         return True
 
     def _on_change(self, error: BaseException | None = None, *, lost: bool = True) -> None:
-        assert self._notify is not None, "bug: a watch with nobody to tell"
+        assert self._notify is not None, "bug: a watched connection without a callback"
         if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) and self.transport is not None:
-            # It may be the user's own doing. Whether the server has become a standby is asked when
-            # the connection comes back.
+            # The user may have made the transaction read-only. The server is asked whether it has
+            # become a standby when the connection is reset.
             if not self._began_as_standby:
                 self._standby_error = error
                 self.transport.amiss |= MAYBE_STANDBY
@@ -149,7 +149,7 @@ class ConnectionHandle:
             self._notify(error, lost=lost)
 
     def take_interrupted(self) -> bool:
-        """Whether a query was cancelled since this was last asked."""
+        """Return whether a query was cancelled since the last call."""
         if self.transport is None:
             return False
         was = self.transport.amiss
@@ -157,24 +157,24 @@ class ConnectionHandle:
         return bool(was & INTERRUPTED)
 
     def take_standby_error(self) -> BaseException | None:
-        """The error for which its server may have become a standby, since this was last asked."""
+        """Return an error since the last call for which the server may have become a standby."""
         standby_error, self._standby_error = self._standby_error, None
         if self.transport is not None:
             self.transport.amiss &= ~MAYBE_STANDBY
         return standby_error
 
     def report_standby(self, standby_error: BaseException) -> None:
-        """It has."""
+        """Report the error of `take_standby_error`, as the server has become a standby."""
         if self._notify is not None:
             self._notify(standby_error, lost=False)
 
     def resume_watching(self) -> None:
-        """The connection is clean: its end is to be noticed again."""
+        """Watch the connection again after a reset."""
         if self.transport is not None:
             self.transport.resume()
 
     async def hang_up(self) -> None:
-        """Wait until the server has closed its end: then its backend is gone."""
+        """Wait until the server has closed its end; the backend is gone then."""
         if self.transport is not None:
             self.transport.release()
         with suppress(OSError):
@@ -182,19 +182,19 @@ class ConnectionHandle:
                 pass
 
     def close(self) -> None:
-        """Close the socket; nothing else here has a descriptor of its own."""
+        """Close the socket, the only descriptor of a handle."""
         if self.transport is not None:
             self.transport.release()
         self._socket.close()
 
     def shut_down(self, how: int) -> None:
-        """Let nothing more go out, or in; what waits for that ends with an error."""
+        """Shut one or both directions of the socket down; waits for them end with an error."""
         with suppress(OSError):
             self._socket.shutdown(how)
 
     def is_up(self, conn: psycopg.AsyncConnection[Any]) -> bool:
-        """Whether an idle connection that is not watched has its server, by what has come of it."""
-        # The server's last words and the end of file are two reads.
+        """Whether the session of an idle connection that is not watched has not ended."""
+        # The server's last message and the end of file take two reads.
         for _ in range(2):
             try:
                 if not self._socket.recv(1, socket.MSG_PEEK) or _announces_session_end(conn.pgconn):
@@ -206,7 +206,7 @@ class ConnectionHandle:
         return conn.pgconn.status != BAD
 
     def is_hung_up(self) -> bool:
-        """Whether the server has; it takes in what it has said, so libpq must be done with it."""
+        """Whether the server has hung up; reads and drops what has come, so libpq must be done."""
         try:
             while self._socket.recv(4096):
                 pass
@@ -218,7 +218,7 @@ class ConnectionHandle:
 
 
 def _announces_session_end(pgconn: Any) -> bool:
-    """Take in what has come with nothing under way; whether the server is about to hang up."""
+    """Read what has come with no query under way; return whether the server ends the session."""
     severities = []
     handle = pgconn.notice_handler
 
@@ -230,7 +230,7 @@ def _announces_session_end(pgconn: Any) -> bool:
     pgconn.notice_handler = on_notice
     try:
         pgconn.consume_input()
-        pgconn.is_busy()  # it passes notices to their handlers
+        pgconn.is_busy()  # passes notices to their handlers
     finally:
         pgconn.notice_handler = handle
     while (notify := pgconn.notifies()) is not None:

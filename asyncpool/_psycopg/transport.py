@@ -1,8 +1,8 @@
-"""One connection's socket, watched for as long as the connection lives.
+"""A connection's socket, watched for the connection's life, and the operation that runs on it.
 
-It advances psycopg's generators as the socket becomes ready, takes in what arrives when nobody has
-asked, and sees the end of file when the server goes away. It knows the socket and libpq's record of
-the connection, not the pool, and holds the connection itself weakly.
+The transport advances psycopg's generators as the socket becomes ready, reads what arrives while no
+operation runs, and detects a hang-up of the server. It knows the socket and libpq's connection but
+not the pool, and refers to psycopg's connection weakly.
 """
 
 from __future__ import annotations
@@ -34,48 +34,51 @@ logger = logging.getLogger("asyncpool")
 WAIT_R, WAIT_W = int(waiting.WAIT_R), int(waiting.WAIT_W)
 IDLE, ACTIVE = int(TransactionStatus.IDLE), int(TransactionStatus.ACTIVE)
 COPY_OUT_END = getattr(getattr(psycopg.AsyncCopy, "_end_copy_out_gen", None), "__code__", object())
-"""By which psycopg's reading to the end of a COPY is known; where it has none, nothing is."""
+"""Code object that identifies psycopg's generator which reads a COPY to its end, if it has one."""
 UNDER_WAY = {ACTIVE, int(TransactionStatus.INTRANS), int(TransactionStatus.INERROR)}
 KNOWN = {IDLE, int(TransactionStatus.INTRANS), int(TransactionStatus.INERROR)}
 BAD = int(ConnStatus.BAD)
 
 BUSY_TIME = 0.005
-"""Seconds for which work that never has to wait may keep the loop from its other tasks."""
+"""Seconds that work which never waits may occupy the event loop."""
 INTERRUPTED, MAYBE_STANDBY = 1, 2
-"""What may be amiss with a connection: a query was cancelled, or its server may be a standby."""
+"""Flags of `amiss`: a query was cancelled, and the server may have become a standby."""
 DRAIN_TIMEOUT = 5.0
-"""Seconds for a cancelled query to come to its end; then its connection is closed."""
+"""Seconds that a cancelled query may take to end; then its connection is closed."""
 
 
-RETURNED = "the connection was returned to its pool, where statements of others run on it now"
+RETURNED = (
+    "the connection was returned to its pool, where it runs the statements of others:"
+    " use a connection inside its block only"
+)
 
 
 def closed_error(result: str = "") -> psycopg.OperationalError:
-    """psycopg's error for whatever is asked of a closed connection."""
+    """Return the error for an operation on a closed connection, with what that means for it."""
     return psycopg.OperationalError(f"the connection is closed{result and ': '}{result}")
 
 
 class Channel(Protocol):
-    """What may have the connection in pipeline mode; see `_pipeline/channel.py`."""
+    """The user of a connection in pipeline mode; see `_pipeline/channel.py`."""
 
     def readable(self) -> None:
-        """There is something to read."""
+        """Called when there is something to read."""
 
     def writable(self) -> None:
-        """There is room to write."""
+        """Called when there is room to write."""
 
     def lost(self) -> None:
-        """There will be nothing more."""
+        """Called when the connection has ended."""
 
 
 class Transport(SocketWatcher):
-    """The watch over one connection's socket, and the one operation that goes over it.
+    """A connection's socket and the one operation that runs on it.
 
     Args:
-        conn: an open connection, of which a weak reference is kept.
+        conn: an open connection; the transport keeps a weak reference.
 
     Raises:
-        OSError: there is no descriptor left for the duplicate.
+        OSError: no descriptor is left for the duplicate.
         NotImplementedError: the event loop cannot watch descriptors.
     """
 
@@ -83,31 +86,31 @@ class Transport(SocketWatcher):
         super().__init__(conn.pgconn.socket)
         self.pgconn = conn.pgconn
         self.keep_socket = False
-        """Whether the socket is to outlive the closing of the connection, for the pool to end."""
+        """Whether `close()` of the connection leaves the socket open for the pool to close."""
         self.amiss = 0
-        """`INTERRUPTED`, `MAYBE_STANDBY` or both, since the connection was last made clean."""
+        """Flags of what has happened since the connection was last made clean."""
         self.has_leftovers = False
-        """Whether a query may be left in its middle: one wait of several was cancelled."""
+        """Whether a cancelled operation may have more to read, or deferred generators to run."""
         self.was_open: bool | None = None
-        """Whether a transaction was open when the connection ended; None: that is unknown."""
+        """Whether a transaction was open when the connection ended; None if unknown."""
         self.ended_by: BaseException | None = None
-        """Why the connection was given up."""
+        """The error for which the connection was closed on this side, if any."""
         self.channel: Channel | None = None
-        """What shares the connection among many statements, in place of a generator."""
+        """The channel that runs pipelined statements on the connection, in place of a generator."""
         self._conn = weakref.ref(conn)
         self._gen: Any = None
         self._want = WAIT_R
         self._future: asyncio.Future[Any] | None = None
         self._context: Context | None = None
-        # At the interpreter's exit nobody is left to be told.
+        # At interpreter exit the process closes the socket.
         weakref.finalize(conn, self.dispose).atexit = False
 
     def start(self, gen: Any) -> asyncio.Future[Any]:
-        """Let a generator go on whenever the socket is ready for it; returns its outcome to be.
+        """Start a generator, to be advanced as the socket becomes ready; return its future.
 
         Raises:
-            StopIteration: it did not have to wait; the exception has its value.
-            psycopg.ProgrammingError: the connection is not its caller's.
+            StopIteration: the generator ended without waiting; the exception has its value.
+            psycopg.ProgrammingError: a channel runs on the connection, as it was returned.
         """
         if self.channel is not None:
             gen.close()
@@ -126,9 +129,9 @@ class Transport(SocketWatcher):
         return future
 
     def abandon(self, gen: Any, conn: psycopg.AsyncConnection[Any]) -> None:
-        """Nobody waits for a generator any longer, if it is under way still.
+        """Stop waiting for a generator whose caller leaves, if it still runs.
 
-        What is left of a query is not its caller's to wait for.
+        A query that is under way is cancelled and read to its end in the background.
         """
         active = self.pgconn.transaction_status == ACTIVE
         if self._gen is not gen:
@@ -139,7 +142,7 @@ class Transport(SocketWatcher):
                 and conn._pipeline is None
                 and isinstance(sys.exception(), asyncio.CancelledError | GeneratorExit)
             ):
-                # Cancelled together with its answer, which has begun a COPY or a stream().
+                # Cancelled in the turn of its result, which has begun a COPY or a stream().
                 self.amiss |= INTERRUPTED
                 self.has_leftovers = True
         elif active or conn._pipeline is not None:
@@ -151,7 +154,7 @@ class Transport(SocketWatcher):
     def set_timer(
         self, interval: float | None, timeout: float | None
     ) -> asyncio.TimerHandle | None:
-        """Let a generator's time be up after `timeout`, or else have it wake after `interval`."""
+        """Set a timer that ends the generator after `timeout`, or wakes it after `interval`."""
         if timeout is not None:
             return self.loop.call_later(timeout, self.time_out)
         if interval is not None:
@@ -160,11 +163,11 @@ class Transport(SocketWatcher):
 
     @property
     def is_unused(self) -> bool:
-        """Whether nobody waits for anything of it."""
+        """Whether no generator runs and no cancelled query is being ended."""
         return self._gen is None and self.draining is None
 
     def time_out(self) -> None:
-        """The generator's time is up: have a last look, then end it with psycopg's own error."""
+        """End the generator with psycopg's timeout error, unless its result is there to be read."""
         if self._gen is not None and self._ready(WAIT_R):
             self._on_readable()
         future = self._future
@@ -173,12 +176,12 @@ class Transport(SocketWatcher):
             future.set_exception(psycopg.errors._WaitTimeout("wait timeout expired"))
 
     def wake(self) -> None:
-        """Tell the generator that nothing has come, as psycopg before 3.3 does for `notifies`."""
+        """Advance the generator with nothing ready, as psycopg before 3.3 does in `notifies`."""
         if self._gen is not None:
             self._advance(0, tick=True)
 
     def raise_session_end_error(self) -> None:
-        """Raise what the server has said, once; what is said to it now would have no answer."""
+        """Close the connection and raise the server's announcement; only the first call raises."""
         error, self.session_end_error = self.session_end_error, None
         if error is not None:
             self.record_transaction()
@@ -187,10 +190,10 @@ class Transport(SocketWatcher):
             raise error
 
     async def wait_drained(self) -> None:
-        """Wait for the end of a cancelled query; not to be waited for by two at once."""
+        """Wait until the task that ends a cancelled query is done."""
         while (task := self.draining) is not None:
             if task.done() or task.get_loop() is not get_running_loop():
-                # It ended before it had begun, or its loop did.
+                # The task was cancelled before it started, or its loop has ended.
                 force_close(task)
                 self.draining = None
                 with suppress(RuntimeError):
@@ -199,16 +202,17 @@ class Transport(SocketWatcher):
             await asyncio.wait({task})
 
     async def finish_leftovers(self, conn: Any) -> None:
-        """Wait for the end of a cancelled query, and bring what was left in its middle to an end.
+        """Wait for the end of a cancelled query, and finish what remains of the operation.
 
-        That is a COPY, a stream() or a pipeline, and the end of a transaction block that was
-        cancelled while it waited here. What cannot be ended, ends the connection.
+        Remains of a COPY, a stream() or a pipeline are read, and starts and ends of transaction
+        blocks that were cancelled while they waited here are run. The connection is closed if that
+        fails.
         """
         await self.wait_drained()
         if conn._pipeline is not None:
-            return  # its own end is to come
-        left, self.has_leftovers = self.has_leftovers, False
-        if left and self._is_in_query():
+            return  # the pipeline's own end comes later
+        had_leftovers, self.has_leftovers = self.has_leftovers, False
+        if had_leftovers and self._is_in_query():
             gen = read_leftovers(self.pgconn)
             with suppress(StopIteration):
                 self.start(gen)
@@ -228,55 +232,55 @@ class Transport(SocketWatcher):
                     raise
 
     def defer(self, gen: Any, conn: Any) -> None:
-        """Let whoever uses the connection next first run this to its end."""
+        """Have a generator run to its end before the next operation."""
         conn._deferred.append(gen)
         self.has_leftovers = True
 
     def _is_in_query(self) -> bool:
-        """Whether libpq awaits more of a query, or is in a pipeline."""
+        """Whether libpq expects more of a query, or is in pipeline mode."""
         return self.pgconn.transaction_status == ACTIVE or bool(self.pgconn.pipeline_status)
 
     def is_finished_copy_out(self, gen: Any) -> bool:
-        """Whether a generator is to read a COPY to its end that is there already."""
-        over = self.pgconn.transaction_status != ACTIVE
-        return over and getattr(gen, "gi_code", None) is COPY_OUT_END
+        """Whether a generator would read a COPY to its end that has ended already."""
+        ended = self.pgconn.transaction_status != ACTIVE
+        return ended and getattr(gen, "gi_code", None) is COPY_OUT_END
 
     def record_transaction(self) -> None:
-        """Note whether a transaction is open: once the connection is closed nobody knows."""
+        """Record whether a transaction is open, which libpq forgets when it closes."""
         if (status := self.pgconn.transaction_status) in KNOWN:
             self.was_open = status != IDLE
 
     def interrupt(self, conn: psycopg.AsyncConnection[Any]) -> None:
-        """A query was cancelled between two of its waits: have the server end it."""
+        """Start to end a query that was cancelled between two of its waits."""
         if self.pgconn.transaction_status == ACTIVE and self.draining is None:
             self._start_drain(conn)
 
     def is_up(self) -> bool:
-        """Whether the server is there, by all that has come from it by now."""
-        seen = self.poll_events()
-        if seen & HUNG_UP:
+        """Whether the session has not ended, by all that the server has sent so far."""
+        events = self.poll_events()
+        if events & HUNG_UP:
             return False
-        if seen & select.POLLIN and self._gen is None:
+        if events & select.POLLIN and self._gen is None:
             self.catch_up()
         return self.up and not self.session_ended
 
     def release(self) -> socket.socket:
-        """Watch no longer; whoever still waits gets an error. Returns the socket, still open."""
+        """Stop watching; a caller that still waits gets an error. Return the socket, still open."""
         self.lose()
-        ended = self.loop.is_closed()
+        loop_closed = self.loop.is_closed()
         if self.draining is not None:
-            force_close(self.draining) if ended else self.draining.cancel()
+            force_close(self.draining) if loop_closed else self.draining.cancel()
         future = self._future
         if self._gen is not None:
             self._end()
-            if future is not None and not future.done() and not ended:
+            if future is not None and not future.done() and not loop_closed:
                 future.set_exception(closed_error())
-        if (channel := self.channel) is not None and not ended:
+        if (channel := self.channel) is not None and not loop_closed:
             channel.lost()
         return self.socket
 
     def dispose(self) -> None:
-        """Leave no registration and no descriptor behind, from whichever thread."""
+        """Remove the registration and close the socket; may be called from any thread."""
         with suppress(RuntimeError):
             if self.reading and threading.get_ident() != self._thread and self.loop.is_running():
                 self.loop.call_soon_threadsafe(self.dispose)
@@ -287,7 +291,7 @@ class Transport(SocketWatcher):
         finally:
             self.socket.close()
 
-    # What follows runs in the loop's callbacks.
+    # The following methods run in callbacks of the event loop.
 
     def _on_readable(self) -> None:
         if self._gen is None:
@@ -307,10 +311,10 @@ class Transport(SocketWatcher):
             self._advance(0)
 
     def _advance(self, ready: int, *, tick: bool = False) -> None:
-        """Advance the generator with what is ready, and on as long as the socket takes more."""
+        """Advance the generator with the flags in `ready`, and on while the socket is writable."""
         gen, future, want = self._gen, self._future, self._want
-        assert self._context is not None, "bug: a generator with no context"
-        assert future is not None, "bug: a generator with nobody to tell"
+        assert self._context is not None, "bug: a generator without a context"
+        assert future is not None, "bug: a generator without a future"
         send, since = self._context.run, 0.0
         try:
             if ready or tick:
@@ -318,7 +322,7 @@ class Transport(SocketWatcher):
                 while ready & READY_R and want & WAIT_R and self.is_hung_up():
                     want = send(gen.send, READY_R)
             while want & WAIT_W:
-                # A socket asked for writing is nearly always writable.
+                # The socket is nearly always writable, so a poll saves a registration.
                 now = monotonic()
                 since = since or now
                 if now - since > BUSY_TIME or not (ready := self._ready(want)):
@@ -338,11 +342,10 @@ class Transport(SocketWatcher):
             if not isinstance(error, Exception):
                 raise
         finally:
-            # The exception's traceback has this frame, which is not to have the exception.
-            del future
+            del future  # break the cycle: the exception's traceback refers to this frame
 
     def _on_written(self) -> None:
-        """All that was to be written is: what was not read meanwhile comes next."""
+        """Stop waiting to write, and read again, which may have been stopped meanwhile."""
         self.write_no_more()
         self.resume()
 
@@ -355,7 +358,7 @@ class Transport(SocketWatcher):
             self.lose()
 
     def catch_up(self) -> None:
-        """Take in notices, notifications and the end of the connection, with no query under way."""
+        """Read notices, notifications and the end of the session while no operation runs."""
         conn, pgconn = self._conn(), self.pgconn
         backlog = getattr(conn, "_notifies_backlog", None)
         if (
@@ -363,19 +366,19 @@ class Transport(SocketWatcher):
             or pgconn.transaction_status in UNDER_WAY
             or (backlog is None and conn.lock.locked())
         ):
-            # Rows that nobody asked for yet, or somebody is iterating over notifies(). Or the end
-            # of an open transaction: of that its own next statement is to hear, and not libpq
-            # before it, for on a connection that is closed psycopg leaves a block with no error.
+            # These are rows for a later wait, or notifications for an iteration over notifies(). Or
+            # the session has ended in an open transaction. The next statement must get that error:
+            # on a connection that libpq knows to be closed, psycopg ends a block silently.
             if self.is_hung_up():
                 self._report_loss()
             self._stop_reading()
             return
         self.record_transaction()
-        # The server's last words and the end of file are two reads.
+        # The server's last message and the end of file take two reads.
         while True:
             with suppress(psycopg.Error):
                 pgconn.consume_input()
-                pgconn.is_busy()  # it passes notices to their handlers
+                pgconn.is_busy()  # passes notices to their handlers
             if pgconn.status == BAD:
                 self.lose()
                 return
@@ -385,18 +388,18 @@ class Transport(SocketWatcher):
             self.pass_on_notifications()
 
     def pass_on_notifications(self) -> None:
-        """Hand the notifications that have come to their handlers."""
+        """Pass the notifications that have come to their handlers."""
         pgconn = self.pgconn
         while (notify := pgconn.notifies()) is not None:
             if pgconn.notify_handler is not None:
                 try:
                     pgconn.notify_handler(notify)
                 except Exception:
-                    # The others are not to wait for the next statement.
-                    logger.exception("error in a handler of notifications")
+                    # An error must not delay the other notifications until the next statement.
+                    logger.exception("error in a notification handler")
 
     def _start_drain(self, conn: psycopg.AsyncConnection[Any]) -> None:
-        """Have the query under way cancelled on the server and brought to its end."""
+        """Start the task that cancels the query on the server and reads it to its end."""
         self.settled = False
         self.amiss |= INTERRUPTED
         if self.loop.is_closed():
@@ -413,9 +416,9 @@ class Transport(SocketWatcher):
             async with asyncio.timeout(DRAIN_TIMEOUT):
                 await insist(conn, future)
                 if future is not None and conn._pipeline is None and self._is_in_query():
-                    await insist(conn, None)  # that was the end of one row
+                    await insist(conn, None)  # only one row has ended
         except BaseException as error:
-            # Also when the cancel request may be on its way still: it would hit the next query.
+            # A cancel request that may still arrive would cancel the next query.
             self.ended_by = psycopg.OperationalError(
                 f"a cancelled statement could not be ended within {DRAIN_TIMEOUT:g} s: {error!r}"
             )
@@ -424,15 +427,15 @@ class Transport(SocketWatcher):
                 raise
         finally:
             if future is not None and future.done() and not future.cancelled():
-                future.exception()  # it was expected
+                future.exception()  # expected: mark it as retrieved
             self.draining = None
             self.has_leftovers = self._is_in_query() or bool(conn._deferred)
             self.settled = self.reading
 
     def close_connection(self) -> None:
-        """Close the connection; whoever waits for it gets an error."""
+        """Close the connection and cancel the future of the operation that runs on it."""
         gen, future = self._gen, self._future
-        if os.getpid() == self._pid:  # in a forked child the session is the parent's
+        if os.getpid() == self._pid:  # a forked child leaves the session to its parent
             self.record_transaction()
             self.pgconn.finish()
         self.lose()
