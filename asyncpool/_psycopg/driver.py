@@ -1,7 +1,7 @@
-"""The connector for psycopg 3: opens, pings, resets and closes its async connections.
+"""The driver for psycopg 3: opens, pings, resets and closes its async connections.
 
-It decides how a connection is made clean and how it is parted from, never when. It keeps psycopg's
-contract with a pool: `conn._pool` is the pool while user code has the connection, else None.
+The driver decides how a connection is reset and closed, never when. It keeps psycopg's contract
+with a pool: `conn._pool` is the pool while user code has the connection, else None.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ Kwargs = (
 ResetLevel = Literal["rollback", "session", "discard"]
 
 LOCK_TIMEOUT = 0.5
-"""Seconds for whoever still uses a connection that was returned."""
+"""Seconds to wait for a task that still uses a connection that was returned."""
 
 IDLE = int(TransactionStatus.IDLE)
 INTRANS = int(TransactionStatus.INTRANS)
 INERROR = int(TransactionStatus.INERROR)
 
-# The parts of DISCARD ALL, which itself may stand in no query beside another statement.
+# The parts of DISCARD ALL, which itself cannot be combined with another statement in one query.
 # Source: https://www.postgresql.org/docs/current/sql-discard.html
 SESSION = (
     "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *;"
@@ -80,10 +80,10 @@ RESETS: dict[str, str] = {
 
 
 class PsycopgDriver(Generic[ACT]):
-    """`Driver[ACT]` over `connection_class.connect`.
+    """A `Driver[ACT]` on top of `connection_class.connect`.
 
-    `asyncpool.Connection` is watched. psycopg's own cannot be, for their wait owns the descriptor's
-    one reader; pings and returns find out what is lost of them.
+    Connections of `asyncpool.Connection` are watched. psycopg's own cannot be, because their wait
+    owns the descriptor's only reader. A loss of these is found by `is_alive`, pings and resets.
     """
 
     def __init__(
@@ -97,27 +97,27 @@ class PsycopgDriver(Generic[ACT]):
         if not (reset is None or callable(reset) or reset in RESETS):
             msg = f"reset must be one of {', '.join(RESETS)} or a callable, not {reset!r}"
             raise ValueError(msg)
-        # An alias such as AsyncConnection[DictRow] is its class, for type checkers.
+        # An alias such as AsyncConnection[DictRow] stands for its class.
         given, connection_class = connection_class, get_origin(connection_class) or connection_class
         if not (
             isinstance(connection_class, type)
             and hasattr(connection_class, "connect")
             and issubclass(connection_class, psycopg.AsyncConnection)
         ):
-            msg = f"connection_class must be a psycopg.AsyncConnection class: {given!r}"
+            msg = f"connection_class must be a psycopg.AsyncConnection class, not {given!r}"
             raise TypeError(msg)
         check_sources(conninfo, kwargs, connection_class)
         self.owner: Callable[[], object | None] = lambda: None
-        """A weak reference to the pool, or None."""
+        """A weak reference to the pool; returns None without one."""
         self.conninfo = conninfo
         self.kwargs = kwargs
         self.connection_class = connection_class
         self._configure = configure
         self._reset = reset
         self._any_watched = False
-        """Whether any connection was watched: the class does not say what its `connect` makes."""
+        """Whether any connection is watched; `connect` may return another class than its own."""
         self.resets = not (reset is None or reset == "rollback")
-        """Whether each connection is reset on its return: then none is clean before that."""
+        """Whether each connection is reset on its return; if so, none is clean before its reset."""
         self._clean_status = -1 if self.resets else IDLE
         self._handles: weakref.WeakKeyDictionary[ACT, ConnectionHandle] = (
             weakref.WeakKeyDictionary()
@@ -131,10 +131,11 @@ class PsycopgDriver(Generic[ACT]):
         try:
             return await self._open(secrets)
         except Exception as error:
-            said = conceal(error, secrets)
-            if said is None:
+            message = conceal(error, secrets)
+            if message is None:
                 raise
-        raise psycopg.OperationalError(said)
+        # Raised outside of `except`, so that the error with the secrets is not its context.
+        raise psycopg.OperationalError(message)
 
     async def _open(self, secrets: set[str]) -> ACT:
         conn = await self._connect(secrets)
@@ -151,64 +152,63 @@ class PsycopgDriver(Generic[ACT]):
         return conn
 
     async def close(self, conn: ACT) -> None:
-        """Cancel what still runs, say goodbye, and wait until the server has hung up.
+        """Cancel what still runs, close, and wait until the server has hung up.
 
-        Only then has its backend really gone, so that no more of them exist than entries. However
-        this ends, the socket is closed.
+        The backend is gone only then, so there are never more backends than entries. The socket is
+        closed however this ends.
         """
         if os.getpid() != self._pid:
-            return  # a forked child: the session is the parent's
+            return  # a forked child leaves the session to its parent
         with closing(self._handles.pop(conn)) as handle:
             in_pipeline = bool(conn.pgconn.pipeline_status)
             await self._disconnect(conn, handle)
             await (handle.abort() if in_pipeline else handle.hang_up())
 
     def is_busy(self, conn: ACT) -> bool:
-        """Whether its backend may be at work."""
+        """Whether the connection's backend may be running a query."""
         return conn.pgconn.transaction_status == ACTIVE or bool(conn.pgconn.pipeline_status)
 
     def drop(self, conn: ACT) -> None:
-        """Say goodbye and close everything at once, for one whose event loop is closed."""
+        """Close a connection whose event loop is closed, without waiting for the server."""
         conn.pgconn.finish()
         if (handle := self._handles.pop(conn, None)) is not None:
             handle.close()
 
     async def ping(self, conn: ACT) -> None:
-        """An empty query, outside any transaction."""
+        """Run an empty query outside of any transaction."""
         await ping(conn)
 
     async def reset(self, conn: ACT) -> None:
-        """Roll back, and whatever more the pool was told; one round trip but for a callback's own.
+        """Roll back and do the pool's `reset`, in one round trip plus those of a callable.
 
         Raises:
-            psycopg.Error: it cannot be made clean; also when a statement is under way.
+            psycopg.Error: the connection cannot be reset; for example, a statement is under way.
         """
         handle = self._handles[conn]
         conn._pool = None
         await handle.finish_leftovers(conn)
         with anyio.move_on_after(LOCK_TIMEOUT):
-            async with (
-                conn.lock
-            ):  # an iteration over notifies() that was left takes a moment to end
+            # An abandoned iteration over notifies() takes a moment to end.
+            async with conn.lock:
                 pass
         status = conn.pgconn.transaction_status
         open_blocks = conn._num_transactions
         if handle.take_interrupted():
-            # Its blocks were left with no time for their end.
+            # A cancellation may have ended blocks before psycopg could count them off.
             open_blocks = conn._num_transactions = 0
         if conn.lock.locked() or open_blocks or handle.must_discard or _is_in_mid_operation(conn):
-            msg = f"returned in mid-operation: {conn!r}"
+            msg = f"connection returned in the middle of an operation: {conn!r}"
             raise psycopg.OperationalError(msg)
         statements = RESETS[self._reset] if isinstance(self._reset, str) else ""
         if status != IDLE:
-            # Not conn.rollback(): the borrower may have left inside a transaction() block.
-            # psycopg sends no BEGIN ahead while a transaction is open.
+            # Not conn.rollback(), which fails inside of a transaction() block that was left open.
+            # psycopg sends no BEGIN first while a transaction is open.
             await run(conn, f"ROLLBACK; {statements}".encode())
         elif statements:
             await conn.set_autocommit(True)
             await run(conn, statements.encode())
         if self._reset == "discard":
-            # Not all versions of psycopg see for themselves that their statements are gone.
+            # Not every version of psycopg notices that its prepared statements are gone.
             conn._prepared.clear()
             conn._prepared._to_flush.clear()
         if (standby_error := handle.take_standby_error()) is not None and await _is_standby(conn):
@@ -221,12 +221,12 @@ class PsycopgDriver(Generic[ACT]):
         handle.resume_watching()
 
     async def roll_back(self, conn: ACT) -> None:
-        """End the transaction that is open, for a borrower who goes on to use the connection.
+        """Roll back the open transaction of a borrower that keeps the connection.
 
-        Nobody else comes between: its lock is held from the first step to the last.
+        The connection's lock is held throughout, so no other task's statement comes between.
 
         Raises:
-            psycopg.Error: it cannot be ended; also when a statement is under way.
+            psycopg.Error: the transaction cannot be ended; for example, a statement is under way.
         """
         async with conn.lock:
             handle = self._handles[conn]
@@ -234,33 +234,33 @@ class PsycopgDriver(Generic[ACT]):
             if handle.take_interrupted():
                 conn._num_transactions = 0
             if conn._num_transactions or _is_in_mid_operation(conn):
-                msg = f"left in mid-operation: {conn!r}"
+                msg = f"connection left in the middle of an operation: {conn!r}"
                 raise psycopg.OperationalError(msg)
             await conn.wait(conn._rollback_gen())
 
     async def roll_back_to(self, conn: ACT, block: psycopg.AsyncTransaction) -> None:
-        """Undo a transaction block and all inside of it, ended or not; else as `roll_back`."""
+        """Roll back a transaction block and those inside of it; otherwise as `roll_back`."""
         async with conn.lock:
             await self._handles[conn].finish_leftovers(conn)
             if conn._pipeline is not None:
                 await conn.wait(conn._pipeline._sync_gen())
             conn._num_transactions = block._stack_index
             if conn.pgconn.transaction_status != IDLE:
-                conn._num_transactions += 1  # it takes itself off
+                conn._num_transactions += 1  # the generator below subtracts one
                 await conn.wait(block._rollback_gen(None))
 
     def has_left(self, conn: ACT) -> bool:
-        """Whether something that was cancelled has not come to its end yet."""
+        """Whether a cancelled operation is not finished yet."""
         transport: Transport | None = getattr(conn, "_transport", None)
         return transport is not None and (transport.draining is not None or transport.has_leftovers)
 
     async def settle(self, conn: ACT) -> None:
-        """Wait for that end, for a borrower who goes on to use the connection."""
+        """Finish a cancelled operation, for a borrower that keeps the connection."""
         async with conn.lock:
             await self._handles[conn].finish_leftovers(conn)
 
     async def turn_back(self, conn: ACT, *, autocommit: bool) -> None:
-        """Roll back, and change the mode; nobody is to meet a connection in the wrong one."""
+        """Roll back and change the mode; if that fails, the next reset discards the connection."""
         try:
             await self.roll_back(conn)
             await conn.set_autocommit(autocommit)
@@ -269,7 +269,7 @@ class PsycopgDriver(Generic[ACT]):
             raise
 
     def is_at_rest(self, conn: ACT) -> bool:
-        """Whether its attributes can be changed with no wait, as no transaction is open."""
+        """Whether no transaction or operation is open, so that setting attributes needs no wait."""
         transport: Transport | None = getattr(conn, "_transport", None)
         return (
             conn.pgconn.transaction_status == IDLE
@@ -286,7 +286,7 @@ class PsycopgDriver(Generic[ACT]):
         )
 
     def is_clean(self, conn: ACT) -> bool:
-        """Idle, and nothing more to be done between two borrowers."""
+        """Whether the connection is idle and needs no reset before the next lease."""
         if (
             conn.pgconn.transaction_status != self._clean_status
             or conn._pipeline is not None
@@ -305,7 +305,7 @@ class PsycopgDriver(Generic[ACT]):
         return transport is None or (transport.settled and not transport.amiss)
 
     def is_alive(self, conn: ACT) -> bool:
-        """Not closed, as far as libpq knows, nor hung up, where the socket can be looked at."""
+        """Whether libpq and the socket show no end of the session, without waiting."""
         if conn.pgconn.status == BAD:
             return False
         transport: Transport | None = getattr(conn, "_transport", None)
@@ -315,22 +315,22 @@ class PsycopgDriver(Generic[ACT]):
         return handle is None or conn.pgconn.transaction_status != IDLE or handle.is_up(conn)
 
     def listens(self, conn: ACT) -> bool:
-        """Whether it has handlers of notifications that `configure` has not given it."""
+        """Whether the notification handlers differ from those that `configure` has added."""
         handle = self._handles.get(conn)
         return handle is not None and conn._notify_handlers != handle.baseline.notify_handlers
 
     def watch(self, conn: ACT, notify: Notify) -> bool:
-        """Have `tell` called when the server hangs up; psycopg's own cannot be watched."""
+        """Call `notify` on errors and on a loss; False for psycopg's own, which are not watched."""
         return self._handles[conn].watch(notify)
 
     async def ask(self, check: Callable[[ACT], Awaitable[None] | None], conn: ACT) -> None:
-        """Call the user's check, and end the transaction that it may have started."""
+        """Call the user's check, and roll back the transaction that it may have started."""
         await self.call_with(check, conn)
         if conn.pgconn.transaction_status in (INTRANS, INERROR):
             await conn.rollback()
 
     async def call_with(self, callback: Callable[[ACT], Awaitable[None] | None], conn: ACT) -> None:
-        """Call the user's callback with a connection that knows its pool meanwhile."""
+        """Call the user's callback, with the connection's `_pool` set meanwhile."""
         conn._pool = self.owner()  # type: ignore[assignment]
         try:
             await settle(lambda: callback(conn))
@@ -353,14 +353,14 @@ class PsycopgDriver(Generic[ACT]):
         try:
             conn: ACT = await call("connect", connect, math.inf)
         except psycopg.ProgrammingError as error:
-            if (said := unknown_option_error(error, kwargs)) is None:
+            if (unknown := unknown_option_error(error, kwargs)) is None:
                 raise
         else:
             return conn
-        raise said
+        raise unknown  # outside of `except`, so that libpq's error is not its context
 
     async def _disconnect(self, conn: ACT, handle: ConnectionHandle) -> None:
-        """End what is under way, and close psycopg's side, however much of that succeeds."""
+        """End what is under way, then close psycopg's connection, whether or not that succeeds."""
         try:
             with anyio.move_on_after(CANCEL_TIMEOUT):
                 await handle.finish_leftovers(conn)
@@ -371,8 +371,8 @@ class PsycopgDriver(Generic[ACT]):
             working = conn.pgconn.transaction_status == ACTIVE
             if working or (conn.closed and not handle.is_hung_up()):
                 await handle.cancel()
-            # Whoever waits on the descriptor must have left before it is closed, or the loop would
-            # be left with a stale registration. The second time without the server's help.
+            # A task that waits on the descriptor must leave before it is closed, or the loop would
+            # keep a stale registration. If it does not, the socket is shut down and it fails.
             for _ in range(2):
                 with anyio.move_on_after(CANCEL_TIMEOUT / 4) as limit:
                     async with conn.lock:
@@ -381,7 +381,8 @@ class PsycopgDriver(Generic[ACT]):
                     break
                 handle.shut_down(socket.SHUT_RDWR)
         finally:
-            # Where close() would return it, it must not; yet a borrower's release is to know it.
+            # Without its pool, close() does not return the connection. It is set again, because a
+            # borrower may still release the connection.
             owner, conn._pool = conn._pool, None
             try:
                 await close(conn)
@@ -390,12 +391,12 @@ class PsycopgDriver(Generic[ACT]):
 
 
 async def ping(conn: psycopg.AsyncConnection[Any]) -> None:
-    """One round trip that starts no transaction: the empty query."""
+    """Run an empty query: one round trip that starts no transaction."""
     await _run_in_autocommit(conn, b"")
 
 
 async def run(conn: psycopg.AsyncConnection[Any], query: bytes) -> psycopg.AsyncCursor[Any]:
-    """Run a statement of the pool's own, past all that a class or a tracer puts before a user's."""
+    """Run a statement of the pool itself, past overridden methods and the wrappers of tracers."""
     cur: psycopg.AsyncCursor[Any]
     if TESTED and isinstance(conn, Connection):
         cur = Cursor.for_one_statement(conn, binary=False)
@@ -406,10 +407,11 @@ async def run(conn: psycopg.AsyncConnection[Any], query: bytes) -> psycopg.Async
 
 
 async def close(conn: psycopg.AsyncConnection[Any]) -> None:
-    """Call a connection's own `close()`, and close it whatever that does where it is overridden."""
+    """Call a connection's `close()`, and close it whatever an overridden one does."""
     try:
+        # Only an overridden close() suspends.
         with anyio.move_on_after(CANCEL_TIMEOUT, shield=True):
-            await conn.close()  # else it does not suspend
+            await conn.close()
     except Exception:
         logger.warning("error in close() of %r", conn, exc_info=True)
     finally:
@@ -442,13 +444,13 @@ async def _is_standby(conn: psycopg.AsyncConnection[Any]) -> bool:
     except psycopg.Error:
         if conn.pgconn.status == BAD:
             raise
-        # Not every server has the function, or lets everybody call it.
+        # Not every server has the function or lets every user call it.
         return conn.info.parameter_status("in_hot_standby") == "on"
     return cur.pgresult is not None and cur.pgresult.get_value(0, 0) == b"t"
 
 
 def check_sources(conninfo: Conninfo, kwargs: Kwargs | None, connection_class: type[Any]) -> None:
-    """Raise where no connection could be made from these."""
+    """Raise an error if these can never make a connection."""
     params = {} if callable(conninfo) else check_conninfo(conninfo)
     if not (kwargs is None or callable(kwargs) or isinstance(kwargs, Mapping)):
         msg = f"kwargs must be a mapping or a callable, not {type(kwargs).__name__}"
@@ -458,7 +460,7 @@ def check_sources(conninfo: Conninfo, kwargs: Kwargs | None, connection_class: t
 
 
 def can_share(connection_class: type[Any]) -> bool:
-    """Whether statements can run in a pipeline of such connections as their cursors run them."""
+    """Whether one-shots on such connections may run in pipeline mode, with a cursor's results."""
     if not capabilities.has_pipeline():
         logger.info("libpq has no pipeline mode: each one-shot borrows a connection")
         return False
@@ -466,7 +468,7 @@ def can_share(connection_class: type[Any]) -> bool:
 
 
 def _keeps_to_cursors(connection_class: type[Any]) -> bool:
-    """Whether a class runs statements as `asyncpool.Connection` does, with nothing overridden."""
+    """Whether a class runs statements as `asyncpool.Connection` does, without overrides."""
     return (
         TESTED
         and sys.platform != "win32"
@@ -478,9 +480,9 @@ def _keeps_to_cursors(connection_class: type[Any]) -> bool:
 
 
 def is_shareable(conn: Any) -> bool:
-    """Whether a statement in a pipeline of this connection ends as one of its cursors' would.
+    """Whether a statement in pipeline mode gives the result that the connection's cursor gives.
 
-    The class is that of the object itself: a tracer's wrapper is to see each statement.
+    The object's own class counts, so that a tracer's wrapper sees each statement.
     """
     return (
         _keeps_to_cursors(type(conn))
@@ -492,20 +494,20 @@ def is_shareable(conn: Any) -> bool:
 
 
 def begins_specially(conn: psycopg.AsyncConnection[Any]) -> bool:
-    """Whether its transactions have characteristics, so that each statement needs a BEGIN."""
+    """Whether transactions have characteristics such as read-only, and need a BEGIN with them."""
     return not conn.autocommit and not (
         conn.read_only is None and conn.isolation_level is None and conn.deferrable is None
     )
 
 
 def version() -> tuple[int, int]:
-    """psycopg's own, such as (3, 3)."""
+    """Return psycopg's version, such as (3, 3)."""
     major, minor = psycopg.__version__.split(".")[:2]
     return int(major), int(minor)
 
 
 def _is_in_mid_operation(conn: psycopg.AsyncConnection[Any]) -> bool:
-    """Whether something is under way on it that no ROLLBACK would end."""
+    """Whether something is under way that a ROLLBACK cannot end."""
     active = conn.pgconn.transaction_status == ACTIVE or conn.pgconn.pipeline_status
     return bool(active or conn._pipeline or conn._tpc)
 
@@ -513,5 +515,8 @@ def _is_in_mid_operation(conn: psycopg.AsyncConnection[Any]) -> bool:
 def _require_idle(conn: psycopg.AsyncConnection[Any], who: str) -> None:
     if conn.pgconn.transaction_status != IDLE:
         status = TransactionStatus(conn.pgconn.transaction_status).name
-        msg = f"connection left in status {status} by {who}: it must be IDLE, so it is discarded"
+        msg = (
+            f"{who} left the connection in status {status}, so it is discarded:"
+            f" end the transaction in {who}"
+        )
         raise psycopg.ProgrammingError(msg)

@@ -193,7 +193,7 @@ class ConnectionHandle:
             self._socket.shutdown(how)
 
     def is_up(self, conn: psycopg.AsyncConnection[Any]) -> bool:
-        """Whether the session of an idle connection that is not watched has not ended."""
+        """Whether the unwatched socket of an idle connection shows no end of the session."""
         # The server's last message and the end of file take two reads.
         for _ in range(2):
             try:
@@ -206,7 +206,7 @@ class ConnectionHandle:
         return conn.pgconn.status != BAD
 
     def is_hung_up(self) -> bool:
-        """Whether the server has hung up; reads and drops what has come, so libpq must be done."""
+        """Whether the server has hung up; drops unread input, which libpq must not need."""
         try:
             while self._socket.recv(4096):
                 pass
@@ -220,19 +220,19 @@ class ConnectionHandle:
 def _announces_session_end(pgconn: Any) -> bool:
     """Read what has come with no query under way; return whether the server ends the session."""
     severities = []
-    handle = pgconn.notice_handler
+    handler = pgconn.notice_handler
 
     def on_notice(notice: Any) -> None:
         severities.append(notice.error_field(DiagnosticField.SEVERITY_NONLOCALIZED))
-        if handle is not None:
-            handle(notice)
+        if handler is not None:
+            handler(notice)
 
     pgconn.notice_handler = on_notice
     try:
         pgconn.consume_input()
         pgconn.is_busy()  # passes notices to their handlers
     finally:
-        pgconn.notice_handler = handle
+        pgconn.notice_handler = handler
     while (notify := pgconn.notifies()) is not None:
         if pgconn.notify_handler is not None:
             pgconn.notify_handler(notify)
