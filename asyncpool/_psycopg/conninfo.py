@@ -1,7 +1,7 @@
-"""Connection strings and options: a mistake in them is found before libpq and psycopg see it.
+"""Checks of connection strings and options before libpq and psycopg see them.
 
-libpq and psycopg quote what they cannot read or resolve, and that may be a part of the password.
-The errors raised here name an option at most, and never show a value.
+libpq and psycopg quote text that they cannot parse or resolve, and that may be a part of the
+password. The errors raised here name an option at most, and never show a value.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from asyncpool.faults import ConninfoError
 
 NOT_SHOWN = (
     " (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING);"
-    " it is not shown here, since it may hold a password"
+    " the value is not shown here, since it may contain a password"
 )
 UNREADABLE = (
-    "conninfo is neither a postgresql:// URL, with special characters percent-encoded, nor"
-    " key=value pairs that libpq knows" + NOT_SHOWN
+    "conninfo is neither a postgresql:// URL nor key=value pairs that libpq knows:"
+    " percent-encode special characters in a URL" + NOT_SHOWN
 )
 MISPLACED = (
-    "what stands for the {} in conninfo, kwargs or the environment cannot be one: percent-encode"
-    " special characters in a URL's password, and give a URL as the conninfo itself" + NOT_SHOWN
+    "the {0} in conninfo, kwargs or the environment cannot be a {0}: percent-encode special"
+    " characters in a URL's password, and pass a URL as the conninfo itself" + NOT_SHOWN
 )
 URLS = ("postgresql://", "postgres://")
-"""How libpq knows a URL from key=value pairs."""
+"""The beginnings by which libpq tells a URL from key=value pairs."""
 DRIVER_URL = re.compile(r"\s*postgres(?:ql)?\+[\w.]+://")
 UNKNOWN_OPTION = re.compile(r"invalid (?:connection option|URI query parameter):? \"(\w+)\"")
 REFUSED_VALUE = re.compile(
@@ -47,54 +47,56 @@ INTEGERS = (
     "tcp_user_timeout",
 )
 PSYCOPG_KEYWORDS = frozenset(signature(psycopg.AsyncConnection.connect).parameters)
-"""The keywords of `connect` that are not libpq's."""
+"""The keywords of `connect` that psycopg takes itself."""
 NO_SOCKET_FOLDER = "/dev/null/asyncpool"
-"""The folder of a socket that cannot exist: a connect to it fails at once, without a network."""
+"""A socket folder that cannot exist: a connect to it fails immediately, without a network."""
 
 
 def check_conninfo(conninfo: str) -> dict[str, Any]:
-    """The parameters of a libpq connection string.
+    """Return the parameters of a libpq connection string.
 
     Raises:
-        TypeError: it is no string.
-        ConninfoError: libpq cannot read it, or a part of it cannot be what it stands for.
+        TypeError: the connection string is not a str.
+        ConninfoError: libpq cannot parse it, or a part of it cannot be a value of its parameter.
     """
     if not isinstance(conninfo, str):
-        msg = f"conninfo must be a str or a callable that gives one, not {type(conninfo).__name__}"
+        msg = (
+            f"conninfo must be a str or a callable that returns one, not {type(conninfo).__name__}"
+        )
         raise TypeError(msg)
     if found := DRIVER_URL.match(conninfo):
         msg = f"conninfo begins with {found[0].strip()}, an SQLAlchemy URL: write postgresql://"
         raise ConninfoError(msg)
-    params, said = None, ""
+    params, complaint = None, ""
     try:
         if "\0" not in conninfo:
             params = dict(conninfo_to_dict(conninfo))
     except psycopg.ProgrammingError as error:
-        said = str(error)
+        complaint = str(error)
     except UnicodeError:
         pass
     if params is None:
-        # Raised here, where none of the errors above is its context.
-        unknown = UNKNOWN_OPTION.search(said)
+        # Raised outside of `except`, so that libpq's error is not its context.
+        unknown = UNKNOWN_OPTION.search(complaint)
         if unknown is not None and _may_be_shown(unknown[1], conninfo):
             raise _unknown_option(unknown[1])
         raise ConninfoError(UNREADABLE)
     if conninfo.startswith(URLS) and _authority(conninfo).count("@") > 1:
-        # A password whose own @ is not percent-encoded: its end would pass as a host.
+        # The end of a password whose @ is not percent-encoded would be taken for a host.
         raise ConninfoError(MISPLACED.format("host"))
     check_params(params)
     return params
 
 
 def check_params(params: Mapping[str, Any]) -> None:
-    """Refuse parameters that can be seen to be in the wrong place, or of the wrong type.
+    """Refuse values that belong to another parameter, are not text, or are not numbers.
 
     Raises:
-        ConninfoError: as it says.
+        ConninfoError: a parameter has such a value.
     """
     for name in ("host", "hostaddr"):
         hosts = str(params.get(name) or os.environ.get(f"PG{name.upper()}") or "")
-        # In the folder of a Unix socket anything may stand; @ begins the name of an abstract one.
+        # The path of a Unix socket may contain anything; @ begins an abstract socket's name.
         others = [host for host in hosts.split(",") if not host.startswith(("/", "@"))]
         if any("@" in host or "://" in host for host in others):
             raise ConninfoError(MISPLACED.format(name))
@@ -119,12 +121,12 @@ def check_params(params: Mapping[str, Any]) -> None:
 def check_options(
     params: Mapping[str, Any], kwargs: Mapping[str, Any], connection_class: type[Any]
 ) -> None:
-    """Refuse keywords and values that `connect` is going to refuse, whatever the server.
+    """Refuse keywords and values that `connect` would refuse for every server.
 
-    A class that has a `connect` of its own may take others: then none is refused here.
+    A class with its own `connect` may accept others, so nothing is refused for it.
 
     Raises:
-        ConninfoError: no such option, or no such value.
+        ConninfoError: an option is unknown, or libpq does not accept its value.
     """
     if not _connects_as_psycopg(connection_class):
         return
@@ -143,20 +145,20 @@ def check_options(
 def unknown_option_error(
     error: psycopg.ProgrammingError, kwargs: Mapping[str, Any]
 ) -> ConninfoError | None:
-    """The error for a keyword of `connect` that libpq does not know; None: it is another error."""
+    """Return the error for a keyword that libpq does not know; None if `error` is another one."""
     unknown = UNKNOWN_OPTION.search(str(error))
     return _unknown_option(unknown[1]) if unknown is not None and unknown[1] in kwargs else None
 
 
 def secrets_of(conninfo: str, params: Mapping[str, Any]) -> set[str]:
-    """The texts that no error of a connect with these parameters may show."""
+    """Return the texts that no error of a connect with these parameters may show."""
     found = {str(params[name]) for name in SECRETS if params.get(name)}
     found.add(conninfo if "://" in conninfo or "pass" in conninfo else "")
     for name, value in params.items():
-        # What stands before an @ may be the end of a password that was not percent-encoded.
+        # The text before an @ may be the end of a password that was not percent-encoded.
         if name not in SECRETS and "@" in str(value) and not str(value).startswith(("/", "@")):
-            kept = str(value).rpartition("@")[0]
-            found |= {kept, *kept.split(",")}  # hosts are tried one by one
+            secret = str(value).rpartition("@")[0]
+            found |= {secret, *secret.split(",")}  # hosts are tried one by one
     public = {str(params.get(name)) for name in ("user", "dbname", "host")}
     return {secret for secret in found if secret and secret not in public}
 
@@ -172,14 +174,14 @@ def _value_or_zero(params: Mapping[str, Any], name: str) -> Any:
 
 def _is_number(kind: type[int] | type[float], value: Any) -> bool:
     try:
-        kind(value or 0)  # libpq has defaults for what is empty
+        kind(value or 0)  # libpq uses its default for an empty value
     except (TypeError, ValueError, OverflowError):
         return False
     return True
 
 
 def _is_text(value: str) -> bool:
-    """Whether it can be sent to libpq as it is."""
+    """Whether the value can be passed to libpq."""
     try:
         return b"\0" not in value.encode()
     except UnicodeError:
@@ -187,13 +189,13 @@ def _is_text(value: str) -> bool:
 
 
 def _libpq_error(params: Mapping[str, Any]) -> str:
-    """Return libpq's error for values that it checks before it connects."""
+    """Return libpq's error for values that it checks before it connects; "" without one."""
     count = len(str(params.get("host") or params.get("hostaddr") or "").split(","))
     left_out = {"host", "hostaddr", "service", "passfile", "gssencmode", *SECRETS}
     probe = {name: value for name, value in params.items() if name not in left_out}
-    if params.get("gssencmode") not in (None, "require"):  # that one is not for a Unix socket
+    if params.get("gssencmode") not in (None, "require"):  # a Unix socket cannot have "require"
         probe["gssencmode"] = params["gssencmode"]
-    # With a user and a password of its own it looks for none in files.
+    # With a user and a password given, libpq looks for none in files.
     probe |= {"host": ",".join([NO_SOCKET_FOLDER] * count), "user": "-", "password": "-"}
     try:
         pgconn = pq.PGconn.connect_start(make_conninfo("", **probe).encode())
@@ -216,7 +218,7 @@ def _known_options() -> set[str]:
 
 
 def _may_be_shown(name: str, conninfo: str) -> bool:
-    """Whether what libpq takes for an option's name is one, and no part of a password."""
+    """Whether an unknown option's name, as libpq parsed it, is certainly not part of a password."""
     if get_close_matches(name, _known_options(), 1, 0.75):
         return True
     if conninfo.startswith(URLS):
@@ -233,6 +235,6 @@ def _unknown_option(name: str) -> ConninfoError:
 
 def _bad_value(name: str) -> ConninfoError:
     return ConninfoError(
-        f"conninfo or kwargs has a value of the option {name} that libpq does not take; it is not"
-        " shown here, since it may be a part of a URL's password that is not percent-encoded"
+        f"conninfo or kwargs has a value of the option {name} that libpq does not accept; the value"
+        " is not shown here, since it may be part of a URL's password that is not percent-encoded"
     )

@@ -248,7 +248,9 @@ async def test_a_configure_that_leaves_a_transaction_is_told_so(
         await conn.execute("SELECT 1")
 
     async with AsyncConnectionPool(dsn, min_size=1, configure=configure) as pool:
-        with pytest.raises(PoolTimeout, match="configure left the connection in status INTRANS") as caught:
+        with pytest.raises(
+            PoolTimeout, match="configure left the connection in status INTRANS"
+        ) as caught:
             await pool.acquire(timeout=0.3)
         assert isinstance(caught.value.__cause__, psycopg.ProgrammingError)
         await eventually(lambda: len(backends.pids()) <= 1)
