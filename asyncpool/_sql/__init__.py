@@ -1,1 +1,1 @@
-"""The kinds of statements, told by their text alone. It imports nothing of the pool."""
+"""The kinds of statements by their text alone; imports nothing of the pool."""

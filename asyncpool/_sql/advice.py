@@ -1,7 +1,7 @@
-"""Statements that make no sense as a one-shot, and what to write instead.
+"""Statements that make no sense as a one-shot, and the advice for each.
 
-A one-shot runs on whichever connection is free, in a transaction of its own. What belongs to one
-connection, or to a transaction that goes on, is lost or is left for a later borrower.
+A one-shot runs on any free connection, in a transaction of its own. State of a connection or of a
+transaction that goes on is lost, or is left for a later borrower.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from itertools import pairwise
 from asyncpool._sql.lexer import Token, statements
 
 LONG = 10_000
-"""Characters of the longest text that is looked at."""
+"""Characters; a longer text gets no advice."""
 LISTEN = (
-    "{} in a one-shot is done by a connection that then goes back to the pool: run it in"
+    "{} in a one-shot runs on a connection that then returns to the pool: run it in"
     " `async with pool.connection() as conn` and read `conn.notifies()` there"
 )
 SET = (
-    "{} in a one-shot is done by whichever connection is free, so that later statements may or may"
-    " not see it: put it into `options=` of the connection string or into `configure=`, or run it"
-    " in a block together with the statements that need it"
+    "{} in a one-shot runs on any free connection, so later statements may or may not run on that"
+    " one: put it into `options=` of the connection string or into `configure=`, or run it in a"
+    " block together with the statements that need it"
 )
 SET_LOCAL = (
-    "{} has no effect outside a transaction, and a one-shot has a transaction of its own: run it in"
-    " `async with pool.transaction() as conn` together with the statements that need it"
+    "{} has no effect beyond its transaction, and a one-shot has a transaction of its own: run it"
+    " in `async with pool.transaction() as conn` together with the statements that need it"
 )
 TRANSACTION = (
-    "{} in a one-shot does not begin or end a transaction of later statements, as each may run on"
+    "{} in a one-shot does not begin or end a transaction for other statements, as each may run on"
     " another connection: write `async with pool.transaction() as conn`"
 )
 SAVEPOINT = (
-    "{} needs a transaction that goes on, and a one-shot has one of its own: write"
+    "{} needs a transaction that goes on, and a one-shot has a transaction of its own: write"
     " `async with pool.transaction() as conn` and, for the savepoint,"
     " `async with conn.transaction()` in it"
 )
@@ -40,19 +40,19 @@ CURSOR = (
 )
 PREPARED = (
     "{} needs a prepared statement of the same connection, and each one-shot may run on another:"
-    " pass the query itself with its values, psycopg prepares what is run often"
+    " pass the query itself with its values, as psycopg prepares queries that are run often"
 )
 LOCK = (
-    "{} holds its lock until the transaction ends, and that of a one-shot ends at once: run it in"
-    " `async with pool.transaction() as conn` together with the statements that need it"
+    "{} holds its lock until the transaction ends, and a one-shot's transaction ends immediately:"
+    " run it in `async with pool.transaction() as conn` together with the statements that need it"
 )
 COPY = (
     "{} sends or receives data besides the statement: use"
     " `async with conn.cursor().copy(...)` in `async with pool.connection() as conn`"
 )
 TEMPORARY = (
-    "{} belongs to the one connection that ran it, and a later one-shot may run on another: create"
-    " and use it in one block, `async with pool.connection() as conn`"
+    "{} belongs to the connection that ran it, and a later one-shot may run on another: create and"
+    " use it in one block, `async with pool.connection() as conn`"
 )
 FIRST_WORDS = {
     **dict.fromkeys(["listen", "unlisten"], LISTEN),
@@ -68,15 +68,15 @@ TWO_WORDS = {
     **dict.fromkeys(["start transaction", "prepare transaction"], TRANSACTION),
     "rollback to": SAVEPOINT,
 }
-# With these, another connection finishes what one has begun.
-SENSIBLE = {"commit prepared", "rollback prepared"}
+# These end a prepared transaction from any connection, so they work as a one-shot.
+ALLOWED = {"commit prepared", "rollback prepared"}
 STREAMS = {("from", "stdin"): "COPY ... FROM STDIN", ("to", "stdout"): "COPY ... TO STDOUT"}
 
 
 def advice(query_text: str) -> str | None:
-    """Return the advice for a one-shot that makes no sense as one; None: it may make sense.
+    """Return the advice for a text that makes no sense as a one-shot, else None.
 
-    Several statements in one text may: they run one after the other on the same connection.
+    Several statements in one text get none: they run one after the other on the same connection.
     """
     found = statements(query_text) if len(query_text) <= LONG else []
     if len(found) != 1:
@@ -85,7 +85,7 @@ def advice(query_text: str) -> str | None:
     two = " ".join(words[:2])
     if two in TWO_WORDS:
         return TWO_WORDS[two].format(two.upper())
-    if words[0] in FIRST_WORDS and two not in SENSIBLE:
+    if words[0] in FIRST_WORDS and two not in ALLOWED:
         return FIRST_WORDS[words[0]].format(words[0].upper())
     if words[0] == "copy":
         name = _stream(found[0].tokens)
@@ -97,7 +97,7 @@ def advice(query_text: str) -> str | None:
 
 
 def _stream(tokens: list[Token]) -> str | None:
-    """How a COPY moves data through the connection; None: it moves none there."""
+    """Return the form of a COPY that moves data through the connection, else None."""
     depth = 0
     for token, following in pairwise(tokens):
         depth += (token.text == "(") - (token.text == ")")

@@ -1,9 +1,9 @@
 """Built-in functions known to be harmless, and names that show that a statement may not be.
 
-Harmless: it neither writes, locks, waits, sends a signal, reads files, runs SQL text that it is
-given, takes a transaction id, nor leaves anything in the session or depends on what was left there.
-Each is in `pg_catalog` of every supported version, and none of that name is volatile, but for those
-in `VOLATILE`.
+A harmless function does not write, lock, wait, send a signal, read files, run SQL text from its
+arguments, take a transaction id, leave state in the session, or depend on such state. Each listed
+function is in `pg_catalog` of every supported version. No function with a listed name is volatile,
+except those in `VOLATILE`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ _XML = """
     xml xmlcomment xpath xpath_exists xml_is_well_formed xml_is_well_formed_content
     xml_is_well_formed_document
 """
-# These read the catalogs or the process's own state, and lock nothing but catalogs, for reading.
+# These read the catalogs or the backend's own state, and lock only catalogs, for reading.
 _SESSION = """
     current_database current_schema current_schemas current_setting getdatabaseencoding
     inet_client_addr inet_client_port inet_server_addr inet_server_port pg_backend_pid
@@ -104,7 +104,7 @@ _CATALOG = """
     to_regclass to_regnamespace to_regoper to_regoperator to_regproc to_regprocedure to_regrole
     to_regtype to_regcollation
 """
-# These give another value at each call, and do nothing else: to a caller it makes no difference.
+# These return another value at each call and have no other effect.
 VOLATILE = words(
     """
     clock_timestamp gen_random_uuid random timeofday
@@ -130,8 +130,7 @@ RELATIONS = words(
     pg_stat_activity pg_stat_database pg_stat_user_tables pg_stat_user_indexes
     """
 )
-"""Names that begin with "pg_" and are no functions: of catalogs, and of views with nothing in them
-but harmless functions."""
+"""Names beginning with "pg_" of catalogs, and of views that call only harmless functions."""
 
 HARMFUL = words(
     """
@@ -148,5 +147,5 @@ HARMFUL = words(
 )
 """Built-in functions that are not harmless and whose names do not begin with "pg_".
 
-They can be called as if they were columns: `SELECT g.setseed FROM generate_series(1, 1) AS g`.
+Such a function can be called like a column: `SELECT g.setseed FROM generate_series(1, 1) AS g`.
 """

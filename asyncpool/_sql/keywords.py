@@ -1,10 +1,10 @@
-"""The words of PostgreSQL's grammar, of all versions up to 18."""
+"""The keywords of PostgreSQL's grammar, of all versions up to 18."""
 
 from __future__ import annotations
 
 
 def words(text: str) -> frozenset[str]:
-    """The words of a text."""
+    """Return the words of a text."""
     return frozenset(text.split())
 
 
@@ -55,7 +55,8 @@ KEYWORDS = words(
     xmlroot xmlserialize xmltable year yes zone
     """
 )
-"""Each is a keyword of some version: what is not here is a name wherever it stands.
+"""The keywords of any version; any other word is always a name.
+
 Source: https://www.postgresql.org/docs/current/sql-keywords-appendix.html
 """
 
@@ -79,6 +80,5 @@ SYNTAX = words(
 )
 """Words that may stand before a parenthesis and cannot be the name of a function there.
 
-The JSON words can be up to PostgreSQL 15: whoever has defined such functions has taken the names
-of PostgreSQL's own.
+Up to PostgreSQL 15 the JSON words can be. A user's function with such a name is taken on trust.
 """

@@ -1,8 +1,8 @@
-"""The kinds of one-shot statements, told by their text alone.
+"""The kinds of one-shot statements, by their text alone.
 
-Whatever is not certain is not a plain read. The text may still be of psycopg's form, with
-placeholders, or of the server's: it counts as what is the worse of both; so for both values of
-`standard_conforming_strings`.
+A statement is a plain read only where that is certain. The text is classified with and without
+psycopg's placeholders, and for both values of `standard_conforming_strings`. The most restrictive
+result counts.
 """
 
 from __future__ import annotations
@@ -23,47 +23,47 @@ from asyncpool._sql.plain_reads import READING, is_plain_read
 __all__ = ["Kind", "advice", "classify", "kind_of", "text_of"]
 
 LONG = 4096
-"""Characters of the longest text that is read to its end: that takes some milliseconds."""
+"""Characters of the longest text that is read to its end, which takes some milliseconds."""
 WRITING = frozenset({"insert", "update", "delete", "merge"})
 OPENING = frozenset({"(", ";"})
-# Psycopg's own rule. Source: `_re_placeholder` in psycopg/_queries.py
+# psycopg's own rule. Source: `_re_placeholder` in psycopg/_queries.py
 PLACEHOLDER = re.compile(r"%(?:\(([^)]+)\).|.)")
 MISLEADING = re.compile("[\u00a5\u203e\u20a9]")
-"""Characters that an encoding of a client writes as a backslash or a tilde."""
+"""Characters that some client encoding writes as a backslash or a tilde."""
 
 
 class Kind(Enum):
     """How a one-shot statement may be run."""
 
     READ = 0
-    """A plain read: by its text it can neither write, lock, block, nor change the session."""
+    """A plain read: its text shows that it cannot write, lock, block or change the session."""
     SINGLE = 1
-    """One statement that reads or writes tables: it may run by itself."""
+    """One statement that reads or writes tables; it may run on a channel of its own."""
     OTHER = 2
-    """Several statements, or none, or one of another kind, or not understood."""
+    """Anything else: no statement, several, one of another kind, or text that is not understood."""
 
 
 def classify(query: Query) -> Kind:
-    """The kind of a statement, by its text."""
+    """Return the kind of a query."""
     text = text_of(query)
     return Kind.OTHER if text is None else kind_of(text)
 
 
 def kind_of(text: str) -> Kind:
-    """The kind of a statement with this text, as `text_of` gives it."""
+    """Return the kind of a statement with this text, as returned by `text_of`."""
     if "\0" in text:
         return Kind.OTHER
     kind = Kind.READ
-    for form in {text, _bound(text)}:
+    for form in {text, _as_sent(text)}:
         for escapes in (False, True) if "\\" in form else (False,):
-            kind = max(kind, _look(form, escapes=escapes), key=lambda each: each.value)
+            kind = max(kind, _kind_of_form(form, escapes=escapes), key=lambda each: each.value)
     if kind is not Kind.OTHER and MISLEADING.search(text):
         return Kind.SINGLE if ";" not in text else Kind.OTHER
     return kind
 
 
 def text_of(query: Query) -> str | None:
-    """The text of a query, which tells all of it but its values; None: that needs a connection."""
+    """Return the text of a query without its values; None if it depends on a connection."""
     if type(query) is str:
         return query
     if isinstance(query, bytes):
@@ -76,14 +76,14 @@ def text_of(query: Query) -> str | None:
 
 
 def _is_simple(part: Composable) -> bool:
-    """Whether it is written the same for every connection."""
+    """Whether the text of `part` is the same for every connection."""
     if type(part) is Composed:
         return all(_is_simple(each) for each in part)
     return type(part) in (SQL, Identifier, Placeholder)
 
 
 def _text_of_template(query: Any) -> str | None:
-    # Templates came with Python 3.14; what is not one either, psycopg will refuse.
+    # Template strings exist since Python 3.14. psycopg refuses any other type later.
     pieces: list[str] = []
     return (
         "".join(pieces) if _is_template(query) and _add_template(query, pieces, count(1)) else None
@@ -96,7 +96,7 @@ def _is_template(value: Any) -> bool:
 
 
 def _add_template(template: Any, pieces: list[str], numbers: Iterator[int]) -> bool:
-    """Add the pieces of a template's text; False: one of them needs a connection."""
+    """Add the pieces of a template's text to `pieces`; False if one of them needs a connection."""
     for piece in template:
         if isinstance(piece, str):
             pieces.append(piece)
@@ -120,14 +120,14 @@ def _add_template(template: Any, pieces: list[str], numbers: Iterator[int]) -> b
     return True
 
 
-def _bound(text: str) -> str:
-    """The text as psycopg sends it if values are given; the same where it would refuse to."""
+def _as_sent(text: str) -> str:
+    """Return the text as psycopg sends it with values; unchanged if psycopg would refuse it."""
     if not all(found[0] == "%%" or found[0][-1] in "sbt" for found in PLACEHOLDER.finditer(text)):
         return text
     return PLACEHOLDER.sub(lambda found: "%" if found[0] == "%%" else "$1", text)
 
 
-def _look(text: str, *, escapes: bool) -> Kind:
+def _kind_of_form(text: str, *, escapes: bool) -> Kind:
     first = next(
         (token for token in tokens(text, escapes=escapes) if token.text not in OPENING), None
     )
@@ -145,7 +145,7 @@ def _look(text: str, *, escapes: bool) -> Kind:
 
 
 def _is_whole(statement: list[Token]) -> bool:
-    """Whether nothing in it is bad, and its parentheses are closed and hold no semicolon."""
+    """Whether no token is bad or a semicolon, and each parenthesis is closed."""
     texts = [token.text for token in statement]
-    good = all(token.kind != "bad" for token in statement)
-    return good and ";" not in texts and texts.count("(") == texts.count(")")
+    valid = all(token.kind != "bad" for token in statement)
+    return valid and ";" not in texts and texts.count("(") == texts.count(")")

@@ -1,7 +1,7 @@
-"""PostgreSQL's lexical rules: the tokens of a query text, and where its statements end.
+"""PostgreSQL's lexical rules: the tokens of a query text, and its statements.
 
-It follows the server's `scan.l`, and decides nothing about what a statement does. What a server
-refuses, if not each of its versions, is a token of the kind "bad".
+The lexer follows the server's `scan.l`, and decides nothing about what a statement does. Text that
+any version of the server refuses is a token of the kind "bad".
 Source: https://www.postgresql.org/docs/current/sql-syntax-lexical.html
 """
 
@@ -15,10 +15,10 @@ TokenKind = Literal["word", "quoted", "string", "number", "param", "op", "punct"
 
 
 class Token(NamedTuple):
-    """One token: neither white space nor a comment.
+    """One token; white space and comments are none.
 
-    `text` is as written, but in lower case for a word that may be a keyword: PostgreSQL folds
-    these by ASCII's rules, and no keyword has other letters.
+    `text` is as written, but in lower case for a word in ASCII: PostgreSQL folds keywords by
+    ASCII's rules, and no keyword has other letters.
     """
 
     kind: TokenKind
@@ -28,10 +28,10 @@ class Token(NamedTuple):
 
 
 HIGH = "\u0080-\U0010ffff"
-"""The characters that are not ASCII: each is a letter."""
+"""The characters outside of ASCII, each of which is a letter."""
 LETTER = f"[A-Za-z_{HIGH}]"
 # Possessive quantifiers of more than one character are wrong in Python before 3.11.5
-# (python/cpython#106052). No quote follows a string: so it cannot end earlier than it does.
+# (python/cpython#106052). Instead, no quote may follow a string, so a match cannot end too early.
 PLAIN = r"[^']*+(?:''[^']*+)*'(?!')"
 ESCAPED = r"[^'\\]*+(?:(?:\\.|'')[^'\\]*+)*'(?!')"
 BITS = r"[^']*+'"
@@ -40,7 +40,7 @@ HEX, OCTAL, BINARY = (rf"_?[{each}]+(?:_[{each}]+)*" for each in ("0-9a-fA-F", "
 
 
 def _pattern(quote: str) -> re.Pattern[str]:
-    """The pattern of one token, where a string with no prefix has this inside."""
+    """Return the pattern of one token; `quote` matches the rest of a string without a prefix."""
     return re.compile(
         rf"""(?P<space> [ \t\n\r\f\v]++ | --[^\n\r]*+ )
         | (?P<comment> /\*)
@@ -63,9 +63,9 @@ def _pattern(quote: str) -> re.Pattern[str]:
 
 TOKEN = _pattern(PLAIN)
 TOKEN_WITH_ESCAPES = _pattern(ESCAPED)
-EDGE = re.compile(r"/\*|\*/")
+COMMENT_EDGE = re.compile(r"/\*|\*/")
 # A string goes on after white space with a newline. Source: `quotecontinue` in scan.l
-AGAIN = re.compile(
+CONTINUATION = re.compile(
     r"(?:[ \t\f\v]|--[^\n\r]*+)*[\n\r](?:[ \t\n\r\f\v]|--[^\n\r]*+[\n\r])*'", re.DOTALL
 )
 BODIES = {
@@ -73,14 +73,14 @@ BODIES = {
     **{prefix: re.compile(PLAIN) for prefix in "uU'"},
     **{prefix: re.compile(BITS) for prefix in "bBxX"},
 }
-"""The rest of a string after its quote, by the string's first character."""
+"""Patterns for the rest of a string after its quote, by the string's first character."""
 
 
 def tokens(text: str, *, escapes: bool = False) -> Iterator[Token]:
-    """The tokens of a text; one that has no end is bad, and extends to the end of the text.
+    """Yield the tokens of a text; one without an end is bad and extends to the end of the text.
 
     Args:
-        text: in which what is not ASCII is taken for letters.
+        text: the query text; characters outside of ASCII count as letters.
         escapes: whether the server's `standard_conforming_strings` is off.
     """
     match_at = (TOKEN_WITH_ESCAPES if escapes else TOKEN).match
@@ -108,10 +108,10 @@ def tokens(text: str, *, escapes: bool = False) -> Iterator[Token]:
 
 
 def _end_of_string(text: str, first: str, at: int, escapes: bool) -> int:
-    """Where a string ends that may go on after a newline; -1: it does not."""
+    """Return the end of a string that may go on after a newline; -1 if it has none."""
     body = BODIES["e" if escapes and first[0] == "'" else first[0]]
-    while again := AGAIN.match(text, at):
-        match = body.match(text, again.end())
+    while continuation := CONTINUATION.match(text, at):
+        match = body.match(text, continuation.end())
         if match is None:
             return -1
         at = match.end()
@@ -119,10 +119,10 @@ def _end_of_string(text: str, first: str, at: int, escapes: bool) -> int:
 
 
 def _end_of_comment(text: str, _first: str, at: int, _escapes: bool) -> int:
-    """Where a comment ends, in which others may be; -1: it does not."""
+    """Return the end of a comment, which may contain comments; -1 if it has none."""
     depth = 1
     while depth:
-        edge = EDGE.search(text, at)
+        edge = COMMENT_EDGE.search(text, at)
         if edge is None:
             return -1
         depth += 1 if edge[0] == "/*" else -1
@@ -131,7 +131,7 @@ def _end_of_comment(text: str, _first: str, at: int, _escapes: bool) -> int:
 
 
 def _end_of_dollars(text: str, quote: str, at: int, _escapes: bool) -> int:
-    """Where a string in dollar quotes ends; -1: it does not."""
+    """Return the end of a dollar-quoted string; -1 if it has none."""
     found = text.find(quote, at)
     return found if found < 0 else found + len(quote)
 
@@ -142,11 +142,11 @@ ENDS: dict[str | None, Callable[[str, str, int, bool], int]] = {
     "dollar": _end_of_dollars,
     "unended": lambda _text, _first, _at, _escapes: -1,
 }
-"""Where a token ends of which only the beginning has been matched."""
+"""Functions that find the end of a token whose beginning the pattern has matched."""
 
 
 class Statement(NamedTuple):
-    """One statement of a text, without its semicolon; it has at least one token."""
+    """One statement of a text, without its semicolon and with at least one token."""
 
     tokens: list[Token]
     start: int
@@ -154,9 +154,9 @@ class Statement(NamedTuple):
 
 
 def statements(text: str, *, escapes: bool = False) -> list[Statement]:
-    """The statements of a text.
+    """Return the statements of a text.
 
-    A semicolon in parentheses (of CREATE RULE) or in a body (BEGIN ATOMIC) ends no statement.
+    A semicolon in parentheses (CREATE RULE) or in a routine's body (BEGIN ATOMIC) ends none.
     """
     found: list[Statement] = []
     current: list[Token] = []
@@ -178,7 +178,7 @@ def statements(text: str, *, escapes: bool = False) -> list[Statement]:
 
 
 def _opens_body(token: Token, before: list[Token]) -> bool:
-    """Whether a word is the ATOMIC of a routine's body."""
+    """Whether a word is the ATOMIC that begins a routine's body."""
     if token.text != "atomic" or before[-1].text != "begin" or before[-1].kind != "word":
         return False
     words = [each.text for each in before[:4] if each.kind == "word"]
@@ -187,5 +187,5 @@ def _opens_body(token: Token, before: list[Token]) -> bool:
 
 
 def _ends_body(token: Token, before: list[Token]) -> bool:
-    """Whether a word is the END of a routine's body; that of CASE follows no semicolon."""
+    """Whether a word is the END of a routine's body; the END of CASE follows no semicolon."""
     return token.text == "end" and before[-1].text in (";", "atomic")

@@ -1,10 +1,10 @@
-"""Whether one statement is a plain read: by its text it can only read.
+"""Whether one statement is a plain read, which its text shows to only read.
 
-It says yes only where it is certain, in a grammar where every name before a parenthesis may be a
-function. What no text shows is taken on trust: what is behind views, row security policies,
-operators, casts and foreign tables; a function of one's own with the name of one of PostgreSQL's
-(for other types, or in a schema that comes before `pg_catalog`); and `t.name` where `t` has no such
-column, which calls a function `name` on the row.
+A statement counts as a plain read only where that is certain; every name before a parenthesis may
+be a function. What the text cannot show is taken on trust: functions behind views, row security
+policies, operators, casts and foreign tables; a user's function with the name of a built-in one
+(for other types, or in a schema before `pg_catalog`); and `t.name` where `t` has no such column,
+which calls a function `name` on the row.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ PHRASES = {
     "next": {"fetch"},
     "join": JOINING,
 }
-"""Words that could be functions, and those after which they are not."""
+"""Words that may be function names, except after these words."""
 Ctes = Literal["", "expected", "recursive", "named", "as", "done"]
 
 
 class _Level:
-    """An open part of the text: the statement itself, or a parenthesis in it."""
+    """An open part of the text: the statement itself or a parenthesis in it."""
 
     __slots__ = ("clause", "cte", "ctes", "opener")
 
     def __init__(self, opener: str) -> None:
         self.opener = opener
-        """The word that a parenthesis belongs to, or one of the marks that `_opener` gives."""
+        """The word that a parenthesis belongs to, or one of the marks that `_opener` returns."""
         self.clause = ""
         """The last word of `CLAUSES` on this level, or "group"."""
         self.ctes: Ctes = ""
-        """How far a list of common table expressions has come."""
+        """The state within a list of common table expressions."""
         self.cte = -1
-        """The index of the last one's name."""
+        """The index of the name of the last common table expression."""
 
 
 class _Reader:
-    """Goes through the tokens of one statement."""
+    """A reading of one statement's tokens."""
 
     def __init__(self, tokens: list[Token]) -> None:
         self._tokens = tokens
         self._levels = [_Level("")]
         self._closed: dict[int, str] = {}
-        """The openers of the parentheses that have been closed, by the index of the closing one."""
+        """The openers of closed parentheses, by the index of the closing one."""
 
     def is_plain(self) -> bool:
-        """Whether nothing was met that makes it more than a read, or may."""
+        """Whether no token makes the statement more than a read, or may make it so."""
         for index, token in enumerate(self._tokens):
             if token.kind in ("word", "quoted"):
                 if not self._accepts_name(index, token):
@@ -82,7 +82,7 @@ class _Reader:
         return token.kind == "quoted" or self._accepts_word(index, token.text)
 
     def _follow_ctes(self, index: int, word: str) -> None:
-        """Go on in the list of common table expressions, if it is one."""
+        """Update the state of the list of common table expressions, if there is one."""
         level = self._levels[-1]
         state = level.ctes
         if word == "with" and self._text(index - 1) in ("", "("):
@@ -99,7 +99,7 @@ class _Reader:
             level.ctes = ""
 
     def _is_notation(self, index: int) -> bool:
-        """Whether `.name` follows a value, so that it may be the call of a function."""
+        """Whether `.name` follows a value, so that it may call a function."""
         before = self._at(index - 2)
         return before is None or before.text in (")", "]") or before.kind in ("param", "string")
 
@@ -140,7 +140,7 @@ class _Reader:
         return True
 
     def _opener(self, index: int) -> str | None:
-        """Return the owner of a parenthesis; None: it may be the call of another function."""
+        """Return the owner of a parenthesis; None for a call that may not be harmless."""
         before = self._at(index - 1)
         if before is None or before.kind == "op" or before.text in ("(", ",", "[", ":"):
             return "group"
@@ -154,7 +154,7 @@ class _Reader:
         return "call" if self._is_harmless(index - 1) else None
 
     def _is_list(self, index: int) -> bool:
-        """Whether names, columns, or a type's modifiers are in a parenthesis."""
+        """Whether a parenthesis contains names, columns, or a type's modifiers."""
         if self._levels[-1].ctes in ("named", "recursive") and self._levels[-1].cte == index - 1:
             return True
         before = self._text(index - 2)
@@ -162,14 +162,15 @@ class _Reader:
             return True
         if before == "ordinality" and self._text(index - 3) == "with":
             return True
-        # An alias, or OVER, FILTER, REPEATABLE: only OPERATOR and DISTINCT ON come before a call.
+        # A word between two parentheses is an alias, OVER, FILTER or REPEATABLE. The exceptions
+        # are OPERATOR, and a function's name after DISTINCT ON (...).
         return self._is_closing(index - 2) and self._text(index - 1) != "operator"
 
     def _is_closing(self, index: int) -> bool:
         return self._text(index) == ")" and self._closed.get(index) != "distinct on"
 
     def _is_phrase(self, index: int) -> bool:
-        """Whether words that could be functions stand in a phrase of the grammar."""
+        """Whether a word that may be a function name is part of a phrase of the grammar."""
         word, second, third = (self._text(index - n) for n in (1, 2, 3))
         if word in ("rollup", "cube"):
             level = self._levels[-1]
@@ -180,7 +181,7 @@ class _Reader:
         return second in PHRASES.get(word, ())
 
     def _is_infix(self, index: int) -> bool:
-        """Whether a word stands between two operands, where no function can."""
+        """Whether a word is an infix between two operands, and so not a function."""
         word = self._text(index)
         if word == "columns":
             possible = self._levels[-1].opener in ("json_table", "xmltable", "columns")
@@ -194,14 +195,14 @@ class _Reader:
         return self._is_operand(before)
 
     def _is_operand(self, index: int) -> bool:
-        """Whether a token is the end of an operand."""
+        """Whether a token may end an operand."""
         token = self._at(index)
         if token is None or token.kind in ("op", "punct"):
             return token is not None and (token.text == "]" or self._is_closing(index))
         return token.kind != "word" or token.text not in KEYWORDS or token.text == "end"
 
     def _is_harmless(self, index: int) -> bool:
-        """Whether the function of this name is one that a plain read may call."""
+        """Whether a plain read may call the function of this name."""
         token = self._at(index)
         if token is None or _name(token) not in HARMLESS:
             return False
@@ -215,18 +216,18 @@ class _Reader:
         return self._tokens[index] if index >= 0 else None
 
     def _text(self, index: int) -> str:
-        """The text of a token if it is a keyword or a mark; else "", or its quotes."""
+        """Return the text of the token at an index; "" outside of the statement."""
         return self._tokens[index].text if 0 <= index < len(self._tokens) else ""
 
 
 def _name(token: Token) -> str | None:
-    """The name that a token stands for; None: it is written with Unicode escapes."""
+    """Return the name that a token stands for; None if it has Unicode escapes."""
     if token.kind == "word":
         return token.text
     return token.text[1:-1].replace('""', '"') if token.text.startswith('"') else None
 
 
 def is_plain_read(tokens: list[Token]) -> bool:
-    """Whether the one statement that these are the tokens of is certainly a plain read."""
+    """Whether the statement with these tokens is certainly a plain read."""
     first = next((token for token in tokens if token.text != "("), None)
     return first is not None and first.text in READING and _Reader(tokens).is_plain()
