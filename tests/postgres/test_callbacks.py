@@ -1,4 +1,4 @@
-"""The user's callables that raise CancelledError by themselves, or never return."""
+"""Users' callables that raise CancelledError by themselves, or never return."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pool_of(
     before: Callable[[], Awaitable[None]],
     **options: Any,
 ) -> AsyncConnectionPool:
-    """A pool whose callable of this name first awaits `before`."""
+    """Return a pool whose callable of this name first awaits `before`."""
 
     async def conninfo() -> str:
         await before()
@@ -52,7 +52,7 @@ def pool_of(
 
 
 async def of_a_cancelled_future() -> None:
-    """Await a token fetch that others share, and that somebody has cancelled."""
+    """Await a shared token fetch that another task has cancelled."""
     fetch = asyncio.get_running_loop().create_future()
     fetch.cancel()
     await fetch
@@ -63,7 +63,7 @@ async def of_a_cancelled_future() -> None:
 async def test_a_callable_that_was_cancelled_is_a_failed_connect_and_called_again(
     dsn: str, backends: Backends, name: str, kind: type[AsyncConnectionPool]
 ) -> None:
-    """The request waits for the next connect, as with any other error."""
+    """The waiter waits for the next connect, as with any other error."""
     calls = 0
 
     async def before() -> None:
@@ -82,7 +82,7 @@ async def test_a_callable_that_was_cancelled_is_a_failed_connect_and_called_agai
 async def test_a_callable_that_is_always_cancelled_is_the_cause_of_the_timeout(
     dsn: str, backends: Backends, name: str, kind: type[AsyncConnectionPool]
 ) -> None:
-    """By its name, with the CancelledError behind it."""
+    """The cause names the callable, and has the CancelledError as its own cause."""
     async with pool_of(kind, dsn, name, of_a_cancelled_future, min_size=0) as pool:
         with pytest.raises(PoolTimeout, match=f"{name} raised CancelledError") as caught:
             await pool.getconn(timeout=0.3)
@@ -93,7 +93,7 @@ async def test_a_callable_that_is_always_cancelled_is_the_cause_of_the_timeout(
 
 
 async def test_a_connect_of_the_users_own_class_may_be_cancelled_too(dsn: str) -> None:
-    """It is called like the others."""
+    """Such a `connect` counts as a failed connect too."""
     calls = 0
 
     class Own(psycopg.AsyncConnection[Any]):
@@ -113,7 +113,7 @@ async def test_a_connect_of_the_users_own_class_may_be_cancelled_too(dsn: str) -
 
 
 async def test_an_exit_that_a_test_framework_raises_is_a_failed_connect(dsn: str) -> None:
-    """A BaseException of any library's, such as pytest's own, stops no pool."""
+    """A BaseException of a library, such as pytest's, does not stop the pool."""
     calls = 0
 
     async def before() -> None:
@@ -128,7 +128,7 @@ async def test_an_exit_that_a_test_framework_raises_is_a_failed_connect(dsn: str
 
 @pytest.mark.parametrize("name", CALLABLES)
 async def test_closing_while_a_callable_runs_cancels_it(dsn: str, name: str) -> None:
-    """That is no failed connect."""
+    """The connect does not count as failed."""
     begun, ended = asyncio.Event(), asyncio.Event()
 
     async def before() -> None:
@@ -147,7 +147,7 @@ async def test_closing_while_a_callable_runs_cancels_it(dsn: str, name: str) -> 
 
 
 async def test_a_shared_fetch_that_one_closed_pool_cancels_fails_no_other(dsn: str) -> None:
-    """Awaited with no shield, it is cancelled with the first pool's connect."""
+    """Without a shield the fetch is cancelled with the first pool's connect."""
     fetch: asyncio.Task[None] | None = None
 
     async def before() -> None:
@@ -167,7 +167,7 @@ async def test_a_shared_fetch_that_one_closed_pool_cancels_fails_no_other(dsn: s
 
 
 async def test_a_check_that_was_cancelled_cancels_its_caller(dsn: str, backends: Backends) -> None:
-    """As in psycopg_pool: the error comes out, and the pool is open for the next."""
+    """As in psycopg_pool the error is raised, and the pool stays usable."""
     calls = 0
 
     async def check(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -188,7 +188,7 @@ async def test_a_check_that_was_cancelled_cancels_its_caller(dsn: str, backends:
 async def test_a_check_that_fails_a_test_keeps_no_connection(
     dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A BaseException comes out, and the connection is replaced."""
+    """A BaseException is raised, and the connection is replaced."""
     calls = 0
 
     async def check(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -204,8 +204,8 @@ async def test_a_check_that_fails_a_test_keeps_no_connection(
     caplog.clear()  # the crash of the check's task was logged
 
 
-async def test_a_check_that_is_ended_by_close_says_that_the_pool_is_closed(dsn: str) -> None:
-    """That cancellation is the pool's own."""
+async def test_a_check_that_close_ends_raises_that_the_pool_is_closed(dsn: str) -> None:
+    """The pool itself cancels the check."""
     begun = asyncio.Event()
 
     async def check(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -222,7 +222,7 @@ async def test_a_check_that_is_ended_by_close_says_that_the_pool_is_closed(dsn: 
 
 
 async def test_a_reset_that_was_cancelled_costs_its_connection_only(dsn: str) -> None:
-    """Another is opened in its place."""
+    """The connection is replaced."""
     calls = 0
 
     async def reset(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -239,7 +239,7 @@ async def test_a_reset_that_was_cancelled_costs_its_connection_only(dsn: str) ->
 
 @pytest.fixture
 def short_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A limit that a test can wait for."""
+    """Set a limit that a test can wait for."""
     monkeypatch.setattr(callbacks, "CALL_TIMEOUT", 0.2)
 
 
@@ -249,7 +249,7 @@ def short_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_callable_that_never_returns_loses_its_place(
     dsn: str, backends: Backends, name: str, kind: type[AsyncConnectionPool]
 ) -> None:
-    """Its time is up, the error says whose, and the next connect may succeed."""
+    """The callable's time limit expires, the error names it, and the next connect may succeed."""
     hanging = True
 
     async def before() -> None:
@@ -267,7 +267,7 @@ async def test_a_callable_that_never_returns_loses_its_place(
 
 @pytest.mark.usefixtures("short_limit")
 async def test_a_time_limit_inside_a_callable_is_its_own_error(dsn: str) -> None:
-    """It is not taken for the pool's."""
+    """A TimeoutError of the callable is not reported as the pool's limit."""
 
     async def before() -> None:
         async with asyncio.timeout(0.01):

@@ -1,7 +1,7 @@
-"""A connection that was closed: each operation on it says so, as psycopg's own does.
+"""Every operation on a closed connection raises the error that psycopg's own raises.
 
-None of them ends as if it were complete, hangs, or fails with another error, whoever has closed it
-and at whichever of its steps.
+None of them ends as if it were complete, hangs, or raises another error, whichever task closes the
+connection and at whichever step.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ ENDLESS = "SELECT n, CASE WHEN n > 2 THEN pg_sleep(60) END FROM generate_series(
 
 
 async def stream(conn: AnyConnection, close: Close, query: str = NUMBERS) -> None:
-    """Between two rows of a stream, that are there already."""
+    """Close between two rows of a stream that have arrived already."""
     async for row in conn.cursor().stream(query):
         if row[0] == 2:
             await close()
 
 
 async def stream_to_its_end(conn: AnyConnection, close: Close) -> None:
-    """After the last row, and before it is known to be the last."""
+    """Close after the last row, before it is known to be the last."""
     async for row in conn.cursor().stream(NUMBERS):
         if row[0] == 5:
             await close()
 
 
 async def stream_much(conn: AnyConnection, close: Close) -> None:
-    """Between two of more rows than the buffers hold."""
+    """Close between two rows of a stream larger than the buffers."""
     await stream(conn, close, "SELECT generate_series(1, 500000)")
 
 
 async def copy_out(conn: AnyConnection, close: Close) -> None:
-    """Between two blocks of a COPY from the server."""
+    """Close between two blocks of a COPY from the server."""
     async with conn.cursor().copy(f"COPY ({NUMBERS}) TO STDOUT") as copy:
         async for block in copy:
             if bytes(block) == b"2\n":
@@ -57,7 +57,7 @@ async def copy_out(conn: AnyConnection, close: Close) -> None:
 
 
 async def copy_rows_out(conn: AnyConnection, close: Close) -> None:
-    """Between two of its rows."""
+    """Close between two rows of a COPY from the server."""
     async with conn.cursor().copy(f"COPY ({NUMBERS}) TO STDOUT") as copy:
         async for row in copy.rows():
             if row == ("2",):
@@ -65,7 +65,7 @@ async def copy_rows_out(conn: AnyConnection, close: Close) -> None:
 
 
 async def copy_in(conn: AnyConnection, close: Close) -> None:
-    """Between two blocks of a COPY to the server."""
+    """Close between two blocks of a COPY to the server."""
     await conn.execute("CREATE TEMP TABLE t (x int)")
     async with conn.cursor().copy("COPY t FROM STDIN") as copy:
         await copy.write("1\n")
@@ -74,7 +74,7 @@ async def copy_in(conn: AnyConnection, close: Close) -> None:
 
 
 async def copy_in_to_its_end(conn: AnyConnection, close: Close) -> None:
-    """After the last of its rows."""
+    """Close after the last row of a COPY to the server."""
     await conn.execute("CREATE TEMP TABLE t (x int)")
     async with conn.cursor().copy("COPY t FROM STDIN") as copy:
         await copy.write_row((1,))
@@ -82,7 +82,7 @@ async def copy_in_to_its_end(conn: AnyConnection, close: Close) -> None:
 
 
 async def notifies(conn: AnyConnection, close: Close) -> None:
-    """Between two notifications."""
+    """Close between two notifications."""
     await conn.set_autocommit(True)
     await conn.execute("LISTEN c")
     await conn.execute("NOTIFY c")
@@ -92,7 +92,7 @@ async def notifies(conn: AnyConnection, close: Close) -> None:
 
 
 async def pipeline(conn: AnyConnection, close: Close) -> None:
-    """Between two statements in a pipeline."""
+    """Close between two statements in a pipeline."""
     async with conn.pipeline():
         await conn.execute(NUMBERS)
         await close()
@@ -100,14 +100,14 @@ async def pipeline(conn: AnyConnection, close: Close) -> None:
 
 
 async def pipeline_to_its_end(conn: AnyConnection, close: Close) -> None:
-    """After the last of them."""
+    """Close after the last statement in a pipeline."""
     async with conn.pipeline():
         await conn.execute(NUMBERS)
         await close()
 
 
 async def pipeline_sync(conn: AnyConnection, close: Close) -> None:
-    """Before what it was given is sent."""
+    """Close before the statements of a pipeline are sent."""
     async with conn.pipeline() as pipe:
         await conn.execute(NUMBERS)
         await close()
@@ -115,7 +115,7 @@ async def pipeline_sync(conn: AnyConnection, close: Close) -> None:
 
 
 async def pipeline_fetch(conn: AnyConnection, close: Close) -> None:
-    """Before a result of it is fetched."""
+    """Close before a result of a pipeline is fetched."""
     async with conn.pipeline():
         cur = await conn.execute(NUMBERS)
         await close()
@@ -123,14 +123,14 @@ async def pipeline_fetch(conn: AnyConnection, close: Close) -> None:
 
 
 async def transaction_in_a_pipeline(conn: AnyConnection, close: Close) -> None:
-    """Before the end of its transaction."""
+    """Close before the end of a transaction in a pipeline."""
     async with conn.pipeline(), conn.transaction():
         await conn.execute(NUMBERS)
         await close()
 
 
 async def server_cursor(conn: AnyConnection, close: Close) -> None:
-    """Between two pages of a server-side cursor."""
+    """Close between two pages of a server-side cursor."""
     async with conn.cursor("c") as cur:
         cur.itersize = 2
         await cur.execute(NUMBERS)
@@ -178,27 +178,27 @@ OF_A_SERVER_CURSOR: dict[str, Callable[[Any], Awaitable[object]]] = {
 
 @pytest.fixture(params=[psycopg.AsyncConnection, Connection], ids=["psycopg", "asyncpool"])
 async def either(request: pytest.FixtureRequest, dsn: str) -> AsyncIterator[AnyConnection]:
-    """A connection of psycopg's, and one of ours."""
+    """A connection of psycopg's class, and one of `asyncpool.Connection`."""
     conn = await request.param.connect(dsn)
     yield conn
     await conn.close()
 
 
 @pytest.mark.parametrize("operation", NEXT.values(), ids=NEXT)
-async def test_an_operation_on_a_closed_connection_says_so(
+async def test_an_operation_on_a_closed_connection_raises(
     either: AnyConnection, operation: Operation
 ) -> None:
-    """Also those that need nothing of the server, such as a new mode."""
+    """Operations without I/O, such as a change of the mode, raise too."""
     await either.close()
     with pytest.raises(psycopg.OperationalError, match=CLOSED):
         await in_time(operation(either, either.close))
 
 
 @pytest.mark.parametrize("operation", OF_A_CURSOR.values(), ids=OF_A_CURSOR)
-async def test_a_cursor_of_a_closed_connection_says_so(
+async def test_a_cursor_of_a_closed_connection_raises(
     either: AnyConnection, operation: Callable[[psycopg.AsyncCursor[Any]], Awaitable[object]]
 ) -> None:
-    """It was made before."""
+    """The cursor was made before the connection was closed."""
     cur = either.cursor()
     await either.close()
     with pytest.raises(psycopg.OperationalError, match=CLOSED):
@@ -206,10 +206,10 @@ async def test_a_cursor_of_a_closed_connection_says_so(
 
 
 @pytest.mark.parametrize("operation", OF_A_SERVER_CURSOR.values(), ids=OF_A_SERVER_CURSOR)
-async def test_a_server_side_cursor_of_a_closed_connection_says_so(
+async def test_a_server_side_cursor_of_a_closed_connection_raises(
     either: AnyConnection, operation: Callable[[Any], Awaitable[object]]
 ) -> None:
-    """Also when more of its rows are asked for."""
+    """Fetching more rows raises too."""
     cur = either.cursor("c")
     await cur.execute(NUMBERS)
     await either.close()
@@ -223,7 +223,7 @@ async def test_a_server_side_cursor_of_a_closed_connection_says_so(
 async def test_an_operation_whose_connection_is_closed_between_its_steps_fails(
     either: AnyConnection, operation: Operation, by: str
 ) -> None:
-    """Whatever libpq had received by then: it is not known to be all."""
+    """The data that libpq has received may be incomplete, so the operation fails."""
 
     async def close() -> None:
         if by == "its own task":
@@ -239,36 +239,36 @@ async def test_an_operation_whose_connection_is_closed_between_its_steps_fails(
 
 
 async def sleep(conn: AnyConnection, _: Close) -> None:
-    """A statement that does not end."""
+    """Run a statement that does not end."""
     await conn.execute("SELECT pg_sleep(60)")
 
 
 async def sleep_many(conn: AnyConnection, _: Close) -> None:
-    """Many of them."""
+    """Run executemany with statements that do not end."""
     await conn.cursor().executemany("SELECT pg_sleep(%s)", [(60,), (60,)])
 
 
 async def sleep_streaming(conn: AnyConnection, _: Close) -> None:
-    """A row that does not come."""
+    """Wait for a row that never comes."""
     async for _row in conn.cursor().stream(ENDLESS):
         pass
 
 
 async def sleep_copying(conn: AnyConnection, _: Close) -> None:
-    """A block that does not come."""
+    """Wait for a block of a COPY that never comes."""
     async with conn.cursor().copy(f"COPY ({ENDLESS}) TO STDOUT") as copy:
         async for _block in copy:
             pass
 
 
 async def sleep_in_a_pipeline(conn: AnyConnection, _: Close) -> None:
-    """Results that do not come."""
+    """Wait for results of a pipeline that never come."""
     async with conn.pipeline():
         await conn.execute("SELECT pg_sleep(60)")
 
 
 async def sleep_in_a_transaction(conn: AnyConnection, _: Close) -> None:
-    """A block around it."""
+    """Run a statement that does not end in a transaction block."""
     async with conn.transaction():
         await conn.execute("SELECT pg_sleep(60)")
 
@@ -281,7 +281,7 @@ WAITING += [sleep_in_a_transaction]
 async def test_what_waits_for_the_server_fails_when_another_task_closes_the_connection(
     conn: Connection[Any], backends: Backends, operation: Operation
 ) -> None:
-    """At once, and so does whoever waits for the connection's lock."""
+    """It fails immediately, and so does a task that waits for the connection's lock."""
     waiting = asyncio.ensure_future(operation(conn, conn.close))
     await eventually(lambda: backends.running("pg_sleep"))
     behind = asyncio.create_task(conn.commit())
@@ -290,13 +290,13 @@ async def test_what_waits_for_the_server_fails_when_another_task_closes_the_conn
     for task in (waiting, behind):
         with pytest.raises(psycopg.OperationalError, match=CLOSED):
             await in_time(task)
-    backends.terminate()  # a server that sleeps does not see that its client has gone
+    backends.terminate()  # a backend in pg_sleep does not see that its client is gone
 
 
-async def test_who_waits_for_notifications_fails_when_another_task_closes_the_connection(
+async def test_a_wait_for_notifications_fails_when_another_task_closes_the_connection(
     conn: Connection[Any],
 ) -> None:
-    """It would wait for ever."""
+    """Otherwise the task would wait for ever."""
     waiting = asyncio.ensure_future(anext(conn.notifies()))
     await eventually(conn.lock.locked)
     await asyncio.sleep(0.01)
@@ -309,7 +309,7 @@ async def test_who_waits_for_notifications_fails_when_another_task_closes_the_co
 async def test_what_is_under_way_when_the_pool_is_closed_fails(
     dsn: str, operation: Operation
 ) -> None:
-    """Its time is up, and nobody takes what it has got for all."""
+    """The operation raises, so that a part of its data is not taken for all of it."""
     pool = AsyncConnectionPool(dsn, min_size=1, max_size=1)
     await pool.open()
 

@@ -1,7 +1,7 @@
-"""A block whose connection ends while it runs: its work is never reported as done.
+"""The work of a block whose connection ends while it runs is never reported as done.
 
-psycopg lets such a block end with no error. So does ours where the block's own task has closed the
-connection, which knows then what it did.
+psycopg lets such a block end with no error. `asyncpool.Connection` does so only where the block's
+own task has closed the connection.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LOST = "^the connection is closed: the work of this block was not committed"
 async def test_a_transaction_whose_connection_another_task_closes_fails_at_its_end(
     conn: Connection[Any], backends: Backends, table: str
 ) -> None:
-    """Its rows are not there."""
+    """The rows of the block are not stored."""
 
     async def work() -> None:
         async with conn.transaction():
@@ -39,7 +39,7 @@ async def test_a_transaction_whose_connection_another_task_closes_fails_at_its_e
 async def test_a_savepoint_whose_connection_another_task_closes_fails_at_its_end(
     conn: Connection[Any],
 ) -> None:
-    """Not only the block around it."""
+    """The savepoint's block raises itself, not only the enclosing one."""
     errors = []
 
     async def work() -> None:
@@ -58,7 +58,7 @@ async def test_a_savepoint_whose_connection_another_task_closes_fails_at_its_end
 async def test_a_transaction_that_hides_the_loss_of_its_connection_fails_at_its_end(
     conn: Connection[Any], backends: Backends
 ) -> None:
-    """The error of a statement in it was caught, as for one that may fail."""
+    """The block has caught the error of a statement in it."""
 
     async def work() -> None:
         async with conn.transaction():
@@ -73,7 +73,7 @@ async def test_a_transaction_that_hides_the_loss_of_its_connection_fails_at_its_
 async def test_a_transaction_whose_cancelled_statement_does_not_end_fails_at_its_end(
     conn: Connection[Any], monkeypatch: pytest.MonkeyPatch, backends: Backends
 ) -> None:
-    """The connection is closed for it, with no error at the time."""
+    """The connection is closed in the background, without an error at that time."""
     monkeypatch.setattr("asyncpool._psycopg.transport.DRAIN_TIMEOUT", 0.0)
 
     async def work() -> None:
@@ -91,17 +91,17 @@ async def test_a_transaction_whose_cancelled_statement_does_not_end_fails_at_its
 async def test_a_transaction_that_closes_its_connection_itself_ends_as_in_psycopg(
     conn: Connection[Any], backends: Backends, table: str
 ) -> None:
-    """With no error, and rolled back."""
+    """The block raises nothing, and is rolled back."""
     async with conn.transaction(), conn.transaction():
         await conn.execute(f"INSERT INTO {table} VALUES (1)")
         await conn.close()
     assert backends.rows(table) == []
 
 
-async def test_a_transaction_that_was_to_be_rolled_back_does_not_mind_the_loss(
+async def test_a_transaction_with_force_rollback_raises_nothing_for_the_loss(
     conn: Connection[Any],
 ) -> None:
-    """Nothing is lost that was to stay."""
+    """A block with `force_rollback` raises nothing, as it has nothing to commit."""
     async with conn.transaction(force_rollback=True):
         await asyncio.create_task(conn.close())
 
@@ -109,7 +109,7 @@ async def test_a_transaction_that_was_to_be_rolled_back_does_not_mind_the_loss(
 async def test_an_error_in_a_block_is_not_replaced_by_that_of_the_loss(
     conn: Connection[Any],
 ) -> None:
-    """The block's own comes out, of a transaction and of the connection's block."""
+    """The block's own error is raised, by a transaction and by the connection's block."""
 
     async def work() -> None:
         async with conn, conn.transaction():
@@ -123,7 +123,7 @@ async def test_an_error_in_a_block_is_not_replaced_by_that_of_the_loss(
 async def test_a_connection_block_fails_whose_open_transaction_another_task_has_ended(
     dsn: str, backends: Backends, table: str
 ) -> None:
-    """psycopg commits at its end, if there is a connection."""
+    """psycopg commits at the end of the block only if the connection is open."""
 
     async def work() -> None:
         async with await Connection.connect(dsn) as conn:
@@ -138,7 +138,7 @@ async def test_a_connection_block_fails_whose_open_transaction_another_task_has_
 async def test_a_connection_block_fails_that_hides_the_loss_of_its_connection(
     dsn: str, backends: Backends
 ) -> None:
-    """What was under way is unknown by then, and a transaction is opened by all that is run."""
+    """It is unknown whether a transaction was open, and any statement would have opened one."""
 
     async def work() -> None:
         async with await Connection.connect(dsn) as conn:
@@ -152,10 +152,10 @@ async def test_a_connection_block_fails_that_hides_the_loss_of_its_connection(
 
 
 @pytest.mark.parametrize("autocommit", [True, False])
-async def test_a_connection_block_with_nothing_to_commit_does_not_mind_the_loss(
+async def test_a_connection_block_with_nothing_to_commit_raises_nothing_for_the_loss(
     dsn: str, backends: Backends, autocommit: bool
 ) -> None:
-    """All that it did is done."""
+    """All of its work is committed."""
     async with await Connection.connect(dsn, autocommit=autocommit) as conn:
         await conn.execute("SELECT 1")
         await conn.commit()
@@ -170,7 +170,7 @@ async def test_a_connection_block_with_nothing_to_commit_does_not_mind_the_loss(
 async def test_a_connection_block_that_closes_its_connection_itself_ends_as_in_psycopg(
     dsn: str,
 ) -> None:
-    """With no error."""
+    """The block raises nothing."""
     async with await Connection.connect(dsn) as conn:
         await conn.execute("SELECT 1")
         await conn.close()
@@ -179,7 +179,7 @@ async def test_a_connection_block_that_closes_its_connection_itself_ends_as_in_p
 async def test_a_pools_transaction_fails_when_the_pool_is_closed_in_it(
     dsn: str, backends: Backends, table: str
 ) -> None:
-    """By its own task too, for it is the pool that has closed the connection."""
+    """It raises even if its own task closes the pool, because the pool closes the connection."""
     pool = AsyncConnectionPool(dsn, min_size=1)
     await pool.open()
 

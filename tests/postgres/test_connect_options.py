@@ -1,4 +1,4 @@
-"""Connection strings and options on a real server: what is right, and what can never be."""
+"""Connection strings and options on a real server, and mistakes that can never connect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POOLS = [AsyncConnectionPool, AsyncNullConnectionPool]
 
 
 class Own(psycopg.AsyncConnection[Any]):
-    """Its `connect` may know options that the pool does not."""
+    """A class whose `connect` may take options that the pool does not know."""
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
@@ -45,7 +45,7 @@ class Own(psycopg.AsyncConnection[Any]):
 async def test_a_mistake_of_a_callable_is_told_at_once(
     dsn: str, kind: type[AsyncConnectionPool], more: str, message: str
 ) -> None:
-    """As a refused password is; none of its connects has to be waited for."""
+    """The error is raised as for a refused password, without waiting for further connects."""
     name, _, value = more.partition("=")
     sources: list[dict[str, Any]] = [
         {"conninfo": lambda: f"{dsn} {more}"},
@@ -59,8 +59,8 @@ async def test_a_mistake_of_a_callable_is_told_at_once(
             assert message.partition(".")[0] in (pool.explain().last_error or "")
 
 
-async def test_a_mistake_that_only_connect_sees_is_told_at_once(dsn: str) -> None:
-    """Where the class has a `connect` of its own."""
+async def test_a_mistake_that_only_connect_sees_is_reported_immediately(dsn: str) -> None:
+    """The class has its own `connect`, so the constructor cannot check its options."""
     for kwargs in ({"aplication_name": "x"}, {"sslmode": "requre"}):
         async with AsyncConnectionPool(
             dsn, kwargs=kwargs, connection_class=Own, min_size=0, max_size=2, timeout=60
@@ -73,7 +73,7 @@ async def test_a_mistake_that_only_connect_sees_is_told_at_once(dsn: str) -> Non
 async def test_a_setting_that_the_server_does_not_know_is_told_at_once(
     dsn: str, kind: type[AsyncConnectionPool]
 ) -> None:
-    """By its name, in the server's words."""
+    """The error quotes the server, with the name of the setting."""
     wrong = make_conninfo(dsn, options="-c aplication_name=x")
     async with kind(wrong, min_size=0, max_size=2, timeout=60) as pool:
         with pytest.raises(PoolUnavailable, match='parameter "aplication_name"') as caught:
@@ -85,7 +85,7 @@ async def test_a_setting_that_the_server_does_not_know_is_told_at_once(
 async def test_the_folder_of_a_socket_may_have_an_at_in_its_name(
     asyncpool_server: Server, dsn: str
 ) -> None:
-    """However it is written; only a host that is no folder may be the end of a password."""
+    """Any notation works; only a host that is not a folder can be the end of a password."""
     if asyncpool_server.socket_dsn is None:
         pytest.skip("the server has no Unix socket")
     there = conninfo_to_dict(asyncpool_server.socket_dsn)
@@ -104,7 +104,7 @@ async def test_the_folder_of_a_socket_may_have_an_at_in_its_name(
 
 
 async def test_a_callable_that_is_right_the_next_time_is_asked_again(dsn: str) -> None:
-    """The pool goes on trying by itself."""
+    """The pool retries by itself."""
     answers = [f"{dsn} aplication_name=x"]
     async with AsyncConnectionPool(lambda: answers[-1], min_size=1) as pool:
         with pytest.raises(PoolUnavailable):

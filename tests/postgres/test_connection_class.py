@@ -1,4 +1,4 @@
-"""Connection classes of the user's own, derived from psycopg's and from `asyncpool.Connection`."""
+"""Users' connection classes, derived from psycopg's and from `asyncpool.Connection`."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ LOOPS = BOTH_LOOPS
 
 
 class Plain(psycopg.AsyncConnection[Any]):
-    """It waits as psycopg does."""
+    """A class that waits as psycopg does."""
 
     async def one(self) -> object:
-        """A statement of the application's own."""
+        """Run a statement of the application."""
         return await (await self.execute("SELECT 1")).fetchone()
 
 
 class Watched(Connection[Any]):
-    """It is watched, and has a `connect` of its own."""
+    """A watched class with its own `connect`."""
 
     label = ""
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
-        """Connect, and remember something."""
+        """Connect and set an attribute."""
         conn = await super().connect(conninfo, **kwargs)
         conn.label = "mine"
         return conn
 
     async def one(self) -> object:
-        """A statement of the application's own."""
+        """Run a statement of the application."""
         return await (await self.execute("SELECT 1")).fetchone()
 
 
@@ -51,7 +51,7 @@ each_class = pytest.mark.parametrize("own", [Plain, Watched])
 
 @each_class
 async def test_a_users_own_class_works_in_a_pool(dsn: str, own: Any) -> None:
-    """Derived from either; its own methods are there."""
+    """A class derived from either one keeps its own methods."""
     async with AsyncConnectionPool(dsn, min_size=2, connection_class=own) as pool:
         async with pool.connection() as conn:
             assert type(conn) is own
@@ -65,7 +65,7 @@ async def test_a_users_own_class_works_in_a_pool(dsn: str, own: Any) -> None:
 async def test_a_cancelled_query_of_a_users_own_class_ends(
     dsn: str, backends: Backends, own: Any
 ) -> None:
-    """On the server too, and the pool is as it was."""
+    """The query ends on the server too, and the pool stays whole."""
     async with AsyncConnectionPool(dsn, min_size=2, connection_class=own) as pool:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(pool.execute("SELECT pg_sleep(60)"), 0.05)
@@ -77,7 +77,7 @@ async def test_a_cancelled_query_of_a_users_own_class_ends(
 async def test_a_users_own_class_is_replaced_when_its_server_has_gone(
     dsn: str, backends: Backends, own: Any
 ) -> None:
-    """One derived from ours at once, one from psycopg's by its borrower's check."""
+    """A loss of a watched one is seen immediately, of psycopg's own by the user's `check`."""
     async with AsyncConnectionPool(
         dsn, min_size=2, connection_class=own, check=AsyncConnectionPool.check_connection
     ) as pool:
@@ -90,10 +90,10 @@ async def test_a_users_own_class_is_replaced_when_its_server_has_gone(
 
 
 @pytest.mark.parametrize("tls", [False, True])
-async def test_a_dead_connection_of_psycopgs_own_class_is_not_lent(
+async def test_a_dead_connection_of_psycopgs_own_class_is_not_leased(
     dsn: str, backends: Backends, another_server: Server, tls: bool
 ) -> None:
-    """Though it is not watched: its socket is looked at when it is borrowed, at no round trip."""
+    """An unwatched connection's socket is checked when it is leased, without a round trip."""
     if tls:
         dsn = make_conninfo(another_server.dsn, sslmode="require", application_name="own class")
         backends = Backends(another_server.dsn, "own class")
@@ -106,16 +106,16 @@ async def test_a_dead_connection_of_psycopgs_own_class_is_not_lent(
         assert pool.stats().lost == 3
 
 
-async def test_a_connection_that_was_told_farewell_is_not_lent(
+async def test_a_connection_whose_end_was_announced_is_not_leased(
     dsn: str, backends: Backends
 ) -> None:
-    """Though the server has not hung up yet, as far as can be seen."""
+    """The server's announcement counts, even before it hangs up."""
     async with Proxy(dsn) as proxy:
         proxy.tells_of_the_end = False
         async with AsyncConnectionPool(proxy.dsn, min_size=1, connection_class=Plain) as pool:
             await all_usable(pool)
             backends.terminate()
-            await asyncio.sleep(0.1)  # until the proxy has passed it on
+            await asyncio.sleep(0.1)  # until the proxy has forwarded it
             proxy.tells_of_the_end = True
             async with pool.connection() as conn:
                 assert await conn.one() == (1,)
@@ -126,7 +126,7 @@ async def test_a_connection_that_was_told_farewell_is_not_lent(
 async def test_notifications_that_came_while_it_was_idle_are_not_lost(
     dsn: str, backends: Backends
 ) -> None:
-    """Though its socket is read when it is borrowed."""
+    """Reading the socket at a lease keeps the notifications that it finds."""
     async with AsyncConnectionPool(
         dsn, min_size=1, connection_class=Plain, kwargs={"autocommit": True}
     ) as pool:
@@ -139,7 +139,7 @@ async def test_notifications_that_came_while_it_was_idle_are_not_lost(
 
 
 async def test_a_class_derived_from_ours_is_watched(dsn: str, backends: Backends) -> None:
-    """What its own connect() has set is there as well."""
+    """An attribute that its own connect() has set stays."""
     async with AsyncConnectionPool(dsn, min_size=1, connection_class=Watched) as pool:
         async with pool.connection() as conn:
             assert conn.label == "mine"
@@ -148,38 +148,38 @@ async def test_a_class_derived_from_ours_is_watched(dsn: str, backends: Backends
 
 
 class Downgraded(Connection[Any]):
-    """Its `connect` makes psycopg's own."""
+    """A class whose `connect` returns psycopg's own connections."""
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
-        """Connect otherwise."""
+        """Return a connection of another class."""
         return await psycopg.AsyncConnection.connect(conninfo, **kwargs)
 
 
 class Upgraded(psycopg.AsyncConnection[Any]):
-    """Its `connect` makes watched ones."""
+    """A class whose `connect` returns watched connections."""
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
-        """Connect otherwise."""
+        """Return a connection of another class."""
         return await Connection.connect(conninfo, **kwargs)
 
 
 class Mixed(Connection[Any]):
-    """Its `connect` makes the one and the other."""
+    """A class whose `connect` returns both kinds in turn."""
 
     made = 0
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
-        """Connect either way."""
+        """Return a connection of either class."""
         cls.made += 1
         kind = (Connection, psycopg.AsyncConnection)[cls.made % 2]
         return await kind.connect(conninfo, **kwargs)
 
 
 class Proxied:
-    """Another object in front of a connection, as tracers put it there; it is of its class."""
+    """A proxy of a connection, as tracers use it, which passes for the connection's class."""
 
     def __init__(self, conn: Any) -> None:
         object.__setattr__(self, "wrapped", conn)
@@ -202,11 +202,11 @@ class Proxied:
 
 
 class Traced(Connection[Any]):
-    """Its `connect` is wrapped by a tracer."""
+    """A class whose `connect` is wrapped by a tracer."""
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
-        """Connect, and put a proxy in front."""
+        """Connect and return a proxy of the connection."""
         return Proxied(await super().connect(conninfo, **kwargs))
 
 
@@ -214,7 +214,7 @@ class Traced(Connection[Any]):
 async def test_what_connect_makes_counts_and_not_the_class_that_it_is_called_on(
     dsn: str, own: Any
 ) -> None:
-    """Blocks of each kind, one-shots, an error and a cancellation; none is lost or stays lent."""
+    """Blocks, one-shots, an error and a cancellation leave no connection lost or leased."""
     async with AsyncConnectionPool(dsn, min_size=2, connection_class=own) as pool:
         for kind in ("connection", "transaction", "cursor", "session", "acquire"):
             async with getattr(pool, kind)() as target:
@@ -233,7 +233,7 @@ async def test_what_connect_makes_counts_and_not_the_class_that_it_is_called_on(
 
 @pytest.mark.parametrize("alias", [psycopg.AsyncConnection[DictRow], Connection[DictRow]])
 async def test_an_alias_that_says_the_rows_is_its_class(dsn: str, alias: Any) -> None:
-    """As psycopg's pages on typing have it; what is no connection class is refused still."""
+    """psycopg's documentation uses such aliases; anything but a connection class is refused."""
     kwargs = {"row_factory": dict_row}
     async with AsyncConnectionPool(dsn, min_size=1, connection_class=alias, kwargs=kwargs) as pool:
         assert pool.connection_class in {psycopg.AsyncConnection, Connection}

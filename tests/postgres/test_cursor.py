@@ -1,4 +1,4 @@
-"""The cursor of `asyncpool.Connection`: a shorter way to what psycopg's does, and nothing else."""
+"""The cursor of `asyncpool.Connection`: the results of psycopg's own, by a faster path."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Conn = psycopg.AsyncConnection[Any]
 
 
 class Shout(Loader):
-    """Text in capitals."""
+    """A loader that returns text in upper case."""
 
     def load(self, data: Any) -> str:
         """See `Loader`."""
@@ -33,7 +33,7 @@ class Shout(Loader):
 
 
 class Whisper(Dumper):
-    """Text in small letters."""
+    """A dumper that writes text in lower case."""
 
     def dump(self, obj: str) -> bytes:
         """See `Dumper`."""
@@ -219,7 +219,7 @@ FAILURES = [
 
 
 async def outcome_of(scene: Callable[[Conn], Awaitable[Any]], conn: Conn) -> Any:
-    """What it returns, or what its error is."""
+    """Return the scene's result, or its error."""
     try:
         return await in_time(scene(conn))
     except Exception as error:  # noqa: BLE001 - it is the outcome
@@ -232,7 +232,7 @@ async def outcome_of(scene: Callable[[Conn], Awaitable[Any]], conn: Conn) -> Any
 async def test_it_does_what_psycopgs_does(
     dsn: str, scene: Callable[[Conn], Awaitable[Any]]
 ) -> None:
-    """The same results, the same facts, the same errors."""
+    """Results, attributes and errors are equal."""
     theirs, ours = [
         await outcome_of(scene, await kind.connect(dsn, autocommit=True))
         for kind in (psycopg.AsyncConnection, Connection)
@@ -242,14 +242,14 @@ async def test_it_does_what_psycopgs_does(
 
 
 async def test_an_error_has_no_traceback_of_psycopgs_insides(conn: Connection[Any]) -> None:
-    """It ends where the call is; psycopg's own ends in its `execute`."""
+    """The traceback ends at the call; with psycopg it ends in `execute`."""
     with pytest.raises(psycopg.errors.DivisionByZero) as error:
         await conn.execute("SELECT 1/0")
     assert len(error.traceback) == 1
 
 
 async def test_a_cursor_factory_of_the_users_own_makes_the_cursor(dsn: str) -> None:
-    """Given to connect or set later."""
+    """The factory is passed to connect or set later."""
     async with await Connection.connect(dsn, cursor_factory=psycopg.AsyncClientCursor) as conn:
         assert type(await conn.execute("SELECT %s", ["x"])) is psycopg.AsyncClientCursor
         conn.cursor_factory = psycopg.AsyncRawCursor
@@ -260,7 +260,7 @@ async def test_a_cursor_factory_of_the_users_own_makes_the_cursor(dsn: str) -> N
 
 @pytest.mark.parametrize("name", ["cursor", "wait"])
 async def test_what_a_derived_class_overrides_is_called(dsn: str, name: str) -> None:
-    """A statement takes no way around it."""
+    """The fast path does not bypass an overridden method."""
     calls = 0
     inherited = getattr(Connection, name)
 
@@ -281,10 +281,10 @@ async def test_what_a_derived_class_overrides_is_called(dsn: str, name: str) -> 
         assert calls == before + 1
 
 
-async def test_a_statement_cancelled_while_another_holds_the_connection_leaves_it_be(
+async def test_a_statement_cancelled_while_it_waits_for_the_connection_has_no_effect(
     conn: Connection[Any],
 ) -> None:
-    """Who waits for the connection's lock leaves with nothing done; the next in line has it."""
+    """A task cancelled while it waits for the lock has no effect; the next waiter gets the lock."""
     first = asyncio.create_task(conn.execute("SELECT 1 FROM pg_sleep(0.05)"))
     await asyncio.sleep(0)
     leaving = asyncio.create_task(conn.execute("SELECT 2"))

@@ -1,4 +1,4 @@
-"""`pool.cursor(autocommit=...)`: the mode is the block's alone, however the block ends."""
+"""`pool.cursor(autocommit=...)`: the mode holds for the block only, however the block ends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLASSES = pytest.mark.parametrize("kind", [None, psycopg.AsyncConnection], ids=[
 
 
 def pool_of(dsn: str, kind: Any, **keywords: Any) -> AsyncConnectionPool:
-    """A pool of one connection, of this class."""
+    """Return a pool of one connection of this class."""
     if kind is not None:
         keywords["connection_class"] = kind
     return AsyncConnectionPool(dsn, min_size=1, **keywords)
@@ -34,7 +34,7 @@ def pool_of(dsn: str, kind: Any, **keywords: Any) -> AsyncConnectionPool:
 
 @pytest.mark.parametrize("usual", [False, True])
 async def test_the_mode_is_the_blocks(dsn: str, usual: bool) -> None:
-    """In autocommit mode there is no transaction, in the other one that the block commits."""
+    """In autocommit mode there is no transaction; otherwise the block commits one."""
     async with AsyncConnectionPool(dsn, min_size=1, kwargs={"autocommit": usual}) as pool:
         await pool.execute("CREATE TEMP TABLE told (x int)")
         async with pool.cursor(autocommit=True) as cur:
@@ -53,7 +53,7 @@ async def test_the_mode_is_the_blocks(dsn: str, usual: bool) -> None:
 
 
 async def test_to_change_the_mode_takes_no_round_trip(dsn: str) -> None:
-    """psycopg only notes it."""
+    """psycopg changes the mode without I/O."""
     async with Proxy(dsn) as proxy, AsyncConnectionPool(proxy.dsn, min_size=1) as pool:
         await pool.wait()
         before = proxy.turns
@@ -64,42 +64,42 @@ async def test_to_change_the_mode_takes_no_round_trip(dsn: str) -> None:
 
 
 async def fail(cur: Cursor) -> None:
-    """With the transaction open."""
+    """Fail with the transaction open."""
     await cur.execute("SELECT 1")
     raise ZeroDivisionError
 
 
 async def fail_on_the_server(cur: Cursor) -> None:
-    """With the transaction broken."""
+    """Fail with the transaction in an error state."""
     await cur.execute("SELECT 1/0")
 
 
 async def leave_a_transaction_open(cur: Cursor) -> None:
-    """By a BEGIN of one's own."""
+    """Run BEGIN and do not end the transaction."""
     await cur.execute("BEGIN")
 
 
 async def fail_in_a_transaction(cur: Cursor) -> None:
-    """Of one's own."""
+    """Fail in a transaction that BEGIN has started."""
     await cur.execute("BEGIN")
     raise ZeroDivisionError
 
 
 async def fail_in_a_block(cur: Cursor) -> None:
-    """Of psycopg's."""
+    """Fail in psycopg's transaction block."""
     async with cur.connection.transaction():
         await cur.execute("SELECT 1/0")
 
 
 async def fail_at_the_commit(cur: Cursor) -> None:
-    """By a constraint that is looked at then."""
+    """Violate a constraint that is checked at the commit."""
     await cur.execute("CREATE TEMP TABLE IF NOT EXISTS late (x int UNIQUE DEFERRABLE)")
     await cur.execute("ALTER TABLE late ALTER CONSTRAINT late_x_key DEFERRABLE INITIALLY DEFERRED")
     await cur.execute("INSERT INTO late VALUES (1), (1)")
 
 
 async def commit(cur: Cursor) -> None:
-    """And go on."""
+    """Commit and run another statement."""
     await cur.connection.commit()
     await cur.execute("SELECT 1")
 
@@ -121,7 +121,7 @@ async def commit(cur: Cursor) -> None:
 async def test_the_mode_is_put_back_however_the_block_ends(
     dsn: str, kind: Any, usual: bool, use: Callable[[Cursor], Awaitable[None]]
 ) -> None:
-    """By the pool's own task where the transaction has to be rolled back first."""
+    """A background task restores it where the transaction must be rolled back first."""
     async with pool_of(dsn, kind, kwargs={"autocommit": usual}) as pool:
         with suppress(ZeroDivisionError, psycopg.Error):
             async with pool.cursor(autocommit=not usual) as cur:
@@ -138,7 +138,7 @@ async def test_the_mode_is_put_back_however_the_block_ends(
 async def test_the_mode_is_put_back_after_a_cancellation(
     dsn: str, backends: Backends, kind: Any, usual: bool, end: str
 ) -> None:
-    """In a query, and in one of a transaction block."""
+    """The cancellation comes in a query, outside and inside of a transaction block."""
     async with pool_of(dsn, kind, kwargs={"autocommit": usual}) as pool:
         scope = anyio.CancelScope()
 
@@ -168,10 +168,8 @@ async def test_the_mode_is_put_back_after_a_cancellation(
 
 
 @pytest.mark.parametrize("untidy", [False, True])
-async def test_who_returns_it_inside_of_the_block_leaves_no_mode_behind(
-    dsn: str, untidy: bool
-) -> None:
-    """It is an error of the block, and the next borrower must not notice."""
+async def test_a_return_inside_of_the_block_leaves_no_mode_behind(dsn: str, untidy: bool) -> None:
+    """The block raises an error, and the next borrower gets the usual mode."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         with pytest.raises(ReleaseError, match="returned inside of the block"):  # noqa: PT012
             async with pool.cursor(autocommit=True) as cur:
@@ -186,7 +184,7 @@ async def test_who_returns_it_inside_of_the_block_leaves_no_mode_behind(
 
 
 async def test_a_cursor_that_cannot_be_made_leaves_no_mode_behind(dsn: str) -> None:
-    """Its error comes out."""
+    """The error of the factory is raised."""
 
     class Refusing(psycopg.AsyncCursor[Any]):
         def __init__(self, *_: Any, **__: Any) -> None:
@@ -207,7 +205,7 @@ async def test_a_cursor_that_cannot_be_made_leaves_no_mode_behind(dsn: str) -> N
 async def test_a_connection_whose_mode_cannot_be_put_back_is_replaced(
     dsn: str, idle: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody meets it in the wrong one, and what runs on the server is ended."""
+    """No later borrower gets the wrong mode, and the server ends the transaction."""
 
     async def refuse(_: bool) -> None:
         raise ZeroDivisionError
@@ -225,14 +223,14 @@ async def test_a_connection_whose_mode_cannot_be_put_back_is_replaced(
 
 
 async def test_a_mode_that_is_none_is_an_error_at_the_call(dsn: str) -> None:
-    """Nothing is borrowed."""
+    """No connection is leased."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         with pytest.raises(TypeError, match="autocommit must be True, False or None, not 'on'"):
             pool.cursor(autocommit="on")  # type: ignore[arg-type]
 
 
-async def test_a_block_whose_connection_broke_is_told_so(dsn: str, backends: Backends) -> None:
-    """By psycopg; the pool is whole again."""
+async def test_a_block_whose_connection_broke_raises(dsn: str, backends: Backends) -> None:
+    """psycopg raises the error, and the pool recovers."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         with pytest.raises(psycopg.errors.AdminShutdown):  # noqa: PT012
             async with pool.cursor(autocommit=True) as cur:

@@ -1,7 +1,7 @@
-"""Cancellations where psycopg has noted something, or is about to, and the wire has it wait.
+"""Cancellations in waits that psycopg does not have, while it changes the connection's state.
 
-psycopg's own waits suspend in fewer places. In those that only ours have, a cancellation leaves the
-connection as it would be without them.
+psycopg's own waits suspend in fewer places. In the others a cancellation leaves the connection in
+the state that it would have without them.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ SLOW = "SELECT pg_sleep(60)"
 
 
 async def cancelled_at_once(work: Awaitable[Any]) -> None:
-    """In the first turn of the event loop after it has begun, if it is not over by then."""
-    await asyncio.sleep(0.02)  # it is long since the last other task was let in
+    """Cancel work in the first turn of the event loop after its start, unless it has ended."""
+    await asyncio.sleep(0.02)  # longer than work that never waits may run before it yields
     task = asyncio.ensure_future(work)
     await asyncio.sleep(0)
     task.cancel()
@@ -52,7 +52,7 @@ each_way = pytest.mark.parametrize("cut", [by_a_timeout, by_a_scope])
 
 
 async def test_a_one_shot_cancelled_at_its_start_leaves_no_mode_behind(dsn: str) -> None:
-    """The next borrower's block that fails is rolled back."""
+    """The next borrower's block is in a transaction and is rolled back when it fails."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
 
         async def fail() -> None:
@@ -70,7 +70,7 @@ async def test_a_one_shot_cancelled_at_its_start_leaves_no_mode_behind(dsn: str)
 
 
 async def test_a_pipeline_cancelled_at_its_start_was_entered_or_not(dsn: str) -> None:
-    """What comes after it is outside of it, and done."""
+    """A statement after the pipeline is outside of it, and runs."""
     conn = await Connection.connect(dsn, autocommit=True)
     await conn.execute("CREATE TEMP TABLE cut (x int)")
 
@@ -88,10 +88,10 @@ async def test_a_pipeline_cancelled_at_its_start_was_entered_or_not(dsn: str) ->
 
 @each_way
 @pytest.mark.parametrize("autocommit", [False, True])
-async def test_a_transaction_cut_short_is_over(
+async def test_a_cancelled_transaction_block_is_rolled_back(
     dsn: str, cut: Callable[..., Awaitable[None]], autocommit: bool
 ) -> None:
-    """Its roll-back may have to wait for the query's end; it comes before whatever follows."""
+    """The rollback may wait for the end of the query, and comes before the next statement."""
     conn = await Connection.connect(dsn, autocommit=autocommit)
     await conn.execute("CREATE TEMP TABLE cut (x int)")
     await conn.rollback() if autocommit else await conn.commit()
@@ -112,10 +112,10 @@ async def test_a_transaction_cut_short_is_over(
 
 
 @each_way
-async def test_a_savepoint_cut_short_is_rolled_back_alone(
+async def test_a_cancelled_savepoint_is_rolled_back_alone(
     dsn: str, cut: Callable[..., Awaitable[None]]
 ) -> None:
-    """The block around it goes on, and is committed."""
+    """The enclosing block goes on and is committed."""
     conn = await Connection.connect(dsn, autocommit=True)
     await conn.execute("CREATE TEMP TABLE cut (x int)")
 
@@ -134,7 +134,7 @@ async def test_a_savepoint_cut_short_is_rolled_back_alone(
 
 
 async def test_a_transaction_cancelled_before_its_start_was_none(dsn: str) -> None:
-    """While it waits for the end of another query that was cancelled."""
+    """The cancellation comes while the start waits for the end of another cancelled query."""
     conn = await Connection.connect(dsn, autocommit=True)
     await by_a_timeout(lambda: conn.execute(SLOW))
 
@@ -149,10 +149,10 @@ async def test_a_transaction_cancelled_before_its_start_was_none(dsn: str) -> No
     await conn.close()
 
 
-async def test_a_block_that_ends_well_is_not_committed_behind_its_back(
+async def test_a_block_whose_end_was_cancelled_is_not_committed_later(
     dsn: str, backends: Backends
 ) -> None:
-    """Cancelled in its end, while that waits for a query whose cancellation it has caught."""
+    """Its end is cancelled while it waits for a query whose cancellation the block has caught."""
     conn = await Connection.connect(dsn, autocommit=True)
     await conn.execute("DROP TABLE IF EXISTS cut")
     await conn.execute("CREATE TABLE cut (x int)")
@@ -176,7 +176,7 @@ async def test_a_block_that_ends_well_is_not_committed_behind_its_back(
 
 
 async def cancelled_right_after(first: Awaitable[Any], second: Awaitable[Any]) -> None:
-    """The first in its query; the second while it waits for the first one's end on the server."""
+    """Cancel the first in its query, and the second while it waits for the end of the first."""
     for work in (first, second):
         task = asyncio.ensure_future(work)
         await asyncio.sleep(0.1 if work is first else 0)
@@ -207,12 +207,12 @@ async def copies(conn: Connection[Any]) -> list[Any]:
 
 @each_way
 @pytest.mark.parametrize("use", [streams, declares, declares_at_once, copies])
-async def test_after_a_pipeline_cut_short_everything_works(
+async def test_after_a_cancelled_pipeline_every_operation_works(
     dsn: str,
     cut: Callable[..., Awaitable[None]],
     use: Callable[[Connection[Any]], Awaitable[list[Any]]],
 ) -> None:
-    """Also what psycopg refuses in a pipeline, as the very first thing."""
+    """The first operation may be one that psycopg refuses in a pipeline."""
     conn = await Connection.connect(dsn, autocommit=True)
 
     async def work() -> None:
@@ -225,8 +225,8 @@ async def test_after_a_pipeline_cut_short_everything_works(
     await conn.close()
 
 
-async def test_a_pipeline_refuses_what_it_refused(dsn: str) -> None:
-    """As psycopg's does."""
+async def test_a_pipeline_refuses_what_psycopgs_refuses(dsn: str) -> None:
+    """It refuses the operations that psycopg refuses."""
     conn = await Connection.connect(dsn, autocommit=True)
     async with conn.cursor("declared", withhold=True) as cur:
         async with conn.pipeline():
@@ -238,10 +238,10 @@ async def test_a_pipeline_refuses_what_it_refused(dsn: str) -> None:
     await conn.close()
 
 
-async def test_a_copy_in_a_pipeline_cut_short_ends_the_connection(
+async def test_a_copy_in_a_cancelled_pipeline_ends_the_connection(
     dsn: str, backends: Backends
 ) -> None:
-    """Where it cannot be brought out of it, its next user is told, and waits for nothing."""
+    """A COPY in a pipeline cannot be ended, so the next statement raises without waiting."""
     conn = await Connection.connect(dsn, autocommit=True)
     await conn.execute("CREATE TEMP TABLE cut (x int)")
     swallows = sql.SQL(
@@ -267,7 +267,7 @@ async def test_a_copy_in_a_pipeline_cut_short_ends_the_connection(
 async def test_a_notification_that_comes_with_the_time_out_is_kept(
     dsn: str, kind: type[psycopg.AsyncConnection[Any]]
 ) -> None:
-    """The loop is busy meanwhile: both are there when it looks."""
+    """The loop is busy meanwhile, so it sees both in the same turn."""
     conn = await kind.connect(dsn, autocommit=True)
     await conn.execute("LISTEN cut")
     got: list[str] = []
@@ -291,16 +291,16 @@ async def test_a_notification_that_comes_with_the_time_out_is_kept(
 
 
 async def test_a_cancel_request_that_comes_late_hits_no_other_borrower(dsn: str) -> None:
-    """The connection that it was for is not lent again, as it may be on its way still."""
+    """Its connection is not leased again, because the request may still arrive."""
     await asyncio.gather(*(leave_behind(dsn, left) for left in ("a COPY", "a stream")))
 
 
 async def leave_behind(dsn: str, left: str) -> None:
-    """Break off what the server sends, where word of that takes longer than the pool waits."""
+    """Stop reading what the server sends; the cancel request takes longer than the pool waits."""
     async with Proxy(dsn) as proxy, AsyncConnectionPool(proxy.dsn, min_size=1) as pool:
         await pool.wait()
-        proxy.delay = 1.6  # as of a postmaster that is slow to accept
-        with suppress(ZeroDivisionError, psycopg.OperationalError):  # it is closed, and says so
+        proxy.delay = 1.6  # like a postmaster that is slow to accept
+        with suppress(ZeroDivisionError, psycopg.OperationalError):  # the pool may close it
             async with pool.connection() as conn:
                 await conn.set_autocommit(True)
                 if left == "a COPY":
@@ -317,7 +317,7 @@ async def leave_behind(dsn: str, left: str) -> None:
 async def test_a_pipeline_that_fails_is_left_however_its_error_arrives(
     conn: Connection[Any],
 ) -> None:
-    """With the next statement, or the one after, or at the end; as psycopg's own is."""
+    """The error arrives with one of the next statements or at the end, as in psycopg."""
 
     async def fail(others: int) -> None:
         async with conn.pipeline():
@@ -336,7 +336,7 @@ async def test_a_pipeline_that_fails_is_left_however_its_error_arrives(
 async def test_a_pipeline_in_the_clean_up_of_a_cancelled_task_is_left_at_its_end(
     conn: Connection[Any],
 ) -> None:
-    """Whatever exception is being handled around it."""
+    """An exception that is being handled around the pipeline makes no difference."""
 
     async def work() -> None:
         try:

@@ -1,4 +1,4 @@
-"""What becomes of a query whose caller is cancelled: it ends on the server, and no one waits."""
+"""A query whose caller is cancelled ends on the server, and its caller does not wait."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Interrupt = Callable[[Awaitable[Any], Callable[[], object]], Awaitable[None]]
 
 
 async def by_the_task(work: Awaitable[Any], under_way: Callable[[], object]) -> None:
-    """As whoever has started the task does."""
+    """Cancel the task from outside."""
     task = asyncio.ensure_future(work)
     await eventually(under_way)
     task.cancel()
@@ -42,7 +42,7 @@ async def by_the_task(work: Awaitable[Any], under_way: Callable[[], object]) -> 
 
 
 async def by_the_task_twice(work: Awaitable[Any], under_way: Callable[[], object]) -> None:
-    """The second in the same turn of the loop, the third a turn later."""
+    """Cancel the task again in the same turn of the loop, and once more a turn later."""
     task = asyncio.ensure_future(work)
     await eventually(under_way)
     task.cancel()
@@ -54,7 +54,7 @@ async def by_the_task_twice(work: Awaitable[Any], under_way: Callable[[], object
 
 
 async def by_a_scope(work: Awaitable[Any], under_way: Callable[[], object]) -> None:
-    """anyio's, which cancels each await again until the scope is left."""
+    """Cancel an anyio scope, which cancels each further await until the scope is left."""
     with anyio.CancelScope() as scope:
         async with anyio.create_task_group() as group:
 
@@ -68,7 +68,7 @@ async def by_a_scope(work: Awaitable[Any], under_way: Callable[[], object]) -> N
 
 
 async def by_a_timeout(work: Awaitable[Any], under_way: Callable[[], object]) -> None:
-    """asyncio's."""
+    """Let an asyncio timeout expire."""
 
     async def limited() -> None:
         async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as group:
@@ -93,7 +93,7 @@ each_interrupt = pytest.mark.parametrize(
 async def test_a_cancelled_query_ends_and_its_connection_stays(
     conn: Connection[Any], backends: Backends, interrupt: Interrupt
 ) -> None:
-    """However it is cancelled."""
+    """The way of the cancellation makes no difference."""
     pid = await backend_of(conn)
     await interrupt(conn.execute(ENDLESS), lambda: backends.running("pg_sleep"))
     assert await in_time(backend_of(conn)) == pid
@@ -104,7 +104,7 @@ async def test_a_cancelled_query_ends_and_its_connection_stays(
 async def test_a_borrower_cancelled_in_its_query_leaves_a_connection_that_works(
     dsn: str, backends: Backends, interrupt: Interrupt
 ) -> None:
-    """It was in a transaction block of its own besides; no connect is needed after that."""
+    """The borrower is in a transaction block; no new connect is needed afterwards."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
 
         async def borrow() -> None:
@@ -123,14 +123,14 @@ CREATE FUNCTION pg_temp.doze() RETURNS trigger LANGUAGE plpgsql AS
     $$ BEGIN PERFORM pg_sleep(60); RETURN new; END $$;
 CREATE TRIGGER doze BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION pg_temp.doze();
 """
-"""A table whose first row keeps the server so busy that it reads nothing more."""
+"""A table whose first row keeps the server busy, so that it reads nothing more."""
 
 
 @each_interrupt
 async def test_a_copy_cancelled_on_a_full_socket_leaves_the_connection_usable(
     conn: Connection[Any], interrupt: Interrupt, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing of it is kept."""
+    """None of the COPY's rows is stored."""
     await conn.execute(DOZE)
     transport = conn._transport
     assert transport is not None
@@ -148,16 +148,16 @@ async def test_a_copy_cancelled_on_a_full_socket_leaves_the_connection_usable(
 async def test_a_copy_cancelled_between_two_writes_is_ended_on_the_server(
     conn: Connection[Any], backends: Backends
 ) -> None:
-    """Which is busy, and reads nothing of what psycopg says to end it."""
+    """The server is busy and does not read psycopg's message that ends the COPY."""
     await conn.execute(DOZE)
     begun = asyncio.Event()
 
     async def write() -> None:
         async with conn.cursor().copy("COPY t FROM STDIN") as copy:
-            await copy.write("line\n" * 20_000)  # enough for the server to work on some of it
+            await copy.write("line\n" * 20_000)  # enough for the server to start on it
             begun.set()
             while True:
-                await copy.write("line\n")  # there is room for it: it lets others in at times
+                await copy.write("line\n")  # the socket has room, so this only yields at times
 
     writing = asyncio.create_task(write())
     await in_time(begun.wait())
@@ -174,7 +174,7 @@ async def test_a_copy_cancelled_between_two_writes_is_ended_on_the_server(
 async def test_a_cancelled_copy_to_the_client_leaves_the_connection_usable(
     conn: Connection[Any], interrupt: Interrupt, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is left of its rows is not the next query's."""
+    """The next query gets none of the remaining rows."""
     begun = asyncio.Event()
 
     async def read() -> None:
@@ -193,7 +193,7 @@ async def test_a_cancelled_copy_to_the_client_leaves_the_connection_usable(
 async def test_a_cancelled_stream_leaves_the_connection_usable(
     conn: Connection[Any], interrupt: Interrupt
 ) -> None:
-    """Nor is what is left of its rows."""
+    """The next query gets none of the remaining rows."""
     begun = asyncio.Event()
 
     async def read() -> None:
@@ -207,14 +207,14 @@ async def test_a_cancelled_stream_leaves_the_connection_usable(
 
 
 ROWS = "SELECT pg_sleep(n), repeat('x', 9000) FROM unnest(ARRAY[0, 0, 0.2, 60]) n"
-"""The first comes at once, the second soon, no third; each one's end is sent with the next."""
+"""Row 1 comes immediately, row 2 soon, row 3 never; the end of a row is sent with the next."""
 
 
 @pytest.mark.parametrize("way", ["copy", "stream"])
-async def test_cancelled_as_a_row_arrives_it_is_ended_on_the_server(
+async def test_a_stream_cancelled_as_a_row_arrives_is_ended_on_the_server(
     conn: Connection[Any], backends: Backends, way: str
 ) -> None:
-    """That row is the end of the wait, and not that of the query."""
+    """The row ends the wait but not the query."""
     begun = asyncio.Event()
 
     async def read() -> None:
@@ -230,7 +230,7 @@ async def test_cancelled_as_a_row_arrives_it_is_ended_on_the_server(
     task = asyncio.create_task(read())
     await in_time(begun.wait())
     await asyncio.sleep(0.01)
-    time.sleep(0.5)  # noqa: ASYNC251 - the row and the cancellation are to be found together
+    time.sleep(0.5)  # noqa: ASYNC251 - the row and the cancellation must be seen in one turn
     task.cancel()
     await in_time(asyncio.wait({task}))
     assert task.cancelled()
@@ -242,7 +242,7 @@ async def test_cancelled_as_a_row_arrives_it_is_ended_on_the_server(
 async def test_a_borrower_cancelled_in_a_copy_leaves_a_connection_that_works(
     dsn: str, backends: Backends, interrupt: Interrupt
 ) -> None:
-    """What its clean-up had no time for is done on its return."""
+    """Clean-up that was itself cancelled is done on the return of the connection."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         begun = asyncio.Event()
 
@@ -267,7 +267,7 @@ async def test_a_borrower_cancelled_in_a_copy_leaves_a_connection_that_works(
 async def test_a_cancelled_pipeline_leaves_nothing_running(
     dsn: str, backends: Backends, interrupt: Interrupt, autocommit: bool
 ) -> None:
-    """The server, which skips what comes after an error, gets the Sync that it waits for."""
+    """The server skips statements after an error, and gets the Sync that it waits for."""
     async with AsyncConnectionPool(dsn, min_size=1, reset=None) as pool:
 
         async def borrow() -> None:
@@ -291,7 +291,7 @@ async def test_a_cancelled_pipeline_leaves_nothing_running(
 async def test_a_cancelled_wait_for_notifications_ends_at_once(
     conn: Connection[Any], dsn: str
 ) -> None:
-    """There is no query to be cancelled; those that come later are not lost."""
+    """No query has to be cancelled, and later notifications are not lost."""
     await conn.execute("LISTEN here")
 
     async def listen() -> None:
@@ -312,14 +312,14 @@ async def test_a_cancelled_wait_for_notifications_ends_at_once(
 async def test_a_cancelled_query_raises_at_once_on_a_server_that_is_stopped(
     dsn: str, server: Server
 ) -> None:
-    """Its caller waits for nobody."""
+    """The caller does not wait for the server."""
     conn = await Connection.connect(dsn, autocommit=True)
     task = asyncio.create_task(conn.execute(ENDLESS))
     await asyncio.sleep(0.05)
     await server.pause()
     try:
         task.cancel()
-        # A step for the cancellation itself, a few for the way out of psycopg.
+        # One step for the cancellation itself, a few to leave psycopg.
         for _ in range(10):
             await asyncio.sleep(0)
         assert task.cancelled()
@@ -331,7 +331,7 @@ async def test_a_cancelled_query_raises_at_once_on_a_server_that_is_stopped(
 async def test_the_next_query_waits_for_the_end_of_the_cancelled_one(
     conn: Connection[Any],
 ) -> None:
-    """And it is not hit by the cancel request, however often."""
+    """The cancel requests never cancel the next query."""
     pid = await backend_of(conn)
     for n in range(60):
         with anyio.move_on_after(0.001 * (n % 5)):
@@ -339,8 +339,8 @@ async def test_the_next_query_waits_for_the_end_of_the_cancelled_one(
         assert await in_time(backend_of(conn)) == pid
 
 
-async def test_cancelled_twice_it_is_the_same(conn: Connection[Any]) -> None:
-    """The second comes while the clean-up waits for the first."""
+async def test_a_second_cancellation_changes_nothing(conn: Connection[Any]) -> None:
+    """The second cancellation comes while the clean-up of the first one runs."""
 
     async def work() -> None:
         try:
@@ -359,7 +359,7 @@ async def test_cancelled_twice_it_is_the_same(conn: Connection[Any]) -> None:
 
 
 async def test_a_storm_leaves_nothing_behind(dsn: str, backends: Backends) -> None:
-    """No more backends than `max_size`, no query left, nearly all connections survive."""
+    """At most `max_size` backends, no query left, and nearly all connections survive."""
     randomness = random.Random(7)
     most = 0
 

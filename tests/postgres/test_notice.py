@@ -1,4 +1,4 @@
-"""What `asyncpool.Connection` notices with no query sent: its server's end, and what it is told."""
+"""Hang-ups, notices and notifications that `asyncpool.Connection` sees without a query."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ LOOPS = BOTH_LOOPS
 Kill = Callable[[Backends, Server], Awaitable[None]]
 
 NEVER = 600.0
-"""Seconds between pings: what is found out is not found out by them."""
+"""Seconds between pings, so that no ping finds the loss."""
 
 
 async def terminate(backends: Backends, server: Server) -> None:
-    """As an administrator does."""
+    """End the backends, as an administrator does."""
     backends.terminate()
 
 
 async def stop_fast(backends: Backends, server: Server) -> None:
-    """As for an upgrade of the server."""
+    """Stop the server as for an upgrade."""
     await server.stop("fast")
 
 
 async def stop_immediately(backends: Backends, server: Server) -> None:
-    """As in an emergency."""
+    """Stop the server as in an emergency."""
     await server.stop("immediate")
 
 
 async def kill_one(backends: Backends, server: Server) -> None:
-    """As the kernel does when memory is short: the postmaster then ends all the others."""
+    """Kill a backend as the kernel does when memory is short; the postmaster ends all others."""
     if server.source not in ("binaries", "wheel"):
         pytest.skip("the server's processes are not on this machine")
     with closing(psycopg.connect(server.dsn)) as witness:
         os.kill(backends.pids().pop(), signal.SIGKILL)
-        # From then on nobody is let in until the server is up again.
+        # From then on the server refuses connections until it is up again.
         with pytest.raises(psycopg.OperationalError):
             witness.execute("SELECT pg_sleep(15)")
 
@@ -61,7 +61,7 @@ each_kill = pytest.mark.parametrize("kill", [terminate, stop_fast, stop_immediat
 
 @dataclass
 class Way:
-    """A way to a server, and the server's own view of those who came by it."""
+    """A kind of connection to a server, and the server's view of the backends."""
 
     name: str
     dsn: str
@@ -69,21 +69,21 @@ class Way:
     local: bool
 
     def kill(self) -> None:
-        """Block until all have gone: the server lists them no more before they hang up."""
+        """End all backends and block until they are gone; the server stops listing them earlier."""
         pids = self.backends.pids()
         self.backends.terminate()
         while self.local and any(Path(f"/proc/{pid}").exists() for pid in pids):
             time.sleep(0.001)
 
     def is_taken_by(self, conn: psycopg.AsyncConnection[Any]) -> bool:
-        """Whether the connection came by it."""
+        """Whether a connection is of this kind."""
         is_tls, is_unix = conn.pgconn.ssl_in_use, conn.info.host.startswith("/")
         return (is_tls, is_unix) == (self.name == "tls", self.name == "unix")
 
 
 @pytest.fixture(params=["tcp", "unix", "tls"])
 def way(request: pytest.FixtureRequest, dsn: str, application: str) -> Iterator[Way]:
-    """Each of them."""
+    """Each kind of connection in turn."""
     name = request.param
     server: Server = request.getfixturevalue(
         "another_server" if name == "tls" else "asyncpool_server"
@@ -104,7 +104,7 @@ def way(request: pytest.FixtureRequest, dsn: str, application: str) -> Iterator[
 async def test_dead_idle_connections_are_replaced_with_no_query_sent(
     dsn: str, backends: Backends, server: Server, kill: Kill
 ) -> None:
-    """The loop sees their end, also while there is no server yet to replace them from."""
+    """The event loop sees the hang-up, also while the server is still down."""
     async with AsyncConnectionPool(dsn, min_size=4, ping_interval=NEVER) as pool:
         await pool.wait()
         before = backends.pids()
@@ -124,7 +124,7 @@ async def test_dead_idle_connections_are_replaced_with_no_query_sent(
 async def test_one_that_dies_while_lent_is_not_lent_again(
     dsn: str, backends: Backends, server: Server, kill: Kill
 ) -> None:
-    """Its borrower, who has sent no query, may look; on its return it is discarded."""
+    """The borrower can see `closed` without a query; on its return the connection is discarded."""
     async with AsyncConnectionPool(dsn, min_size=1, ping_interval=NEVER) as pool:
         conn = await pool.acquire()
         await kill(backends, server)
@@ -141,7 +141,7 @@ async def test_one_that_dies_while_lent_is_not_lent_again(
 async def test_those_that_the_server_ends_for_idleness_are_replaced(
     dsn: str, backends: Backends
 ) -> None:
-    """Again and again, with no request; one that is lent and busy is left alone."""
+    """They are replaced repeatedly without a request; a busy leased one is not affected."""
     limited = make_conninfo(dsn, options="-c idle_session_timeout=200")
     async with AsyncConnectionPool(limited, min_size=3, max_size=4, ping_interval=NEVER) as pool:
         work = asyncio.create_task(pool.execute("SELECT pg_sleep(1)"))
@@ -150,13 +150,13 @@ async def test_those_that_the_server_ends_for_idleness_are_replaced(
         assert pool.stats().requests == 1
 
 
-@pytest.mark.parametrize("told", [False, True], ids=["before it is told", "once it is told"])
-async def test_no_request_fails_after_all_idle_backends_were_killed(way: Way, told: bool) -> None:
-    """Not one of a thousand that come at once, though the loop has not heard of the end yet."""
+@pytest.mark.parametrize("seen", [False, True], ids=["before it is seen", "once it is seen"])
+async def test_no_request_fails_after_all_idle_backends_were_killed(way: Way, seen: bool) -> None:
+    """None of 1000 concurrent requests fails, even before the loop has seen the hang-up."""
     async with AsyncConnectionPool(way.dsn, min_size=4, max_size=8) as pool:
         await pool.wait()
         way.kill()
-        if told:
+        if seen:
             await eventually(lambda: pool.stats().lost == 4)
         results = await asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(1000)))
         assert results == [1] * 1000
@@ -166,7 +166,7 @@ async def test_no_request_fails_after_all_idle_backends_were_killed(way: Way, to
 
 
 async def test_no_request_of_a_sequence_fails_after_the_kill(way: Way) -> None:
-    """A thousand, one after the other, and the kill comes at the first."""
+    """None of 1000 sequential requests fails; the backends are killed before the first."""
     async with AsyncConnectionPool(way.dsn, min_size=4) as pool:
         await pool.wait()
         way.kill()
@@ -177,7 +177,7 @@ async def test_no_request_of_a_sequence_fails_after_the_kill(way: Way) -> None:
 
 
 async def test_a_notification_reaches_an_idle_connection_at_once(way: Way) -> None:
-    """No query has to be sent for it."""
+    """The handler is called without a query."""
     got: list[str] = []
     async with await Connection.connect(way.dsn, autocommit=True) as conn:
         conn.add_notify_handler(lambda notify: got.append(notify.payload))
@@ -188,7 +188,7 @@ async def test_a_notification_reaches_an_idle_connection_at_once(way: Way) -> No
 
 
 async def test_many_notifications_reach_an_idle_connection(way: Way) -> None:
-    """More than libpq reads at a time, and none waits in a buffer for the next to come."""
+    """There are more than libpq reads at a time, and none stays in a buffer."""
     got: list[str] = []
     async with await Connection.connect(way.dsn, autocommit=True) as conn:
         conn.add_notify_handler(lambda notify: got.append(notify.payload))
@@ -203,7 +203,7 @@ async def test_many_notifications_reach_an_idle_connection(way: Way) -> None:
 async def test_a_notice_reaches_an_idle_connection_at_once(
     conn: Connection[Any], backends: Backends
 ) -> None:
-    """Here one that the server's tracing makes of a notification."""
+    """The notice is the server's trace message about a notification."""
     got: list[str | None] = []
     conn.add_notice_handler(lambda notice: got.append(notice.message_primary))
     await conn.execute("SET trace_notify = on; SET client_min_messages = debug1; LISTEN here")
@@ -215,7 +215,7 @@ async def test_a_notice_reaches_an_idle_connection_at_once(
 async def test_the_servers_last_words_reach_an_idle_connection(
     conn: Connection[Any], backends: Backends, server: Server
 ) -> None:
-    """The notice comes together with the end of the file."""
+    """The notice and the end of file arrive together."""
     got: list[str | None] = []
     conn.add_notice_handler(lambda notice: got.append(notice.sqlstate))
     await kill_one_other(backends, server)
@@ -225,7 +225,7 @@ async def test_the_servers_last_words_reach_an_idle_connection(
 
 
 async def kill_one_other(backends: Backends, server: Server) -> None:
-    """Kill a backend that is none of the test's."""
+    """Kill a backend that does not belong to the test."""
     if server.source not in ("binaries", "wheel"):
         pytest.skip("the server's processes are not on this machine")
     with psycopg.connect(server.dsn) as other:
@@ -240,10 +240,10 @@ def is_up(backends: Backends) -> bool:
         return False
 
 
-async def test_a_pools_idle_connections_hear_what_configure_asked_for(
+async def test_a_pools_idle_connections_get_the_notifications_of_configure(
     dsn: str, backends: Backends
 ) -> None:
-    """A listener needs no borrower."""
+    """A listening connection need not be leased."""
     got: list[str] = []
 
     async def listen(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -258,19 +258,19 @@ async def test_a_pools_idle_connections_hear_what_configure_asked_for(
         assert pool.stats().requests == 0
 
 
-async def test_a_server_that_says_farewell_is_believed_before_it_hangs_up(
+async def test_an_announced_end_of_the_session_counts_before_the_hang_up(
     dsn: str, backends: Backends
 ) -> None:
-    """Idle ones are replaced, and one that is lent is not lent again."""
+    """Idle connections are replaced, and a leased one is discarded on its return."""
     async with Proxy(dsn) as proxy:
         proxy.tells_of_the_end = False
         async with AsyncConnectionPool(proxy.dsn, min_size=3, ping_interval=NEVER) as pool:
-            async with pool.connection() as lent:
+            async with pool.connection() as leased:
                 await pool.wait()
                 backends.terminate()
                 await eventually(lambda: pool.stats().lost == 2)
-                await eventually(lambda: lent._transport.session_ended)  # type: ignore[attr-defined]
-                assert not lent.closed
+                await eventually(lambda: leased._transport.session_ended)  # type: ignore[attr-defined]
+                assert not leased.closed
             proxy.tells_of_the_end = True
             assert await pool.fetchval("SELECT 1") == 1
             await all_usable(pool)
@@ -288,10 +288,10 @@ async def in_a_pipeline(conn: psycopg.AsyncConnection[Any]) -> None:
 
 
 @pytest.mark.parametrize("work", [in_a_block, in_a_pipeline])
-async def test_a_block_that_begins_after_a_farewell_ends_in_it(
+async def test_a_block_that_begins_after_the_announced_end_raises_it(
     dsn: str, backends: Backends, work: Callable[[Any], Awaitable[None]]
 ) -> None:
-    """Not in an error about blocks, though the server has not hung up yet; then it is closed."""
+    """The block raises the server's message even before it hangs up; then the connection closes."""
     async with (
         Proxy(dsn) as proxy,
         AsyncConnectionPool(
@@ -299,19 +299,21 @@ async def test_a_block_that_begins_after_a_farewell_ends_in_it(
         ) as pool,
     ):
         proxy.tells_of_the_end = False
-        async with pool.connection() as lent:
+        async with pool.connection() as leased:
             backends.terminate()
-            await eventually(lambda: lent._transport.session_ended)  # type: ignore[attr-defined]
+            await eventually(lambda: leased._transport.session_ended)  # type: ignore[attr-defined]
             proxy.tells_of_the_end = True
             with pytest.raises(psycopg.errors.AdminShutdown):
-                await work(lent)
-            assert lent.closed
+                await work(leased)
+            assert leased.closed
         await all_usable(pool)
         proxy.cut()
 
 
-async def test_a_farewell_in_the_middle_of_a_generator_is_its_error(conn: Connection[Any]) -> None:
-    """Not a cancellation: between two statements it looks whether the connection is usable."""
+async def test_an_announced_end_in_the_middle_of_a_generator_is_its_error(
+    conn: Connection[Any],
+) -> None:
+    """Between two statements the connection is checked; the error is not a cancellation."""
     error = psycopg.errors.AdminShutdown("terminating connection")
 
     def two_statements() -> PQGen[None]:
@@ -326,12 +328,12 @@ async def test_a_farewell_in_the_middle_of_a_generator_is_its_error(conn: Connec
     assert conn.closed
 
 
-async def test_a_farewell_is_a_notice_too(dsn: str, backends: Backends) -> None:
-    """Handlers get it as they do from psycopg."""
+async def test_an_announced_end_is_a_notice_too(dsn: str, backends: Backends) -> None:
+    """Notice handlers get the message as with psycopg."""
     conn = await Connection.connect(dsn, autocommit=True)
-    told: list[Any] = []
-    conn.add_notice_handler(lambda notice: told.append(notice.sqlstate))
+    codes: list[Any] = []
+    conn.add_notice_handler(lambda notice: codes.append(notice.sqlstate))
     backends.terminate()
     await eventually(lambda: conn.closed)
-    assert told == ["57P01"]
+    assert codes == ["57P01"]
     await conn.close()

@@ -1,4 +1,4 @@
-"""A stream(), COPY or notifies() that is open: who has it open is told so, and does not wait."""
+"""A task that has a stream(), COPY or notifies() open gets an error from any other call."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOOPS = BOTH_LOOPS
 
 MANY = "SELECT generate_series(1, 5000)"
 AUTOCOMMIT = {"autocommit": True}
-"""For a stream() that is broken off is an error of its transaction."""
+"""Without autocommit, an unfinished stream() would fail its transaction."""
 
 
 @asynccontextmanager
@@ -57,7 +57,7 @@ OPEN = pytest.mark.parametrize("operation", [stream, copy, notifies])
 async def test_a_block_inside_an_open_operation_of_its_session_is_an_error_at_once(
     dsn: str, operation: Any, kind: str
 ) -> None:
-    """And what is open goes on."""
+    """The open operation goes on."""
     async with AsyncConnectionPool(dsn, min_size=1, kwargs=AUTOCOMMIT) as pool:
         async with pool.session() as conn, operation(conn):
             with pytest.raises(PoolDeadlock, match=r"stream\(\), COPY or notifies\(\)"):
@@ -71,7 +71,7 @@ async def test_a_block_inside_an_open_operation_of_its_session_is_an_error_at_on
 async def test_a_one_shot_inside_an_open_operation_of_its_session_is_an_error_at_once(
     dsn: str, operation: Any
 ) -> None:
-    """Each of them; another task's is none of it."""
+    """Each one-shot method raises; another task's one-shot is not affected."""
     async with AsyncConnectionPool(dsn, min_size=2, kwargs=AUTOCOMMIT) as pool:
         async with pool.session() as conn, operation(conn):
             for work in (
@@ -90,7 +90,7 @@ async def test_a_one_shot_inside_an_open_operation_of_its_session_is_an_error_at
 async def test_a_statement_inside_an_open_operation_of_its_own_task_is_an_error_at_once(
     dsn: str, operation: Any
 ) -> None:
-    """Outside of sessions too, where psycopg waits for ever."""
+    """It raises outside of sessions too, where psycopg waits for ever."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         async with pool.connection() as conn, operation(conn):
             for work in (conn.execute("SELECT 1"), conn.commit(), conn.cursor().execute("SELECT")):
@@ -100,8 +100,8 @@ async def test_a_statement_inside_an_open_operation_of_its_own_task_is_an_error_
 
 
 @pytest.mark.parametrize("kind", ["connection", "transaction", "session"])
-async def test_a_block_that_ends_with_a_stream_open_is_told_so(dsn: str, kind: str) -> None:
-    """It cannot be committed, and its connection is replaced."""
+async def test_a_block_that_ends_with_a_stream_open_raises(dsn: str, kind: str) -> None:
+    """The block cannot be committed, and its connection is replaced."""
     kept: list[Any] = []
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         with pytest.raises(psycopg.ProgrammingError, match="this task has a stream"):  # noqa: PT012
@@ -114,8 +114,8 @@ async def test_a_block_that_ends_with_a_stream_open_is_told_so(dsn: str, kind: s
         await all_usable(pool)
 
 
-async def test_what_was_left_by_a_break_is_waited_for(dsn: str) -> None:
-    """The event loop closes the generator a moment later."""
+async def test_an_operation_left_by_a_break_is_waited_for(dsn: str) -> None:
+    """The event loop closes an abandoned generator a moment later."""
     async with AsyncConnectionPool(dsn, min_size=1, kwargs=AUTOCOMMIT) as pool:
         async with pool.session() as conn:
             for _ in range(5):
@@ -133,8 +133,8 @@ async def test_what_was_left_by_a_break_is_waited_for(dsn: str) -> None:
         assert pool.stats().connects == 1
 
 
-async def test_what_another_task_has_open_is_waited_for_within_the_time_limit(dsn: str) -> None:
-    """It may end in time; with psycopg's own class it is not known whose it is."""
+async def test_an_operation_of_another_task_is_waited_for_within_the_time_limit(dsn: str) -> None:
+    """It may end in time. With psycopg's own class the task of an operation is unknown."""
     for own in (None, psycopg.AsyncConnection):
         arguments: dict[str, Any] = {} if own is None else {"connection_class": own}
         async with (

@@ -1,4 +1,4 @@
-"""Passwords of any characters, written in any way: they show nowhere, whatever is made of them."""
+"""Passwords of any characters in any notation appear in no error, log or report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from asyncpool.testing import Server
 
-# Two words that nothing else contains, with anything around and between them.
+# Two words that occur nowhere else, with any characters around and between them.
 WORDS = ("Zqx7w", "kV9pj")
 MARKS = st.text(st.sampled_from(" '\"\\@:/?#%&=+,;[]{}()<>|$~^`!*._-\t\n\x7f\0äß€\U0001f600\udc80"))
 PASSWORDS = st.tuples(MARKS, st.just(WORDS[0]), MARKS, st.just(WORDS[1]), MARKS).map("".join)
@@ -85,15 +85,15 @@ WAYS: list[Callable[[str, str], dict[str, Any]]] = [
 
 
 @pytest.fixture(scope="module")
-def refusing(asyncpool_server: Server) -> str:
-    """The DSN, with no password in it, of a role that the server does not let in."""
+def refusing_dsn(asyncpool_server: Server) -> str:
+    """Return the DSN, without a password, of a role that the server refuses."""
     params = conninfo_to_dict(asyncpool_server.dsn) | {"application_name": "secrets"}
     params.pop("password", None)
     return make_conninfo("", **params | {"user": "nobody_of_this_name", "dbname": "app"})
 
 
-class Heard(logging.Handler):
-    """All that is logged, with the fields of its records."""
+class LogRecorder(logging.Handler):
+    """A handler that keeps all messages and the fields of their records."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,9 +104,9 @@ class Heard(logging.Handler):
 
 
 @pytest.fixture(scope="module")
-def heard() -> Iterator[Heard]:
-    """The log of everything, at its most talkative."""
-    handler, root = Heard(), logging.getLogger()
+def log() -> Iterator[LogRecorder]:
+    """Capture the log of everything at level DEBUG."""
+    handler, root = LogRecorder(), logging.getLogger()
     level = root.level
     root.addHandler(handler)
     root.setLevel(logging.DEBUG)
@@ -116,7 +116,7 @@ def heard() -> Iterator[Heard]:
 
 
 def chain(error: BaseException | None) -> Iterator[str]:
-    """An error and all that it is chained to, shown or not."""
+    """Yield an error and all errors in its chain, shown or suppressed."""
     while error is not None:
         facts = {name: fact for name, fact in vars(error).items() if name != "_pgconn"}
         yield f"{error} {error!r} {error.args!r} {facts!r}"
@@ -125,7 +125,7 @@ def chain(error: BaseException | None) -> Iterator[str]:
 
 
 class Own(psycopg.AsyncConnection[Any]):
-    """With a `connect` of its own, of whose options the pool knows nothing."""
+    """A class with its own `connect`, whose options the pool does not know."""
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
@@ -135,8 +135,8 @@ class Own(psycopg.AsyncConnection[Any]):
 CLASSES = st.sampled_from([Connection, psycopg.AsyncConnection, Own])
 
 
-async def said_by(options: dict[str, Any], *, callables: bool, kind: type[Any]) -> str:
-    """All that a pool says of a connect that fails, and of itself."""
+async def reports_of(options: dict[str, Any], *, callables: bool, kind: type[Any]) -> str:
+    """Return all that a pool reports about a failed connect and about itself."""
     if callables:
         options = {name: (lambda given=given: given) for name, given in options.items()}
     try:
@@ -144,17 +144,16 @@ async def said_by(options: dict[str, Any], *, callables: bool, kind: type[Any]) 
     except ValueError as error:
         return " ".join(chain(error))
     async with pool:
-        said = ""
+        reports = ""
         for use in (pool.getconn, lambda: pool.execute("SELECT 1")):
             try:
                 await use()
             except (PoolError, ValueError) as error:
-                said += " ".join(chain(error))
-        health, told = await pool.health(), pool.explain()
-        feed = json.dumps(told.as_dict())
-        return (
-            f"{said} {pool!r} {pool.stats()!r} {told} {told!r} {feed} {health!r} {health.as_dict()}"
-        )
+                reports += " ".join(chain(error))
+        health, insight = await pool.health(), pool.explain()
+        feed = json.dumps(insight.as_dict())
+        reports += f" {pool!r} {pool.stats()!r} {health!r} {health.as_dict()}"
+        return f"{reports} {insight} {insight!r} {feed}"
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__.strip("_"))
@@ -163,22 +162,22 @@ async def said_by(options: dict[str, Any], *, callables: bool, kind: type[Any]) 
     max_examples=25,
     deadline=None,
     derandomize=True,
-    phases=[Phase.generate],  # each example waits for a pool: looking for a shorter one takes long
+    phases=[Phase.generate],  # each example waits for a pool, so shrinking takes long
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_no_part_of_a_password_shows(
     way: Callable[[str, str], dict[str, Any]],
     *,
-    refusing: str,
-    heard: Heard,
+    refusing_dsn: str,
+    log: LogRecorder,
     password: str,
     callables: bool,
     kind: type[Any],
 ) -> None:
-    """In no log, error, cause, report or statistic, whether libpq can read it or not."""
-    heard.text = ""
-    said = asyncio.run(said_by(way(refusing, password), callables=callables, kind=kind))
-    assert said
+    """No log, error, cause, report or statistic shows it, whether libpq can parse it or not."""
+    log.text = ""
+    reports = asyncio.run(reports_of(way(refusing_dsn, password), callables=callables, kind=kind))
+    assert reports
     for word in WORDS:
-        assert word not in said
-        assert word not in heard.text
+        assert word not in reports
+        assert word not in log.text

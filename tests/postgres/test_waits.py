@@ -1,4 +1,4 @@
-"""The waits of `asyncpool.Connection`: whatever psycopg can do goes through them, on each loop."""
+"""All of psycopg's operations through the waits of `asyncpool.Connection`, on each event loop."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 LOOPS = BOTH_LOOPS
 
 HUGE = 100_000_000
-"""Bytes: far more than any buffer on the way."""
+"""Bytes, far more than any buffer in between."""
 
 
 @pytest.mark.parametrize("rows", [1, 100_000])
 async def test_a_result_of_100_mb_arrives(conn: Connection[Any], rows: int) -> None:
-    """As one value, and as many rows."""
+    """The result arrives as one value and as many rows."""
     query = "SELECT repeat('x', %s) FROM generate_series(1, %s)"
     cur = await in_time(conn.execute(query, [HUGE // rows, rows], binary=True), 60)
     assert sum([len(value) async for (value,) in cur]) == HUGE
 
 
 async def test_a_parameter_of_10_mb_arrives(conn: Connection[Any]) -> None:
-    """The socket is full long before the query is out."""
+    """The socket is full long before the query is sent."""
     cur = await in_time(conn.execute("SELECT length(%s)", [b"x" * 10_000_000]))
     assert await cur.fetchone() == (10_000_000,)
 
 
 async def test_executemany_returns_each_result(conn: Connection[Any]) -> None:
-    """It is a pipeline in psycopg."""
+    """psycopg runs executemany as a pipeline."""
     await conn.execute("CREATE TEMP TABLE t (n int)")
     cur = conn.cursor()
     many = [[n] for n in range(2000)]
@@ -48,7 +48,7 @@ async def test_executemany_returns_each_result(conn: Connection[Any]) -> None:
 
 
 async def test_large_objects_go_there_and_back(conn: Connection[Any]) -> None:
-    """psycopg has no calls of its own for them, the server has functions."""
+    """psycopg has no methods for large objects, so the server's functions are used."""
     content = bytes(range(256)) * 20_000
     cur = await conn.execute("SELECT lo_from_bytea(0, %s)", [content])
     oid = await cur.fetchone()
@@ -58,7 +58,7 @@ async def test_large_objects_go_there_and_back(conn: Connection[Any]) -> None:
 
 
 async def test_a_pipeline_keeps_its_order(conn: Connection[Any]) -> None:
-    """Questions and answers are under way at once, more than the socket takes."""
+    """Queries and results are in flight at the same time, more than the socket holds."""
     long = "x" * 10_000
     async with conn.pipeline():
         cursors = [await conn.execute("SELECT %s::int, %s", [n, long]) for n in range(500)]
@@ -66,7 +66,7 @@ async def test_a_pipeline_keeps_its_order(conn: Connection[Any]) -> None:
 
 
 async def test_an_error_in_a_pipeline_leaves_the_connection_usable(conn: Connection[Any]) -> None:
-    """What came before it has its results, what comes after is aborted."""
+    """Statements before the error keep their results; those after it are aborted."""
     before = conn.cursor()
 
     async def fail() -> None:
@@ -84,7 +84,7 @@ async def test_an_error_in_a_pipeline_leaves_the_connection_usable(conn: Connect
 
 
 async def test_a_server_side_cursor_fetches_in_parts(conn: Connection[Any]) -> None:
-    """Forwards, backwards, and by iteration."""
+    """The cursor moves forward and backward, and is iterated over."""
     async with conn.transaction(), conn.cursor("named", scrollable=True) as cur:
         cur.itersize = 10
         await cur.execute("SELECT generate_series(1, 105)")
@@ -96,7 +96,7 @@ async def test_a_server_side_cursor_fetches_in_parts(conn: Connection[Any]) -> N
 async def test_a_transaction_is_committed_in_two_phases(
     another_server: Server, application: str
 ) -> None:
-    """By another connection than the one that prepared it."""
+    """Another connection may commit than the one that prepared the transaction."""
     dsn = another_server.dsn
     async with await Connection.connect(dsn, autocommit=True) as conn:
         await conn.execute(f'CREATE TABLE "{application}" (n int)')
@@ -115,7 +115,7 @@ async def test_a_transaction_is_committed_in_two_phases(
 
 
 async def test_a_transaction_in_two_phases_is_rolled_back(conn: Connection[Any]) -> None:
-    """Before it was prepared."""
+    """The rollback comes before the transaction is prepared."""
     await conn.set_autocommit(False)
     await conn.tpc_begin(conn.xid(1, "one", "branch"))
     await conn.execute("SELECT 1")
@@ -123,10 +123,10 @@ async def test_a_transaction_in_two_phases_is_rolled_back(conn: Connection[Any])
     assert conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
 
 
-async def test_rows_that_nobody_asked_for_stay_on_the_server(
+async def test_rows_that_are_not_asked_for_stay_on_the_server(
     conn: Connection[Any], asyncpool_dsn: str
 ) -> None:
-    """A slow consumer of stream() stops the server, and not the client's memory."""
+    """A slow consumer of stream() stops the server and does not fill the client's memory."""
     query = "SELECT repeat('x', 1000) FROM generate_series(1, 50000)"
     rows = conn.cursor().stream(query)
     assert await anext(rows)
@@ -144,7 +144,7 @@ async def test_rows_that_nobody_asked_for_stay_on_the_server(
 
 
 async def test_a_slow_consumer_of_stream_gets_every_row(conn: Connection[Any]) -> None:
-    """It is away from the connection at every tenth row, at times for longer than the server."""
+    """The consumer pauses at every tenth row, at times for longer than the server needs."""
     found = []
     async for n, _ in conn.cursor().stream(
         "SELECT n, repeat('x', 9000) FROM generate_series(1, 1000) n"
@@ -160,7 +160,7 @@ async def test_a_slow_consumer_of_stream_gets_every_row(conn: Connection[Any]) -
 async def test_a_stream_that_is_left_early_leaves_the_connection_usable(
     conn: Connection[Any],
 ) -> None:
-    """The rest of its rows is not the next query's."""
+    """The next query gets none of the remaining rows."""
     rows = conn.cursor().stream("SELECT generate_series(1, 1000000)")
     assert await anext(rows) == (1,)
     await rows.aclose()  # type: ignore[attr-defined]
@@ -169,15 +169,17 @@ async def test_a_stream_that_is_left_early_leaves_the_connection_usable(
 
 
 async def test_notifies_ends_at_its_timeout(conn: Connection[Any]) -> None:
-    """With what has come by then."""
+    """The notifications that came before are returned."""
     await conn.execute("LISTEN here")
     await conn.execute("NOTIFY here, 'one'")
     assert [n.payload async for n in conn.notifies(timeout=0.05)] == ["one"]
     assert [n async for n in conn.notifies(timeout=0)] == []
 
 
-async def test_notifies_gets_what_comes_while_it_waits(conn: Connection[Any], dsn: str) -> None:
-    """From another session, again and again."""
+async def test_notifies_gets_notifications_that_come_while_it_waits(
+    conn: Connection[Any], dsn: str
+) -> None:
+    """Notifications from another session arrive one after the other."""
     await conn.execute("LISTEN here")
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as other:
 
@@ -193,7 +195,7 @@ async def test_notifies_gets_what_comes_while_it_waits(conn: Connection[Any], ds
 
 
 async def test_a_slow_consumer_of_notifies_misses_none(conn: Connection[Any], dsn: str) -> None:
-    """Those that come while it is busy wait for it."""
+    """Notifications that arrive while the consumer is busy are kept."""
     await conn.execute("LISTEN here")
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as other:
         got = []
@@ -206,16 +208,16 @@ async def test_a_slow_consumer_of_notifies_misses_none(conn: Connection[Any], ds
     assert got == ["0", "1", "2", "3", "4"]
 
 
-async def test_an_interval_lets_a_wait_look_up(conn: Connection[Any]) -> None:
-    """psycopg asks for that where it has its own time limit to keep."""
+async def test_an_interval_wakes_a_wait(conn: Connection[Any]) -> None:
+    """psycopg uses an interval where it enforces a time limit itself."""
     await conn.execute("LISTEN here")
     started = asyncio.get_running_loop().time()
     assert [n async for n in conn.notifies(timeout=0.2)] == []
     assert asyncio.get_running_loop().time() - started >= 0.19
 
 
-def test_it_may_move_to_another_loop(asyncpool_dsn: str) -> None:
-    """As psycopg's own may, one after the other."""
+def test_a_connection_may_move_to_another_loop(asyncpool_dsn: str) -> None:
+    """A connection may be used on one loop after the other, as psycopg's."""
     with asyncio.Runner() as first:
         conn = first.run(Connection.connect(asyncpool_dsn, autocommit=True))
         first.run(conn.execute("SELECT 1"))

@@ -1,4 +1,4 @@
-"""Mistakes in a connection string and in `kwargs`: found at the constructor, named, never shown."""
+"""Mistakes in a connection string or `kwargs`: the constructor raises, and hides the value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SECRET = "zqx7-kvw9"  # noqa: S105 - it opens nothing
 
 
 class Own(psycopg.AsyncConnection[Any]):
-    """Its `connect` takes an option that libpq does not know."""
+    """A class whose `connect` takes an option that libpq does not know."""
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
@@ -23,7 +23,7 @@ class Own(psycopg.AsyncConnection[Any]):
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of this machine's settings take part."""
+    """Hide the settings of this machine."""
     for name in ("PGHOST", "PGHOSTADDR", "PGSSLMODE", "PGSERVICE"):
         monkeypatch.delenv(name, raising=False)
 
@@ -47,8 +47,8 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
         "",
     ],
 )
-def test_what_libpq_takes_is_taken(conninfo: str) -> None:
-    """In the folder of a Unix socket an @ means nothing."""
+def test_connection_strings_that_libpq_accepts_are_accepted(conninfo: str) -> None:
+    """An @ in the folder of a Unix socket is no sign of a password."""
     for kind in (AsyncConnectionPool, AsyncNullConnectionPool):
         kind(conninfo, max_size=4)
     AsyncConnectionPool(kwargs=psycopg.conninfo.conninfo_to_dict(conninfo))
@@ -67,7 +67,7 @@ def test_what_libpq_takes_is_taken(conninfo: str) -> None:
 def test_a_misspelt_option_is_told_at_once_with_its_name(
     conninfo: str, kwargs: dict[str, Any]
 ) -> None:
-    """And with the name that was meant."""
+    """The error suggests the correct name."""
     message = "the option aplication_name, which .*: did you mean application_name"
     with pytest.raises(ValueError, match=message) as caught:
         AsyncConnectionPool(conninfo, kwargs=kwargs)
@@ -75,7 +75,7 @@ def test_a_misspelt_option_is_told_at_once_with_its_name(
 
 
 def test_an_option_of_another_library_is_named() -> None:
-    """Such as those that other drivers take in a URL."""
+    """Other drivers take such options in a URL."""
     with pytest.raises(ValueError, match="the option schema,"):
         AsyncConnectionPool("postgresql://user:secret@localhost/db?schema=public")
     with pytest.raises(ValueError, match="the option pool_size,"):
@@ -97,8 +97,8 @@ def test_an_option_of_another_library_is_named() -> None:
         ("connect_timeout", "1s"),
     ],
 )
-def test_a_value_that_libpq_refuses_is_told_at_once(name: str, value: str) -> None:
-    """By the option's name, wherever it is given."""
+def test_a_value_that_libpq_refuses_is_an_error_immediately(name: str, value: str) -> None:
+    """The error names the option, wherever it is given."""
     for conninfo in (f"{name}={value}", f"postgresql://h/db?{name}={value}"):
         with pytest.raises(ValueError, match=f"option {name} "):
             AsyncConnectionPool(conninfo)
@@ -106,23 +106,23 @@ def test_a_value_that_libpq_refuses_is_told_at_once(name: str, value: str) -> No
         AsyncConnectionPool(kwargs={name: value})
 
 
-def test_a_keyword_stands_in_place_of_what_the_string_says() -> None:
-    """What is not used is not looked at; None leaves the string's."""
+def test_a_keyword_replaces_the_value_of_the_string() -> None:
+    """A value that a keyword replaces is not checked; None keeps the string's value."""
     AsyncConnectionPool("sslmode=requre", kwargs={"sslmode": "require"})
     with pytest.raises(ValueError, match="option sslmode "):
         AsyncConnectionPool("sslmode=requre", kwargs={"sslmode": None})
     AsyncConnectionPool(kwargs={"no_such_option": None, "autocommit": True})
 
 
-def test_a_class_with_a_connect_of_its_own_may_take_more() -> None:
-    """Only its `connect` knows."""
+def test_a_class_with_its_own_connect_may_take_more() -> None:
+    """Options of such a class are not checked."""
     AsyncConnectionPool(connection_class=Own, kwargs={"tenant": "a", "host": "cloud://a:b:c"})
     with pytest.raises(ValueError, match="the option tenant,"):
         AsyncConnectionPool(kwargs={"tenant": "a"})
 
 
-def test_what_is_set_later_is_looked_at_too() -> None:
-    """The pool keeps what it has."""
+def test_options_that_are_set_later_are_checked_too() -> None:
+    """After the error the pool keeps its previous options."""
     pool = AsyncConnectionPool("host=localhost", kwargs={"autocommit": True})
     with pytest.raises(ValueError, match="aplication_name"):
         pool.conninfo = "host=localhost aplication_name=x"
@@ -133,8 +133,8 @@ def test_what_is_set_later_is_looked_at_too() -> None:
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg_async", "asyncpg", "psycopg2"])
-def test_a_url_of_sqlalchemys_is_told_what_to_write_instead(driver: str) -> None:
-    """It names a driver, which libpq does not know."""
+def test_the_error_for_an_sqlalchemy_url_names_the_replacement(driver: str) -> None:
+    """Such a URL names a driver, which libpq does not know."""
     url = f"postgresql+{driver}://user:{SECRET}@localhost/db"
     manager: PoolManager[str] = PoolManager(max_connections=4)
     for use in (AsyncConnectionPool, manager.pool):
@@ -168,7 +168,7 @@ URL = f"postgresql://user:{SECRET}@localhost/db"
 def test_a_password_in_the_wrong_place_is_refused_and_not_shown(
     conninfo: str, kwargs: dict[str, Any]
 ) -> None:
-    """Neither in the error nor in what it is chained to."""
+    """Neither the error nor the errors in its chain show the password."""
     with pytest.raises(ValueError, match="conninfo") as caught:
         AsyncConnectionPool(conninfo, kwargs=kwargs)
     error: BaseException | None = caught.value
@@ -179,7 +179,7 @@ def test_a_password_in_the_wrong_place_is_refused_and_not_shown(
 
 
 def test_a_url_in_the_environment_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """psycopg would look for a host of that name, and say so."""
+    """psycopg would resolve it as a host and quote it in its error."""
     monkeypatch.setenv("PGHOST", URL)
     with pytest.raises(ValueError, match="the environment") as caught:
         AsyncConnectionPool()

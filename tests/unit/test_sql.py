@@ -1,4 +1,4 @@
-"""The kinds of one-shot statements by their text: plain reads, single statements, all else."""
+"""The kinds of one-shot statements by their text: plain reads, single statements, all others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ._statements import NEWER, OTHERS, PARAMETERS, READS, SINGLES, lines
 
 @pytest.mark.parametrize("text", lines(READS + PARAMETERS + NEWER))
 def test_plain_reads(text: str) -> None:
-    """They can do nothing but read."""
+    """These statements can only read."""
     if text == "/* leading */ -- and":
         text += "\nSELECT 1"
     assert classify(text) is Kind.READ
@@ -26,7 +26,7 @@ def test_plain_reads(text: str) -> None:
 
 @pytest.mark.parametrize("text", lines(SINGLES))
 def test_single_statements(text: str) -> None:
-    """They may write, or it is not certain that they do not."""
+    """These statements may write, or it is not certain that they only read."""
     if text.endswith("-- x"):
         text += "\nUPDATE"
     assert classify(text) is Kind.SINGLE
@@ -45,7 +45,7 @@ def test_single_statements(text: str) -> None:
     ],
 )
 def test_all_else(text: str) -> None:
-    """Several statements, other kinds, and what depends on the server's settings."""
+    """Several statements, other kinds, and texts that depend on the server's settings."""
     assert classify(text.replace("--x", "--x\n")) is Kind.OTHER
 
 
@@ -62,7 +62,7 @@ def test_all_else(text: str) -> None:
     ],
 )
 def test_queries_whose_text_is_the_same_for_every_connection(query: object) -> None:
-    """Bytes of ASCII, and what psycopg composes with no value in it."""
+    """ASCII bytes, and psycopg's composed queries without values."""
     assert classify(query) is Kind.READ  # type: ignore[arg-type]
 
 
@@ -94,13 +94,13 @@ class OwnText(str):
     ],
 )
 def test_queries_that_need_a_connection(query: object) -> None:
-    """Other bytes, values, parts of one's own, and what is no query at all."""
+    """Other bytes, values, parts of users' classes, and objects that are no query."""
     assert text_of(query) is None  # type: ignore[arg-type]
     assert classify(query) is Kind.OTHER  # type: ignore[arg-type]
 
 
 def test_a_string_of_another_class_counts_as_a_string() -> None:
-    """As long as it is written like one."""
+    """A subclass of str counts if it does not override `encode`."""
 
     class Name(str):
         __slots__ = ()
@@ -109,7 +109,7 @@ def test_a_string_of_another_class_counts_as_a_string() -> None:
 
 
 def test_characters_that_an_encoding_writes_as_others_are_known() -> None:
-    """Of all encodings of a client: a backslash may be written that was not in the text."""
+    """In some client encodings another character is written as a backslash."""
     for codec in set(py_codecs.values()):
         if codec.startswith(("cp125", "iso", "koi", "cp8")):
             assert bytes(range(128)).decode(codec) == bytes(range(128)).decode()
@@ -121,7 +121,7 @@ def test_characters_that_an_encoding_writes_as_others_are_known() -> None:
 
 
 def test_a_long_text_is_not_read_to_its_end() -> None:
-    """It takes no longer than a millisecond or so, whatever is in it."""
+    """A long text takes about a millisecond, whatever it contains."""
     assert classify("SELECT " + "1," * LONG) is Kind.SINGLE
     assert classify("SELECT '" + ";" * LONG + "'") is Kind.OTHER
     assert classify("INSERT INTO t VALUES " + "('a'), " * LONG) is Kind.SINGLE
@@ -158,7 +158,7 @@ SOUP = st.lists(st.sampled_from(PARTS) | st.text(printable, max_size=3), max_siz
 @given(SOUP)
 @settings(max_examples=500, deadline=None)
 def test_the_statements_of_a_text_are_parts_of_it(text: str) -> None:
-    """In their order, with nothing but semicolons and what says nothing between them."""
+    """The statements are in order, and only semicolons, space and comments are between them."""
     for escapes in (False, True):
         at = 0
         for each in statements(text, escapes=escapes):
@@ -175,7 +175,7 @@ def test_the_statements_of_a_text_are_parts_of_it(text: str) -> None:
 @given(SOUP)
 @settings(max_examples=500, deadline=None)
 def test_every_text_has_a_kind(text: str) -> None:
-    """It is never an error; a semicolon at the end changes nothing."""
+    """No text raises an error, and a semicolon at the end does not change the kind."""
     kind = classify(text)
     if statements(text) and "--" not in text and kind is not Kind.OTHER:
         assert classify(text + ";") is kind
@@ -191,7 +191,7 @@ LONGEST = [
 @pytest.mark.parametrize("part", LONGEST)
 @pytest.mark.timeout(60)
 def test_reading_takes_time_in_proportion_to_the_length(part: str) -> None:
-    """With the square of the length it would take minutes."""
+    """Quadratic time would take minutes."""
     text = "SELECT " + part * 50_000
     assert statements(text) is not None
     assert classify(text) is not Kind.READ

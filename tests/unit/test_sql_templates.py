@@ -1,4 +1,4 @@
-"""The text of template strings, which came with Python 3.14."""
+"""The text of template strings, which exist since Python 3.14."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if sys.version_info >= (3, 14):
 else:
 
     class Interpolation:
-        """What stands for one of 3.14's on an older Python."""
+        """A substitute for the class of Python 3.14."""
 
         def __init__(
             self, value: Any, expression: str = "", conversion: Any = None, format_spec: str = ""
@@ -25,7 +25,7 @@ else:
             self.conversion, self.format_spec = conversion, format_spec
 
     class Template:
-        """What stands for one of 3.14's on an older Python."""
+        """A substitute for the class of Python 3.14."""
 
         def __init__(self, *parts: Any) -> None:
             self._parts = parts
@@ -37,7 +37,7 @@ else:
 
 
 def value(value: Any, spec: str = "", conversion: Any = None) -> Interpolation:
-    """One value of a template."""
+    """Return one value of a template."""
     return Interpolation(value, "x", conversion, spec)
 
 
@@ -57,7 +57,7 @@ def value(value: Any, spec: str = "", conversion: Any = None) -> Interpolation:
     ],
 )
 def test_values_are_placeholders(template: Any, text: str) -> None:
-    """As psycopg writes them; names and parts are written as they are."""
+    """Values become placeholders as in psycopg; names and nested parts become text."""
     assert text_of(template) == text
     assert classify(template) is Kind.READ
 
@@ -83,14 +83,14 @@ class Name(str):
         Template("SELECT ", value(sql.SQL("{}").format(1), "q")),
     ],
 )
-def test_what_needs_a_connection_or_is_an_error_is_not_told(template: Any) -> None:
-    """Values written into the text, and what psycopg refuses."""
+def test_templates_that_need_a_connection_or_are_errors_have_no_text(template: Any) -> None:
+    """Values that become part of the text, and templates that psycopg refuses."""
     assert text_of(template) is None
     assert classify(template) is Kind.OTHER
 
 
 def test_the_text_that_is_joined_is_read() -> None:
-    """A placeholder may make another word of what is before it."""
+    """A placeholder may change the word before it."""
     queries: list[Any] = [
         Template("SELECT", value(1)),
         Template("SELECT foo", value(1)),
