@@ -32,7 +32,7 @@ POLL_INTERVAL = 0.5
 def prepare(pgconn: PGconn) -> PGcancelConn | None:
     """Return an object that can cancel the connection's query, even once the connection is closed.
 
-    None before libpq 17, which has no cancel request that does not block.
+    None before libpq 17, whose cancel request blocks the thread.
     """
     return pgconn.cancel_conn() if capabilities.has_cancel_safe() else None
 

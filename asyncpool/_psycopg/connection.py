@@ -263,7 +263,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         # The transport's task sends the request, so that the transport knows when it has arrived.
         transport.interrupt(self)
         await transport.wait_drained()
-        # False where the query has ended: the next wait then need not read it to its end.
+        # True where the query has ended: the next wait then skips psycopg's reading to its end.
         transport.has_leftovers = self.pgconn.transaction_status != ACTIVE
 
     def _keep_notifications(self, gen: PQGen[Any], future: asyncio.Future[Any]) -> None:

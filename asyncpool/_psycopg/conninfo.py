@@ -218,7 +218,7 @@ def _known_options() -> set[str]:
 
 
 def _may_be_shown(name: str, conninfo: str) -> bool:
-    """Whether an unknown option's name, as libpq parsed it, is certainly not part of a password."""
+    """Whether a name that libpq does not know is an option's, and not a part of a password."""
     if get_close_matches(name, _known_options(), 1, 0.75):
         return True
     if conninfo.startswith(URLS):

@@ -95,7 +95,7 @@ class PsycopgDriver(Generic[ACT]):
         reset: ResetLevel | Callable[[ACT], Awaitable[None]] | None,
     ) -> None:
         if not (reset is None or callable(reset) or reset in RESETS):
-            msg = f"reset must be one of {', '.join(RESETS)} or a callable, not {reset!r}"
+            msg = f"reset must be None, a callable or one of {', '.join(RESETS)}, not {reset!r}"
             raise ValueError(msg)
         # An alias such as AsyncConnection[DictRow] stands for its class.
         given, connection_class = connection_class, get_origin(connection_class) or connection_class

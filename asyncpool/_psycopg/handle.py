@@ -106,7 +106,7 @@ class ConnectionHandle:
     async def abort(self) -> None:
         """End a session whose server may have many statements to run before it sees its end.
 
-        The statements are cancelled one after the other. If that takes too long, the TCP connection
+        The statements are cancelled one after the other. If that takes too long, the socket
         is reset. A backend notices this only when it sends something, so the next statement that is
         cancelled ends it. In that case the pool does not know when the backend is gone.
         """

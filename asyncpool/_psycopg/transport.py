@@ -90,7 +90,7 @@ class Transport(SocketWatcher):
         self.amiss = 0
         """Flags of what has happened since the connection was last made clean."""
         self.has_leftovers = False
-        """Whether a cancelled operation may have more to read, or deferred generators to run."""
+        """Whether the next wait must first check for the rest of a cancelled operation."""
         self.was_open: bool | None = None
         """Whether a transaction was open when the connection ended; None if unknown."""
         self.ended_by: BaseException | None = None
@@ -178,7 +178,7 @@ class Transport(SocketWatcher):
     def wake(self) -> None:
         """Advance the generator with nothing ready, as psycopg before 3.3 does in `notifies`."""
         if self._gen is not None:
-            self._advance(0, tick=True)
+            self._advance(0, woken=True)
 
     def raise_session_end_error(self) -> None:
         """Close the connection and raise the server's announcement; only the first call raises."""
@@ -204,9 +204,9 @@ class Transport(SocketWatcher):
     async def finish_leftovers(self, conn: Any) -> None:
         """Wait for the end of a cancelled query, and finish what remains of the operation.
 
-        Remains of a COPY, a stream() or a pipeline are read, and starts and ends of transaction
-        blocks that were cancelled while they waited here are run. The connection is closed if that
-        fails.
+        The rest of a COPY, a stream() or a pipeline is read; if that fails, the connection is
+        closed. Then starts and ends of transaction blocks run that were cancelled while they
+        waited here.
         """
         await self.wait_drained()
         if conn._pipeline is not None:
@@ -310,14 +310,14 @@ class Transport(SocketWatcher):
         else:
             self._advance(0)
 
-    def _advance(self, ready: int, *, tick: bool = False) -> None:
+    def _advance(self, ready: int, *, woken: bool = False) -> None:
         """Advance the generator with the flags in `ready`, and on while the socket is writable."""
         gen, future, want = self._gen, self._future, self._want
         assert self._context is not None, "bug: a generator without a context"
         assert future is not None, "bug: a generator without a future"
         send, since = self._context.run, 0.0
         try:
-            if ready or tick:
+            if ready or woken:
                 want = send(gen.send, ready)
                 while ready & READY_R and want & WAIT_R and self.is_hung_up():
                     want = send(gen.send, READY_R)
