@@ -183,7 +183,7 @@ class Connection(psycopg.AsyncConnection[Row]):
     def _raise_if_work_lost(self, *, in_block: bool = False) -> None:
         """Raise at the end of a block whose work was lost with its connection.
 
-        A block that closes the connection itself does so on purpose, and does not raise.
+        A block whose own task has closed the connection does not raise.
         """
         if self._closed_by is not None and self._closed_by is current_task():
             return

@@ -179,7 +179,7 @@ class PsycopgDriver(Generic[ACT]):
         await ping(conn)
 
     async def reset(self, conn: ACT) -> None:
-        """Roll back and do the pool's `reset`, in one round trip plus those of a callable.
+        """Roll back and do the pool's `reset`; without a callable, usually in one round trip.
 
         Raises:
             psycopg.Error: the connection cannot be reset; for example, a statement is under way.

@@ -53,7 +53,7 @@ class SocketWatcher:
         self.draining: asyncio.Task[None] | None = None
         """The task that ends a cancelled query."""
         self.notify: Callable[..., None] | None = None
-        """Called once when the session has ended or is about to end, and before for each error."""
+        """Called for each error of a statement, and a last time when the session ends."""
         self.reading = False
         self._writing = False
         self._pid = os.getpid()
