@@ -167,7 +167,7 @@ async def test_a_shared_fetch_that_one_closed_pool_cancels_fails_no_other(dsn: s
 
 
 async def test_a_check_that_was_cancelled_cancels_its_caller(dsn: str, backends: Backends) -> None:
-    """As in psycopg_pool the error is raised, and the pool stays usable."""
+    """The error is raised as in psycopg_pool, and the pool stays usable."""
     calls = 0
 
     async def check(conn: psycopg.AsyncConnection[Any]) -> None:

@@ -281,7 +281,7 @@ WAITING += [sleep_in_a_transaction]
 async def test_what_waits_for_the_server_fails_when_another_task_closes_the_connection(
     conn: Connection[Any], backends: Backends, operation: Operation
 ) -> None:
-    """It fails immediately, and so does a task that waits for the connection's lock."""
+    """The operation fails immediately, and so does a task that waits for the connection's lock."""
     waiting = asyncio.ensure_future(operation(conn, conn.close))
     await eventually(lambda: backends.running("pg_sleep"))
     behind = asyncio.create_task(conn.commit())

@@ -138,7 +138,7 @@ async def test_a_connection_block_fails_whose_open_transaction_another_task_has_
 async def test_a_connection_block_fails_that_hides_the_loss_of_its_connection(
     dsn: str, backends: Backends
 ) -> None:
-    """It is unknown whether a transaction was open, and any statement would have opened one."""
+    """Whether a transaction was open is unknown, and any statement would have opened one."""
 
     async def work() -> None:
         async with await Connection.connect(dsn) as conn:
@@ -179,7 +179,7 @@ async def test_a_connection_block_that_closes_its_connection_itself_ends_as_in_p
 async def test_a_pools_transaction_fails_when_the_pool_is_closed_in_it(
     dsn: str, backends: Backends, table: str
 ) -> None:
-    """It raises even if its own task closes the pool, because the pool closes the connection."""
+    """The block raises even if its own task closes the pool, which closes the connection."""
     pool = AsyncConnectionPool(dsn, min_size=1)
     await pool.open()
 

@@ -152,7 +152,7 @@ async def test_a_transaction_cancelled_before_its_start_was_none(dsn: str) -> No
 async def test_a_block_whose_end_was_cancelled_is_not_committed_later(
     dsn: str, backends: Backends
 ) -> None:
-    """Its end is cancelled while it waits for a query whose cancellation the block has caught."""
+    """The block's end is cancelled while it waits for a query whose cancellation it has caught."""
     conn = await Connection.connect(dsn, autocommit=True)
     await conn.execute("DROP TABLE IF EXISTS cut")
     await conn.execute("CREATE TABLE cut (x int)")
@@ -226,7 +226,7 @@ async def test_after_a_cancelled_pipeline_every_operation_works(
 
 
 async def test_a_pipeline_refuses_what_psycopgs_refuses(dsn: str) -> None:
-    """It refuses the operations that psycopg refuses."""
+    """A pipeline refuses the operations that psycopg's refuses."""
     conn = await Connection.connect(dsn, autocommit=True)
     async with conn.cursor("declared", withhold=True) as cur:
         async with conn.pipeline():
@@ -291,7 +291,7 @@ async def test_a_notification_that_comes_with_the_time_out_is_kept(
 
 
 async def test_a_cancel_request_that_comes_late_hits_no_other_borrower(dsn: str) -> None:
-    """Its connection is not leased again, because the request may still arrive."""
+    """The connection is not leased again, because the request may still arrive."""
     await asyncio.gather(*(leave_behind(dsn, left) for left in ("a COPY", "a stream")))
 
 

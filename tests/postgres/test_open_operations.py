@@ -90,7 +90,7 @@ async def test_a_one_shot_inside_an_open_operation_of_its_session_is_an_error_at
 async def test_a_statement_inside_an_open_operation_of_its_own_task_is_an_error_at_once(
     dsn: str, operation: Any
 ) -> None:
-    """It raises outside of sessions too, where psycopg waits for ever."""
+    """The statement raises outside of sessions too, where psycopg waits for ever."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         async with pool.connection() as conn, operation(conn):
             for work in (conn.execute("SELECT 1"), conn.commit(), conn.cursor().execute("SELECT")):
@@ -134,7 +134,7 @@ async def test_an_operation_left_by_a_break_is_waited_for(dsn: str) -> None:
 
 
 async def test_an_operation_of_another_task_is_waited_for_within_the_time_limit(dsn: str) -> None:
-    """It may end in time. With psycopg's own class the task of an operation is unknown."""
+    """The operation may end in time. With psycopg's own class its task is unknown."""
     for own in (None, psycopg.AsyncConnection):
         arguments: dict[str, Any] = {} if own is None else {"connection_class": own}
         async with (
