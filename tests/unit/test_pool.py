@@ -78,7 +78,7 @@ class TestArguments:
     def test_an_unknown_reset_level_is_refused_with_the_valid_ones(self) -> None:
         """The message lists the valid levels."""
         reset: Any = "everything"
-        with pytest.raises(ValueError, match="rollback, session, discard or a callable"):
+        with pytest.raises(ValueError, match="a callable or one of rollback, session, discard"):
             AsyncConnectionPool("", reset=reset)
 
     @pytest.mark.parametrize("name", ["configure", "check", "reconnect_failed"])
