@@ -1,4 +1,4 @@
-"""A PostgreSQL server for tests and demos, from whatever this machine has, and tests undone."""
+"""A PostgreSQL server for tests and demos, and a pool that rolls back a test's work."""
 
 from __future__ import annotations
 

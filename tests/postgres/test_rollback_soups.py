@@ -1,4 +1,4 @@
-"""No text that a rollback pool passes on ends the transaction, whatever it is made of."""
+"""No text that a rollback pool passes on ends the transaction: a property test."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def conn(asyncpool_dsn: str) -> Iterator[psycopg.Connection[Any]]:
 def test_what_is_passed_on_never_ends_the_transaction(
     conn: psycopg.Connection[Any], mode: str, parts: list[str]
 ) -> None:
-    """Each piece on its own, up to the first that fails; with either meaning of a backslash."""
+    """Each piece runs on its own, with either meaning of a backslash."""
     text = ";".join(parts).encode()
     conn.execute(f"SET standard_conforming_strings = {mode}")
     conn.execute("BEGIN")

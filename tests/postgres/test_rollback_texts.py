@@ -1,4 +1,4 @@
-"""Which statements of a text reach the server through a pool whose work is undone."""
+"""The statements of a text that a rollback pool passes on to the server."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ BODY = "CREATE FUNCTION pg_temp.f() RETURNS int BEGIN ATOMIC"
 
 @pytest.fixture
 async def pool(dsn: str, table: str) -> AsyncIterator[AsyncConnectionPool[Any]]:
-    """A pool that is rolled back at the end, while the table is there."""
+    """A rollback pool, while the table exists."""
     async with rollback_pool(dsn, patience=0.3) as pool:
         yield pool
 
 
 async def run(pool: AsyncConnectionPool[Any], table: str, text: str) -> list[int]:
-    """Run a text in autocommit, with an INSERT for each {n}; returns what the pool then sees."""
+    """Run a text in autocommit, with an INSERT for each {n}; return the rows the pool sees."""
     for number in range(1, 4):
         text = text.replace(f"{{{number}}}", f"INSERT INTO {table} VALUES ({number})")
     async with pool.acquire() as conn:
@@ -106,7 +106,7 @@ KEPT = [
 async def test_only_what_the_server_takes_for_a_commit_is_one(
     pool: AsyncConnectionPool[Any], table: str, backends: Backends, text: str, kept: list[int]
 ) -> None:
-    """However it is hidden, or something else looks like one; nothing gets out of the pool."""
+    """A hidden COMMIT counts, a lookalike does not; no row becomes visible outside the pool."""
     assert await run(pool, table, text) == kept
     assert backends.rows(table) == []
 
@@ -124,7 +124,7 @@ async def test_only_what_the_server_takes_for_a_commit_is_one(
 async def test_a_backslash_counts_as_it_does_in_the_session(
     pool: AsyncConnectionPool[Any], table: str, backends: Backends, text: str, kept: list[int]
 ) -> None:
-    """With `standard_conforming_strings` off it escapes a quote; it may change within a text."""
+    """With `standard_conforming_strings` off it escapes a quote; a text may change the setting."""
     await pool.execute("SET standard_conforming_strings = off")
     await pool.execute("SET escape_string_warning = off")
     assert await run(pool, table, text) == kept
@@ -135,7 +135,7 @@ async def test_a_backslash_counts_as_it_does_in_the_session(
 async def test_a_byte_of_a_character_is_no_backslash(
     pool: AsyncConnectionPool[Any], table: str, backends: Backends, encoding: str, character: str
 ) -> None:
-    """In some encodings of a client one looks like it."""
+    """In some client encodings the second byte of a character may equal a backslash."""
     async with pool.acquire() as conn:
         await conn.set_autocommit(True)
         await conn.execute(f"SET client_encoding = '{encoding}'")

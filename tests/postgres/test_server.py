@@ -1,4 +1,4 @@
-"""The test server on real PostgreSQL: what it does, and that nothing of it stays behind."""
+"""The test server on real PostgreSQL: its operations, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="servers of our own n
 
 @pytest.fixture(autouse=True)
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A temporary folder for the servers' folders; in the end it is empty, and none runs in it.
+    """A temporary folder for the servers' folders; at the end it is empty and no server runs.
 
-    `tmp_path` is only asked for so that pytest makes its own folders elsewhere, before.
+    `tmp_path` is requested only so that pytest first makes its own folders elsewhere.
     """
     folder = Path(tempfile.mkdtemp(prefix="test-server-", dir="/tmp"))
-    folder.chmod(0o755)  # the server's user passes through
+    folder.chmod(0o755)  # so that the server's user can enter
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
     yield folder
     assert running_in(folder) == []
-    for copy in folder.glob("asyncpool-wheel-*"):  # where the wheel's own folder cannot be entered
+    for copy in folder.glob("asyncpool-wheel-*"):  # from a private wheel
         shutil.rmtree(copy)
     folder.rmdir()
 
 
 @pytest.fixture(params=["binaries", "wheel"])
 def source(request: pytest.FixtureRequest) -> Source:
-    """Each provider that runs programs, where it is there."""
+    """Each provider that runs programs, if it is available."""
     if not (find_binaries() if request.param == "binaries" else find_wheel()):
         pytest.skip(f"no {request.param} on this machine")
     chosen: Source = request.param
@@ -70,7 +70,7 @@ async def server(own: Source) -> AsyncIterator[Server]:
 
 @pytest.fixture
 def own() -> Source:
-    """One provider that runs programs: as the environment asks, or any."""
+    """One provider that runs programs: the one in the environment, or any."""
     if find_wheel() and (os.environ.get("ASYNCPOOL_TEST_SERVER") == "wheel" or not find_binaries()):
         return "wheel"
     if find_binaries():
@@ -79,13 +79,13 @@ def own() -> Source:
 
 
 def folders(base: Path) -> list[Path]:
-    """The servers' folders in `base`; beside them there may be a copy of the wheel's programs."""
+    """List the servers' folders in `base`, without a copy of the wheel's programs."""
     return [each for each in base.iterdir() if not each.name.startswith("asyncpool-wheel-")]
 
 
 def running_in(folder: Path) -> list[str]:
-    """The server programs that run on any data folder in `folder`."""
-    return [process.command for process in _reaper.headed(f" -D {folder}/")]
+    """List the server programs that run on a data folder in `folder`."""
+    return [process.command for process in _reaper.heads_with(f" -D {folder}/")]
 
 
 @asynccontextmanager
@@ -107,7 +107,7 @@ async def execute(dsn: str, query: str) -> None:
         await conn.execute(query)
 
 
-async def test_each_rung_gives_a_server_that_is_restarted_killed_and_copied(source: Source) -> None:
+async def test_each_provider_of_programs_gives_a_full_server(source: Source) -> None:
     """Every operation works on the machine's own PostgreSQL and on the wheel's."""
     async with postgres(source=source) as server:
         assert server.source == source
@@ -123,8 +123,8 @@ async def test_each_rung_gives_a_server_that_is_restarted_killed_and_copied(sour
             assert await value(replica.dsn, "SELECT answer FROM t") == 42
 
 
-async def test_settings_reach_the_server_and_override_the_careless_ones(own: Source) -> None:
-    """`settings` wins over our defaults; quotes, numbers and booleans arrive as they are."""
+async def test_settings_reach_the_server_and_override_the_defaults(own: Source) -> None:
+    """`settings` override our defaults; quotes, numbers and booleans keep their values."""
     settings: dict[str, str | bool] = {
         "fsync": True,
         "work_mem": "5MB",
@@ -137,20 +137,20 @@ async def test_settings_reach_the_server_and_override_the_careless_ones(own: Sou
 
 
 async def test_a_setting_that_the_server_refuses_is_reported_with_its_log(own: Source) -> None:
-    """A server that does not start says why, and leaves nothing."""
+    """A failed start gives the reason and leaves nothing behind."""
     with pytest.raises(ServerError, match="unrecognized configuration parameter"):
         async with postgres(settings={"no_such_setting": 1}, source=own):
             pass
 
 
 async def test_the_unix_socket_leads_to_the_same_server(server: Server) -> None:
-    """`socket_dsn` is the same server by another way."""
+    """`socket_dsn` connects to the same server."""
     query = "SELECT inet_server_port() IS NULL AND current_setting('port') <> ''"
     assert await value(server.socket_dsn, query) is True
 
 
 async def test_restart_keeps_the_port_and_the_data_and_ends_connections(server: Server) -> None:
-    """A pool that reconnects to the same DSN finds its data again."""
+    """A client that reconnects to the same DSN finds its data."""
     before = server.dsn, server.socket_dsn
     async with connected(server.dsn) as conn:
         await conn.execute("CREATE TABLE kept AS SELECT 1 AS n")
@@ -165,7 +165,7 @@ async def test_restart_keeps_the_port_and_the_data_and_ends_connections(server: 
 async def test_a_stopped_server_refuses_connections_until_it_is_started(
     server: Server, mode: str
 ) -> None:
-    """`stop` returns when the server is gone, `start` when it accepts connections."""
+    """`stop` returns when the server has ended, `start` when it accepts connections."""
     await server.stop(mode)  # type: ignore[arg-type]
     assert server.state == "stopped"
     with pytest.raises(psycopg.OperationalError, match="refused"):
@@ -176,7 +176,7 @@ async def test_a_stopped_server_refuses_connections_until_it_is_started(
 
 
 async def test_a_smart_stop_waits_for_clients_up_to_its_limit(server: Server) -> None:
-    """It ends in an error that says so, and the server stops when the client has gone."""
+    """Then it raises an error; the server stops once the client has disconnected."""
     async with connected(server.dsn):
         with pytest.raises(ServerError, match=r"stop \(smart\) within 0\.1 s"):
             await server.stop("smart", timeout=0.1)
@@ -185,7 +185,7 @@ async def test_a_smart_stop_waits_for_clients_up_to_its_limit(server: Server) ->
 
 
 async def test_operations_that_make_no_sense_are_refused(server: Server) -> None:
-    """Misuse is loud: the error says what state the server is in."""
+    """The error names the server's state."""
     with pytest.raises(ServerError, match="running already"):
         await server.start()
     with pytest.raises(ServerError, match="only a standby"):
@@ -206,7 +206,7 @@ async def test_operations_that_make_no_sense_are_refused(server: Server) -> None
 
 
 async def test_kill_ends_every_process_and_the_data_survive(server: Server, base: Path) -> None:
-    """As after `kill -9` of them all; what was committed an instant before is recovered."""
+    """Like `kill -9` of all processes; a transaction committed just before is recovered."""
     await execute(server.dsn, "CREATE TABLE kept AS SELECT 1 AS n")
     async with connected(server.dsn) as conn:
         backend = conn.info.backend_pid
@@ -219,7 +219,7 @@ async def test_kill_ends_every_process_and_the_data_survive(server: Server, base
 
 @pytest.mark.skipif(not Path("/proc/sysvipc/shm").exists(), reason="looks into Linux's /proc")
 async def test_a_killed_server_leaves_no_shared_memory(own: Source, base: Path) -> None:
-    """The segment that its postmaster made is removed, though it could not do so itself."""
+    """The segment that the killed postmaster left is removed."""
 
     def makers() -> list[str]:
         return [row.split()[4] for row in Path("/proc/sysvipc/shm").read_text().splitlines()]
@@ -233,7 +233,7 @@ async def test_a_killed_server_leaves_no_shared_memory(own: Source, base: Path) 
 
 
 async def test_a_paused_server_answers_only_after_resume(server: Server) -> None:
-    """Connections stay open and queries hang: a network that swallows everything."""
+    """Connections stay open and queries hang, as on a network that drops all packets."""
     async with connected(server.dsn) as conn:
         await server.pause()
         assert server.state == "paused"
@@ -247,7 +247,7 @@ async def test_a_paused_server_answers_only_after_resume(server: Server) -> None
 
 @pytest.mark.parametrize("operation", ["stop", "kill", "restart", "nothing"])
 async def test_a_paused_server_can_be_ended(server: Server, operation: str) -> None:
-    """Stopping resumes it first; so does the end of the block."""
+    """A stop resumes the server first; so does the end of the block."""
     await server.pause()
     if operation != "nothing":
         await getattr(server, operation)()
@@ -255,7 +255,7 @@ async def test_a_paused_server_can_be_ended(server: Server, operation: str) -> N
 
 
 async def test_a_standby_streams_and_becomes_read_write_by_promote(server: Server) -> None:
-    """The replica follows its primary, refuses writes, and takes them after `promote`."""
+    """The replica follows its primary, refuses writes, and accepts them after `promote`."""
     async with server.standby() as replica:
         assert replica.dsn != server.dsn
         await execute(server.dsn, "CREATE TABLE streamed AS SELECT 1 AS n")
@@ -273,7 +273,7 @@ async def test_a_standby_streams_and_becomes_read_write_by_promote(server: Serve
 
 
 async def test_two_servers_live_side_by_side(server: Server, own: Source) -> None:
-    """Each has a port and a folder of its own."""
+    """Each server has a port and a folder of its own."""
     async with postgres(source=own) as other:
         assert other.dsn != server.dsn
         await execute(other.dsn, "CREATE TABLE here_only ()")
@@ -282,7 +282,7 @@ async def test_two_servers_live_side_by_side(server: Server, own: Source) -> Non
 
 
 def test_a_server_outlives_the_event_loop_it_was_made_in(own: Source) -> None:
-    """Its methods work from whatever loop is running."""
+    """Its methods work from any running loop."""
     server = postgres(source=own)
     with asyncio.Runner() as first, asyncio.Runner() as second:
         entered = first.run(server.__aenter__())
@@ -296,7 +296,7 @@ def test_a_server_outlives_the_event_loop_it_was_made_in(own: Source) -> None:
 async def test_a_cancelled_start_leaves_nothing(
     own: Source, base: Path, delay: float, kind: str
 ) -> None:
-    """Neither a process nor a folder, whichever library cancels, also when it does so twice."""
+    """No process and no folder stays, with either library, also if it cancels twice."""
 
     async def start() -> None:
         async with postgres(source=own):
@@ -318,7 +318,7 @@ async def test_a_cancelled_start_leaves_nothing(
 
 
 async def test_a_cancelled_stop_comes_back_at_once(server: Server) -> None:
-    """The caller is let go although the server waits for its client."""
+    """The caller continues although the server still waits for its client."""
     async with connected(server.dsn):
         with anyio.move_on_after(0.05) as scope:
             await server.stop("smart")
@@ -335,7 +335,7 @@ async def main(mode):
             await server.pause()
         if mode == "forked" and os.fork() == 0:
             os.close(1)
-            os.read(0, 1)  # it keeps the owner's descriptors until the test ends
+            os.read(0, 1)  # the child keeps the owner's descriptors until the test ends
             os._exit(0)
         print("ready", flush=True)
         await asyncio.sleep(3600)
@@ -347,10 +347,9 @@ asyncio.run(main(sys.argv[1]))
 
 @pytest.mark.parametrize("mode", ["running", "paused", "forked", "starting"])
 def test_no_server_outlives_an_owner_that_is_killed(own: Source, base: Path, mode: str) -> None:
-    """kill -9 of the process that started a server: in seconds it is gone, and its folder.
+    """After kill -9 of its owner, the server ends within seconds and its folder is removed.
 
-    So it is with a frozen server, when a forked child of the owner lives on, and in the middle
-    of initdb.
+    This also holds for a paused server, with a live forked child of the owner, and during initdb.
     """
     command = [sys.executable, "-c", OWNER, mode, own]
     pipe = subprocess.PIPE
@@ -367,18 +366,18 @@ def test_no_server_outlives_an_owner_that_is_killed(own: Source, base: Path, mod
         assert _reaper.wait_until(lambda: not folders(base), 10)
 
 
-def test_a_folder_without_owner_and_warden_is_swept_with_its_server(
+def test_a_folder_without_owner_and_reaper_is_swept_with_its_server(
     own: Source, base: Path
 ) -> None:
-    """When both were killed, the next server's start ends the orphan and removes its folder."""
+    """After both were killed, the next start ends the orphaned server and removes its folder."""
     command = [sys.executable, "-c", OWNER, "running", own]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None
         assert [owner.stdout.readline(), owner.stdout.readline()] == [b"starting\n", b"ready\n"]
         (orphan,) = folders(base)
-        wardens = [p.pid for p in _reaper.processes() if f"_reaper.py {orphan}" in p.command]
-        _reaper.send([*wardens, owner.pid], signal.SIGKILL)
-    assert len(wardens) == 1
+        reapers = [p.pid for p in _reaper.processes() if f"_reaper.py {orphan}" in p.command]
+        _reaper.send([*reapers, owner.pid], signal.SIGKILL)
+    assert len(reapers) == 1
     assert len(running_in(base)) == 1
 
     async def start_another() -> None:
@@ -392,7 +391,7 @@ def test_a_folder_without_owner_and_warden_is_swept_with_its_server(
 async def test_a_server_given_by_a_dsn_is_used_and_left_alone(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every operation is refused with a reason to skip; the password is not in its words."""
+    """Every operation is refused with a reason to skip; no text shows the password."""
     monkeypatch.setenv("ASYNCPOOL_TEST_DSN", server.dsn)
     secret = str(conninfo_to_dict(server.dsn)["password"])
     async with postgres(source="dsn") as given:
@@ -426,7 +425,7 @@ async def test_a_server_given_by_a_dsn_is_used_and_left_alone(
 def test_the_fixtures_give_a_server_to_tests_without_an_event_loop(
     pytester: pytest.Pytester, own: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They need no plugin for asynchronous tests; the header says what they will take."""
+    """They need no plugin for asynchronous tests; the header names the provider."""
     monkeypatch.setenv("ASYNCPOOL_TEST_SERVER", own)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makepyfile(

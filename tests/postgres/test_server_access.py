@@ -1,4 +1,4 @@
-"""Who gets into a test server: whoever has its DSN, and nobody else on the machine."""
+"""Access to a test server: only clients with its DSN, and no other user of the machine."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ EVERYBODY = stat.S_IRWXG | stat.S_IRWXO
 
 @pytest.fixture
 async def server(asyncpool_server: Server) -> AsyncIterator[Server]:
-    """A server of our own, of the kind that the others are."""
+    """A server of our own, from the session's provider."""
     if asyncpool_server.source not in ("binaries", "wheel"):
-        pytest.skip(f"{asyncpool_server.source}: it is not for us to say who gets in")
+        pytest.skip(f"{asyncpool_server.source}: asyncpool does not control its access")
     async with postgres(source=asyncpool_server.source) as server:
         yield server
 
 
 def ways(server: Server) -> list[str]:
-    """Its connection strings, over TCP and over the Unix socket."""
+    """The server's connection strings, over TCP and over the Unix socket."""
     assert server.socket_dsn is not None
     return [server.dsn, server.socket_dsn]
 
@@ -40,14 +40,14 @@ def password_of(server: Server) -> str:
 
 
 def folder_of(server: Server) -> Path:
-    """The folder of its own in which all is that it has."""
+    """The server's folder, which holds all its files."""
     return Path(str(conninfo_to_dict(server.socket_dsn or "")["host"])).parent
 
 
 async def test_the_dsn_opens_it_and_no_other_password_does(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither of its two ways trusts anybody."""
+    """TCP and the Unix socket both require the password."""
     monkeypatch.delenv("PGPASSWORD", raising=False)
     monkeypatch.setenv("PGPASSFILE", "/dev/null")
     for dsn in ways(server):
@@ -61,8 +61,8 @@ async def test_the_dsn_opens_it_and_no_other_password_does(
                 psycopg.connect(other)
 
 
-async def test_the_password_is_no_standing_one(server: Server) -> None:
-    """Each server has its own, which survives a restart."""
+async def test_each_server_has_a_new_password(server: Server) -> None:
+    """A restart keeps the password."""
     before = server.dsn
     await server.restart()
     assert server.dsn == before
@@ -73,7 +73,7 @@ async def test_the_password_is_no_standing_one(server: Server) -> None:
 
 
 async def test_the_server_keeps_the_password_as_scram(server: Server) -> None:
-    """On old versions too, whose default was md5."""
+    """This also holds for old versions, whose default was md5."""
     with psycopg.connect(server.dsn) as conn:
         ((kept,),) = conn.execute("SELECT rolpassword FROM pg_authid WHERE rolcanlogin").fetchall()
         rules = conn.execute("SELECT DISTINCT auth_method FROM pg_hba_file_rules").fetchall()
@@ -84,7 +84,7 @@ async def test_the_server_keeps_the_password_as_scram(server: Server) -> None:
 async def test_its_folders_are_closed_to_others_and_no_file_shows_the_password(
     server: Server,
 ) -> None:
-    """The socket's folder too; what a standby needs is in its data folder."""
+    """The socket's folder is closed too; a standby keeps its password in its data folder."""
     async with server.standby() as replica:
         for each in (server, replica):
             folder, secret = folder_of(each), password_of(each).encode()
@@ -96,27 +96,27 @@ async def test_its_folders_are_closed_to_others_and_no_file_shows_the_password(
 
 
 async def test_no_argument_of_a_process_shows_the_password(server: Server) -> None:
-    """Everybody on the machine can read those."""
+    """Every user of the machine can read a process's arguments."""
     secret, done = password_of(server), False
     shown: set[str] = set()
 
-    def look() -> None:
+    def watch() -> None:
         while not done:
             shown.update(each.command for each in _reaper.processes() if secret in each.command)
 
-    looking = asyncio.create_task(asyncio.to_thread(look))
+    watching = asyncio.create_task(asyncio.to_thread(watch))
     try:
         async with server.standby() as replica:
             await replica.promote()
             psycopg.connect(replica.dsn).close()
     finally:
         done = True
-        await looking
+        await watching
     assert shown == set()
 
 
 async def test_a_rollback_pool_is_for_its_own_user_only(server: Server) -> None:
-    """Its clients meet in a folder that nobody else can enter."""
+    """Its socket is in a folder that no other user can enter."""
     async with rollback_pool(server.dsn) as pool:
         folder = Path(str(conninfo_to_dict(str(pool.conninfo))["host"]))
         assert not os.stat(folder).st_mode & EVERYBODY  # noqa: PTH116

@@ -1,4 +1,4 @@
-"""`asyncpool.testing` without a PostgreSQL: the choice of a server, its folder, its threads."""
+"""`asyncpool.testing` without PostgreSQL: discovery, the server's folder, threads, plugin."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from asyncpool.testing._backend import (
 )
 from asyncpool.testing._container import ContainerServer, find_engine
 from asyncpool.testing._folder import Folder, sweep
-from asyncpool.testing._install import Installation, find_binaries, look_at, reachable
+from asyncpool.testing._install import Installation, find_binaries, inspect_folder, reachable
 from asyncpool.testing._threads import in_thread, to_the_end
 from asyncpool.testing._transactions import controls
 
@@ -45,13 +45,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variables of the machine's own do not matter here."""
+    """Remove the machine's environment variables."""
     for name in ("ASYNCPOOL_TEST_DSN", "ASYNCPOOL_TEST_SERVER", "DOCKER_HOST"):
         monkeypatch.delenv(name, raising=False)
 
 
 def no_server(spec: Spec, halt: threading.Event) -> Backend:
-    raise AssertionError("nobody opens a server here")
+    raise AssertionError("no test here opens a server")
 
 
 def present(source: Source) -> Callable[[], Found]:
@@ -64,25 +64,25 @@ def absent() -> Found:
 
 @pytest.fixture
 def providers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[], Found]]:
-    """Every provider, each of which answers; tests remove some."""
+    """All providers, each of them available; tests make some unavailable."""
     providers: dict[str, Callable[[], Found]] = {source: present(source) for source in SOURCES}
     monkeypatch.setattr(_discovery, "PROVIDERS", providers)
     return providers
 
 
-class TestLadder:
+class TestDiscovery:
     @pytest.mark.parametrize("count", range(4))
-    def test_the_first_rung_that_answers_is_taken(
+    def test_the_first_available_provider_is_taken(
         self, providers: dict[str, Callable[[], Found]], count: int
     ) -> None:
-        """DSN, container, the machine's programs, the wheel: in this order."""
+        """The order is: DSN, container, the machine's programs, the wheel."""
         providers.update(dict.fromkeys(SOURCES[:count], absent))
         assert _discovery.choose().source == SOURCES[count]
 
-    def test_when_none_answers_the_error_lists_what_each_said(
+    def test_when_none_is_available_the_error_gives_each_reason(
         self, providers: dict[str, Callable[[], Found]]
     ) -> None:
-        """And it says what to install."""
+        """The error also says what to install."""
         providers.update(dict.fromkeys(SOURCES, absent))
         with pytest.raises(ServerUnavailable) as caught:
             _discovery.choose()
@@ -92,31 +92,31 @@ class TestLadder:
 
     @pytest.mark.parametrize("source", SOURCES)
     @pytest.mark.usefixtures("providers")
-    def test_a_rung_can_be_forced(self, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-        """By the environment, and by an argument, which wins."""
+    def test_one_can_be_chosen(self, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The environment variable or the argument chooses; the argument takes precedence."""
         assert _discovery.choose(source).source == source
         monkeypatch.setenv("ASYNCPOOL_TEST_SERVER", source)
         assert _discovery.choose().source == source
         assert _discovery.choose("wheel").source == "wheel"
 
-    def test_a_forced_rung_that_is_not_there_is_an_error(
+    def test_a_chosen_provider_that_is_not_available_is_an_error(
         self, providers: dict[str, Callable[[], Found]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Never another one in its place."""
+        """No other provider replaces it."""
         providers["binaries"] = absent
         monkeypatch.setenv("ASYNCPOOL_TEST_SERVER", "binaries")
         with pytest.raises(ServerUnavailable, match=r"ASYNCPOOL_TEST_SERVER='binaries'.*is none"):
             _discovery.choose()
 
-    def test_an_unknown_rung_is_an_error_that_names_those_there_are(self) -> None:
-        """A typing error is not taken for "any"."""
+    def test_an_unknown_provider_is_an_error_that_lists_the_known_ones(self) -> None:
+        """A misspelt name does not mean "any"."""
         with pytest.raises(ServerUnavailable, match=r"'whel' is not one of dsn, .*wheel"):
             _discovery.choose("whel")
 
-    def test_the_dsn_rung_is_there_when_its_variable_is_set(
+    def test_the_dsn_is_available_when_its_variable_is_set(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It is taken first, and its description does not repeat the DSN."""
+        """The DSN is taken first, and its description does not repeat it."""
         with pytest.raises(ServerUnavailable, match="set ASYNCPOOL_TEST_DSN"):
             _discovery.choose("dsn")
         monkeypatch.setenv("ASYNCPOOL_TEST_DSN", "postgresql://u:secret@nowhere/db")
@@ -127,7 +127,7 @@ class TestLadder:
 
 class TestSpec:
     def test_numbers_and_names_that_make_no_sense_are_refused_at_the_call(self) -> None:
-        """Before anything is started."""
+        """The error comes before a server is started."""
         with pytest.raises(ValueError, match="at least 1, not 0"):
             postgres(max_connections=0)
         with pytest.raises(ValueError, match="the server chooses a free one"):
@@ -136,19 +136,19 @@ class TestSpec:
             postgres(settings={"a = 1\nb": 2})
 
     def test_settings_override_the_defaults_whatever_their_case(self) -> None:
-        """PostgreSQL's names know no case."""
+        """PostgreSQL's names of settings are case-insensitive."""
         settings = Spec(None, {"FSYNC": True, "my.own": 1.5}).all_settings()
         assert settings == {"fsync": True, "my.own": 1.5, "max_connections": 50}
         assert [as_text(value) for value in (True, False, 1.5, "x")] == ["on", "off", "1.5", "x"]
 
     def test_a_free_port_can_be_listened_on_and_is_no_outgoing_one(self) -> None:
-        """A client's socket never happens to get the port of a stopped server."""
+        """No client's socket can get the port of a stopped server."""
         assert 20000 <= free_port() < 32000
 
 
 class TestThreads:
     async def test_the_result_or_the_error_comes_back(self) -> None:
-        """As from a call."""
+        """`in_thread` returns and raises like a plain call."""
 
         def fail(halt: threading.Event) -> None:
             raise ServerError("no")
@@ -159,7 +159,7 @@ class TestThreads:
 
     @pytest.mark.parametrize("kind", ["asyncio", "anyio"])
     async def test_a_cancelled_call_ends_after_its_thread(self, kind: str) -> None:
-        """The work is asked to halt, and what it finished nevertheless is undone."""
+        """The work is asked to halt; if it still finishes, its result is undone."""
         undone: list[str] = []
 
         def work(halt: threading.Event) -> str:
@@ -181,7 +181,7 @@ class TestThreads:
         assert undone == ["result"]
 
     async def test_work_that_halts_has_nothing_to_undo(self) -> None:
-        """Its own error is not seen: the cancellation is."""
+        """The caller sees the cancellation, not the error of the work."""
 
         def work(halt: threading.Event) -> None:
             assert halt.wait(20)
@@ -194,7 +194,7 @@ class TestThreads:
             await task
 
     async def test_cleaning_up_goes_on_to_its_end_when_cancelled(self) -> None:
-        """And the cancellation comes out then."""
+        """The cancellation is raised after that."""
         gate, ended = threading.Event(), threading.Event()
 
         def work() -> None:
@@ -217,7 +217,7 @@ class TestProcesses:
     def test_the_table_knows_parents_and_commands(
         self, table: Callable[[], list[_reaper.Process]]
     ) -> None:
-        """Linux's /proc, and the `ps` of other systems."""
+        """The table comes from Linux's /proc, or from `ps` on other systems."""
         if table is _reaper._from_ps and not shutil.which("ps"):
             pytest.skip("no ps here")
         if table is _reaper._from_proc and sys.platform != "linux":
@@ -225,19 +225,19 @@ class TestProcesses:
         command = [sys.executable, "-c", "print(flush=True); input()", "-D", "/a folder"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
             assert child.stdout is not None
-            child.stdout.readline()  # by now it is what it is called
+            child.stdout.readline()  # it has been executed, so its command is its own
             (mine,) = (process for process in table() if process.pid == child.pid)
             child.kill()
         assert (mine.parent, mine.zombie) == (os.getpid(), False)
         assert " -D /a folder" in mine.command
 
     def test_a_family_is_its_heads_and_their_living_descendants(self) -> None:
-        """And it ends with `end`, children and all."""
+        """`end` ends the whole family."""
         script = "sleep 1000 & wait"
         with subprocess.Popen(["/bin/sh", "-c", script]) as shell:
             assert _reaper.wait_until(lambda: len(_reaper.family([shell.pid])) == 2, 10)
             family = _reaper.family([shell.pid])
-            _reaper.end([shell.pid], patience=0.0)
+            _reaper.end([shell.pid], timeout=0.0)
         assert family[0] == shell.pid
         assert _reaper.family(family) == []
 
@@ -249,14 +249,14 @@ class TestFolder:
         return tmp_path
 
     def test_a_folder_goes_with_close(self, base: Path) -> None:
-        """With all that is in it, and its warden."""
+        """Its contents and its reaper go too."""
         folder = Folder({})
         assert folder.path.parent == base
         folder.close()
         assert list(base.iterdir()) == []
 
-    def test_only_folders_of_the_dead_are_swept(self, base: Path) -> None:
-        """A locked one is in use, and one without a lock may have been made this instant."""
+    def test_only_abandoned_folders_are_swept(self, base: Path) -> None:
+        """A locked folder is in use; a new folder may not have its lock yet."""
         stale, live, newborn, halfway = (base / f"asyncpool-pg-{n}" for n in "abcd")
         for folder in (stale, live, newborn, halfway, base / "another"):
             (folder / "data").mkdir(parents=True)
@@ -267,8 +267,8 @@ class TestFolder:
             sweep(base)
         assert {path.name[-1] for path in base.iterdir()} == {"b", "c", "r"}
 
-    def test_the_lock_holds_while_the_warden_lives(self, base: Path) -> None:
-        """Whoever looks at the folder finds its lock taken."""
+    def test_the_lock_holds_while_the_reaper_lives(self, base: Path) -> None:
+        """`sweep` finds the folder locked and leaves it."""
         folder = Folder({})
         sweep(base)
         assert folder.data.is_dir()
@@ -277,7 +277,7 @@ class TestFolder:
     def test_a_socket_whose_path_is_too_long_is_left_out(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The server then has none, and starts all the same."""
+        """The server then starts without a socket."""
         deep = tmp_path / ("x" * 90)
         deep.mkdir()
         monkeypatch.setattr(tempfile, "tempdir", str(deep))
@@ -287,7 +287,7 @@ class TestFolder:
 
 
 def pretend(folder: Path, answer: str) -> Path:
-    """A folder of PostgreSQL's programs, of which `postgres` says `answer`."""
+    """Make a folder of fake PostgreSQL programs; `postgres --version` prints `answer`."""
     folder.mkdir(parents=True)
     for name in ("initdb", "postgres"):
         (folder / name).write_text(f"#!/bin/sh\necho '{answer}'\n")
@@ -297,7 +297,7 @@ def pretend(folder: Path, answer: str) -> Path:
 
 @pytest.fixture
 def stranger() -> RunAs:
-    """A user who is neither root nor us."""
+    """A user other than root and ours."""
     return {"user": os.geteuid() + 1, "group": os.getegid() + 1, "extra_groups": []}
 
 
@@ -314,18 +314,18 @@ class TestInstall:
     def test_programs_are_asked_for_their_version(
         self, tmp_path: Path, answer: str, version: tuple[int, int] | None
     ) -> None:
-        """Those too old, or that do not say, are passed over."""
-        found = look_at(pretend(tmp_path / "bin", answer), "binaries")
+        """Programs that are too old, or print no version, are ignored."""
+        found = inspect_folder(pretend(tmp_path / "bin", answer), "binaries")
         assert (found and found.version) == version
 
     def test_a_folder_without_a_server_is_passed_over(self, tmp_path: Path) -> None:
-        """Packages of clients have folders of the same names."""
-        assert look_at(tmp_path, "binaries") is None
+        """Client packages use folders of the same names."""
+        assert inspect_folder(tmp_path, "binaries") is None
 
     def test_the_highest_version_comes_first(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As numbers: 9 is lower than 17, and the place does not matter."""
+        """Versions compare as numbers (9 is lower than 10), independent of the folder."""
         for version in ("16.9", "17.2", "16.10"):
             pretend(tmp_path / version / "bin", f"postgres (PostgreSQL) {version}")
         program = tmp_path / "pg_config"
@@ -336,10 +336,10 @@ class TestInstall:
         monkeypatch.setattr("asyncpool.testing._install.run_as", dict)  # no other user
         assert [found.version for found in find_binaries()] == [(17, 2), (16, 10), (16, 9)]
 
-    def test_what_another_user_may_run_is_told_by_every_folder_above(
+    def test_what_another_user_may_run_depends_on_every_folder_above(
         self, tmp_path: Path, stranger: RunAs
     ) -> None:
-        """pytest's own folders are closed to others; /bin is open."""
+        """Other users cannot enter pytest's folders; everybody can enter /bin."""
         assert reachable(Path("/bin").resolve(), stranger)
         tmp_path.chmod(0o700)
         assert not reachable(tmp_path, stranger)
@@ -348,7 +348,7 @@ class TestInstall:
     def test_a_wheel_out_of_reach_is_copied_once_and_repaired(
         self, tmp_path: Path, stranger: RunAs, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The copy is shared by later runs; what a cleaner took from it comes back."""
+        """Later runs share the copy; files that a cleaner removed are copied again."""
         shared = tmp_path / "tmp"
         shared.mkdir()
         monkeypatch.setattr("asyncpool.testing._install.temporary", lambda who: shared)
@@ -374,18 +374,18 @@ class TestInstall:
         assert list(shared.iterdir()) == [place]
 
         place.chmod(0o777)
-        with pytest.raises(ServerError, match="can be changed by others"):
+        with pytest.raises(ServerError, match="other users can change"):
             wheel.for_user(stranger)
 
     def test_a_wheel_within_reach_is_used_where_it_is(self, tmp_path: Path) -> None:
-        """An ordinary user needs no copy."""
+        """An ordinary user needs no copy of it."""
         programs = pretend(tmp_path / "pginstall" / "bin", "x 18.6")
         wheel = Installation("wheel", programs, "18.6", (18, 6))
         assert wheel.for_user({}) is wheel
 
 
 class FakeContainer:
-    """Of testcontainers' container, what we use; it writes down what is done."""
+    """The part of testcontainers' container that we use; it records the calls."""
 
     def __init__(self, image: str) -> None:
         self.calls: list[Any] = [image]
@@ -401,7 +401,7 @@ class FakeContainer:
 class TestContainer:
     @pytest.fixture
     def pings(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """An engine that answers, and what it was asked."""
+        """An engine that answers, and the list of calls to it."""
         asked: list[str] = []
         docker: Any = ModuleType("docker")
         docker.errors = SimpleNamespace(DockerException=type("DockerException", (Exception,), {}))
@@ -421,7 +421,7 @@ class TestContainer:
         monkeypatch.setattr(ContainerServer, "_wait", lambda self, halt: None)
 
     def test_an_engine_that_answers_is_found_and_its_client_closed(self, pings: list[str]) -> None:
-        """The question is asked before testcontainers is imported."""
+        """The engine is asked before testcontainers is imported."""
         assert find_engine().source == "testcontainers"
         assert pings == ["ping", "close"]
 
@@ -430,7 +430,7 @@ class TestContainer:
     def test_an_engine_that_does_not_answer_is_absent(
         self, error: Exception | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Whether the network says so or the docker package."""
+        """The error may come from the network or from the docker package."""
         docker: Any = sys.modules["docker"]
 
         def fail(timeout: float) -> None:
@@ -443,7 +443,7 @@ class TestContainer:
     def test_without_its_packages_or_a_socket_the_engine_is_not_asked(
         self, pings: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Importing them costs time."""
+        """Importing the packages would cost time."""
         monkeypatch.delenv("DOCKER_HOST")
         monkeypatch.setattr("asyncpool.testing._container.SOCKET", Path("/no/such/socket"))
         with pytest.raises(Absent, match="set DOCKER_HOST"):
@@ -455,7 +455,7 @@ class TestContainer:
 
     @pytest.mark.usefixtures("container")
     def test_operations_are_passed_on_to_the_engine(self) -> None:
-        """Signals to PostgreSQL for stops; Docker's own freezer for pauses."""
+        """A stop is a signal to PostgreSQL; a pause is Docker's own."""
         halt = threading.Event()
         server = ContainerServer(Spec(7), halt)
         fake: Any = server._container
@@ -475,7 +475,7 @@ class TestContainer:
 
     @pytest.mark.usefixtures("container")
     def test_a_container_has_no_standby(self) -> None:
-        """A test that needs one skips with this reason."""
+        """A test that needs a standby can skip with this reason."""
         server = ContainerServer(Spec(), threading.Event())
         with pytest.raises(ServerUnsupported, match="network of containers"):
             server.standby(threading.Event())
@@ -489,7 +489,7 @@ class TestPlugin:
     def test_a_run_that_needs_no_server_starts_none(
         self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The header says what would be taken, or that there is none; nothing fails for it."""
+        """The header names the provider, or says why there is none; the run does not fail."""
         monkeypatch.setenv("ASYNCPOOL_TEST_SERVER", "dsn")
         monkeypatch.setenv("ASYNCPOOL_TEST_DSN", "postgresql://nobody:secret@127.0.0.1:1/db")
         pytester.makepyfile("def test_nothing(): pass")
@@ -499,13 +499,13 @@ class TestPlugin:
         monkeypatch.delenv("ASYNCPOOL_TEST_DSN")
         result = pytester.runpytest_subprocess("-p", "asyncpool.testing.plugin")
         result.assert_outcomes(passed=1)
-        result.stdout.fnmatch_lines(["asyncpool server: none, ASYNCPOOL_TEST_SERVER='dsn' *"])
+        result.stdout.fnmatch_lines(["asyncpool server: none, ASYNCPOOL_TEST_SERVER='dsn': *"])
 
     @pytest.mark.parametrize("dsn", ["", "postgresql://nobody:secret@127.0.0.1:1/db"])
     def test_without_a_server_the_fixture_says_what_to_do(
         self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, dsn: str
     ) -> None:
-        """In a line or a few, not in a traceback."""
+        """The message has a few lines, and no traceback."""
         monkeypatch.setenv("ASYNCPOOL_TEST_SERVER", "dsn")
         monkeypatch.setenv("ASYNCPOOL_TEST_DSN", dsn)
         pytester.makepyfile("def test_it(asyncpool_dsn): pass")
@@ -516,10 +516,10 @@ class TestPlugin:
         result.stdout.no_fnmatch_line("*secret*")
 
     def test_loading_it_and_looking_for_a_server_imports_nothing_heavy(self) -> None:
-        """Every pytest run of everybody who has asyncpool installed pays for it."""
+        """Slow imports would delay every pytest run where asyncpool is installed."""
         program = (
             "import sys, types\n"
-            "package = types.ModuleType('asyncpool')\n"  # only its annex is of interest here
+            "package = types.ModuleType('asyncpool')\n"  # without its __init__
             f"package.__path__ = [{str(Path(_discovery.__file__).parents[1])!r}]\n"
             "sys.modules['asyncpool'] = package\n"
             "import pytest, asyncpool.testing.plugin, asyncpool.testing._discovery as discovery\n"
@@ -575,11 +575,11 @@ class TestTransactions:
         ],
     )
     def test_what_a_text_does_to_its_transaction(self, text: str, kinds: list[str | None]) -> None:
-        """By statement, whatever is in its strings, comments and bodies."""
+        """Only statements count, not the contents of strings, comments and bodies."""
         assert [kind for _, kind in controls(text.encode())] == kinds
 
     def test_a_text_that_does_nothing_stays_as_it_is(self) -> None:
-        """Its hints, comments and semicolons too; others are taken apart."""
+        """Its hints, comments and semicolons stay too; other texts are split."""
         text = b"/*+ hint */ SELECT 1; -- END\n SELECT 2;"
         assert controls(text) == [(text, None)]
         assert controls(b"SELECT 'a;b' /* c */; COMMIT") == [
