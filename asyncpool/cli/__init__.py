@@ -1,4 +1,4 @@
-"""The command line: demo, ping and doctor. It needs the extra `demo` (typer and rich)."""
+"""The command line: demo, ping, doctor and top. It needs the extra `demo` (typer and rich)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line; without its libraries, say how to get them and exit with status 1."""
+    """Run the command line; if typer or rich is missing, say how to install it and exit with 1."""
     try:
-        from asyncpool.cli._app import app  # noqa: PLC0415 - here, to be able to say what is missing
+        from asyncpool.cli._app import app  # noqa: PLC0415 - to report a missing library
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in ("typer", "rich"):

@@ -1,4 +1,4 @@
-"""`python -m asyncpool.cli`, the same as `asyncpool`."""
+"""Run the command line by `python -m asyncpool.cli`, an alias of `asyncpool`."""
 
 from asyncpool.cli import main
 

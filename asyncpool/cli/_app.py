@@ -1,4 +1,4 @@
-"""The commands and their options; what they do is in a file of its own each."""
+"""The commands and their options; each command is implemented in a module of its own."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from asyncpool import __version__
-from asyncpool.cli._demo import Plan, demo
+from asyncpool.cli._demo import Run, demo
 from asyncpool.cli._doctor import doctor
-from asyncpool.cli._facts import Asked
+from asyncpool.cli._facts import Plan
 from asyncpool.cli._limit import end
 from asyncpool.cli._ping import ping
 from asyncpool.cli._top import top
@@ -20,13 +20,13 @@ app = typer.Typer(
     name="asyncpool",
     no_args_is_help=True,
     add_completion=False,
-    # Its tracebacks show local variables, and a DSN is one of them.
+    # typer's tracebacks would show local variables, among them the DSN.
     pretty_exceptions_enable=False,
 )
 
 
 def finite(value: float) -> float:
-    """A number of seconds; "nan" and "inf" pass for floats above the least."""
+    """Refuse "nan" and "inf", which typer accepts as numbers above the minimum."""
     if not math.isfinite(value):
         raise typer.BadParameter("it must be a finite number of seconds")
     return value
@@ -37,14 +37,14 @@ GivenDSN = Annotated[
     typer.Argument(
         metavar="DSN",
         envvar="DATABASE_URL",
-        help="Without one, libpq's own environment counts, PGHOST and so on, as for psql.",
+        help="Without it, libpq's environment variables are used (PGHOST etc.), as in psql.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Say it in JSON.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def show_version(wanted: bool) -> None:
-    """Print the version and leave."""
+    """Print the version and exit."""
     if wanted:
         typer.echo(f"asyncpool {__version__}")
         raise typer.Exit
@@ -53,7 +53,7 @@ def show_version(wanted: bool) -> None:
 @app.callback()
 def asyncpool(
     show: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Say which.")
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print it.")
     ] = False,
 ) -> None:
     """An asyncio-native connection pool for psycopg 3 and PostgreSQL."""
@@ -63,34 +63,34 @@ def asyncpool(
 def run_demo(
     dsn: Annotated[
         str | None,
-        typer.Argument(metavar="DSN", help="A server's; without it, one is started for the run."),
+        typer.Argument(metavar="DSN", help="The server; without it, one is started for the run."),
     ] = None,
-    tasks: Annotated[int, typer.Option(min=1, help="That use the pool at once.")] = 200,
-    size: Annotated[int, typer.Option(min=1, help="Connections of the pool.")] = 10,
-    seconds: Annotated[float, typer.Option(min=1, help="The length of the run.")] = 10.0,
+    tasks: Annotated[int, typer.Option(min=1, help="Concurrent users of the pool.")] = 200,
+    size: Annotated[int, typer.Option(min=1, help="Size of the pool.")] = 10,
+    seconds: Annotated[float, typer.Option(min=1, help="Duration of the run.")] = 10.0,
 ) -> None:
-    """Move money from many tasks over few connections, kill these once, and check the books.
+    """Transfer money in many tasks over few connections, kill these once, check the balances.
 
-    The tables are pgbench's, in a schema of their own, asyncpool_demo, dropped at the end.
+    The tables are those of pgbench, in the schema asyncpool_demo, which is dropped at the end.
 
-    Ctrl-C ends the run early, with the same check; a second one breaks off what is under way.
+    Ctrl-C ends the run early, with the same check; a second Ctrl-C aborts running transfers.
 
-    Exit status: 0 if the books balance, 1 if not, or if it cannot run, 130 after Ctrl-C.
+    Exit status: 0 if the balances agree, 1 if not or if the demo cannot run, 130 after Ctrl-C.
     """
-    raise typer.Exit(asyncio.run(demo(Plan(dsn, tasks, size, seconds))))
+    raise typer.Exit(asyncio.run(demo(Run(dsn, tasks, size, seconds))))
 
 
 @app.command("ping")
 def run_ping(
     dsn: GivenDSN = None,
     timeout: Annotated[
-        float, typer.Option(min=0.1, callback=finite, help="Seconds for all of it.")
+        float, typer.Option(min=0.1, callback=finite, help="Seconds for the whole command.")
     ] = 3.0,
     as_json: Json = False,
 ) -> None:
-    """Connect, run one statement, and say in one line whether that worked: for health checks.
+    """Connect, run one statement, and report the result in one line, for health checks.
 
-    Of several hosts each is asked, all at once, and the first to answer counts.
+    Of several hosts, all are asked at once; the first answer counts.
 
     Exit status: 0 if a server answered in time, else 1.
     """
@@ -100,37 +100,37 @@ def run_ping(
 @app.command("doctor")
 def run_doctor(
     dsn: GivenDSN = None,
-    max_size: Annotated[int, typer.Option(min=1, help="Connections of a pool, at most.")] = 10,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that have a pool each.")] = 1,
+    max_size: Annotated[int, typer.Option(min=1, help="Maximum size of a pool.")] = 10,
+    workers: Annotated[int, typer.Option(min=1, help="Processes with one pool each.")] = 1,
     timeout: Annotated[
-        float, typer.Option(min=0.1, callback=finite, help="Seconds for all of it.")
+        float, typer.Option(min=0.1, callback=finite, help="Seconds for the whole command.")
     ] = 30.0,
     as_json: Json = False,
 ) -> None:
-    """Look at a server as a pool would, and say what to change.
+    """Check a server as a pool would see it, and say what to change.
 
-    It has one connection at a time, two where a pooler is in between, and writes nothing.
+    The doctor uses one connection at a time, two through a pooler, and writes nothing.
 
-    Exit status: 0 with notes and warnings too, 1 if there is a problem.
+    Exit status: 1 if there is a problem, else 0, also with notes and warnings.
     """
-    end(doctor(dsn, Asked(max_size=max_size, workers=workers), timeout, as_json=as_json))
+    end(doctor(dsn, Plan(max_size=max_size, workers=workers), timeout, as_json=as_json))
 
 
 @app.command("top")
 def run_top(
-    url: Annotated[str, typer.Argument(metavar="URL", help="Of an inspector's page.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="The address of an inspector's page.")],
     header: Annotated[
         list[str] | None,
-        typer.Option(help="NAME: VALUE, for each request, such as what lets you in."),
+        typer.Option(help="NAME: VALUE, a header of each request, such as credentials."),
     ] = None,
-    once: Annotated[bool, typer.Option("--once", help="Show it once, and leave.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show one snapshot and exit.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show an app's pools at work: who has which connection, who waits, what has happened.
+    """Show an app's pools live: their leases, waiters and events.
 
-    It reads the feed of an asyncpool.inspector that the app has mounted. Ctrl-C ends it. Where the
-    output is no terminal it is shown once; with --json it is a line for each snapshot.
+    It reads the feed of the asyncpool.inspector that the app has mounted. Ctrl-C ends it. On an
+    output that is no terminal it shows one snapshot; with --json it prints one line a snapshot.
 
-    Exit status: 0, or 1 if there is no inspector to be read.
+    Exit status: 0, or 1 if no inspector can be read.
     """
     raise typer.Exit(top(url, header or [], once=once, as_json=as_json))

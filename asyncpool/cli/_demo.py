@@ -1,6 +1,6 @@
-"""`asyncpool demo`: a server, a bank, a run with a disaster in the middle, and the audit.
+"""`asyncpool demo`: start a server, run transfers, kill the backends once, audit the result.
 
-The order of events is decided here, and that whatever was begun is also ended: on success, on
+This module decides the order of the steps. It undoes every step that it began: on success, on
 errors, on Ctrl-C and on a second Ctrl-C.
 """
 
@@ -20,44 +20,44 @@ from rich.console import Console
 from rich.text import Text
 
 from asyncpool import AsyncConnectionPool
-from asyncpool.cli._bank import Bank, Tally
-from asyncpool.cli._books import audit, create, drop, kill, office
 from asyncpool.cli._meter import Meter, percentiles
-from asyncpool.cli._screen import Screen, milliseconds, screen_for, tell
+from asyncpool.cli._screen import Screen, milliseconds, print_line, screen_for
+from asyncpool.cli._tables import audit, control_connection, create, drop, kill
 from asyncpool.cli._target import BadDSN, read
+from asyncpool.cli._workload import Tally, Workload
 from asyncpool.testing import ServerError, postgres
 
 GRACE = 5.0
-"""Seconds in which the last transfers may end by themselves."""
+"""Seconds for which the last transfers may finish normally."""
 SERVER_DEFAULT = 50
-"""Connections of a server that was not asked for more."""
+"""The default max_connections of a server from asyncpool.testing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What the user asked for."""
+class Run:
+    """The options of a run."""
 
     dsn: str | None
-    """None: a throw-away server."""
+    """None: start a temporary server."""
     tasks: int
     size: int
     seconds: float
 
 
-class Refused(Exception):
-    """The demo cannot go on; the message is for the user."""
+class CannotRun(Exception):
+    """The demo cannot continue; the message is for the user."""
 
 
 class Interrupts:
-    """Ctrl-C and SIGTERM: the first ends the set-up or the run, the second hurries its end."""
+    """Ctrl-C and SIGTERM: the first ends the setup or the run, the second aborts transfers."""
 
     def __init__(self) -> None:
         self.first = asyncio.Event()
         self.second = asyncio.Event()
         self.status = 0
-        """What a shell expects of a program that a signal ended, such as 130; 0 if none came."""
+        """The exit status after a signal, such as 130 for Ctrl-C; 0: no signal came."""
         self.cancelling = True
-        """Whether the first is to cancel this task, as there is no run yet to end."""
+        """Whether the first signal cancels this task, since the run has not begun yet."""
         self._task = asyncio.current_task()
 
     def __enter__(self) -> Self:
@@ -84,104 +84,106 @@ class Interrupts:
             self._task.cancel()
 
 
-async def demo(plan: Plan) -> int:
-    """Run it; returns the exit status."""
+async def demo(options: Run) -> int:
+    """Run the demo; return the exit status."""
     console = Console(highlight=False)
     with Interrupts() as interrupts:
-        show = _Demo(plan, console, interrupts)
+        run = _Demo(options, console, interrupts)
         try:
-            async with AsyncExitStack() as show.stack:
-                await show.run()
+            async with AsyncExitStack() as run.stack:
+                await run.run()
         except asyncio.CancelledError:
             if not interrupts.status:
                 raise
             console.print("Interrupted before the first transfer.")
-        except (Refused, ServerError) as error:
-            show.complain(str(error))
-        return 1 if show.failed else interrupts.status
+        except (CannotRun, ServerError) as error:
+            run.report_failure(str(error))
+        return 1 if run.failed else interrupts.status
 
 
 class _Demo:
     stack: AsyncExitStack
-    """What is to be undone in the end."""
+    """The cleanup steps."""
 
-    def __init__(self, plan: Plan, console: Console, interrupts: Interrupts) -> None:
-        self.plan = plan
+    def __init__(self, options: Run, console: Console, interrupts: Interrupts) -> None:
+        self.options = options
         self.console = console
         self.interrupts = interrupts
         self.failed = False
         self.name = f"asyncpool-demo-{uuid4().hex[:8]}"
-        self.dsn = plan.dsn or ""
-        self.disaster = "The run ended before the backends were to be terminated."
+        self.dsn = options.dsn or ""
+        self.outage = "The run ended before the backends were terminated."
 
     async def run(self) -> None:
-        """Everything in its order."""
+        """Set up, run the load, summarise and audit."""
         try:
-            bank = await self._set_up()
+            workload = await self._set_up()
         finally:
             self.interrupts.cancelling = False
         began = perf_counter()
-        failure = await self._trade(bank, screen_for(self.console, self.plan.seconds), began)
+        failure = await self._run_load(
+            workload, screen_for(self.console, self.options.seconds), began
+        )
         elapsed = perf_counter() - began
-        await bank.pool.close(1.0)
+        await workload.pool.close(1.0)
         if failure is not None:
-            self.complain(f"the run broke off: {type(failure).__name__}: {_line(failure)}")
-        self._summarise(bank.tally, elapsed)
-        await self._audit(bank.tally)
+            self.report_failure(f"the run failed: {type(failure).__name__}: {_line(failure)}")
+        self._summarise(workload.tally, elapsed)
+        await self._audit(workload.tally)
 
-    def complain(self, what: str) -> None:
-        """Say what went wrong; the exit status will say it too."""
+    def report_failure(self, what: str) -> None:
+        """Print what went wrong, and make the exit status 1."""
         self.failed = True
         Console(stderr=True).print(Text(f"asyncpool demo: {what}", "red"), soft_wrap=True)
 
-    async def _set_up(self) -> Bank:
+    async def _set_up(self) -> Workload:
         await self._find_server()
-        branches = 4 * self.plan.size  # so many that transfers seldom wait for a row
-        await self._make_books(branches)
+        branches = 4 * self.options.size  # enough that transfers seldom wait for a row lock
+        await self._create_tables(branches)
         pool = AsyncConnectionPool(
             self.dsn,
-            min_size=self.plan.size,
+            min_size=self.options.size,
             kwargs={"application_name": self.name},
             name="demo",
             open=False,
         )
         await self._open(pool)
-        return Bank(pool, branches)
+        return Workload(pool, branches)
 
     async def _find_server(self) -> None:
-        if self.plan.dsn is None:
-            self.console.print("No DSN was given: starting a server to be thrown away...")
-            needed = self.plan.size + 10
+        if self.options.dsn is None:
+            self.console.print("No DSN was given: starting a temporary server...")
+            needed = self.options.size + 10
             server = await self.stack.enter_async_context(
                 postgres(max_connections=needed if needed > SERVER_DEFAULT else None)
             )
             self.dsn = server.dsn
-            self._tell("server", server.description)
+            self._print("server", server.description)
         try:
             read(self.dsn)
         except BadDSN as error:
-            raise Refused(str(error)) from None
+            raise CannotRun(str(error)) from None
 
-    async def _make_books(self, branches: int) -> None:
-        doing = ""
+    async def _create_tables(self, branches: int) -> None:
+        step = ""
         try:
-            async with office(self.dsn, self.name) as conn:
-                doing = "cannot make the tables: "
-                if self.plan.dsn is not None:
+            async with control_connection(self.dsn, self.name) as conn:
+                step = "cannot create the tables: "
+                if self.options.dsn is not None:
                     version = conn.info.parameter_status("server_version") or "?"
                     place = f"{conn.info.host}:{conn.info.port}/{conn.info.dbname}"
-                    self._tell("server", f"PostgreSQL {version} at {place}")
-                self.stack.push_async_callback(self._drop_books)
+                    self._print("server", f"PostgreSQL {version} at {place}")
+                self.stack.push_async_callback(self._drop_tables)
                 await create(conn, self.name, branches)
         except psycopg.errors.DuplicateSchema:
-            raise Refused(
-                "the schema asyncpool_demo is there already: another demo runs on this database,"
-                " or one was killed; then remove it with DROP SCHEMA asyncpool_demo CASCADE"
+            raise CannotRun(
+                "the schema asyncpool_demo exists already: another demo runs on this database,"
+                " or one was killed; in that case run DROP SCHEMA asyncpool_demo CASCADE"
             ) from None
         except psycopg.Error as error:
-            raise Refused(f"{doing}{_line(error)}") from error
+            raise CannotRun(f"{step}{_line(error)}") from error
         sizes = f"{branches} branches, {branches * 10} tellers, {branches * 1000:,} accounts"
-        self._tell("tables", f"{sizes}, in the schema asyncpool_demo")
+        self._print("tables", f"{sizes}, in the schema asyncpool_demo")
 
     async def _open(self, pool: AsyncConnectionPool) -> None:
         self.stack.push_async_callback(pool.close, 1.0)
@@ -190,58 +192,62 @@ class _Demo:
             await pool.open(wait=True, timeout=15.0)
         except psycopg.Error as error:
             cause = f": {_line(error.__cause__)}" if error.__cause__ else ""
-            raise Refused(f"cannot fill the pool: {_line(error)}{cause}") from error
+            raise CannotRun(f"cannot fill the pool: {_line(error)}{cause}") from error
         took = milliseconds(perf_counter() - began)
-        self._tell("pool", f"{_plural(self.plan.size, 'connection')}, opened in {took} ms")
-        tasks = _plural(self.plan.tasks, "task")
-        self._tell("load", f"{tasks} for {self.plan.seconds:g} s; Ctrl-C ends the run")
+        self._print("pool", f"{_plural(self.options.size, 'connection')}, opened in {took} ms")
+        tasks = _plural(self.options.tasks, "task")
+        self._print("load", f"{tasks} for {self.options.seconds:g} s; Ctrl-C ends the run")
         self.console.print()
 
-    async def _trade(self, bank: Bank, screen: Screen, began: float) -> BaseException | None:
-        """The run itself; returns what broke it off, if anything did."""
-        work = asyncio.create_task(bank.work(self.plan.tasks), name="work")
+    async def _run_load(
+        self, workload: Workload, screen: Screen, began: float
+    ) -> BaseException | None:
+        """Run the workload; return the error that ended it, or None."""
+        work = asyncio.create_task(workload.run(self.options.tasks), name="work")
         first = asyncio.create_task(self.interrupts.first.wait())
         second = asyncio.create_task(self.interrupts.second.wait())
-        meter = Meter(bank, began)
+        meter = Meter(workload, began)
         with screen:
-            killer = asyncio.create_task(self._strike(bank, screen, began), name="killer")
-            shower = asyncio.create_task(_show(meter, screen), name="shower")
-            await asyncio.wait(
-                {work, first}, timeout=self.plan.seconds, return_when=asyncio.FIRST_COMPLETED
+            killing = asyncio.create_task(
+                self._kill_backends(workload, screen, began), name="killing"
             )
-            bank.stopping = True
+            display = asyncio.create_task(_update(meter, screen), name="display")
+            await asyncio.wait(
+                {work, first}, timeout=self.options.seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            workload.stopping = True
             if first.done():
-                screen.note(meter.elapsed, "interrupted: the last transfers may end", "yellow")
+                screen.note(meter.elapsed, "interrupted: waiting for the last transfers", "yellow")
             await asyncio.wait({work, second}, timeout=GRACE, return_when=asyncio.FIRST_COMPLETED)
-            for task in (killer, shower, first, second, work):
+            for task in (killing, display, first, second, work):
                 task.cancel()
-            # psycopg tells the server of each cancelled statement, and may take a while.
-            await asyncio.wait({killer, shower, first, second, work}, timeout=15.0)
-        for task in (killer, shower):
+            # Cancelling a statement on the server may take a while.
+            await asyncio.wait({killing, display, first, second, work}, timeout=15.0)
+        for task in (killing, display):
             if task.done() and not task.cancelled() and (error := task.exception()):
                 return error
         if work.done() and not work.cancelled():
             return _first(work.exception())
         return None
 
-    async def _strike(self, bank: Bank, screen: Screen, began: float) -> None:
-        """Terminate all of the pool's backends half-way, and see how long until it serves again."""
-        await asyncio.sleep(self.plan.seconds / 2)
+    async def _kill_backends(self, workload: Workload, screen: Screen, began: float) -> None:
+        """Terminate the pool's backends half-way, and measure how soon it serves again."""
+        await asyncio.sleep(self.options.seconds / 2)
         try:
-            async with office(self.dsn, self.name) as conn:
-                struck = perf_counter()
+            async with control_connection(self.dsn, self.name) as conn:
+                killed_at = perf_counter()
                 pids = await kill(conn, self.name)
-                bank.mourn(pids)
+                workload.expect_recovery(pids)
         except psycopg.Error as error:
-            self.disaster = f"The backends could not be terminated: {_line(error)}"
-            screen.note(perf_counter() - began, self.disaster, "yellow")
+            self.outage = f"The backends could not be terminated: {_line(error)}"
+            screen.note(perf_counter() - began, self.outage, "yellow")
             return
         what = f"terminated all backends of the pool ({len(pids)})"
-        self.disaster = f"{what[0].upper()}{what[1:]}; it did not serve again before the end."
-        screen.note(struck - began, what, "yellow")
-        await bank.served_again.wait()
-        took = milliseconds(perf_counter() - struck)
-        self.disaster = f"{what[0].upper()}{what[1:]}; it served again after {took} ms."
+        self.outage = f"{what[0].upper()}{what[1:]}; it did not serve again before the end."
+        screen.note(killed_at - began, what, "yellow")
+        await workload.served_again.wait()
+        took = milliseconds(perf_counter() - killed_at)
+        self.outage = f"{what[0].upper()}{what[1:]}; it served again after {took} ms."
         screen.note(perf_counter() - began, f"served again after {took} ms", "green")
 
     def _summarise(self, tally: Tally, elapsed: float) -> None:
@@ -249,47 +255,47 @@ class _Demo:
         p50, p99 = (milliseconds(value) for value in percentiles(tally.waits))
         counts = f"errors {tally.errors:,}, retries {tally.retries:,}, given up {tally.failed:,}"
         self.console.print()
-        self._tell("transfers", f"{tally.acknowledged:,} acknowledged, {rate:,.0f} a second")
-        self._tell("waiting", f"p50 {p50} ms, p99 {p99} ms for a connection")
-        self._tell("failures", self.disaster)
-        self._tell("", f"{counts}, in doubt {tally.in_doubt:,}")
+        self._print("transfers", f"{tally.acknowledged:,} acknowledged, {rate:,.0f} a second")
+        self._print("waiting", f"p50 {p50} ms, p99 {p99} ms for a connection")
+        self._print("failures", self.outage)
+        self._print("", f"{counts}, in doubt {tally.in_doubt:,}")
         if tally.last_error:
-            self._tell("", f"the last error: {tally.last_error}")
+            self._print("", f"the last error: {tally.last_error}")
 
     async def _audit(self, tally: Tally) -> None:
         try:
-            async with office(self.dsn, self.name) as conn:
-                found = await audit(conn, tally.fates)
+            async with control_connection(self.dsn, self.name) as conn:
+                found = await audit(conn, tally.outcomes)
         except psycopg.Error as error:
-            raise Refused(f"the books could not be checked: {_line(error)}") from error
-        self._tell(
-            "books",
+            raise CannotRun(f"the balances could not be checked: {_line(error)}") from error
+        self._print(
+            "balances",
             f"accounts {found.accounts:,}, tellers {found.tellers:,},"
             f" branches {found.branches:,}, history {found.history:,} in {found.rows:,} rows",
         )
         if found.in_doubt:
             doubt = f"{found.resolved:,} of {found.in_doubt:,} in doubt"
-            self._tell("", f"{doubt} (broken off during COMMIT) are in the history")
+            self._print("", f"{doubt} (the connection broke during COMMIT) are in the history")
         for fault in found.faults:
             self.failed = True
-            self._tell("", f"DO NOT BALANCE: {fault}", "bold red")
+            self._print("", f"MISMATCH: {fault}", "bold red")
         if not found.faults:
             every = f"all {found.acknowledged:,} acknowledged transfers are in the history"
-            self._tell("", f"balance: the four sums agree, and {every}", "bold green")
+            self._print("", f"ok: the four sums agree, and {every}", "bold green")
 
-    async def _drop_books(self) -> None:
+    async def _drop_tables(self) -> None:
         try:
-            async with office(self.dsn, self.name) as conn:
+            async with control_connection(self.dsn, self.name) as conn:
                 await drop(conn, self.name)
         except psycopg.Error as error:
-            remedy = "remove them with DROP SCHEMA asyncpool_demo CASCADE"
-            self.complain(f"the tables could not be dropped: {_line(error)}; {remedy}")
+            remedy = "run DROP SCHEMA asyncpool_demo CASCADE"
+            self.report_failure(f"the tables could not be dropped: {_line(error)}; {remedy}")
 
-    def _tell(self, head: str, text: str, style: str = "") -> None:
-        tell(self.console, head, text, style)
+    def _print(self, head: str, text: str, style: str = "") -> None:
+        print_line(self.console, head, text, style)
 
 
-async def _show(meter: Meter, screen: Screen) -> None:
+async def _update(meter: Meter, screen: Screen) -> None:
     due = 0.0
     while True:
         due += screen.interval
@@ -298,14 +304,14 @@ async def _show(meter: Meter, screen: Screen) -> None:
 
 
 def _first(error: BaseException | None) -> BaseException | None:
-    """The first error of a group."""
+    """Return the first error of a group, or the error itself."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
 def _line(error: BaseException) -> str:
-    """A message of many lines in one; libpq puts no password into it."""
+    """Join an error's lines into one; libpq puts no password into them."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -1,7 +1,7 @@
-"""`asyncpool doctor`: a look at a server through a pool, before an application does it.
+"""`asyncpool doctor`: check a server through a pool, before an application uses it.
 
-The order of events is decided here. Whatever fails is a finding, and what was found until then is
-shown in any case.
+This module decides the order of the checks. Every failure is a finding, and the findings so far are
+always shown.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from psycopg.conninfo import conninfo_to_dict
 
 from asyncpool import AsyncConnectionPool, Connection, Fault, PoolError
 from asyncpool.cli import _capacity, _server_checks, _timeouts
-from asyncpool.cli._facts import Asked, Facts, gather, version
+from asyncpool.cli._facts import Facts, Plan, gather, version
 from asyncpool.cli._findings import Finding, span, worst
-from asyncpool.cli._limit import TimeUp, within
+from asyncpool.cli._limit import TimeLimitReached, within
 from asyncpool.cli._refused import refused
 from asyncpool.cli._report import print_json, print_report
 from asyncpool.cli._target import BadDSN, brief, hosts, place, read
 
-Look = Callable[[Facts, Asked], Iterator[Finding]]
+Check = Callable[[Facts, Plan], Iterator[Finding]]
 
-LOOKS: tuple[Look, ...] = (
+CHECKS: tuple[Check, ...] = (
     _server_checks.server,
     _server_checks.role,
     _server_checks.round_trip,
@@ -49,18 +49,18 @@ LOOKS: tuple[Look, ...] = (
 
 
 @dataclass(slots=True)
-class Visit:
-    """One look at a server, and what it has come to so far."""
+class Examination:
+    """One run of the doctor, with its findings so far."""
 
-    asked: Asked
+    plan: Plan
     target: str = "no server"
     findings: list[Finding] = field(default_factory=list)
 
-    async def pay(self, dsn: str) -> None:
-        """Look at all of it."""
+    async def run(self, dsn: str) -> None:
+        """Run all checks."""
         each = hosts(dsn)
         if len(each) > 1:
-            self.findings += await asyncio.gather(*map(_knock, each))
+            self.findings += await asyncio.gather(*map(_check_host, each))
         async with _pool(dsn) as pool:
             try:
                 async with pool.acquire() as conn:
@@ -69,38 +69,38 @@ class Visit:
                 self.findings.append(refused(error.__cause__ or error))
                 return
             except (psycopg.Error, ValueError) as error:
-                found = f"the look was broken off: {brief(error)}"
+                found = f"the examination failed: {brief(error)}"
                 self.findings.append(Finding("connect", "problem", found))
                 return
         self.target = f"{facts.place} as {facts.user}"
-        for look in LOOKS:
-            self.findings.extend(look(facts, self.asked))
+        for check in CHECKS:
+            self.findings.extend(check(facts, self.plan))
 
 
-def doctor(dsn: str | None, asked: Asked, timeout: float, *, as_json: bool) -> int:
-    """Look, report, and return the exit status."""
-    # What they have to say is going to be a finding.
+def doctor(dsn: str | None, plan: Plan, timeout: float, *, as_json: bool) -> int:
+    """Examine the server, print the report, and return the exit status."""
+    # Their log lines would repeat the findings.
     for name in ("asyncpool", "psycopg"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    visit = Visit(asked)
+    examination = Examination(plan)
     try:
         target = read(dsn)
-        visit.target = ",".join(map(place, hosts(target)))
-        within(timeout, lambda: visit.pay(target))
+        examination.target = ",".join(map(place, hosts(target)))
+        within(timeout, lambda: examination.run(target))
     except BadDSN as error:
-        visit.findings.append(Finding("dsn", "problem", str(error)))
-    except TimeUp:
-        found = f"the look was not over within {span(timeout)}"
-        advice = "the server or the network is silent; --timeout gives it longer"
-        visit.findings.append(Finding("connect", "problem", found, advice))
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
-        visit.findings.append(refused(error))
-    (print_json if as_json else print_report)(visit.target, asked, list(visit.findings))
-    return 1 if worst(visit.findings) == "problem" else 0
+        examination.findings.append(Finding("dsn", "problem", str(error)))
+    except TimeLimitReached:
+        found = f"the examination did not finish within {span(timeout)}"
+        advice = "the server or the network does not answer; --timeout sets a longer limit"
+        examination.findings.append(Finding("connect", "problem", found, advice))
+    except Exception as error:  # noqa: BLE001 - any error is a finding
+        examination.findings.append(refused(error))
+    (print_json if as_json else print_report)(examination.target, plan, list(examination.findings))
+    return 1 if worst(examination.findings) == "problem" else 0
 
 
-async def _knock(dsn: str) -> Finding:
-    """Is one of several hosts there, and what is it?"""
+async def _check_host(dsn: str) -> Finding:
+    """Check whether one of several hosts answers, and its role."""
     at, began = place(dsn), perf_counter()
     try:
         async with _pool(dsn, target_session_attrs="any") as pool, pool.acquire() as conn:
@@ -119,7 +119,7 @@ async def _knock(dsn: str) -> Finding:
 
 
 def _pool(dsn: str, **kwargs: Any) -> AsyncConnectionPool[Connection[Any]]:
-    """One connection as a pool has it, or the first error of getting it."""
+    """Make a pool of one connection, whose `acquire` raises the first error of the connect."""
     if "application_name" not in conninfo_to_dict(dsn):
         kwargs["application_name"] = "asyncpool-doctor"
     return AsyncConnectionPool(
@@ -129,5 +129,5 @@ def _pool(dsn: str, **kwargs: Any) -> AsyncConnectionPool[Connection[Any]]:
         max_size=1,
         timeout=3600.0,
         name="doctor",
-        classify=lambda _: Fault.ACCESS,  # of which waiting is no cure
+        classify=lambda _: Fault.ACCESS,  # never retry
     )

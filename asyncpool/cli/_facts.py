@@ -1,6 +1,6 @@
-"""What is asked of a server, and of the client's side of one connection to it.
+"""Facts about a server, and about the client's side of one connection to it.
 
-Nothing is judged here: that is `_server_checks.py`, which asks nothing.
+This module does the I/O and judges nothing; the checks judge the facts and do no I/O.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from psycopg import pq
 from psycopg.rows import tuple_row
 
 from asyncpool import AsyncConnectionPool, Connection
-from asyncpool.cli._pooler import Pooler, look_behind
+from asyncpool.cli._pooler import Pooler, find_pooler
 from asyncpool.cli._target import place_of
 
 ROUND_TRIPS = 9
@@ -30,7 +30,7 @@ SELECT name, setting, unit FROM pg_catalog.pg_settings WHERE name IN (
     'transaction_timeout', 'tcp_keepalives_idle', 'tcp_keepalives_interval',
     'tcp_keepalives_count', 'tcp_user_timeout', 'default_transaction_read_only')
 """
-# Where others' sessions may not be looked into, the type of their backends is null.
+# backend_type is null for the sessions of others that the role may not see.
 USAGE = """
 SELECT count(*), count(*) FILTER (WHERE a.usename = session_user),
        count(*) FILTER (WHERE a.datname = current_database())
@@ -50,60 +50,60 @@ CLOCK = "SELECT extract(epoch FROM pg_catalog.clock_timestamp())::float8"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """The pool that somebody means to have."""
+class Plan:
+    """The planned pools: one in each worker process."""
 
     max_size: int
     workers: int
 
     @property
     def connections(self) -> int:
-        """Of all of them."""
+        """The connections of all pools together, at most."""
         return self.max_size * self.workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What was found; durations in seconds."""
+    """The facts; durations are in seconds."""
 
     place: str
     hosts: int
-    """That the connection string names."""
-    way: Literal["unix", "loopback", "network"]
+    """The number of hosts in the connection string."""
+    route: Literal["unix", "loopback", "network"]
     options: Mapping[str, str]
-    """libpq's, of a connection that the pool has opened; without passwords."""
+    """libpq's options of a connection that the pool opened, without passwords."""
     given: frozenset[str]
-    """The names of those that are in the connection string."""
+    """The names of the options that the connection string gives."""
     tls: bool
     tls_version: str | None
-    """As the server says; None behind a pooler, where it knows only the pooler's."""
+    """The server's TLS version; None behind a pooler, whose own link the server would report."""
     server: int
-    """Its version, as 160004."""
+    """The server's version, such as 160004."""
     standby: bool
     settings: Mapping[str, float | str]
     user: str
     superuser: bool
     uses_reserved: bool
-    """Whether the role may have `reserved_connections`."""
+    """Whether the role may use `reserved_connections`."""
     role_limit: int
-    """-1: none; so is the next."""
+    """-1: no limit; likewise for the database."""
     database_limit: int
     in_use: int
-    """Connections, without this one; so are the next two."""
+    """Other connections to the server; the next two fields likewise, by role and database."""
     in_use_by_role: int
     in_use_in_database: int
     round_trip: float
-    """The median of some."""
+    """The median of several round trips."""
     clock: float
-    """How far the server's is ahead of ours."""
+    """The server's clock minus ours."""
     pooler: Pooler | None
 
     def number(self, setting: str) -> float:
-        """A setting of the server's; 0 where it has none of that name."""
+        """Return a setting of the server; 0: it has none of that name."""
         return float(self.settings.get(setting, 0))
 
     def seconds(self, option: str) -> int:
-        """An option of libpq's that is a whole number; 0 where it leaves it to the system."""
+        """Return a whole-number option of libpq; 0: the operating system decides."""
         value = self.options.get(option, "")
         return int(value) if value.lstrip("-").isdecimal() else 0
 
@@ -115,10 +115,10 @@ async def gather(
     *,
     hosts: int,
 ) -> Facts:
-    """Ask for all of it over one connection, and one more where there is a pooler.
+    """Collect all facts over one connection, and a second one behind a pooler.
 
     Raises:
-        psycopg.Error: the server does not tell, or does not answer any more.
+        psycopg.Error: the server refused a query, or the connection is lost.
     """
     round_trip = await _round_trip(conn)
     user, superuser, role_limit, database_limit, standby = await _row(conn, LIMITS)
@@ -130,20 +130,20 @@ async def gather(
     clock = await _clock(conn)
     settings = await _settings(conn)
     tls_version = await _row(conn, TLS)
-    pooler = await look_behind(dsn, pool, conn)
+    pooler = await find_pooler(dsn, pool, conn)
     options = {
         each.keyword.decode(): each.val.decode()
         for each in conn.pgconn.info
         if each.val is not None and b"password" not in each.keyword
     }
     given = psycopg.conninfo.conninfo_to_dict(dsn)
-    # psycopg asks each host for something else where a standby is preferred.
+    # With prefer-standby, psycopg passes other values to libpq for each host.
     if wanted := given.get("target_session_attrs") or os.environ.get("PGTARGETSESSIONATTRS"):
         options["target_session_attrs"] = str(wanted)
     return Facts(
         place=place_of(conn),
         hosts=hosts,
-        way=_way(conn),
+        route=_route(conn),
         options=options,
         given=frozenset(given),
         tls=bool(conn.pgconn.ssl_in_use),
@@ -166,12 +166,12 @@ async def gather(
 
 
 def version(number: int) -> str:
-    """PostgreSQL's or libpq's, as people write it."""
+    """Format a version number of PostgreSQL or libpq for people."""
     return f"{number // 10000}.{number % 10000}"
 
 
 def libpq() -> int:
-    """Its version, as 180000."""
+    """Return libpq's version, such as 180000."""
     return pq.version()
 
 
@@ -187,13 +187,13 @@ async def _round_trip(conn: Connection[Any]) -> float:
         began = time.perf_counter()
         await conn.execute("SELECT 1", prepare=False)
         taken.append(time.perf_counter() - began)
-    return median(taken[1:])  # the first finds nothing warm
+    return median(taken[1:])  # without the first, which warms caches
 
 
 async def _clock(conn: Connection[Any]) -> float:
     began = time.time()
-    (theirs,) = await _row(conn, CLOCK)
-    return float(theirs - (began + time.time()) / 2)
+    (server_time,) = await _row(conn, CLOCK)
+    return float(server_time - (began + time.time()) / 2)
 
 
 async def _settings(conn: Connection[Any]) -> dict[str, float | str]:
@@ -204,7 +204,7 @@ async def _settings(conn: Connection[Any]) -> dict[str, float | str]:
     }
 
 
-def _way(conn: Connection[Any]) -> Literal["unix", "loopback", "network"]:
+def _route(conn: Connection[Any]) -> Literal["unix", "loopback", "network"]:
     host, address = conn.info.host, conn.info.hostaddr
     if host.startswith(("/", "@")):
         return "unix"

@@ -1,4 +1,4 @@
-"""What a look at a server ends in: a level, what was found, and what to do about it."""
+"""Findings: the result of each check, with a level and advice."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import Any, Literal
 
 Level = Literal["ok", "note", "warning", "problem"]
 LEVELS: tuple[Level, ...] = ("ok", "note", "warning", "problem")
-"""From the best to the worst: a note is good to know, a problem keeps a pool from working."""
+"""From best to worst: a note is information, a problem keeps a pool from working."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One of them; `--json` has the same keys."""
+    """The result of one check; `--json` has the same keys."""
 
     check: str
-    """What was looked at, by a name that stays the same."""
+    """The stable name of the check."""
     level: Level
     found: str
     advice: str = ""
-    """What to change; empty where nothing has to be."""
+    """The change to make; empty: none."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """The numbers in `found`, durations in seconds."""
+    """The numbers in `found`; durations are in seconds."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as a dict of JSON's own types."""
+        """Convert the finding to a dict of JSON's types."""
         return asdict(self)
 
 
 def worst(findings: list[Finding]) -> Level:
-    """The level of all together."""
+    """Return the worst level among findings; "ok" if there are none."""
     return max((each.level for each in findings), key=LEVELS.index, default="ok")
 
 
 def span(seconds: float) -> str:
-    """A duration, for people."""
+    """Format a duration for people."""
     if seconds < 0.1:
         return f"{seconds * 1000:.1f} ms"
     if seconds < 1:
@@ -50,5 +50,5 @@ def span(seconds: float) -> str:
 
 
 def many(number: int, word: str) -> str:
-    """A number of things."""
+    """Format a number with its noun, in the plural if needed."""
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"

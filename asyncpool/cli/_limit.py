@@ -1,7 +1,7 @@
-"""A time limit that holds whatever the work does, and an end that waits for nobody.
+"""A time limit that always holds, and an exit that does not wait for hanging threads.
 
-The work has a thread of its own: a name look-up cannot be cancelled, nor what a library does in C,
-and the program is to say so in time all the same.
+The work runs in a thread of its own, since a name lookup or a call into a C library cannot be
+cancelled, and the program must report within the limit.
 """
 
 from __future__ import annotations
@@ -20,33 +20,35 @@ import typer
 T = TypeVar("T")
 
 GRACE = 0.2
-"""Seconds in which threads may end by themselves."""
+"""Seconds for which `end` waits for each thread."""
 
 
-class TimeUp(Exception):
-    """The work is not done, and goes on."""
+class TimeLimitReached(Exception):
+    """The work has not finished; its thread still runs."""
 
 
 def within(seconds: float, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """What `work` returns or raises, on an event loop of its own; to be followed by `end`.
+    """Run `work` on an event loop of its own; return its result or raise its error.
+
+    The caller must end the program by `end`.
 
     Raises:
-        TimeUp: it has done neither within so many seconds.
+        TimeLimitReached: the work did not finish within these seconds.
     """
     outcome: Future[T] = Future()
 
     async def run() -> None:
-        # Told before the loop is closed, which may take as long as it likes.
+        # The outcome is set before the loop is closed, since closing it may take long.
         try:
             outcome.set_result(await work())
-        except BaseException as error:  # noqa: BLE001 - it is raised where the outcome is asked for
+        except BaseException as error:  # noqa: BLE001 - the caller raises it
             outcome.set_exception(error)
 
     threading.Thread(target=asyncio.run, args=(run(),), name="work", daemon=True).start()
     try:
         failure = outcome.exception(seconds)
     except TimeoutError:
-        raise TimeUp from None
+        raise TimeLimitReached from None
     except KeyboardInterrupt:
         end(130)
     if failure is not None:
@@ -55,7 +57,7 @@ def within(seconds: float, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 def end(status: int) -> NoReturn:
-    """End the program: where threads hang, without the wait for them that Python would make."""
+    """End the program; if threads hang, skip Python's wait for them."""
     for thread in threading.enumerate():
         if thread is not threading.current_thread():
             thread.join(GRACE)

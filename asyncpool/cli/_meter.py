@@ -1,4 +1,4 @@
-"""Numbers of a running demo: what the pool and the clerks did in the last second."""
+"""Numbers of a running demo: the pool and the workers in the last second."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from math import ceil
 from time import perf_counter
 
-from asyncpool.cli._bank import Bank
+from asyncpool.cli._workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The state of the pool now, and what happened in the second before."""
+    """The state of the pool now, and the counts of the second before."""
 
     at: float
     """Seconds since the start."""
@@ -22,30 +22,30 @@ class Sample:
     opening: int
     waiting: int
     rate: float
-    """Transfers acknowledged, a second."""
+    """Acknowledged transfers a second."""
     p50: float | None
-    """Seconds that a request waited for a connection; None when none was served."""
+    """The median wait for a connection in seconds; None: no request was served."""
     p99: float | None
     errors: int
-    """Since the start, as are retries."""
+    """Errors since the start; likewise the retries."""
     retries: int
 
     @property
     def second(self) -> int:
-        """The one that this belongs to, counted from 1; a sample may come a little late."""
+        """The second of this sample, counted from 1; a sample may come 0.2 s late."""
         return max(1, ceil(self.at - 0.2))
 
 
 class Meter:
-    """Samples of a bank at work, with what happened in about the last second.
+    """Samples of a running workload, with counts of about the last second.
 
     Args:
-        bank: what to look at.
-        began: the instant, of `perf_counter`, in which the run began.
+        workload: the source of the numbers.
+        began: the instant of the run's start, by `perf_counter`.
     """
 
-    def __init__(self, bank: Bank, began: float) -> None:
-        self._bank = bank
+    def __init__(self, workload: Workload, began: float) -> None:
+        self._workload = workload
         self._began = began
         self._marks: deque[tuple[float, int, int]] = deque([(0.0, 0, 0)])
 
@@ -55,8 +55,8 @@ class Meter:
         return perf_counter() - self._began
 
     def sample(self) -> Sample:
-        """The state now."""
-        stats, tally, at = self._bank.pool.stats(), self._bank.tally, self.elapsed
+        """Take a sample now."""
+        stats, tally, at = self._workload.pool.stats(), self._workload.tally, self.elapsed
         while len(self._marks) > 1 and self._marks[1][0] <= at - 0.95:
             self._marks.popleft()
         since, acknowledged, waits = self._marks[0]
@@ -77,7 +77,7 @@ class Meter:
 
 
 def percentiles(values: Iterable[float]) -> tuple[float | None, float | None]:
-    """The 50th and the 99th, None where there are no values."""
+    """Return the 50th and the 99th percentile; None: there are no values."""
     ranked = sorted(values)
     if not ranked:
         return None, None

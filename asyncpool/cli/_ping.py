@@ -1,6 +1,6 @@
-"""`asyncpool ping`: does the server answer, within a time that is certain? For health checks.
+"""`asyncpool ping`: a health check that reports within a time limit whether a server answers.
 
-A connection and one statement, on each host at once; the first that does both is the answer.
+It connects to all hosts at once and runs one statement on each; the first success is the answer.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from time import perf_counter
 import psycopg
 import typer
 
-from asyncpool.cli._limit import TimeUp, within
+from asyncpool.cli._limit import TimeLimitReached, within
 from asyncpool.cli._target import BadDSN, brief, hosts, place, place_of, read
 
-LINE = 300
-"""Characters of a message, at most: it goes into logs again and again."""
+MAX_LENGTH = 300
+"""Maximum characters of a message, since health checks log it repeatedly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of it; these are the keys of `--json`."""
+    """The result of a ping; the fields are the keys of `--json`."""
 
     ok: bool
     place: str | None
-    """Of the host that answered; else of those that were asked."""
+    """The host that answered, or all hosts if none did."""
     seconds: float
-    """From the beginning of the connect to the statement's result, or to the failure."""
+    """From the start of the connect to the statement's result, or to the failure."""
     server_version: str | None = None
     role: str | None = None
-    """"primary" or "standby", as PostgreSQL 14 and later say."""
+    """"primary" or "standby"; None: the server is older than PostgreSQL 14."""
     error: str | None = None
 
 
 def ping(dsn: str | None, timeout: float, *, as_json: bool) -> int:
-    """Ask, print one line, and return the exit status."""
+    """Ping the server, print one line, and return the exit status."""
     began = perf_counter()
     places = None
     try:
@@ -45,14 +45,14 @@ def ping(dsn: str | None, timeout: float, *, as_json: bool) -> int:
         answer = within(timeout, lambda: _first_of(dsns, began))
     except BadDSN as error:
         answer = Answer(False, None, 0.0, error=str(error))
-    except TimeUp:
+    except TimeLimitReached:
         answer = Answer(False, places, timeout, error=f"{places}: no answer within {timeout:g} s")
     show(answer, as_json=as_json)
     return 0 if answer.ok else 1
 
 
 def show(answer: Answer, *, as_json: bool) -> None:
-    """One line: for people, what went wrong on stderr; for programs all on stdout."""
+    """Print the answer in one line: an error for people on stderr, all else on stdout."""
     if as_json:
         typer.echo(json.dumps(asdict(answer)))
     elif answer.ok:
@@ -60,16 +60,16 @@ def show(answer: Answer, *, as_json: bool) -> None:
         typer.echo(f"ok: {answer.place} answered in {answer.seconds * 1000:.1f} ms ({what})")
     else:
         error = answer.error or ""
-        typer.echo(error if len(error) <= LINE else f"{error[: LINE - 3]}...", err=True)
+        typer.echo(error if len(error) <= MAX_LENGTH else f"{error[: MAX_LENGTH - 3]}...", err=True)
 
 
 async def _first_of(dsns: list[str], began: float) -> Answer:
-    """The first good answer, or what each of them said instead."""
-    asked = [asyncio.create_task(_ask(dsn, began)) for dsn in dsns]
-    for next_one in asyncio.as_completed(asked):
+    """Return the first good answer, or the errors of all hosts."""
+    tasks = [asyncio.create_task(_ask(dsn, began)) for dsn in dsns]
+    for next_one in asyncio.as_completed(tasks):
         if (answer := await next_one).ok:
             return answer
-    answers = [task.result() for task in asked]
+    answers = [task.result() for task in tasks]
     return Answer(
         False,
         ",".join(answer.place or "" for answer in answers),
@@ -81,7 +81,7 @@ async def _first_of(dsns: list[str], began: float) -> Answer:
 async def _ask(dsn: str, began: float) -> Answer:
     try:
         async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
-            await conn.execute("SELECT 1")  # a pooler may answer the empty query by itself
+            await conn.execute("SELECT 1")  # a pooler may answer an empty query itself
             standby = conn.info.parameter_status("in_hot_standby")
             version = conn.info.parameter_status("server_version") or "?"
             return Answer(
@@ -91,6 +91,6 @@ async def _ask(dsn: str, began: float) -> Answer:
                 server_version=version.split()[0],
                 role={"on": "standby", "off": "primary"}.get(standby or ""),
             )
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is said in one line
+    except Exception as error:  # noqa: BLE001 - any error is reported in one line
         at = place(dsn)
         return Answer(False, at, perf_counter() - began, error=f"{at}: {brief(error)}")

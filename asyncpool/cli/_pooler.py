@@ -1,8 +1,8 @@
-"""Is there a pooler between, such as PgBouncer, and what does it leave of a session?
+"""Detect a pooler such as PgBouncer, and how it shares the server's sessions.
 
-A session that the server named itself has the process that the server says. A pooler makes up the
-number, as clients come and go on the sessions that it keeps. How it shares them is seen with two
-clients: whoever has another's session, or a second one of its own, is in transaction mode.
+Without a pooler, the process number that the client got at the connect is the session's own. A
+pooler makes this number up, since clients share its sessions. Two clients show the mode: if one
+gets the other's session, or a second session of its own, the pooler is in transaction mode.
 """
 
 from __future__ import annotations
@@ -24,45 +24,45 @@ from asyncpool import AsyncConnectionPool, Connection
 
 Mode = Literal["session", "transaction", "statement"]
 
-PATIENCE = 5.0
-"""Seconds for each of the two: to see how it shares, and to hear what its console says."""
+TIME_LIMIT = 5.0
+"""Seconds to detect the mode, and seconds for the queries to the console."""
 ROUNDS = 4
-"""In which one of several sessions may be met again."""
+"""Attempts to see the same session again, among several."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pooler:
-    """What is known of it."""
+    """The facts about a pooler."""
 
     mode: Mode | None
-    """As seen, or else as its console says; None where neither is possible."""
+    """As detected, or else as the console reports; None: unknown."""
     prepared: bool | None
-    """Whether prepared statements were there on another session too; None: not seen."""
+    """Whether a prepared statement existed on another session too; None: unknown."""
     version: str | None = None
-    """Such as "PgBouncer 1.18.0"; this and the rest only where its console lets us in."""
+    """Such as "PgBouncer 1.18.0"; this and the next two need access to the console."""
     config: Mapping[str, str] = field(default_factory=dict)
     database: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """For people."""
+        """A name for people."""
         return self.version or "a pooler"
 
     def number(self, name: str) -> int | None:
-        """A setting of the database's, or else of all; None where it is unknown."""
+        """Return a setting of the database, or else the global one; None: unknown."""
         value = self.database.get(name) or self.config.get(name)
         return int(value) if value is not None and str(value).isdecimal() else None
 
 
-async def look_behind(
+async def find_pooler(
     dsn: str, pool: AsyncConnectionPool[Connection[Any]], conn: Connection[Any]
 ) -> Pooler | None:
-    """The pooler, or None where the server itself answers.
+    """Return the pooler; None: the server itself answers.
 
     Args:
-        dsn: leads to where `conn` has been connected.
-        pool: gives one connection more, if there is a pooler.
-        conn: in autocommit mode.
+        dsn: the connection string of `conn`.
+        pool: the pool for a second connection, if there is a pooler.
+        conn: a connection in autocommit mode.
     """
     if await _session(conn) == conn.info.backend_pid:
         return None
@@ -70,34 +70,35 @@ async def look_behind(
     mode: Mode | None = None
     prepared: bool | None = None
     try:
-        async with asyncio.timeout(PATIENCE):
-            mode, prepared = await _watch_it_share(pool, conn)
+        async with asyncio.timeout(TIME_LIMIT):
+            mode, prepared = await _detect_mode(pool, conn)
     except (psycopg.Error, TimeoutError) as error:
         if "statement pooling" in str(error):
             mode = "statement"
     database = console.get("database", {})
-    said = database.get("pool_mode") or console.get("config", {}).get("pool_mode")
-    return Pooler(mode or said, prepared, **console)
+    reported = database.get("pool_mode") or console.get("config", {}).get("pool_mode")
+    return Pooler(mode or reported, prepared, **console)
 
 
-async def _watch_it_share(
+async def _detect_mode(
     pool: AsyncConnectionPool[Connection[Any]], one: Connection[Any]
 ) -> tuple[Mode, bool | None]:
-    """Have two clients use sessions in turn, one of which has prepared a statement."""
-    # A name of its own: where the pooler knows nothing of it, it stays behind on a session.
+    """Let two clients use sessions in turn; the first prepares a statement."""
+    # A unique name, since a pooler that does not track statements leaves it on a session.
     name = f"asyncpool_doctor_{uuid4().hex[:12]}"
     async with one.transaction():
         first = await _session(one)
         await _prepare(one, name)
     await pool.resize(0, 2)
-    two = await pool.getconn(PATIENCE)
+    two = await pool.getconn(TIME_LIMIT)
     try:
         for _ in range(ROUNDS):
             async with two.transaction():
                 shared = await _session(two) == first
                 try:
-                    moved, kept = await asyncio.wait_for(_move(one, first, name), PATIENCE / 2)
-                except TimeoutError:  # there is no session but that one
+                    check = _check_move(one, first, name)
+                    moved, kept = await asyncio.wait_for(check, TIME_LIMIT / 2)
+                except TimeoutError:  # the pooler has only one session
                     moved, kept = False, None
                 if shared and kept is False:
                     await two.execute(sql.SQL("DEALLOCATE {}").format(sql.Identifier(name)))
@@ -108,8 +109,8 @@ async def _watch_it_share(
     return "session", None
 
 
-async def _move(one: Connection[Any], first: int, name: str) -> tuple[bool, bool | None]:
-    """Whether it has another session by now, and whether its statement came with it."""
+async def _check_move(one: Connection[Any], first: int, name: str) -> tuple[bool, bool | None]:
+    """Whether the client has another session now, and whether its statement exists there."""
     async with one.transaction():
         moved = await _session(one) != first
         return moved, await _is_prepared(one, name) if moved else None
@@ -133,26 +134,26 @@ async def _is_prepared(conn: Connection[Any], name: str) -> bool:
 
 
 async def _ask_console(dsn: str, conn: Connection[Any]) -> dict[str, Any]:
-    """What PgBouncer says of itself, where this user may ask."""
+    """Read PgBouncer's version and settings from its console; empty: no access."""
     info = conn.info
     console = make_conninfo(
         dsn, host=info.host, port=info.port, dbname="pgbouncer", target_session_attrs=None
     )
     connect = psycopg.AsyncConnection[dict[str, Any]].connect
     try:
-        # It knows simple queries only.
+        # The console accepts simple queries only.
         async with (
-            asyncio.timeout(PATIENCE),
+            asyncio.timeout(TIME_LIMIT),
             await connect(
                 console,
                 autocommit=True,
                 cursor_factory=psycopg.AsyncClientCursor,
                 row_factory=dict_row,
-            ) as there,
+            ) as admin,
         ):
-            (version,) = await (await there.execute("SHOW VERSION")).fetchall()
-            config = await (await there.execute("SHOW CONFIG")).fetchall()
-            databases = await (await there.execute("SHOW DATABASES")).fetchall()
+            (version,) = await (await admin.execute("SHOW VERSION")).fetchall()
+            config = await (await admin.execute("SHOW CONFIG")).fetchall()
+            databases = await (await admin.execute("SHOW DATABASES")).fetchall()
     except (psycopg.Error, TimeoutError, ValueError):
         return {}
     return {

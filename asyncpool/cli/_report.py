@@ -1,4 +1,4 @@
-"""How a doctor's findings look: a list for people, lines for pipes, JSON for programs."""
+"""The doctor's report: a table for terminals, lines for pipes, JSON for programs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from asyncpool.cli._facts import Asked
+from asyncpool.cli._facts import Plan
 from asyncpool.cli._findings import LEVELS, Finding, Level, many, worst
 from asyncpool.cli._screen import is_live
 
@@ -20,11 +20,11 @@ STYLES: dict[Level, str] = {
 }
 
 
-def print_report(target: str, asked: Asked, findings: list[Finding]) -> None:
-    """What was found, in the order of looking, what to do, and the sum of it."""
+def print_report(target: str, plan: Plan, findings: list[Finding]) -> None:
+    """Print the findings in the order of the checks, with advice, and a summary."""
     console = Console(highlight=False)
-    pools = "a pool" if asked.workers == 1 else f"{asked.workers} pools"
-    console.print(Text(f"{target}, for {pools} of {asked.max_size}"), soft_wrap=True)
+    pools = "a pool" if plan.workers == 1 else f"{plan.workers} pools"
+    console.print(Text(f"{target}, for {pools} of {plan.max_size}"), soft_wrap=True)
     if is_live(console):
         console.print(_table(findings))
     else:
@@ -32,19 +32,19 @@ def print_report(target: str, asked: Asked, findings: list[Finding]) -> None:
             console.print(Text(f"{each.level:<8} {each.check}: {each.found}"), soft_wrap=True)
             if each.advice:
                 console.print(Text(f"{'':<8} -> {each.advice}"), soft_wrap=True)
-    console.print(Text(_sum(findings), STYLES[worst(findings)]), soft_wrap=True)
+    console.print(Text(_summary(findings), STYLES[worst(findings)]), soft_wrap=True)
 
 
-def print_json(target: str, asked: Asked, findings: list[Finding]) -> None:
-    """The same, with the numbers."""
+def print_json(target: str, plan: Plan, findings: list[Finding]) -> None:
+    """Print the findings as JSON, with their numbers."""
     report = {
         "target": target,
-        "max_size": asked.max_size,
-        "workers": asked.workers,
+        "max_size": plan.max_size,
+        "workers": plan.workers,
         "level": worst(findings),
         "findings": [each.as_dict() for each in findings],
     }
-    print(json.dumps(report, indent=2))  # not rich's, which would fold it
+    print(json.dumps(report, indent=2))  # rich's print would fold the lines
 
 
 def _table(findings: list[Finding]) -> Table:
@@ -59,7 +59,7 @@ def _table(findings: list[Finding]) -> Table:
     return table
 
 
-def _sum(findings: list[Finding]) -> str:
+def _summary(findings: list[Finding]) -> str:
     counts = {level: sum(each.level == level for each in findings) for level in LEVELS}
     parts = [many(counts[level], level) for level in reversed(LEVELS[1:]) if counts[level]]
     return ", ".join([*parts, f"{counts['ok']} ok"])

@@ -1,6 +1,6 @@
-"""What the demo shows: a live table on a terminal, plain lines elsewhere.
+"""The demo's display: a live table on a terminal, plain lines elsewhere.
 
-It is given samples and sentences, and decides nothing but how they look.
+A screen gets samples and texts, and decides only their layout.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.text import Text
 from asyncpool.cli._meter import Sample
 
 ROWS = 12
-"""Seconds that the live table shows."""
+"""Rows of the live table, one a second."""
 
 
 COLUMNS = {
@@ -34,11 +34,11 @@ COLUMNS = {
     "errors": 6,
     "retries": 7,
 }
-"""The table's columns and their widths; p50 and p99 are those of waiting for a connection."""
+"""The table's columns and their widths; p50 and p99 are waits for a connection."""
 
 
 def cells(sample: Sample) -> list[str]:
-    """A sample as text, a column each."""
+    """Format a sample as one text for each column."""
     return [
         f"{sample.second} s",
         str(sample.in_use),
@@ -54,12 +54,12 @@ def cells(sample: Sample) -> list[str]:
 
 
 def milliseconds(seconds: float | None) -> str:
-    """Without the unit; a dash for None."""
+    """Format seconds as milliseconds, without the unit; None is a dash."""
     return "-" if seconds is None else f"{seconds * 1000:,.1f}"
 
 
 class Screen(Protocol):
-    """Where a run is shown, between entering and leaving."""
+    """The display of a run; active inside its `with` block."""
 
     interval: float
     """Seconds from one sample to the next."""
@@ -73,14 +73,14 @@ class Screen(Protocol):
     ) -> None: ...
 
     def show(self, sample: Sample) -> None:
-        """Show the present state."""
+        """Show the current state."""
 
     def note(self, at: float, text: str, style: str = "") -> None:
-        """Show an event, and when it was."""
+        """Show an event that happened `at` seconds after the start."""
 
 
-def tell(console: Console, head: str, text: str, style: str = "") -> None:
-    """A line of a report, with a heading; it is folded where a person looks at it."""
+def print_line(console: Console, head: str, text: str, style: str = "") -> None:
+    """Print a line of a report, with a heading; a terminal folds it."""
     if not is_live(console):
         console.print(Text(f"{head:<11}{text}"), soft_wrap=True)
         return
@@ -97,12 +97,12 @@ def is_live(console: Console) -> bool:
 
 
 def screen_for(console: Console, seconds: float) -> Screen:
-    """A live table, or plain lines."""
+    """Return a live table for a terminal, else plain lines."""
     return LiveScreen(console, seconds) if is_live(console) else PlainScreen(console)
 
 
 class PlainScreen:
-    """A line a second, for pipes and logs."""
+    """One line a second, for pipes and logs."""
 
     interval = 1.0
 
@@ -119,14 +119,14 @@ class PlainScreen:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        """Nothing is left to do."""
+        """Do nothing."""
 
     def show(self, sample: Sample) -> None:
-        """A line of the table."""
+        """Print a row of the table."""
         self._line(cells(sample))
 
     def note(self, at: float, text: str, style: str = "") -> None:
-        """A line of its own."""
+        """Print the event on a line of its own."""
         self._console.print(Text(f"{at:.1f} s: {text}"), soft_wrap=True)
 
     def _line(self, texts: list[str]) -> None:
@@ -135,7 +135,7 @@ class PlainScreen:
 
 
 class LiveScreen:
-    """A table that grows by a row a second, its last row alive."""
+    """A table that grows by one row a second and updates its last row."""
 
     interval = 0.25
 
@@ -143,7 +143,7 @@ class LiveScreen:
         self._seconds = seconds
         self._rows: deque[Sample] = deque(maxlen=ROWS)
         self._notes: list[Text] = []
-        # Painted when there is something new, by whoever brings it: no thread.
+        # The caller of `show` and `note` repaints, so no refresh thread is needed.
         self._live = Live(console=console, auto_refresh=False)
 
     def __enter__(self) -> Self:
@@ -162,14 +162,14 @@ class LiveScreen:
             self._live.stop()
 
     def show(self, sample: Sample) -> None:
-        """Renew the last row, or begin the next when its second is over."""
+        """Update the last row, or add a row when its second is over."""
         if self._rows and self._rows[-1].second == sample.second:
             self._rows.pop()
         self._rows.append(sample)
         self._paint()
 
     def note(self, at: float, text: str, style: str = "") -> None:
-        """A line below the table."""
+        """Add the event below the table."""
         self._notes.append(Text.assemble((f"{at:5.1f} s  ", "dim"), (text, style)))
         self._paint()
 

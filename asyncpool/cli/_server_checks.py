@@ -1,4 +1,4 @@
-"""Looks at what a connection is and where it leads: each a judgement of facts, and no I/O."""
+"""Checks of the server, the role and the connection; they judge facts and do no I/O."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterator
 import psycopg
 from psycopg import capabilities, pq
 
-from asyncpool.cli._facts import Asked, Facts, libpq, version
+from asyncpool.cli._facts import Facts, Plan, libpq, version
 from asyncpool.cli._findings import Finding, Level, span
 
 FAR = 0.02
-"""Seconds of a round trip from which the number of statements matters more than their work."""
+"""Seconds of a round trip above which the number of round trips dominates the cost."""
 CLOCK_NOTE, CLOCK_WARNING = 1.0, 60.0
-"""Seconds between the clocks."""
+"""Seconds of difference between the clocks for each level."""
 OLD_TLS = {"TLSv1", "TLSv1.1"}
 
 
-def server(facts: Facts, _: Asked) -> Iterator[Finding]:
-    """Which one, and is it old?"""
+def server(facts: Facts, _: Plan) -> Iterator[Finding]:
+    """Check the server's version."""
     found = f"PostgreSQL {version(facts.server)}"
     numbers = {"version": facts.server}
     if facts.server >= 140000:
@@ -27,14 +27,14 @@ def server(facts: Facts, _: Asked) -> Iterator[Finding]:
         yield Finding(
             "server",
             "note",
-            f"{found}: before 14 it does not report whether it is a standby",
-            "pool.health() has no role there; a failover shows by its errors alone",
+            f"{found}: versions before 14 do not report whether they are a standby",
+            "pool.health() shows no role, and only errors show a failover",
             numbers,
         )
 
 
-def role(facts: Facts, _: Asked) -> Iterator[Finding]:
-    """Primary or standby, and is that what was asked for?"""
+def role(facts: Facts, _: Plan) -> Iterator[Finding]:
+    """Check that the server's role is the one that target_session_attrs asks for."""
     wanted = facts.options.get("target_session_attrs", "any")
     is_now = "standby" if facts.standby else "primary"
     numbers = {"role": is_now, "target_session_attrs": wanted}
@@ -43,26 +43,26 @@ def role(facts: Facts, _: Asked) -> Iterator[Finding]:
     found = f"a {is_now}, with target_session_attrs={wanted}"
     if facts.standby and wanted == "any":
         level = "warning"
-        found += ": whatever writes fails with 25006"
+        found += ": every write fails with 25006"
         advice = "name the primary too, with target_session_attrs=read-write (host=a,b)"
     elif not facts.standby and wanted == "prefer-standby":
         level = "note"
-        found += ": no standby was to be reached"
-        advice = "see whether one runs; the primary does its work meanwhile"
+        found += ": no standby could be reached"
+        advice = "check that a standby runs; meanwhile the primary serves its queries"
     elif not facts.standby and facts.settings.get("default_transaction_read_only") == "on":
         level = "warning"
-        found = "a primary, with default_transaction_read_only=on: whatever writes fails with 25006"
-        advice = f"look where it is set: ALTER ROLE {facts.user}, the database, the server"
+        found = "a primary, with default_transaction_read_only=on: every write fails with 25006"
+        advice = f"find where it is set: the role {facts.user}, the database or the server"
     elif facts.hosts > 1 and wanted == "any":
         level = "note"
-        found += f": the first of {facts.hosts} hosts to be reached, also after a failover"
-        advice = "if it is to be the primary: target_session_attrs=read-write"
+        found += f": the first reachable one of {facts.hosts} hosts, also after a failover"
+        advice = "if you need the primary, set target_session_attrs=read-write"
     yield Finding("role", level, found, advice, numbers)
 
 
-def round_trip(facts: Facts, _: Asked) -> Iterator[Finding]:
-    """How far is it?"""
-    took = f"a round trip takes {span(facts.round_trip)} (the median)"
+def round_trip(facts: Facts, _: Plan) -> Iterator[Finding]:
+    """Check the duration of a round trip."""
+    took = f"a round trip takes {span(facts.round_trip)} (median)"
     numbers = {"seconds": facts.round_trip}
     if facts.round_trip < FAR:
         yield Finding("round_trip", "ok", took, facts=numbers)
@@ -70,14 +70,14 @@ def round_trip(facts: Facts, _: Asked) -> Iterator[Finding]:
     yield Finding(
         "round_trip",
         "note",
-        f"{took}; a transaction of one statement takes three",
-        "use one-shots (pool.execute, pool.fetchall) and pool.batch, which take one",
+        f"{took}; a transaction of one statement takes three round trips",
+        "use one-shots (pool.execute, pool.fetchall) and pool.batch: one round trip each",
         numbers,
     )
 
 
-def clock(facts: Facts, _: Asked) -> Iterator[Finding]:
-    """Do client and server agree on the time?"""
+def clock(facts: Facts, _: Plan) -> Iterator[Finding]:
+    """Check that the clocks of client and server agree."""
     off = abs(facts.clock)
     numbers = {"seconds": facts.clock, "uncertainty": facts.round_trip / 2}
     if off < CLOCK_NOTE:
@@ -88,107 +88,114 @@ def clock(facts: Facts, _: Asked) -> Iterator[Finding]:
         "clock",
         "warning" if off >= CLOCK_WARNING else "note",
         f"the server's clock is {span(off)} {'ahead' if facts.clock > 0 else 'behind'}",
-        "synchronise both: logs do not line up, and tokens may expire early or not be valid yet",
+        "synchronise them: log times do not match, and tokens may expire early or not be valid yet",
         numbers,
     )
 
 
-def tls(facts: Facts, _: Asked) -> Iterator[Finding]:
-    """Is it encrypted, and do we know by whom?"""
+def tls(facts: Facts, _: Plan) -> Iterator[Finding]:
+    """Check that the connection is encrypted and the server's certificate verified."""
     mode = facts.options.get("sslmode", "prefer")
-    numbers = {"tls": facts.tls, "version": facts.tls_version, "sslmode": mode, "way": facts.way}
-    if facts.way == "unix":
-        yield Finding("tls", "ok", "a Unix socket, which needs none", facts=numbers)
-    elif not facts.tls and facts.way == "loopback":
-        yield Finding("tls", "ok", "none, and nothing leaves this machine", facts=numbers)
+    numbers = {
+        "tls": facts.tls,
+        "version": facts.tls_version,
+        "sslmode": mode,
+        "way": facts.route,
+    }
+    if facts.route == "unix":
+        yield Finding("tls", "ok", "not needed on a Unix socket", facts=numbers)
+    elif not facts.tls and facts.route == "loopback":
+        yield Finding("tls", "ok", "none, but the data does not leave this machine", facts=numbers)
     elif not facts.tls:
         yield Finding(
             "tls",
             "warning",
-            f"none (sslmode={mode}): the network sees all that is said",
-            "switch it on at the server, and ask for it: sslmode=verify-full with sslrootcert",
+            f"none (sslmode={mode}): the network can read all data",
+            "enable TLS on the server, and use sslmode=verify-full with sslrootcert",
             numbers,
         )
     elif facts.tls_version in OLD_TLS:
         yield Finding(
             "tls",
             "warning",
-            f"{facts.tls_version}, which is broken",
-            "set ssl_min_protocol_version to TLSv1.2 or later at the server",
+            f"{facts.tls_version}, which is insecure",
+            "set ssl_min_protocol_version to TLSv1.2 or later on the server",
             numbers,
         )
-    elif mode.startswith("verify") or facts.way == "loopback":
+    elif mode.startswith("verify") or facts.route == "loopback":
         found = f"{facts.tls_version or 'on'}, with sslmode={mode}"
         yield Finding("tls", "ok", found, facts=numbers)
     else:
         yield Finding(
             "tls",
             "note",
-            f"{facts.tls_version or 'on'}, with sslmode={mode}: it may be anybody's certificate",
-            "sslmode=verify-full with sslrootcert makes sure that it is the server's",
+            f"{facts.tls_version or 'on'}, with sslmode={mode}: the certificate is not verified",
+            "use sslmode=verify-full with sslrootcert, which verifies the server's certificate",
             numbers,
         )
 
 
-def pooler(facts: Facts, _: Asked) -> Iterator[Finding]:
-    """Is there one between, and what is left of a session?"""
-    between = facts.pooler
-    if between is None:
-        yield Finding("pooler", "ok", "none between: the server itself answers")
+def pooler(facts: Facts, _: Plan) -> Iterator[Finding]:
+    """Check whether a pooler is in between, and what a session keeps."""
+    proxy = facts.pooler
+    if proxy is None:
+        yield Finding("pooler", "ok", "none: the server itself answers")
         return
-    numbers = {"version": between.version, "mode": between.mode}
-    if between.mode == "session":
-        found = f"{between.name} between, in session mode: a session is one's own"
+    numbers = {"version": proxy.version, "mode": proxy.mode}
+    if proxy.mode == "session":
+        found = f"{proxy.name} in session mode: each client has a session of its own"
         yield Finding("pooler", "ok", found, facts=numbers)
-    elif between.mode == "transaction":
+    elif proxy.mode == "transaction":
         yield Finding(
             "pooler",
             "note",
-            f"{between.name} between, in transaction mode: a session is one's own as long as a"
-            " transaction lasts",
-            'leave the pool\'s reset at its default; SET, LISTEN, advisory locks and "WITH HOLD"'
-            " do not last",
+            f"{proxy.name} in transaction mode: a client has a session of its own only during a"
+            " transaction",
+            'keep the default of the pool\'s reset; SET, LISTEN, advisory locks and "WITH HOLD"'
+            " do not work across transactions",
             numbers,
         )
-    elif between.mode == "statement":
+    elif proxy.mode == "statement":
         yield Finding(
             "pooler",
             "problem",
-            f"{between.name} between, in statement mode: there are no transactions",
-            "set pool_mode to transaction or session: pool.connection() begins one",
+            f"{proxy.name} in statement mode: there are no transactions",
+            "set pool_mode to transaction or session: pool.connection() begins a transaction",
             numbers,
         )
     else:
         yield Finding(
             "pooler",
             "note",
-            f"{between.name} between, and its mode was not to be seen: another client was given no"
-            " session, or not in time",
-            "ask who runs it; in transaction mode leave the pool's reset at its default",
+            f"{proxy.name}, whose mode is unknown: a second client got no session, or not in time",
+            "ask its administrator; in transaction mode keep the default of the pool's reset",
             numbers,
         )
 
 
-def prepared_statements(facts: Facts, _: Asked) -> Iterator[Finding]:
-    """Do they work, from one transaction to the next?"""
-    between = facts.pooler
+def prepared_statements(facts: Facts, _: Plan) -> Iterator[Finding]:
+    """Check that prepared statements persist from one transaction to the next."""
+    proxy = facts.pooler
     off = 'kwargs={"prepare_threshold": None}'
     numbers = {
-        "kept": True if between is None or between.mode == "session" else between.prepared,
-        "max_prepared_statements": between and between.number("max_prepared_statements"),
+        "kept": True if proxy is None or proxy.mode == "session" else proxy.prepared,
+        "max_prepared_statements": proxy and proxy.number("max_prepared_statements"),
     }
     check = "prepared_statements"
-    if between is None or between.mode == "session":
-        found = "they last: psycopg prepares what it runs for the sixth time"
+    if proxy is None or proxy.mode == "session":
+        found = "they persist: psycopg prepares a query when it runs for the sixth time"
         yield Finding(check, "ok", found, facts=numbers)
-    elif between.prepared is None:
-        found = "behind a pooler that shares sessions they may vanish, which was not to be seen"
-        yield Finding(check, "warning", found, f"unless you know better: {off}", numbers)
-    elif not between.prepared:
+    elif proxy.prepared is None:
+        found = (
+            "they may get lost: the pooler shares sessions, and whether it keeps them is unknown"
+        )
+        advice = f"unless you know that it keeps them: {off}"
+        yield Finding(check, "warning", found, advice, numbers)
+    elif not proxy.prepared:
         yield Finding(
             check,
             "warning",
-            "they vanish with the session: what psycopg prepares fails with 26000 or 42P05",
+            "they stay on one session: psycopg's prepared statements fail with 26000 or 42P05",
             f"{off}, or PgBouncer 1.22 or later with max_prepared_statements above 0",
             numbers,
         )
@@ -196,24 +203,24 @@ def prepared_statements(facts: Facts, _: Asked) -> Iterator[Finding]:
         yield Finding(
             check,
             "warning",
-            f"the pooler keeps them, but libpq {version(libpq())} cannot tell it to forget one",
+            f"the pooler keeps them, but libpq {version(libpq())} cannot close one",
             f"libpq 17 or later, or {off}",
             numbers,
         )
     else:
-        found = "they last: the pooler knows them and takes them along"
+        found = "they persist: the pooler prepares them on each session that it uses"
         yield Finding(check, "ok", found, facts=numbers)
 
 
-def client(facts: Facts, _: Asked) -> Iterator[Finding]:
-    """Our own side: psycopg, libpq."""
+def client(facts: Facts, _: Plan) -> Iterator[Finding]:
+    """Check the client's libraries: psycopg and libpq."""
     numbers = {"psycopg": psycopg.__version__, "libpq": libpq(), "implementation": pq.__impl__}
     found = f"psycopg {psycopg.__version__} ({pq.__impl__}), libpq {version(libpq())}"
     if pq.__impl__ == "python":
-        advice = "pip install 'psycopg[binary]', or 'psycopg[c]': the pure Python one is slow"
+        advice = "pip install 'psycopg[binary]', or 'psycopg[c]': pure Python is slow"
         yield Finding("client", "note", found, advice, numbers)
     elif not capabilities.has_pipeline():
-        found += ", which has no pipeline mode: each one-shot borrows a connection"
+        found += ", which has no pipeline mode: each one-shot leases a connection"
         yield Finding("client", "note", found, "libpq 14 or later", numbers)
     else:
         yield Finding("client", "ok", found, facts=numbers)

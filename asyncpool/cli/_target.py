@@ -1,7 +1,7 @@
-"""Which server is meant, and what may be said of it: nothing that could be a password.
+"""The target of a command: its connection string, checked, and texts without passwords.
 
-libpq and psycopg quote what they cannot read. So a connection string is read here first, and what a
-misplaced character has made of it is refused before anybody repeats it.
+libpq and psycopg quote a malformed connection string in their errors. So this module checks the
+string first, and refuses one whose misplaced characters would put the password into other parts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from asyncpool import AsyncConnectionPool
 
 FOREIGN = re.compile(r"postgres(?:ql)?(\+\w+)://")
-"""SQLAlchemy's URLs, which name a driver."""
+"""URLs of SQLAlchemy, which name a driver."""
 NOISE = re.compile(r"(Is the server running|Multiple connection attempts failed)")
 PREFIX = re.compile(
     r"(connection failed: |connection is bad: |FATAL: +|- host: .*?, hostaddr: \S+: "
@@ -25,15 +25,15 @@ PREFIX = re.compile(
 
 
 class BadDSN(ValueError):
-    """It is no connection string; the message is for the user, and quotes nothing of it."""
+    """The connection string is malformed; the message is for the user and quotes nothing of it."""
 
 
 def read(dsn: str | None) -> str:
-    """The connection string, once it is known to be one; None is libpq's own environment.
+    """Check a connection string and return it; None or "": libpq's environment variables.
 
     Raises:
-        BadDSN: it is none, or a character in it would make a part of the password pass as a host,
-            a port or a database.
+        BadDSN: the string is malformed, or a character in it makes a part of the password look
+            like a host, a port or a database.
     """
     dsn = dsn or ""
     if found := FOREIGN.match(dsn):
@@ -56,7 +56,7 @@ def read(dsn: str | None) -> str:
 
 
 def hosts(dsn: str) -> list[str]:
-    """A connection string for each of the hosts that it names, in their order."""
+    """Return a connection string for each host in `dsn`, in their order."""
     params = conninfo_to_dict(dsn)
 
     def listed(name: str) -> list[str]:
@@ -81,7 +81,7 @@ def hosts(dsn: str) -> list[str]:
 
 
 def place(dsn: str) -> str:
-    """Where a connection string of one host leads, as far as it says so."""
+    """Return the address in a connection string of one host, as text for people."""
     params = conninfo_to_dict(dsn)
     if service := params.get("service") or os.environ.get("PGSERVICE"):
         return f"service {service}"
@@ -91,13 +91,13 @@ def place(dsn: str) -> str:
 
 
 def place_of(conn: psycopg.AsyncConnection[Any]) -> str:
-    """Where a connection has led."""
+    """Return the address of a connection, as text for people."""
     info = conn.info
     return f"{info.host or info.hostaddr}:{info.port}/{info.dbname}"
 
 
 def brief(error: BaseException) -> str:
-    """What an error says beyond the place, in one line, each thing once."""
+    """Join an error's lines into one, without addresses, known prefixes and repetitions."""
     lines = (PREFIX.sub("", line.strip(), count=1) for line in str(error).splitlines())
     said = dict.fromkeys(line for line in lines if line and not NOISE.match(line))
     return "; ".join(said) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Looks at time limits: the connection's, the server's, and those of a pool with its defaults."""
+"""Checks of time limits: of the connection, of the server, and of a pool with its defaults."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import inspect
 from collections.abc import Iterator, Mapping
 
 from asyncpool import AsyncConnectionPool
-from asyncpool.cli._facts import Asked, Facts
+from asyncpool.cli._facts import Facts, Plan
 from asyncpool.cli._findings import Finding, many, span
 
 LONG = 120.0
-"""Seconds of silence after which a connection should have ended."""
+"""Seconds of silence after which a dead connection should be noticed."""
 SYSTEM_IDLE = 7200
-"""Seconds until the first keepalive where libpq leaves it to the system, on all of them."""
+"""Seconds until the first keepalive if libpq uses the operating system's default."""
 DEFAULTS: Mapping[str, float] = {
     name: float(inspect.signature(AsyncConnectionPool).parameters[name].default)
     for name in ("ping_interval", "ping_timeout", "max_idle", "timeout")
 }
-"""The pool's own, for it is not known what somebody will give it."""
+"""The pool's defaults, since the application's values are unknown."""
 
 
-def connect_timeout(facts: Facts, _: Asked) -> Iterator[Finding]:
-    """How long an address that does not answer holds a request up."""
+def connect_timeout(facts: Facts, _: Plan) -> Iterator[Finding]:
+    """Check how long an address that does not answer delays a request."""
     seconds, longest = facts.seconds("connect_timeout"), DEFAULTS["timeout"]
-    whose = "" if "connect_timeout" in facts.given else ", which is asyncpool's own"
+    whose = "" if "connect_timeout" in facts.given else " (asyncpool's default)"
     numbers = {"seconds": seconds}
     if seconds <= 0:
-        found = "off: an address that does not answer is given up after psycopg's 130 s"
+        found = "off: psycopg gives up an address that does not answer after 130 s"
         yield Finding("connect_timeout", "warning", found, "connect_timeout=10", numbers)
     elif seconds > longest:
         found = f"{span(seconds)} for each address; a request waits for {span(longest)} at most"
@@ -37,39 +37,40 @@ def connect_timeout(facts: Facts, _: Asked) -> Iterator[Finding]:
         )
 
 
-def keepalives(facts: Facts, _: Asked) -> Iterator[Finding]:
-    """When a silent network ends a connection that waits for an answer."""
+def keepalives(facts: Facts, _: Plan) -> Iterator[Finding]:
+    """Check when keepalives end a connection whose network is silent."""
     names = ("keepalives_idle", "keepalives_interval", "keepalives_count")
     idle, interval, count = map(facts.seconds, names)
     unanswered = facts.seconds("tcp_user_timeout") / 1000
     numbers = {"idle": idle, "interval": interval, "count": count, "tcp_user_timeout": unanswered}
-    if facts.way == "unix":
-        yield Finding("keepalives", "ok", "none on a Unix socket, which is never silent")
+    if facts.route == "unix":
+        yield Finding("keepalives", "ok", "not needed on a Unix socket")
         return
     if facts.options.get("keepalives") == "0":
         yield Finding(
             "keepalives",
             "warning",
-            "off: a statement whose server has vanished is never given up",
-            "leave keepalives=0 away: asyncpool has limits of its own",
+            "off: a statement never ends if the server's machine disappears",
+            "remove keepalives=0: asyncpool sets limits of its own",
             numbers,
         )
         return
     total = (idle or SYSTEM_IDLE) + interval * count
-    whose = "" if facts.given & {*names, "tcp_user_timeout"} else " (asyncpool's own)"
+    whose = "" if facts.given & {*names, "tcp_user_timeout"} else " (asyncpool's defaults)"
     found = (
         f"after {span(idle or SYSTEM_IDLE)} of silence, {many(count, 'probe')}, {span(interval)}"
-        f" apart; data may be unanswered for {span(unanswered) if unanswered else 'minutes'}{whose}"
+        f" apart; sent data may be unacknowledged for"
+        f" {span(unanswered) if unanswered else 'minutes'}{whose}"
     )
     if total > LONG:
-        advice = f"a vanished server is noticed after {span(total)}: keepalives_idle=10 or so"
+        advice = f"a lost server is noticed only after {span(total)}: use about keepalives_idle=10"
         yield Finding("keepalives", "note", found, advice, numbers)
     else:
         yield Finding("keepalives", "ok", found, facts=numbers)
 
 
-def idle_session_timeout(facts: Facts, _: Asked) -> Iterator[Finding]:
-    """Does anybody end what rests in the pool before it is pinged?"""
+def idle_session_timeout(facts: Facts, _: Plan) -> Iterator[Finding]:
+    """Check that no timeout ends an idle connection before the pool pings it."""
     check = "idle_session_timeout"
     if facts.pooler is None:
         seconds = facts.number(check)
@@ -78,25 +79,25 @@ def idle_session_timeout(facts: Facts, _: Asked) -> Iterator[Finding]:
         yield _against_pings(check, facts.pooler.name, limit, "client_idle_timeout")
 
 
-def idle_in_transaction(facts: Facts, _: Asked) -> Iterator[Finding]:
-    """Does anybody end a transaction that was forgotten?"""
+def idle_in_transaction(facts: Facts, _: Plan) -> Iterator[Finding]:
+    """Check that a timeout ends forgotten transactions."""
     check = "idle_in_transaction_session_timeout"
     seconds = facts.number(check)
     if seconds:
-        found = f"the server ends a session that rests in a transaction for {span(seconds)}"
+        found = f"the server ends a session that is idle in a transaction for {span(seconds)}"
         yield Finding(check, "ok", found, facts={"seconds": seconds})
         return
     yield Finding(
         check,
         "note",
-        "off: whoever rests in a transaction keeps its connection, locks and dead rows",
-        f"ALTER ROLE {facts.user} SET {check} = '60s', or the pool's leak_timeout, which tells",
+        "off: a session idle in a transaction keeps its connection, its locks and dead rows",
+        f"ALTER ROLE {facts.user} SET {check} = '60s', or the leak_timeout of the pool",
         {"seconds": 0.0},
     )
 
 
-def statement_timeout(facts: Facts, _: Asked) -> Iterator[Finding]:
-    """How long may a statement keep a connection?"""
+def statement_timeout(facts: Facts, _: Plan) -> Iterator[Finding]:
+    """Check that a timeout limits how long a statement keeps a connection."""
     seconds = facts.number("statement_timeout")
     numbers = {"seconds": seconds}
     if seconds:
@@ -107,20 +108,20 @@ def statement_timeout(facts: Facts, _: Asked) -> Iterator[Finding]:
         "statement_timeout",
         "note",
         "off: a statement keeps its connection as long as it runs",
-        f"ALTER ROLE {facts.user} SET statement_timeout = '30s', or whatever none may exceed",
+        f"ALTER ROLE {facts.user} SET statement_timeout = '30s', or another limit",
         numbers,
     )
 
 
-def server_keepalives(facts: Facts, _: Asked) -> Iterator[Finding]:
-    """How long does a client that has vanished keep its place?"""
-    if facts.pooler is not None or facts.way == "unix":
+def server_keepalives(facts: Facts, _: Plan) -> Iterator[Finding]:
+    """Check how long a client that disappeared keeps its connection on the server."""
+    if facts.pooler is not None or facts.route == "unix":
         return
     idle, interval, count = (
         facts.number(f"tcp_keepalives_{name}") for name in ("idle", "interval", "count")
     )
     total = (idle or SYSTEM_IDLE) + interval * count
-    found = f"a client that vanishes keeps its connection on the server for {span(total)}"
+    found = f"a client that disappears keeps its connection on the server for {span(total)}"
     numbers = {"seconds": total, "idle": idle, "interval": interval, "count": count}
     if total <= 10 * LONG:
         yield Finding("server_keepalives", "ok", found, facts=numbers)
@@ -133,16 +134,16 @@ def _against_pings(check: str, who: str, seconds: float, where: str) -> Finding:
     interval, idle = DEFAULTS["ping_interval"], DEFAULTS["max_idle"]
     numbers = {"seconds": seconds, "ping_interval": interval, "max_idle": idle}
     if not seconds:
-        found = f"off: what rests in the pool is ended by max_idle alone ({span(idle)})"
+        found = f"off: only max_idle ({span(idle)}) closes idle connections of the pool"
         return Finding(check, "ok", found, facts=numbers)
-    found = f"{who} ends a session that rests for {span(seconds)}"
+    found = f"{who} ends a session that is idle for {span(seconds)}"
     if seconds > interval + DEFAULTS["ping_timeout"]:
-        found += f"; the pool's pings come every {span(interval)}"
+        found += f"; the pool pings every {span(interval)}"
         return Finding(check, "ok", found, facts=numbers)
     return Finding(
         check,
         "warning",
-        f"{found}; the pool pings after {span(interval)} only, and opens them again and again",
+        f"{found}; the pool pings only after {span(interval)}, so it reconnects again and again",
         f"give the pool ping_interval={seconds / 2:g}, or raise {where}",
         numbers,
     )

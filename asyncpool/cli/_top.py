@@ -1,4 +1,4 @@
-"""`asyncpool top`: pools at work, as an inspector tells of them, in a terminal."""
+"""`asyncpool top`: show in a terminal the live snapshots of an inspector."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-ANSWER = 10.0
-"""Seconds for which an app may say nothing."""
-TONES = {
+ANSWER_TIMEOUT = 10.0
+"""Seconds to wait for data from the app."""
+COLOURS = {
     "idle": "green",
     "leased": "blue",
     "opening": "magenta",
@@ -30,34 +30,34 @@ TONES = {
     "closing": "bright_black",
 }
 OLD = 10.0
-"""Seconds after which a lease stands out."""
+"""Seconds after which a lease is shown in red."""
 HEIGHTS = " ▁▂▃▄▅▆▇█"
 WIDTH = 60
-"""Samples of the timeline that are drawn."""
+"""The number of timeline samples shown."""
 
 
 class NoInspector(Exception):
-    """There is nothing to be shown; the text says why."""
+    """No snapshot can be read; the message says why."""
 
 
 def top(
     url: str, headers: list[str], *, once: bool, as_json: bool, console: Console | None = None
 ) -> int:
-    """Show what there is until Ctrl-C, or once; return the exit status."""
+    """Show snapshots until Ctrl-C, or one snapshot; return the exit status."""
     console = console or Console()
     try:
-        ask = _asker(url, headers)
+        open_path = _opener(url, headers)
         if once or not (as_json or console.is_terminal):
-            told = _read(ask, "snapshot")
+            snapshot = _read(open_path, "snapshot")
             if as_json:
-                typer.echo(json.dumps(told))
+                typer.echo(json.dumps(snapshot))
             else:
-                console.print(frame(told))
+                console.print(frame(snapshot))
         elif as_json:
-            for told in _follow(ask):
-                typer.echo(json.dumps(told))
+            for snapshot in _follow(open_path):
+                typer.echo(json.dumps(snapshot))
         else:
-            _show(_follow(ask), console)
+            _show(_follow(open_path), console)
     except NoInspector as error:
         typer.echo(str(error), err=True)
         return 1
@@ -66,60 +66,64 @@ def top(
     return 0
 
 
-def frame(told: dict[str, Any]) -> RenderableType:
-    """What is drawn of one snapshot."""
-    return Group(*(_panel(pool) for pool in told["pools"])) if told["pools"] else Text("no pool")
+def frame(snapshot: dict[str, Any]) -> RenderableType:
+    """Render one snapshot."""
+    return (
+        Group(*(_panel(pool) for pool in snapshot["pools"]))
+        if snapshot["pools"]
+        else Text("no pool")
+    )
 
 
 def _show(found: Iterator[dict[str, Any]], console: Console) -> None:
     timelines: dict[str, deque[list[float]]] = {}
     with Live(console=console, screen=True, auto_refresh=False) as live:
-        for told in found:
-            for pool in told["pools"]:
+        for snapshot in found:
+            for pool in snapshot["pools"]:
                 kept = timelines.setdefault(pool["name"], deque(maxlen=WIDTH))
-                if told["whole"]:
+                if snapshot["whole"]:
                     kept.clear()
                 kept.extend(pool["timeline"])
                 pool["timeline"] = list(kept)
-            live.update(frame(told), refresh=True)
+            live.update(frame(snapshot), refresh=True)
 
 
-def _asker(url: str, headers: list[str]) -> Callable[[str], Any]:
-    """What opens one of an inspector's paths.
+def _opener(url: str, headers: list[str]) -> Callable[[str], Any]:
+    """Return a function that opens a path of the inspector at `url`.
 
     Raises:
-        NoInspector: the address or a header makes no sense.
+        NoInspector: the address or a header is malformed.
     """
     address = url if "://" in url else f"http://{url}"
     place = re.sub("://.*@", "://***@", address)
     try:
         parts = urlsplit(address)
-        _ = parts.port  # it raises where that is no number
+        _ = parts.port  # raises if the port is no number
     except ValueError:
         parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        msg = f"not an address of http: {place}"
+        msg = f"not an http or https address: {place}"
         raise NoInspector(msg)
     if "@" in parts.netloc:
-        msg = f"{place}: give a password by --header 'Authorization: Basic ...'"
+        msg = f"{place}: pass the password with --header 'Authorization: Basic ...'"
         raise NoInspector(msg)
     given = {}
     for header in headers:
         name, colon, value = header.partition(":")
         if not (name.strip() and colon):
-            msg = "a header is NAME: VALUE; what is given is not shown, since it may be a secret"
+            msg = "a header must be NAME: VALUE; yours is not shown here, since it may be a secret"
             raise NoInspector(msg)
         given[name.strip()] = value.strip()
 
-    def ask(path: str) -> Any:
-        there = f"{address.rstrip('/')}/{path}"
+    def open_path(path: str) -> Any:
+        full = f"{address.rstrip('/')}/{path}"
         try:
-            request = Request(there, headers=given)  # noqa: S310 - the scheme was looked at
-            return urlopen(request, timeout=ANSWER)  # noqa: S310
+            request = Request(full, headers=given)  # noqa: S310 - the scheme was checked
+            return urlopen(request, timeout=ANSWER_TIMEOUT)  # noqa: S310
         except HTTPError as error:
             with error:
                 if error.code in (401, 403):
-                    msg = f"{place}: {error.code}, not allowed: give what lets you in by --header"
+                    msg = f"{place}: {error.code}, not allowed: pass credentials with --header"
                 else:
                     msg = f"{place}: {error.code} {error.reason}: is an inspector mounted there?"
             raise NoInspector(msg) from None
@@ -128,18 +132,18 @@ def _asker(url: str, headers: list[str]) -> Callable[[str], Any]:
             msg = f"{place}: {why}"
             raise NoInspector(msg) from None
 
-    return ask
+    return open_path
 
 
-def _read(ask: Callable[[str], Any], path: str) -> dict[str, Any]:
-    with ask(path) as answer:
+def _read(open_path: Callable[[str], Any], path: str) -> dict[str, Any]:
+    with open_path(path) as answer:
         return _checked(answer.read())
 
 
-def _follow(ask: Callable[[str], Any]) -> Iterator[dict[str, Any]]:
-    """One snapshot after the other; a stream that ends is asked for anew."""
+def _follow(open_path: Callable[[str], Any]) -> Iterator[dict[str, Any]]:
+    """Yield each snapshot of the feed; when the stream ends, open it again."""
     while True:
-        with ask("events") as answer:
+        with open_path("events") as answer:
             if not answer.headers.get("Content-Type", "").startswith("text/event-stream"):
                 _checked(b"")
             try:
@@ -147,19 +151,19 @@ def _follow(ask: Callable[[str], Any]) -> Iterator[dict[str, Any]]:
                     if line.startswith(b"data: "):
                         yield _checked(line.removeprefix(b"data: "))
             except (OSError, HTTPException) as error:
-                msg = f"the app does not answer any more: {error}"
+                msg = f"the connection to the app is lost: {error}"
                 raise NoInspector(msg) from None
         time.sleep(0.2)
 
 
 def _checked(body: bytes) -> dict[str, Any]:
     try:
-        told = json.loads(body)
-        if told["asyncpool"] == 1 and isinstance(told["pools"], list):
-            return dict(told)
+        snapshot = json.loads(body)
+        if snapshot["asyncpool"] == 1 and isinstance(snapshot["pools"], list):
+            return dict(snapshot)
     except (ValueError, KeyError, TypeError):
         pass
-    msg = "that is no inspector of asyncpool's: give the address of its page"
+    msg = "no inspector of asyncpool at this address: give the address of its page"
     raise NoInspector(msg)
 
 
@@ -184,14 +188,14 @@ def _panel(pool: dict[str, Any]) -> Panel:
 
 
 def _cells(pool: dict[str, Any]) -> Text:
-    """A block for each connection."""
+    """Draw a block for each connection."""
     text = Text()
     for each in pool["connections"]:
         old = each["lease"] is not None and each["lease"]["age"] > OLD
-        text.append("■ ", "red" if old else TONES.get(each["state"], ""))
-    for state, tone in TONES.items():
+        text.append("■ ", "red" if old else COLOURS.get(each["state"], ""))
+    for state, colour in COLOURS.items():
         if pool["stats"][state]:
-            text.append(f" {pool['stats'][state]} {state}", tone)
+            text.append(f" {pool['stats'][state]} {state}", colour)
     return text
 
 
@@ -208,7 +212,7 @@ def _numbers(stats: dict[str, Any]) -> Text:
 
 def _timeline(samples: list[list[float]], stats: dict[str, Any]) -> Text:
     last = samples[-WIDTH:]
-    text = Text("lent ")
+    text = Text("leased ")
     text.append(_spark([each[2] for each in last], stats["max_size"]), "blue")
     text.append("  waiting ")
     text.append(_spark([each[3] for each in last], 0), "red")
@@ -222,13 +226,18 @@ def _spark(values: list[float], least: float) -> str:
 
 def _leases(found: list[dict[str, Any]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), expand=True)
-    for name, share in (("lent for", 0), ("holder", 2), ("borrowed at", 3), ("last statement", 3)):
+    for name, share in (
+        ("leased for", 0),
+        ("holder", 2),
+        ("borrowed at", 3),
+        ("last statement", 3),
+    ):
         table.add_column(name, ratio=share or None, no_wrap=True, overflow="ellipsis")
     for lease in found:
-        said = lease["last_sql"] or lease["transaction"]
-        cells = (_span(lease["age"]), lease["holder"], lease["borrowed_at"] or "?", said)
-        tone = "red" if lease["age"] > OLD else ""
-        table.add_row(*(Text(_plain(cell), tone) for cell in cells))
+        statement = lease["last_sql"] or lease["transaction"]
+        cells = (_span(lease["age"]), lease["holder"], lease["borrowed_at"] or "?", statement)
+        colour = "red" if lease["age"] > OLD else ""
+        table.add_row(*(Text(_plain(cell), colour) for cell in cells))
     return table
 
 
@@ -239,5 +248,5 @@ def _span(seconds: float) -> str:
 
 
 def _plain(text: str) -> str:
-    """With nothing that a terminal would obey: names of tasks are anybody's."""
+    """Replace control characters, since task names may hold escape sequences."""
     return "".join(each if each.isprintable() else "\ufffd" for each in text)

@@ -1,4 +1,4 @@
-"""The command line as its users run it: a process, what it prints, its exit status."""
+"""Run the command line as its users do: a process, its output, its exit status."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 60.0
-"""Seconds until a test gives up; nothing here should take a fifth of it."""
+"""Seconds until a test fails; each step should take less than a fifth of it."""
 HIDDEN = "never-to-be-seen"
 
 
 class Outcome(NamedTuple):
-    """What a run of the program has left."""
+    """The result of a run of the program."""
 
     status: int
     out: str
@@ -35,12 +35,12 @@ class Outcome(NamedTuple):
 
     @property
     def json(self) -> Any:
-        """What it printed for programs."""
+        """The output, parsed as JSON."""
         return json.loads(self.out)
 
 
 def hidden_in(arguments: Iterable[str]) -> set[str]:
-    """What a run with these must not show."""
+    """Return the texts that a run with these arguments must not show."""
     found = {HIDDEN}
     for each in arguments:
         with suppress(psycopg.ProgrammingError):
@@ -49,7 +49,7 @@ def hidden_in(arguments: Iterable[str]) -> set[str]:
 
 
 async def run(*arguments: str, **environment: str) -> Outcome:
-    """Run it to its end; it has shown neither a traceback nor the password."""
+    """Run the program to its end; check that no traceback and no password was shown."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
     kept.pop("DATABASE_URL", None)
     process = await asyncio.create_subprocess_exec(
@@ -75,7 +75,7 @@ async def run(*arguments: str, **environment: str) -> Outcome:
 
 @contextmanager
 def silence() -> Iterator[str]:
-    """A network that swallows what it is told: connections are accepted, and never answered."""
+    """Simulate a silent network: connections are accepted and never answered."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         yield f"host=127.0.0.1 port={port} user=app dbname=app password={HIDDEN}"
@@ -83,12 +83,12 @@ def silence() -> Iterator[str]:
 
 @contextmanager
 def bouncer(dsn: str, *, console: bool = True, **settings: object) -> Iterator[str]:
-    """A connection string that leads through a PgBouncer of these settings.
+    """Run a PgBouncer with these settings; yield a connection string through it.
 
     Args:
-        dsn: the server's.
-        console: whether its user may also look at the PgBouncer.
-        settings: of the PgBouncer.
+        dsn: the server's connection string.
+        console: whether its user may use PgBouncer's console.
+        settings: PgBouncer's settings.
     """
     program = os.environ.get("PGBOUNCER") or shutil.which("pgbouncer")
     if program is None:

@@ -1,4 +1,4 @@
-"""The demo as its users run it: a process, its lines, its exit status; and its books."""
+"""The demo as its users run it: its output, its exit status, and its audit."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from asyncpool import AsyncConnectionPool
-from asyncpool.cli._bank import Bank, Fate
-from asyncpool.cli._books import audit, create, drop, office
+from asyncpool.cli._tables import audit, control_connection, create, drop
+from asyncpool.cli._workload import Outcome, Workload
 from asyncpool.testing import postgres
 
 from ._cli import HIDDEN, hidden_in
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 60.0
-"""Seconds until a test gives up; nothing here should take a fifth of it."""
+"""Seconds until a test fails; each step should take less than a fifth of it."""
 SMALL = ("--tasks", "20", "--size", "4")
-BALANCED = "balance: the four sums agree, and all"
+BALANCED = "ok: the four sums agree, and all"
 
 Connection = psycopg.AsyncConnection[Any]
 
 
 class Demo:
-    """A demo that runs in a process of its own, and what it has printed so far."""
+    """A demo in a process of its own, with its output so far."""
 
     def __init__(self, process: asyncio.subprocess.Process, arguments: tuple[str, ...]) -> None:
         self._process = process
@@ -43,7 +43,7 @@ class Demo:
         self.output = ""
 
     async def reaches(self, *words: str) -> None:
-        """Read until these words were printed, one after the other."""
+        """Read until these words have been printed, in this order."""
         assert self._process.stdout is not None
         start = 0
         async with asyncio.timeout(LIMIT):
@@ -55,11 +55,11 @@ class Demo:
                 start = found + len(word)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it one."""
+        """Send a signal to the process."""
         self._process.send_signal(number)
 
     async def end(self) -> int:
-        """Its exit status; it has shown neither a traceback nor the password."""
+        """Return the exit status; check that no traceback and no password was shown."""
         rest, _ = await asyncio.wait_for(self._process.communicate(), LIMIT)
         self.output += rest.decode()
         assert "Traceback" not in self.output, self.output
@@ -90,7 +90,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture
 async def dsn(asyncpool_dsn: str) -> AsyncIterator[str]:
-    """Of an empty database of this test's own, which is empty again in the end."""
+    """The DSN of an empty database for this test; the demo must leave it empty."""
     name = f"demo_{uuid4().hex[:8]}"
     connect = psycopg.AsyncConnection.connect
     own = make_conninfo(asyncpool_dsn, dbname=name)
@@ -107,13 +107,13 @@ async def dsn(asyncpool_dsn: str) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def conn(dsn: str) -> AsyncIterator[Connection]:
-    """A connection that is not the demo's."""
+    """A connection of the test."""
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
         yield conn
 
 
 async def test_demo_starts_its_own_server_and_balances() -> None:
-    """With no DSN it says which server it took; all backends are killed once; exit status 0."""
+    """Without a DSN it prints the server; all backends are killed once; exit status 0."""
     async with started("--seconds", "3", *SMALL) as demo:
         status = await demo.end()
     assert status == 0, demo.output
@@ -125,23 +125,23 @@ async def test_demo_starts_its_own_server_and_balances() -> None:
 
 
 async def test_demo_uses_the_server_that_it_is_given(dsn: str) -> None:
-    """In a schema of its own, which is gone afterwards (see the fixture); no password is shown."""
+    """It uses a schema of its own and drops it (see the fixture); no password is shown."""
     async with started(dsn, "--seconds", "2", *SMALL) as demo:
         assert await demo.end() == 0, demo.output
-    assert "thrown away" not in demo.output
+    assert "temporary server" not in demo.output
     assert BALANCED in demo.output
 
 
 async def test_demo_prints_a_line_a_second_where_there_is_no_terminal(dsn: str) -> None:
-    """Lines come as things happen, and hold no control characters."""
+    """Lines are printed as events happen, without control characters."""
     async with started(dsn, "--seconds", "3", *SMALL) as demo:
-        await demo.reaches("transfers/s", "1 s", "2 s", "books")
+        await demo.reaches("transfers/s", "1 s", "2 s", "balances")
         assert await demo.end() == 0
     assert "\x1b" not in demo.output
 
 
 async def test_demo_shows_a_live_table_on_a_terminal(dsn: str) -> None:
-    """The table is painted over, and the cursor, hidden meanwhile, comes back after Ctrl-C."""
+    """The table is redrawn in place, and the hidden cursor is restored after Ctrl-C."""
     main, terminal = pty.openpty()
     shown = bytearray()
     process = await asyncio.create_subprocess_exec(
@@ -157,7 +157,7 @@ async def test_demo_shows_a_live_table_on_a_terminal(dsn: str) -> None:
     def read() -> None:
         try:
             shown.extend(os.read(main, 65536))
-        except OSError:  # as Linux reports a terminal that was closed
+        except OSError:  # Linux raises it for a closed terminal
             loop.remove_reader(main)
         if b"   2 s" in shown:
             painted.set()
@@ -180,7 +180,7 @@ async def test_demo_shows_a_live_table_on_a_terminal(dsn: str) -> None:
     assert b"Traceback" not in shown
 
 
-async def test_interrupted_demo_still_checks_its_books(dsn: str) -> None:
+async def test_interrupted_demo_still_checks_its_balances(dsn: str) -> None:
     """Ctrl-C ends the run early, with the summary and status 130."""
     async with started(dsn, "--seconds", "60", *SMALL) as demo:
         await demo.reaches("transfers/s", "1 s")
@@ -189,12 +189,12 @@ async def test_interrupted_demo_still_checks_its_books(dsn: str) -> None:
     assert BALANCED in demo.output
 
 
-async def test_demo_interrupted_again_and_again_still_checks_its_books(
+async def test_demo_interrupted_repeatedly_still_checks_its_balances(
     dsn: str, conn: Connection
 ) -> None:
-    """A second Ctrl-C breaks off what is under way; more of them change nothing.
+    """A second Ctrl-C aborts running transfers; further ones change nothing.
 
-    A lock holds every transfer up, so that none can end by itself.
+    A lock blocks every transfer, so that none can end normally.
     """
     async with started(dsn, "--seconds", "60", *SMALL) as demo:
         await demo.reaches("transfers/s", "1 s")
@@ -204,14 +204,14 @@ async def test_demo_interrupted_again_and_again_still_checks_its_books(
             await demo.reaches("interrupted")
             demo.signal(signal.SIGINT)
             demo.signal(signal.SIGINT)
-            await demo.reaches("books")
+            await demo.reaches("balances")
         demo.signal(signal.SIGINT)
         assert await demo.end() == 130, demo.output
     assert BALANCED in demo.output
 
 
 async def test_demo_interrupted_while_it_connects_leaves_at_once() -> None:
-    """Ctrl-C before the run has begun: status 130, and nothing to undo."""
+    """Ctrl-C before the run gives status 130."""
     asked = asyncio.Event()
 
     async def never_answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -230,10 +230,10 @@ async def test_demo_interrupted_while_it_connects_leaves_at_once() -> None:
     assert "Interrupted before the first transfer." in demo.output
 
 
-async def test_demo_exits_with_1_when_a_booked_transfer_vanishes(
+async def test_demo_exits_with_1_when_an_acknowledged_transfer_is_lost(
     dsn: str, conn: Connection
 ) -> None:
-    """It says what differs."""
+    """The output shows the mismatch."""
     async with started(dsn, "--seconds", "3", *SMALL) as demo:
         await demo.reaches("transfers/s", "1 s")
         await conn.execute(
@@ -241,13 +241,13 @@ async def test_demo_exits_with_1_when_a_booked_transfer_vanishes(
             " (SELECT min(id) FROM asyncpool_demo.history WHERE delta <> 0)"
         )
         assert await demo.end() == 1, demo.output
-    assert "DO NOT BALANCE: the sums differ: accounts" in demo.output
-    assert "DO NOT BALANCE: 1 acknowledged transfers are missing" in demo.output
+    assert "MISMATCH: the sums differ: accounts" in demo.output
+    assert "MISMATCH: 1 acknowledged transfers are missing" in demo.output
     assert BALANCED not in demo.output
 
 
 async def test_demo_whose_server_dies_says_so() -> None:
-    """It ends with status 1, with no traceback, when the books cannot be read any more."""
+    """If the balances cannot be read, the status is 1, with no traceback."""
     async with (
         postgres() as server,
         started(server.dsn, "--seconds", "2", *SMALL) as demo,
@@ -256,17 +256,17 @@ async def test_demo_whose_server_dies_says_so() -> None:
         await server.kill()
         assert await demo.end() == 1, demo.output
     assert "acknowledged" in demo.output
-    assert "the books could not be checked" in demo.output
+    assert "the balances could not be checked" in demo.output
     assert "DROP SCHEMA asyncpool_demo CASCADE" in demo.output
 
 
-async def test_demo_leaves_a_schema_alone_that_is_there_already(dsn: str, conn: Connection) -> None:
-    """It may be another demo's, or anybody's: the user is to decide."""
+async def test_demo_does_not_touch_an_existing_schema(dsn: str, conn: Connection) -> None:
+    """The schema may belong to another demo or user: the user must decide."""
     await conn.execute("CREATE SCHEMA asyncpool_demo")
     await conn.execute("CREATE TABLE asyncpool_demo.accounts ()")
     async with started(dsn, "--seconds", "2", *SMALL) as demo:
         assert await demo.end() == 1
-    assert "the schema asyncpool_demo is there already" in demo.output
+    assert "the schema asyncpool_demo exists already" in demo.output
     await conn.execute("SELECT FROM asyncpool_demo.accounts")
     await conn.execute("DROP SCHEMA asyncpool_demo CASCADE")
 
@@ -287,7 +287,7 @@ async def test_demo_leaves_a_schema_alone_that_is_there_already(dsn: str, conn: 
 async def test_demo_explains_what_it_cannot_do(
     arguments: list[str], status: int, message: str
 ) -> None:
-    """Bad DSNs and options: a message, an exit status, no traceback, no password."""
+    """Bad DSNs and options give a message and an exit status, no traceback, no password."""
     async with started(*arguments) as demo:
         assert await demo.end() == status, demo.output
     assert message in demo.output
@@ -295,7 +295,7 @@ async def test_demo_explains_what_it_cannot_do(
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 async def test_command_line_without_its_libraries_says_how_to_get_them(missing: str) -> None:
-    """One line and status 1, no traceback."""
+    """It prints one line, with status 1 and no traceback."""
     program = f"import sys; sys.modules[{missing!r}] = None; import asyncpool.cli as c; c.main()"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", program),
@@ -310,30 +310,30 @@ async def test_command_line_without_its_libraries_says_how_to_get_them(missing: 
 
 
 @pytest.fixture
-async def bank(dsn: str) -> AsyncIterator[Bank]:
-    """A bank whose twelve clerks have made about a hundred transfers and gone home."""
-    async with office(dsn, "test") as conn:
+async def workload(dsn: str) -> AsyncIterator[Workload]:
+    """A finished workload of twelve workers and about a hundred transfers."""
+    async with control_connection(dsn, "test") as conn:
         await create(conn, "test", branches=2)
     async with AsyncConnectionPool(dsn, min_size=4, kwargs={"application_name": "test"}) as pool:
-        bank = Bank(pool, branches=2)
+        workload = Workload(pool, branches=2)
         async with asyncio.timeout(LIMIT), asyncio.TaskGroup() as group:
-            group.create_task(bank.work(12))
-            while bank.tally.acknowledged < 100:  # noqa: ASYNC110 - a clerk sets no event for it
+            group.create_task(workload.run(12))
+            while workload.tally.acknowledged < 100:  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0.01)
-            bank.stopping = True
-    yield bank
-    async with office(dsn, "test") as conn:
+            workload.stopping = True
+    yield workload
+    async with control_connection(dsn, "test") as conn:
         await drop(conn, "test")
 
 
-async def test_books_of_an_honest_bank_balance(dsn: str, bank: Bank) -> None:
-    """The four sums agree, and history holds what was acknowledged and nothing else."""
-    async with office(dsn, "test") as conn:
-        found = await audit(conn, bank.tally.fates)
+async def test_the_audit_of_a_correct_run_finds_no_fault(dsn: str, workload: Workload) -> None:
+    """The four sums agree, and the history holds exactly the acknowledged transfers."""
+    async with control_connection(dsn, "test") as conn:
+        found = await audit(conn, workload.tally.outcomes)
     assert found.faults == []
     assert found.accounts == found.tellers == found.branches == found.history
-    assert found.rows == found.acknowledged == bank.tally.acknowledged >= 100
-    assert len(bank.tally.waits) >= found.rows
+    assert found.rows == found.acknowledged == workload.tally.acknowledged >= 100
+    assert len(workload.tally.waits) >= found.rows
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ async def test_books_of_an_honest_bank_balance(dsn: str, bank: Bank) -> None:
                    (SELECT id FROM asyncpool_demo.history LIMIT 3)""",
             "3 acknowledged transfers are missing",
         ),
-        ("INSERT INTO asyncpool_demo.history VALUES (-1, 0, 0, 0, 0, now())", "1 transfers in"),
+        ("INSERT INTO asyncpool_demo.history VALUES (-1, 0, 0, 0, 0, now())", "1 transfers are in"),
         ("UPDATE asyncpool_demo.accounts SET balance = balance + 1 WHERE id = 7", "the sums"),
         ("UPDATE asyncpool_demo.tellers SET balance = balance + 1 WHERE id = 7", "the sums"),
         ("UPDATE asyncpool_demo.branches SET balance = balance + 1 WHERE id = 1", "the sums"),
@@ -355,24 +355,24 @@ async def test_books_of_an_honest_bank_balance(dsn: str, bank: Bank) -> None:
         ),
     ],
 )
-async def test_books_that_were_tampered_with_do_not_balance(
-    dsn: str, bank: Bank, tampering: str, fault: str
+async def test_the_audit_finds_manipulated_data(
+    dsn: str, workload: Workload, tampering: str, fault: str
 ) -> None:
-    """Each of the tables is checked, in both directions."""
-    async with office(dsn, "test") as conn:
+    """Each of the tables is checked, for missing and for additional data."""
+    async with control_connection(dsn, "test") as conn:
         await conn.execute(tampering)
-        found = await audit(conn, bank.tally.fates)
+        found = await audit(conn, workload.tally.outcomes)
     assert any(fault in line for line in found.faults), found.faults
 
 
-async def test_transfers_in_doubt_may_be_in_the_history_or_not(dsn: str, bank: Bank) -> None:
-    """They are counted, and are no fault; a failed one in the history is."""
-    fates = bank.tally.fates
-    booked = fates.index(Fate.ACKNOWLEDGED)
-    fates[booked] = Fate.IN_DOUBT
-    fates.append(Fate.IN_DOUBT)
-    async with office(dsn, "test") as conn:
-        found = await audit(conn, fates)
+async def test_transfers_in_doubt_may_be_in_the_history(dsn: str, workload: Workload) -> None:
+    """Transfers in doubt are counted and are no fault; a failed one in the history is."""
+    outcomes = workload.tally.outcomes
+    booked = outcomes.index(Outcome.ACKNOWLEDGED)
+    outcomes[booked] = Outcome.IN_DOUBT
+    outcomes.append(Outcome.IN_DOUBT)
+    async with control_connection(dsn, "test") as conn:
+        found = await audit(conn, outcomes)
         assert (found.faults, found.in_doubt, found.resolved) == ([], 2, 1)
-        fates[booked] = Fate.FAILED
-        assert (await audit(conn, fates)).unasked == 1
+        outcomes[booked] = Outcome.FAILED
+        assert (await audit(conn, outcomes)).unexpected == 1

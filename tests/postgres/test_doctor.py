@@ -1,4 +1,4 @@
-"""`asyncpool doctor` as its users run it, on servers that are well and on some that are not."""
+"""`asyncpool doctor` as its users run it, on healthy servers and on some with problems."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Findings = dict[str, dict[str, Any]]
 
 
 def findings(outcome: Outcome) -> Findings:
-    """Those of `--json`, by what was looked at."""
+    """Return the findings of `--json` by check."""
     return {each["check"]: each for each in outcome.json["findings"]}
 
 
 async def examine(dsn: str, *arguments: str) -> Findings:
-    """The findings, with an exit status that says whether there is a problem among them."""
+    """Run the doctor and return its findings; check that the status shows any problem."""
     outcome = await run("doctor", dsn, "--json", *arguments)
     found = findings(outcome)
     has_problem = any(each["level"] == "problem" for each in found.values())
@@ -43,7 +43,7 @@ async def examine(dsn: str, *arguments: str) -> Findings:
 
 @asynccontextmanager
 async def role(dsn: str, options: str) -> AsyncIterator[str]:
-    """The connection string of a role of the test's own."""
+    """Create a role for a test; yield its connection string."""
     name = f"doctor_{uuid4().hex[:8]}"
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
         given = sql.SQL(f"CREATE ROLE {{}} {login(dsn)} {options}").format(sql.Identifier(name))
@@ -55,7 +55,7 @@ async def role(dsn: str, options: str) -> AsyncIterator[str]:
 
 
 async def test_doctor_of_a_sound_server_has_no_problem(dsn: str, backends: Backends) -> None:
-    """Each look has its finding, with the numbers, and the status is 0."""
+    """Each check has a finding with its numbers, and the status is 0."""
     found = await examine(dsn)
     assert list(found) == [
         *("server", "role", "round_trip", "clock", "tls", "pooler", "prepared_statements"),
@@ -69,8 +69,8 @@ async def test_doctor_of_a_sound_server_has_no_problem(dsn: str, backends: Backe
     assert found["server"]["facts"] == {"version": number}
     assert found["connections"]["facts"]["max_connections"] == limit
     assert found["role"]["facts"]["role"] == "primary"
-    assert found["pooler"]["found"] == "none between: the server itself answers"
-    assert found["connect_timeout"]["found"] == "10 s for each address, which is asyncpool's own"
+    assert found["pooler"]["found"] == "none: the server itself answers"
+    assert found["connect_timeout"]["found"] == "10 s for each address (asyncpool's default)"
     assert found["keepalives"]["facts"] == {
         "idle": 10,
         "interval": 5,
@@ -80,7 +80,7 @@ async def test_doctor_of_a_sound_server_has_no_problem(dsn: str, backends: Backe
 
 
 async def test_doctor_in_json_has_stable_keys(dsn: str) -> None:
-    """Of the report and of each finding."""
+    """The report and each finding have fixed keys."""
     outcome = await run("doctor", dsn, "--json", "--max-size", "3", "--workers", "2")
     report = outcome.json
     assert list(report) == ["target", "max_size", "workers", "level", "findings"]
@@ -90,7 +90,7 @@ async def test_doctor_in_json_has_stable_keys(dsn: str) -> None:
 
 
 async def test_doctor_in_a_pipe_prints_lines_without_colour(dsn: str) -> None:
-    """A finding a line, its advice below, and the sum at the end."""
+    """Each finding is a line, with its advice below; the last line is the summary."""
     outcome = await run("doctor", dsn, "--workers", "1000")
     lines = outcome.out.splitlines()
     assert outcome.status == 1
@@ -102,7 +102,7 @@ async def test_doctor_in_a_pipe_prints_lines_without_colour(dsn: str) -> None:
 
 
 async def test_doctor_on_a_terminal_folds_its_lines(dsn: str) -> None:
-    """In 80 columns none is longer, and levels are in colour."""
+    """No line is longer than the terminal's 80 columns, and levels are in colour."""
     main, terminal = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "asyncpool.cli", "doctor", dsn),
@@ -130,7 +130,7 @@ async def test_doctor_on_a_terminal_folds_its_lines(dsn: str) -> None:
 
 
 async def test_doctor_counts_what_is_in_use_by_others(dsn: str) -> None:
-    """A role that may not look into others' sessions sees how many there are all the same."""
+    """A role that may not see others' sessions still sees their number."""
     async with role(dsn, "CONNECTION LIMIT 3") as own:
         before = (await examine(own))["connections"]["facts"]["in_use"]
         async with await psycopg.AsyncConnection.connect(own):
@@ -142,7 +142,7 @@ async def test_doctor_counts_what_is_in_use_by_others(dsn: str) -> None:
 
 
 async def test_doctor_gets_by_with_one_connection(dsn: str) -> None:
-    """A role with CONNECTION LIMIT 1 is looked at, and told that it is too few."""
+    """With CONNECTION LIMIT 1 the doctor works, and reports that the limit is too low."""
     async with role(dsn, "CONNECTION LIMIT 1") as own:
         found = await examine(own)
         assert found["role_limit"]["level"] == "problem"
@@ -155,7 +155,7 @@ async def test_doctor_gets_by_with_one_connection(dsn: str) -> None:
 
 
 async def test_doctor_looks_at_the_limit_of_the_database(dsn: str) -> None:
-    """One of its own that is too small is a problem; a superuser is not bound by it."""
+    """A limit that is too low is a problem; it does not apply to a superuser."""
     name = f"doctor_{uuid4().hex[:8]}"
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
         await conn.execute(sql.SQL("CREATE DATABASE {} CONNECTION LIMIT 2").format(_name(name)))
@@ -171,7 +171,7 @@ async def test_doctor_looks_at_the_limit_of_the_database(dsn: str) -> None:
 
 
 async def test_doctor_warns_of_sessions_that_end_before_their_ping(dsn: str) -> None:
-    """idle_session_timeout is the role's here; the pool pings every 30 s by default."""
+    """The role sets idle_session_timeout to 20 s; the pool pings every 30 s by default."""
     async with role(dsn, "") as own:
         user = conninfo_to_dict(own)["user"]
         async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
@@ -184,8 +184,8 @@ async def test_doctor_warns_of_sessions_that_end_before_their_ping(dsn: str) -> 
     assert found["statement_timeout"]["found"] == "the server ends a statement after 20 s"
 
 
-async def test_doctor_tells_of_tls(another_server: Server) -> None:
-    """Its version, and what the client has asked for; a certificate that is not trusted fails."""
+async def test_doctor_reports_tls(another_server: Server) -> None:
+    """The finding shows the version and sslmode; an untrusted certificate fails."""
     found = await examine(make_conninfo(another_server.dsn, sslmode="require"))
     assert found["tls"]["facts"]["tls"] is True
     assert found["tls"]["found"].startswith("TLSv1.")
@@ -200,7 +200,7 @@ async def test_doctor_tells_of_tls(another_server: Server) -> None:
 
 
 async def test_doctor_tells_a_primary_from_a_standby() -> None:
-    """Each host is looked at; target_session_attrs decides which is the pool's."""
+    """Each host is checked; target_session_attrs decides which one the pool uses."""
     async with postgres() as primary:
         try:
             async with primary.standby() as standby:
@@ -230,7 +230,7 @@ async def test_doctor_tells_a_primary_from_a_standby() -> None:
 
 
 async def test_doctor_goes_on_where_one_of_several_hosts_is_down(dsn: str) -> None:
-    """That is a warning, as the pool works."""
+    """The finding is only a warning, since the pool works."""
     port = conninfo_to_dict(dsn)["port"]
     half = make_conninfo(dsn, host="127.0.0.1,127.0.0.1", port=f"1,{port}")
     found = await examine(half)
@@ -244,7 +244,7 @@ async def test_doctor_goes_on_where_one_of_several_hosts_is_down(dsn: str) -> No
 async def test_doctor_knows_how_a_pooler_shares_sessions(
     dsn: str, mode: str, console: bool
 ) -> None:
-    """By watching it, whether or not its console lets this user in."""
+    """The doctor detects the mode, also without access to the console."""
     with bouncer(dsn, console=console, pool_mode=mode) as through:
         found = await examine(through)
     assert found["pooler"]["facts"]["mode"] == mode
@@ -259,11 +259,11 @@ async def test_doctor_knows_how_a_pooler_shares_sessions(
 async def test_doctor_warns_of_prepared_statements_that_vanish(
     dsn: str, backends: Backends
 ) -> None:
-    """And leaves none behind on a session that is others' too."""
+    """The doctor leaves no prepared statement behind on a shared session."""
     with bouncer(dsn, pool_mode="transaction") as through:
         found = await examine(through)
         if found["prepared_statements"]["facts"]["max_prepared_statements"]:
-            pytest.skip("this PgBouncer takes them along by default")
+            pytest.skip("this PgBouncer supports them by default")
         assert found["prepared_statements"]["level"] == "warning"
         assert "prepare_threshold" in found["prepared_statements"]["advice"]
         async with await psycopg.AsyncConnection.connect(through, prepare_threshold=None) as conn:
@@ -272,8 +272,8 @@ async def test_doctor_warns_of_prepared_statements_that_vanish(
     await eventually(lambda: not backends.pids())
 
 
-async def test_doctor_holds_the_pool_against_the_poolers_limits(dsn: str) -> None:
-    """Clients and sessions; the server's own limits are the pooler's to keep."""
+async def test_doctor_compares_the_pool_with_the_poolers_limits(dsn: str) -> None:
+    """The limits are those of clients and sessions, not the server's own."""
     with bouncer(dsn, pool_mode="session", max_client_conn=20, default_pool_size=5) as through:
         fits = await examine(through, "--max-size", "5")
         waits = await examine(through, "--max-size", "6")
@@ -284,7 +284,7 @@ async def test_doctor_holds_the_pool_against_the_poolers_limits(dsn: str) -> Non
 
 
 async def test_doctor_explains_what_a_pooler_refuses(dsn: str) -> None:
-    """`options` in the connection string, unless it was told to ignore them."""
+    """PgBouncer refuses `options` in the connection string unless configured to ignore them."""
     with bouncer(dsn, pool_mode="transaction") as through:
         found = await examine(make_conninfo(through, options="-c statement_timeout=1s"))
     assert "unsupported startup parameter" in found["connect"]["found"]
@@ -292,16 +292,16 @@ async def test_doctor_explains_what_a_pooler_refuses(dsn: str) -> None:
 
 
 async def test_doctor_of_a_silent_network_ends_when_its_time_is_up() -> None:
-    """With what was found until then, and status 1."""
+    """It prints the findings so far, and the status is 1."""
     with silence() as dsn:
         began = monotonic()
         found = await examine(dsn, "--timeout", "0.5")
         assert monotonic() - began < 30
-    assert found["connect"]["found"] == "the look was not over within 500 ms"
+    assert found["connect"]["found"] == "the examination did not finish within 500 ms"
 
 
 async def test_doctor_does_not_wait_for_an_error_to_pass(dsn: str) -> None:
-    """The first refusal is the finding; a pool would go on trying."""
+    """The first refusal is a finding; an application's pool would retry."""
     found = await examine(make_conninfo(dsn, port=1))
     assert found["connect"]["found"] == "Connection refused"
     assert "is the server running" in found["connect"]["advice"]
@@ -314,7 +314,7 @@ async def test_doctor_does_not_wait_for_an_error_to_pass(dsn: str) -> None:
     [f"postgresql://u:{HIDDEN}/more@h/x", f"password={HIDDEN} x", f"postgresql://u:{HIDDEN}@["],
 )
 async def test_doctor_explains_a_bad_dsn_and_quotes_nothing_of_it(dsn: str) -> None:
-    """It may hold a password."""
+    """The DSN may hold a password."""
     outcome = await run("doctor", dsn, "--json")
     assert (outcome.status, list(findings(outcome))) == (1, ["dsn"])
 
@@ -326,7 +326,7 @@ def _name(name: str) -> sql.Identifier:
 def _read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 65536)
-    except OSError:  # as Linux reports a terminal that was closed
+    except OSError:  # Linux raises it for a closed terminal
         return b""
 
 

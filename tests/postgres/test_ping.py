@@ -1,4 +1,4 @@
-"""`asyncpool ping` as a health check runs it: a process, one line, its exit status."""
+"""`asyncpool ping` as a health check runs it: its one line of output and its exit status."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ._tools import in_time, login
 
 @asynccontextmanager
 async def answering(what: bytes, asked: asyncio.Event | None = None) -> AsyncIterator[str]:
-    """A server that says this to whatever it is told first, and nothing more."""
+    """Run a server that answers the first message with these bytes, and nothing after it."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(8)
@@ -40,7 +40,7 @@ async def answering(what: bytes, asked: asyncio.Event | None = None) -> AsyncIte
 
 
 async def test_ping_of_a_server_that_answers_is_one_line_and_status_0(dsn: str) -> None:
-    """It says where, how long it took, and what it has met; nothing goes to stderr."""
+    """The line shows the address, the duration and the server; stderr is empty."""
     found = await run("ping", dsn)
     assert (found.status, found.err) == (0, "")
     line = r"ok: 127\.0\.0\.1:\d+/postgres answered in [\d.]+ ms \(PostgreSQL \d+\.\d+, primary\)\n"
@@ -48,7 +48,7 @@ async def test_ping_of_a_server_that_answers_is_one_line_and_status_0(dsn: str) 
 
 
 async def test_ping_in_json_has_stable_keys(dsn: str) -> None:
-    """The same ones for an answer and for none."""
+    """An answer and a failure have the same keys."""
     keys = ["ok", "place", "seconds", "server_version", "role", "error"]
     good = await run("ping", dsn, "--json")
     bad = await run("ping", make_conninfo(dsn, port=1), "--json")
@@ -59,7 +59,7 @@ async def test_ping_in_json_has_stable_keys(dsn: str) -> None:
 
 
 async def test_ping_takes_the_server_from_the_environment(dsn: str) -> None:
-    """`DATABASE_URL`, and without it libpq's own variables, as psql does."""
+    """It uses `DATABASE_URL`, or else libpq's variables, as psql does."""
     parts = conninfo_to_dict(dsn)
     names = {"HOST", "PORT", "USER", "PASSWORD"}
     own = {f"PG{name}": str(parts[name.lower()]) for name in names if name.lower() in parts}
@@ -70,7 +70,7 @@ async def test_ping_takes_the_server_from_the_environment(dsn: str) -> None:
 
 
 async def test_ping_of_a_silent_network_ends_when_its_time_is_up() -> None:
-    """Connected, and never answered."""
+    """The connection is accepted and never answered."""
     with silence() as dsn:
         began = monotonic()
         found = await run("ping", dsn, "--timeout", "0.5")
@@ -80,7 +80,7 @@ async def test_ping_of_a_silent_network_ends_when_its_time_is_up() -> None:
 
 
 async def test_ping_of_a_server_that_stalls_in_tls_ends_when_its_time_is_up() -> None:
-    """It agrees to TLS, and says nothing more."""
+    """The server accepts TLS, and sends nothing more."""
     async with answering(b"S") as dsn:
         found = await run("ping", make_conninfo(dsn, sslmode="require"), "--timeout", "0.5")
     assert (found.status, found.out) == (1, "")
@@ -88,7 +88,7 @@ async def test_ping_of_a_server_that_stalls_in_tls_ends_when_its_time_is_up() ->
 
 
 async def test_ping_of_a_server_in_its_start_says_so() -> None:
-    """It has to be asked again, which is up to whoever asks."""
+    """`ping` does not retry; the caller may."""
     said = b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0"
     async with answering(b"E" + (len(said) + 4).to_bytes(4, "big") + said) as dsn:
         found = await run("ping", make_conninfo(dsn, sslmode="disable"))
@@ -97,7 +97,7 @@ async def test_ping_of_a_server_in_its_start_says_so() -> None:
 
 
 async def test_ping_that_is_interrupted_ends_at_once() -> None:
-    """Ctrl-C: status 130, and no traceback."""
+    """Ctrl-C gives status 130 and no traceback."""
     asked = asyncio.Event()
     async with answering(b"", asked) as dsn:
         process = await asyncio.create_subprocess_exec(
@@ -113,7 +113,7 @@ async def test_ping_that_is_interrupted_ends_at_once() -> None:
 
 
 async def test_ping_of_a_paused_server_ends_when_its_time_is_up(server: Server) -> None:
-    """The kernel accepts for it, and nobody answers."""
+    """The kernel accepts the connection, and the server does not answer."""
     await server.pause()
     found = await run("ping", server.dsn, "--timeout", "0.5")
     assert (found.status, found.out) == (1, "")
@@ -121,7 +121,7 @@ async def test_ping_of_a_paused_server_ends_when_its_time_is_up(server: Server) 
 
 
 async def test_ping_is_bounded_while_a_name_is_looked_up(dsn: str) -> None:
-    """A look-up has a thread that nobody can cancel; Python would wait for its end."""
+    """A lookup runs in a thread that cannot be cancelled; Python would wait for its end."""
     program = (
         "import socket, threading, sys; from asyncpool.cli import main\n"
         "socket.getaddrinfo = lambda *_, **__: threading.Event().wait()\n"
@@ -139,7 +139,7 @@ async def test_ping_is_bounded_while_a_name_is_looked_up(dsn: str) -> None:
 async def test_ping_is_one_short_line_where_the_server_refuses(
     dsn: str, conn: psycopg.AsyncConnection[object]
 ) -> None:
-    """No such database, and a role with no connection left."""
+    """The cases are a missing database, and a role at its connection limit."""
     missing = await run("ping", make_conninfo(dsn, dbname="nowhere"))
     assert missing.status == 1
     assert missing.err.endswith('database "nowhere" does not exist\n')
@@ -154,7 +154,7 @@ async def test_ping_is_one_short_line_where_the_server_refuses(
 
 
 async def test_ping_of_several_hosts_takes_whichever_answers(dsn: str) -> None:
-    """A silent one does not use up the time of the other; none at all are all told of."""
+    """A silent host does not delay the other; if none answers, all errors are printed."""
     port = conninfo_to_dict(dsn)["port"]
     with silence() as silent:
         ports = f"{conninfo_to_dict(silent)['port']},{port}"
@@ -167,7 +167,7 @@ async def test_ping_of_several_hosts_takes_whichever_answers(dsn: str) -> None:
 
 
 async def test_ping_honours_target_session_attrs() -> None:
-    """A primary is wanted, and this is a standby."""
+    """A standby is refused if a primary is required."""
     async with postgres() as primary:
         try:
             async with primary.standby() as standby:
@@ -181,7 +181,7 @@ async def test_ping_honours_target_session_attrs() -> None:
 
 
 async def test_ping_asks_the_server_behind_a_pooler() -> None:
-    """PgBouncer answers by itself as long as it need not have a server."""
+    """PgBouncer itself answers a connect, so `ping` also runs a statement."""
     async with postgres() as server:
         with bouncer(server.dsn, pool_mode="transaction") as dsn:
             assert (await run("ping", dsn)).status == 0
@@ -204,7 +204,7 @@ async def test_ping_asks_the_server_behind_a_pooler() -> None:
     ],
 )
 async def test_ping_explains_a_bad_dsn_and_quotes_nothing_of_it(dsn: str, message: str) -> None:
-    """What a misplaced character makes of a password is no host, no port and no database."""
+    """A part of a password is never shown as a host, a port or a database."""
     found = await run("ping", dsn)
     assert (found.status, found.out) == (1, "")
     assert message in found.err
@@ -212,7 +212,7 @@ async def test_ping_explains_a_bad_dsn_and_quotes_nothing_of_it(dsn: str, messag
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
 async def test_ping_refuses_a_time_limit_that_is_none(seconds: str) -> None:
-    """Status 2, as for every bad option."""
+    """The status is 2, as for every bad option."""
     found = await run("ping", "host=127.0.0.1", "--timeout", seconds)
     assert found.status == 2
     assert "--timeout" in found.err

@@ -1,7 +1,7 @@
-"""The workload of the demo: pgbench's transfers (TPC-B-like), and the record of their fates.
+"""The workload of the demo: pgbench's transfers (TPC-B-like), and the record of their outcomes.
 
-Every transfer has a number, which the history keeps. What became of it is noted from the client's
-side alone; `_books.py` compares that with what the server has.
+Each transfer has a number, which the table `history` keeps. Its outcome is recorded as the client
+sees it; `_tables.py` compares the outcomes with the server's data.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import psycopg
 from asyncpool import AsyncConnectionPool
 
 TELLERS = 10
-"""For each branch, as in pgbench."""
+"""Tellers of each branch, as in pgbench."""
 ACCOUNTS = 1000
-"""For each branch; pgbench has 100,000."""
+"""Accounts of each branch; pgbench has 100,000."""
 
-# In this order everywhere, so that no two transfers ever wait for each other in a circle.
+# All transfers update in this order, so that no two of them deadlock.
 STATEMENTS = (
     "UPDATE asyncpool_demo.accounts SET balance = balance + %(delta)s WHERE id = %(account)s",
     "SELECT balance FROM asyncpool_demo.accounts WHERE id = %(account)s",
@@ -35,98 +35,98 @@ STATEMENTS = (
 )
 
 
-class Fate(IntEnum):
-    """What the client knows of a transfer."""
+class Outcome(IntEnum):
+    """The outcome of a transfer, as the client knows it."""
 
-    UNBOOKED = 0
-    """No COMMIT was sent: it must not be in the history."""
+    UNSENT = 0
+    """No COMMIT was sent: the transfer must not be in the history."""
     FAILED = 1
-    """The same, after an error, and given up because the run was over."""
+    """An error came before COMMIT, and the run is over: it must not be in the history."""
     ACKNOWLEDGED = 2
-    """The COMMIT returned: it must be in the history."""
+    """The COMMIT returned: the transfer must be in the history."""
     IN_DOUBT = 3
-    """The connection broke during COMMIT: it may be in the history, or not."""
+    """The connection broke during COMMIT: the transfer may be in the history, or not."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """What the clerks have seen so far."""
+    """The counts of the workers so far."""
 
-    fates: bytearray = field(default_factory=bytearray)
-    """The fate of each transfer, by its number."""
+    outcomes: bytearray = field(default_factory=bytearray)
+    """The outcome of each transfer, by its number."""
     acknowledged: int = 0
     in_doubt: int = 0
     failed: int = 0
     errors: int = 0
-    """Of all kinds, each of them seen by a clerk as an exception."""
+    """Exceptions of all kinds that a worker caught."""
     retries: int = 0
     last_error: str = ""
     waits: array[float] = field(default_factory=lambda: array("d"))
     """Seconds that each request waited for a connection."""
 
-    def settle(self, number: int, fate: Fate) -> None:
-        """Note what became of a transfer."""
-        self.fates[number] = fate
-        self.acknowledged += fate is Fate.ACKNOWLEDGED
-        self.in_doubt += fate is Fate.IN_DOUBT
-        self.failed += fate is Fate.FAILED
+    def record(self, number: int, outcome: Outcome) -> None:
+        """Record the outcome of a transfer."""
+        self.outcomes[number] = outcome
+        self.acknowledged += outcome is Outcome.ACKNOWLEDGED
+        self.in_doubt += outcome is Outcome.IN_DOUBT
+        self.failed += outcome is Outcome.FAILED
 
 
 @dataclass(slots=True)
 class Transfer:
-    """One transfer; a second attempt has the same values."""
+    """One transfer; each attempt has the same values."""
 
     values: dict[str, Any]
     committing: bool = False
 
     @property
     def number(self) -> int:
-        """Its place in `Tally.fates`, and its key in the history."""
+        """The index in `Tally.outcomes`, and the key in the history."""
         return int(self.values["number"])
 
 
-class Bank:
-    """The clerks, one a task, who make transfers through one pool until they are told to stop."""
+class Workload:
+    """Tasks that make transfers through one pool until `stopping` is set."""
 
     def __init__(self, pool: AsyncConnectionPool, branches: int) -> None:
         self.pool = pool
         self.tally = Tally()
         self.stopping = False
         self.served_again = asyncio.Event()
-        """Set at the first transfer acknowledged on a connection that was not killed."""
+        """Set after `expect_recovery`, when a transfer commits on a backend that was not killed."""
         self._branches = branches
         self._killed: frozenset[int] = frozenset()
         self._random = random.Random()
 
-    def mourn(self, pids: Iterable[int]) -> None:
-        """These backends were killed: look out for a transfer on another one."""
+    def expect_recovery(self, pids: Iterable[int]) -> None:
+        """Watch for a transfer on a backend other than these killed ones."""
         self._killed = frozenset(pids)
 
-    async def work(self, tasks: int) -> None:
-        """Let so many clerks work, until `stopping` is set.
+    async def run(self, tasks: int) -> None:
+        """Run this number of workers until `stopping` is set.
 
         Raises:
-            ExceptionGroup: with errors that no retry can help.
+            ExceptionGroup: with errors that no retry can fix.
         """
         async with asyncio.TaskGroup() as group:
             for number in range(tasks):
-                group.create_task(self._clerk(), name=f"clerk-{number}")
+                group.create_task(self._worker(), name=f"worker-{number}")
 
-    async def _clerk(self) -> None:
+    async def _worker(self) -> None:
         while not self.stopping:
-            transfer = self._draw()
+            transfer = self._new_transfer()
             while not await self._attempt(transfer):
                 if self.stopping:
-                    self.tally.settle(transfer.number, Fate.FAILED)
+                    self.tally.record(transfer.number, Outcome.FAILED)
                     break
                 self.tally.retries += 1
-                # A server that refuses everything is not to be asked in a tight loop.
+                # The pause avoids a tight loop while the server refuses everything.
                 await asyncio.sleep(self._random.uniform(0, 0.02))
 
-    def _draw(self) -> Transfer:
+    def _new_transfer(self) -> Transfer:
         pick = self._random.randrange
-        number = len(self.tally.fates)
-        self.tally.fates.append(Fate.UNBOOKED)
+        number = len(self.tally.outcomes)
+        self.tally.outcomes.append(Outcome.UNSENT)
         return Transfer(
             {
                 "number": number,
@@ -138,24 +138,25 @@ class Bank:
         )
 
     async def _attempt(self, transfer: Transfer) -> bool:
-        """Try once; False if nothing was booked and another attempt makes sense."""
+        """Try once; return False if another attempt is safe: no COMMIT was sent."""
         tally = self.tally
         try:
-            await self._book(transfer)
+            await self._execute(transfer)
         except psycopg.OperationalError as error:
             tally.errors += 1
             tally.last_error = str(error).partition("\n")[0]
             if transfer.committing:
-                tally.settle(transfer.number, Fate.IN_DOUBT)
+                tally.record(transfer.number, Outcome.IN_DOUBT)
             return transfer.committing
         except asyncio.CancelledError:
-            tally.settle(transfer.number, Fate.IN_DOUBT if transfer.committing else Fate.FAILED)
+            outcome = Outcome.IN_DOUBT if transfer.committing else Outcome.FAILED
+            tally.record(transfer.number, outcome)
             raise
         if transfer.committing:
-            tally.settle(transfer.number, Fate.ACKNOWLEDGED)
+            tally.record(transfer.number, Outcome.ACKNOWLEDGED)
         return True
 
-    async def _book(self, transfer: Transfer) -> None:
+    async def _execute(self, transfer: Transfer) -> None:
         asked = perf_counter()
         pid = 0
         async with self.pool.connection() as conn:

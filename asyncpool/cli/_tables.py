@@ -1,4 +1,4 @@
-"""The demo's tables: made, audited and dropped, each over a connection outside the pool."""
+"""Create, audit and drop the demo's tables, over connections outside the pool."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import IsolationLevel, sql
 
-from asyncpool.cli._bank import ACCOUNTS, TELLERS, Fate
+from asyncpool.cli._workload import ACCOUNTS, TELLERS, Outcome
 
 Connection = psycopg.AsyncConnection[Any]
 
@@ -41,28 +41,28 @@ WHERE application_name = %s AND datname = current_database()
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What the server has, held against what the clerks know."""
+    """The server's data, compared with the recorded outcomes."""
 
     accounts: int
-    """The sum of the balances; so are the next two."""
+    """The sum of this table's balances; the next two fields likewise."""
     tellers: int
     branches: int
     history: int
-    """The sum of the deltas."""
+    """The sum of the deltas in the history."""
     rows: int
-    """In the history."""
+    """The rows of the history."""
     acknowledged: int
     missing: int
-    """Acknowledged, and not in the history."""
-    unasked: int
-    """In the history, although no COMMIT was sent for them."""
+    """Acknowledged transfers that are not in the history."""
+    unexpected: int
+    """Transfers in the history for which no COMMIT was sent."""
     in_doubt: int
     resolved: int
-    """Of those in doubt, the ones that are in the history."""
+    """Transfers in doubt that are in the history."""
 
     @property
     def faults(self) -> list[str]:
-        """What does not agree, in words; empty when the books balance."""
+        """A message for each mismatch; empty if everything agrees."""
         found = []
         if len({self.accounts, self.tellers, self.branches, self.history}) > 1:
             found.append(
@@ -71,16 +71,16 @@ class Audit:
             )
         if self.missing:
             found.append(f"{self.missing:,} acknowledged transfers are missing from the history")
-        if self.unasked:
-            found.append(f"{self.unasked:,} transfers in the history were never committed")
+        if self.unexpected:
+            found.append(f"{self.unexpected:,} transfers are in the history without a COMMIT")
         return found
 
 
 @asynccontextmanager
-async def office(dsn: str, name: str) -> AsyncIterator[Connection]:
-    """A connection beside the pool, in autocommit mode, on which nothing takes for ever."""
+async def control_connection(dsn: str, name: str) -> AsyncIterator[Connection]:
+    """A connection outside the pool, in autocommit mode, with time limits for its statements."""
     conn = await psycopg.AsyncConnection.connect(
-        dsn, autocommit=True, application_name=f"{name}-office", connect_timeout=10
+        dsn, autocommit=True, application_name=f"{name}-control", connect_timeout=10
     )
     async with conn:
         await conn.execute("SET statement_timeout = '60s'; SET lock_timeout = '10s'")
@@ -88,10 +88,10 @@ async def office(dsn: str, name: str) -> AsyncIterator[Connection]:
 
 
 async def create(conn: Connection, name: str, branches: int) -> None:
-    """Make the schema and fill it, all or nothing; its comment says whose it is.
+    """Create and fill the schema in one transaction; its comment is the owner's name.
 
     Raises:
-        psycopg.errors.DuplicateSchema: it is there already.
+        psycopg.errors.DuplicateSchema: the schema exists already.
     """
     async with conn.transaction():
         await conn.execute(CREATE)
@@ -108,7 +108,7 @@ async def create(conn: Connection, name: str, branches: int) -> None:
 
 
 async def drop(conn: Connection, name: str) -> None:
-    """Drop the schema if it is the one that `create` made under this name."""
+    """Drop the schema if `create` made it under this name."""
     cursor = await conn.execute(OWNER)
     if await cursor.fetchone() == (name,):
         await kill(conn, name)
@@ -117,16 +117,16 @@ async def drop(conn: Connection, name: str) -> None:
 
 
 async def kill(conn: Connection, name: str) -> list[int]:
-    """Terminate every backend whose application has this name; returns their process ids."""
+    """Terminate every backend with this application name; return their process ids."""
     cursor = await conn.execute(KILL, [name])
     return [pid for pid, killed in await cursor.fetchall() if killed]
 
 
-async def audit(conn: Connection, fates: bytearray) -> Audit:
-    """Compare the four tables with one another, and the history with the transfers' fates."""
+async def audit(conn: Connection, outcomes: bytearray) -> Audit:
+    """Compare the four tables with one another, and the history with the outcomes."""
     await conn.set_isolation_level(IsolationLevel.REPEATABLE_READ)
-    booked = bytearray(len(fates))
-    rows = strangers = 0
+    present = bytearray(len(outcomes))
+    rows = unknown = 0
     async with conn.transaction():
         (sums,) = await (await conn.execute(SUMS)).fetchall()
         async with conn.cursor(name="history") as cursor:
@@ -134,22 +134,22 @@ async def audit(conn: Connection, fates: bytearray) -> Audit:
             await cursor.execute("SELECT id FROM asyncpool_demo.history")
             async for (number,) in cursor:
                 rows += 1
-                if 0 <= number < len(fates):
-                    booked[number] = 1
+                if 0 <= number < len(outcomes):
+                    present[number] = 1
                 else:
-                    strangers += 1
-    by_fate = [[0, 0] for _ in Fate]
-    for fate, is_booked in zip(fates, booked, strict=True):
-        by_fate[fate][is_booked] += 1
+                    unknown += 1
+    by_outcome = [[0, 0] for _ in Outcome]
+    for outcome, in_history in zip(outcomes, present, strict=True):
+        by_outcome[outcome][in_history] += 1
     return Audit(
         accounts=sums[0],
         tellers=sums[1],
         branches=sums[2],
         history=sums[3],
         rows=rows,
-        acknowledged=sum(by_fate[Fate.ACKNOWLEDGED]),
-        missing=by_fate[Fate.ACKNOWLEDGED][False],
-        unasked=strangers + by_fate[Fate.UNBOOKED][True] + by_fate[Fate.FAILED][True],
-        in_doubt=sum(by_fate[Fate.IN_DOUBT]),
-        resolved=by_fate[Fate.IN_DOUBT][True],
+        acknowledged=sum(by_outcome[Outcome.ACKNOWLEDGED]),
+        missing=by_outcome[Outcome.ACKNOWLEDGED][False],
+        unexpected=unknown + by_outcome[Outcome.UNSENT][True] + by_outcome[Outcome.FAILED][True],
+        in_doubt=sum(by_outcome[Outcome.IN_DOUBT]),
+        resolved=by_outcome[Outcome.IN_DOUBT][True],
     )
