@@ -1,1 +1,1 @@
-"""The pool in other libraries: a module for each, imported by path by whoever wants it."""
+"""Integrations with other libraries, one module each; import the module that you use."""

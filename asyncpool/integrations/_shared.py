@@ -1,6 +1,6 @@
-"""What the frameworks have in common: pools that last as long as an app, and work of one request.
+"""Parts shared by the frameworks: the pool's lifetime in an app, and a request's transaction.
 
-It decides when a request's transaction begins and ends, and knows no framework.
+This module decides when a request's transaction begins and ends; it knows no framework.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from asyncpool import AsyncConnectionPool
 Pool = AsyncConnectionPool[Any]
 Block = AbstractAsyncContextManager[AsyncConnection[Any]]
 Source = Pool | Callable[[], Pool]
-"""A pool, or what makes one each time that the app starts."""
+"""A pool, or a callable that makes one at each start of the app."""
 
 
-class Undone(Exception):
-    """Why a transaction is rolled back that has not failed itself."""
+class RolledBack(Exception):
+    """The reason to roll back a transaction that did not fail itself."""
 
 
 def check_source(name: str, source: object) -> None:
-    """Say at once what could only fail when the app starts.
+    """Check the argument at the call, since the app would fail only at its start.
 
     Raises:
-        TypeError: it is neither a pool nor a callable.
+        TypeError: the source is neither a pool nor a callable.
     """
     if not (isinstance(source, AsyncConnectionPool) or callable(source)):
-        msg = f"{name} must be an AsyncConnectionPool, or a callable that makes one: {source!r}"
+        msg = f"{name} must be an AsyncConnectionPool, or a callable that makes one: got {source!r}"
         raise TypeError(msg)
 
 
 @asynccontextmanager
 async def opened(source: Source, *, wait: bool, timeout: float) -> AsyncIterator[Pool]:
-    """Have a pool open for a block."""
+    """Keep a pool open for a block."""
     pool = source if isinstance(source, AsyncConnectionPool) else source()
     async with pool:
         if wait:
@@ -49,7 +49,7 @@ async def opened(source: Source, *, wait: bool, timeout: float) -> AsyncIterator
 async def serving(
     state: Any, name: str, source: Source, *, wait: bool, timeout: float
 ) -> AsyncIterator[None]:
-    """The same with the pool in an app's state; one that is there already, as a test's, stays."""
+    """Keep a pool open in an app's state; if the state has one, such as a test's, use that."""
     if getattr(state, name, None) is not None:
         yield
         return
@@ -62,7 +62,7 @@ async def serving(
 
 
 async def readiness(pools: Mapping[str, Pool], timeout: float) -> tuple[int, dict[str, Any]]:
-    """An HTTP status and a body: 503 where one of the pools is down."""
+    """Return an HTTP status and a body; the status is 503 if a pool is down."""
     found = await asyncio.gather(*(pool.health(timeout) for pool in pools.values()))
     kinds = {report.status for report in found}
     worst = next((kind for kind in ("down", "degraded") if kind in kinds), "ok")
@@ -70,12 +70,12 @@ async def readiness(pools: Mapping[str, Pool], timeout: float) -> tuple[int, dic
     return (503 if worst == "down" else 200), {"status": worst, "pools": reports}
 
 
-class Work:
-    """One block of a request, entered when its connection is first asked for.
+class LazyBlock:
+    """One block of a request, entered when its connection is first requested.
 
     Args:
-        make: makes the block.
-        roll_back_from: the lowest status of a response for which it is rolled back.
+        make: a function that makes the block.
+        roll_back_from: the lowest status of a response that rolls back.
     """
 
     def __init__(self, make: Callable[[], Block], roll_back_from: int = 500) -> None:
@@ -86,33 +86,33 @@ class Work:
         self._ended = False
 
     async def connection(self) -> AsyncConnection[Any]:
-        """Its connection, the same each time.
+        """Return the block's connection; the first call enters the block.
 
         Raises:
-            RuntimeError: the transaction is over.
+            RuntimeError: the block has ended.
         """
         async with self._lock:
             if self._block is None and not self._ended:
                 block = self._make()
                 self._conn: AsyncConnection[Any] = await block.__aenter__()
                 if self._ended:
-                    await block.__aexit__(Undone, Undone(), None)
+                    await block.__aexit__(RolledBack, RolledBack(), None)
                 else:
                     self._block = block
             if self._ended:
                 msg = (
-                    "the transaction of this request has ended with its response: what comes later,"
-                    " such as a stream or a background task, borrows from the pool itself"
+                    "the transaction of this request has ended with its response: later work, such"
+                    " as a stream or a background task, must acquire a connection from the pool"
                 )
                 raise RuntimeError(msg)
             return self._conn
 
     async def answer(self, status: int) -> None:
-        """Commit, or roll back for a response that is to tell of a failure."""
-        await self.end(Undone(f"status {status}") if status >= self._roll_back_from else None)
+        """Commit, or roll back if the response's status is `roll_back_from` or higher."""
+        await self.end(RolledBack(f"status {status}") if status >= self._roll_back_from else None)
 
     async def end(self, error: BaseException | None) -> None:
-        """Commit, or roll back for an error; the second time it does nothing."""
+        """Commit, or roll back for an error; a second call does nothing."""
         block, self._block, self._ended = self._block, None, True
         if block is None:
             return
@@ -123,10 +123,10 @@ class Work:
 
 
 def check_status(roll_back_from: object) -> None:
-    """Say at once that this is no status to begin from.
+    """Check the lowest status that rolls back.
 
     Raises:
-        ValueError: it is not a number from 400 to 600; 600 is for: exceptions only.
+        ValueError: it is not a number from 400 to 600; 600 means exceptions only.
     """
     if not isinstance(roll_back_from, int) or not 400 <= roll_back_from <= 600:
         msg = f"roll_back_from must be a status from 400 to 600, not {roll_back_from!r}"

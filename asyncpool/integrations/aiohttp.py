@@ -1,4 +1,4 @@
-"""aiohttp's server: pools for the life of an app, a transaction a request, and its health."""
+"""aiohttp's server: pools with the app's lifetime, a transaction a request, health checks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from psycopg import AsyncConnection
 
 from asyncpool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
-from ._shared import Source, Work, check_source, check_status, opened, readiness
+from ._shared import LazyBlock, Source, check_source, check_status, opened, readiness
 
 __all__ = [
     "POOL",
@@ -26,27 +26,28 @@ __all__ = [
 Key = web.AppKey[AsyncConnectionPool[Any]]
 
 POOL: web.AppKey[AsyncConnectionPool] = web.AppKey("pool", AsyncConnectionPool)
-"""Under which an app has its pool, where no other key is given."""
+"""The default key of an app's pool."""
 
-# aiohttp before 3.14 has no such keys, and after it warns of all others.
-WORKS: Any = getattr(web, "RequestKey", lambda name, kind: name)("asyncpool.transactions", dict)
+# aiohttp before 3.14 has no RequestKey; later versions warn of all other keys.
+BLOCKS: Any = getattr(web, "RequestKey", lambda name, kind: name)("asyncpool.transactions", dict)
 
 
 def pool_context(
     pool: Source, key: Key = POOL, *, wait: bool = False, timeout: float = 30.0
 ) -> Callable[[web.Application], AsyncIterator[None]]:
-    """For `app.cleanup_ctx`: opens a pool when the app starts, and closes it when it stops.
+    """A context for `app.cleanup_ctx`: the pool opens at the app's start and closes at its end.
 
-    One that the app has already, as a test puts it there, is used, and neither opened nor closed.
+    If the app has a pool under the key already, such as a test's, that one is used, and neither
+    opened nor closed.
 
     Args:
         pool: the pool, or a callable that makes it at the start.
-        key: where the app has it; a key of its own for each of several pools.
-        wait: whether the start fails unless it has its `min_size` connections.
-        timeout: seconds to wait for that.
+        key: the app's key for the pool; each of several pools needs its own.
+        wait: whether the start fails unless the pool has its `min_size` connections.
+        timeout: seconds to wait for them.
 
     Raises:
-        TypeError: it is neither a pool nor a callable.
+        TypeError: `pool` is neither a pool nor a callable.
     """
     check_source("pool", pool)
 
@@ -63,13 +64,13 @@ def pool_context(
 def transaction_per_request(
     key: Key = POOL, *, roll_back_from: int = 500, timeout: float | None = None
 ) -> Middleware:
-    """Middleware: one transaction for all that a request does, ended before its response goes out.
+    """Middleware with one transaction for each request, which ends before the response is sent.
 
-    It is begun by the first `transaction`. It is rolled back when the handler raises what is no
-    `HTTPException`, and when the status is `roll_back_from` or higher.
+    The first call of `transaction` begins it. It is rolled back if the handler raises an exception
+    other than `HTTPException`, or if the status is `roll_back_from` or higher.
 
     Args:
-        key: where the app has the pool.
+        key: the app's key for the pool.
         roll_back_from: the lowest status that rolls back: 400 for client errors too, 600 for
             exceptions only.
         timeout: seconds to wait for a connection; None: the pool's `timeout`.
@@ -81,42 +82,42 @@ def transaction_per_request(
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        work = Work(lambda: request.config_dict[key].transaction(timeout), roll_back_from)
-        request[WORKS] = {**request.get(WORKS, {}), key: work}
+        block = LazyBlock(lambda: request.config_dict[key].transaction(timeout), roll_back_from)
+        request[BLOCKS] = {**request.get(BLOCKS, {}), key: block}
         try:
             response = await handler(request)
         except web.HTTPException as answer:
-            await work.answer(answer.status)
+            await block.answer(answer.status)
             raise
         except BaseException as error:
-            await work.end(error)
+            await block.end(error)
             raise
-        await work.answer(response.status)
+        await block.answer(response.status)
         return response
 
     return middleware
 
 
 async def transaction(request: web.Request, key: Key = POOL) -> AsyncConnection[Any]:
-    """The connection of the request's transaction, the same each time.
+    """Return the connection of the request's transaction; the first call begins it.
 
     Raises:
         LookupError: `transaction_per_request` is not among the app's middlewares.
-        RuntimeError: the transaction is over.
-        PoolTimeout: there was no connection in time.
+        RuntimeError: the transaction has ended.
+        PoolTimeout: no connection was available in time.
     """
-    work: Work | None = request.get(WORKS, {}).get(key)
-    if work is None:
+    block: LazyBlock | None = request.get(BLOCKS, {}).get(key)
+    if block is None:
         msg = f"transaction_per_request({key!r}) is not among the app's middlewares"
         raise LookupError(msg)
-    return await work.connection()
+    return await block.connection()
 
 
 def busy(retry_after: int = 1) -> Middleware:
-    """Middleware: where no connection was to be had the client gets 503, to come again.
+    """Middleware that answers 503 with Retry-After when no connection was available.
 
     Args:
-        retry_after: seconds after which it may.
+        retry_after: seconds after which the client may retry.
     """
 
     @web.middleware
@@ -131,18 +132,18 @@ def busy(retry_after: int = 1) -> Middleware:
 
 
 async def health(request: web.Request) -> web.Response:
-    """Handler: whether the process answers; 200, and the server of the database is not asked."""
+    """Handler of a liveness check: always 200, without asking the database server."""
     return web.json_response({"status": "ok"})
 
 
 def ready(*keys: Key, timeout: float = 1.0) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """A handler: whether the pools can serve; 503 while one is down, and the reports of all.
+    """A handler of a readiness check: 503 while a pool is down, with a report of each pool.
 
-    It never waits in a line.
+    The check never waits in a wait queue.
 
     Args:
-        keys: where the app has them; without any: `POOL`.
-        timeout: seconds that a ping may take.
+        keys: the app's keys for the pools; none: `POOL`.
+        timeout: seconds for the ping of each pool.
     """
 
     async def handler(request: web.Request) -> web.Response:
@@ -154,5 +155,5 @@ def ready(*keys: Key, timeout: float = 1.0) -> Callable[[web.Request], Awaitable
 
 
 def _name(key: Key) -> str:
-    # AppKey puts the module before the name that it was given.
+    # AppKey prefixes the name with the module.
     return key._name.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""Middleware for any ASGI framework: a transaction a request, and an end to work for nobody."""
+"""Middleware for any ASGI framework: a transaction a request, and cancellation on disconnect."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
-from ._shared import Pool, Work, check_status
+from ._shared import LazyBlock, Pool, check_status
 
 __all__ = ["CancelOnDisconnect", "TransactionPerRequest", "pool_of", "transaction_of"]
 
@@ -19,15 +19,15 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-WORKS = "asyncpool.transactions"
+BLOCKS = "asyncpool.transactions"
 
 
 class TransactionPerRequest:
-    """One transaction for all that a request does, at an end before its response begins.
+    """Middleware with one transaction for each request, which ends before the response begins.
 
-    It is begun by the first `transaction_of`. It is committed before the response's first byte, so
-    that a client is told of nothing that the commit then denies. It is rolled back when the app
-    raises, when the response's status is `roll_back_from` or higher, and when there is no response.
+    The first call of `transaction_of` begins it. The commit comes before the response's first byte,
+    so a client never gets a success for a failed commit. The transaction is rolled back if the app
+    raises, if the response's status is `roll_back_from` or higher, or if there is no response.
 
     Args:
         app: the ASGI app.
@@ -58,29 +58,29 @@ class TransactionPerRequest:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        work = Work(
+        block = LazyBlock(
             lambda: pool_of(scope, self.name).transaction(self.timeout), self.roll_back_from
         )
-        scope[WORKS] = {**scope.get(WORKS, {}), self.name: work}
+        scope[BLOCKS] = {**scope.get(BLOCKS, {}), self.name: block}
 
         async def respond(message: Message) -> None:
             if message["type"] == "http.response.start":
-                await work.answer(message["status"])
+                await block.answer(message["status"])
             await send(message)
 
         try:
             await self.app(scope, receive, respond)
         except BaseException as error:
-            await work.end(error)
+            await block.end(error)
             raise
-        await work.answer(600)  # where a response was sent, it is over already
+        await block.answer(600)  # there was no response, or this does nothing
 
 
 class CancelOnDisconnect:
-    """Cancels a request whose client has hung up, which no ASGI server does by itself.
+    """Middleware that cancels a request when its client disconnects, which no ASGI server does.
 
-    The pool does the rest: the query is cancelled on the server, and the connection is free again.
-    It goes around all other middleware.
+    The pool then cancels the query on the server and reuses the connection. This must be the
+    outermost middleware.
     """
 
     def __init__(self, app: App) -> None:
@@ -94,57 +94,57 @@ class CancelOnDisconnect:
         body: asyncio.Queue[Message] = asyncio.Queue(1)
         request = asyncio.current_task()
         assert request is not None, "bug: an ASGI app runs in a task"
-        hung_up = False
+        disconnected = False
 
-        async def listen() -> None:
-            nonlocal hung_up
+        async def watch() -> None:
+            nonlocal disconnected
             while (message := await receive())["type"] != "http.disconnect":
                 await body.put(message)
-            hung_up = True
+            disconnected = True
             request.cancel()
 
         async def respond(message: Message) -> None:
             if message["type"] == "http.response.body" and not message.get("more_body"):
-                listener.cancel()  # what follows, such as background tasks, is to be finished
+                watcher.cancel()  # do not cancel later work, such as background tasks
             await send(message)
 
-        listener = asyncio.create_task(listen())
+        watcher = asyncio.create_task(watch())
         try:
             await self.app(scope, body.get, respond)
         except asyncio.CancelledError:
-            if not hung_up or request.uncancel() > 0:
+            if not disconnected or request.uncancel() > 0:
                 raise
         finally:
-            listener.cancel()
+            watcher.cancel()
 
 
 def pool_of(scope: Scope, name: str = "pool") -> Pool:
-    """The pool of this name in the state of the app that serves a request.
+    """Return the pool of this name in the state of the app that serves the request.
 
     Raises:
-        LookupError: there is none.
+        LookupError: there is no such pool.
     """
     app = scope.get("litestar_app") or scope["app"]
     pool: Pool | None = getattr(app.state, name, None)
     if pool is None:
         msg = (
-            f"there is no pool {name!r} in the app's state: give it to the app's lifespan, and run"
-            " that; an app that is mounted has a state of its own"
+            f"there is no pool {name!r} in the app's state: pass it to the app's lifespan, and run"
+            " the lifespan; a mounted app has a state of its own"
         )
         raise LookupError(msg)
     return pool
 
 
 async def transaction_of(scope: Scope, name: str = "pool") -> AsyncConnection[Any]:
-    """The connection of the request's transaction, which `TransactionPerRequest` ends.
+    """Return the connection of the request's transaction, which `TransactionPerRequest` ends.
 
     Raises:
-        LookupError: that middleware is not around this app, or not for this pool.
-        RuntimeError: the response has begun, and with it the transaction has ended.
-        PoolTimeout: there was no connection in time.
+        LookupError: the app has no such middleware, or not for this pool.
+        RuntimeError: the response has begun, so the transaction has ended.
+        PoolTimeout: no connection was available in time.
     """
-    work: Work | None = scope.get(WORKS, {}).get(name)
-    if work is None:
+    block: LazyBlock | None = scope.get(BLOCKS, {}).get(name)
+    if block is None:
         msg = f"TransactionPerRequest(name={name!r}) is not among the app's middleware"
         raise LookupError(msg)
-    return await work.connection()
+    return await block.connection()

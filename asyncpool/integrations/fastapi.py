@@ -1,7 +1,7 @@
-"""Typed dependencies for FastAPI, from 0.121 on; all else is in `asyncpool.integrations.starlette`.
+"""Typed dependencies for FastAPI 0.121 or later; the rest is in `asyncpool.integrations.starlette`.
 
 Blocks end in the function's scope, so the commit comes before the response. With FastAPI's default
-a client might be told of a success that the commit then denies, and a slow one keep a connection.
+scope a client could get a success for a failed commit, and a slow client would hold a connection.
 """
 
 from __future__ import annotations
@@ -31,29 +31,30 @@ __all__ = [
 
 
 def pool(name: str = "pool") -> Any:
-    """The app's pool of this name, to be used in `Annotated`."""
+    """A dependency for `Annotated`: the app's pool of this name."""
     return Depends(_pool(name))
 
 
 def connection(name: str = "pool") -> Any:
-    """A connection of this pool for the handler: committed at its end, rolled back if it raises.
+    """A dependency: a connection, committed after the handler, or rolled back if it raises.
 
-    `Annotated[AsyncConnection, connection("reports")]`: all who ask for it in a request share it.
+    With `Annotated[AsyncConnection, connection("reports")]`, all dependencies of a request share
+    one connection of the pool "reports".
     """
     return Depends(_connection(name), scope="function")
 
 
 def transaction(name: str = "pool") -> Any:
-    """The same as one explicit transaction block, in autocommit mode too."""
+    """A dependency: a connection in an explicit transaction block, also in autocommit mode."""
     return Depends(_transaction(name), scope="function")
 
 
 def request_transaction(name: str = "pool") -> Any:
-    """The connection of the transaction that `TransactionPerRequest` ends, by the status."""
+    """A dependency: the connection of the transaction that `TransactionPerRequest` ends."""
     return Depends(_request_transaction(name))
 
 
-# FastAPI knows what it has already by the function, so each is made once.
+# FastAPI caches a dependency by its function, so each function is made once.
 
 
 @cache
@@ -66,20 +67,20 @@ def _pool(name: str) -> Callable[[HTTPConnection], AsyncConnectionPool[Any]]:
 
 @cache
 def _connection(name: str) -> Callable[[HTTPConnection], AsyncIterator[AsyncConnection[Any]]]:
-    async def lend(request: HTTPConnection) -> AsyncIterator[AsyncConnection[Any]]:
+    async def lease(request: HTTPConnection) -> AsyncIterator[AsyncConnection[Any]]:
         async with pool_of(request.scope, name).connection() as conn:
             yield conn
 
-    return lend
+    return lease
 
 
 @cache
 def _transaction(name: str) -> Callable[[HTTPConnection], AsyncIterator[AsyncConnection[Any]]]:
-    async def lend(request: HTTPConnection) -> AsyncIterator[AsyncConnection[Any]]:
+    async def lease(request: HTTPConnection) -> AsyncIterator[AsyncConnection[Any]]:
         async with pool_of(request.scope, name).transaction() as conn:
             yield conn
 
-    return lend
+    return lease
 
 
 @cache

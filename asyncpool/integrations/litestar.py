@@ -1,4 +1,4 @@
-"""Litestar: a plugin with the pool's life and its dependencies, and handlers for its health."""
+"""Litestar: a plugin with the pool's lifetime and dependencies, and handlers of health checks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from psycopg import AsyncConnection
 
 from asyncpool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
-from ._shared import Block, Source, Undone, Work, check_source, readiness, serving
+from ._shared import Block, LazyBlock, RolledBack, Source, check_source, readiness, serving
 from .asgi import (
     App,
     CancelOnDisconnect,
@@ -40,33 +40,33 @@ __all__ = [
 
 
 Pool = NamedDependency[AsyncConnectionPool]
-"""The type of a handler's parameter that is named like a pool."""
+"""The type of a handler's parameter with a pool's name."""
 Connection = NamedDependency[AsyncConnection]
-"""The same for a connection."""
+"""The type of a handler's parameter for a connection."""
 
-LENT = "asyncpool.lent"
+BLOCKS = "asyncpool.blocks"
 
 AnyRequest = Request[Any, Any, Any]
 
 
 class PoolPlugin(InitPlugin):
-    """Opens a pool with the app, closes it with the app, and gives it to handlers.
+    """Plugin that opens a pool with the app, closes it with the app, and provides it to handlers.
 
-    Dependencies of a pool "pool" are `pool`, `connection` and `transaction`, of a pool "reports"
+    A pool "pool" has the dependencies `pool`, `connection` and `transaction`; a pool "reports" has
     `reports`, `reports_connection` and `reports_transaction`. Their blocks end before the response
-    is sent. `request_transaction` is that of `TransactionPerRequest`. Where no connection was to be
-    had the client gets 503, unless the app handles `PoolTimeout` itself.
+    is sent. `request_transaction` is the connection of `TransactionPerRequest`. If no connection
+    was available, the client gets 503, unless the app handles `PoolTimeout` itself.
 
     Args:
-        pool: the pool, or a callable that makes it at the start. One that is in the app's state
-            already, as a test puts it there, is used, and neither opened nor closed.
-        name: its name in the app's state.
-        wait: whether the start fails unless it has its `min_size` connections.
-        timeout: seconds to wait for that.
-        retry_after: seconds after which a client that got 503 may come again.
+        pool: the pool, or a callable that makes it at the start. If the app's state has one
+            already, such as a test's, that one is used, and neither opened nor closed.
+        name: the pool's name in the app's state.
+        wait: whether the start fails unless the pool has its `min_size` connections.
+        timeout: seconds to wait for them.
+        retry_after: seconds after which a client that got 503 may retry.
 
     Raises:
-        TypeError: it is neither a pool nor a callable.
+        TypeError: `pool` is neither a pool nor a callable.
     """
 
     def __init__(
@@ -116,11 +116,11 @@ class PoolPlugin(InitPlugin):
         return self._find(request)
 
     async def _connection(self, request: AnyRequest) -> AsyncGenerator[AsyncConnection, None]:
-        async with _lend(request, self._find(request).connection) as conn:
+        async with _lease(request, self._find(request).connection) as conn:
             yield conn
 
     async def _transaction(self, request: AnyRequest) -> AsyncGenerator[AsyncConnection, None]:
-        async with _lend(request, self._find(request).transaction) as conn:
+        async with _lease(request, self._find(request).transaction) as conn:
             yield conn
 
     async def _request_transaction(self, request: AnyRequest) -> AsyncConnection:
@@ -128,37 +128,37 @@ class PoolPlugin(InitPlugin):
 
 
 class RollbackLeftovers:
-    """Rolls back what Litestar forgets: where one dependency fails, it ends no other."""
+    """Middleware that ends blocks which Litestar leaves open after a failed dependency."""
 
     def __init__(self, app: App) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        works: list[Work] = scope.setdefault(LENT, [])
+        blocks: list[LazyBlock] = scope.setdefault(BLOCKS, [])
         try:
             await self.app(scope, receive, send)
         finally:
-            for work in works:
-                await work.end(Undone())
+            for block in blocks:
+                await block.end(RolledBack())
 
 
 @asynccontextmanager
-async def _lend(request: AnyRequest, make: Callable[[], Block]) -> AsyncIterator[AsyncConnection]:
-    work = Work(make)
+async def _lease(request: AnyRequest, make: Callable[[], Block]) -> AsyncIterator[AsyncConnection]:
+    block = LazyBlock(make)
     scope: Scope = request.scope
-    scope[LENT].append(work)
-    conn = await work.connection()
+    scope[BLOCKS].append(block)
+    conn = await block.connection()
     try:
         yield conn
     except BaseException as error:
-        await work.end(error)
+        await block.end(error)
         raise
-    await work.end(None)
+    await block.end(None)
 
 
 def health_handler(path: str = "/health") -> HTTPRouteHandler:
-    """Whether the process answers: always 200, and the server of the database is not asked."""
+    """Handler of a liveness check: always 200, without asking the database server."""
 
     @get(path, sync_to_thread=False)
     def health() -> dict[str, str]:
@@ -168,14 +168,14 @@ def health_handler(path: str = "/health") -> HTTPRouteHandler:
 
 
 def readiness_handler(path: str = "/ready", *names: str, timeout: float = 1.0) -> HTTPRouteHandler:
-    """Whether the pools can serve: 503 while one is down, and the reports of all.
+    """Handler of a readiness check: 503 while a pool is down, with a report of each pool.
 
-    It never waits in a line.
+    The check never waits in a wait queue.
 
     Args:
-        path: where it is.
-        names: the pools' names in the app's state; without any: "pool".
-        timeout: seconds that a ping may take.
+        path: the handler's path.
+        names: the pools' names in the app's state; none: "pool".
+        timeout: seconds for the ping of each pool.
     """
 
     @get(path)

@@ -1,8 +1,8 @@
-"""SQLAlchemy's asynchronous engine on a pool of ours.
+"""SQLAlchemy's asynchronous engine on an AsyncConnectionPool.
 
-SQLAlchemy asks its own pool for a connection, and that borrows from ours: nothing is kept here but
-what is to be known of each connection. It is told of a connection once in its life, though it is
-lent many times, and what it changes on one is put back before the next borrower.
+SQLAlchemy asks its own pool for a connection, and that pool leases one from ours. It keeps no
+connections, only a record for each one. SQLAlchemy's "connect" event fires once in a connection's
+life, not once a lease, and settings that SQLAlchemy changes are restored before the next lease.
 """
 
 from __future__ import annotations
@@ -39,48 +39,50 @@ Conn = psycopg.AsyncConnection[Any]
 
 IDLE = psycopg.pq.TransactionStatus.IDLE
 DIALECTS = ("postgresql+psycopg", "postgresql+psycopg_async")
-ELSEWHERE = {
+INSTEAD = {
     "pool_size": "min_size of the AsyncConnectionPool",
-    "max_overflow": "max_size of the AsyncConnectionPool, which is all of them",
+    "max_overflow": "max_size of the AsyncConnectionPool, which counts all connections",
     "pool_timeout": "timeout of the AsyncConnectionPool",
     "pool_recycle": "max_lifetime of the AsyncConnectionPool",
-    "pool_pre_ping": "nothing, as it watches its connections, or check of the AsyncConnectionPool",
-    "pool_use_lifo": "nothing, as what was used last is lent first",
+    "pool_pre_ping": "nothing, as the pool watches its connections, or check of the pool",
+    "pool_use_lifo": "nothing, as the pool hands out the most recently used connection first",
     "connect_args": "conninfo and kwargs of the AsyncConnectionPool",
     "creator": "conninfo and connection_class of the AsyncConnectionPool",
     "async_creator": "conninfo and connection_class of the AsyncConnectionPool",
-    "poolclass": "nothing: it is LeasePool",
-    "pool": "nothing: it is a LeasePool",
+    "poolclass": "nothing, as it is LeasePool",
+    "pool": "nothing, as it is a LeasePool",
 }
-"""What SQLAlchemy's engines take and this one does not, and what there is in its place."""
+"""Options of SQLAlchemy's engines that this one refuses, and what to use instead."""
 
 
 def create_async_engine(
     pool: AsyncConnectionPool[Any], url: str | URL = "postgresql+psycopg://", **options: Any
 ) -> AsyncEngine:
-    """An engine of SQLAlchemy's whose connections are borrowed from a pool and returned to it.
+    """Create an engine of SQLAlchemy that leases its connections from a pool.
 
-    The pool is not the engine's: `engine.dispose()` closes nothing. It may have other users, plain
-    ones and engines, who wait in one line with this one. Inside of a `pool.session()` the engine
-    has connections of its own: SQLAlchemy commits and rolls back the whole of a transaction.
+    The engine does not own the pool: `engine.dispose()` closes no connection. The pool may have
+    other users, with or without engines; all wait in one queue. Inside a `pool.session()` the
+    engine leases connections of its own, since SQLAlchemy commits and rolls back whole
+    transactions.
 
     Args:
-        pool: where connections come from; SQLAlchemy's settings of one connection, such as its
-            isolation level, are put back when it is returned.
-        url: what names the dialect, which must be psycopg's; the rest of it connects to nothing.
-        options: as for `sqlalchemy.ext.asyncio.create_async_engine`, but for those that are the
-            pool's own.
+        pool: the source of connections. Settings that SQLAlchemy changes on a connection, such as
+            its isolation level, are restored when it is returned.
+        url: names the dialect, which must be psycopg's; the rest of the URL is not used.
+        options: options of `sqlalchemy.ext.asyncio.create_async_engine`, except those that belong
+            to the pool.
 
     Raises:
-        TypeError: an option is the pool's; the message says what there is in its place.
-        ValueError: the dialect is another driver's.
+        TypeError: `pool` is no pool, or an option belongs to the pool; the message says what to use
+            instead.
+        ValueError: the dialect belongs to another driver.
     """
     if not isinstance(pool, AsyncConnectionPool):
         msg = f"pool must be an asyncpool.AsyncConnectionPool, not {pool!r}"
         raise TypeError(msg)
     for name in options:
-        if name in ELSEWHERE:
-            msg = f"{name} is not for an engine on a pool: in its place there is {ELSEWHERE[name]}"
+        if name in INSTEAD:
+            msg = f"{name} is not an option of an engine on a pool; instead: {INSTEAD[name]}"
             raise TypeError(msg)
     if (given := make_url(url).drivername) not in DIALECTS:
         msg = f"the url must be {DIALECTS[0]}://, as the connections are psycopg's: got {given}://"
@@ -92,53 +94,53 @@ def create_async_engine(
     engine = sqlalchemy_asyncio.create_async_engine(
         url, async_creator=partial(pool._borrow, None), poolclass=Leases, **options
     )
-    # It has: SQLAlchemy is to leave to `LeasePool` what it would else drop, as when a connection of
-    # its own is collected as garbage.
+    # With it SQLAlchemy passes to `LeasePool` also connections that it would otherwise drop, such
+    # as those collected as garbage.
     engine.dialect.has_terminate = True
-    register = _registers(engine, options)
+    register = _type_registration(engine, options)
     sqlalchemy.event.listen(engine.sync_engine, "connect", register)
     return engine
 
 
 def async_creator(pool: AsyncConnectionPool[Any]) -> Callable[[], Coroutine[Any, Any, Conn]]:
-    """An `async_creator` for an engine with `poolclass=NullPool`, on a pool that has no other user.
+    """An `async_creator` for an engine with `poolclass=NullPool`, on a pool without other users.
 
-    What such an engine closes is returned. It tells connections that are to be returned from those
-    that are to be closed no better than that, and what it changes on one stays:
-    `create_async_engine` of this module does both.
+    A connection that such an engine closes is returned to the pool, even one that should be closed,
+    and settings that the engine changed on it stay. `create_async_engine` of this module handles
+    both.
 
     Args:
-        pool: one that was made with `close_returns=True`.
+        pool: a pool made with `close_returns=True`.
 
     Returns:
-        An async callable that borrows a connection, in the state that SQLAlchemy takes it to have.
+        An async callable that leases a connection with the settings that SQLAlchemy expects.
 
     Raises:
-        ValueError: the pool was made without `close_returns`; what is closed would be closed.
+        ValueError: the pool was made without `close_returns`, so each close would close it.
     """
     if not pool.close_returns:
         msg = (
-            f"pool {pool.name!r} must be made with close_returns=True, or what the engine is done"
-            " with is closed; asyncpool.integrations.sqlalchemy.create_async_engine takes any pool"
+            f"pool {pool.name!r} must be made with close_returns=True, or the engine closes each"
+            " connection; asyncpool.integrations.sqlalchemy.create_async_engine accepts any pool"
         )
         raise ValueError(msg)
 
-    async def borrow() -> Conn:
+    async def lease() -> Conn:
         conn: Conn = await pool._borrow(None)
         try:
-            PLAIN.put_on(conn)
+            DEFAULTS.apply(conn)
         except BaseException:
             await pool.release(conn)
             raise
-        _forget_repeated_handlers(conn)
+        _remove_duplicate_handlers(conn)
         return conn
 
-    return borrow
+    return lease
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionSettings:
-    """What SQLAlchemy takes for granted of a connection, or changes."""
+    """The settings of a connection that SQLAlchemy relies on or changes."""
 
     autocommit: bool
     isolation_level: psycopg.IsolationLevel | None
@@ -148,7 +150,7 @@ class ConnectionSettings:
 
     @classmethod
     def of(cls, conn: Conn) -> ConnectionSettings:
-        """How a connection is now."""
+        """Read a connection's current settings."""
         return cls(
             conn.autocommit,
             conn.isolation_level,
@@ -157,12 +159,12 @@ class ConnectionSettings:
             conn.row_factory,
         )
 
-    def put_on(self, conn: Conn) -> None:
-        """Make it so; outside of transactions there is no I/O in this.
+    def apply(self, conn: Conn) -> None:
+        """Apply these settings to a connection; this does no I/O.
 
         Raises:
-            psycopg.Error: it is closed, or in a transaction.
-            RuntimeError: something is under way on it.
+            psycopg.Error: the connection is closed or in a transaction.
+            RuntimeError: an operation is running on it.
         """
         now = ConnectionSettings.of(conn)
         if now == self:
@@ -171,24 +173,24 @@ class ConnectionSettings:
         values = astuple(self)[:-1]
         for name, value in zip(self.__slots__, values, strict=False):
             if value != getattr(now, name):
-                at_once(getattr(conn, f"set_{name}")(value))
+                run_without_suspending(getattr(conn, f"set_{name}")(value))
 
 
-PLAIN = ConnectionSettings(False, None, None, None, tuple_row)
+DEFAULTS = ConnectionSettings(False, None, None, None, tuple_row)
 
 
 class Record(_ConnectionRecord):
-    """What SQLAlchemy knows of one connection of the pool; the connection itself while it is lent.
+    """SQLAlchemy's record of one connection of the pool; it holds the connection during a lease.
 
-    It lasts as long as the connection, so that whoever listens to "connect" hears of it once.
+    The record lasts as long as the connection, so that "connect" listeners are called once.
     """
 
-    in_hand: DBAPIConnection | None = None
-    """Borrowed, and SQLAlchemy has not been told yet."""
-    own: ConnectionSettings = PLAIN
-    """How it came from the pool."""
-    manner: ConnectionSettings | None = None
-    """How the engine wants it; None: it has not been told of it yet."""
+    pending: DBAPIConnection | None = None
+    """A leased connection that SQLAlchemy has not got yet."""
+    original: ConnectionSettings = DEFAULTS
+    """The settings with which the pool handed out the connection."""
+    engine_settings: ConnectionSettings | None = None
+    """The engine's settings for it; None: "connect" listeners have not been called yet."""
 
     def __init__(self, leases: LeasePool) -> None:
         super().__init__(leases, connect=False)
@@ -197,48 +199,48 @@ class Record(_ConnectionRecord):
     def get_connection(self) -> DBAPIConnection:
         """See `ConnectionPoolEntry`."""
         adapted = super().get_connection()
-        if self.manner is None:
+        if self.engine_settings is None:
             conn = driver(adapted)
-            _forget_repeated_handlers(conn)
-            self.manner = ConnectionSettings.of(conn)
+            _remove_duplicate_handlers(conn)
+            self.engine_settings = ConnectionSettings.of(conn)
             self.leases.records[conn] = self
         return adapted
 
     def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:
-        """Have it closed, but for whoever was cancelled: then the pool ends what is under way."""
+        """Close the connection, or return it after a cancellation: the pool then ends its query."""
         adapted = self.dbapi_connection
         cancelled = e is not None and not isinstance(e, Exception)
-        if soft or not cancelled or adapted is None or self.manner is None:
+        if soft or not cancelled or adapted is None or self.engine_settings is None:
             super().invalidate(e, soft)
             return
         self.leases.dispatch.invalidate(adapted, self, e)
         self.finalize_callback.clear()
         self.dbapi_connection = None
-        self.leases.give_back(driver(adapted), self.own)
+        self.leases.give_back(driver(adapted), self.original)
 
 
 class LeasePool(NullPool):
-    """The pool of an engine: it keeps no connection, but borrows and returns them."""
+    """An engine's pool, which keeps no connections: it leases them from `lender`."""
 
     lender: ClassVar[AsyncConnectionPool[Any]]
-    """Whose they are."""
+    """The pool that owns the connections."""
 
     def __init__(self, creator: Any, **options: Any) -> None:
         super().__init__(creator, **options)
         self.records: weakref.WeakKeyDictionary[Conn, Record] = weakref.WeakKeyDictionary()
-        """No record has a connection that is not lent, or both would last for ever."""
+        """A record holds its connection only during a lease, or neither would be collected."""
         self._create = self._invoke_creator
         self._invoke_creator = cast("Any", self._adopt)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def status(self) -> str:
-        """The pool that it borrows from."""
+        """Describe the pool that owns the connections."""
         return f"LeasePool of {self.lender!r}"
 
-    def give_back(self, conn: Conn, own: ConnectionSettings) -> None:
-        """Return a connection as it came; if that cannot be, it is closed."""
+    def give_back(self, conn: Conn, original: ConnectionSettings) -> None:
+        """Return a connection with its original settings; if they cannot be restored, close it."""
         try:
-            own.put_on(conn)
+            original.apply(conn)
         except (psycopg.Error, RuntimeError):
             conn.pgconn.finish()
         self._release(conn)
@@ -247,28 +249,28 @@ class LeasePool(NullPool):
         new = Record(self)
         adapted = self._create(new)
         record = self.records.get(driver(adapted), new)
-        self._borrowed(record, adapted)
+        self._prepare(record, adapted)
         if record is new:
-            record.in_hand = adapted
+            record.pending = adapted
         else:
             record.dbapi_connection = adapted
         return record
 
     def _adopt(self, record: Record) -> DBAPIConnection:
-        """What a record is made of, where SQLAlchemy would connect."""
-        adapted, record.in_hand = record.in_hand, None
-        if adapted is None:  # a listener to "checkout" has found it unfit: another, in its place
+        """Give a record its connection, where SQLAlchemy would connect."""
+        adapted, record.pending = record.pending, None
+        if adapted is None:  # a "checkout" listener refused the connection, so lease another one
             adapted = self._create(record)
-            record.manner = None
-            self._borrowed(record, adapted)
+            record.engine_settings = None
+            self._prepare(record, adapted)
         return adapted
 
-    def _borrowed(self, record: Record, adapted: DBAPIConnection) -> None:
+    def _prepare(self, record: Record, adapted: DBAPIConnection) -> None:
         conn = driver(adapted)
         self._loop = asyncio.get_running_loop()
-        record.own = ConnectionSettings.of(conn)
+        record.original = ConnectionSettings.of(conn)
         try:
-            (record.manner or PLAIN).put_on(conn)
+            (record.engine_settings or DEFAULTS).apply(conn)
         except BaseException:
             self._end(conn)
             raise
@@ -277,20 +279,20 @@ class LeasePool(NullPool):
         assert isinstance(record, Record), "bug: a record of another pool"
         adapted = record.dbapi_connection
         if adapted is None:
-            return  # it was closed, or it is its borrower's now, who will
-        worn_out = record._is_hard_or_soft_invalidated()
+            return  # the connection is closed, or detached: then its borrower closes it
+        invalidated = record._is_hard_or_soft_invalidated()
         record.dbapi_connection = None
-        if worn_out:
+        if invalidated:
             self._close_connection(adapted)
         else:
-            self.give_back(driver(adapted), record.own)
+            self.give_back(driver(adapted), record.original)
 
     def _close_connection(self, connection: DBAPIConnection, *, terminate: bool = False) -> None:
         conn = driver(connection)
         self.records.pop(conn, None)
-        # This may be the garbage collector's work, anywhere in the program.
+        # The garbage collector may call this, in any thread.
         if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # it is closed: the lender sees to the rest
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and the pool handles that
                 self._loop.call_soon_threadsafe(self._end, conn)
 
     def _end(self, conn: Conn) -> None:
@@ -299,7 +301,7 @@ class LeasePool(NullPool):
 
     def _release(self, conn: Conn) -> None:
         try:
-            at_once(self.lender.release(conn))
+            run_without_suspending(self.lender.release(conn))
         except PoolError as error:
             name = self.lender.name
             logger.info("pool %r: %s", name, error, extra={"pool": name})
@@ -310,40 +312,40 @@ class LeasePool(NullPool):
         exception: BaseException | None = None,
         _checkin: bool = True,
     ) -> None:
-        """One connection is broken. What that means for the others the lender knows better."""
+        """Invalidate only this connection; SQLAlchemy's own method invalidates all others too."""
         if _checkin and getattr(connection, "is_valid", False):
             connection.invalidate(exception)
 
 
 def driver(adapted: Any) -> Conn:
-    """psycopg's connection, of what SQLAlchemy makes of it."""
+    """Return psycopg's connection inside SQLAlchemy's adapter."""
     return cast("Conn", adapted.driver_connection)
 
 
-def at_once(work: Coroutine[Any, Any, object]) -> None:
-    """Run what does not wait, where nothing can be awaited.
+def run_without_suspending(work: Coroutine[Any, Any, object]) -> None:
+    """Run a coroutine that does not suspend, in code that cannot await.
 
     Raises:
-        RuntimeError: it would have to wait; it is ended.
+        RuntimeError: the coroutine would suspend; it was closed.
     """
     try:
         work.send(None)
     except StopIteration:
         return
     work.close()
-    msg = "something is under way on the connection"
+    msg = "an operation is running on the connection"
     raise RuntimeError(msg)
 
 
-def _registers(
+def _type_registration(
     engine: AsyncEngine, options: dict[str, Any]
 ) -> Callable[[DBAPIConnection, ConnectionPoolEntry], None]:
-    """What tells a connection of the types that SQLAlchemy would have it connect with."""
+    """Return a "connect" listener that registers the types of SQLAlchemy's dialect."""
     dialect: Any = engine.dialect
 
     def register(adapted: DBAPIConnection, _: ConnectionPoolEntry) -> None:
         conn = driver(adapted)
-        # Known once the engine has had its first connection, which it has by now.
+        # The map is filled at the engine's first connection, which has happened by now.
         if (hstore := dialect._psycopg_adapters_map.types.get("hstore")) is not None:
             register_hstore(hstore, conn)
         if (loads := options.get("json_deserializer")) is not None:
@@ -357,6 +359,6 @@ def _registers(
     return register
 
 
-def _forget_repeated_handlers(conn: Conn) -> None:
-    """SQLAlchemy adds its handler of notices at each connect, and here some connects are none."""
+def _remove_duplicate_handlers(conn: Conn) -> None:
+    """Remove duplicates: SQLAlchemy adds its notice handler at each "connect", also on a lease."""
     conn._notice_handlers[:] = dict.fromkeys(conn._notice_handlers)

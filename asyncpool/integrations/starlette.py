@@ -1,4 +1,4 @@
-"""Starlette, and FastAPI but for its dependencies: pools for the life of an app, and its health."""
+"""Starlette and FastAPI (without dependencies): pools with the app's lifetime, health checks."""
 
 from __future__ import annotations
 
@@ -41,18 +41,19 @@ def lifespan(
 ) -> Lifespan:
     """A lifespan that opens pools when the app starts, and closes them when it stops.
 
-    A pool is opened once: an app that is started several times, as in tests, needs a callable. One
-    that is in the state already, as a test puts it there, is used, and neither opened nor closed.
+    A pool can be opened only once, so an app that is started several times, as in tests, needs a
+    callable. If the app's state has a pool of that name already, such as a test's, that one is
+    used, and neither opened nor closed.
 
     Args:
-        pool: the pool, or a callable that makes it at the start: `app.state.pool`.
-        inner: the app's own lifespan, for which the pools are open.
-        wait: whether the start fails unless each has its `min_size` connections.
-        timeout: seconds to wait for that.
-        more: other pools, by their names in `app.state`.
+        pool: the pool, or a callable that makes it at the start; it becomes `app.state.pool`.
+        inner: the app's own lifespan; the pools are open while it runs.
+        wait: whether the start fails unless each pool has its `min_size` connections.
+        timeout: seconds to wait for them.
+        more: further pools, by their names in `app.state`.
 
     Raises:
-        TypeError: something is neither a pool nor a callable.
+        TypeError: an argument is neither a pool nor a callable.
     """
     pools = {"pool": pool, **more}
     for name, source in pools.items():
@@ -70,24 +71,24 @@ def lifespan(
 
 
 def pool(request: HTTPConnection, name: str = "pool") -> Pool:
-    """The app's pool of this name.
+    """Return the app's pool of this name.
 
     Raises:
-        LookupError: there is none.
+        LookupError: there is no such pool.
     """
     return pool_of(request.scope, name)
 
 
 async def transaction(request: HTTPConnection, name: str = "pool") -> AsyncConnection[Any]:
-    """The connection of the request's transaction; see `TransactionPerRequest`."""
+    """Return the connection of the request's transaction; see `TransactionPerRequest`."""
     return await transaction_of(request.scope, name)
 
 
 def busy(retry_after: int = 1) -> Handlers:
-    """Exception handlers: where no connection was to be had the client gets 503, to come again.
+    """Exception handlers that answer 503 with Retry-After when no connection was available.
 
     Args:
-        retry_after: seconds after which it may.
+        retry_after: seconds after which the client may retry.
     """
 
     async def unavailable(request: Request, error: Exception) -> Response:
@@ -98,7 +99,7 @@ def busy(retry_after: int = 1) -> Handlers:
 
 
 def health_route(path: str = "/health") -> Route:
-    """Whether the process answers: always 200, and the server of the database is not asked."""
+    """Route of a liveness check: always 200, without asking the database server."""
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -107,14 +108,14 @@ def health_route(path: str = "/health") -> Route:
 
 
 def readiness_route(path: str = "/ready", *names: str, timeout: float = 1.0) -> Route:
-    """Whether the pools can serve: 503 while one is down, and the reports of all.
+    """Route of a readiness check: 503 while a pool is down, with a report of each pool.
 
-    It never waits in a line.
+    The check never waits in a wait queue.
 
     Args:
-        path: where it is.
-        names: the pools' names in the app's state; without any: "pool".
-        timeout: seconds that a ping may take.
+        path: the route's path.
+        names: the pools' names in the app's state; none: "pool".
+        timeout: seconds for the ping of each pool.
     """
 
     async def ready(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""The pool in aiohttp's server: when a request's work is committed, and when it is not."""
+"""The pool in aiohttp's server: which requests are committed."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ CLIENTS = 6
 
 @pytest.fixture(autouse=True)
 def no_log_of_what_handlers_raise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """aiohttp's own, as errors; here they are the tests'."""
+    """Disable aiohttp's log of handlers' exceptions, which tests raise on purpose."""
     monkeypatch.setattr(logging.getLogger("aiohttp.server"), "disabled", True)
 
 
 def make_app(dsn: str, table: str, **options: Any) -> web.Application:
-    """An app whose `/work` writes a row, and then does what its query says."""
+    """An app whose `/work` writes a row, then acts as its query string says."""
 
     async def work(request: web.Request) -> web.StreamResponse:
         conn = await transaction(request)
@@ -68,7 +68,7 @@ def make_app(dsn: str, table: str, **options: Any) -> web.Application:
 
 
 def serve(app: web.Application, **options: Any) -> TestClient[web.Request, web.Application]:
-    """A client of an app on a server of its own."""
+    """Return a client of an app on a server of its own."""
     return TestClient(TestServer(app), **options)
 
 
@@ -89,7 +89,7 @@ def serve(app: web.Application, **options: Any) -> TestClient[web.Request, web.A
 async def test_a_request_is_committed_unless_it_fails(
     dsn: str, table: str, backends: Backends, query: str, status: int, *, lowest: int
 ) -> None:
-    """An HTTPException counts by its status, so that a redirect after a POST is committed."""
+    """The status of an HTTPException decides, so a redirect after a POST is committed."""
     app = make_app(dsn, table, roll_back_from=lowest)
     async with serve(app) as client:
         response = await client.get(f"/work?x=1&{query}", allow_redirects=False)
@@ -101,7 +101,7 @@ async def test_a_request_is_committed_unless_it_fails(
 async def test_a_commit_that_fails_is_the_requests_failure(
     dsn: str, table: str, backends: Backends
 ) -> None:
-    """Its client is not told of a success."""
+    """The client gets no success."""
     backends.ask(f"ALTER TABLE {table} ADD UNIQUE (x) DEFERRABLE INITIALLY DEFERRED")
     async with serve(make_app(dsn, table)) as client:
         found = [(await client.get("/work?x=1")).status for _ in range(2)]
@@ -112,7 +112,7 @@ async def test_a_commit_that_fails_is_the_requests_failure(
 async def test_clients_that_hang_up_are_rolled_back(
     dsn: str, table: str, backends: Backends
 ) -> None:
-    """In mid-query, and in the line; test servers have `handler_cancellation` set."""
+    """They disconnect during a query or while waiting; `handler_cancellation` is set."""
     app = make_app(dsn, table)
     async with serve(app) as client:
         tasks = [asyncio.create_task(client.get(f"/work?x={x}&then=sleep")) for x in range(CLIENTS)]
@@ -128,7 +128,7 @@ async def test_clients_that_hang_up_are_rolled_back(
 
 
 async def test_a_transaction_without_its_middleware_is_an_error(dsn: str) -> None:
-    """It says what is missing; and what is no status is refused at once."""
+    """The error names the middleware; a value that is no status is refused at the call."""
     seen: list[str] = []
 
     async def work(request: web.Request) -> web.Response:
@@ -151,7 +151,7 @@ async def test_a_transaction_without_its_middleware_is_an_error(dsn: str) -> Non
 async def test_a_response_that_is_streamed_ends_with_its_transaction(
     dsn: str, table: str, backends: Backends
 ) -> None:
-    """Its handler returns when all is sent: until then the transaction lasts."""
+    """The handler returns when all is sent; the transaction lasts until then."""
 
     async def stream(request: web.Request) -> web.StreamResponse:
         conn = await transaction(request)
@@ -174,7 +174,7 @@ async def test_a_response_that_is_streamed_ends_with_its_transaction(
 async def test_several_pools_have_a_transaction_each(
     dsn: str, table: str, backends: Backends
 ) -> None:
-    """Each by its key, also from an app inside of the app."""
+    """The key selects the pool, also in a sub-application."""
 
     async def work(request: web.Request) -> web.Response:
         for key in (POOL, OTHER):
@@ -195,8 +195,8 @@ async def test_several_pools_have_a_transaction_each(
         assert backends.rows(table) == [1, 1]
 
 
-async def test_a_pool_that_is_there_already_is_used_and_left_open(dsn: str, table: str) -> None:
-    """So that a test may put its own in the place of the app's."""
+async def test_an_existing_pool_is_used_and_left_open(dsn: str, table: str) -> None:
+    """So a test can replace the app's pool by its own."""
     async with AsyncConnectionPool(dsn, min_size=1) as mine:
         app = make_app("host=nowhere.invalid", table)
         app[POOL] = mine
@@ -206,8 +206,8 @@ async def test_a_pool_that_is_there_already_is_used_and_left_open(dsn: str, tabl
         assert (await at_rest(mine)).size == 1
 
 
-async def test_the_pools_are_open_for_what_is_prepared_after_them(dsn: str) -> None:
-    """And until that is cleaned up."""
+async def test_the_pools_are_open_during_later_cleanup_contexts(dsn: str) -> None:
+    """They are closed after those contexts have ended."""
     seen = []
     pool = AsyncConnectionPool(dsn, min_size=1)
 
@@ -227,7 +227,7 @@ async def test_the_pools_are_open_for_what_is_prepared_after_them(dsn: str) -> N
 async def test_readiness_is_503_while_a_server_is_down_and_health_is_not(
     server: Server, dsn: str, table: str
 ) -> None:
-    """The process is not to be killed for it, and no traffic is to be sent to it."""
+    """The orchestrator must not kill the process, and must send it no traffic."""
     nowhere = psycopg.conninfo.make_conninfo(dsn, port="1")
     app = make_app(dsn, table)
     app.cleanup_ctx.append(pool_context(AsyncConnectionPool(nowhere, min_size=1), OTHER))
@@ -259,8 +259,8 @@ async def test_readiness_is_503_while_a_server_is_down_and_health_is_not(
         assert (await ask(client, "/ready"))[0] == 200
 
 
-async def test_no_connection_in_time_is_503_and_come_again(dsn: str, table: str) -> None:
-    """The client learns when."""
+async def test_no_connection_in_time_is_503_with_retry_after(dsn: str, table: str) -> None:
+    """The header says when the client may retry."""
     app = make_app(dsn, table, timeout=0.01)
     async with serve(app) as client:
         conns = [await app[POOL].acquire() for _ in range(4)]

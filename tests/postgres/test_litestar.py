@@ -1,4 +1,4 @@
-"""The pool in Litestar: when a request's work is committed, and when it is not."""
+"""The pool in Litestar: which requests are committed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ._tools import Backends, at_rest, eventually
 
 
 def then(status: int) -> Response[dict[str, int]]:
-    """Answer with a status, or raise for a negative one."""
+    """Answer with a status; raise if it is negative."""
     if status < -600:
         raise ValueError("no such colour")
     if status < 0:
@@ -93,7 +93,7 @@ def make_app(dsn: str, table: str, *more: Any, **options: Any) -> Litestar:
 
 @asynccontextmanager
 async def serve(app: Litestar) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an app whose lifespan has begun."""
+    """Yield a client of an app whose lifespan has begun."""
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # type: ignore[arg-type]
     async with (
         app.lifespan(),
@@ -106,7 +106,7 @@ async def serve(app: Litestar) -> AsyncIterator[httpx.AsyncClient]:
 async def test_a_dependency_commits_before_the_response_and_rolls_back_with_an_exception(
     dsn: str, table: str, backends: Backends, path: str
 ) -> None:
-    """In its own blocks an HTTPException is one; by the request the status counts."""
+    """The plugin's blocks roll back on an HTTPException; the request's on a status."""
     app = make_app(dsn, table)
     async with serve(app) as client:
         for x, status in enumerate([200, 404, 500, -404, -500, -999]):
@@ -120,7 +120,7 @@ async def test_a_dependency_commits_before_the_response_and_rolls_back_with_an_e
 async def test_the_commit_of_a_dependency_comes_before_the_first_byte(
     dsn: str, table: str, backends: Backends, path: str
 ) -> None:
-    """Whoever has got the response sees the row, and the connection is free."""
+    """A client with the response sees the row, and the connection is idle."""
     app = make_app(dsn, table)
     seen: list[tuple[str, list[Any], int]] = []
 
@@ -143,7 +143,7 @@ async def test_the_commit_of_a_dependency_comes_before_the_first_byte(
 async def test_the_lowest_status_that_rolls_back_is_a_choice(
     dsn: str, table: str, backends: Backends, lowest: int, kept: list[int]
 ) -> None:
-    """400: client errors too. 600: exceptions that nobody handles, only."""
+    """With 400 client errors roll back too; with 600 only unhandled exceptions do."""
     async with serve(make_app(dsn, table, roll_back_from=lowest)) as client:
         for status in (200, 404, 500):
             await client.get(f"/request?x={status}&status={status}")
@@ -151,13 +151,13 @@ async def test_the_lowest_status_that_rolls_back_is_a_choice(
 
 
 async def test_several_pools_have_dependencies_each(dsn: str, table: str) -> None:
-    """By their names."""
+    """Their names contain the pool's name."""
     async with serve(make_app(dsn, table)) as client:
         assert (await client.get("/both")).json() == ["off", "on"]
 
 
-async def test_a_dependency_that_fails_leaves_no_connection_lent(dsn: str, table: str) -> None:
-    """Whichever of them is resolved first."""
+async def test_a_dependency_that_fails_leaves_no_connection_leased(dsn: str, table: str) -> None:
+    """The order in which dependencies are resolved does not matter."""
 
     async def fails() -> int:
         await asyncio.sleep(0)
@@ -177,7 +177,7 @@ async def test_a_dependency_that_fails_leaves_no_connection_lent(dsn: str, table
 async def test_readiness_is_503_while_a_server_is_down_and_health_is_not(
     server: Server, dsn: str, table: str
 ) -> None:
-    """The process is not to be killed for it, and no traffic is to be sent to it."""
+    """The orchestrator must not kill the process, and must send it no traffic."""
     app = make_app(
         dsn,
         table,
@@ -201,18 +201,18 @@ async def test_readiness_is_503_while_a_server_is_down_and_health_is_not(
         assert (await client.get("/ready")).status_code == 200
 
 
-async def test_no_connection_in_time_is_503_and_come_again(dsn: str, table: str) -> None:
-    """The client learns when."""
+async def test_no_connection_in_time_is_503_with_retry_after(dsn: str, table: str) -> None:
+    """The header says when the client may retry."""
     app = make_app(dsn, table, timeout=0.01)
     async with serve(app) as client, app.state.pool.connection():
         response = await client.get("/request?x=1&status=200")
         assert (response.status_code, response.headers["retry-after"]) == (503, "7")
 
 
-async def test_a_pool_that_is_there_already_is_used_and_left_open(
+async def test_an_existing_pool_is_used_and_left_open(
     dsn: str, table: str, backends: Backends
 ) -> None:
-    """So that a test may put its own in the place of the app's."""
+    """So a test can replace the app's pool by its own."""
     async with AsyncConnectionPool(dsn, min_size=1) as mine:
         app = make_app("host=nowhere.invalid", table)
         app.state.pool = app.state.other = mine
@@ -223,13 +223,13 @@ async def test_a_pool_that_is_there_already_is_used_and_left_open(
 
 
 def test_what_is_no_pool_is_refused_at_once(asyncpool_dsn: str) -> None:
-    """When the plugin is made, not when the app starts."""
+    """The error is raised when the plugin is made, not when the app starts."""
     with pytest.raises(TypeError, match="pool must be an AsyncConnectionPool"):
         PoolPlugin(asyncpool_dsn)  # type: ignore[arg-type]
 
 
 async def test_a_start_that_waits_fails_without_the_server(dsn: str) -> None:
-    """With `wait` no app starts that could not serve."""
+    """`wait` keeps an app that cannot serve from starting."""
     nowhere = psycopg.conninfo.make_conninfo(dsn, port="1")
     plugin = PoolPlugin(AsyncConnectionPool(nowhere), wait=True, timeout=0.2)
     with pytest.raises(ExceptionGroup) as caught:

@@ -51,11 +51,11 @@ with_close_returns = pytest.mark.skipif(
 
 
 class Base(AsyncAttrs, DeclarativeBase):
-    """The tables of the tests of the ORM."""
+    """The base of the ORM's tables."""
 
 
 class Author(Base):
-    """Somebody who has written books."""
+    """An author, with books."""
 
     __tablename__ = "sa_author"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -75,7 +75,7 @@ class Book(Base):
 
 @pytest.fixture
 async def pool(dsn: str) -> AsyncIterator[AsyncConnectionPool]:
-    """A pool of two connections, of which nothing is lent in the end."""
+    """A pool of two connections; at the end of the test none is leased."""
     async with AsyncConnectionPool(dsn, min_size=2, name="under SQLAlchemy") as pool:
         yield pool
         await at_rest(pool)
@@ -83,13 +83,13 @@ async def pool(dsn: str) -> AsyncIterator[AsyncConnectionPool]:
 
 @pytest.fixture
 def engine(pool: AsyncConnectionPool) -> AsyncEngine:
-    """An engine on it; nobody disposes of it."""
+    """An engine on the pool, which is never disposed."""
     return create_async_engine(pool)
 
 
 @pytest.fixture
 async def tables(engine: AsyncEngine) -> AsyncIterator[None]:
-    """Empty tables for the ORM."""
+    """Create empty tables for the ORM."""
     async with engine.begin() as conn:
         await conn.run_sync(Base.metadata.create_all)
     yield
@@ -102,13 +102,13 @@ async def pid_of(conn: Any) -> int:
 
 
 async def psycopgs(conn: sqlalchemy.ext.asyncio.AsyncConnection) -> psycopg.AsyncConnection[Any]:
-    """The connection underneath."""
+    """Return psycopg's connection inside SQLAlchemy's."""
     found: psycopg.AsyncConnection[Any] = (await conn.get_raw_connection()).driver_connection  # type: ignore[assignment]
     return found
 
 
-async def test_a_block_borrows_and_returns(pool: AsyncConnectionPool, engine: AsyncEngine) -> None:
-    """What it has not committed is rolled back, and the connection stays open."""
+async def test_a_block_leases_and_returns(pool: AsyncConnectionPool, engine: AsyncEngine) -> None:
+    """Uncommitted work is rolled back, and the connection stays open."""
     await pool.execute("CREATE TABLE IF NOT EXISTS sa_block (x int)")
     async with engine.connect() as conn:
         await conn.execute(text("INSERT INTO sa_block VALUES (1)"))
@@ -122,7 +122,7 @@ async def test_a_block_borrows_and_returns(pool: AsyncConnectionPool, engine: As
 
 
 async def test_what_is_done_once_a_connection_is_done_once(dsn: str) -> None:
-    """The dialect looks around once an engine; in autocommit a SELECT is one turn from then on."""
+    """The dialect initializes once an engine; then a SELECT in autocommit is one round trip."""
     async with Proxy(dsn) as proxy, AsyncConnectionPool(proxy.dsn, min_size=2) as pool:
         engine = create_async_engine(pool, isolation_level="AUTOCOMMIT")
         connects: list[Any] = []
@@ -132,7 +132,7 @@ async def test_what_is_done_once_a_connection_is_done_once(dsn: str) -> None:
             pass
         await at_rest(pool)
         before = proxy.turns
-        for _ in range(4):  # the sixth would be prepared, which is a turn more
+        for _ in range(4):  # the sixth would be prepared, in one more round trip
             async with engine.connect() as conn:
                 await conn.execute(text("SELECT 1"))
         assert proxy.turns - before == 4
@@ -143,27 +143,27 @@ async def test_what_is_done_once_a_connection_is_done_once(dsn: str) -> None:
 async def test_an_isolation_level_ends_with_its_lease(
     pool: AsyncConnectionPool, engine: AsyncEngine, level: str
 ) -> None:
-    """Neither the next user of the engine nor a plain one has it."""
+    """Neither the next user of the engine nor a user of the pool gets it."""
     await pool.resize(1)
     async with engine.connect() as conn:
         await conn.execution_options(isolation_level=level)
         await conn.execute(text("SELECT 1"))
-        lent = await psycopgs(conn)
-        assert lent.autocommit == (level == "AUTOCOMMIT")
+        leased = await psycopgs(conn)
+        assert leased.autocommit == (level == "AUTOCOMMIT")
         given = (await conn.execute(text("SHOW transaction_isolation"))).scalar()
         assert given == ("read committed" if level == "AUTOCOMMIT" else level.lower())
     async with engine.connect() as conn:
-        assert await psycopgs(conn) is lent
+        assert await psycopgs(conn) is leased
         assert (await conn.get_isolation_level()) == "READ COMMITTED"
     async with pool.connection() as plain:
-        assert plain is lent
+        assert plain is leased
         assert (plain.autocommit, plain.isolation_level) == (False, None)
 
 
 async def test_an_engines_own_isolation_level_holds_at_each_lease(
     pool: AsyncConnectionPool,
 ) -> None:
-    """Of several engines on one pool too, whichever connection they get."""
+    """This holds for several engines on one pool, on any connection."""
     levels = ["SERIALIZABLE", "AUTOCOMMIT", "REPEATABLE READ"]
     engines = [create_async_engine(pool, isolation_level=level) for level in levels]
     for _ in range(3):
@@ -179,8 +179,8 @@ async def test_an_engines_own_isolation_level_holds_at_each_lease(
             assert plain.isolation_level is another.isolation_level is None
 
 
-async def test_a_pool_of_other_manners_gets_its_connections_back_as_they_were(dsn: str) -> None:
-    """With autocommit and rows as dicts: SQLAlchemy has transactions and tuples all the same."""
+async def test_a_pool_with_other_settings_gets_its_connections_back_unchanged(dsn: str) -> None:
+    """The pool uses autocommit and dict rows; SQLAlchemy still gets transactions and tuples."""
     keywords = {"autocommit": True, "row_factory": dict_row}
     pool: AsyncConnectionPool[Any] = AsyncConnectionPool(dsn, min_size=1, kwargs=keywords)
     async with pool:
@@ -194,7 +194,7 @@ async def test_a_pool_of_other_manners_gets_its_connections_back_as_they_were(ds
                 assert plain.autocommit
                 row = await (await plain.execute("SELECT to_regclass('sa_gone') AS x")).fetchone()
                 assert row == {"x": None}
-        # One that is cancelled in a transaction cannot be put back by its borrower.
+        # A borrower that is cancelled in a transaction cannot restore the settings.
         with anyio.move_on_after(0.1):
             async with engine.connect() as conn:
                 await conn.execute(text("SELECT pg_sleep(30)"))
@@ -204,7 +204,7 @@ async def test_a_pool_of_other_manners_gets_its_connections_back_as_they_were(ds
 
 
 async def test_psycopgs_own_connections_serve_too(dsn: str) -> None:
-    """With no watch and no faster waits, and the same otherwise."""
+    """They work without the socket watcher and the transport."""
     async with AsyncConnectionPool(
         dsn, min_size=2, connection_class=psycopg.AsyncConnection
     ) as pool:
@@ -219,7 +219,7 @@ async def test_psycopgs_own_connections_serve_too(dsn: str) -> None:
 
 
 async def test_sessions_add_refresh_and_load(engine: AsyncEngine, tables: None) -> None:
-    """The ORM's everyday work, a nested transaction among it."""
+    """The ORM's usual operations work, among them a nested transaction."""
     sessions = async_sessionmaker(engine, expire_on_commit=False)
     async with sessions() as session, session.begin():
         session.add(Author(name="Lem", books=[Book(title="Solaris"), Book(title="Eden")]))
@@ -243,7 +243,7 @@ async def test_sessions_add_refresh_and_load(engine: AsyncEngine, tables: None) 
 async def test_more_sessions_than_connections(
     pool: AsyncConnectionPool, engine: AsyncEngine, tables: None
 ) -> None:
-    """Each adds, commits or rolls back, and refreshes; what was committed is there, and no more."""
+    """Each session adds, commits or rolls back, and refreshes; exactly the commits persist."""
     sessions = async_sessionmaker(engine)
 
     async def work(number: int) -> bool:
@@ -267,7 +267,7 @@ async def test_more_sessions_than_connections(
 
 
 async def test_rows_are_streamed(pool: AsyncConnectionPool, engine: AsyncEngine) -> None:
-    """By a server-side cursor, which ends with its block, read to the end or not."""
+    """A server-side cursor streams them, and ends with its block even if rows are left."""
     await pool.resize(1)
     for limit in (10, 10_000):
         async with engine.connect() as conn:
@@ -285,7 +285,7 @@ async def test_rows_are_streamed(pool: AsyncConnectionPool, engine: AsyncEngine)
 
 
 async def stop(kind: Kind, work: Awaitable[None], pause: float) -> str:
-    """Run work, stop it after some time, and say how it ended."""
+    """Run work, stop it after `pause` seconds, and return how it ended."""
     if kind == "scope":
         with anyio.move_on_after(pause) as scope:
             await work
@@ -313,7 +313,7 @@ async def stop(kind: Kind, work: Awaitable[None], pause: float) -> str:
 async def test_a_query_that_is_cancelled_leaves_a_connection_that_serves(
     pool: AsyncConnectionPool, engine: AsyncEngine, backends: Backends, kind: Kind
 ) -> None:
-    """SQLAlchemy alone would close it; the pool ends the query, rolls back, and lends it again."""
+    """The pool ends the query, rolls back and reuses it; SQLAlchemy alone would close it."""
 
     async def query() -> None:
         async with engine.connect() as conn:
@@ -336,7 +336,7 @@ async def test_a_query_that_is_cancelled_leaves_a_connection_that_serves(
 async def test_a_storm_of_cancellations_loses_nothing(
     dsn: str, backends: Backends, kind: Kind
 ) -> None:
-    """In the line, at the first connect, in queries, streams, commits and returns."""
+    """They hit waiters, the first connect, queries, streams, commits and returns."""
     rng = random.Random(kind)
     async with AsyncConnectionPool(dsn, min_size=2, max_size=4) as pool:
         engine = create_async_engine(pool)
@@ -387,7 +387,7 @@ async def test_a_storm_of_cancellations_loses_nothing(
 
 
 async def test_an_exhausted_pool_says_so(pool: AsyncConnectionPool, engine: AsyncEngine) -> None:
-    """The pool's own error is `orig` of SQLAlchemy's OperationalError, with its numbers."""
+    """SQLAlchemy's OperationalError has the pool's error, with its numbers, as `orig`."""
     brief = create_async_engine(pool)
     async with pool.connection(), engine.connect():
         waiting = asyncio.create_task(pool.acquire())
@@ -403,7 +403,7 @@ async def test_an_exhausted_pool_says_so(pool: AsyncConnectionPool, engine: Asyn
 
 
 async def test_a_closed_pool_says_so(dsn: str) -> None:
-    """Before and after a connection was lent."""
+    """This holds before and after the first lease."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         engine = create_async_engine(pool)
         async with engine.connect() as conn:
@@ -413,8 +413,8 @@ async def test_a_closed_pool_says_so(dsn: str) -> None:
     assert isinstance(caught.value.orig, PoolClosed)
 
 
-async def test_engines_and_plain_users_wait_in_one_line(pool: AsyncConnectionPool) -> None:
-    """First come, first served, whoever it is."""
+async def test_engines_and_plain_users_wait_in_one_queue(pool: AsyncConnectionPool) -> None:
+    """The queue is FIFO for both."""
     engines = [create_async_engine(pool), create_async_engine(pool)]
     for engine in engines:
         async with engine.connect():
@@ -445,7 +445,7 @@ async def test_engines_and_plain_users_wait_in_one_line(pool: AsyncConnectionPoo
 async def test_an_engine_takes_no_part_in_a_session(
     pool: AsyncConnectionPool, engine: AsyncEngine
 ) -> None:
-    """Its COMMIT would keep what the session undoes, and its ROLLBACK undo what it keeps."""
+    """Its COMMIT and ROLLBACK would end the session's transaction."""
     await pool.execute("CREATE TABLE sa_apart (x int)")
     with suppress(ZeroDivisionError):
         async with pool.session() as session:
@@ -464,7 +464,7 @@ async def test_an_engine_takes_no_part_in_a_session(
 async def test_dispose_closes_nothing_of_the_pool(
     pool: AsyncConnectionPool, engine: AsyncEngine
 ) -> None:
-    """It is not the engine's; both go on working, and listeners hear no more than before."""
+    """The pool and the engine still work, and listeners get no additional events."""
     async with engine.connect() as conn:
         pid = await pid_of(conn)
         await engine.dispose()
@@ -481,7 +481,7 @@ async def test_dispose_closes_nothing_of_the_pool(
 async def test_an_invalidated_connection_is_closed(
     pool: AsyncConnectionPool, engine: AsyncEngine, backends: Backends
 ) -> None:
-    """The pool opens another in its place; a soft one, on its return."""
+    """The pool opens a replacement; after a soft invalidation it does so at the return."""
     for soft in (False, True):
         async with engine.connect() as conn:
             pid = await pid_of(conn)
@@ -494,10 +494,10 @@ async def test_an_invalidated_connection_is_closed(
     assert pool.stats().connects == 4
 
 
-async def test_one_broken_connection_is_no_verdict_on_the_others(
+async def test_one_broken_connection_does_not_invalidate_the_others(
     pool: AsyncConnectionPool, engine: AsyncEngine, backends: Backends
 ) -> None:
-    """Its user sees SQLAlchemy's error and may go on with another; the rest stay as they are."""
+    """Its user gets SQLAlchemy's error and may use another connection; the others stay open."""
     await pool.wait()
     async with engine.connect() as conn, engine.connect() as other:
         pid, kept = await pid_of(conn), await pid_of(other)
@@ -517,7 +517,7 @@ async def test_a_connection_that_is_dropped_is_taken_back(
     backends: Backends,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """SQLAlchemy warns of it; the pool closes it and is whole again."""
+    """SQLAlchemy warns; the pool closes the connection and has its full capacity again."""
     await pool.wait()
 
     async def drop() -> int:
@@ -539,7 +539,7 @@ async def test_a_connection_that_is_dropped_is_taken_back(
 async def test_a_detached_connection_is_its_borrowers_until_it_is_closed(
     pool: AsyncConnectionPool, engine: AsyncEngine, backends: Backends
 ) -> None:
-    """It goes on counting, and then it ends."""
+    """It counts as leased until it is closed."""
     async with engine.connect() as conn:
         await conn.run_sync(lambda conn: conn.detach())
         pid = await pid_of(conn)
@@ -551,7 +551,7 @@ async def test_a_detached_connection_is_its_borrowers_until_it_is_closed(
 async def test_a_listener_may_refuse_a_connection(
     pool: AsyncConnectionPool, engine: AsyncEngine
 ) -> None:
-    """With SQLAlchemy's DisconnectionError at "checkout"; it is closed, and the next one taken."""
+    """After a DisconnectionError at "checkout" it is closed, and another one is leased."""
     await pool.wait()
     refused: list[object] = []
 
@@ -571,7 +571,7 @@ async def test_a_listener_may_refuse_a_connection(
 async def test_a_listener_that_fails_costs_its_connection_only(
     pool: AsyncConnectionPool, engine: AsyncEngine
 ) -> None:
-    """Of "connect": the next lease tries again, with another."""
+    """After an error at "connect", the next lease uses another connection."""
     calls: list[object] = []
 
     def fail(*given: object) -> None:
@@ -588,7 +588,7 @@ async def test_a_listener_that_fails_costs_its_connection_only(
 
 
 async def test_the_dialects_types_reach_every_connection(pool: AsyncConnectionPool) -> None:
-    """JSON by the engine's own functions, addresses as text, and hstore where there is one."""
+    """The types are JSON with the engine's functions, addresses as text, and hstore if there."""
     with suppress(psycopg.errors.FeatureNotSupported, psycopg.errors.UndefinedFile):
         await pool.execute("CREATE EXTENSION IF NOT EXISTS hstore")
     has_hstore = await pool.fetchval("SELECT to_regtype('hstore') IS NOT NULL")
@@ -620,19 +620,19 @@ async def test_the_dialects_types_reach_every_connection(pool: AsyncConnectionPo
         ({"pool_timeout": 5}, "timeout"),
         ({"pool_recycle": 5}, "max_lifetime"),
         ({"pool_pre_ping": True}, "watches"),
-        ({"pool_use_lifo": True}, "lent first"),
+        ({"pool_use_lifo": True}, "connection first"),
         ({"poolclass": NullPool}, "LeasePool"),
         ({"connect_args": {}}, "kwargs"),
     ],
 )
 def test_what_is_the_pools_is_refused(options: dict[str, Any], instead: str) -> None:
-    """With the name of what there is in its place."""
+    """The error names the replacement."""
     with pytest.raises(TypeError, match=f"{next(iter(options))} is not .*{instead}"):
         create_async_engine(AsyncConnectionPool(""), **options)
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    """Another driver's dialect, and what is no pool of ours."""
+    """The cases are another driver's dialect and an argument that is no pool."""
     pool: AsyncConnectionPool = AsyncConnectionPool("")
     with pytest.raises(
         ValueError, match=r"must be postgresql\+psycopg://.*got postgresql\+asyncpg"
@@ -648,7 +648,7 @@ def test_what_makes_no_sense_is_refused() -> None:
 async def test_an_engine_with_a_null_pool_returns_what_it_closes(
     dsn: str, backends: Backends
 ) -> None:
-    """The lower way: an `async_creator` on a pool that has no other user."""
+    """`async_creator` on a pool without other users makes `NullPool` return connections."""
     async with AsyncConnectionPool(dsn, min_size=2, close_returns=True) as pool:
         engine = sqlalchemy.ext.asyncio.create_async_engine(
             "postgresql+psycopg://", async_creator=async_creator(pool), poolclass=NullPool
@@ -658,9 +658,9 @@ async def test_an_engine_with_a_null_pool_returns_what_it_closes(
                 if level is not None:
                     await conn.execution_options(isolation_level=level)
                 await conn.execute(text("SELECT 1"))
-                lent = await psycopgs(conn)
-                assert lent.autocommit == (level == "AUTOCOMMIT")
-                assert len(lent._notice_handlers) <= 2
+                leased = await psycopgs(conn)
+                assert leased.autocommit == (level == "AUTOCOMMIT")
+                assert len(leased._notice_handlers) <= 2
         with anyio.move_on_after(0.05):
             async with engine.connect() as conn:
                 await conn.execute(text("SELECT pg_sleep(30)"))

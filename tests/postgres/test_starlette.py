@@ -1,4 +1,4 @@
-"""The pool in Starlette and FastAPI: when a request's work is committed, and when it is not."""
+"""The pool in Starlette and FastAPI: which requests are committed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from ._tools import Backends, at_rest, eventually, in_time
 
 @asynccontextmanager
 async def serve(app: Any, *, raising: bool = False) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an app whose lifespan has begun."""
+    """Yield a client of an app whose lifespan has begun."""
     transport = httpx.ASGITransport(app, raise_app_exceptions=raising)
     async with (
         app.router.lifespan_context(app),
@@ -52,7 +52,7 @@ async def serve(app: Any, *, raising: bool = False) -> AsyncIterator[httpx.Async
 
 
 def starlette(dsn: str, table: str, **options: Any) -> Starlette:
-    """An app whose `/work` writes a row, and then does what its query says."""
+    """An app whose `/work` writes a row, then acts as its query string says."""
 
     async def work(request: Request) -> Response:
         conn = await transaction(request)
@@ -95,7 +95,7 @@ def starlette(dsn: str, table: str, **options: Any) -> Starlette:
 async def test_a_request_is_committed_unless_it_fails(
     dsn: str, table: str, backends: Backends, query: str, status: int
 ) -> None:
-    """An exception that nobody handles rolls back, and a response of 500 or more."""
+    """An unhandled exception or a status of 500 or higher rolls back."""
     app = starlette(dsn, table)
     async with serve(app) as client:
         response = await client.get(f"/work?x=1&{query}")
@@ -108,7 +108,7 @@ async def test_a_request_is_committed_unless_it_fails(
 async def test_the_lowest_status_that_rolls_back_is_a_choice(
     dsn: str, table: str, backends: Backends, lowest: int, kept: list[int]
 ) -> None:
-    """400: client errors too. 600: exceptions only."""
+    """With 400 client errors roll back too; with 600 only exceptions do."""
     async with serve(starlette(dsn, table, roll_back_from=lowest)) as client:
         for status in (200, 399, 404, 500):
             await client.get(f"/work?x={status}&status={status}")
@@ -118,13 +118,13 @@ async def test_the_lowest_status_that_rolls_back_is_a_choice(
 
 @pytest.mark.parametrize("status", [200, 700, "500", None])
 async def test_what_is_no_lowest_status_is_refused(status: Any) -> None:
-    """When the middleware is made, with the value."""
+    """The error is raised when the middleware is made, and shows the value."""
     with pytest.raises(ValueError, match=f"roll_back_from.*{status}"):
         TransactionPerRequest(Starlette(), roll_back_from=status)
 
 
-async def test_a_request_that_asks_for_no_transaction_borrows_nothing(dsn: str, table: str) -> None:
-    """The transaction begins with the first who wants it."""
+async def test_a_request_without_a_transaction_leases_nothing(dsn: str, table: str) -> None:
+    """The first request for the transaction begins it."""
     async with serve(starlette(dsn, table)) as client:
         assert (await client.get("/nothing")).text == "0"
 
@@ -132,7 +132,7 @@ async def test_a_request_that_asks_for_no_transaction_borrows_nothing(dsn: str, 
 async def test_a_commit_that_fails_is_the_requests_failure(
     dsn: str, table: str, backends: Backends
 ) -> None:
-    """Its client is not told of a success: the response that was made is thrown away."""
+    """The client gets no success: the prepared response is discarded."""
     backends.ask(f"ALTER TABLE {table} ADD UNIQUE (x) DEFERRABLE INITIALLY DEFERRED")
     async with serve(starlette(dsn, table)) as client:
         assert (await client.get("/work?x=1")).status_code == 200
@@ -142,10 +142,10 @@ async def test_a_commit_that_fails_is_the_requests_failure(
     assert backends.rows(table) == [1, 2]
 
 
-async def test_what_comes_after_the_response_began_gets_no_connection(
+async def test_after_the_response_began_there_is_no_transaction(
     dsn: str, table: str, backends: Backends
 ) -> None:
-    """A stream and a background task are told to borrow from the pool; the row is there by then."""
+    """The error tells a stream and a background task to use the pool; the row is committed."""
     seen: list[Any] = []
 
     async def later(request: Request) -> Any:
@@ -171,7 +171,7 @@ async def test_what_comes_after_the_response_began_gets_no_connection(
 
 
 async def test_a_transaction_without_its_middleware_is_an_error(dsn: str) -> None:
-    """It says what is missing."""
+    """The error names the middleware."""
 
     async def work(request: Request) -> Response:
         await transaction(request)
@@ -188,7 +188,7 @@ async def test_a_transaction_without_its_middleware_is_an_error(dsn: str) -> Non
 async def test_two_tasks_of_a_request_share_its_transaction(
     dsn: str, table: str, backends: Backends
 ) -> None:
-    """They may ask for it at once; only one connection is borrowed."""
+    """They may request it concurrently; only one connection is leased."""
 
     async def work(request: Request) -> Response:
         conns = await asyncio.gather(*(transaction(request) for _ in range(5)))
@@ -202,7 +202,7 @@ async def test_two_tasks_of_a_request_share_its_transaction(
 
 
 async def ask(app: Any, path: str, query: str = "") -> list[Message]:
-    """What an app answers to a GET, in this task."""
+    """Return an app's response messages to a GET, run in this task."""
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -228,7 +228,7 @@ async def ask(app: Any, path: str, query: str = "") -> list[Message]:
 async def test_a_request_that_is_cancelled_is_rolled_back(
     dsn: str, table: str, backends: Backends, kind: str, moment: str
 ) -> None:
-    """At any of its awaits, by asyncio or by an anyio scope, which strikes again at each await."""
+    """The cancellation comes at any await, from asyncio, or repeatedly from an anyio scope."""
     app = starlette(dsn, table)
 
     async def slow(request: Request) -> Response:
@@ -271,7 +271,7 @@ async def test_a_request_that_is_cancelled_is_rolled_back(
 
 
 async def test_the_pools_are_open_around_the_apps_own_lifespan(dsn: str) -> None:
-    """They are there when it begins, and still when it ends; then they are closed."""
+    """They are open from its start to its end, and closed afterwards."""
     seen: list[Any] = []
 
     @asynccontextmanager
@@ -293,7 +293,7 @@ async def test_the_pools_are_open_around_the_apps_own_lifespan(dsn: str) -> None
 
 
 async def test_an_app_starts_again_with_a_new_pool(dsn: str) -> None:
-    """Where it was given a callable."""
+    """This needs a callable instead of a pool."""
     app = Starlette(lifespan=lifespan(lambda: AsyncConnectionPool(dsn, min_size=1)))
     pools = []
     for _ in range(2):
@@ -303,8 +303,8 @@ async def test_an_app_starts_again_with_a_new_pool(dsn: str) -> None:
     assert pools[0] is not pools[1]
 
 
-async def test_a_pool_that_is_there_already_is_used_and_left_open(dsn: str) -> None:
-    """So that a test may put its own in the place of the app's."""
+async def test_an_existing_pool_is_used_and_left_open(dsn: str) -> None:
+    """So a test can replace the app's pool by its own."""
 
     def never() -> AsyncConnectionPool:
         raise AssertionError("the app's own pool is not to be made")
@@ -318,7 +318,7 @@ async def test_a_pool_that_is_there_already_is_used_and_left_open(dsn: str) -> N
 
 
 async def test_an_app_whose_own_lifespan_fails_leaves_no_pool_open(dsn: str) -> None:
-    """At its start as at its end, and when one of several pools cannot be opened."""
+    """It may fail at its start or end, or because one of several pools cannot be opened."""
 
     @asynccontextmanager
     async def fails(app: Starlette) -> AsyncIterator[None]:
@@ -339,7 +339,7 @@ async def test_an_app_whose_own_lifespan_fails_leaves_no_pool_open(dsn: str) -> 
 
 
 async def test_a_start_that_waits_fails_without_the_server(dsn: str) -> None:
-    """With `wait` no app starts that could not serve."""
+    """`wait` keeps an app that cannot serve from starting."""
     nowhere = psycopg.conninfo.make_conninfo(dsn, port="1")
     app = Starlette(lifespan=lifespan(AsyncConnectionPool(nowhere), wait=True, timeout=0.2))
     with pytest.raises(psycopg.OperationalError, match="not ready"):
@@ -348,15 +348,15 @@ async def test_a_start_that_waits_fails_without_the_server(dsn: str) -> None:
 
 
 def test_what_is_no_pool_is_refused_at_once(asyncpool_dsn: str) -> None:
-    """When the lifespan is made, not when the app starts."""
+    """The error is raised when the lifespan is made, not when the app starts."""
     with pytest.raises(TypeError, match="pool must be an AsyncConnectionPool"):
         lifespan(asyncpool_dsn)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="reports must be an AsyncConnectionPool"):
         lifespan(AsyncConnectionPool(asyncpool_dsn), reports=3)  # type: ignore[arg-type]
 
 
-async def test_an_app_that_is_mounted_says_where_its_pool_is_missing(dsn: str) -> None:
-    """It has a state of its own, unless it is given that of the outer one."""
+async def test_a_mounted_app_without_a_pool_gets_a_helpful_error(dsn: str) -> None:
+    """A mounted app has a state of its own unless it gets the outer one."""
 
     async def one(request: Request) -> Response:
         return PlainTextResponse(str(await pool(request).fetchval("SELECT 1")))
@@ -378,7 +378,7 @@ async def test_an_app_that_is_mounted_says_where_its_pool_is_missing(dsn: str) -
 async def test_readiness_is_503_while_a_server_is_down_and_health_is_not(
     server: Server, dsn: str
 ) -> None:
-    """The process is not to be killed for it, and no traffic is to be sent to it."""
+    """The orchestrator must not kill the process, and must send it no traffic."""
     app = Starlette(
         routes=[health_route(), readiness_route()],
         lifespan=lifespan(AsyncConnectionPool(dsn, min_size=1), wait=True),
@@ -400,7 +400,7 @@ async def test_readiness_is_503_while_a_server_is_down_and_health_is_not(
 
 
 async def test_readiness_is_of_all_the_pools_that_it_names(dsn: str) -> None:
-    """One that is down makes it 503; a busy one does not."""
+    """A pool that is down makes it 503; a busy pool does not."""
     nowhere = psycopg.conninfo.make_conninfo(dsn, port="1")
     app = Starlette(
         routes=[readiness_route("/all", "pool", "other"), readiness_route("/one", "other")],
@@ -424,8 +424,8 @@ async def test_readiness_is_of_all_the_pools_that_it_names(dsn: str) -> None:
         await waiter
 
 
-async def test_no_connection_in_time_is_503_and_come_again(dsn: str) -> None:
-    """A full line is the same to the client."""
+async def test_no_connection_in_time_is_503_with_retry_after(dsn: str) -> None:
+    """A full wait queue gives the client the same response."""
 
     async def one(request: Request) -> Response:
         return PlainTextResponse(str(await pool(request).fetchval("SHOW TimeZone", timeout=0)))
@@ -458,7 +458,7 @@ Reports = Annotated[psycopg.AsyncConnection, fastapi.connection("reports")]
 
 
 async def user(conn: Connection) -> psycopg.AsyncConnection:
-    """What depends on the connection too."""
+    """A dependency that uses the connection too."""
     return conn
 
 
@@ -514,7 +514,7 @@ def api(dsn: str, table: str) -> FastAPI:
 async def test_a_dependency_commits_before_the_response_and_rolls_back_with_an_exception(
     dsn: str, table: str, backends: Backends, path: str
 ) -> None:
-    """In what FastAPI gives by scope an HTTPException is one; by the request the status counts."""
+    """FastAPI's scopes roll back on an HTTPException; the request's transaction on a status."""
     async with serve(api(dsn, table)) as client:
         for x, status in enumerate([200, 404, 500, -404, -500]):
             response = await client.get(f"{path}?x={x}&status={status}")
@@ -526,7 +526,7 @@ async def test_a_dependency_commits_before_the_response_and_rolls_back_with_an_e
 async def test_the_commit_of_a_dependency_comes_before_the_first_byte(
     dsn: str, table: str, backends: Backends, path: str
 ) -> None:
-    """Whoever has got the response sees the row, and the connection is free."""
+    """A client with the response sees the row, and the connection is idle."""
     app = api(dsn, table)
     seen = []
 
@@ -544,14 +544,14 @@ async def test_the_commit_of_a_dependency_comes_before_the_first_byte(
 
 
 async def test_the_dependencies_of_a_request_share_its_connection(dsn: str, table: str) -> None:
-    """However deep; each pool has one of its own."""
+    """Nested dependencies share it too; each pool has a connection of its own."""
     async with serve(api(dsn, table)) as client:
         assert (await client.get("/shared")).json() == [True, 1]
         assert (await client.get("/both")).json() == ["off", "on"]
 
 
 def test_starlettes_part_needs_no_fastapi() -> None:
-    """Nor does the ASGI part need Starlette."""
+    """The ASGI part does not need Starlette either."""
     for module, others in (("starlette", ["fastapi"]), ("asgi", ["fastapi", "starlette"])):
         script = (
             f"import sys, asyncpool.integrations.{module}\n"
@@ -561,7 +561,7 @@ def test_starlettes_part_needs_no_fastapi() -> None:
 
 
 async def test_what_is_no_http_request_passes_through(dsn: str, table: str) -> None:
-    """A WebSocket has no status: it borrows from the pool itself."""
+    """A WebSocket has no status, so its handler must use the pool."""
 
     async def echo(socket: Any) -> None:
         await socket.accept()
