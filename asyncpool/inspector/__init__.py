@@ -1,4 +1,4 @@
-"""A read-only page that shows pools at work, to be mounted in one's own app."""
+"""A read-only page that shows pools live, to mount in your app."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page as an ASGI app, for any framework that mounts one."""
+"""The page as an ASGI app, for any framework that can mount one."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class Inspector:
-    """A small read-only ASGI app: a page that draws pools live, and the feed that it reads.
+    """A small read-only ASGI app: a page that shows pools live, and the feed that it reads.
 
-    It answers nobody whom `authorize` has not let in: task names, places in the program and the
-    texts of statements are no secrets of the pool's, but may be of yours. No password and no
-    parameter of a statement is shown.
+    The app refuses every request that `authorize` does not allow, since task names, code locations
+    and statement texts may be your secrets. It shows no password and no parameter of a statement.
 
     Args:
-        pools: one pool or several, each with a name of its own; held weakly.
-        authorize: called with the ASGI scope of each request, plain or async; true lets it in.
-        interval: seconds from one snapshot to the next, while somebody watches.
+        pools: one pool, or several with different names; held weakly.
+        authorize: a plain or async function of the request's ASGI scope; only the result `True`
+            allows the request.
+        interval: seconds from one snapshot to the next, from the first request on.
 
     Raises:
-        TypeError, ValueError: an argument makes no sense.
+        TypeError: `authorize` or a pool has the wrong type.
+        ValueError: `interval` is not positive, or two pools have the same name.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Inspector:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] == "lifespan":
-            await _live(receive, send)
+            await _lifespan(receive, send)
         elif scope["type"] == "http":
             await self._answer(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -70,9 +71,9 @@ class Inspector:
             return
         path = _path_of(scope)
         if not path:
-            # What the page loads is beside it.
-            there = scope["path"].rpartition("/")[2] + "/"
-            await _respond(scope, send, 307, b"", "text/plain", more={"Location": there})
+            # The page's links are relative, so its path must end with a slash.
+            location = scope["path"].rpartition("/")[2] + "/"
+            await _respond(scope, send, 307, b"", "text/plain", more={"Location": location})
         elif path == "/events":
             await self._stream(scope, receive, send)
         elif path == "/snapshot":
@@ -88,16 +89,16 @@ class Inspector:
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
-        gone = asyncio.create_task(_hang_up(receive))
+        gone = asyncio.create_task(_wait_for_disconnect(receive))
         stream = self._feed.stream()
         try:
             while not gone.done():
-                coming = asyncio.create_task(stream.next())
+                pending = asyncio.create_task(stream.next())
                 try:
-                    await asyncio.wait({gone, coming}, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait({gone, pending}, return_when=asyncio.FIRST_COMPLETED)
                 finally:
-                    event = coming.result() if coming.done() else None
-                    coming.cancel()
+                    event = pending.result() if pending.done() else None
+                    pending.cancel()
                 if event is None:
                     break
                 body = event.encode()
@@ -107,19 +108,19 @@ class Inspector:
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _hang_up(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _live(receive: Receive, send: Send) -> None:
+async def _lifespan(receive: Receive, send: Send) -> None:
     while (message := await receive())["type"] != "lifespan.shutdown":
         await send({"type": f"{message['type']}.complete"})
     await send({"type": "lifespan.shutdown.complete"})
 
 
 def _path_of(scope: Scope) -> str:
-    """The part of the path that is ours, wherever the app is mounted."""
+    """Return the part of the path below the app's mount point."""
     path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
     return path.removeprefix(root) if root and (path + "/").startswith(root + "/") else path
 

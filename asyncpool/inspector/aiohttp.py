@@ -1,4 +1,4 @@
-"""The same page as an aiohttp application, to be added to one's own with `add_subapp`."""
+"""The page as an aiohttp application, to add to yours with `add_subapp`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ def application(
     """An application with the page and its feed: `app.add_subapp("/pool/", application(...))`.
 
     Args:
-        pools: one pool or several, each with a name of its own; held weakly.
-        authorize: called with each request, plain or async; true lets it in.
-        interval: seconds from one snapshot to the next, while somebody watches.
+        pools: one pool, or several with different names; held weakly.
+        authorize: a plain or async function of the request; only the result `True` allows it.
+        interval: seconds from one snapshot to the next, from the first request on.
 
     Raises:
-        TypeError, ValueError: an argument makes no sense.
+        TypeError: `authorize` or a pool has the wrong type.
+        ValueError: `interval` is not positive, or two pools have the same name.
     """
     if not callable(authorize):
         msg = f"authorize must be a function of the request: got {authorize!r}"
@@ -68,5 +69,5 @@ async def _stream(request: web.Request, feed: Feed) -> web.StreamResponse:
         while (event := await stream.next()) is not None:
             await response.write(event.encode())
     except ConnectionError:
-        pass  # it has hung up
+        pass  # the client has disconnected
     return response

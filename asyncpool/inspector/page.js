@@ -1,17 +1,17 @@
 "use strict";
 
-// All text goes in by textContent: names of tasks and statements are anybody's.
+// Insert all text by textContent: task names and statements may contain HTML.
 
 const SPAN = 600; // seconds of the timeline
-const OLD = 10; // seconds after which a lease stands out
+const OLD = 10; // seconds after which a lease is highlighted
 const STATES = ["idle", "leased", "opening", "cleaning", "closing"];
 const SVG = "http://www.w3.org/2000/svg";
 const at = (id) => document.getElementById(id);
 const timelines = new Map();
-let told = null;
+let snapshot = null;
 let chosen = null;
 let shown = null; // the number of the connection in the dialog
-let heard = 0;
+let receivedAt = 0;
 
 function make(tag, text, attributes = {}) {
   const found = document.createElement(tag);
@@ -61,14 +61,14 @@ function fill(place, items, build) {
 
 function now(pool) {
   const stats = pool.stats;
-  put("t-lent", `${stats.leased} / ${stats.max_size || "∞"}`);
+  put("t-leased", `${stats.leased} / ${stats.max_size || "∞"}`);
   put("t-size", String(stats.size));
   put("t-waiting", String(stats.waiting));
   put("t-wait", stats.wait.count ? seconds(stats.wait.p99) : "-");
   put("t-use", stats.use.count ? seconds(stats.use.p99) : "-");
   put("t-failed", String(stats.requests_failed));
   at("t-waiting").parentElement.classList.toggle("hot", stats.waiting > 0);
-  at("t-lent").parentElement.classList.toggle(
+  at("t-leased").parentElement.classList.toggle(
     "hot", stats.max_size > 0 && stats.leased >= stats.max_size);
   at("t-failed").parentElement.classList.toggle("hot", stats.requests_failed > 0);
   const notes = [...pool.doing, ...pool.advice];
@@ -89,12 +89,12 @@ function cell(connection) {
     if (lease.age > OLD) box.dataset.old = "yes";
     box.append(make("span", lease.holder), make("span", short(lease.borrowed_at) || lease.transaction));
     box.setAttribute("aria-label",
-      `connection ${connection.number}, lent for ${clock(lease.age)} to ${lease.holder}: details`);
+      `connection ${connection.number}, leased for ${clock(lease.age)} by ${lease.holder}: details`);
     box.title = [lease.holder, lease.borrowed_at].filter(Boolean).join("\n");
     box.addEventListener("click", () => open(connection.number));
   } else {
     box.append(make("span", `no. ${connection.number}${connection.pid ? `, backend ${connection.pid}` : ""}`));
-    box.append(make("span", `lent ${times(connection.uses)}`));
+    box.append(make("span", `leased ${times(connection.uses)}`));
   }
   return box;
 }
@@ -111,10 +111,10 @@ function cells(pool) {
   }
 }
 
-function line(pool) {
-  put("line-count", pool.stats.waiting ? `${pool.stats.waiting} waiting` : "");
+function queue(pool) {
+  put("queue-count", pool.stats.waiting ? `${pool.stats.waiting} waiting` : "");
   const first = pool.waiters.slice(0, 8);
-  fill(at("line"), first, (waiter) => {
+  fill(at("queue"), first, (waiter) => {
     const item = make("li");
     const who = make("span", waiter.task);
     if (waiter.waits_at.length) who.append(" ", make("small", short(waiter.waits_at[0])));
@@ -124,9 +124,9 @@ function line(pool) {
   if (pool.stats.waiting > first.length && first.length) {
     const more = make("li");
     more.append(make("b", ""), make("span", `and ${pool.stats.waiting - first.length} more`));
-    at("line").append(more);
+    at("queue").append(more);
   }
-  at("no-line").hidden = pool.stats.waiting > 0;
+  at("no-queue").hidden = pool.stats.waiting > 0;
 }
 
 function timeline(pool) {
@@ -174,7 +174,7 @@ function histogram(name, times) {
   place.setAttribute("viewBox", `0 0 ${seen.length} 100`);
   place.replaceChildren(draw("line", { class: "base", x1: 0, x2: seen.length, y1: 100, y2: 100 }));
   seen.forEach((bar, number) => {
-    // A root lets the rare long ones be seen beside the many short ones.
+    // The square root keeps rare long durations visible beside many short ones.
     const height = bar.count ? Math.max(2, Math.sqrt(bar.count / most) * 96) : 0;
     const late = bar.lower >= times.p99 && times.count ? " late" : "";
     const box = draw("rect", { class: `bar${late}`, x: number + 0.08, width: 0.84, y: 100 - height, height });
@@ -185,14 +185,14 @@ function histogram(name, times) {
   });
   fill(at(`${name}-axis`), [seen[0].lower, seen[Math.floor(seen.length / 2)].lower, seen[seen.length - 1].upper],
     (edge) => make("span", edge === null ? "more" : seconds(edge)));
-  const told = [["p50", times.p50], ["p90", times.p90], ["p99", times.p99], ["longest", times.max]];
-  fill(at(`${name}-spread`), times.count ? told : [], ([label, value]) => {
+  const values = [["p50", times.p50], ["p90", times.p90], ["p99", times.p99], ["longest", times.max]];
+  fill(at(`${name}-spread`), times.count ? values : [], ([label, value]) => {
     const box = make("div");
     box.append(make("span", label), seconds(value));
     return box;
   });
   place.setAttribute("aria-label", times.count
-    ? `${times.count} of them: ${told.map(([label, value]) => `${label} ${seconds(value)}`).join(", ")}`
+    ? `${times.count} of them: ${values.map(([label, value]) => `${label} ${seconds(value)}`).join(", ")}`
     : "none yet");
 }
 
@@ -217,17 +217,17 @@ function detail(pool) {
   const connection = shown === null ? null : pool.connections.find((each) => each.number === shown);
   if (!at("lease").open) return;
   const lease = connection && connection.lease;
-  put("lease-title", lease ? lease.holder : "It was returned");
+  put("lease-title", lease ? lease.holder : "The connection was returned");
   if (!lease) return;
   const rows = [
-    ["lent for", clock(lease.age)],
+    ["leased for", clock(lease.age)],
     ["borrowed at", lease.stack.length ? places(lease.stack)
-      : "not known: give the pool a leak_timeout to note where each connection is borrowed"],
+      : "unknown: set the pool's leak_timeout to record where each connection is borrowed"],
     ["its task is at", lease.waits_at.length ? places(lease.waits_at) : "not known"],
     ["transaction", lease.transaction],
     ["last statement", lease.last_sql ? make("code", lease.last_sql) : "not known"],
     ["backend", lease.pid === null ? "-" : String(lease.pid)],
-    ["connection", `no. ${connection.number}, open for ${clock(connection.age)}, lent ${times(connection.uses)}`],
+    ["connection", `no. ${connection.number}, open for ${clock(connection.age)}, leased ${times(connection.uses)}`],
     ["", lease.connection],
   ];
   const list = make("dl");
@@ -246,18 +246,18 @@ function open(number) {
 }
 
 function render() {
-  if (!told || !told.pools.length) return;
-  const pool = told.pools.find((each) => each.name === chosen) || told.pools[0];
+  if (!snapshot || !snapshot.pools.length) return;
+  const pool = snapshot.pools.find((each) => each.name === chosen) || snapshot.pools[0];
   chosen = pool.name;
   put("name", `${pool.name}: ${pool.stats.min_size} to ${pool.stats.max_size || "any number of"} connections`);
   document.title = `${pool.stats.leased}/${pool.stats.max_size || "∞"} ${pool.name}`;
-  now(pool); cells(pool); line(pool); timeline(pool);
+  now(pool); cells(pool); queue(pool); timeline(pool);
   histogram("wait", pool.stats.wait); histogram("use", pool.stats.use);
   events(pool); detail(pool);
 }
 
 function choices() {
-  const names = told.pools.map((each) => each.name);
+  const names = snapshot.pools.map((each) => each.name);
   at("choice").hidden = names.length < 2;
   const select = at("pools");
   if ([...select.options].map((each) => each.value).join("\n") !== names.join("\n")) {
@@ -267,10 +267,10 @@ function choices() {
 }
 
 function take(message) {
-  told = JSON.parse(message.data);
-  heard = performance.now();
-  for (const pool of told.pools) {
-    const before = told.whole ? [] : timelines.get(pool.name) || [];
+  snapshot = JSON.parse(message.data);
+  receivedAt = performance.now();
+  for (const pool of snapshot.pools) {
+    const before = snapshot.whole ? [] : timelines.get(pool.name) || [];
     const newest = before.length ? before[before.length - 1][0] : 0;
     const all = [...before, ...pool.timeline.filter((each) => each[0] > newest)];
     const last = all.length ? all[all.length - 1][0] : 0;
@@ -294,7 +294,7 @@ source.addEventListener("error", () => {
   if (source.readyState === EventSource.CLOSED) state("lost", "no answer: reload the page");
 });
 setInterval(() => {
-  if (performance.now() - heard > 5000 && source.readyState !== EventSource.CLOSED) {
-    state("lost", heard ? "the app does not answer" : "connecting");
+  if (performance.now() - receivedAt > 5000 && source.readyState !== EventSource.CLOSED) {
+    state("lost", receivedAt ? "the app does not answer" : "connecting");
   }
 }, 1000);

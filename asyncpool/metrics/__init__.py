@@ -1,1 +1,1 @@
-"""A pool's numbers for those who collect them: a module for each, imported by who uses it."""
+"""A pool's metrics for collectors, one module each; import the module that you use."""

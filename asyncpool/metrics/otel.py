@@ -2,9 +2,9 @@
 
 Source: https://opentelemetry.io/docs/specs/semconv/database/database-metrics/#connection-pools
 
-All is read when a reader collects, nothing is done while connections are borrowed and returned. The
-three histograms are synchronous instruments, so what has come since the last collection is recorded
-then, each duration at a place in the bucket that the pool has it in: counts and sums are exact.
+All numbers are read when a reader collects; an acquire or release does no work for them. The three
+histograms are synchronous instruments, so each collection records the durations since the one
+before, each at a value inside the pool's own bucket: counts and sums are exact.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from asyncpool import AsyncConnectionPool, PoolStats, Times
 __all__ = ["Instrumentation", "instrument"]
 
 BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
-"""Seconds; what the conventions advise for durations of databases."""
+"""Seconds, as the conventions advise for durations of databases."""
 POOL, STATE = "db.client.connection.pool.name", "db.client.connection.state"
-FRESH = 0.05
-"""Seconds for which a snapshot serves: a collection asks once for each instrument."""
+MAX_AGE = 0.05
+"""Seconds for which a snapshot is reused, since a collection asks once for each instrument."""
 
 Pool = AsyncConnectionPool[Any]
 Read = Callable[[PoolStats], int | None]
@@ -38,18 +38,18 @@ def instrument(
     slow_wait: float | None = None,
     histograms: bool = True,
 ) -> Instrumentation:
-    """Have pools' metrics collected from now on.
+    """Start collecting the metrics of pools.
 
     Args:
-        pools: one or more; they are held weakly, and left out while they are not open.
-        meter_provider: None: OpenTelemetry's global one.
-        slow_wait: seconds from which on a wait for a connection becomes an event of the current
-            span, which takes the place of the pool's `on_slow_wait`; None: it does not.
-        histograms: whether create_time, wait_time and use_time are recorded. That costs the
+        pools: one pool or more; held weakly, and left out while not open.
+        meter_provider: the provider; None: OpenTelemetry's global one.
+        slow_wait: seconds above which a wait for a connection becomes an event of the current
+            span, by a callback that replaces the pool's `on_slow_wait`; None: no events.
+        histograms: whether create_time, wait_time and use_time are recorded. This costs the
             collecting thread some microseconds for each request of the pool.
 
     Raises:
-        TypeError: what is given is no pool, or none is.
+        TypeError: an argument is no pool, or there are no pools.
     """
     if not pools or not all(isinstance(pool, AsyncConnectionPool) for pool in pools):
         msg = f"instrument() takes one or more pools: got {pools!r}"
@@ -58,30 +58,30 @@ def instrument(
     for pool in pools:
         meters.add(pool, histograms=histograms)
         if slow_wait is not None:
-            pool.on_slow_wait(slow_wait, partial(_note_wait, weakref.ref(pool)))
-    return Instrumentation(meters, pools, told=slow_wait is not None)
+            pool.on_slow_wait(slow_wait, partial(_record_wait, weakref.ref(pool)))
+    return Instrumentation(meters, pools, slow_waits=slow_wait is not None)
 
 
 class Instrumentation:
-    """Pools whose metrics are collected, until `uninstrument`."""
+    """Pools whose metrics are collected until `uninstrument` is called."""
 
-    def __init__(self, meters: _Meters, pools: Iterable[Pool], *, told: bool) -> None:
+    def __init__(self, meters: _Meters, pools: Iterable[Pool], *, slow_waits: bool) -> None:
         self._meters = meters
         self._pools = [weakref.ref(pool) for pool in pools]
-        self._told = told
+        self._slow_waits = slow_waits
 
     def uninstrument(self) -> None:
-        """Collect them no longer; the second time it does nothing."""
+        """Stop collecting; a second call does nothing."""
         for each in self._pools:
             if (pool := each()) is not None:
                 self._meters.remove(pool)
-                if self._told:
+                if self._slow_waits:
                     pool.on_slow_wait(0, None)
         self._pools.clear()
 
 
 class _Watched:
-    """One pool, and what was recorded of it."""
+    """One pool, and its snapshot at the last recording."""
 
     def __init__(self, pool: Pool, *, histograms: bool) -> None:
         self.pool = weakref.ref(pool)
@@ -91,15 +91,15 @@ class _Watched:
         self._recorded = self._stats
 
     def stats(self) -> PoolStats | None:
-        """A snapshot of now; None: the pool is not open, or gone."""
+        """Return a current snapshot; None: the pool is not open, or was collected."""
         if (pool := self.pool()) is None or pool.closed:
             return None
-        if (now := time.monotonic()) - self._read_at > FRESH:
+        if (now := time.monotonic()) - self._read_at > MAX_AGE:
             self._stats, self._read_at = pool.stats(), now
         return self._stats
 
     def record(self, instruments: dict[str, Histogram]) -> None:
-        """Record what has come since the last time, also of a pool that was closed meanwhile."""
+        """Record the durations since the last recording, also for a pool closed meanwhile."""
         pool = self.pool()
         if not self._histograms or pool is None:
             return
@@ -109,14 +109,14 @@ class _Watched:
         for name, values in (
             ("create_time", _since(now.connect, before.connect)),
             ("use_time", _since(now.use, before.use)),
-            ("wait_time", _since(now.wait, before.wait) + [0.0] * _unhindered(now, before)),
+            ("wait_time", _since(now.wait, before.wait) + [0.0] * _unqueued(now, before)),
         ):
             for value in values:
                 instruments[name].record(value, attributes)
 
 
 class _Meters:
-    """The instruments of one provider, and the pools that they are read from."""
+    """The instruments of one provider, and the pools that they read."""
 
     def __init__(self, provider: MeterProvider) -> None:
         self._watched: list[_Watched] = []
@@ -157,20 +157,20 @@ class _Meters:
             prefix + "timeouts",
             [partial(self._observe, lambda stats: stats.requests_timed_out)],
             "{timeout}",
-            "The number of requests whose time was up before they had a connection.",
+            "The number of requests that timed out before they got a connection.",
         )
 
     def add(self, pool: Pool, *, histograms: bool) -> None:
-        """Read this pool too; one that is known is begun anew."""
+        """Add a pool; recording restarts for one that was added before."""
         self.remove(pool)
         self._watched.append(_Watched(pool, histograms=histograms))
 
     def remove(self, pool: Pool) -> None:
-        """Read it no longer."""
+        """Remove a pool."""
         self._watched = [each for each in self._watched if each.pool() not in (pool, None)]
 
     def _count(self, options: CallbackOptions) -> Sequence[Observation]:
-        # The first of a collection's callbacks: what is recorded here is collected with it.
+        # This is a collection's first callback, so the collection includes what it records.
         for each in self._watched:
             each.record(self._histograms)
         found = []
@@ -188,14 +188,14 @@ class _Meters:
         return [stats for each in self._watched if (stats := each.stats()) is not None]
 
 
-_known: weakref.WeakKeyDictionary[MeterProvider, _Meters] = weakref.WeakKeyDictionary()
+_meters_by_provider: weakref.WeakKeyDictionary[MeterProvider, _Meters] = weakref.WeakKeyDictionary()
 
 
 def _meters_of(provider: MeterProvider) -> _Meters:
-    # A second instrument of the same name would not be collected.
-    if provider not in _known:
-        _known[provider] = _Meters(provider)
-    return _known[provider]
+    # Each provider gets one set: a second instrument of the same name would not be collected.
+    if provider not in _meters_by_provider:
+        _meters_by_provider[provider] = _Meters(provider)
+    return _meters_by_provider[provider]
 
 
 def _min_size(stats: PoolStats) -> int:
@@ -206,20 +206,20 @@ def _max_size(stats: PoolStats) -> int | None:
     return stats.max_size or None
 
 
-def _unhindered(now: PoolStats, before: PoolStats) -> int:
-    """How many of the requests that have ended since then did not have to wait."""
+def _unqueued(now: PoolStats, before: PoolStats) -> int:
+    """Count the requests that ended since `before` without waiting."""
 
     def total(stats: PoolStats) -> int:
         return stats.requests - stats.waiting - stats.wait.count
 
-    anew = now.requests < before.requests
-    return max(0, total(now) - (0 if anew else total(before)))
+    restarted = now.requests < before.requests
+    return max(0, total(now) - (0 if restarted else total(before)))
 
 
 def _since(now: Times, before: Times) -> list[float]:
-    """The durations that came between the two, as far as the buckets tell; their sum is exact."""
+    """Estimate the durations recorded between two snapshots from the buckets; the sum is exact."""
     if now.count < before.count:
-        before = Times()  # it was opened afresh on another loop
+        before = Times()  # the pool was reopened on another event loop
     found: list[tuple[float, float, int]] = []
     lower, upto = 0.0, 0
     for (edge, count), (_, known) in zip(now.buckets, before.buckets, strict=True):
@@ -234,8 +234,8 @@ def _since(now: Times, before: Times) -> list[float]:
     return [low + share * (high - low) for low, high, new in found for _ in range(new)]
 
 
-def _note_wait(pool: weakref.ref[Pool], waited: float) -> None:
-    """Tell the span in which somebody has waited."""
+def _record_wait(pool: weakref.ref[Pool], waited: float) -> None:
+    """Add an event to the span of the request that waited."""
     span = trace.get_current_span()
     alive = pool()
     if alive is not None and span.is_recording():

@@ -1,6 +1,6 @@
-"""A collector for prometheus_client: what pools have counted, read when somebody scrapes.
+"""A collector for prometheus_client: it reads the pools' counters at each scrape.
 
-Between scrapes nothing is done, and pools are held weakly.
+It does no work between scrapes, and holds the pools weakly.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ __all__ = ["PoolCollector"]
 STATES = ("opening", "idle", "leased", "cleaning", "closing")
 GAUGES: dict[str, tuple[str, Callable[[PoolStats], int]]] = {
     "min_connections": ("Connections that are kept open.", lambda stats: stats.min_size),
-    "max_connections": ("The most there may be; 0: no bound.", lambda stats: stats.max_size),
+    "max_connections": (
+        "Maximum number of connections; 0: unlimited.",
+        lambda stats: stats.max_size,
+    ),
     "requests_waiting": ("Requests that wait for a connection.", lambda stats: stats.waiting),
 }
 COUNTERS: dict[str, tuple[str, Callable[[PoolStats], int]]] = {
@@ -34,42 +37,51 @@ COUNTERS: dict[str, tuple[str, Callable[[PoolStats], int]]] = {
         "Requests for a connection that were served, have failed or were cancelled.",
         lambda stats: stats.requests - stats.waiting,
     ),
-    "requests_queued": ("Those that had to wait.", lambda stats: stats.requests_queued),
+    "requests_queued": ("Requests that had to wait.", lambda stats: stats.requests_queued),
     "requests_shared": (
-        "One-shot statements on a connection that they share.",
+        "One-shot statements that shared a connection.",
         lambda stats: stats.requests_shared,
     ),
-    "requests_failed": ("Ended in an error of the pool.", lambda stats: stats.requests_failed),
-    "requests_timed_out": ("Their time was up.", lambda stats: stats.requests_timed_out),
+    "requests_failed": (
+        "Requests that ended in an error of the pool.",
+        lambda stats: stats.requests_failed,
+    ),
+    "requests_timed_out": ("Requests that timed out.", lambda stats: stats.requests_timed_out),
     "requests_cancelled": (
-        "Their caller was cancelled while waiting.",
+        "Requests whose caller was cancelled while waiting.",
         lambda stats: stats.requests_cancelled,
     ),
     "connects": ("Attempts to open a connection.", lambda stats: stats.connects),
-    "connects_failed": ("Those that failed.", lambda stats: stats.connects_failed),
+    "connects_failed": (
+        "Failed attempts to open a connection.",
+        lambda stats: stats.connects_failed,
+    ),
     "connections_lost": ("Connections that broke while idle.", lambda stats: stats.lost),
     "returns_bad": ("Connections that came back broken.", lambda stats: stats.returns_bad),
-    "leaks": ("Leases above leak_timeout, or taken back.", lambda stats: stats.leaks),
+    "leaks": ("Leases longer than leak_timeout, or taken back.", lambda stats: stats.leaks),
 }
 TIMES: dict[str, tuple[str, Callable[[PoolStats], Times]]] = {
-    "wait_seconds": ("Waits of those who had to, also in vain.", lambda stats: stats.wait),
-    "use_seconds": ("From borrowing to returning.", lambda stats: stats.use),
-    "connect_seconds": ("Connects that succeeded.", lambda stats: stats.connect),
-    "ping_seconds": ("Pings that were answered.", lambda stats: stats.ping),
+    "wait_seconds": (
+        "Waits of requests that had to wait, also of failed ones.",
+        lambda stats: stats.wait,
+    ),
+    "use_seconds": ("Time from acquire to release.", lambda stats: stats.use),
+    "connect_seconds": ("Duration of successful connects.", lambda stats: stats.connect),
+    "ping_seconds": ("Duration of answered pings.", lambda stats: stats.ping),
 }
 EVERY = 4
-"""Of four buckets to a doubling one is told: 22 series for each histogram, exact where they are."""
+"""Export every fourth bucket, one a doubling: 22 series for each histogram, with exact counts."""
 
 
 class PoolCollector(Collector):
     """The metrics of some pools, each labelled with its pool's name.
 
-    A pool is among them while it is open; none is kept alive.
+    A pool's metrics are exported while it is open. The collector keeps no pool alive.
 
     Args:
-        pools: some to begin with.
-        registry: where it is registered; None: nowhere, it is for you to do.
-        prefix: what all names begin with.
+        pools: the first pools; `add` adds others.
+        registry: the registry to register with; None: none, register it yourself.
+        prefix: the prefix of all names.
 
     Raises:
         ValueError: two pools have the same name.
@@ -89,11 +101,11 @@ class PoolCollector(Collector):
             registry.register(self)
 
     def add(self, pool: AsyncConnectionPool[Any]) -> None:
-        """Take one more pool in.
+        """Add a pool.
 
         Raises:
-            TypeError: it is none.
-            ValueError: another one has its name.
+            TypeError: the argument is no pool.
+            ValueError: another pool has the same name.
         """
         if not isinstance(pool, AsyncConnectionPool):
             msg = f"only an AsyncConnectionPool has these metrics: got {pool!r}"
@@ -106,15 +118,15 @@ class PoolCollector(Collector):
         self._pools.append(weakref.ref(pool))
 
     def remove(self, pool: AsyncConnectionPool[Any]) -> None:
-        """Leave a pool out from now on."""
+        """Remove a pool."""
         self._pools = [each for each in self._pools if each() not in (pool, None)]
 
     def describe(self) -> list[Metric]:
-        """The names alone, so that registering reads no pool."""
+        """Return the metrics without samples, so that registering reads no pool."""
         return list(self._families({}))
 
     def collect(self) -> Iterator[Metric]:
-        """All numbers of this moment; from any thread."""
+        """Read the current numbers of all open pools; callable from any thread."""
         pools = (each() for each in self._pools)
         open_ones = (pool for pool in pools if pool is not None and not pool.closed)
         yield from self._families({pool.name: pool.stats() for pool in open_ones})

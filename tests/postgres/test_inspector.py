@@ -1,4 +1,4 @@
-"""The inspector over HTTP: who is let in, what is told, and that it is no burden."""
+"""The inspector over HTTP: its authorization, its content, and its low cost."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def client_of(app: Any) -> AsyncIterator[httpx.AsyncClient]:
 
 @asynccontextmanager
 async def served(app: Any) -> AsyncIterator[str]:
-    """By a real server, on a port of its own."""
+    """Serve an app by a real server; yield its address."""
     config = uvicorn.Config(app, port=0, log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
@@ -56,7 +56,7 @@ async def served(app: Any) -> AsyncIterator[str]:
 
 
 async def events(client: httpx.AsyncClient, url: str, number: int) -> list[dict[str, Any]]:
-    """The first ones of a stream."""
+    """Read the first events of a stream."""
     found: list[dict[str, Any]] = []
     async with client.stream("GET", url) as answer:
         assert answer.headers["content-type"] == "text/event-stream"
@@ -70,8 +70,8 @@ async def events(client: httpx.AsyncClient, url: str, number: int) -> list[dict[
 
 @pytest.mark.parametrize("verdict", [False, None, 1, "yes"])
 @pytest.mark.parametrize("path", ["/", "/snapshot", "/events", "/page.js", "/nothing"])
-async def test_nobody_is_let_in_but_by_true(dsn: str, verdict: Any, path: str) -> None:
-    """Nothing is told before, not even which paths there are."""
+async def test_only_true_allows_a_request(dsn: str, verdict: Any, path: str) -> None:
+    """A refusal does not even show which paths exist."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         app = Inspector(pool, authorize=lambda scope: verdict)
         async with client_of(app) as client:
@@ -81,7 +81,7 @@ async def test_nobody_is_let_in_but_by_true(dsn: str, verdict: Any, path: str) -
 
 
 async def test_authorize_may_be_async_and_sees_the_request(dsn: str) -> None:
-    """Its scope, with the headers."""
+    """It gets the request's scope, with the headers."""
 
     async def authorize(scope: Any) -> bool:
         await asyncio.sleep(0)
@@ -95,8 +95,8 @@ async def test_authorize_may_be_async_and_sees_the_request(dsn: str) -> None:
         assert (await client.get("/", headers={"X-Admin": "1"})).status_code == 200
 
 
-async def test_all_answers_have_headers_that_keep_others_out(dsn: str) -> None:
-    """No outside resource, no inline script, no frame, no cache; only reading."""
+async def test_all_responses_have_security_headers(dsn: str) -> None:
+    """They allow no outside resource, inline script, frame or cache; only GET and HEAD work."""
     async with (
         AsyncConnectionPool(dsn, min_size=1) as pool,
         client_of(Inspector(pool, authorize=yes)) as client,
@@ -125,8 +125,8 @@ async def test_all_answers_have_headers_that_keep_others_out(dsn: str) -> None:
         assert "innerHTML" not in (await client.get("/page.js")).text
 
 
-async def test_a_forgotten_release_is_found_with_the_line_that_borrowed(dsn: str) -> None:
-    """Its task, its place, its statement without the values, and how long it lasts."""
+async def test_a_forgotten_release_is_shown_with_the_line_that_borrowed(dsn: str) -> None:
+    """The lease shows its task, its code location and its statement without parameters."""
     async with (
         AsyncConnectionPool(dsn, min_size=1, max_size=2, leak_timeout=60, name="shop") as pool,
         client_of(Inspector(pool, authorize=yes)) as client,
@@ -143,21 +143,21 @@ async def test_a_forgotten_release_is_found_with_the_line_that_borrowed(dsn: str
         )
         answer = await client.get("/snapshot")
         assert answer.headers["content-type"] == "application/json"
-        (told,) = answer.json()["pools"]
-        (lease,) = told["leases"]
+        (shown,) = answer.json()["pools"]
+        (lease,) = shown["leases"]
         assert lease["holder"] == "<script>alert(1)</script>"
         assert "test_inspector.py" in lease["borrowed_at"]
         assert lease["borrowed_at"].endswith("refund")
         assert lease["last_sql"] == "SELECT %s::text"
         assert lease["transaction"] == "in transaction"
         assert "a secret" not in answer.text
-        assert told["connections"][0]["lease"]["stack"] == lease["stack"]
+        assert shown["connections"][0]["lease"]["stack"] == lease["stack"]
         task.cancel()
         await asyncio.wait({task})
 
 
-async def test_a_stream_has_the_timeline_first_and_then_what_is_new(dsn: str) -> None:
-    """A snapshot a tick, for as long as somebody watches; mounted anywhere."""
+async def test_a_stream_has_the_timeline_first_and_then_new_samples(dsn: str) -> None:
+    """It has one snapshot a tick, also in an app mounted at another path."""
     async with (
         AsyncConnectionPool(dsn, min_size=1, name="one") as one,
         AsyncConnectionPool(dsn, min_size=2, name="two") as two,
@@ -178,8 +178,8 @@ async def test_a_stream_has_the_timeline_first_and_then_what_is_new(dsn: str) ->
             assert len(again["pools"][0]["timeline"]) >= 3
 
 
-async def test_many_watchers_share_one_snapshot(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And one that has hung up leaves nothing behind."""
+async def test_many_readers_share_one_snapshot(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that has disconnected leaves no task behind."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         made = 0
         explain = pool.explain
@@ -199,13 +199,13 @@ async def test_many_watchers_share_one_snapshot(dsn: str, monkeypatch: pytest.Mo
 
 
 async def test_a_stream_ends_by_itself_so_that_a_server_can_stop(dsn: str) -> None:
-    """After a while, to be asked for anew, and with its pool."""
+    """It ends after `stream_duration`, and when its pool closes."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         app = Inspector(pool, authorize=yes, interval=0.02)
-        app._feed._lasts = 0.1
+        app._feed._stream_duration = 0.1
         async with client_of(app) as client:
             assert (await in_time(client.get("/events"))).text.count("data: ") >= 2
-        app._feed._lasts = 600
+        app._feed._stream_duration = 600
         async with client_of(app) as client:
             watching = asyncio.create_task(client.get("/events"))
             await asyncio.sleep(0.05)
@@ -213,12 +213,12 @@ async def test_a_stream_ends_by_itself_so_that_a_server_can_stop(dsn: str) -> No
             assert (await in_time(watching)).text.count("data: ") >= 2
     assert app._feed._timer is None
     async with client_of(app) as client:
-        (told,) = (await client.get("/snapshot")).json()["pools"]
-        assert told["stats"]["size"] == 0
+        (shown,) = (await client.get("/snapshot")).json()["pools"]
+        assert shown["stats"]["size"] == 0
 
 
-async def test_a_watcher_that_hangs_up_is_let_go(dsn: str) -> None:
-    """With no further tick."""
+async def test_the_stream_of_a_disconnected_reader_ends(dsn: str) -> None:
+    """It ends before the next tick."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         app = Inspector(pool, authorize=yes, interval=60)
         sent: list[Any] = []
@@ -243,13 +243,13 @@ async def test_a_watcher_that_hangs_up_is_let_go(dsn: str) -> None:
         assert again.cancelled()
 
 
-async def test_it_keeps_no_pool_alive(dsn: str) -> None:
-    """Nor does its timer keep the inspector."""
+async def test_an_inspector_keeps_no_pool_alive(dsn: str) -> None:
+    """Its timer does not keep the inspector alive either."""
     pool = AsyncConnectionPool(dsn, min_size=1)
     app = Inspector(pool, authorize=yes, interval=0.02)
     async with pool, client_of(app) as client:
         await client.get("/snapshot")
-    while app._feed._timer is not None:  # noqa: ASYNC110 - it has no event to wait for
+    while app._feed._timer is not None:  # noqa: ASYNC110 - there is no event for it
         await asyncio.sleep(0.01)
     seen, feed = weakref.ref(pool), weakref.ref(app._feed)
     del pool
@@ -263,7 +263,7 @@ async def test_it_keeps_no_pool_alive(dsn: str) -> None:
 
 
 async def test_the_feed_has_ten_minutes(dsn: str) -> None:
-    """And forgets what is older."""
+    """Older samples are dropped."""
     async with AsyncConnectionPool(dsn, min_size=1, name="old") as pool:
         feed = Inspector(pool, authorize=yes)._feed
         feed.start()
@@ -272,35 +272,39 @@ async def test_the_feed_has_ten_minutes(dsn: str) -> None:
         assert len(feed._timelines["old"]) == 600
 
 
-async def test_an_app_answers_its_framework(dsn: str) -> None:
-    """Its lifespan, where it is the whole app, and a web socket, which it has not."""
+async def test_an_inspector_answers_its_framework(dsn: str) -> None:
+    """It supports the lifespan protocol, and closes each web socket."""
     pool = AsyncConnectionPool(dsn, open=False)
     app = Inspector(pool, authorize=yes)
-    said: list[str] = []
-    heard = iter(["lifespan.startup", "lifespan.shutdown"])
+    sent_types: list[str] = []
+    incoming = iter(["lifespan.startup", "lifespan.shutdown"])
 
     async def receive() -> Any:
-        return {"type": next(heard, "websocket.connect")}
+        return {"type": next(incoming, "websocket.connect")}
 
     async def send(message: Any) -> None:
-        said.append(message["type"])
+        sent_types.append(message["type"])
 
     await app({"type": "lifespan"}, receive, send)
     await app({"type": "websocket", "path": "/"}, receive, send)
-    assert said == ["lifespan.startup.complete", "lifespan.shutdown.complete", "websocket.close"]
+    assert sent_types == [
+        "lifespan.startup.complete",
+        "lifespan.shutdown.complete",
+        "websocket.close",
+    ]
     async with client_of(app) as client:
-        (told,) = (await client.get("/snapshot")).json()["pools"]
-        assert "not open yet" in told["doing"]
+        (shown,) = (await client.get("/snapshot")).json()["pools"]
+        assert "not open yet" in shown["doing"]
 
 
-def test_what_makes_no_sense_is_refused() -> None:
-    """At the call."""
+def test_bad_arguments_are_refused() -> None:
+    """The errors are raised at the call."""
     pool, other = (AsyncConnectionPool(open=False, name="same") for _ in range(2))
     with pytest.raises(TypeError, match="authorize"):
         Inspector(pool, authorize=None)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="one AsyncConnectionPool or several"):
         Inspector([], authorize=yes)
-    with pytest.raises(ValueError, match="name= of their own"):
+    with pytest.raises(ValueError, match="give each its own name="):
         Inspector([pool, other], authorize=yes)
     with pytest.raises(ValueError, match="interval"):
         Inspector(pool, authorize=yes, interval=0)
@@ -310,8 +314,8 @@ def test_what_makes_no_sense_is_refused() -> None:
         application(pool, authorize="me")  # type: ignore[arg-type]
 
 
-async def test_in_aiohttp_it_is_an_application_to_be_added(dsn: str) -> None:
-    """With the same page, feed, headers and door."""
+async def test_in_aiohttp_it_is_an_application_to_add(dsn: str) -> None:
+    """It has the same page, feed, headers and authorization."""
     async with AsyncConnectionPool(dsn, min_size=1, name="here") as pool:
 
         async def authorize(request: web.Request) -> bool:
@@ -346,7 +350,7 @@ async def test_in_aiohttp_it_is_an_application_to_be_added(dsn: str) -> None:
 
 
 def test_the_page_is_in_the_wheel(tmp_path: Any) -> None:
-    """Its files are no Python."""
+    """The page's files are not Python modules, so the build must include them."""
     hatchling = pytest.importorskip("hatchling.builders.wheel")
     builder = hatchling.WheelBuilder(str(ROOT))
     (wheel,) = builder.build(directory=str(tmp_path), versions=["standard"])

@@ -1,4 +1,4 @@
-"""The inspector's page in a real browser, where there is one."""
+"""The inspector's page in a real browser, if there is one."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ async def browser() -> AsyncIterator[Any]:
 @pytest.mark.parametrize(
     ("width", "scheme"), [(1100, "light"), (360, "dark")], ids=["wide", "phone"]
 )
-async def test_the_page_shows_who_has_what_and_who_waits(  # noqa: PLR0915 - one visit
+async def test_the_page_shows_leases_and_waiters(  # noqa: PLR0915 - one visit to the page
     dsn: str, browser: Any, width: int, scheme: str
 ) -> None:
-    """Live, with the stack of a lease on a click, and whatever a task is called."""
+    """It updates live, shows a lease's stack on a click, and renders any task name as text."""
     async with AsyncConnectionPool(
         dsn, min_size=1, max_size=2, leak_timeout=60, name="shop"
     ) as pool:
@@ -69,12 +69,12 @@ async def test_the_page_shows_who_has_what_and_who_waits(  # noqa: PLR0915 - one
             await page.goto(url)
             expect = playwright.expect
             await expect(page.locator("#live")).to_have_text("live")
-            await expect(page.locator("#t-lent")).to_have_text("1 / 2")
+            await expect(page.locator("#t-leased")).to_have_text("1 / 2")
             await expect(page.locator("#cells button")).to_have_count(1)
             await expect(page.locator("#cells button")).to_contain_text(EVIL)
             other = await pool.acquire()
             waiting = asyncio.create_task(wait(), name="GET /orders/7")
-            await expect(page.locator("#line li")).to_contain_text("GET /orders/7")
+            await expect(page.locator("#queue li")).to_contain_text("GET /orders/7")
             await expect(page.locator("#notes")).to_contain_text("all are lent out")
             await page.locator("#cells button").first.focus()
             await page.keyboard.press("Enter")
@@ -86,19 +86,19 @@ async def test_the_page_shows_who_has_what_and_who_waits(  # noqa: PLR0915 - one
             await expect(lease).to_be_hidden()
             await pool.release(other)
             await waiting
-            await expect(page.locator("#no-line")).to_be_visible()
+            await expect(page.locator("#no-queue")).to_be_visible()
             await expect(page.locator("#wait-count")).not_to_have_text("")
             await expect(page.locator("#timeline path.leased")).to_have_attribute(
                 "d", re.compile("L")
             )
             done.set()
             await holder
-            await expect(page.locator("#t-lent")).to_have_text("0 / 2")
+            await expect(page.locator("#t-leased")).to_have_text("0 / 2")
             assert await page.title() == "0/2 shop"
             text = await page.locator("body").inner_text()
             assert "a secret" not in text
             wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
-            assert not await page.evaluate(wide), "it has to be scrolled sideways"
+            assert not await page.evaluate(wide), "the page scrolls sideways"
             assert said == []
             assert all(each.startswith((url, "data:")) for each in asked)
             await page.close()

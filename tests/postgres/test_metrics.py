@@ -1,4 +1,4 @@
-"""What Prometheus scrapes and OpenTelemetry collects, by their own libraries, of pools at work."""
+"""Metrics of working pools, read by the libraries of Prometheus and OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PREFIX = "db.client.connection."
 
 
 async def work(pool: AsyncConnectionPool[Any]) -> None:
-    """Ten uses at once of one connection, a one-shot, a time-out, a cancellation and a ping."""
+    """Run ten concurrent leases, a one-shot, a timeout, a cancellation and a ping."""
 
     async def use() -> None:
         async with pool.connection() as conn:
@@ -53,7 +53,7 @@ async def work(pool: AsyncConnectionPool[Any]) -> None:
 
 
 def scraped(registry: CollectorRegistry) -> dict[tuple[str, str, str], float]:
-    """Each sample by its name, pool, and state or bucket."""
+    """Return each sample by its name, pool, and state or bucket."""
     return parsed(generate_latest(registry).decode())
 
 
@@ -68,8 +68,8 @@ def parsed(text: str) -> dict[tuple[str, str, str], float]:
     return found
 
 
-async def test_a_scrape_has_what_the_pool_has_counted(dsn: str) -> None:
-    """Under names with base units, of several pools in one registry."""
+async def test_a_scrape_has_the_pools_counts(dsn: str) -> None:
+    """Names have base units; one registry has several pools."""
     registry = CollectorRegistry()
     async with (
         AsyncConnectionPool(dsn, min_size=1, name="orders") as orders,
@@ -107,8 +107,8 @@ async def test_a_scrape_has_what_the_pool_has_counted(dsn: str) -> None:
                 assert known[nearest] == upto
 
 
-async def test_a_pool_that_is_closed_or_gone_is_scraped_no_more(dsn: str) -> None:
-    """And the collector keeps none alive."""
+async def test_a_closed_or_collected_pool_is_not_scraped(dsn: str) -> None:
+    """The collector keeps no pool alive."""
     registry = CollectorRegistry()
     pool = AsyncConnectionPool(dsn, min_size=1, name="short")
     unused = AsyncConnectionPool(dsn, open=False, name="unused")
@@ -128,8 +128,8 @@ async def test_a_pool_that_is_closed_or_gone_is_scraped_no_more(dsn: str) -> Non
     assert gone() is None
 
 
-def test_what_cannot_be_told_apart_is_refused() -> None:
-    """Two pools of one name, and what is no pool."""
+def test_pools_of_the_same_name_are_refused() -> None:
+    """Arguments that are no pool are refused too."""
     first, second = (AsyncConnectionPool(open=False, name="same") for _ in range(2))
     collector = PoolCollector(first, registry=None)
     with pytest.raises(ValueError, match="two pools are named 'same'"):
@@ -142,7 +142,7 @@ def test_what_cannot_be_told_apart_is_refused() -> None:
 
 
 async def test_another_thread_scrapes_a_pool_at_work(dsn: str) -> None:
-    """The snapshot is made on the pool's loop; nothing that is noted meanwhile is lost."""
+    """The snapshot is made on the pool's loop; no count is lost."""
     registry = CollectorRegistry()
     async with AsyncConnectionPool(dsn, min_size=2, name="busy") as pool:
         PoolCollector(pool, registry=registry)
@@ -182,13 +182,13 @@ async def test_another_thread_scrapes_a_pool_at_work(dsn: str) -> None:
 
 
 async def test_a_thread_does_not_wait_for_a_loop_that_is_busy(dsn: str) -> None:
-    """It gets what can be told without it."""
+    """It gets the numbers that are available without the loop."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         assert await pool.fetchval("SELECT 1") == 1
         found: list[Any] = []
         thread = threading.Thread(target=lambda: found.append(pool.stats()))
         thread.start()
-        thread.join()  # this loop is
+        thread.join()  # this blocks the loop
         assert found[0].requests == 1
         assert found[0].size == 1
 
@@ -201,7 +201,7 @@ def reader() -> Iterator[InMemoryMetricReader]:
 
 
 def collected(reader: InMemoryMetricReader) -> dict[str, dict[tuple[str, str], Any]]:
-    """Each point by its metric's name, without the prefix, and its pool and state."""
+    """Return each point by its metric's name, without the prefix, and its pool and state."""
     found: dict[str, dict[tuple[str, str], Any]] = defaultdict(dict)
     data = reader.get_metrics_data()
     for resource in data.resource_metrics if data is not None else []:
@@ -228,7 +228,7 @@ UNITS = {
 
 
 async def test_the_semantic_conventions_are_kept(dsn: str, reader: InMemoryMetricReader) -> None:
-    """All nine metrics, with their units, kinds, attributes and buckets, and nothing twice."""
+    """All nine metrics have their attributes and buckets, and nothing is counted twice."""
     provider = MeterProvider([reader])
     async with (
         AsyncConnectionPool(dsn, min_size=1, name="orders") as orders,
@@ -257,7 +257,7 @@ async def test_the_semantic_conventions_are_kept(dsn: str, reader: InMemoryMetri
                 assert point.sum == pytest.approx(times.sum)
                 assert tuple(point.explicit_bounds) == BUCKETS
         async with orders.connection():
-            await asyncio.sleep(0.06)  # a snapshot serves a collection, not the next one
+            await asyncio.sleep(0.06)  # a snapshot is too old for the next collection
             assert collected(reader)["count"]["orders", "used"].value == 1
         made.uninstrument()
         made.uninstrument()
@@ -266,7 +266,7 @@ async def test_the_semantic_conventions_are_kept(dsn: str, reader: InMemoryMetri
 
 
 async def test_units_are_those_of_the_conventions(dsn: str, reader: InMemoryMetricReader) -> None:
-    """By the name of each."""
+    """Each metric has its unit."""
     provider = MeterProvider([reader])
     async with AsyncConnectionPool(dsn, min_size=1, name="one") as pool:
         instrument(pool, meter_provider=provider)
@@ -286,7 +286,7 @@ async def test_units_are_those_of_the_conventions(dsn: str, reader: InMemoryMetr
 async def test_a_pool_that_was_closed_is_recorded_to_its_end(
     dsn: str, reader: InMemoryMetricReader
 ) -> None:
-    """Its last uses are not lost; its sizes are told no more."""
+    """Its last uses are recorded; its sizes are no longer reported."""
     provider = MeterProvider([reader])
     async with AsyncConnectionPool(dsn, min_size=1, name="short") as pool:
         instrument(pool, meter_provider=provider)
@@ -300,7 +300,7 @@ async def test_a_pool_that_was_closed_is_recorded_to_its_end(
 
 
 async def test_a_long_wait_is_an_event_of_the_span_that_waited(dsn: str) -> None:
-    """With its seconds; in vain too, and for a one-shot."""
+    """The event has the seconds; a failed wait and a one-shot's wait have one too."""
     exporter, tracers = InMemorySpanExporter(), TracerProvider()
     tracers.add_span_processor(SimpleSpanProcessor(exporter))
     tracer = tracers.get_tracer("test")
@@ -347,15 +347,15 @@ async def test_a_long_wait_is_an_event_of_the_span_that_waited(dsn: str) -> None
         assert pool._slow_wait[0] == float("inf")
 
 
-async def test_a_callback_of_slow_waits_that_fails_harms_nobody(
+async def test_a_failing_callback_of_slow_waits_is_logged(
     dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is logged; and what makes no sense is refused."""
+    """The request succeeds; bad arguments are refused."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
-        told: list[float] = []
+        waits: list[float] = []
 
         def callback(waited: float) -> None:
-            told.append(waited)
+            waits.append(waited)
             raise ZeroDivisionError
 
         await pool.wait()
@@ -364,8 +364,8 @@ async def test_a_callback_of_slow_waits_that_fails_harms_nobody(
             waiting = asyncio.create_task(pool.getconn())
             await asyncio.sleep(0.01)
         await pool.putconn(await waiting)
-        assert len(told) == 1
-        assert told[0] > 0
+        assert len(waits) == 1
+        assert waits[0] > 0
         assert "on_slow_wait failed" in caplog.text
         caplog.clear()
         pool.on_slow_wait(0, None)
@@ -375,8 +375,8 @@ async def test_a_callback_of_slow_waits_that_fails_harms_nobody(
             pool.on_slow_wait(1, "call me")  # type: ignore[arg-type]
 
 
-async def test_the_dashboards_queries_ask_for_what_is_there(dsn: str) -> None:
-    """Each name and label in them is one of a scrape."""
+async def test_the_dashboards_queries_use_existing_metrics(dsn: str) -> None:
+    """Each name and label in the queries exists in a scrape."""
     registry = CollectorRegistry()
     async with AsyncConnectionPool(dsn, min_size=1, name="orders") as pool:
         PoolCollector(pool, registry=registry)

@@ -46,8 +46,8 @@ async def run(*arguments: str) -> tuple[int | None, str, str]:
         return process.returncode, out.decode(), err.decode()
 
 
-async def test_top_shows_who_has_what(dsn: str) -> None:
-    """Once, where the output is no terminal; in JSON the snapshot as it is."""
+async def test_top_shows_the_holder_of_each_lease(dsn: str) -> None:
+    """It prints one snapshot if the output is no terminal; `--json` prints it unchanged."""
     async with AsyncConnectionPool(
         dsn, min_size=1, max_size=2, name="shop", leak_timeout=60
     ) as pool:
@@ -71,26 +71,26 @@ async def test_top_shows_who_has_what(dsn: str) -> None:
 
 
 async def test_top_follows_the_feed_until_it_is_interrupted(dsn: str) -> None:
-    """A line of JSON for each snapshot; Ctrl-C ends it with status 0 and no traceback."""
+    """It prints a line of JSON a snapshot; Ctrl-C ends it with status 0 and no traceback."""
     async with AsyncConnectionPool(dsn, min_size=1, name="shop") as pool:
         app = Inspector(pool, authorize=lambda scope: True, interval=0.02)
-        app._feed._lasts = 0.1  # it is asked for anew
+        app._feed._stream_duration = 0.1  # so that `top` must reopen the feed
         async with served(app) as url, started(url, "--json") as process:
             assert process.stdout is not None
             wholes = 0
             while wholes < 2:
-                told = json.loads(await in_time(process.stdout.readline(), 60))
-                wholes += told["whole"]
+                snapshot = json.loads(await in_time(process.stdout.readline(), 60))
+                wholes += snapshot["whole"]
             process.send_signal(signal.SIGINT)
             _, err = await in_time(process.communicate(), 60)
             assert (process.returncode, err) == (0, b"")
 
 
 async def test_top_draws_on_a_terminal(dsn: str) -> None:
-    """Until the app is gone."""
+    """It draws until the app has ended."""
     async with AsyncConnectionPool(dsn, min_size=1, name="shop") as pool:
         app = Inspector(pool, authorize=lambda scope: True, interval=0.02)
-        app._feed._lasts = 0.1
+        app._feed._stream_duration = 0.1
         console = Console(force_terminal=True, width=100, height=30, record=True, file=StringIO())
         async with served(app) as url:
             watching = asyncio.create_task(
@@ -101,8 +101,8 @@ async def test_top_draws_on_a_terminal(dsn: str) -> None:
         assert await in_time(watching, 30) == 1
 
 
-async def test_top_says_why_there_is_nothing_to_be_shown(dsn: str) -> None:
-    """In one line, with status 1."""
+async def test_top_reports_why_it_can_show_nothing(dsn: str) -> None:
+    """It prints one line, with status 1."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
 
         def authorize(scope: Any) -> bool:
@@ -117,10 +117,10 @@ async def test_top_says_why_there_is_nothing_to_be_shown(dsn: str) -> None:
             for arguments, part in (
                 ((f"{url}/deeper", "--header", "Authorization: Bearer x:y"), "404"),
                 ((url, "--header", "nonsense"), "NAME: VALUE"),
-                (("ftp://example.com",), "not an address of http"),
-                (("postgresql://u:Zqx7w@host/x",), "not an address of http"),
-                (("postgresql://u:Zqx7w@[/x",), "not an address of http"),
-                (("http://u:Zqx7w@127.0.0.1:1",), "by --header"),
+                (("ftp://example.com",), "not an http or https address"),
+                (("postgresql://u:Zqx7w@host/x",), "not an http or https address"),
+                (("postgresql://u:Zqx7w@[/x",), "not an http or https address"),
+                (("http://u:Zqx7w@127.0.0.1:1",), "with --header"),
                 (("u:Zqx7w/x@127.0.0.1:1",), "***@127.0.0.1"),
                 ((url, "--header", "Authorization Zqx7w"), "NAME: VALUE"),
                 (("127.0.0.1:1",), "refused"),
@@ -142,8 +142,8 @@ async def test_top_says_why_there_is_nothing_to_be_shown(dsn: str) -> None:
             assert "no inspector" in err
 
 
-async def test_a_terminal_obeys_no_tasks_name(dsn: str) -> None:
-    """Escape sequences are shown as what they are: nothing."""
+async def test_control_characters_in_names_are_replaced(dsn: str) -> None:
+    """A task's or a pool's name cannot control the terminal."""
     async with AsyncConnectionPool(dsn, min_size=1, name="\x1b[2Jshop") as pool:
 
         async def hold() -> None:
@@ -152,9 +152,9 @@ async def test_a_terminal_obeys_no_tasks_name(dsn: str) -> None:
 
         holder = asyncio.create_task(hold(), name="\x1b]0;owned\x07[red]")
         await eventually(lambda: any("owned" in each.holder for each in pool.explain().leases))
-        told = json.loads(Inspector(pool, authorize=lambda scope: True)._feed.snapshot())
+        snapshot = json.loads(Inspector(pool, authorize=lambda scope: True)._feed.snapshot())
         console = Console(width=120, record=True, file=StringIO())
-        console.print(frame(told))
+        console.print(frame(snapshot))
         text = console.export_text()
 
         assert "\x1b" not in text
@@ -163,9 +163,9 @@ async def test_a_terminal_obeys_no_tasks_name(dsn: str) -> None:
         await asyncio.wait({holder})
 
 
-@pytest.mark.parametrize("told", [{"pools": []}])
-def test_no_pool_is_said(told: dict[str, Any]) -> None:
-    """Where all are gone."""
+@pytest.mark.parametrize("snapshot", [{"pools": []}])
+def test_a_snapshot_without_pools_is_shown(snapshot: dict[str, Any]) -> None:
+    """All pools may have been closed."""
     console = Console(width=80, record=True, file=StringIO())
-    console.print(frame(told))
+    console.print(frame(snapshot))
     assert "no pool" in console.export_text()
