@@ -1,1 +1,1 @@
-"""asyncpool beside the pools its users come from, on the same server: `python -m benchmarks`."""
+"""Compare asyncpool with other pools on the same server: `python -m benchmarks`."""

@@ -1,4 +1,4 @@
-"""The command: what to run, on which server, and where the figures go."""
+"""The command line: it chooses the rows, the server and the outputs."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ app = typer.Typer(add_completion=False)
 
 
 class WorkerFailed(Exception):
-    """The process for one event loop gave no figures; it has said why on stderr."""
+    """The process for one event loop returned no figures; its stderr shows the reason."""
 
 
 class Loop(StrEnum):
-    """Where to run."""
+    """The event loops to run on."""
 
     ASYNCIO = "asyncio"
     UVLOOP = "uvloop"
@@ -42,16 +42,16 @@ class Loop(StrEnum):
 
 
 @app.command()
-def main(  # noqa: PLR0917 - typer knows them by name
-    rows: Annotated[str, typer.Option(help="Which, by commas.")] = ",".join(ROWS),
-    pools: Annotated[str, typer.Option(help="Which, by commas.")] = ",".join(POOLS),
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each pool, where fast.")] = 15,
-    fast: Annotated[bool, typer.Option("--quick", help="Three rounds of less.")] = False,
+def main(  # noqa: PLR0917 - typer passes them by name
+    rows: Annotated[str, typer.Option(help="Rows to run, comma-separated.")] = ",".join(ROWS),
+    pools: Annotated[str, typer.Option(help="Pools to run, comma-separated.")] = ",".join(POOLS),
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the fast rows.")] = 15,
+    fast: Annotated[bool, typer.Option("--quick", help="Three shorter rounds.")] = False,
     loop: Annotated[Loop, typer.Option(help="The event loop.")] = Loop.BOTH,
-    dsn: Annotated[str | None, typer.Option(help="A server; else one is started.")] = None,
+    dsn: Annotated[str | None, typer.Option(help="The server; else one is started.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw the ratios: a .png or .svg.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the shuffling.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the shuffling.")] = None,
     toy: Annotated[bool, typer.Option("--tiny", hidden=True)] = False,
 ) -> None:
     """Compare asyncpool with other pools on the same server, alternating them in one run."""
@@ -82,7 +82,7 @@ def main(  # noqa: PLR0917 - typer knows them by name
 
 
 def _check_files(json_file: Path | None, picture: Path | None) -> None:
-    """Before the long run, not after it."""
+    """Check the output files before the long run."""
     for file in (json_file, picture):
         if file is not None and not file.parent.is_dir():
             raise typer.BadParameter(f"{file}: there is no folder {file.parent}")
@@ -100,7 +100,7 @@ def _choice(given: str, among: tuple[str, ...]) -> list[str]:
 
 
 async def _run(plan: Plan, loops: list[str], dsn: str | None) -> dict[str, Any]:
-    """Everything, as the JSON has it."""
+    """Run all loops; return the report, as in the JSON."""
     settings = asdict(plan)
     for key in ("dsn", "loop"):
         del settings[key]
@@ -133,7 +133,7 @@ async def _server(dsn: str | None, plan: Plan) -> AsyncIterator[str]:
 
 
 async def _on_loop(plan: dict[str, Any]) -> dict[str, Any]:
-    """One loop's run, in a process of its own: neither loop finds what the other has left."""
+    """Run one loop in a process of its own, so that the loops do not affect each other."""
     worker = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks._worker"),
         stdin=asyncio.subprocess.PIPE,
@@ -144,14 +144,14 @@ async def _on_loop(plan: dict[str, Any]) -> dict[str, Any]:
     )
     assert worker.stdin is not None, "bug: it is a pipe"
     assert worker.stdout is not None, "bug: it is a pipe"
-    worker.stdin.write(json.dumps(plan).encode() + b"\n")  # left open: its end would be ours
+    worker.stdin.write(json.dumps(plan).encode() + b"\n")  # left open: the worker exits at its end
     result: dict[str, Any] | None = None
     with Console(stderr=True).status("starting") as status:
         try:
             async for line in worker.stdout:
-                said = json.loads(line)
-                result = said.get("result", result)
-                status.update(said.get("progress", "done"))
+                message = json.loads(line)
+                result = message.get("result", result)
+                status.update(message.get("progress", "done"))
         finally:
             if worker.returncode is None and result is None:
                 worker.kill()

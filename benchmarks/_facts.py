@@ -1,4 +1,4 @@
-"""The machine and the software that the figures belong to."""
+"""Facts about the machine and the software of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = ("psycopg-asyncpool", "psycopg-pool", "sqlalchemy", "aiopg", "uvloop"
 
 
 def facts() -> dict[str, str]:
-    """What can be said without a server."""
+    """Collect the facts that need no server."""
     found = {
         "cpu": f"{_cpu()}, {os.cpu_count()} cores",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -34,7 +34,7 @@ def facts() -> dict[str, str]:
 
 
 async def server_version(dsn: str) -> str:
-    """The server's own word."""
+    """Return the version that the server reports."""
     async with await psycopg.AsyncConnection.connect(dsn) as conn:
         return conn.info.parameter_status("server_version") or str(conn.info.server_version)
 

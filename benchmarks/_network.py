@@ -1,12 +1,12 @@
-"""A network that can fall silent: the server at an address in a network namespace of its own.
+"""A network that can drop all packets: the server's address is in a network namespace of its own.
 
-A veth pair leads there, and a small process forwards what arrives to the real server. In silence
-both ends send to hardware addresses that nobody has, so that packets vanish in both directions and
-no error tells of it, as behind a firewall that drops them or a cable that was cut. Or, with the
-program `nft`, a firewall there refuses every packet.
+A veth pair leads into the namespace, where a small process forwards to the real server. To drop
+packets, both ends send to hardware addresses that do not exist: packets are lost in both directions
+with no error, as behind a firewall that drops them or with a cut cable. With the program `nft`, a
+firewall in the namespace can refuse every packet instead.
 
-The namespace belongs to the forwarding process, which ends with its standard input: however a test
-ends, killed too, nothing stays behind.
+The namespace belongs to the forwarding process, which ends with its standard input. So nothing
+stays behind, even if the test is killed.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ def must(result):
     if result:
         sys.exit(os.strerror(ctypes.get_errno()))
 
-def told():
-    return sys.stdin.readline().strip() or sys.exit("its owner is gone")
+def read_line():
+    return sys.stdin.readline().strip() or sys.exit("the owner has ended")
 
 outside = os.open("/proc/self/ns/net", os.O_RDONLY)
 must(libc.unshare(NEWNET))
 inside = os.open("/proc/self/ns/net", os.O_RDONLY)
 print("unshared", inside, flush=True)
-address = told()
-subprocess.run(["ip", "-batch", "-"], input=told().replace(";", "\\n"), text=True, check=True)
+address = read_line()
+subprocess.run(["ip", "-batch", "-"], input=read_line().replace(";", "\\n"), text=True, check=True)
 listener = socket.create_server((address, 0))
-# A socket stays in the namespace in which it was made: those to the server are made outside.
+# A socket stays in the namespace in which it was made; sockets to the server are made outside.
 must(libc.setns(outside, NEWNET))
-# Once packets pass again, it is to learn of the connections that their clients have given up.
+# With keepalives it notices, once packets pass again, connections that clients have abandoned.
 listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 limits = {socket.TCP_KEEPIDLE: 1, socket.TCP_KEEPINTVL: 1, socket.TCP_KEEPCNT: 60}
 for option, value in limits.items():
@@ -94,21 +94,21 @@ table inet refusing {
 
 
 class NoNetwork(Exception):
-    """This machine does not let us make one; the message says why."""
+    """This machine cannot provide such a network; the message says why."""
 
 
 class Network:
-    """A way to the server of a connection string; `dsn` is the same server by that way.
+    """A controllable network to the server of a connection string; `dsn` connects through it.
 
     Raises:
-        NoNetwork: on entry, where it cannot be made.
+        NoNetwork: on entry: the network cannot be set up.
     """
 
     def __init__(self, dsn: str) -> None:
         self._given = dsn
         parts = conninfo_to_dict(dsn)
         self._server = str(parts["host"]), str(parts["port"])
-        # From the block that is set aside for tests of networks: nobody's, whatever is beside us.
+        # From the block that is reserved for tests of networks, which no real network uses.
         # Source: https://www.rfc-editor.org/rfc/rfc2544#appendix-C.2.2
         place = f"198.{random.choice((18, 19))}.{random.randrange(256)}"
         base = random.randrange(0, 256, 4)
@@ -137,7 +137,7 @@ class Network:
 
     def __exit__(self, *_: object) -> None:
         assert self._process is not None
-        # With one end the other goes too; it is gone already if the process has died.
+        # This removes the other end too; both are gone already if the process has ended.
         with suppress(subprocess.CalledProcessError):
             self._ip(f"link del {self._device}")
         self._process.stdin.close()  # type: ignore[union-attr]
@@ -150,8 +150,8 @@ class Network:
             self._process.stderr.close()  # type: ignore[union-attr]
 
     def fall_silent(self) -> None:
-        """From now on every packet vanishes, in both directions."""
-        # A new hardware address empties the table of neighbours, so it comes first.
+        """Drop every packet from now on, in both directions."""
+        # A new hardware address empties the neighbour table, so it is set first.
         self._ip(
             f"link set {self._device} address {NOBODY}",
             f"neigh replace {self._there} lladdr {NOWHERE} dev {self._device} nud permanent",
@@ -165,7 +165,7 @@ class Network:
         )
 
     def refuse(self) -> None:
-        """From now on every packet of TCP is answered by a reset.
+        """Answer every TCP packet with a reset from now on.
 
         Raises:
             NoNetwork: this machine has no `nft`.
@@ -173,7 +173,7 @@ class Network:
         self._nft(REFUSING)
 
     def admit(self) -> None:
-        """Refuse no more."""
+        """Stop refusing packets."""
         self._nft("delete table inet refusing")
 
     def _nft(self, rules: str) -> None:
@@ -189,7 +189,7 @@ class Network:
         )
 
     def _connect(self, process: subprocess.Popen[str]) -> None:
-        _, inside = self._hear(process).split()
+        _, inside = self._read_line(process).split()
         self._namespace = f"/proc/{process.pid}/fd/{inside}"
         peer = f"peer name there address {THERE} netns {process.pid}"
         try:
@@ -206,13 +206,13 @@ class Network:
             f"neigh replace {self._here} lladdr {HERE} dev there nud permanent",
         )
         print(self._there, ";".join(there), sep="\n", file=process.stdin, flush=True)
-        port = self._hear(process)
+        port = self._read_line(process)
         self.speak()
         self.dsn = make_conninfo(
             self._given, host=self._there, port=port, sslmode="disable", gssencmode="disable"
         )
 
-    def _hear(self, process: subprocess.Popen[str]) -> str:
+    def _read_line(self, process: subprocess.Popen[str]) -> str:
         assert process.stdout is not None
         assert process.stderr is not None
         if not (line := process.stdout.readline().strip()):

@@ -1,4 +1,4 @@
-"""From samples to medians and ratios; a ratio is made within a round, then its median taken."""
+"""Medians and ratios of samples; a ratio is taken in each round, then the median of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Samples = dict[str, dict[str, list[float]]]
 
 
 def spread(values: list[float]) -> dict[str, float] | None:
-    """Median and quartiles, or None when there is nothing."""
+    """Return the median and quartiles; None: there are no values."""
     if not values:
         return None
     low, middle, high = (
@@ -21,12 +21,12 @@ def spread(values: list[float]) -> dict[str, float] | None:
 
 
 def ratios(of: list[float], to: list[float]) -> dict[str, float] | None:
-    """How many times `of` is `to`, round by round."""
+    """Return the spread of `of` divided by `to`, round by round."""
     return spread([ours / theirs for ours, theirs in zip(of, to, strict=False) if theirs > 0])
 
 
 def results(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """One record a figure and pool, with how it stands to the reference and how we stand to it."""
+    """Return a record for each figure and pool, with ratios to the reference and to asyncpool."""
     samples: Samples = run.get("samples", {})
     records = []
     for figure in run.get("figures", []):

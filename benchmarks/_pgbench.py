@@ -1,7 +1,7 @@
-"""pgbench, which comes with PostgreSQL and is written in C: how far from its rate a pool stays.
+"""pgbench, PostgreSQL's own benchmark in C, whose rate is an upper bound for the pools.
 
-It takes its turn in each round as a pool does. The connection string reaches it by the environment,
-since everyone may read a program's arguments.
+pgbench takes a turn in each round, like a pool. It gets the connection string by the environment,
+since every user can read a program's arguments.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ RATE = re.compile(r"^tps = ([\d.]+)", re.MULTILINE)
 
 
 def find() -> str | None:
-    """The program, also where Debian keeps it off the path."""
+    """Find the program, also in Debian's folders outside the PATH."""
     places = Path("/usr/lib/postgresql").glob(f"*/bin/{PGBENCH}")
     newest = max(places, key=lambda place: float(place.parts[-3]), default=None)
     return shutil.which(PGBENCH) or (None if newest is None else str(newest))
 
 
 def turns(bench: Bench, key: str, threads: int = 2) -> dict[str, Turn]:
-    """A turn for each of its protocols; none, with a note, where there is no such program."""
+    """Return a turn for each protocol; without the program, add a note and return none."""
     if (program := find()) is None:
         bench.notes.append(f"{PGBENCH} is left out: there is no such program")
         return {}
@@ -45,14 +45,14 @@ def turns(bench: Bench, key: str, threads: int = 2) -> dict[str, Turn]:
 
 
 def environment(dsn: str) -> dict[str, str]:
-    """What libpq reads a connection string's settings from where it is given none."""
+    """Return the environment variables from which libpq reads a connection string's settings."""
     options = Conninfo.parse(dsn.encode())
     given = {each.envvar: each.val for each in options if each.envvar and each.val is not None}
     return {name.decode(): value.decode() for name, value in given.items()}
 
 
 async def _turn(command: list[str], plan: Plan, key: str, threads: int) -> dict[str, float]:
-    """Microseconds a query, all clients together; without the time that connecting took."""
+    """Measure the microseconds a query of all clients together, without the connects."""
     clients = ["-c", str(plan.size), "-j", str(min(threads, plan.size))]
     with NamedTemporaryFile("w", suffix=".sql") as script:
         script.write(f"{SELECT};\n")
@@ -64,10 +64,10 @@ async def _turn(command: list[str], plan: Plan, key: str, threads: int) -> dict[
             stdout=PIPE,
             stderr=PIPE,
         )
-        said, complaint = await process.communicate()
-    # Before PostgreSQL 14 there are two rates; the last leaves out the connecting.
-    rates = RATE.findall(said.decode())
+        output, errors = await process.communicate()
+    # Before PostgreSQL 14 there are two rates; the last one excludes the connects.
+    rates = RATE.findall(output.decode())
     if process.returncode or not rates:
-        msg = f"it ended with {process.returncode}: {complaint.decode().strip()[-200:]}"
+        msg = f"pgbench ended with status {process.returncode}: {errors.decode().strip()[-200:]}"
         raise RuntimeError(msg)
     return {key: 1e6 / float(rates[-1])}

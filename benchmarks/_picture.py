@@ -1,4 +1,4 @@
-"""The picture: how many times better than psycopg_pool each pool is, a panel a figure and loop."""
+"""The picture: each pool's ratio to psycopg_pool, in one panel for each figure and loop."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from benchmarks._pools import OURS, POOLS, REFERENCE
 COLOURS = {OURS: "#1f5fa8", REFERENCE: "#8a8f98"}
 OTHERS = "#c3c9d2"
 REPEATS = {"handover-few": "handover-many", "select-transaction": "transaction"}
-"""Figures that are not drawn beside another that says the same."""
+"""Figures that are not drawn if the similar figure on the right is drawn."""
 
 
 def draw(report: dict[str, Any], file: Path) -> None:
-    """Write it as PNG or SVG, by the file's name; with nothing to compare, write nothing."""
+    """Write the picture as PNG or SVG, by the file's suffix; without ratios, write nothing."""
     records = [
         record
         for record in report["results"]

@@ -1,4 +1,4 @@
-"""What is to be run, with every number, and what each figure means; plain data, for JSON."""
+"""The plan of a run, with all its numbers, and the meaning of each figure; plain data for JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks._sql import BLOCK, COUNTED, FETCHED, LINE
 
 ROOT = Path(__file__).resolve().parent.parent
-"""Where `python -m benchmarks` works, and its own subprocesses start."""
+"""The working directory of `python -m benchmarks` and of its subprocesses."""
 
 ROWS = (
     "cycle",
@@ -26,7 +26,7 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """One run on one event loop; times in seconds."""
+    """The plan of one run on one event loop; durations are in seconds."""
 
     dsn: str
     loop: str
@@ -36,18 +36,18 @@ class Plan:
     seed: int
     size: int = 10
     slice: float = 0.04
-    """How long each pool cycles uncontended in a round."""
+    """The duration of each pool's uncontended cycles in a round."""
     few: int = 200
     few_times: int = 5
     many: int = 10_000
     tasks: int = 200
     queries: int = 10
-    """That each task runs in a round."""
+    """Queries of each task in a round."""
     pgbench: int = 2000
     """Queries of each of pgbench's clients in a round."""
     fetches: int = 60
     copied: float = 100.0
-    """Megabytes, each way."""
+    """Megabytes in each direction."""
     asked: int = 1000
     """Queries on a single connection in a round."""
     asleep: int = 10_000
@@ -55,17 +55,17 @@ class Plan:
     to_open: int = 50
     delay: float = 0.1
     lag: float = 0.005
-    """Of a network, each way."""
+    """Delay of a network in each direction."""
     timeout: float = 300.0
-    """That a request may wait: more than any does."""
+    """Limit of a request's wait, longer than any wait."""
 
     def some(self, share: int) -> int:
-        """The rounds of a row that is slow enough to be measured less often."""
+        """Return the number of rounds of a slow row, which runs less often."""
         return max(1, self.rounds // share)
 
 
 def quick(plan: Plan) -> Plan:
-    """For a first look: the same work, hardly repeated."""
+    """Shorten a plan for a first look: the same work with few repetitions."""
     return replace(
         plan,
         slice=0.02,
@@ -80,7 +80,7 @@ def quick(plan: Plan) -> Plan:
 
 
 def tiny(plan: Plan) -> Plan:
-    """For a test that it runs at all."""
+    """Shorten a plan for a test that the benchmarks run."""
     return replace(
         plan,
         size=2,
@@ -104,7 +104,7 @@ def tiny(plan: Plan) -> Plan:
 
 @dataclass(frozen=True)
 class Figure:
-    """One thing that is measured of every pool; less is better."""
+    """A figure that is measured for every pool; less is better."""
 
     key: str
     title: str
@@ -113,7 +113,7 @@ class Figure:
 
 
 def figures(plan: Plan) -> list[Figure]:
-    """All of them, in the order of the table; beside the time of requests their client's CPU."""
+    """List all figures in the table's order; timed requests also have a CPU figure."""
     return [each for figure in _measured(plan) for each in _with_cpu(figure)]
 
 
@@ -131,26 +131,26 @@ def _measured(plan: Plan) -> list[Figure]:
     size = plan.size
     over = f"{plan.tasks} tasks over {size} connections, {plan.queries} times each"
     usable = (
-        f"until {plan.to_open} are lent out at the same time; the pool object is made before."
-        f" min_size = max_size = {plan.to_open} and the pool's own way to wait for them;"
-        " SQLAlchemy's grows on demand, by the requests themselves."
-        " aiopg also looks up its types on each connection, as is its default"
+        f"until {plan.to_open} are leased at the same time; the pool object is made earlier."
+        f" min_size = max_size = {plan.to_open}, with the pool's own way to wait for them;"
+        " SQLAlchemy's pool grows on demand, by the requests themselves."
+        " aiopg also looks up its types on each connection, which is its default"
     )
     return [
         Figure(
             "cycle",
             "uncontended cycle",
             "µs",
-            "borrow and return with nobody else there, `async with`, no query inside;"
-            f" as many as fit into {plan.slice * 1e3:g} ms, the same for each pool",
+            "acquire and release without contention, by `async with`, no query inside;"
+            f" as many as fit into {plan.slice * 1e3:g} ms",
         ),
         Figure(
             "handover-few",
             f"hand-over, {plan.few} waiting",
             "µs",
-            f"{plan.few} tasks wait for {size} connections; timed from the first return until the"
-            f" last task has had and returned one; the mean of {plan.few_times} such lines;"
-            " asyncpg waits without a time limit, as is its default, the others with one",
+            f"{plan.few} tasks wait for {size} connections; timed from the first release until the"
+            f" last task has acquired and released one; the mean of {plan.few_times} such queues;"
+            " asyncpg waits without a time limit, which is its default, the others with one",
         ),
         Figure(
             "handover-many",
@@ -168,23 +168,23 @@ def _measured(plan: Plan) -> list[Figure]:
             "select-autocommit",
             "SELECT 1, autocommit",
             "µs",
-            f"{over}: borrow, SELECT 1, return; pgbench's lines are the time a query takes at its"
-            f" rate with -c {size} -j {min(size, 2)}, its connecting left out, and the last column"
-            " is asyncpool's share of that rate; psycopg and asyncpg prepare the statement as"
-            " -M prepared does",
+            f"{over}: acquire, SELECT 1, release; pgbench's lines are the time a query takes at its"
+            f" rate with -c {size} -j {min(size, 2)}, without its connects, and the last column is"
+            " asyncpool's share of that rate; psycopg and asyncpg prepare the statement, as -M"
+            " prepared does",
         ),
         Figure(
             "select-transaction",
             "SELECT 1, transaction",
             "µs",
-            f"{over}: borrow, BEGIN, SELECT 1, COMMIT, return",
+            f"{over}: acquire, BEGIN, SELECT 1, COMMIT, release",
         ),
         *(
             Figure(
                 f"oneshot-{key}",
                 f"one-shot, {what}",
                 "µs",
-                f"{over}: {what} by the pool's own shortest way, all its rows fetched:"
+                f"{over}: {what} by the pool's shortest API, fetching all rows:"
                 " `pool.fetchall()`, asyncpg's `pool.fetch()`, psycopg_pool's"
                 " `connection()` with `execute()`",
             )
@@ -206,58 +206,58 @@ def _measured(plan: Plan) -> list[Figure]:
             "oneshot-far",
             f"one-shot, {plan.lag * 1e3:g} ms away",
             "µs",
-            f"SELECT 1 in the same way, through a proxy that holds back all that is sent for"
-            f" {plan.lag * 1e3:g} ms, each way",
+            f"SELECT 1 by the same API, through a proxy that delays all data by"
+            f" {plan.lag * 1e3:g} ms in each direction",
         ),
         Figure(
             "transaction",
             "transaction of 3 statements",
             "µs",
-            f"{over}: borrow, BEGIN, three SELECTs of a constant with a row fetched from each,"
-            " COMMIT, return",
+            f"{over}: acquire, BEGIN, three SELECTs of a constant with a row fetched from each,"
+            " COMMIT, release",
         ),
         Figure(
             "fetch",
             f"{FETCHED:,} rows of 10 columns",
             "µs",
-            f"{plan.fetches} tasks over {size} connections: borrow, fetch all the rows as Python's"
-            " objects, return; integers, floats, texts, a truth value, a date, a timestamp;"
-            " psycopg's in text, asyncpg's in binary, as each comes",
+            f"{plan.fetches} tasks over {size} connections: acquire, fetch all rows as Python"
+            " objects, release; integers, floats, texts, a boolean, a date, a timestamp;"
+            " psycopg's in text format, asyncpg's in binary, which are their defaults",
         ),
         Figure(
             "copy-out",
             f"COPY {plan.copied:g} MB out",
             "ms",
-            f"COPY (SELECT ...) TO STDOUT on one borrowed connection, lines of {LINE} bytes in"
-            " text format; psycopg hands out each line, asyncpg what has arrived; SQLAlchemy has"
-            " psycopg's own COPY and aiopg none, so both are left out",
+            f"COPY (SELECT ...) TO STDOUT on one leased connection, lines of {LINE} bytes in"
+            " text format; psycopg yields each line, asyncpg each block received; SQLAlchemy uses"
+            " psycopg's COPY and aiopg has none, so both are left out",
         ),
         Figure(
             "copy-in",
             f"COPY {plan.copied:g} MB in",
             "ms",
             f"the same lines by COPY FROM STDIN into an empty unlogged table, from blocks of"
-            f" {LINE * BLOCK / 1e3:g} kB made ahead",
+            f" {LINE * BLOCK / 1e3:g} kB made in advance",
         ),
         Figure(
             "latency",
             "SELECT 1, one connection",
             "µs",
-            f"one task, one connection that it has borrowed before, {plan.asked:,} queries one"
-            " after another, autocommit; asyncpg's reset has no part in it",
+            f"one task on one leased connection, {plan.asked:,} queries one after another,"
+            " autocommit; asyncpg's reset is not included",
         ),
         Figure("opening-near", f"open {plan.to_open}, loopback", "ms", usable),
         Figure(
             "opening-far",
             f"open {plan.to_open}, {plan.delay * 1e3:g} ms away",
             "ms",
-            f"the same through a proxy that holds each new connection back for"
-            f" {plan.delay * 1e3:g} ms, once",
+            f"the same through a proxy that delays each new connection once by"
+            f" {plan.delay * 1e3:g} ms",
         ),
         Figure(
             "memory",
             f"memory, {plan.asleep:,} waiting",
             "bytes",
-            "what each waiter takes beyond a task that waits on a bare future (tracemalloc)",
+            "memory of each waiter minus that of a task that waits on a bare future (tracemalloc)",
         ),
     ]

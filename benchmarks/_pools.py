@@ -1,7 +1,7 @@
-"""Who is compared: what a row may ask of a pool, and the list of them.
+"""The compared pools, and the protocol of their adapters.
 
-Each pool has an adapter of its own in `peers`, imported only when it is asked for, so that one that
-is not installed is left out and nothing else.
+Each pool has an adapter in `peers`. An adapter is imported only when its pool is requested, so only
+pools that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from benchmarks._sql import Load
 Borrow = Callable[[], AbstractAsyncContextManager[Any]]
 
 APPLICATION = "asyncpool-benchmarks"
-"""The application_name of every connection, by which those that are still closing are counted."""
+"""The application_name of every connection, to count those that are still closing."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How a pool is to be made: the same for all.
+    """The settings of a pool, equal for all pools.
 
     Args:
         dsn: a libpq connection string.
-        size: connections, least and most.
-        timeout: seconds that a request may wait, more than any does.
-        autocommit: whether a statement stands alone, else each borrowing is one transaction.
+        size: connections, minimum and maximum.
+        timeout: seconds that a request may wait, longer than any wait.
+        autocommit: whether connections are in autocommit mode; else each lease is one transaction.
     """
 
     dsn: str
@@ -41,18 +41,18 @@ class Setup:
 
 
 class Subject(Protocol):
-    """A pool under test. `borrow` is the pool's own bound method, so that nothing is added to it.
+    """A pool under test. `borrow` is the pool's own bound method, so it has no overhead.
 
-    After `open` the pool may still have no connections, where it grows on demand by nature.
+    After `open` a pool that grows on demand may still have no connections.
     """
 
     borrow: Borrow
 
     async def open(self) -> None:
-        """Make the pool, with as many connections as its documentation has a way to ask for."""
+        """Make the pool, with all its connections if it can open them in advance."""
 
     async def close(self) -> None:
-        """Close it with all its connections."""
+        """Close the pool with all its connections."""
 
     async def select(self) -> Any:
         """Borrow a connection, run `SELECT 1`, fetch the row, return the connection."""
@@ -64,29 +64,29 @@ class Subject(Protocol):
         """Borrow a connection, fetch all rows of `FETCH`, return the connection."""
 
     async def ask(self, conn: Any) -> Any:
-        """Run `SELECT 1` on a connection that is borrowed already, and fetch the row."""
+        """Run `SELECT 1` on a leased connection, and fetch the row."""
 
 
 @runtime_checkable
 class OneShots(Subject, Protocol):
-    """A pool by which a single statement can be run."""
+    """A pool that can run a single statement."""
 
     async def one_shot(self, query: str, params: list[int]) -> Any:
-        """Run a statement by itself in the pool's own shortest way, and fetch all its rows."""
+        """Run a single statement by the pool's shortest API, and fetch all its rows."""
 
     async def write_once(self, query: str, params: list[int]) -> Any:
-        """Run a statement that returns no rows by itself, in the pool's own shortest way."""
+        """Run a single statement that returns no rows by the pool's shortest API."""
 
 
 @runtime_checkable
 class Copier(Subject, Protocol):
-    """A pool whose connections have COPY."""
+    """A pool whose connections support COPY."""
 
     async def copy_out(self, conn: Any, load: Load) -> int:
-        """Take the lines of the load from the server, and return how many bytes they were."""
+        """Read the lines of the load from the server, and return their bytes."""
 
     async def copy_in(self, conn: Any, load: Load) -> None:
-        """Give the lines of the load to the server."""
+        """Send the lines of the load to the server."""
 
 
 Maker = Callable[[Setup], Subject]
@@ -94,7 +94,7 @@ Maker = Callable[[Setup], Subject]
 OURS = "asyncpool"
 REFERENCE = "psycopg_pool"
 PGBENCH = "pgbench"
-"""No pool, but what begins the names of its lines in the table."""
+"""The prefix of pgbench's lines in the table; it is no pool."""
 POOLS = {
     OURS: "ours:Ours",
     "asyncpool-psycopg-wait": "ours:OursPsycopgWait",
@@ -107,7 +107,7 @@ POOLS = {
 
 
 def find(names: list[str]) -> tuple[dict[str, Maker], list[str]]:
-    """The makers of the pools that are installed, and a note for each that is not."""
+    """Return the makers of the installed pools, and a note for each missing one."""
     makers: dict[str, Maker] = {}
     notes = []
     for name in names:
@@ -120,7 +120,7 @@ def find(names: list[str]) -> tuple[dict[str, Maker], list[str]]:
 
 
 def uri(dsn: str, scheme: str = "postgresql") -> str:
-    """The connection string as a URI, for pools that take no other."""
+    """Convert a connection string to a URI, for pools that accept nothing else."""
     parts = {key: str(value) for key, value in conninfo_to_dict(dsn).items() if value is not None}
     user, password = quote(parts.pop("user", ""), safe=""), parts.pop("password", None)
     if password is not None:

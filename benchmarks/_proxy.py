@@ -1,8 +1,8 @@
-"""A server that is far away: a TCP proxy, in a process of its own, that lets what it copies wait.
+"""A TCP proxy, in a process of its own, that simulates a distant server by delaying data.
 
-Either the first bytes of each connection, once, or all that is sent, each way. Besides, it adds
-what copying costs. It can also break connections, in mid-message.
-Run as `python -m benchmarks._proxy HOST PORT DELAY LAG`, it prints the port that it listens on.
+It delays each new connection once, or all data in each direction. Copying adds its own cost. The
+proxy can also break connections in the middle of a message.
+Run as `python -m benchmarks._proxy HOST PORT DELAY LAG`, it prints its port.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from benchmarks._plan import ROOT
 
 @contextlib.contextmanager
 def far_away(dsn: str, *, delay: float = 0.0, lag: float = 0.0) -> Iterator[str]:
-    """A connection string for the same server, for which everything takes longer.
+    """Yield a connection string that leads to the server through a delaying proxy.
 
     Args:
-        dsn: the server's own.
-        delay: seconds more for each new connection.
-        lag: seconds more for all that is sent, each way.
+        dsn: the server's own connection string.
+        delay: additional seconds for each new connection.
+        lag: additional seconds for all data, in each direction.
     """
     parts = conninfo_to_dict(dsn)
     host = str(parts.pop("hostaddr", None) or parts.get("host") or "localhost").split(",")[0]
@@ -42,19 +42,19 @@ def far_away(dsn: str, *, delay: float = 0.0, lag: float = 0.0) -> Iterator[str]
     )
     try:
         assert process.stdout is not None, "bug: stdout is a pipe"
-        mine = process.stdout.readline().strip()
-        if not mine:
-            msg = f"the proxy did not start; it ended with {process.wait()}"
+        proxy_port = process.stdout.readline().strip()
+        if not proxy_port:
+            msg = f"the proxy did not start: it ended with status {process.wait()}"
             raise RuntimeError(msg)
         given = {key: value for key, value in parts.items() if value is not None}
-        yield make_conninfo("", **{**given, "host": "127.0.0.1", "port": mine})
+        yield make_conninfo("", **{**given, "host": "127.0.0.1", "port": proxy_port})
     finally:
         process.kill()
         process.communicate()
 
 
 async def serve(host: str, port: str, delay: float, lag: float) -> None:
-    """Listen until stdin ends, as it does with the parent, however that ends."""
+    """Listen until stdin ends, which happens when the parent ends, even if killed."""
     proxy = Proxy(host, port)
     proxy.delay, proxy.lag = delay, lag
     await proxy.start()
@@ -64,53 +64,55 @@ async def serve(host: str, port: str, delay: float, lag: float) -> None:
 
 
 class Proxy:
-    """The proxy itself, in this event loop; what it does to connections can be changed meanwhile.
+    """The proxy, in this event loop; its settings can be changed at any time.
 
     Attributes:
-        delay: seconds more for each new connection.
-        lag: seconds more for all that is sent, each way.
-        piece: if not 0, what is sent comes in pieces of so many bytes, one in two milliseconds.
-        accepted: connections so far.
-        cuts: those of them that were broken.
+        delay: additional seconds for each new connection.
+        lag: additional seconds for all data, in each direction.
+        piece: if not 0, data is sent in pieces of this many bytes, one every 2 ms.
+        accepted: the number of accepted connections so far.
+        cuts: the number of broken connections so far.
     """
 
     def __init__(self, host: str, port: str) -> None:
-        self._host, self._there = host, port
+        self._host, self._server_port = host, port
         self._server: asyncio.Server | None = None
         self.port = 0
         self.delay = self.lag = 0.0
         self.piece = self.accepted = self.cuts = 0
-        self._doomed = 0
+        self._cut_up_to = 0
 
     async def start(self) -> None:
-        """Listen."""
-        self._server = await asyncio.start_server(self._carry, "127.0.0.1", 0, backlog=512)
+        """Start listening."""
+        self._server = await asyncio.start_server(self._forward, "127.0.0.1", 0, backlog=512)
         self.port = self._server.sockets[0].getsockname()[1]
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         assert self._server is not None, "bug: never started"
         self._server.close()
 
     def cut(self) -> None:
-        """Pass on half of the next answer on each connection there is, and break it."""
-        self._doomed = self.accepted
+        """On each current connection, forward half of the server's next data, then break it."""
+        self._cut_up_to = self.accepted
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         number = self.accepted
         await asyncio.sleep(self.delay)
         with contextlib.suppress(OSError):
             try:
                 if self._host.startswith("/"):
-                    place = f"{self._host}/.s.PGSQL.{self._there}"
-                    there = await asyncio.open_unix_connection(place)
+                    path = f"{self._host}/.s.PGSQL.{self._server_port}"
+                    server = await asyncio.open_unix_connection(path)
                 else:
-                    there = await asyncio.open_connection(self._host, int(self._there))
+                    server = await asyncio.open_connection(self._host, int(self._server_port))
             except OSError:
                 writer.close()
                 raise
-            await asyncio.gather(self._copy(reader, there[1]), self._copy(there[0], writer, number))
+            await asyncio.gather(
+                self._copy(reader, server[1]), self._copy(server[0], writer, number)
+            )
 
     async def _copy(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers_of: int = 0
@@ -119,7 +121,7 @@ class Proxy:
         try:
             with contextlib.suppress(OSError):
                 while data := await reader.read(65536):
-                    if 0 < answers_of <= self._doomed:
+                    if 0 < answers_of <= self._cut_up_to:
                         self.cuts += 1
                         writer.write(data[: len(data) // 2])
                         return

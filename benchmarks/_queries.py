@@ -1,4 +1,4 @@
-"""What is measured, a function a row: here what runs queries."""
+"""The rows that run queries, one function each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Work = Callable[[], Awaitable[Any]]
 
 
 async def select(bench: Bench) -> None:
-    """The whole way to the server and back, with more tasks than connections."""
+    """Measure a query's round trip, with more tasks than connections."""
     plan = bench.plan
     for mode in ("autocommit", "transaction"):
         async with bench.opened(autocommit=mode == "autocommit") as subjects:
@@ -38,11 +38,11 @@ async def select(bench: Bench) -> None:
 
 
 async def one_shots(bench: Bench) -> None:
-    """Single statements, each pool in its shortest way; near, and over a slow network."""
+    """Measure single statements by each pool's shortest API, nearby and over a slow network."""
     plan = bench.plan
     async with bench.opened(autocommit=True) as subjects:
         for what in ONE_SHOTS:
-            turns = _shots(plan, subjects, what, f"oneshot-{what}")
+            turns = _single_turns(plan, subjects, what, f"oneshot-{what}")
             await _warm_up(turns)
             if what == "constant":
                 turns |= _pgbench.turns(bench, "oneshot-constant", threads=1)
@@ -66,12 +66,12 @@ async def one_shots(bench: Bench) -> None:
             await bench.rounds("one-shot, write", plan.some(2), turns)
     with far_away(plan.dsn, lag=plan.lag) as far:
         async with bench.opened(autocommit=True, dsn=far) as subjects:
-            turns = _shots(plan, subjects, "constant", "oneshot-far")
+            turns = _single_turns(plan, subjects, "constant", "oneshot-far")
             await _warm_up(turns)
             await bench.rounds("one-shot, far", plan.some(2), turns)
 
 
-def _shots(plan: Plan, subjects: dict[str, Subject], what: str, key: str) -> dict[str, Turn]:
+def _single_turns(plan: Plan, subjects: dict[str, Subject], what: str, key: str) -> dict[str, Turn]:
     query, params = ONE_SHOTS[what]
     return {
         name: partial(_loaded, partial(each.one_shot, query, params), plan.tasks, plan.queries, key)
@@ -85,7 +85,7 @@ async def _write(subject: OneShots, counters: Counters) -> None:
 
 
 async def transaction(bench: Bench) -> None:
-    """Five round trips for what is one to the borrower."""
+    """Measure a transaction of three statements, which takes five round trips."""
     plan = bench.plan
     async with bench.opened() as subjects:
         turns: dict[str, Turn] = {
@@ -97,7 +97,7 @@ async def transaction(bench: Bench) -> None:
 
 
 async def fetch(bench: Bench) -> None:
-    """Results that take many reads."""
+    """Measure results that take many reads."""
     async with bench.opened(autocommit=True) as subjects:
         turns: dict[str, Turn] = {
             name: partial(_loaded, subject.fetch, bench.plan.fetches, 1, "fetch")
@@ -108,7 +108,7 @@ async def fetch(bench: Bench) -> None:
 
 
 async def copy(bench: Bench) -> None:
-    """Much data over one connection, each way."""
+    """Measure COPY over one connection, in each direction."""
     load = Load(f"asyncpool_benchmark_{os.getpid()}", round(bench.plan.copied * 1e6 / LINE))
     async with AsyncExitStack() as held:
         watcher = await held.enter_async_context(_table(bench, load))
@@ -125,18 +125,18 @@ async def copy(bench: Bench) -> None:
 
 
 async def latency(bench: Bench) -> None:
-    """A round trip with nothing to share the machine with."""
+    """Measure the round trip of a single task."""
     async with bench.opened(autocommit=True, size=1) as subjects, AsyncExitStack() as held:
         turns: dict[str, Turn] = {}
         for name, subject in subjects.items():
             conn = await held.enter_async_context(subject.borrow())
-            turns[name] = partial(_asked, subject, conn, bench.plan.asked)
+            turns[name] = partial(_latency, subject, conn, bench.plan.asked)
         await _warm_up(turns)
         await bench.rounds("latency", bench.plan.rounds, turns)
 
 
 async def _warm_up(turns: dict[str, Turn]) -> None:
-    """Let each prepare its statements on each connection."""
+    """Run each turn once, so that pools prepare their statements on each connection."""
     for turn in turns.values():
         await turn()
 
@@ -152,7 +152,7 @@ async def _loaded(work: Work, tasks: int, times: int, key: str) -> dict[str, flo
     return {key: watch.spent / requests * 1e6, f"{key}-cpu": watch.cpu / requests * 1e6}
 
 
-async def _asked(subject: Subject, conn: Any, times: int) -> dict[str, float]:
+async def _latency(subject: Subject, conn: Any, times: int) -> dict[str, float]:
     with timed() as watch:
         for _ in range(times):
             await subject.ask(conn)
@@ -161,7 +161,7 @@ async def _asked(subject: Subject, conn: Any, times: int) -> dict[str, float]:
 
 @asynccontextmanager
 async def _table(bench: Bench, content: Load | Counters) -> AsyncIterator[psycopg.AsyncConnection]:
-    """A table for as long as it is written to, and a connection to look after it."""
+    """Create a table for the block; yield a connection to inspect it."""
     async with await psycopg.AsyncConnection.connect(bench.plan.dsn, autocommit=True) as watcher:
         await watcher.execute(content.definition())
         try:
@@ -173,7 +173,7 @@ async def _table(bench: Bench, content: Load | Counters) -> AsyncIterator[psycop
 async def _copy_out(subject: Copier, conn: Any, load: Load) -> dict[str, float]:
     with timed() as watch:
         size = await subject.copy_out(conn, load)
-    assert size == load.lines * LINE, f"bug: {size} bytes came out"
+    assert size == load.lines * LINE, f"bug: COPY returned {size} bytes"
     return {"copy-out": watch.spent * 1e3}
 
 
@@ -184,6 +184,6 @@ async def _copy_in(
         await subject.copy_in(conn, load)
     cur = await watcher.execute(f"SELECT count(*) FROM {load.table}")
     row = await cur.fetchone()
-    assert row == (load.lines,), f"bug: {row} lines came in"
+    assert row == (load.lines,), f"bug: the table has {row} lines"
     await watcher.execute(f"TRUNCATE {load.table}")
     return {"copy-in": watch.spent * 1e3}

@@ -1,4 +1,4 @@
-"""The table for people."""
+"""The report for people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks._pools import OURS, PGBENCH
 
 
 def show(report: dict[str, Any], console: Console) -> None:
-    """Print a table a loop, then what its numbers mean."""
+    """Print a table for each loop, then the meaning of its numbers."""
     for loop, records in groupby(report["results"], key=lambda record: record["loop"]):
         of_loop = list(records)
         console.print(_table(loop, of_loop))
@@ -52,13 +52,13 @@ def _print_shares(records: list[dict[str, Any]], console: Console) -> None:
 
 
 def _print_notes(report: dict[str, Any], console: Console) -> None:
-    told = {record["figure"] for record in report["results"]}
+    shown = {record["figure"] for record in report["results"]}
     for figure in report["figures"]:
-        if figure["key"] in told:
+        if figure["key"] in shown:
             console.print(f"[bold]{figure['title']}[/]: {figure['note']}.", highlight=False)
     console.print(
         "Each round gives every pool one turn, in shuffled order; ratios are made within a round."
-        " The cyclic garbage collector is off in timed regions, for all alike.",
+        " The cyclic garbage collector is off in timed regions, for all pools.",
         highlight=False,
     )
     console.print(

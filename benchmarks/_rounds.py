@@ -1,8 +1,8 @@
-"""How it is measured: in rounds, each of which gives every pool one turn, in shuffled order.
+"""The measurement: rounds, each of which gives every pool one turn, in shuffled order.
 
-What is compared is always of one round, so that a neighbour on the machine who slows one round down
-slows all pools down. In a timed region the cyclic garbage collector is off, for all pools alike;
-it has just run.
+Values are compared within a round only, so that other load on the machine that slows one round
+slows all pools. The cyclic garbage collector runs before a timed region and is off inside it, for
+all pools.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from benchmarks._plan import Plan
 from benchmarks._pools import Maker, Setup, Subject
 
 Turn = Callable[[], Awaitable[dict[str, float]]]
-"""Measures one pool once: values by the key of the figure."""
+"""A function that measures one pool once, and returns values by the figure's key."""
 
 
 class Stopwatch:
     """The seconds that a `with timed()` block took."""
 
     spent = 0.0
-    """By the clock."""
+    """Wall-clock seconds."""
     cpu = 0.0
-    """Of this process on all cores, in its own code and in the kernel."""
+    """CPU seconds of this process on all cores, in user and kernel mode."""
 
 
 @contextmanager
 def timed() -> Iterator[Stopwatch]:
-    """Time a block with the garbage collector out of the way."""
+    """Time a block with the garbage collector off."""
     watch = Stopwatch()
     gc.collect()
     gc.disable()
@@ -44,28 +44,28 @@ def timed() -> Iterator[Stopwatch]:
 
 
 class Bench:
-    """One run on one event loop, and what it has found so far.
+    """One run on one event loop, with its results so far.
 
     Args:
-        plan: the numbers.
-        makers: the pools that are installed.
-        tell: gets a line now and then, for whoever watches.
+        plan: the plan of the run.
+        makers: the makers of the installed pools.
+        report: a function that shows a line of progress.
     """
 
-    def __init__(self, plan: Plan, makers: dict[str, Maker], tell: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, makers: dict[str, Maker], report: Callable[[str], None]) -> None:
         self.plan = plan
         self.makers = makers
         self.samples: dict[str, dict[str, list[float]]] = {}
-        """By figure and pool, a value a round."""
+        """The value of each round, by figure and pool."""
         self.notes: list[str] = []
-        self._tell = tell
+        self._report = report
         self._random = Random(plan.seed)
 
     @asynccontextmanager
     async def opened(
         self, *, autocommit: bool = False, size: int | None = None, dsn: str | None = None
     ) -> AsyncIterator[dict[str, Subject]]:
-        """Every pool, open with all its connections: as many as in most rows, or `size`."""
+        """Open every pool with `size` connections; None: the plan's size."""
         setup = Setup(dsn or self.plan.dsn, size or self.plan.size, self.plan.timeout, autocommit)
         async with AsyncExitStack() as stack:
             subjects = {}
@@ -76,13 +76,13 @@ class Bench:
             yield subjects
 
     async def rounds(self, what: str, count: int, turns: dict[str, Turn]) -> None:
-        """Give each its turn `count` times. One that fails is out, with a note."""
+        """Run each turn `count` times. A turn that fails is dropped, with a note."""
         for number in range(1, count + 1):
-            self._tell(f"{self.plan.loop}: {what}, round {number} of {count}")
+            self._report(f"{self.plan.loop}: {what}, round {number} of {count}")
             for name in self._random.sample(list(turns), len(turns)):
                 try:
                     values = await turns[name]()
-                except Exception as error:  # noqa: BLE001 - the others' figures are worth having
+                except Exception as error:  # noqa: BLE001 - the other pools go on
                     self.notes.append(f"{name} failed at {what} on {self.plan.loop}: {error!r}")
                     del turns[name]
                     continue

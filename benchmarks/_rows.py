@@ -1,4 +1,4 @@
-"""What is measured, a function a row: here what the pools themselves do."""
+"""The rows that measure the pools themselves, one function each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Spin = Callable[[int], Awaitable[None]]
 
 
 async def cycle(bench: Bench) -> None:
-    """Borrow and return, one after another; beside it what it could cost at the least."""
+    """Measure acquire and release without contention, and the lower bounds of `_yardsticks`."""
     async with bench.opened() as subjects:
         spins: dict[str, Spin] = {
             name: partial(_spin, subject.borrow) for name, subject in subjects.items()
@@ -41,22 +41,22 @@ async def cycle(bench: Bench) -> None:
 
 
 async def handover(bench: Bench) -> None:
-    """A connection's way down a line of tasks that wait for it."""
+    """Measure how fast connections are handed over in a queue of waiting tasks."""
     async with bench.opened() as subjects:
         turns: dict[str, Turn] = {}
         for name, subject in subjects.items():
-            await _line(subject.borrow, bench.plan.size, bench.plan.few)
-            turns[name] = partial(_lines, subject, bench.plan)
+            await _queue(subject.borrow, bench.plan.size, bench.plan.few)
+            turns[name] = partial(_queues, subject, bench.plan)
         await bench.rounds("hand-over", bench.plan.some(2), turns)
 
 
 async def opening(bench: Bench) -> None:
-    """From nothing to a full pool, on a server that is near and on one that is far away."""
+    """Measure how long a pool takes to open all connections, to a near and to a distant server."""
     plan = bench.plan
     async with await psycopg.AsyncConnection.connect(plan.dsn, autocommit=True) as watcher:
-        room = await _room(watcher)
-        if room < plan.to_open:
-            bench.notes.append(f"opening is left out: the server has room for {room} connections")
+        free = await _free_connections(watcher)
+        if free < plan.to_open:
+            bench.notes.append(f"opening is left out: the server has only {free} free connections")
             return
         with far_away(plan.dsn, delay=plan.delay) as far:
             for where, dsn, count in (
@@ -72,7 +72,7 @@ async def opening(bench: Bench) -> None:
 
 
 async def memory(bench: Bench) -> None:
-    """What it takes to wait."""
+    """Measure the memory of a waiter."""
     bare = await _bare_waiters(bench.plan.asleep)
     async with bench.opened() as subjects:
         turns: dict[str, Turn] = {
@@ -108,7 +108,7 @@ async def _spin_pair(ours: Ours, times: int) -> None:
 
 
 async def _fitting(spin: Spin, seconds: float) -> int:
-    """How many cycles fit into so many seconds; they also warm up."""
+    """Find how many cycles fit into this many seconds; this also warms up the pool."""
     times = 1
     while True:
         with timed() as watch:
@@ -124,16 +124,16 @@ async def _cycles(spin: Spin, times: int) -> dict[str, float]:
     return {"cycle": watch.spent / times * 1e6}
 
 
-async def _lines(subject: Subject, plan: Plan) -> dict[str, float]:
+async def _queues(subject: Subject, plan: Plan) -> dict[str, float]:
     few = 0.0
     for _ in range(plan.few_times):
-        few += await _line(subject.borrow, plan.size, plan.few) / plan.few_times
-    many = await _line(subject.borrow, plan.size, plan.many)
+        few += await _queue(subject.borrow, plan.size, plan.few) / plan.few_times
+    many = await _queue(subject.borrow, plan.size, plan.many)
     return {"handover-few": few, "handover-many": many, "handover-growth": many / few}
 
 
-async def _line(borrow: Borrow, size: int, waiters: int) -> float:
-    """Microseconds from one waiter to the next."""
+async def _queue(borrow: Borrow, size: int, waiters: int) -> float:
+    """Measure the microseconds from one waiter to the next."""
     left, done = waiters, asyncio.get_running_loop().create_future()
 
     async def wait() -> None:
@@ -150,7 +150,7 @@ async def _line(borrow: Borrow, size: int, waiters: int) -> float:
         for _ in range(size):
             await held.enter_async_context(borrow())
         tasks = [asyncio.create_task(wait()) for _ in range(waiters)]
-        await _asleep()
+        await _all_waiting()
         assert left == waiters, "bug: a task was served while everything was held"
         with timed() as watch:
             await held.aclose()
@@ -159,8 +159,8 @@ async def _line(borrow: Borrow, size: int, waiters: int) -> float:
     return watch.spent / waiters * 1e6
 
 
-async def _asleep() -> None:
-    """Until tasks that were just made have all come to where they wait."""
+async def _all_waiting() -> None:
+    """Wait until all new tasks have reached the point where they wait."""
     for _ in range(20):
         await asyncio.sleep(0)
     await asyncio.sleep(0.01)
@@ -189,11 +189,11 @@ async def _open(
         await asyncio.gather(*tasks)
     finally:
         await subject.close()
-        await _gone(watcher)
+        await _wait_until_closed(watcher)
     return {key: watch.spent * 1e3}
 
 
-async def _room(watcher: psycopg.AsyncConnection) -> int:
+async def _free_connections(watcher: psycopg.AsyncConnection) -> int:
     query = """
         SELECT current_setting('max_connections')::int
              - current_setting('superuser_reserved_connections')::int - count(*)
@@ -204,8 +204,8 @@ async def _room(watcher: psycopg.AsyncConnection) -> int:
     return int(row[0]) if row else 0
 
 
-async def _gone(watcher: psycopg.AsyncConnection) -> None:
-    """Until the server has ended the pool's backends: none is to disturb the next one."""
+async def _wait_until_closed(watcher: psycopg.AsyncConnection) -> None:
+    """Wait until the server has ended the pool's backends, which would disturb the next pool."""
     query = """
         SELECT count(*) FROM pg_stat_activity
         WHERE application_name = %s AND pid <> pg_backend_pid()
@@ -218,7 +218,7 @@ async def _gone(watcher: psycopg.AsyncConnection) -> None:
 
 
 async def _bare_waiters(count: int) -> float:
-    """Bytes that a task takes which waits on a future of its own."""
+    """Measure the bytes of a task that waits on a future of its own."""
 
     async def wait() -> None:
         await asyncio.get_running_loop().create_future()
@@ -227,7 +227,7 @@ async def _bare_waiters(count: int) -> float:
     tracemalloc.start()
     try:
         tasks = [asyncio.create_task(wait()) for _ in range(count)]
-        await _asleep()
+        await _all_waiting()
         gc.collect()
         taken = tracemalloc.get_traced_memory()[0]
     finally:
@@ -250,7 +250,7 @@ async def _waiters(subject: Subject, plan: Plan, bare: float) -> dict[str, float
         tracemalloc.start()
         try:
             tasks = [asyncio.create_task(wait()) for _ in range(plan.asleep)]
-            await _asleep()
+            await _all_waiting()
             gc.collect()
             taken = tracemalloc.get_traced_memory()[0]
         finally:

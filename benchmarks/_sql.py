@@ -1,4 +1,4 @@
-"""The statements that are run, the same text for every pool."""
+"""The statements, the same for every pool."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import cycle
 
 SELECT = "SELECT 1"
 THREE = ("SELECT 1", "SELECT 2", "SELECT 3")
-"""Of one transaction. They read no table: what is compared is what goes back and forth."""
+"""The statements of one transaction; they read no table, as only the transfer is compared."""
 
 FETCHED = 1000
 FETCH = f"""
@@ -27,26 +27,26 @@ ONE_SHOTS: dict[str, tuple[str, list[int]]] = {
         [],
     ),
 }
-"""Statements with nothing around them, each with its parameters, in psycopg's placeholders."""
+"""Single statements with their parameters, in psycopg's placeholders."""
 
 COUNTED = 1000
-"""Rows that are written to, so many that no request waits for another's row."""
+"""Rows to update, enough that no request waits for a row lock."""
 
 
 @dataclass(frozen=True)
 class Counters:
-    """A table of counters, which are raised one after another, each by its key."""
+    """A table of counters, which are incremented one after another by key."""
 
     table: str
     keys: cycle[int] = field(default_factory=lambda: cycle(range(COUNTED)))
 
     @property
     def query(self) -> str:
-        """Raises one counter, in psycopg's placeholders."""
+        """The statement that increments one counter, in psycopg's placeholders."""
         return f"UPDATE {self.table} SET number = number + 1 WHERE id = %s"
 
     def definition(self) -> str:
-        """The table, with room to update rows in place, and no write-ahead log to wait for."""
+        """Return the DDL: an unlogged table with free space for updates in place."""
         return (
             f"CREATE UNLOGGED TABLE {self.table} (id integer PRIMARY KEY, number bigint)"
             f" WITH (fillfactor = 50);"
@@ -54,36 +54,36 @@ class Counters:
         )
 
     def next_key(self) -> int:
-        """Return the key of the counter whose turn it is."""
+        """Return the key of the next counter."""
         return next(self.keys)
 
 
 LINE = 100
 """Bytes of a line in COPY's text format: two columns, a tab and the end of the line."""
 BLOCK = 500
-"""Lines that go in at once."""
+"""Lines of a block."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a COPY carries, in lines of 100 bytes, and the table that it goes into."""
+    """The data of a COPY, in lines of 100 bytes, and its target table."""
 
     table: str
     lines: int
 
     def query(self) -> str:
-        """Makes the lines one by one, so that no table has to be read."""
+        """Return a query that generates the lines without reading a table."""
         first = 10**7
         return (
             f"SELECT generate_series({first}, {first + self.lines - 1}), repeat('x', {LINE - 10})"
         )
 
     def definition(self) -> str:
-        """The table, which needs no write-ahead log."""
+        """Return the DDL of an unlogged table."""
         return f"CREATE UNLOGGED TABLE {self.table} (number integer, padding text)"
 
     async def source(self) -> AsyncIterator[bytes]:
-        """The same lines in blocks, made ahead of time but for the last."""
+        """Yield lines of the same size in blocks; all but the last are made in advance."""
         line = b"%d\t%s\n" % (10**7, b"x" * (LINE - 10))
         block = line * BLOCK
         for _ in range(self.lines // BLOCK):

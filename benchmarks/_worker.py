@@ -1,4 +1,4 @@
-"""One event loop's share of a run, in a process of its own: a plan comes in, JSON lines go out."""
+"""One event loop's run, in a process of its own: it reads a plan and writes JSON lines."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from benchmarks._rounds import Bench
 
 
 def factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """What makes that event loop.
+    """Return the factory of an event loop.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: the event loop is not installed.
     """
     if loop == "asyncio":
         return asyncio.new_event_loop
-    import uvloop  # noqa: PLC0415 - it is optional
+    import uvloop  # noqa: PLC0415 - uvloop is optional
 
     return uvloop.new_event_loop
 
 
-async def run(plan: Plan, tell: Callable[[str], None]) -> dict[str, Any]:
-    """All rows, one after another."""
-    from benchmarks._rows import RUN  # noqa: PLC0415 - asyncpool itself may be the one left out
+async def run(plan: Plan, report: Callable[[str], None]) -> dict[str, Any]:
+    """Run all rows, one after another."""
+    from benchmarks._rows import RUN  # noqa: PLC0415 - asyncpool itself may be missing
 
     makers, notes = find(plan.pools)
-    bench = Bench(plan, makers, tell)
+    bench = Bench(plan, makers, report)
     bench.notes += notes
     gc.collect()
     gc.freeze()
@@ -51,7 +51,7 @@ async def run(plan: Plan, tell: Callable[[str], None]) -> dict[str, Any]:
     }
 
 
-def _say(**what: Any) -> None:
+def _print(**what: Any) -> None:
     print(json.dumps(what), flush=True)
 
 
@@ -61,16 +61,16 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
-    """What the process does."""
+    """Read the plan from stdin, run it and print the result."""
     plan = Plan(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         make = factory(plan.loop)
     except ImportError as error:
-        _say(result={"loop": plan.loop, "notes": [f"{plan.loop} is left out: {error}"]})
+        _print(result={"loop": plan.loop, "notes": [f"{plan.loop} is left out: {error}"]})
         return
     with asyncio.Runner(loop_factory=make) as runner:
-        _say(result=runner.run(run(plan, lambda line: _say(progress=line))))
+        _print(result=runner.run(run(plan, lambda line: _print(progress=line))))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What an uncontended cycle could cost at the least: a deque and nothing else."""
+"""Lower bounds for an uncontended cycle: a deque in an async context manager."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class Bare:
 
 
 class Shelf:
-    """A deque of objects to borrow, in both ways of writing it."""
+    """A deque of objects to borrow, by both kinds of context manager."""
 
     def __init__(self, size: int) -> None:
         self._items: deque[object] = deque(object() for _ in range(size))
 
     def bare(self) -> Bare:
-        """By the class."""
+        """Return the context manager written as a class."""
         return Bare(self._items)
 
     @asynccontextmanager
     async def generated(self) -> AsyncIterator[object]:
-        """By `contextlib.asynccontextmanager`."""
+        """Borrow an object, by a `contextlib.asynccontextmanager`."""
         item = self._items.pop()
         try:
             yield item
