@@ -31,7 +31,7 @@ class Answer:
     """From the start of the connect to the statement's result, or to the failure."""
     server_version: str | None = None
     role: str | None = None
-    """"primary" or "standby"; None: the server is older than PostgreSQL 14."""
+    """"primary" or "standby"; None: unknown, as before PostgreSQL 14."""
     error: str | None = None
 
 

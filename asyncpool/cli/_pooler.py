@@ -35,7 +35,7 @@ class Pooler:
     """The facts about a pooler."""
 
     mode: Mode | None
-    """As detected, or else as the console reports; None: unknown."""
+    """The detected mode, or else the console's; None: unknown."""
     prepared: bool | None
     """Whether a prepared statement existed on another session too; None: unknown."""
     version: str | None = None

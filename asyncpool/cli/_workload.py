@@ -41,7 +41,7 @@ class Outcome(IntEnum):
     UNSENT = 0
     """No COMMIT was sent: the transfer must not be in the history."""
     FAILED = 1
-    """An error came before COMMIT, and the run is over: it must not be in the history."""
+    """Given up without a COMMIT, at the end of the run: it must not be in the history."""
     ACKNOWLEDGED = 2
     """The COMMIT returned: the transfer must be in the history."""
     IN_DOUBT = 3

@@ -89,13 +89,13 @@ class Inspector:
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
-        gone = asyncio.create_task(_wait_for_disconnect(receive))
+        disconnected = asyncio.create_task(_wait_for_disconnect(receive))
         stream = self._feed.stream()
         try:
-            while not gone.done():
+            while not disconnected.done():
                 pending = asyncio.create_task(stream.next())
                 try:
-                    await asyncio.wait({gone, pending}, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait({disconnected, pending}, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     event = pending.result() if pending.done() else None
                     pending.cancel()
@@ -104,7 +104,7 @@ class Inspector:
                 body = event.encode()
                 await send({"type": "http.response.body", "body": body, "more_body": True})
         finally:
-            gone.cancel()
+            disconnected.cancel()
         await send({"type": "http.response.body", "body": b""})
 
 

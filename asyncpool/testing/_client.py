@@ -49,11 +49,11 @@ class Client:
         self._skipping = False
         """Whether, after an error, the client's messages are ignored until its Sync."""
         self._unanswered = False
-        """Whether the server has not yet answered some messages of the extended protocol."""
+        """Whether the server has messages of the extended protocol that it has not answered."""
         self._kinds: dict[bytes, Control | None] = {}
         self._portals: dict[bytes, Control | None] = {}
 
-    async def greet(self, key: bytes) -> bool:
+    async def start_session(self, key: bytes) -> bool:
         """Begin a session; False: the client sent a cancel request instead."""
         code, rest = await self._first()
         while code in ENCRYPTIONS:
@@ -71,18 +71,18 @@ class Client:
         self._write(b"Z", b"I")
         return True
 
-    def drop(self) -> None:
+    def close(self) -> None:
         """Close the connection once all written data is sent."""
         self._writer.close()
 
-    async def talk(self) -> None:
+    async def serve(self) -> None:
         """Serve the client until it disconnects."""
         try:
             while (message := await self._read())[0] != b"X":
                 kind, body = message
                 match kind:
                     case b"Q":
-                        await self._simple(body[:-1])
+                        await self._simple_query(body[:-1])
                         await self._ready()
                     case b"S":
                         await self._flush()
@@ -96,45 +96,45 @@ class Client:
             self._write_error(refused.code, str(refused), b"FATAL")
             await self._writer.drain()
 
-    async def _simple(self, text: bytes) -> None:
+    async def _simple_query(self, text: bytes) -> None:
         lexed = self._proxy.escapes
         pieces = controls(text, escapes=lexed, encoding=self._proxy.encoding)
         if not pieces:
             self._write(b"I", b"")  # an empty query, such as a ping, needs no turn
         for piece, kind in pieces:
-            if not await self._take():
+            if not await self._acquire_turn():
                 return
             if self._proxy.escapes is not lexed and b"\\" in text:
                 self._write_error(b"0A000", "standard_conforming_strings changed within the text")
                 self._skipping = True
             elif kind is not None:
-                await self._transact(kind)
+                await self._apply_control(kind)
             else:
                 self._proxy.send(b"Q", piece + b"\0")
-                await self._pump()
+                await self._forward_answers()
             if self._skipping:
                 return
 
     async def _extended(self, kind: bytes, body: bytes) -> None:
-        if not await self._take():
+        if not await self._acquire_turn():
             return
         match kind:
             case b"P":
                 name, text, rest = body.split(b"\0", 2)
                 self._kinds[name] = self._kind_of(text)
-                body = b"\0".join((self._own(name), text, rest))
+                body = b"\0".join((self._server_name(name), text, rest))
             case b"B":
                 portal, name, rest = body.split(b"\0", 2)
                 self._portals[portal] = self._kinds.get(name)
-                body = b"\0".join((portal, self._own(name), rest))
+                body = b"\0".join((portal, self._server_name(name), rest))
             case b"D" | b"C" if body.startswith(b"S"):
-                body = b"S" + self._own(body[1:])
+                body = b"S" + self._server_name(body[1:])
             case b"E":
                 act = self._portals.get(body.split(b"\0", 1)[0])
                 if act is not None:
                     await self._flush()
                     if not self._skipping:
-                        await self._transact(act)
+                        await self._apply_control(act)
                     return
         self._proxy.send(kind, body)
         self._unanswered = True
@@ -144,7 +144,7 @@ class Client:
         pieces = controls(text, escapes=self._proxy.escapes, encoding=self._proxy.encoding)
         return pieces[0][1] if pieces else None
 
-    async def _transact(self, kind: Control) -> None:
+    async def _apply_control(self, kind: Control) -> None:
         """Apply BEGIN, COMMIT or ROLLBACK to the client's savepoint."""
         failed, tag = self._proxy.status == b"E", TAGS.get(kind)
         if kind == "refused":
@@ -170,23 +170,23 @@ class Client:
         if self._unanswered:
             self._unanswered = False
             self._proxy.send(b"S", b"")
-            await self._pump(extended=True)
+            await self._forward_answers(extended=True)
 
     async def _ready(self) -> None:
         """Commit statements outside a transaction, and send the client's ReadyForQuery."""
-        if self._proxy.holds(self) and not self._open:
+        if self._proxy.has_savepoint(self) and not self._open:
             commit = self._proxy.status == b"T" and not self._skipping
             failure = await self._end(commit=commit)
             if failure:
                 self._write(b"E", failure)
         self._skipping = False
         self._write(b"Z", self._proxy.status if self._open else b"I")
-        self._proxy.leave(self)
+        self._proxy.release_turn(self)
 
-    async def _take(self) -> bool:
+    async def _acquire_turn(self) -> bool:
         self.is_waiting = True
         try:
-            await self._proxy.take(self)
+            await self._proxy.acquire_turn(self)
         except Refused as refused:
             if self._open:
                 raise
@@ -200,10 +200,10 @@ class Client:
     async def _end(self, *, commit: bool) -> bytes | None:
         self._open = False
         failure = await self._proxy.end(self, commit=commit)
-        self._proxy.leave(self)
+        self._proxy.release_turn(self)
         return failure
 
-    async def _pump(self, *, extended: bool = False) -> None:
+    async def _forward_answers(self, *, extended: bool = False) -> None:
         """Pass on all of the server's answers; read them even if the client has disconnected."""
         sent = 0
         while (message := await self._proxy.answer())[0] != b"Z":
@@ -226,7 +226,7 @@ class Client:
             except (OSError, asyncio.IncompleteReadError):
                 kind, body = b"X", b""
             if kind == b"X":
-                self._proxy.send(b"f", b"the client has gone\0")
+                self._proxy.send(b"f", b"the client has disconnected\0")
                 if extended:
                     self._proxy.send(b"S", b"")
                 return
@@ -246,7 +246,7 @@ class Client:
         except OSError:
             self._writer.close()
 
-    def _own(self, name: bytes) -> bytes:
+    def _server_name(self, name: bytes) -> bytes:
         return self._prefix + name if name.strip(b"\0") else name
 
     def _write_error(self, code: bytes, message: str, severity: bytes = b"ERROR") -> None:

@@ -2,8 +2,8 @@
 
 Our user owns `asyncpool-pg-xxxxxxxx` itself, with `lock`, `log` and `conf`. The server's user owns
 `data`, and `s` for the Unix socket, whose path has to be short. So we never write into a folder of
-another user. No third user can enter either folder. The two users differ only where we are root,
-who can enter both.
+another user. No third user can enter `data` or `s`. The two users differ only if we are root, who
+can enter both.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class Folder:
         for part in (self.data, self._sockets):
             part.mkdir()
             part.chmod(0o700)  # independent of the umask
-            self._give(part)
+            self._chown(part)
         self.path.chmod(0o711 if self._who else 0o700)
 
-    def _give(self, path: Path) -> None:
+    def _chown(self, path: Path) -> None:
         """Give a file or folder to the server's user."""
         if self._who:
             os.chown(path, self._who["user"], self._who["group"])
@@ -67,7 +67,7 @@ class Folder:
         path.touch(mode=0o600, exist_ok=False)
         try:
             path.write_text(text)
-            self._give(path)
+            self._chown(path)
             yield path
         finally:
             path.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ._backend import STOP_MODES, Backend, SettingValue, Source, Spec, StopMode
 from ._discovery import choose
-from ._threads import in_thread, to_the_end
+from ._threads import in_thread, run_to_end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -103,7 +103,7 @@ class Server:
         try:
             yield Server(replica)
         finally:
-            await to_the_end(replica.close)
+            await run_to_end(replica.close)
 
 
 def postgres(
@@ -142,7 +142,7 @@ async def _postgres(spec: Spec, source: Source | None) -> AsyncIterator[Server]:
     try:
         yield Server(backend)
     finally:
-        await to_the_end(backend.close)
+        await run_to_end(backend.close)
 
 
 def _nothing(_: None) -> None:

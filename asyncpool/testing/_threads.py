@@ -38,7 +38,7 @@ async def in_thread(work: Callable[[threading.Event], T], undo: Callable[[T], No
     return done.result()
 
 
-async def to_the_end(work: Callable[[], None]) -> None:
+async def run_to_end(work: Callable[[], None]) -> None:
     """Run `work` in a thread to its end; a cancellation is raised only after that.
 
     Args:

@@ -56,13 +56,13 @@ class TransactionProxy:
         self._cleanup = contextlib.ExitStack()
         """The cleanup steps that always run; none of them suspends."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._holders: list[Client] = []
+        self._savepoints: list[Client] = []
         """The clients with a savepoint, outermost first."""
-        self._speaker: Client | None = None
+        self._active: Client | None = None
         """The client whose messages are being sent to the server."""
         self._running = False
         """Whether the server has not finished its answer."""
-        self._private = False
+        self._is_own = False
         """Whether the running statement is the proxy's own."""
         self._closing = False
         self._numbers = itertools.count(1)
@@ -150,14 +150,14 @@ class TransactionProxy:
 
     # Turns
 
-    async def take(self, client: Client) -> None:
+    async def acquire_turn(self, client: Client) -> None:
         """Wait for a client's turn, and make its savepoint if it has none.
 
         Raises:
             Refused: another client idles in a transaction, or this client's request was cancelled.
             ServerGone: the session has ended.
         """
-        if self._speaker is client:
+        if self._active is client:
             return
         while not self._is_free_for(client):
             changed = self._changed
@@ -173,17 +173,17 @@ class TransactionProxy:
                 raise ServerGone
             if client.canceled:
                 raise Refused(b"57014", CANCELED)
-        self._speaker = client
-        if client not in self._holders:
+        self._active = client
+        if client not in self._savepoints:
             await self.run(f"SAVEPOINT {client.savepoint}")
-            self._holders.append(client)
+            self._savepoints.append(client)
         if client.canceled:
             raise Refused(b"57014", CANCELED)
 
-    def leave(self, client: Client) -> None:
+    def release_turn(self, client: Client) -> None:
         """End a client's turn; its transaction, if it has one, goes on."""
-        if self._speaker is client:
-            self._speaker = None
+        if self._active is client:
+            self._active = None
             self._wake()
 
     async def end(self, client: Client, *, commit: bool) -> bytes | None:
@@ -203,7 +203,7 @@ class TransactionProxy:
             )
         if failure or not commit:
             await self.run(f"ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}")
-        self._holders.remove(client)
+        self._savepoints.remove(client)
         return failure
 
     def _wake(self) -> None:
@@ -211,20 +211,20 @@ class TransactionProxy:
         self._changed = asyncio.Event()
 
     def _is_free_for(self, client: Client) -> bool:
-        return self._speaker is None and (not self._holders or self._holders[-1] is client)
+        return self._active is None and (not self._savepoints or self._savepoints[-1] is client)
 
     def _may_nest(self, client: Client) -> bool:
         """Whether a client may begin inside the idle transaction of another."""
         return (
             self._nested
-            and self._speaker is None
-            and client not in self._holders
+            and self._active is None
+            and client not in self._savepoints
             and self.status == b"T"
         )
 
-    def holds(self, client: Client) -> bool:
+    def has_savepoint(self, client: Client) -> bool:
         """Whether a client has a savepoint."""
-        return client in self._holders
+        return client in self._savepoints
 
     def _idle_transaction_error(self) -> str:
         return (
@@ -250,7 +250,7 @@ class TransactionProxy:
         self._server.write(kind + struct.pack("!I", len(body) + 4) + body)
 
     async def drain(self) -> None:
-        """Wait until the sent messages have left the write buffer."""
+        """Wait until the write buffer has room."""
         await self._server.drain()
 
     async def answer(self) -> tuple[bytes, bytes]:
@@ -279,14 +279,14 @@ class TransactionProxy:
         """Disconnect all clients and wake the waiting ones, since the transaction has ended."""
         self._running, self._closing = False, True
         for client in self._clients.values():
-            client.drop()
+            client.close()
         self._wake()
         return ServerGone("the session, and with it the transaction, has ended")
 
     async def run(self, sql: str) -> bytes | None:
         """Run a statement of the proxy's own; return the server's error, or None."""
         await self._await_cancels()
-        self._private = True
+        self._is_own = True
         try:
             for _ in range(5):
                 failure = None
@@ -299,7 +299,7 @@ class TransactionProxy:
                     break
             return failure
         finally:
-            self._private = False
+            self._is_own = False
 
     async def _await_cancels(self) -> None:
         async with self._cancelling:
@@ -324,7 +324,7 @@ class TransactionProxy:
             return
         async with self._cancelling:
             # The proxy's own statements are never cancelled: the request came too late then.
-            if client is self._speaker and self._running and not self._private:
+            if client is self._active and self._running and not self._is_own:
                 self._canceled = True
                 with contextlib.suppress(psycopg.Error):  # a server reports no such error either
                     await self._conn.cancel_safe(timeout=CLOSE_TIMEOUT)
@@ -348,14 +348,14 @@ class TransactionProxy:
         key = secrets.token_bytes(4)
         client = self._clients[key] = Client(self, reader, writer, next(self._numbers))
         try:
-            if await client.greet(key):
-                await client.talk()
+            if await client.start_session(key):
+                await client.serve()
         except (OSError, asyncio.IncompleteReadError):
             pass  # the client or the server has disconnected
         finally:
             del self._clients[key]
             await self._disconnect(writer)
-            if client in self._holders and not self._closing:
+            if client in self._savepoints and not self._closing:
                 await self._roll_back_abandoned(client)
 
     async def _disconnect(self, writer: asyncio.StreamWriter) -> None:
@@ -368,10 +368,10 @@ class TransactionProxy:
     async def _roll_back_abandoned(self, client: Client) -> None:
         """Roll back the open transaction of a client that has disconnected."""
         with contextlib.suppress(ServerGone):
-            while self._speaker is not client and not self._is_free_for(client):
+            while self._active is not client and not self._is_free_for(client):
                 await self._changed.wait()
                 if self._closing:
                     return
-            self._speaker = client
+            self._active = client
             await self.end(client, commit=False)
-            self.leave(client)
+            self.release_turn(client)

@@ -125,7 +125,7 @@ async def test_demo_starts_its_own_server_and_balances() -> None:
 
 
 async def test_demo_uses_the_server_that_it_is_given(dsn: str) -> None:
-    """It uses a schema of its own and drops it (see the fixture); no password is shown."""
+    """The demo's own schema is dropped (see the fixture); no password is shown."""
     async with started(dsn, "--seconds", "2", *SMALL) as demo:
         assert await demo.end() == 0, demo.output
     assert "temporary server" not in demo.output
@@ -295,7 +295,7 @@ async def test_demo_explains_what_it_cannot_do(
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 async def test_command_line_without_its_libraries_says_how_to_get_them(missing: str) -> None:
-    """It prints one line, with status 1 and no traceback."""
+    """The output is one line, with status 1 and no traceback."""
     program = f"import sys; sys.modules[{missing!r}] = None; import asyncpool.cli as c; c.main()"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", program),

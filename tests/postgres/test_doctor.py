@@ -292,7 +292,7 @@ async def test_doctor_explains_what_a_pooler_refuses(dsn: str) -> None:
 
 
 async def test_doctor_of_a_silent_network_ends_when_its_time_is_up() -> None:
-    """It prints the findings so far, and the status is 1."""
+    """The report shows the findings so far, and the status is 1."""
     with silence() as dsn:
         began = monotonic()
         found = await examine(dsn, "--timeout", "0.5")

@@ -81,7 +81,7 @@ async def test_only_true_allows_a_request(dsn: str, verdict: Any, path: str) -> 
 
 
 async def test_authorize_may_be_async_and_sees_the_request(dsn: str) -> None:
-    """It gets the request's scope, with the headers."""
+    """`authorize` gets the request's scope, with the headers."""
 
     async def authorize(scope: Any) -> bool:
         await asyncio.sleep(0)
@@ -157,7 +157,7 @@ async def test_a_forgotten_release_is_shown_with_the_line_that_borrowed(dsn: str
 
 
 async def test_a_stream_has_the_timeline_first_and_then_new_samples(dsn: str) -> None:
-    """It has one snapshot a tick, also in an app mounted at another path."""
+    """Each tick sends one snapshot, also if the app is mounted at another path."""
     async with (
         AsyncConnectionPool(dsn, min_size=1, name="one") as one,
         AsyncConnectionPool(dsn, min_size=2, name="two") as two,
@@ -199,7 +199,7 @@ async def test_many_readers_share_one_snapshot(dsn: str, monkeypatch: pytest.Mon
 
 
 async def test_a_stream_ends_by_itself_so_that_a_server_can_stop(dsn: str) -> None:
-    """It ends after `stream_duration`, and when its pool closes."""
+    """A stream ends after `stream_duration`, and when its pool closes."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         app = Inspector(pool, authorize=yes, interval=0.02)
         app._feed._stream_duration = 0.1
@@ -218,7 +218,7 @@ async def test_a_stream_ends_by_itself_so_that_a_server_can_stop(dsn: str) -> No
 
 
 async def test_the_stream_of_a_disconnected_reader_ends(dsn: str) -> None:
-    """It ends before the next tick."""
+    """The stream ends before the next tick."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         app = Inspector(pool, authorize=yes, interval=60)
         sent: list[Any] = []
@@ -273,7 +273,7 @@ async def test_the_feed_has_ten_minutes(dsn: str) -> None:
 
 
 async def test_an_inspector_answers_its_framework(dsn: str) -> None:
-    """It supports the lifespan protocol, and closes each web socket."""
+    """The inspector supports the lifespan protocol, and closes each web socket."""
     pool = AsyncConnectionPool(dsn, open=False)
     app = Inspector(pool, authorize=yes)
     sent_types: list[str] = []
@@ -315,7 +315,7 @@ def test_bad_arguments_are_refused() -> None:
 
 
 async def test_in_aiohttp_it_is_an_application_to_add(dsn: str) -> None:
-    """It has the same page, feed, headers and authorization."""
+    """The application has the same page, feed, headers and authorization."""
     async with AsyncConnectionPool(dsn, min_size=1, name="here") as pool:
 
         async def authorize(request: web.Request) -> bool:

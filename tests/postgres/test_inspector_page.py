@@ -38,7 +38,7 @@ async def browser() -> AsyncIterator[Any]:
 async def test_the_page_shows_leases_and_waiters(  # noqa: PLR0915 - one visit to the page
     dsn: str, browser: Any, width: int, scheme: str
 ) -> None:
-    """It updates live, shows a lease's stack on a click, and renders any task name as text."""
+    """The page updates live, shows a lease's stack on a click, and escapes task names."""
     async with AsyncConnectionPool(
         dsn, min_size=1, max_size=2, leak_timeout=60, name="shop"
     ) as pool:

@@ -182,7 +182,7 @@ async def test_another_thread_scrapes_a_pool_at_work(dsn: str) -> None:
 
 
 async def test_a_thread_does_not_wait_for_a_loop_that_is_busy(dsn: str) -> None:
-    """It gets the numbers that are available without the loop."""
+    """The thread gets the numbers that are available without the loop."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         assert await pool.fetchval("SELECT 1") == 1
         found: list[Any] = []

@@ -59,7 +59,7 @@ async def test_ping_in_json_has_stable_keys(dsn: str) -> None:
 
 
 async def test_ping_takes_the_server_from_the_environment(dsn: str) -> None:
-    """It uses `DATABASE_URL`, or else libpq's variables, as psql does."""
+    """`ping` uses `DATABASE_URL`, or else libpq's variables, as psql does."""
     parts = conninfo_to_dict(dsn)
     names = {"HOST", "PORT", "USER", "PASSWORD"}
     own = {f"PG{name}": str(parts[name.lower()]) for name in names if name.lower() in parts}

@@ -550,7 +550,7 @@ async def test_a_lost_server_is_an_error(dsn: str, backends: Backends) -> None:
 
 
 async def test_an_app_is_tested_with_it(dsn: str, table: str, backends: Backends) -> None:
-    """It replaces the app's own pool: commits, rollbacks and disconnects work as before."""
+    """The rollback pool replaces the app's own: commits, rollbacks and disconnects still work."""
 
     def never() -> AsyncConnectionPool:
         raise AssertionError("the app's own pool is not to be made")
@@ -615,7 +615,7 @@ async def test_each_begins_with_nothing(asyncpool_rollback_pool, n):
 def test_the_fixture_rolls_back_each_tests_work(
     pytester: pytest.Pytester, asyncpool_dsn: str, monkeypatch: pytest.MonkeyPatch, plugin: str
 ) -> None:
-    """It works with pytest-asyncio in its mode "auto", and with anyio's plugin."""
+    """The fixture works with pytest-asyncio in its mode "auto", and with anyio's plugin."""
     monkeypatch.setenv("ASYNCPOOL_TEST_DSN", asyncpool_dsn)
     mark = "@pytest.mark.anyio" if plugin == "anyio" else ""
     pytester.makepyfile(PLUGIN_TESTS.replace("{mark}", mark))

@@ -539,7 +539,7 @@ async def test_a_connection_that_is_dropped_is_taken_back(
 async def test_a_detached_connection_is_its_borrowers_until_it_is_closed(
     pool: AsyncConnectionPool, engine: AsyncEngine, backends: Backends
 ) -> None:
-    """It counts as leased until it is closed."""
+    """A detached connection counts as leased until it is closed."""
     async with engine.connect() as conn:
         await conn.run_sync(lambda conn: conn.detach())
         pid = await pid_of(conn)

@@ -318,7 +318,7 @@ async def test_an_existing_pool_is_used_and_left_open(dsn: str) -> None:
 
 
 async def test_an_app_whose_own_lifespan_fails_leaves_no_pool_open(dsn: str) -> None:
-    """It may fail at its start or end, or because one of several pools cannot be opened."""
+    """The start or the end may fail, or one of several pools cannot be opened."""
 
     @asynccontextmanager
     async def fails(app: Starlette) -> AsyncIterator[None]:

@@ -47,7 +47,7 @@ async def run(*arguments: str) -> tuple[int | None, str, str]:
 
 
 async def test_top_shows_the_holder_of_each_lease(dsn: str) -> None:
-    """It prints one snapshot if the output is no terminal; `--json` prints it unchanged."""
+    """`top` prints one snapshot if the output is no terminal; `--json` prints it unchanged."""
     async with AsyncConnectionPool(
         dsn, min_size=1, max_size=2, name="shop", leak_timeout=60
     ) as pool:
@@ -71,7 +71,7 @@ async def test_top_shows_the_holder_of_each_lease(dsn: str) -> None:
 
 
 async def test_top_follows_the_feed_until_it_is_interrupted(dsn: str) -> None:
-    """It prints a line of JSON a snapshot; Ctrl-C ends it with status 0 and no traceback."""
+    """Each snapshot is a line of JSON; Ctrl-C ends `top` with status 0 and no traceback."""
     async with AsyncConnectionPool(dsn, min_size=1, name="shop") as pool:
         app = Inspector(pool, authorize=lambda scope: True, interval=0.02)
         app._feed._stream_duration = 0.1  # so that `top` must reopen the feed
@@ -87,7 +87,7 @@ async def test_top_follows_the_feed_until_it_is_interrupted(dsn: str) -> None:
 
 
 async def test_top_draws_on_a_terminal(dsn: str) -> None:
-    """It draws until the app has ended."""
+    """The display is updated until the app has ended."""
     async with AsyncConnectionPool(dsn, min_size=1, name="shop") as pool:
         app = Inspector(pool, authorize=lambda scope: True, interval=0.02)
         app._feed._stream_duration = 0.1
@@ -102,7 +102,7 @@ async def test_top_draws_on_a_terminal(dsn: str) -> None:
 
 
 async def test_top_reports_why_it_can_show_nothing(dsn: str) -> None:
-    """It prints one line, with status 1."""
+    """The error is one line, with status 1."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
 
         def authorize(scope: Any) -> bool:

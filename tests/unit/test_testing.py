@@ -33,7 +33,7 @@ from asyncpool.testing._backend import (
 from asyncpool.testing._container import ContainerServer, find_engine
 from asyncpool.testing._folder import Folder, sweep
 from asyncpool.testing._install import Installation, find_binaries, inspect_folder, reachable
-from asyncpool.testing._threads import in_thread, to_the_end
+from asyncpool.testing._threads import in_thread, run_to_end
 from asyncpool.testing._transactions import controls
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class TestThreads:
             assert gate.wait(20)
             ended.set()
 
-        task = asyncio.create_task(to_the_end(work))
+        task = asyncio.create_task(run_to_end(work))
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.sleep(0)
