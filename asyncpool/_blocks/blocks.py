@@ -1,7 +1,8 @@
-"""What stands behind `async with pool...`: borrow, hand out, end the work, return.
+"""The context managers of the pool: acquire a connection, end the work, release the connection.
 
-Nothing here waits between taking a connection and its owner knowing it, nor between the end of the
-work and its return. A block that fails is rolled back by the pool's own task, not by its borrower.
+Nothing here suspends between the acquisition of a connection and its assignment to a block, or
+between the end of the work and the release. A failed block is rolled back by a background task of
+the pool, not by its caller.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from typing import Any, Generic, Protocol
 import psycopg
 
 from asyncpool._blocks.commit import (
-    closed,
-    come_to_rest,
+    closed_error,
     commit,
-    failed,
+    failed_error,
     has_failed,
-    put_back,
-    require_ended_idle,
-    see_through,
-    turn,
+    require_no_lost_work,
+    restore_autocommit,
+    run_shielded,
+    set_autocommit,
+    wait_for_cancelled,
     warn_of_open_work,
 )
 from asyncpool._blocks.generators import enclosing
@@ -39,26 +40,26 @@ from asyncpool.errors import PoolError, ReleaseError
 Exc = type[BaseException] | None
 
 JOINED = 0
-"""In place of a lease's number, which is never 0."""
+"""The lease number of a block inside a session; a real lease number is never 0."""
 
 
 class SupportsBorrowing(Protocol[ACT]):
-    """What the blocks need of the pool."""
+    """The part of the pool that blocks use."""
 
     close_returns: bool
     _core: Core[ACT]
     _driver: PsycopgDriver[ACT]
     _modes: dict[ACT, bool]
-    """The mode that a lent connection is put back to when it is returned in another."""
+    """The autocommit mode to restore when a leased connection is released in the other mode."""
     _sessions: dict[object, Session[ACT]]
-    """Those of this moment, each by its task and by its connection."""
+    """The active sessions, each under its task and under its connection."""
 
     async def getconn(self, timeout: float | None = None) -> ACT:
-        """Borrow."""
+        """Acquire a connection."""
         ...
 
     async def _borrow_conn(self, timeout: float | None) -> ACT:
-        """Borrow for a block or a one-shot, by what a subclass has changed, if anything."""
+        """Acquire a connection for a block or a one-shot, through overridden methods if any."""
         ...
 
     async def _return_conn(
@@ -69,11 +70,11 @@ class SupportsBorrowing(Protocol[ACT]):
         first: Callable[[], Awaitable[object]] | None = None,
         as_is: bool = False,
     ) -> None:
-        """Return it, likewise; with work that the pool is to do first."""
+        """Release such a connection; a background task runs `first` before the reset."""
         ...
 
     def _lend_now(self) -> ACT | None:
-        """Borrow what is idle, if anything is."""
+        """Acquire an idle connection, if there is one."""
         ...
 
     def _ensure_open(self) -> None: ...
@@ -86,7 +87,8 @@ class SupportsBorrowing(Protocol[ACT]):
 class Lease(Generic[ACT]):
     """`pool.connection()`: a connection for a block, committed at its end, rolled back on error.
 
-    Whoever makes one sets its pool and timeout: an `__init__` takes 4 % of a borrowing's time.
+    There is no `__init__`, which would take 4 % of the time of an acquire and release: the code
+    that constructs a lease sets `_pool` and `_timeout`.
     """
 
     __slots__ = ("_entry", "_join", "_number", "_pool", "_timeout")
@@ -124,10 +126,10 @@ class Lease(Generic[ACT]):
         if self._number == JOINED:
             await self._join.leave(error)
             return
-        if not is_still_lent(pool, conn, self._number):
-            complain(pool, conn, failing=kind is not None)
+        if not is_still_leased(pool, conn, self._number):
+            reject_early_return(pool, conn, failing=kind is not None)
             return
-        # Where close() has taken it, giving it back says so.
+        # If close() has taken the connection, _give_back() raises.
         if kind is None and pool._core.lease_number(conn):
             try:
                 await commit(pool._core, pool._driver, conn)
@@ -138,26 +140,26 @@ class Lease(Generic[ACT]):
 
     @property
     def pool(self) -> SupportsBorrowing[ACT]:
-        """Where the connection comes from."""
+        """The pool of the connection."""
         return self._pool
 
     @property
     def joined(self) -> bool:
-        """Whether it is a block inside of a session, whose connection it uses."""
+        """Whether the block is inside a session and uses its connection."""
         return self._number == JOINED
 
-    def hold_to_errors(self) -> None:
-        """Raise at the end, in place of a warning, where a block inside would commit in vain."""
+    def make_strict(self) -> None:
+        """Make the end of a joined block raise, not warn, if its transaction has failed."""
         self._join.strict = True
 
     def holds(self) -> bool:
-        """Whether it is the block's still to return."""
+        """Whether the block still has to release the connection."""
         if self.joined:
             return self._join.is_open()
-        return is_still_lent(self._pool, self._entry.conn, self._number)
+        return is_still_leased(self._pool, self._entry.conn, self._number)
 
     async def give_up(self, first: Callable[[], Awaitable[object]]) -> None:
-        """End a block that has failed, with work that the pool is to do for it."""
+        """End a failed block; a background task runs `first`."""
         if self.joined:
             await self._join.leave(psycopg.Rollback(), first=first)
         elif self.holds():
@@ -165,12 +167,12 @@ class Lease(Generic[ACT]):
 
 
 class TracedLease(Lease[ACT]):
-    """The same where it is noted who borrows, for a pool with a `leak_timeout`."""
+    """A lease that records where it was acquired, for a pool with a `leak_timeout`."""
 
     __slots__ = ()
 
     async def __aenter__(self) -> ACT:
-        # What the other does with an idle connection, and `note`, written out: two calls less.
+        # The fast path of Lease.__aenter__ and note(), inlined to save two calls.
         pool = self._pool
         core = pool._core
         entry = core.take_now() if core.ledger.idle and not pool._sessions else None
@@ -189,7 +191,7 @@ class TracedLease(Lease[ACT]):
 
 
 def note(entry: Entry[ACT], trace: Trace) -> None:
-    """Note where a connection was borrowed."""
+    """Record where a connection was acquired."""
     entry.trace, entry.traced_in = trace, entry.uses
     conn: Any = entry.conn
     conn._traced, conn._last_said = True, None
@@ -227,34 +229,34 @@ class Transaction(Generic[ACT]):
         if self._join is not None:
             return await self._join.leave(error)
         pool, conn, end = self._pool, self._conn, self._transaction.__aexit__
-        if not is_still_lent(pool, conn, self._number):
-            complain(pool, conn, failing=kind is not None)
+        if not is_still_leased(pool, conn, self._number):
+            reject_early_return(pool, conn, failing=kind is not None)
             return False
         if not pool._core.lease_number(conn):
             pool._give_back(conn, failing=kind is not None)
             return False
         if kind is None:
-            await self._come_to_rest()
+            await self._wait_for_cancelled()
         broken = kind is None and (conn.closed or has_failed(conn))
         if broken or (kind is not None and not isinstance(error, psycopg.Rollback)):
-            refusal = closed(conn) if conn.closed else failed(conn)
-            # With an exception of our own: theirs would lose its traceback over there.
+            refusal = closed_error(conn) if conn.closed else failed_error(conn)
+            # A new exception: the caller's would lose its traceback in the background task.
             undo = partial(end, psycopg.Rollback, psycopg.Rollback(), None)
             pool._give_back(conn, failing=True, first=undo)
             if broken:
                 raise refusal
             return False
         try:
-            handled = bool(await see_through(partial(end, kind, error, tb)))
+            handled = bool(await run_shielded(partial(end, kind, error, tb)))
         except BaseException:
             pool._give_back(conn, failing=True)
             raise
         pool._give_back(conn, failing=False)
         return handled
 
-    async def _come_to_rest(self) -> None:
+    async def _wait_for_cancelled(self) -> None:
         try:
-            await come_to_rest(self._pool._driver, self._conn)
+            await wait_for_cancelled(self._pool._driver, self._conn)
         except BaseException:
             self._pool._give_back(self._conn, failing=True)
             raise
@@ -264,12 +266,12 @@ class Cursor(Generic[ACT]):
     """`pool.cursor()`: a cursor on a connection of its own, for a block.
 
     Args:
-        lease: where the connection comes from.
-        make: makes the cursor.
-        autocommit: the mode for as long as the block lasts; None: the connection's own.
+        lease: acquires and releases the connection.
+        make: creates the cursor.
+        autocommit: the autocommit mode during the block; None: the connection's own.
     """
 
-    __slots__ = ("_autocommit", "_conn", "_cursor", "_first", "_lease", "_make", "_turned")
+    __slots__ = ("_autocommit", "_conn", "_cursor", "_first", "_lease", "_make", "_mode_changed")
 
     def __init__(
         self, lease: Lease[ACT], make: Callable[[ACT], Any], autocommit: bool | None = None
@@ -280,11 +282,11 @@ class Cursor(Generic[ACT]):
 
     async def __aenter__(self) -> Any:
         conn = self._conn = await self._lease.__aenter__()
-        self._turned = False
+        self._mode_changed = False
         try:
             if self._autocommit is not None:
-                self._turned = await turn(conn, autocommit=self._autocommit)
-            if self._turned:
+                self._mode_changed = await set_autocommit(conn, autocommit=self._autocommit)
+            if self._mode_changed:
                 modes = self._lease.pool._modes
                 self._first = conn not in modes
                 modes.setdefault(conn, not self._autocommit)
@@ -299,8 +301,8 @@ class Cursor(Generic[ACT]):
     ) -> None:
         try:
             if kind is None:
-                await see_through(self._cursor.close)
-                if self._turned and self._lease.holds():
+                await run_shielded(self._cursor.close)
+                if self._mode_changed and self._lease.holds():
                     pool = self._lease.pool
                     await commit(pool._core, pool._driver, self._conn)
         except BaseException as failure:
@@ -310,11 +312,11 @@ class Cursor(Generic[ACT]):
 
     async def _end(self, kind: Exc, error: BaseException | None, tb: TracebackType | None) -> None:
         lease = self._lease
-        if self._turned and lease.holds() and not self._conn.closed:
-            if self._first:  # else one around it, in a session, knows what the mode was
+        if self._mode_changed and lease.holds() and not self._conn.closed:
+            if self._first:  # else an outer block of the session restores the mode
                 lease.pool._modes.pop(self._conn, None)
             mode = not self._autocommit
-            first = await put_back(lease.pool._driver, self._conn, autocommit=mode)
+            first = await restore_autocommit(lease.pool._driver, self._conn, autocommit=mode)
             if first is not None:
                 await lease.give_up(first)
                 return
@@ -322,7 +324,7 @@ class Cursor(Generic[ACT]):
 
 
 class SessionBlock(Generic[ACT]):
-    """`pool.session()`: a connection for a block, and for all that its task borrows inside."""
+    """`pool.session()`: one connection for a block and for everything its task acquires inside."""
 
     __slots__ = ("_lease", "_pool", "_session")
 
@@ -333,23 +335,23 @@ class SessionBlock(Generic[ACT]):
 
     async def __aenter__(self) -> ACT:
         if (task := current_task()) is None:
-            msg = "a session is a task's, and none runs here"
+            msg = "a session needs a running asyncio task: there is none here"
             raise PoolError(msg)
         pool, lease = self._pool, self._lease
         conn = await lease.__aenter__()
         self._session = None
         if lease.joined:
-            lease.hold_to_errors()
+            lease.make_strict()
             return conn
         try:
             self._session = session = Session(pool._core, pool._driver, conn, task)
         except KeyError as error:
-            msg = f"a session needs a connection that the pool has lent: {conn!r} is none"
+            msg = f"a session needs a connection leased from the pool: {conn!r} is not"
             await lease.__aexit__(KeyError, error, None)
             raise PoolError(msg) from None
         pool._sessions[task] = pool._sessions[conn] = session
         for generator in enclosing(sys._getframe(1), task.get_loop()):
-            session.watch(generator, partial(_take_out, pool, session, task))
+            session.watch(generator, partial(_unregister, pool, session, task))
         return conn
 
     async def __aexit__(
@@ -360,9 +362,9 @@ class SessionBlock(Generic[ACT]):
             await lease.__aexit__(kind, error, tb)
             return
         pool, conn = self._pool, session.conn
-        _take_out(pool, session, session.task)
-        _take_out(pool, session, conn)
-        if session.is_calm and conn not in pool._modes:
+        _unregister(pool, session, session.task)
+        _unregister(pool, session, conn)
+        if session.is_clean and conn not in pool._modes:
             await lease.__aexit__(kind, error, tb)
             return
         undo_all: Callable[[], Awaitable[object]] = session.undo_all
@@ -370,17 +372,17 @@ class SessionBlock(Generic[ACT]):
             turn_back = partial(pool._driver.turn_back, conn, autocommit=mode)
             undo_all = partial(session.undo_all, turn_back)
         try:
-            if kind is None and (session.lost or (session.busy and session.holds())):
-                await session.ready(None)
+            if kind is None and (session.undo_error or (session.busy and session.holds())):
+                await session.wait_ready(None)
             elif kind is None and session.holds():
-                await come_to_rest(pool._driver, conn)
+                await wait_for_cancelled(pool._driver, conn)
         except BaseException:
             await lease.give_up(undo_all)
             raise
-        undone = session.undone_outside() if kind is GeneratorExit else None
-        unfinished: psycopg.Error | None = session.unfinished(turned=mode is not None)
+        undone = session.undone_outside_error() if kind is GeneratorExit else None
+        unfinished: psycopg.Error | None = session.unfinished_error(mode_changed=mode is not None)
         if unfinished is None and kind is None and session.holds() and has_failed(conn):
-            unfinished = failed(conn)
+            unfinished = failed_error(conn)
         if unfinished is None and mode is None and not (session.busy and session.holds()):
             await lease.__aexit__(kind, error, tb)
         else:
@@ -388,21 +390,23 @@ class SessionBlock(Generic[ACT]):
             if unfinished is not None and kind is None:
                 raise unfinished
         if undone is not None:
-            # The task that has been told that its work is done may not be the one that is here.
+            # The caller that counts on this work may be in another task than this one.
             pool._core.store.record("work undone", str(undone), logging.ERROR)
             raise undone
 
 
-def _take_out(pool: SupportsBorrowing[ACT], session: Session[ACT], key: object, *_: object) -> None:
-    """Let a session be found by its task, or by its connection, no more."""
+def _unregister(
+    pool: SupportsBorrowing[ACT], session: Session[ACT], key: object, *_: object
+) -> None:
+    """Remove a session from the pool's map under its task or its connection."""
     if pool._sessions.get(key) is session:
         del pool._sessions[key]
 
 
 class Acquisition(Coroutine[Any, Any, ACT]):
-    """`pool.acquire()`: to be awaited, or entered with `async with`, which returns it at the end.
+    """`pool.acquire()`: await it, or use `async with`, which releases the connection at the end.
 
-    It is a coroutine like any other, so that `asyncio.create_task` and `wait_for` take it.
+    It is a `Coroutine`, so that `asyncio.create_task` and `wait_for` accept it.
     """
 
     __slots__ = ("_conn", "_coroutine", "_get", "_number", "_pool", "_timeout")
@@ -416,7 +420,7 @@ class Acquisition(Coroutine[Any, Any, ACT]):
         self._pool = pool
         self._timeout = timeout
         self._get = get
-        """The function that borrows, where a subclass of the pool has changed that."""
+        """The function that acquires, if a subclass of the pool overrides it."""
         self._coroutine: Coroutine[Any, Any, ACT] | None = None
 
     def _started(self) -> Coroutine[Any, Any, ACT]:
@@ -455,10 +459,10 @@ class Acquisition(Coroutine[Any, Any, ACT]):
         self, kind: Exc, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         pool, conn = self._pool, self._conn
-        if not self._number or is_still_lent(pool, conn, self._number):
+        if not self._number or is_still_leased(pool, conn, self._number):
             await self._end(conn, failing=kind is not None)
         else:
-            complain(pool, conn, failing=kind is not None)
+            reject_early_return(pool, conn, failing=kind is not None)
 
     async def _end(self, conn: ACT, *, failing: bool) -> None:
         pool = self._pool
@@ -469,18 +473,17 @@ class Acquisition(Coroutine[Any, Any, ACT]):
         if not failing and pool._core.lease_number(conn) and conn not in pool._sessions:
             warn_of_open_work(pool._core, conn)
             try:
-                require_ended_idle(conn)
+                require_no_lost_work(conn)
             except BaseException:
                 await pool._return_conn(conn, failing=True)
                 raise
         await pool._return_conn(conn, failing=failing, as_is=True)
 
 
-def is_still_lent(pool: SupportsBorrowing[ACT], conn: ACT, number: int) -> bool:
-    """Whether a block's connection is still in that lease, or was taken from it by `close()`,
-    or by the end of its event loop.
+def is_still_leased(pool: SupportsBorrowing[ACT], conn: ACT, number: int) -> bool:
+    """Whether a block's lease still lasts, or `close()` or the end of its event loop ended it.
 
-    If not, the block itself has returned it, and another may have it by now.
+    If neither is so, the block itself has released the connection, and another may have it now.
     """
     owner: object = conn._pool
     lease = pool._core.lease_number(conn)
@@ -488,8 +491,8 @@ def is_still_lent(pool: SupportsBorrowing[ACT], conn: ACT, number: int) -> bool:
     return owner is pool and (lease == number or (not lease and taken))
 
 
-def complain(pool: SupportsBorrowing[ACT], conn: ACT, *, failing: bool) -> None:
-    """Raise for a block that has returned its connection, where `conn.close()` is no reason."""
+def reject_early_return(pool: SupportsBorrowing[ACT], conn: ACT, *, failing: bool) -> None:
+    """Raise for a block that has released its connection, unless `conn.close()` may do so."""
     if not pool.close_returns and not failing:
-        msg = f"{conn!r} was returned inside of the block that it was lent to"
+        msg = f"{conn!r} was returned inside the block that had leased it"
         raise ReleaseError(msg)

@@ -1,6 +1,6 @@
-"""How the work of a block is ended: a commit is seen through, a mode is put back.
+"""The end of a block's work: commit, and restore the autocommit mode.
 
-Work that was not committed is never reported as done: where a connection was closed with work that
+Work that was not committed is never reported as done: if a connection was closed with work that
 may have been open, the end of its block raises.
 """
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 DRIVER = str(Path(psycopg.__file__).parent)
 GRACE = 10.0
-"""Seconds for a commit whose caller is cancelled by then."""
+"""Seconds for which a commit may go on after its caller was cancelled."""
 
 
 async def commit(core: Core[ACT], driver: PsycopgDriver[ACT], conn: ACT) -> None:
@@ -36,96 +36,99 @@ async def commit(core: Core[ACT], driver: PsycopgDriver[ACT], conn: ACT) -> None
         psycopg.OperationalError: the connection is closed, and its work may be lost.
     """
     if conn.pgconn.transaction_status == IDLE and conn._tpc is None:
-        return  # with no wait: a kept notifies() may have its lock, and its server may be dead
-    await come_to_rest(driver, conn)
-    require_ended_idle(conn)
+        return  # without a wait: an open notifies() may hold the lock, the server may be dead
+    await wait_for_cancelled(driver, conn)
+    require_no_lost_work(conn)
     if conn.closed:
         return
     if has_failed(conn) and conn._tpc is None:
-        text = "an error was handled in a block, so its COMMIT is a rollback"
+        text = "a statement failed in a block that handled the error: its COMMIT is a rollback"
         warn(core, "failed transaction", text, conn)
-    await see_through(conn.commit)
+    await run_shielded(conn.commit)
 
 
-async def come_to_rest(driver: PsycopgDriver[ACT], conn: ACT) -> None:
-    """Wait until what was cancelled has ended, so that it is known whether that was an error."""
+async def wait_for_cancelled(driver: PsycopgDriver[ACT], conn: ACT) -> None:
+    """Wait until a cancelled operation has ended, so that its outcome is known."""
     if driver.has_left(conn):
-        await see_through(partial(driver.settle, conn))
+        await run_shielded(partial(driver.settle, conn))
 
 
-def require_ended_idle(conn: psycopg.AsyncConnection[Any]) -> None:
-    """Raise for a connection that is closed, unless no work was open on it.
+def require_no_lost_work(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Raise if a connection was closed with work that may have been open.
 
-    Where that is not known, none was in autocommit mode: each statement has told its own end.
+    If the state at that time is unknown, work may have been open unless the connection is in
+    autocommit mode, in which each statement has reported its own outcome.
 
     Raises:
-        psycopg.OperationalError: it may have been.
+        psycopg.OperationalError: work may have been open.
     """
     if conn.closed:
         transport: Transport | None = getattr(conn, "_transport", None)
         was_open = None if transport is None else transport.was_open
         if not conn.autocommit if was_open is None else was_open:
-            raise closed(conn)
+            raise closed_error(conn)
 
 
-def closed(conn: psycopg.AsyncConnection[Any]) -> psycopg.OperationalError:
-    """The error for the end of a block whose connection was closed."""
+def closed_error(conn: psycopg.AsyncConnection[Any]) -> psycopg.OperationalError:
+    """Return the error for the end of a block whose connection was closed."""
     error = psycopg.OperationalError(
-        f"the connection is closed: all that the block has done since its last commit is lost"
-        f" ({conn!r})"
+        f"the connection is closed: the work of the block since its last commit is lost ({conn!r})"
     )
     transport: Transport | None = getattr(conn, "_transport", None)
     error.__cause__ = None if transport is None else transport.ended_by
     return error
 
 
-def failed(conn: psycopg.AsyncConnection[Any]) -> psycopg.errors.InFailedSqlTransaction:
-    """The error for the end of a block that is a transaction, and has failed."""
+def failed_error(conn: psycopg.AsyncConnection[Any]) -> psycopg.errors.InFailedSqlTransaction:
+    """Return the error for the end of a block whose transaction has failed."""
     return psycopg.errors.InFailedSqlTransaction(
-        "the block has handled an error of a statement, after which nothing can be committed: all"
-        " of its transaction is rolled back; put what may fail into conn.transaction(), which is a"
-        f" savepoint there ({conn!r})"
+        "a statement failed in a transaction block that handled the error: all of the transaction"
+        " is rolled back; run statements that may fail in conn.transaction(), which is a savepoint"
+        f" there ({conn!r})"
     )
 
 
 def has_failed(conn: psycopg.AsyncConnection[Any]) -> bool:
-    """Whether its transaction can only be rolled back."""
+    """Whether the connection's transaction has failed and can only be rolled back."""
     return int(conn.pgconn.transaction_status) == INERROR
 
 
 def warn_of_open_work(core: Core[ACT], conn: ACT) -> None:
-    """Log that a connection is returned in a transaction, which the pool rolls back."""
+    """Log a warning if a connection is released in a transaction, which the pool rolls back."""
     if conn.pgconn.transaction_status in (INTRANS, INERROR):
-        text = "a connection is returned in a transaction, which is rolled back"
+        text = "a connection was returned with a transaction open, which is rolled back"
         warn(core, "rolled back", text, conn)
 
 
 def warn(core: Core[ACT], kind: str, text: str, conn: ACT) -> None:
-    """Log a warning about the program's own code, once for each place in it."""
+    """Log a warning about the application's code, once for each place in it."""
     place = caller(DRIVER)
     if core.store.events.is_first(kind, place):
-        at = f" at {place}" if place else ""
-        more = "further ones of this place are not logged"
+        at = f", at {place}" if place else ""
+        more = "logged once for this place"
         core.store.record(kind, f"{text}{at}: {conn!r}; {more}", logging.WARNING, place=place)
 
 
-async def see_through(work: Callable[[], Awaitable[T]]) -> T:
-    """Bring a COMMIT to its end, although an anyio scope around it is cancelled.
+async def run_shielded(work: Callable[[], Awaitable[T]]) -> T:
+    """Run work such as a COMMIT to its end, even if an anyio scope around it is cancelled.
 
-    Once the scope's time is up that takes `GRACE` seconds at most.
+    The work may take `GRACE` seconds beyond the deadline of the scope.
 
     Raises:
-        PoolError: there was no answer by then.
+        PoolError: the server did not answer in that time.
     """
     deadline = max(anyio.current_effective_deadline(), anyio.current_time()) + GRACE
     with anyio.CancelScope(shield=True, deadline=deadline):
         return await work()
-    msg = f"no answer to COMMIT in {GRACE:g} s more than allowed: what became of it is unknown"
+    msg = (
+        f"no answer to a block's COMMIT or other end within {GRACE:g} s after the deadline: its"
+        " outcome is unknown"
+    )
     raise PoolError(msg)
 
 
-async def turn(conn: ACT, *, autocommit: bool) -> bool:
-    """Change a connection's mode, with no I/O; whether it was in the other.
+async def set_autocommit(conn: ACT, *, autocommit: bool) -> bool:
+    """Set a connection's autocommit mode, without I/O; return whether the mode has changed.
 
     Raises:
         psycopg.ProgrammingError: a transaction is open.
@@ -136,16 +139,15 @@ async def turn(conn: ACT, *, autocommit: bool) -> bool:
     return True
 
 
-async def put_back(
+async def restore_autocommit(
     driver: PsycopgDriver[ACT], conn: ACT, *, autocommit: bool
 ) -> Callable[[], Awaitable[None]] | None:
-    """Change the mode back; or, where that would have to wait, return it as work for the pool.
+    """Restore the autocommit mode; if that has to wait, return it as work for the pool.
 
-    psycopg changes it outside of transactions only, and a statement that was cancelled may not have
-    come to its end yet.
+    psycopg changes the mode outside transactions only, and a cancelled statement may still run.
     """
     if driver.is_at_rest(conn):
-        with suppress(Exception):  # whatever it is, the pool finds out
+        with suppress(Exception):  # the pool finds the same error at the release
             await conn.set_autocommit(autocommit)  # does not suspend
             return None
     return partial(driver.turn_back, conn, autocommit=autocommit)

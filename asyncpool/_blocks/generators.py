@@ -1,4 +1,4 @@
-"""The async generators in which something is entered: one may be left suspended for good."""
+"""Find the async generators that enclose a frame: one may stay suspended and never resume."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ Generator = AsyncGeneratorType[Any, Any]
 
 
 def enclosing(frame: FrameType | None, loop: AbstractEventLoop) -> list[Generator]:
-    """The async generators that run a frame in its task, innermost first, where they can be found.
+    """Return the async generators around a frame in its task, innermost first, as far as known.
 
-    Frames know their generators since Python 3.14. Before, asyncio's loop knows those that have
-    begun; uvloop's does not show them, but one that has begun a moment ago is young garbage.
+    Since Python 3.14 a frame refers to its generator. Before, asyncio's loop lists the started
+    generators. uvloop does not, but a generator that has just started is in a young generation of
+    the garbage collector.
     """
     found: list[Generator] = []
-    # A plain function is where the task begins, which may do so in the middle of another one.
+    # A plain function is no frame of the task: it may be another task's that eagerly starts it.
     while frame is not None and (flags := frame.f_code.co_flags) & AWAITS:
         if flags & CO_ASYNC_GENERATOR:
-            generator = getattr(frame, "f_generator", None) or _look_for(frame, loop)
+            generator = getattr(frame, "f_generator", None) or _find(frame, loop)
             if generator is not None:
                 found.append(generator)
         frame = frame.f_back
     return found
 
 
-def _look_for(frame: FrameType, loop: AbstractEventLoop) -> Generator | None:
+def _find(frame: FrameType, loop: AbstractEventLoop) -> Generator | None:
     known = getattr(loop, "_asyncgens", None)
-    places = [list(known)] if known is not None else map(_young, (0, 1))
+    places = [list(known)] if known is not None else map(_young_objects, (0, 1))
     for place in places:
         for each in place:
             if isasyncgen(each) and each.ag_frame is frame:
@@ -46,5 +47,5 @@ def _look_for(frame: FrameType, loop: AbstractEventLoop) -> Generator | None:
     return None
 
 
-def _young(generation: int) -> list[Any]:
+def _young_objects(generation: int) -> list[Any]:
     return gc.get_objects(generation=generation)

@@ -1,4 +1,4 @@
-"""Names and placeholders that other libraries have, and what to write instead of them."""
+"""Hints for names and placeholders of other libraries: the pool's own to write instead."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ NUMBERED = re.compile(r"\$[1-9]")
 
 
 def explain_placeholders(error: Exception, query: object, params: object) -> None:
-    """Raise an error that says how values are written, if a query has `$1` for them.
+    """Raise an error that explains psycopg's placeholders, if a query has `$1`.
 
     Args:
-        error: the one that psycopg has raised.
+        error: the error that psycopg raised.
         query, params: the statement.
     """
-    refused = getattr(error, "sqlstate", None) is None  # by psycopg: the server has none of it
+    refused = getattr(error, "sqlstate", None) is None  # by psycopg: nothing was sent
     if refused and params is not None and isinstance(query, str) and NUMBERED.search(query):
-        msg = f"{error}: psycopg's placeholder is %s, not $1, and values come as a sequence"
+        msg = f"{error}: psycopg's placeholder is %s, not $1: pass the values as a sequence"
         raise psycopg.ProgrammingError(msg) from error
 
 
 class Hint:
-    """An attribute that is not there.
+    """A descriptor that raises AttributeError and names what to use instead.
 
-    A `__getattr__` would do the same, and make every other attribute of the class slower to read.
+    A `__getattr__` would make every other attribute of the class slower to read.
 
     Args:
-        instead: the pool's own.
+        instead: the pool's own name or call.
     """
 
     __slots__ = ("_instead", "_name")
@@ -74,7 +74,7 @@ class Hint:
 
 
 def give_hints(owner: type) -> None:
-    """Give a class the hints, for names that it has not. Type checkers do not see them."""
+    """Add a hint to a class for each name that it lacks; type checkers do not see them."""
     for name, instead in HINTS.items():
         if not hasattr(owner, name):
             hint = Hint(instead)

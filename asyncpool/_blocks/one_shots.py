@@ -1,7 +1,7 @@
-"""One-shot statements: each runs by itself, outside any transaction, at one round trip.
+"""One-shot statements: each runs by itself, outside any transaction, in one round trip.
 
-A single statement is a transaction of its own, so no BEGIN and COMMIT go around it. Those that need
-no cursor are the dispatcher's; each of the others borrows a connection for as long as it runs.
+A single statement is its own transaction, without BEGIN and COMMIT. The dispatcher runs those that
+need no cursor; each of the others acquires a connection for as long as it runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import psycopg
 from psycopg.abc import Params, Query
 
 from asyncpool._blocks.blocks import SupportsBorrowing
-from asyncpool._blocks.commit import commit, put_back, turn
+from asyncpool._blocks.commit import commit, restore_autocommit, set_autocommit
 from asyncpool._blocks.hints import explain_placeholders
 from asyncpool._pipeline.dispatcher import Dispatcher
 from asyncpool._pipeline.request import Request
@@ -29,45 +29,45 @@ from asyncpool._sql.kinds import Kind
 
 logger = logging.getLogger("asyncpool")
 
-AT_ONCE = 64
-"""Statements of a batch after which other tasks have a turn."""
+YIELD_EVERY = 64
+"""Statements of a batch after which it yields to other tasks."""
 
 
 @asynccontextmanager
 async def borrowed(
     pool: SupportsBorrowing[ACT], timeout: float | None, request: Request | None = None
 ) -> AsyncIterator[Any]:
-    """Borrow a connection for as long as one-shot statements run on it.
+    """Acquire a connection for as long as one-shot statements run on it.
 
-    It is in autocommit mode meanwhile; where its transactions have characteristics,
-    such as read only, it stays as it is, and the transaction is committed at the end. In a session
-    the connection is the session's, and a transaction that is open there has the statement.
+    The connection is in autocommit mode meanwhile. If its transactions have characteristics, such
+    as read only, its mode stays and the transaction is committed at the end. In a session it is
+    the session's connection, and the statements join a transaction that is open there.
 
     Args:
         pool: the pool.
         timeout: seconds for all of it; None: the pool's, for the wait for a connection alone.
-        request: the one that has a connection already, and came before it had.
+        request: a request that has its connection already; its start counts for the timeout.
 
     Raises:
-        PoolTimeout: the time was up; a statement that was sent may have run.
+        PoolTimeout: the time is up; a statement that was sent may have run.
     """
     started, session = get_running_loop().time(), pool._sessions.get(current_task())
     if request is not None:
         started, conn = request.began, request.entry.conn
         conn._pool = pool
     elif session is not None:
-        await session.ready(timeout)
+        await session.wait_ready(timeout)
         conn = session.conn
     else:
         conn = await pool._borrow_conn(timeout)
     idle = conn.pgconn.transaction_status == IDLE
-    resting = idle and (session is None or session.is_at_rest)
-    turned, failing = False, True
+    outside_transaction = idle and (session is None or session.is_idle)
+    mode_changed, failing = False, True
     limit = asyncio.timeout_at(started + timeout if timeout and timeout != math.inf else None)
     try:
-        commits = resting and begins_specially(conn)
-        if resting and not commits:
-            turned = await turn(conn, autocommit=True)
+        commits = outside_transaction and begins_specially(conn)
+        if outside_transaction and not commits:
+            mode_changed = await set_autocommit(conn, autocommit=True)
         async with limit:
             yield conn
             if commits:
@@ -80,9 +80,11 @@ async def borrowed(
         raise failure from failure.__cause__
     finally:
         turn_back: Callable[[], Awaitable[object]] | None = None
-        if turned and not conn.closed:
-            turn_back = await put_back(pool._driver, conn, autocommit=False)
-        elif failing and resting and conn.pgconn.transaction_status in (INTRANS, INERROR):
+        if mode_changed and not conn.closed:
+            turn_back = await restore_autocommit(pool._driver, conn, autocommit=False)
+        elif (
+            failing and outside_transaction and conn.pgconn.transaction_status in (INTRANS, INERROR)
+        ):
             turn_back = partial(pool._driver.roll_back, conn)
         if session is None:
             await pool._return_conn(conn, failing=failing, first=turn_back)
@@ -91,11 +93,11 @@ async def borrowed(
 
 
 @asynccontextmanager
-async def _as_one(conn: Any) -> AsyncIterator[None]:
-    """Run several statements as one transaction, at one round trip.
+async def _one_transaction(conn: Any) -> AsyncIterator[None]:
+    """Run several statements as one transaction, in one round trip.
 
-    In a transaction that is open already they are a savepoint. What breaks off before its end
-    leaves a transaction open, which is rolled back when the connection is returned.
+    In an open transaction they are a savepoint. An error or cancellation inside leaves the
+    transaction open; it is rolled back when the connection is released.
     """
     if conn.pgconn.transaction_status != IDLE:
         async with conn.transaction():
@@ -110,10 +112,10 @@ async def _as_one(conn: Any) -> AsyncIterator[None]:
 
 
 class OneShots(SupportsBorrowing[ACT]):
-    """The one-shot calls of the pool."""
+    """The one-shot methods of the pool."""
 
     _dispatcher: Dispatcher
-    """The way of single statements to their connections."""
+    """Runs single statements that need no cursor."""
 
     async def execute(
         self,
@@ -123,21 +125,21 @@ class OneShots(SupportsBorrowing[ACT]):
         timeout: float | None = None,
         prepare: bool | None = None,
     ) -> str:
-        """Run one statement by itself; returns the server's command tag, such as "INSERT 0 1".
+        """Run one statement by itself; return the server's command tag, such as "INSERT 0 1".
 
         Args:
             query: a str, bytes, `psycopg.sql.Composed` or template, with psycopg's placeholders.
             params: the values for the placeholders.
             timeout: seconds for all of it, the wait for a connection included; None: the pool's
-                `timeout` for that wait alone. 0 takes a connection that is there or fails at once.
+                `timeout` for that wait alone; 0: use an idle connection or fail at once.
             prepare: as for a cursor's `execute`: True prepares the statement at once, False never.
 
         Raises:
-            PoolTimeout: there was no connection in time, or no answer; then the statement may
-                have run.
-            psycopg.Error: the statement failed; nothing of it remains.
+            PoolTimeout: no connection was available in time, or the server did not answer in time;
+                then the statement may have run.
+            psycopg.Error: the statement failed and has no effect.
         """
-        return cast("str", await self._one(TAG, query, params, timeout, prepare))
+        return cast("str", await self._run_one(TAG, query, params, timeout, prepare))
 
     async def executemany(
         self, query: Query, params_seq: Iterable[Params], *, timeout: float | None = None
@@ -145,11 +147,11 @@ class OneShots(SupportsBorrowing[ACT]):
         """Run one statement with each of several sets of values, all or nothing.
 
         Returns:
-            The number of rows that all of them touched.
+            The total number of affected rows.
         """
         async with borrowed(self, timeout) as conn:
             cur = conn.cursor()
-            async with _as_one(conn):
+            async with _one_transaction(conn):
                 await cur.executemany(query, params_seq)
             return int(cur.rowcount)
 
@@ -159,36 +161,36 @@ class OneShots(SupportsBorrowing[ACT]):
         *,
         timeout: float | None = None,
     ) -> list[list[Any] | str]:
-        """Run several statements in one transaction, all or nothing, at one round trip.
+        """Run several statements in one transaction, all or nothing, in one round trip.
 
         Args:
-            statements: each a query, or a pair of a query and its values; none may depend on what
-                another returns, or be a BEGIN, COMMIT or ROLLBACK.
+            statements: each a query, or a pair of a query and its values; none may depend on the
+                result of another, or be a BEGIN, COMMIT or ROLLBACK.
             timeout: as for `execute`.
 
         Returns:
-            For each its rows, or its command tag if it has none to give.
+            For each statement its rows, or its command tag if it returns no rows.
 
         Raises:
-            TypeError: a pair is not one; nothing was sent.
+            TypeError: a tuple is not a pair; nothing was sent.
             PoolTimeout: as for `execute`.
-            psycopg.Error: one failed; nothing of any remains.
+            psycopg.Error: one statement failed; none has an effect.
         """
-        pairs = [_pair(statement) for statement in statements]
+        pairs = [_as_pair(statement) for statement in statements]
         if not pairs:
             return []
         async with borrowed(self, timeout) as conn:
             curs = []
-            async with _as_one(conn):
+            async with _one_transaction(conn):
                 for number, (query, params) in enumerate(pairs):
                     curs.append(await conn.execute(query, params))
-                    if not number % AT_ONCE:
+                    if not number % YIELD_EVERY:
                         await asyncio.sleep(0)
             answers: list[list[Any] | str] = []
             for number, each in enumerate(curs):
                 rows = each.description is not None
                 answers.append(await each.fetchall() if rows else each.statusmessage or "")
-                if not number % AT_ONCE:
+                if not number % YIELD_EVERY:
                     await asyncio.sleep(0)
             return answers
 
@@ -201,12 +203,14 @@ class OneShots(SupportsBorrowing[ACT]):
         prepare: bool | None = None,
         binary: bool = False,
     ) -> list[Any]:
-        """All rows of one statement, made by the connection's row factory; else as `execute`.
+        """Return all rows of one statement, made by the connection's row factory.
 
-        With `binary` they come in PostgreSQL's binary format.
+        With `binary` they are transferred in PostgreSQL's binary format. Other arguments and
+        errors are those of `execute`.
         """
         return cast(
-            "list[Any]", await self._one(ALL_ROWS, query, params, timeout, prepare, binary=binary)
+            "list[Any]",
+            await self._run_one(ALL_ROWS, query, params, timeout, prepare, binary=binary),
         )
 
     async def fetchone(
@@ -218,8 +222,8 @@ class OneShots(SupportsBorrowing[ACT]):
         prepare: bool | None = None,
         binary: bool = False,
     ) -> Any | None:
-        """The first row of one statement, or None; else as `fetchall`."""
-        return await self._one(FIRST_ROW, query, params, timeout, prepare, binary=binary)
+        """Return the first row of one statement, or None; otherwise like `fetchall`."""
+        return await self._run_one(FIRST_ROW, query, params, timeout, prepare, binary=binary)
 
     async def fetchval(
         self,
@@ -230,10 +234,10 @@ class OneShots(SupportsBorrowing[ACT]):
         prepare: bool | None = None,
         binary: bool = False,
     ) -> Any | None:
-        """The first column of the first row of one statement, or None when there is no row."""
-        return await self._one(FIRST_VALUE, query, params, timeout, prepare, binary=binary)
+        """Return the first column of the first row of one statement, or None if there is no row."""
+        return await self._run_one(FIRST_VALUE, query, params, timeout, prepare, binary=binary)
 
-    async def _one(
+    async def _run_one(
         self,
         answer: Answer,
         query: Query,
@@ -268,7 +272,7 @@ class OneShots(SupportsBorrowing[ACT]):
             raise
 
 
-def _pair(statement: Query | tuple[Query, Params | None]) -> tuple[Query, Params | None]:
+def _as_pair(statement: Query | tuple[Query, Params | None]) -> tuple[Query, Params | None]:
     if not isinstance(statement, tuple):
         return statement, None
     if len(statement) != 2:

@@ -1,6 +1,6 @@
-"""What a pool was told, under psycopg_pool's names: to be read, and to be set while it runs.
+"""The pool's options as attributes with psycopg_pool's names; some can be set while it runs.
 
-A value that makes no sense is refused when it is set, and nothing is changed then.
+Setting an invalid value raises and changes nothing.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from asyncpool._psycopg.driver import Conninfo, Kwargs, PsycopgDriver, check_sou
 
 
 class PoolOptions:
-    """The attributes of a pool that say how it works."""
+    """The options of a pool as attributes."""
 
     _core: Core[Any]
     _driver: PsycopgDriver[Any]
 
     @property
     def name(self) -> str:
-        """For messages and logs."""
+        """The pool's name in messages and logs."""
         return self._core.settings.name
 
     @name.setter
@@ -29,9 +29,10 @@ class PoolOptions:
 
     @property
     def conninfo(self) -> Conninfo:
-        """What connections are made from; set, it is taken for those that are opened from then on.
+        """The connection string, or the callable that returns it.
 
-        `drain()` replaces the others.
+        A new value applies to connections that are opened from then on; `drain()` replaces the
+        others.
         """
         return self._driver.conninfo
 
@@ -42,7 +43,7 @@ class PoolOptions:
 
     @property
     def kwargs(self) -> Kwargs | None:
-        """The keyword arguments that they are made with; set, as `conninfo`."""
+        """The keyword arguments of `connect()`; a new value applies as for `conninfo`."""
         return self._driver.kwargs
 
     @kwargs.setter
@@ -52,17 +53,17 @@ class PoolOptions:
 
     @property
     def min_size(self) -> int:
-        """Connections that are kept open; `resize()` changes it."""
+        """The number of connections that are kept open; `resize()` changes it."""
         return self._core.settings.min_size
 
     @property
     def max_size(self) -> int:
-        """The most connections there may be, where 0 is no bound; `resize()` changes it."""
+        """The maximum number of connections, 0 for no limit; `resize()` changes it."""
         return self._core.settings.bound
 
     @property
     def timeout(self) -> float:
-        """Seconds that a request waits by default."""
+        """Seconds that a request waits for a connection by default."""
         return self._core.settings.timeout
 
     @timeout.setter
@@ -71,7 +72,7 @@ class PoolOptions:
 
     @property
     def max_waiting(self) -> int:
-        """The most requests in the line; 0 is no limit."""
+        """The maximum number of requests in the wait queue; 0 for no limit."""
         return self._core.settings.max_waiting
 
     @max_waiting.setter
@@ -80,7 +81,7 @@ class PoolOptions:
 
     @property
     def max_lifetime(self) -> float:
-        """Seconds after which a connection is replaced, of those opened from now on."""
+        """Seconds after which a connection is replaced; a new value applies to new connections."""
         return self._core.settings.max_lifetime
 
     @max_lifetime.setter
@@ -98,7 +99,7 @@ class PoolOptions:
 
     @property
     def reconnect_timeout(self) -> float:
-        """Seconds of failing connects after which `reconnect_failed` is called."""
+        """Seconds of failed connects after which `reconnect_failed` is called."""
         return self._core.settings.reconnect_timeout
 
     @reconnect_timeout.setter

@@ -1,8 +1,8 @@
-"""How blocks and one-shots go through the methods that a subclass of the pool has changed.
+"""Blocks and one-shots through the methods that a subclass of the pool overrides.
 
-`connection` stands on `getconn` and `putconn`, as in psycopg_pool; other blocks and one-shots stand
-on `connection`. A method of a subclass that calls another one of these gets the pool's own, so that
-none of them ends in itself.
+`connection` uses `getconn` and `putconn`, as in psycopg_pool; other blocks and one-shots use
+`connection`. While an overriding method runs, calls of it from inside reach the pool's own method,
+so that it does not recurse.
 """
 
 from __future__ import annotations
@@ -18,22 +18,29 @@ from typing import Any, Generic
 
 import psycopg
 
-from asyncpool._blocks.blocks import JOINED, Exc, Lease, complain, is_still_lent
-from asyncpool._blocks.commit import closed, come_to_rest, commit, failed, has_failed, see_through
+from asyncpool._blocks.blocks import JOINED, Exc, Lease, is_still_leased, reject_early_return
+from asyncpool._blocks.commit import (
+    closed_error,
+    commit,
+    failed_error,
+    has_failed,
+    run_shielded,
+    wait_for_cancelled,
+)
 from asyncpool._psycopg.driver import ACT
 from asyncpool.errors import PoolError
 
 FOREIGN = -1
-"""In place of a lease's number, for what a subclass has put round a connection."""
+"""The lease number of an object that a subclass returns in place of a leased connection."""
 NAMES = ("connection", "getconn", "putconn", "acquire", "release")
 
 
 class Overrides:
-    """Which methods the class of a pool has changed.
+    """The methods that the class of a pool overrides.
 
     Args:
         own: the class.
-        originals: the pool's own methods, by their names.
+        originals: the methods of the pool's own class, by name.
     """
 
     def __init__(self, own: type, originals: Mapping[str, object]) -> None:
@@ -43,7 +50,7 @@ class Overrides:
             if getattr(own, name) is not originals[name]
         }
         self._returning: set[object] = set()
-        """The connections for which such a method is called."""
+        """The connections that an overriding method is releasing."""
 
     def __bool__(self) -> bool:
         return bool(self._codes)
@@ -52,7 +59,7 @@ class Overrides:
         return name in self._codes
 
     def applies(self, name: str) -> bool:
-        """Whether that method is changed, and is not what calls now."""
+        """Whether a method is overridden and is not on the call stack."""
         if name not in self._codes:
             return False
         code = self._codes[name]
@@ -64,12 +71,12 @@ class Overrides:
         return code is not None
 
     def leads(self, name: str, other: str, conn: object) -> bool:
-        """Whether the pool's own method of one name is to return a connection by the other."""
+        """Whether the pool's own method `name` has to release a connection through `other`."""
         alone = other in self._codes and name not in self._codes
         return alone and conn not in self._returning and self.applies(other)
 
     async def give_back(self, pool: object, name: str, conn: object) -> None:
-        """Return a connection by the method of that name."""
+        """Release a connection through the method of that name."""
         self._returning.add(conn)
         try:
             await getattr(pool, name)(conn)
@@ -78,12 +85,12 @@ class Overrides:
 
 
 def _code_of(method: Any) -> CodeType | None:
-    """Code by which a call of a method can be seen among the frames."""
+    """Return the code object that identifies calls of a method on the stack."""
     return getattr(inspect.unwrap(method), "__code__", None)
 
 
 async def borrow(pool: Any, timeout: float | None) -> Any:
-    """A connection by `getconn` or `acquire`, whichever is changed."""
+    """Acquire a connection through `getconn` or `acquire`, whichever is overridden."""
     for name in ("getconn", "acquire"):
         if pool._changed.applies(name):
             return await getattr(pool, name)(timeout=timeout)
@@ -93,9 +100,9 @@ async def borrow(pool: Any, timeout: float | None) -> Any:
 async def give_back(
     pool: Any, conn: Any, *, failing: bool, first: Callable[[], Awaitable[object]] | None = None
 ) -> None:
-    """Return a connection by `putconn` or `release`, whichever is changed.
+    """Release a connection through `putconn` or `release`, whichever is overridden.
 
-    It is rolled back before, where its block has failed.
+    If the block has failed, its work is rolled back first.
     """
     changed = pool._changed
     name = next((each for each in ("putconn", "release") if each in changed), None)
@@ -107,8 +114,8 @@ async def give_back(
         first = partial(pool._driver.roll_back, conn)
     try:
         if first is not None:
-            with suppress(Exception):  # the pool finds out whatever it is
-                await see_through(first)
+            with suppress(Exception):  # the pool finds the same error at the release
+                await run_shielded(first)
     finally:
         try:
             await changed.give_back(pool, name, conn)
@@ -119,7 +126,7 @@ async def give_back(
 
 
 class ByMethods(Lease[ACT]):
-    """`connection()` of a pool whose class has changed how one is borrowed or returned."""
+    """`connection()` of a pool whose class overrides how a connection is acquired or released."""
 
     __slots__ = ("_conn",)
 
@@ -143,7 +150,7 @@ class ByMethods(Lease[ACT]):
             return
         pool, conn = self._pool, self._conn
         if not self.holds():
-            complain(pool, conn, failing=kind is not None)
+            reject_early_return(pool, conn, failing=kind is not None)
             return
         if kind is None and self._is_ours():
             try:
@@ -157,7 +164,7 @@ class ByMethods(Lease[ACT]):
         """See `Lease`."""
         if self.joined:
             return self._join.is_open()
-        return self._number == FOREIGN or is_still_lent(self._pool, self._conn, self._number)
+        return self._number == FOREIGN or is_still_leased(self._pool, self._conn, self._number)
 
     async def give_up(self, first: Callable[[], Awaitable[object]]) -> None:
         """See `Lease`."""
@@ -171,11 +178,11 @@ class ByMethods(Lease[ACT]):
 
 
 class ByConnection(ByMethods[ACT]):
-    """The block that others are built on where a subclass has changed `connection`.
+    """The lease of other blocks and one-shots if a subclass overrides `connection`.
 
     Args:
         pool: the pool.
-        manager: what `connection` has returned.
+        manager: the context manager that `connection` returned.
     """
 
     __slots__ = ("_manager",)
@@ -217,10 +224,10 @@ class ByConnection(ByMethods[ACT]):
 
 
 class OnLease(Generic[ACT]):
-    """`transaction()` of a pool whose class has changed how one is borrowed or returned.
+    """`transaction()` of a pool whose class overrides how a connection is acquired or released.
 
     Args:
-        lease: where the connection comes from.
+        lease: acquires and releases the connection.
     """
 
     __slots__ = ("_conn", "_lease", "_transaction")
@@ -248,11 +255,13 @@ class OnLease(Generic[ACT]):
         refusal = None
         try:
             if kind is None:
-                await come_to_rest(lease.pool._driver, conn)
+                await wait_for_cancelled(lease.pool._driver, conn)
                 refusal = _refusal(conn)
             if refusal is not None:
                 kind, error = type(refusal), refusal
-            handled = bool(await see_through(partial(self._transaction.__aexit__, kind, error, tb)))
+            handled = bool(
+                await run_shielded(partial(self._transaction.__aexit__, kind, error, tb))
+            )
         except BaseException as failure:
             await lease.__aexit__(type(failure), failure, None)
             raise
@@ -265,7 +274,7 @@ class OnLease(Generic[ACT]):
 
 
 def _refusal(conn: psycopg.AsyncConnection[Any]) -> psycopg.Error | None:
-    """Why a transaction cannot be committed."""
+    """Return the error of a transaction that cannot be committed."""
     if conn.closed:
-        return closed(conn)
-    return failed(conn) if has_failed(conn) else None
+        return closed_error(conn)
+    return failed_error(conn) if has_failed(conn) else None

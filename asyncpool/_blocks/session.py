@@ -1,8 +1,8 @@
-"""The connection that one task has for a while, which all that it borrows meanwhile joins.
+"""A session: one connection for all blocks and one-shots of a task.
 
-What joins it ends in the reverse order, and in that task. All that begins, ends or undoes a part of
-its work on the server is done by a task of the pool's: half of it, left by a cancellation, would be
-committed with the rest.
+Blocks inside end in reverse order and in that task. A background task of the pool begins, commits
+and undoes each part of the work on the server: if a cancellation could interrupt this, a half-done
+part would be committed with the rest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from typing import Any, Generic, TypeVar
 import anyio
 import psycopg
 
-from asyncpool._blocks.commit import come_to_rest, commit, failed, has_failed, see_through
+from asyncpool._blocks.commit import (
+    commit,
+    failed_error,
+    has_failed,
+    run_shielded,
+    wait_for_cancelled,
+)
 from asyncpool._blocks.generators import Generator
 from asyncpool._core.pool import Core
 from asyncpool._core.redact import described
@@ -34,13 +40,16 @@ Work = Callable[[], Awaitable[T]]
 
 
 class Session(Generic[ACT]):
-    """One lease of a connection, and who uses it inside of one another.
+    """One lease of a connection, and the nested blocks that use it.
 
     Args:
-        core: who has lent it.
-        connector: the driver.
-        conn: the connection.
-        task: whose it is.
+        core: the pool.
+        driver: the driver.
+        conn: the leased connection.
+        task: the task that owns the session.
+
+    Raises:
+        KeyError: the connection is not leased from this pool.
     """
 
     def __init__(
@@ -59,33 +68,35 @@ class Session(Generic[ACT]):
         self._joins: list[Join[ACT]] = []
         """The blocks inside, the innermost last."""
         self._borrowed = 0
-        """How many times it is borrowed by no block."""
+        """The number of uses by `getconn()` or `acquire()`, without a block."""
         self._pending: asyncio.Task[Any] | None = None
-        """What the pool does with it, or did last."""
+        """The background task that works, or worked last, on the connection."""
         self._generators: list[weakref.ref[Generator]] = []
-        """The async generators in which it was entered."""
+        """The async generators in which the session was entered."""
         self.used_outside = False
-        """Whether it was used, in an open transaction, while such a generator was suspended."""
-        self.lost: Exception | None = None
-        """Why the pool has closed it: a part of the work could not be undone."""
+        """Whether an open transaction was used while such a generator was suspended."""
+        self.undo_error: Exception | None = None
+        """The error of an undo that failed, for which the pool discarded the connection."""
 
     def watch(self, generator: Generator, abandoned: Callable[[object], None]) -> None:
-        """Note a generator in which it is entered.
+        """Watch a generator in which the session is entered.
 
         Args:
             generator: the generator.
-            abandoned: called once nobody can resume it any more.
+            abandoned: called when the generator is collected, so that it can never resume.
         """
         self._generators.append(weakref.ref(generator, abandoned))
 
-    async def ready(self, timeout: float | None) -> None:
-        """Wait until the pool has done what a cancellation has left to it.
+    async def wait_ready(self, timeout: float | None) -> None:
+        """Wait until the connection is free for the next statement.
+
+        Background work that a cancellation left behind, and operations of other tasks, end first.
 
         Raises:
-            PoolTimeout: it has not within `timeout` seconds.
-            PoolDeadlock: the connection is in the middle of an operation of this very task.
-            PoolClosed: the pool did not wait for the session any longer.
-            ReleaseError: the connection is not the session's any more.
+            PoolTimeout: this took more than `timeout` seconds.
+            PoolDeadlock: an operation of this task itself is open on the connection.
+            PoolClosed: the pool was closed and took the connection back.
+            ReleaseError: the pool discarded the connection, as a part of the work was not undone.
         """
         errors = self.core.errors
         limit = self.core.settings.timeout if timeout is None else duration("timeout", timeout)
@@ -93,21 +104,23 @@ class Session(Generic[ACT]):
             name = self.task.get_name()
             raise PoolDeadlock(f"deadlock in the session of {name!r}: {OWN}", holders={name: []})
         if not self.busy and self.holds() and self.driver.has_left(self.conn):
-            self._start(self._do(None, partial(self.driver.settle, self.conn)))
+            self._start(self._run_after(None, partial(self.driver.settle, self.conn)))
         if self.busy:
             assert self._pending is not None, "bug: busy with nothing"
             await asyncio.wait({self._pending}, timeout=None if limit == math.inf else limit)
             if self.busy:
-                raise errors.timed_out(limit, "what was cancelled in this session goes on still")
+                raise errors.timed_out(limit, "a cancelled operation of this session still runs")
         if self.holds():
             if self.conn.lock.locked():
-                await self._take_turns(limit)
-            if self._generators and not self.is_at_rest:
+                await self._wait_for_lock(limit)
+            if self._generators and not self.is_idle:
                 self.used_outside |= any(map(_is_suspended, self._generators))
             return
         if self.core.closed:
             raise errors.closed()
-        raise self._error("was closed, as a part of its work could not be undone") from self.lost
+        raise self._error(
+            "was closed, as a part of its work could not be undone"
+        ) from self.undo_error
 
     async def _waits_for_itself(self) -> bool:
         """Whether a stream(), COPY or notifies() of this task is open on the connection."""
@@ -115,7 +128,7 @@ class Session(Generic[ACT]):
         lock: asyncio.Lock = conn.lock
         if lock.locked():
             return isinstance(lock, Lock) and await lock.is_own()
-        # Between its steps a COPY has no lock, and no other statement can begin.
+        # A COPY does not hold the lock between its steps, but no other statement can begin.
         return (
             conn.pgconn.transaction_status == ACTIVE
             and conn._pipeline is None
@@ -123,29 +136,29 @@ class Session(Generic[ACT]):
             and not self.driver.has_left(conn)
         )
 
-    async def _take_turns(self, limit: float) -> None:
-        """Wait until what else uses the connection is through, be it another task or a stream()."""
+    async def _wait_for_lock(self, limit: float) -> None:
+        """Wait until another operation on the connection has ended."""
         try:
             async with asyncio.timeout(None if limit == math.inf else limit), self.conn.lock:
                 pass
         except TimeoutError:
-            why = "the session's connection is in the middle of something: end that first"
+            why = "another operation runs on the session's connection: end it first"
             raise self.core.errors.timed_out(limit, why) from None
 
     async def join(self, timeout: float | None, *, begin: bool = False) -> Join[ACT]:
-        """Begin a block inside: a savepoint where a transaction is open.
+        """Begin a block inside: a savepoint if a transaction is open.
 
         Args:
-            timeout: seconds to wait for the connection to be usable.
-            begin: whether the block is a transaction where none is open.
+            timeout: seconds to wait until the connection is free.
+            begin: whether the block begins a transaction if none is open.
         """
-        await self.ready(timeout)
-        nested = begin or not self.is_at_rest
+        await self.wait_ready(timeout)
+        nested = begin or not self.is_idle
         join = Join(self, psycopg.AsyncTransaction(self.conn) if nested else None)
         self._joins.append(join)
         if join.block is not None:
             try:
-                await self._have_done(join.begin)
+                await self._run_in_pool_task(join.begin)
             except BaseException:
                 self._joins.remove(join)
                 await self.undo(join.undo)
@@ -153,16 +166,16 @@ class Session(Generic[ACT]):
         return join
 
     async def borrow(self, timeout: float | None) -> ACT:
-        """The connection, for a use that `take_back` ends."""
-        await self.ready(timeout)
+        """Return the connection for a use that `take_back` ends."""
+        await self.wait_ready(timeout)
         self._borrowed += 1
         return self.conn
 
     def take_back(self) -> None:
-        """End a use by no block; the connection stays the session's.
+        """End a use without a block; the session keeps the connection.
 
         Raises:
-            ReleaseError: there is none, or this is another task.
+            ReleaseError: there is no such use, or this is another task.
         """
         if current_task() is not self.task:
             raise self._error("may be returned by that task only")
@@ -170,53 +183,53 @@ class Session(Generic[ACT]):
             raise self._error("is returned by the end of its block")
         self._borrowed -= 1
 
-    def may_end(self, join: Join[ACT]) -> PoolError | None:
-        """What is to be said of a block inside that ends now, but is not to."""
+    def end_error(self, join: Join[ACT]) -> PoolError | None:
+        """Return why a block inside must not end now; None: it may."""
         if join not in self._joins or not self.holds():
             if self.core.closed:
                 return self.core.errors.closed()
-            return self._error("is not the session's any more: a block inside has outlasted it")
+            return self._error("no longer belongs to it: a block inside ended after the session")
         if current_task() is not self.task:
             return self._error("has a block inside that ended in another task")
         if self._joins[-1] is not join:
-            return self._error("has a block inside that ended before one inside of that")
+            return self._error("has a block inside that ended before a block nested in it")
         return None
 
     def end(self, join: Join[ACT], *, failing: bool) -> bool:
-        """Take off a block inside that ends; False: it has failed, and cannot end now.
+        """Remove a block inside that ends; return False if it has failed and must not end now.
 
         Raises:
-            ReleaseError: it cannot end now.
+            ReleaseError: a block that has not failed must not end now.
         """
-        if (error := self.may_end(join)) is None:
+        if (error := self.end_error(join)) is None:
             self._joins.pop()
             return True
-        join.astray = True
+        join.out_of_order = True
         if not failing:
             raise error
         self.core.store.record("return failed", str(error))
         return False
 
-    async def end_strays(self) -> None:
-        """Undo what was left by blocks that did not end in their turn, if that has come."""
-        while self._joins and self._joins[-1].astray:
+    async def undo_out_of_order(self) -> None:
+        """Undo the innermost blocks that ended out of order."""
+        while self._joins and self._joins[-1].out_of_order:
             await self.undo(self._joins.pop().undo)
 
-    async def have_done(self, work: Work[T]) -> T:
-        """Have the pool do what no scope is to interrupt, and wait for it."""
-        return await see_through(partial(self._have_done, work))
+    async def run_in_pool_task(self, work: Work[T]) -> T:
+        """Run work in a background task, shielded from anyio scopes, and wait for it."""
+        return await run_shielded(partial(self._run_in_pool_task, work))
 
     async def undo(self, work: Work[object]) -> None:
-        """Have the pool undo a part of the work; if that fails, none of it will stay.
+        """Undo a part of the work in a background task; if that fails, discard the connection.
 
-        The wait for it can be cancelled once more; whoever uses the connection next waits then.
+        A `task.cancel()` ends only the wait for it; then the next use of the connection waits.
         """
-        task = self._start(self._undo(self._pending if self.busy else None, work))
+        task = self._start(self._undo_after(self._pending if self.busy else None, work))
         with anyio.CancelScope(shield=True):
             await asyncio.wait({task})
 
     async def undo_all(self, then: Work[object] | None = None) -> None:
-        """Let the pool come to the end of what it does, and then of all blocks inside."""
+        """Wait for the background task, then undo all blocks inside, then run `then`."""
         if self._pending is not None:
             await asyncio.wait({self._pending})
         if self._joins:
@@ -226,60 +239,60 @@ class Session(Generic[ACT]):
 
     @property
     def innermost(self) -> Join[ACT] | None:
-        """The block inside that was entered last."""
+        """The block inside that was entered last, if any."""
         return self._joins[-1] if self._joins else None
 
     @property
     def busy(self) -> bool:
-        """Whether the pool does something with it."""
+        """Whether a background task works on the connection."""
         return self._pending is not None and not self._pending.done()
 
     @property
-    def is_at_rest(self) -> bool:
-        """Whether no transaction is open, and nothing else either."""
+    def is_idle(self) -> bool:
+        """Whether neither a transaction nor a pipeline is open."""
         conn = self.conn
         idle = conn.pgconn.transaction_status == IDLE
         return idle and not (conn._num_transactions or conn._pipeline or conn._tpc)
 
     @property
-    def is_calm(self) -> bool:
-        """Whether nothing is left to be ended, and nothing was ever left to the pool."""
-        return not self._joins and self._pending is None and self.is_at_rest
+    def is_clean(self) -> bool:
+        """Whether the session has nothing to end and never needed a background task."""
+        return not self._joins and self._pending is None and self.is_idle
 
-    def unfinished(self, *, turned: bool) -> ReleaseError | None:
-        """What is to be said of blocks inside that have not ended, and have work.
+    def unfinished_error(self, *, mode_changed: bool) -> ReleaseError | None:
+        """Return the error for blocks inside that have work and have not ended, if there are any.
 
         Args:
-            turned: whether one of them has left the connection in another mode.
+            mode_changed: whether one of them has changed the connection's autocommit mode.
         """
-        unfinished = turned or (self._joins and not self.is_at_rest)
+        unfinished = mode_changed or (self._joins and not self.is_idle)
         if not unfinished or not self.holds():
             return None
-        return self._error("is rolled back: a block inside of it has not ended in its turn")
+        return self._error("is rolled back: a block inside has not ended before the session")
 
-    def undone_outside(self) -> ReleaseError | None:
-        """The error for the end of a generator that undoes what was done outside of it."""
-        if not self.used_outside or not self.holds() or self.is_at_rest:
+    def undone_outside_error(self) -> ReleaseError | None:
+        """Return the error for closing a generator, if that undoes work from outside of it."""
+        if not self.used_outside or not self.holds() or self.is_idle:
             return None
         return self._error(
-            "is rolled back, as the async generator that holds the session was closed before its"
-            " end: one-shots and blocks of the task outside of the generator are undone too"
+            "is rolled back: the async generator that holds the session was closed early, which"
+            " also undoes one-shots and blocks that the task ran outside the generator"
         )
 
     def holds(self) -> bool:
-        """Whether the connection is in this lease still."""
+        """Whether the session's lease of the connection still lasts."""
         return self.core.lease_number(self.conn) == self._number
 
     def _error(self, what: str) -> ReleaseError:
         pool, task = self.core.settings.name, self.task.get_name()
-        return ReleaseError(f"pool {pool!r}: {self.conn!r}, of the session of {task!r}, {what}")
+        return ReleaseError(f"pool {pool!r}: {self.conn!r}, in the session of {task!r}, {what}")
 
     def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         self._pending = task = self.core.store.tasks.spawn(work, "session")
         return task
 
-    async def _have_done(self, work: Work[T]) -> T:
-        task = self._start(self._do(self._pending if self.busy else None, work))
+    async def _run_in_pool_task(self, work: Work[T]) -> T:
+        task = self._start(self._run_after(self._pending if self.busy else None, work))
         await asyncio.wait({task})
         if task.cancelled():
             raise self.core.errors.closed()
@@ -291,17 +304,17 @@ class Session(Generic[ACT]):
                 del error, task  # its traceback has this frame
         return value  # type: ignore[return-value]
 
-    async def _do(
+    async def _run_after(
         self, before: asyncio.Task[Any] | None, work: Work[T]
     ) -> tuple[T | None, Exception | None]:
         if before is not None:
             await asyncio.wait({before})
         try:
             return await work(), None
-        except Exception as error:  # noqa: BLE001 - it is for who waits
+        except Exception as error:  # noqa: BLE001 - the waiting task raises it
             return None, error
 
-    async def _undo(self, before: asyncio.Task[Any] | None, work: Work[object]) -> None:
+    async def _undo_after(self, before: asyncio.Task[Any] | None, work: Work[object]) -> None:
         try:
             with anyio.fail_after(self.core.settings.clean_timeout):
                 if before is not None:
@@ -309,44 +322,44 @@ class Session(Generic[ACT]):
                 await work()
         except Exception as error:  # noqa: BLE001 - whatever it was, the rest must not be kept
             if self.holds() and not self.conn.closed:
-                self.lost = error.with_traceback(None)
+                self.undo_error = error.with_traceback(None)
                 said = described(error)
-                text = f"a session's work is not undone, closed: {said}"
+                text = f"work of a session could not be undone, its connection is closed: {said}"
                 self.core.store.record("reset failed", text, logging.WARNING, error=said)
                 self.core.store.discard(self.entry)
 
 
 class Join(Generic[ACT]):
-    """One block inside of a session.
+    """One block inside a session.
 
     Args:
-        session: whose connection it uses.
-        block: its transaction or savepoint; None: it begins with no transaction open, and ends
-            what its statements have begun.
+        session: the session.
+        block: the block's transaction or savepoint; None: no transaction is open at its start,
+            and its end commits or rolls back what its statements began.
     """
 
     def __init__(self, session: Session[ACT], block: psycopg.AsyncTransaction | None) -> None:
         self.block = block
-        self.astray = False
-        """Whether its end has come, but not in its turn."""
+        self.out_of_order = False
+        """Whether the block has ended, but out of order."""
         self.strict = block is not None
-        """Whether its end is an error where its transaction has failed."""
+        """Whether the end of the block raises if its transaction has failed."""
         self.first: Work[object] | None = None
-        """What the pool is to do after the block is undone."""
+        """Work for the background task after the block is undone."""
         self._session = session
         self._begun = False
 
     async def leave(
         self, error: BaseException | None, *, first: Work[object] | None = None
     ) -> bool:
-        """End the block: commit its work or leave it to the outer transaction, or undo it.
+        """End the block: commit its work, leave it to the outer transaction, or undo it.
 
         Args:
-            error: what has ended it; None: it has come to its end.
-            first: what the pool is to do, after that is undone.
+            error: the error that ended the block; None: there was none.
+            first: work for the background task after the block is undone.
 
         Returns:
-            Whether the error is a `psycopg.Rollback` that was meant for this block.
+            Whether the error is a `psycopg.Rollback` of this block.
         """
         session = self._session
         if not session.end(self, failing=error is not None):
@@ -357,7 +370,7 @@ class Join(Generic[ACT]):
             else:
                 await self._finish()
         finally:
-            await session.end_strays()
+            await session.undo_out_of_order()
         return (
             self.block is not None
             and isinstance(error, psycopg.Rollback)
@@ -365,12 +378,12 @@ class Join(Generic[ACT]):
         )
 
     def is_open(self) -> bool:
-        """Whether its end may come now."""
-        return self._session.may_end(self) is None
+        """Whether the block may end now."""
+        return self._session.end_error(self) is None
 
     async def begin(self) -> None:
         """Begin the transaction or savepoint."""
-        assert self.block is not None, "bug: a block with no transaction begins nothing"
+        assert self.block is not None, "bug: a block without a transaction cannot begin one"
         conn = self._session.conn
         depth = conn._num_transactions
         try:
@@ -382,7 +395,7 @@ class Join(Generic[ACT]):
         self._begun = True
 
     async def undo(self, then: Work[object] | None = None) -> None:
-        """Roll back what was done in the block, and in those inside of it."""
+        """Roll back the work of the block and of the blocks nested in it."""
         driver, conn, block = self._session.driver, self._session.conn, self.block
         if block is None:
             await driver.roll_back(conn)
@@ -394,20 +407,20 @@ class Join(Generic[ACT]):
     async def _finish(self) -> None:
         session = self._session
         try:
-            await come_to_rest(session.driver, session.conn)
+            await wait_for_cancelled(session.driver, session.conn)
             if self.strict and has_failed(session.conn):
-                raise failed(session.conn)
+                raise failed_error(session.conn)
             if self.block is None:
                 await commit(session.core, session.driver, session.conn)
             else:
-                await session.have_done(self._release)
+                await session.run_in_pool_task(self._release)
         except BaseException:
-            # A COMMIT that was refused has ended the transaction; a savepoint is there still.
+            # A refused COMMIT has ended the transaction, but a savepoint still exists.
             await session.undo(self.undo)
             raise
 
     async def _release(self) -> None:
-        assert self.block is not None, "bug: a block with no transaction releases nothing"
+        assert self.block is not None, "bug: a block without a transaction has no savepoint"
         conn = self._session.conn
         if conn.closed:
             msg = "the connection is closed"
@@ -419,12 +432,12 @@ class Join(Generic[ACT]):
 
 
 def _is_suspended(generator: weakref.ref[Generator]) -> bool:
-    """Whether code that runs now is outside of a generator."""
+    """Whether a generator is alive and suspended, so that the running code is outside it."""
     alive = generator()
     return alive is not None and not alive.ag_running
 
 
 async def _sync(conn: ACT) -> None:
-    """In a pipeline, let errors come out before what follows."""
+    """In a pipeline, raise pending errors before the next step."""
     if conn._pipeline is not None:
         await conn._pipeline.sync()

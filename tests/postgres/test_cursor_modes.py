@@ -171,7 +171,7 @@ async def test_the_mode_is_put_back_after_a_cancellation(
 async def test_a_return_inside_of_the_block_leaves_no_mode_behind(dsn: str, untidy: bool) -> None:
     """The block raises an error, and the next borrower gets the usual mode."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
-        with pytest.raises(ReleaseError, match="returned inside of the block"):  # noqa: PT012
+        with pytest.raises(ReleaseError, match="returned inside the block"):  # noqa: PT012
             async with pool.cursor(autocommit=True) as cur:
                 if untidy:
                     await cur.execute("BEGIN")

@@ -52,7 +52,7 @@ async def test_a_key_is_free_once_its_connection_is_returned(dsn: str) -> None:
             other = await pool.getconn()  # it is somebody's else now
             with pytest.raises(PoolTimeout):
                 await pool.getconn(0, key="mine")
-            with pytest.raises(ReleaseError, match="'mine', which has no connection"):
+            with pytest.raises(ReleaseError, match="'mine', which holds no connection"):
                 await pool.putconn(other, "mine")
             await pool.putconn(other)
         assert not pool._keys.held
@@ -93,7 +93,9 @@ async def test_the_second_goes_on_by_itself_where_the_first_gives_up(
         await eventually(lambda: pool.stats().waiting == 1)
         second = asyncio.create_task(pool.getconn(key="k"))
         third = asyncio.create_task(pool.getconn(0.01, key="k"))
-        with pytest.raises(PoolTimeout, match="another task has asked for one by the key 'k'"):
+        with pytest.raises(
+            PoolTimeout, match="another task waits for the connection of the key 'k'"
+        ):
             await third
         if end == "scope":
             scope.cancel()
@@ -109,7 +111,7 @@ async def test_the_second_goes_on_by_itself_where_the_first_gives_up(
         assert await in_time(second) is held
         await pool.putconn(held, "k")
         await all_usable(pool)
-        assert not pool._keys._asking
+        assert not pool._keys._acquiring
 
 
 async def test_the_first_does_not_mind_that_the_second_gives_up(dsn: str) -> None:
@@ -131,9 +133,9 @@ async def test_a_key_that_has_none_or_another_takes_nothing_back(dsn: str) -> No
     """psycopg2 says "trying to put unkeyed connection"; nothing changes."""
     async with AsyncConnectionPool(dsn, min_size=2, name="books") as pool:
         mine, yours = await pool.getconn(key="mine"), await pool.getconn(key="yours")
-        with pytest.raises(ReleaseError, match=r"'books'.*by the key 'mine', which has <"):
+        with pytest.raises(ReleaseError, match=r"'books'.*by the key 'mine', which holds <"):
             await pool.putconn(yours, "mine")
-        with pytest.raises(ReleaseError, match="'nobodys', which has no connection"):
+        with pytest.raises(ReleaseError, match="'nobodys', which holds no connection"):
             await pool.putconn(mine, "nobodys", close=True)
         assert pool.stats().leased == 2
         assert await pool.getconn(key="mine") is mine
@@ -224,7 +226,7 @@ async def test_closeall_closes_what_is_lent_too(dsn: str, backends: Backends) ->
             await waiter
     with pytest.raises(PoolClosed):
         await pool.getconn(key="k")
-    with pytest.raises(ReleaseError, match="which has no connection"):
+    with pytest.raises(ReleaseError, match="which holds no connection"):
         await pool.putconn(conns[0], "k")
     with pytest.raises(PoolClosed, match="its work is lost"):
         await pool.putconn(conns[0])

@@ -178,7 +178,7 @@ async def test_a_transaction_that_has_failed_raises_at_its_end(
 ) -> None:
     """An error was handled inside; the COMMIT would be a rollback that says nothing."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
-        with pytest.raises(psycopg.errors.InFailedSqlTransaction, match="handled an error"):  # noqa: PT012
+        with pytest.raises(psycopg.errors.InFailedSqlTransaction, match="handled the error"):  # noqa: PT012
             async with getattr(pool, kind)() as conn:
                 await conn.execute(f"INSERT INTO {table} VALUES (1)")
                 await handled(conn)

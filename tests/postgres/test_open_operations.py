@@ -150,7 +150,7 @@ async def test_an_operation_of_another_task_is_waited_for_within_the_time_limit(
 
             task = asyncio.create_task(use(conn, opened, go_on))
             await opened.wait()
-            with pytest.raises(PoolTimeout, match="in the middle of something"):
+            with pytest.raises(PoolTimeout, match="another operation runs on"):
                 await in_time(pool.fetchval("SELECT 1", timeout=0.05))
             one_shot = pool.fetchval("SELECT 1", timeout=10)
             asyncio.get_running_loop().call_soon(go_on.set)

@@ -94,18 +94,18 @@ async def test_what_is_undone_with_an_abandoned_generator_is_an_error_in_the_log
     async for number in rows(pool, table):
         await pool.execute(f"INSERT INTO {table} VALUES ({number})")
         break
-    await eventually(lambda: "outside of the generator" in caplog.text)
+    await eventually(lambda: "outside the generator" in caplog.text)
     await at_rest(pool)
     assert backends.rows(table) == []
     await asyncio.sleep(0.01)
-    assert any("outside of the generator are undone too" in each for each in errors_of(caplog))
+    assert any("ran outside the generator" in each for each in errors_of(caplog))
 
 
 async def test_what_is_undone_with_a_generator_that_is_closed_is_an_error_there(
     pool: AsyncConnectionPool, backends: Backends, table: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """By `aclose()`, before its end."""
-    with pytest.raises(ReleaseError, match="outside of the generator are undone too"):  # noqa: PT012
+    with pytest.raises(ReleaseError, match="ran outside the generator"):  # noqa: PT012
         async with aclosing(rows(pool, table)) as numbers:
             async for _ in numbers:
                 break

@@ -320,7 +320,7 @@ class Program:
 
     async def agree(self) -> None:
         """The connection is in the mode that the model has, when the pool has done its part."""
-        await self.pool._sessions[self.conn].ready(None)
+        await self.pool._sessions[self.conn].wait_ready(None)
         assert self.conn.autocommit == self.model.autocommit, self.told
 
 
