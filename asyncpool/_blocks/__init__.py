@@ -1,1 +1,1 @@
-"""What stands behind `async with pool...` and behind the one-shot methods."""
+"""The blocks (`async with pool...`) and the one-shot methods of the pool."""

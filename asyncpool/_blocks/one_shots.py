@@ -53,7 +53,7 @@ async def borrowed(
     """
     started, session = get_running_loop().time(), pool._sessions.get(current_task())
     if request is not None:
-        started, conn = request.began, request.entry.conn
+        started, conn = request.started_at, request.entry.conn
         conn._pool = pool
     elif session is not None:
         await session.wait_ready(timeout)
@@ -255,7 +255,7 @@ class OneShots(SupportsBorrowing[ACT]):
                 if self._core.home is not get_running_loop():
                     self._ensure_open()
                 dispatcher = self._dispatcher
-                profile = dispatcher.profiles.look(query)
+                profile = dispatcher.profiles.get(query)
                 if profile.advice is not None:
                     advice, profile.advice = profile.advice, None
                     logger.warning("pool %r: %s", self._core.settings.name, advice)

@@ -1,9 +1,9 @@
-"""One leased connection in libpq's pipeline mode, on which one-shot statements run.
+"""A channel: one leased connection in libpq's pipeline mode, on which one-shot statements run.
 
-Each statement is followed by a Sync, so that it is a transaction of its own and its error touches
-no other. The server runs them one after the other, in the order in which they were sent. A channel
-is either shared, and then carries plain reads alone, or it is one statement's. What goes where is
-decided in `_pipeline/dispatcher.py`.
+A Sync follows each statement, so that it is a transaction of its own and its error affects no
+other. The server runs the statements in the order in which they were sent. A channel is either
+shared and carries only plain reads, or it belongs to one statement. The dispatcher decides which
+channel a statement uses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from psycopg._preparing import Prepare
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 
 from asyncpool._core.entry import Entry
-from asyncpool._pipeline.profiles import OWN, SLOW, StatementProfiles
+from asyncpool._pipeline.profiles import INTERNAL, SLOW, StatementProfiles
 from asyncpool._pipeline.request import AGAIN, LARGE, Request
 from asyncpool._pipeline.statement_cache import cache_of
 from asyncpool._psycopg.cancellation import insist
@@ -39,64 +39,65 @@ SYNC, FATAL = int(ExecStatus.PIPELINE_SYNC), int(ExecStatus.FATAL_ERROR)
 ABORTED = int(ExecStatus.PIPELINE_ABORTED)
 OK, BAD = int(ConnStatus.OK), int(ConnStatus.BAD)
 
-DEPTH = 256
-"""The most statements that are under way on one connection."""
-BYTES = 1 << 20
-"""The most bytes of statements under way."""
-BATCH = 64
-"""The most statements that go out together: a packet for each would cost more than they do."""
-HELD_UP = 0.03
-"""Seconds for which a read may hold up others behind it; then they are sent elsewhere."""
-PAUSE = 0.01
-"""Seconds between two looks at a channel."""
+MAX_REQUESTS = 256
+"""Maximum number of requests in flight on one connection."""
+MAX_BYTES = 1 << 20
+"""Maximum bytes of requests in flight."""
+MAX_CORKED = 64
+"""Maximum number of statements in one packet; a packet each would cost more than the statement."""
+MAX_HOLD_UP = 0.03
+"""Seconds for which a read may delay the reads behind it; then these are sent elsewhere."""
+CHECK_INTERVAL = 0.01
+"""Seconds between two checks of a channel."""
 
 NO_SUCH_STATEMENT, CANCELLED = b"26000", b"57014"
 
 
 class SupportsChannels(Protocol):
-    """The one that opens channels and gets their connections back."""
+    """The owner of channels, which opens them and releases their connections."""
 
     profiles: StatementProfiles
     spawn: Callable[[Coroutine[Any, Any, None], str], object]
-    """Starts a task of the pool's."""
+    """Starts a background task of the pool."""
 
-    def moved(self, channel: Channel) -> None:
-        """Note that a statement has ended on a channel."""
+    def on_progress(self, channel: Channel) -> None:
+        """Handle that requests or a cancellation have ended on a channel."""
 
-    def slowed(self) -> None:
-        """Note that a text was seen to be slow."""
+    def on_slow_read(self) -> None:
+        """Handle the discovery that a statement is slow."""
 
 
 class Channel:
     """A leased connection in pipeline mode, from its construction until `close`.
 
     Args:
-        entry: the pool's record of an idle `asyncpool.Connection`, which is leased for this.
+        entry: the entry of an idle `asyncpool.Connection`, leased for this channel.
         owner: the dispatcher.
     """
 
     shared = False
-    """Whether statements may be sent behind others: then all of them are plain reads."""
+    """Whether statements may be sent behind others; then all of them are plain reads."""
 
     since = 0.0
     """The instant at which the first of the requests began to run."""
     pace = 0.0
-    """Seconds that a statement has taken recently, on average."""
+    """Recent average of the seconds that a statement took."""
     load = 0
-    """Bytes of the statements under way."""
+    """Bytes of the requests in flight."""
     detached = False
-    """Whether it is left to the statement that runs, as that holds up others."""
-    blocked = False
-    """Whether nothing may be sent: a cancel request is on its way."""
-    _held = 0
-    """Statements that wait for the packet's departure, or 0 where each departs at once."""
-    _single = False
-    """Whether the statement that runs was sent with none before it."""
-    _target: Request | None = None
-    """The statement that is being cancelled."""
-    _ended: asyncio.Future[None] | None = None
-    """Done when that has come to its end."""
+    """Whether the running statement keeps the channel to itself, as it delayed others."""
+    is_cancelling = False
+    """Whether a cancel request is under way; nothing is sent meanwhile."""
+    _corked = 0
+    """Statements that wait to be sent in one packet; 0 if each is sent at once."""
+    _sent_alone = False
+    """Whether the running statement was sent with none before it."""
+    _cancel_target: Request | None = None
+    """The request that is being cancelled."""
+    _target_ended: asyncio.Future[None] | None = None
+    """Done when that request has ended."""
     closed = False
+    """Whether `close` was called."""
     _timer: asyncio.TimerHandle | None = None
 
     def __init__(self, entry: Entry[Any], owner: SupportsChannels) -> None:
@@ -104,7 +105,7 @@ class Channel:
         self.conn = conn = entry.conn
         self.pgconn = conn.pgconn
         self.requests: deque[Request] = deque()
-        """Those under way, in the order in which they were sent; the first one is running."""
+        """The requests in flight in the order in which they were sent; the first one runs."""
         self._cache = cache_of(entry)
         self._to_flush = conn._prepared._to_flush
         self._owner = owner
@@ -117,84 +118,84 @@ class Channel:
     def room(self) -> bool:
         """Whether a plain read may be sent here now."""
         return (
-            not (self.blocked or self.detached)
-            and len(self.requests) < DEPTH
-            and self.load < BYTES
+            not (self.is_cancelling or self.detached)
+            and len(self.requests) < MAX_REQUESTS
+            and self.load < MAX_BYTES
             and self.pgconn.status == OK
         )
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is under way here."""
-        return not (self.requests or self.blocked)
+        """Whether no request and no cancellation is in flight."""
+        return not (self.requests or self.is_cancelling)
 
     @property
     def is_clean(self) -> bool:
-        """Whether the connection may be used again, as far as its socket knows."""
+        """Whether the connection can be used again, as far as its transport knows."""
         transport = self.transport
         return (
             transport.settled and not transport.amiss and transport.up and self.pgconn.status == OK
         )
 
     @property
-    def is_late(self) -> bool:
-        """Whether the statement that runs has taken so long that nobody should wait behind it."""
-        return self._overdue() > SLOW and bool(self.requests) and not self.transport.is_readable()
+    def is_slow(self) -> bool:
+        """Whether the running statement has taken so long that nothing should be sent behind it."""
+        return self._work_time() > SLOW and bool(self.requests) and not self.transport.is_readable()
 
     def send(self, request: Request) -> bool:
-        """Send a statement; return False where it is too large to be sent with others.
+        """Send a request; return False if it is too large for a shared channel.
 
-        If this raises, nothing of it was sent.
+        If this raises, the request was not sent.
 
         Raises:
             psycopg.Error, TypeError, ...: its parameters cannot be converted.
         """
         if self._to_flush:
             for _ in self._cache.evict():
-                self._sent(Request(OWN, b""))
+                self._append(Request(INTERNAL, b""))
         self._cache.convert(request)
         try:
             if request.size > LARGE and self.shared:
                 return False
             self._cache.send(request)
         except BaseException:
-            with suppress(psycopg.Error):  # the connection is lost with it
-                self._sent(Request(OWN, b""))  # after what may have gone out
+            with suppress(psycopg.Error):  # an error here is that of the lost connection
+                self._append(Request(INTERNAL, b""))  # a Sync after a part that may be sent
             raise
         finally:
-            request.statement.pgq.params = None  # the statement is kept, its values are not
-        self._sent(request)
+            request.statement.pgq.params = None  # the cached statement keeps no values
+        self._append(request)
         return True
 
     def abandon(self, request: Request) -> None:
-        """End a request whose caller has left: on the server too, if it runs."""
+        """Handle that a caller no longer waits; cancel the request on the server if it runs."""
         if not self.shared:
-            self.entry.holder = None  # the task may wait for another one
+            self.entry.holder = None  # the task may wait for another connection now
             self._cancel_first()
         elif self.requests[0] is request:
-            self._look_later()
+            self._check_later()
 
     def close(self) -> None:
-        """Leave the connection as it was; nothing may be under way."""
-        assert not self.requests, "bug: a channel closed with requests under way"
+        """Restore the connection for a borrower; no request may be in flight."""
+        assert not self.requests, "bug: a channel closed with requests in flight"
         self.closed = True
         self._stop()
         if self.pgconn.status == OK:
-            with suppress(psycopg.Error):  # it is busy, at the exit of the interpreter
+            with suppress(psycopg.Error):  # the connection is busy at the interpreter's exit
                 self.pgconn.exit_pipeline_mode()
             if self.conn._notify_handlers:
                 self.transport.catch_up()
 
-    # What follows runs in the loop's callbacks.
+    # Callbacks of the event loop.
 
     def readable(self) -> None:
-        """Take in what has come, and hand it out."""
+        """Read the results that have arrived and complete their requests."""
         pgconn, done = self.pgconn, 0
         with suppress(psycopg.Error):
             while True:
                 pgconn.consume_input()
-                done += self._take_in()
-                # The server's last words and the end of file are two reads.
+                done += self._read_results()
+                # The server's last message and the end of file are two reads.
                 if pgconn.status == BAD or not self.transport.is_hung_up():
                     break
         if self.conn._notify_handlers:
@@ -205,19 +206,19 @@ class Channel:
             now = monotonic()
             spent = now - self.since
             self.pace += (spent / done - self.pace) / 8
-            self.since, self._single = now, False
+            self.since, self._sent_alone = now, False
         if pgconn.status == BAD:
-            if (said := self._farewell()) is not None:
-                self.transport.report_error(said)
+            if (fatal := self._fatal_error()) is not None:
+                self.transport.report_error(fatal)
             self.transport.lose()
             self.lost()
         elif done:
-            if self.requests and self.requests[0].abandoned:
-                self._look_later()
-            self._owner.moved(self)
+            if self.requests and self.requests[0].is_abandoned:
+                self._check_later()
+            self._owner.on_progress(self)
 
     def writable(self) -> None:
-        """Send on."""
+        """Flush libpq's send buffer."""
         try:
             if self.pgconn.flush() == 0:
                 self.transport.write_no_more()
@@ -225,64 +226,64 @@ class Channel:
             self.readable()
 
     def lost(self) -> None:
-        """Fail the statement that ran, for the connection is gone; those behind it go elsewhere."""
+        """Fail the running statement of a lost connection; those behind it are sent elsewhere."""
         self._stop()
         if self.requests:
-            said = self._farewell()
-            if said is None:
+            error = self._fatal_error()
+            if error is None:
                 why = self.pgconn.get_error_message() or "the connection was lost"
-                said = psycopg.OperationalError(why)
-            self._ended_first().end(said)
-        self._send_elsewhere()
+                error = psycopg.OperationalError(why)
+            self._pop_first().end(error)
+        self._resend_all()
 
-    def _send_elsewhere(self) -> None:
-        """Have all that are under way sent again: as reads they may run twice."""
+    def _resend_all(self) -> None:
+        """Have all requests in flight sent again on other channels: as reads they may run twice."""
         while self.requests:
-            self._ended_first().end(AGAIN)
-        self._owner.moved(self)
+            self._pop_first().end(AGAIN)
+        self._owner.on_progress(self)
 
-    def _ended_first(self) -> Request:
+    def _pop_first(self) -> Request:
         request = self.requests.popleft()
         request.channel = None
         self.load -= request.size
-        if request is self._target and self._ended is not None:
-            self._target = None
-            self._ended.set_result(None)
+        if request is self._cancel_target and self._target_ended is not None:
+            self._cancel_target = None
+            self._target_ended.set_result(None)
         return request
 
     def _stop(self) -> None:
         self.transport.channel = None
-        self._look_no_more()
+        self._cancel_check()
 
-    def _look_no_more(self) -> None:
+    def _cancel_check(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _take_in(self) -> int:
-        """Hand out the results that are complete; return how many."""
+    def _read_results(self) -> int:
+        """Complete the requests whose results have arrived; return how many."""
         pgconn, requests, done = self.pgconn, self.requests, 0
         while requests and not pgconn.is_busy():
             result = pgconn.get_result()
             if result is None:
                 if pgconn.status == BAD:
-                    break  # it would be None for ever
+                    break  # else this loop would not end
             elif result.status == SYNC:
                 done += 1
-                self._arrived(self._ended_first())
+                self._complete(self._pop_first())
             else:
                 requests[0].results.append(result)
         return done
 
-    def _sent(self, request: Request) -> None:
+    def _append(self, request: Request) -> None:
         pgconn = self.pgconn
-        request.results, request.exposed = [], False
+        request.results, request.may_be_cancelled = [], False
         if not self.requests:
-            self.since, self._single = monotonic(), True
+            self.since, self._sent_alone = monotonic(), True
         else:
-            self._gather()
+            self._cork()
             if self._timer is None:
-                self._look_later()
+                self._check_later()
         pgconn.pipeline_sync()
         request.channel, request.shared = self, self.shared
         self.load += request.size
@@ -290,131 +291,133 @@ class Channel:
         if pgconn.flush():
             self.transport.write_on()
 
-    def _gather(self) -> None:
-        """While the server is busy, let what is sent in one turn of the loop go out together."""
-        if not self._held:
+    def _cork(self) -> None:
+        """Combine the statements of one turn of the loop in a packet while the server is busy."""
+        if not self._corked:
             self.transport.hold(True)
-            self.transport.loop.call_soon(self._let_go)
-        elif self._held % BATCH == 0:
+            self.transport.loop.call_soon(self._uncork)
+        elif self._corked % MAX_CORKED == 0:
             self.transport.hold(False)
             self.transport.hold(True)
-        self._held += 1
+        self._corked += 1
 
-    def _let_go(self) -> None:
-        self._held = 0
+    def _uncork(self) -> None:
+        self._corked = 0
         self.transport.hold(False)
 
-    def _arrived(self, request: Request) -> None:
+    def _complete(self, request: Request) -> None:
         if request.future is None:
             return
-        self._cache.arrived(request)
+        self._cache.record_outcome(request)
         failure = request.results[-1] if request.results else None
         if failure is not None and failure.status == ABORTED:
-            failure = request.results[0]  # it was its PREPARE that failed
+            failure = request.results[0]  # the PREPARE failed
         if failure is None or failure.status != FATAL:
             profile = request.profile
             if profile.credit and not request.slow:
-                profile.was_quick()
-            if self._single:
-                self._owner.profiles.timed(monotonic() - self.since, rises=not profile.credit)
+                profile.record_quick()
+            if self._sent_alone:
+                self._owner.profiles.record_time(monotonic() - self.since, rises=not profile.credit)
             if not request.future.done():
                 request.future.set_result(None)
-        elif request.wanted and self._may_run_again(request, failure):
+        elif request.is_awaited and self._may_run_again(request, failure):
             request.end(AGAIN)
         else:
             request.end()
             self.transport.report_error(self._error(failure))
 
     def _may_run_again(self, request: Request, error: PGresult) -> bool:
-        """Whether a failed statement has certainly not run, or is a read that we cancelled."""
+        """Whether a failed statement was not run at all, or is a read that the pool cancelled."""
         state = error.error_field(DiagnosticField.SQLSTATE)
         if state == CANCELLED:
-            return request.exposed
-        if request.again or request.state is Prepare.NO:
+            return request.may_be_cancelled
+        if request.retried or request.state is Prepare.NO:
             return False
-        # The context is that of a function: there the server has run the statement.
+        # A context names a function that runs, so the statement has begun.
         if error.error_field(DiagnosticField.CONTEXT) is not None:
             return False
         where = error.error_field(DiagnosticField.SOURCE_FUNCTION)
         if where == b"RevalidateCachedQuery":
-            pass  # its plan is of before a change to the tables
+            pass  # the plan is out of date: a table was altered
         elif where != b"FetchPreparedStatement" or state != NO_SUCH_STATEMENT:
             return False
         self._cache.forget(request)
-        request.prepare, request.again = False, True
+        request.prepare, request.retried = False, True
         return True
 
-    def _farewell(self) -> psycopg.Error | None:
-        """Return the server's last words to the statement that runs, if there were any."""
+    def _fatal_error(self) -> psycopg.Error | None:
+        """Return the FATAL or PANIC error that the server sent to the running statement, if any."""
         results = self.requests[0].results if self.requests else None
-        return self._error(results[-1]) if results and _is_farewell(results[-1]) else None
+        return self._error(results[-1]) if results and _is_fatal(results[-1]) else None
 
     def _error(self, result: PGresult) -> psycopg.Error:
         return psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
 
-    def _overdue(self) -> float:
-        """Return the seconds of work of the statement that runs, less those of the round trip."""
+    def _work_time(self) -> float:
+        """Return the seconds that the running statement has taken beyond the round trip."""
         return monotonic() - self.since - (self._owner.profiles.round_trip or 0.0)
 
     def watch(self) -> None:
-        """Look at the statement that runs once it has taken so long that it is slow."""
-        self._look_no_more()  # that was for the one before it
-        self._look_later(SLOW + (self._owner.profiles.round_trip or 0.0))
+        """Check the running statement at the time from which on it counts as slow."""
+        self._cancel_check()  # a check of the statement before this one
+        self._check_later(SLOW + (self._owner.profiles.round_trip or 0.0))
 
-    def _look_later(self, pause: float = PAUSE) -> None:
+    def _check_later(self, pause: float = CHECK_INTERVAL) -> None:
         if self._timer is None:
-            self._timer = self.transport.loop.call_later(pause, self._look)
+            self._timer = self.transport.loop.call_later(pause, self._check)
 
-    def _look(self) -> None:
-        """Note that the statement that runs is slow; see that nobody waits for it in vain."""
+    def _check(self) -> None:
+        """Record a slow running statement; on a shared channel cancel or detach it if due."""
         self._timer = None
         if self.requests and self.transport.is_readable():
-            self.readable()  # it was this event loop that was slow
+            self.readable()  # the results are here: the event loop was slow, not the server
         if not self.requests or self.transport.channel is not self:
             return
-        first, overdue = self.requests[0], self._overdue()
-        if overdue > SLOW and not first.slow and self._owner.profiles.round_trip is not None:
+        first, work_time = self.requests[0], self._work_time()
+        if work_time > SLOW and not first.slow and self._owner.profiles.round_trip is not None:
             first.slow = True
-            first.profile.was_slow()
-            self._owner.slowed()
+            first.profile.record_slow()
+            self._owner.on_slow_read()
         if not self.shared:
-            if overdue <= SLOW:  # uvloop's timers may ring early
-                self._look_later(SLOW)
+            if work_time <= SLOW:  # uvloop's timers may fire early
+                self._check_later(SLOW)
             return
-        if first.abandoned and overdue > SLOW:
+        if first.is_abandoned and work_time > SLOW:
             self._cancel_first()
-        elif first.abandoned or (len(self.requests) > 1 and not self.detached):
-            if overdue > HELD_UP and not first.abandoned:
+        elif first.is_abandoned or (len(self.requests) > 1 and not self.detached):
+            if work_time > MAX_HOLD_UP and not first.is_abandoned:
                 self._detach()
             else:
-                self._look_later()
+                self._check_later()
 
     def _detach(self) -> None:
-        """Leave the connection to the statement that runs; those behind it are sent elsewhere.
+        """Leave the channel to the running statement; send those behind it elsewhere.
 
-        They are reads: it does not matter that the server comes to them here as well.
+        They are reads, so that the server may run them here as well.
         """
         self.detached = True
         for place in range(1, len(self.requests)):
             request = self.requests[place]
-            if request.wanted:
-                self.requests[place] = request.left_behind()
+            if request.is_awaited:
+                self.requests[place] = request.discarded_copy()
                 request.channel = None
                 request.end(AGAIN)
 
     def _cancel_first(self) -> None:
-        """Have the server end the statement that runs; nothing is sent meanwhile."""
-        if not self.blocked:
-            self.blocked = True
+        """Cancel the running statement on the server; nothing is sent meanwhile."""
+        if not self.is_cancelling:
+            self.is_cancelling = True
             self._owner.spawn(self._cancel(), "cancel")
 
     async def _cancel(self) -> None:
-        self._target = next((each for each in self.requests if each.future is not None), None)
-        self._ended = ended = self.transport.loop.create_future()
-        if self._target is None:
+        self._cancel_target = next(
+            (each for each in self.requests if each.future is not None), None
+        )
+        self._target_ended = ended = self.transport.loop.create_future()
+        if self._cancel_target is None:
             ended.set_result(None)
         for request in self.requests:
-            request.exposed = self.shared
+            request.may_be_cancelled = self.shared
         try:
             async with asyncio.timeout(DRAIN_TIMEOUT):
                 await insist(self.conn, ended)
@@ -423,18 +426,18 @@ class Channel:
             self.pgconn.finish()
             self.transport.lose()
         finally:
-            self.blocked, self._target = False, None
+            self.is_cancelling, self._cancel_target = False, None
             if self.transport.loop.is_closed():
-                pass  # nothing is to follow on it
+                pass  # no callback can run on it
             elif self.pgconn.status != OK:
                 self._stop()
-                self._send_elsewhere()
+                self._resend_all()
             else:
-                self._owner.moved(self)
+                self._owner.on_progress(self)
                 if self.requests and not self.closed:
-                    self._look_later()
+                    self._check_later()
 
 
-def _is_farewell(result: PGresult) -> bool:
+def _is_fatal(result: PGresult) -> bool:
     severity = result.error_field(DiagnosticField.SEVERITY_NONLOCALIZED)
     return severity in (b"FATAL", b"PANIC")

@@ -1,8 +1,8 @@
-"""The way of each one-shot statement to a connection: a place among others, or one of its own.
+"""The dispatcher: sends each one-shot statement on a shared channel or on one of its own.
 
-A plain read that is known to be quick joins others on a channel. All else gets a connection to
-itself, as a borrower would, and waits for it in the pool's one queue. A statement goes through the
-same loop again where it has to be sent once more; its place in the queue and its deadline stay.
+A plain read that is known to be quick shares a channel. Every other statement gets a connection to
+itself, for which it waits in the pool's wait queue. A statement that must be sent again goes
+through the same loop once more, with its original place in the queue and its deadline.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from asyncpool._psycopg.driver import is_shareable
 from asyncpool._sql.kinds import Kind
 from asyncpool.errors import PoolError, PoolTimeout
 
-PATIENCE = 0.005
-"""Seconds for which a read may have to wait for those before it, where there is another way."""
-ENOUGH = 4
-"""Shared connections beyond which more are taken for slow reads only, not for many."""
+MAX_DELAY = 0.005
+"""Seconds that a read may wait for those before it, if another connection is possible."""
+WIDTH_FOR_LOAD = 4
+"""Maximum number of channels opened for load; beyond it more are opened for slow reads only."""
 
 
 class Dispatcher:
-    """The shared connections of one pool, and the way to them and to others.
+    """Runs the one-shot statements of one pool.
 
     Args:
         core: the pool.
-        width: the most connections that are shared; None: as many as the pool may have.
-        enabled: whether statements may run through this at all.
-        passes_on: whether a connection need not be reset between two requests.
+        width: maximum number of shared connections; None: the pool's `max_size`.
+        enabled: whether statements may run through the dispatcher at all.
+        passes_on: whether a connection may go to the next request without a reset.
     """
 
     def __init__(
@@ -49,37 +49,37 @@ class Dispatcher:
         self.enabled = enabled
         self._passes_on = passes_on
         self._passed_on: Channel | None = None
-        """The open channel of a connection that is being passed on to the next request."""
+        """The open channel whose connection is being passed to the next request."""
         self.profiles = StatementProfiles()
         self.channels: list[Channel] = []
-        """Those that are shared."""
+        """The shared channels."""
         self.spawn: Callable[[Coroutine[Any, Any, None], str], object] = core.store.tasks.spawn
 
     @property
     def width(self) -> int:
-        """The most connections that may be shared."""
+        """Maximum number of shared connections."""
         return self.core.settings.max_size if self._width is None else self._width
 
     async def run(self, request: Request, timeout: float | None) -> bool:
-        """Run a statement; return True once its results are in it.
+        """Run a statement; its results, or its error, are in the request afterwards.
 
         Returns:
-            False where it cannot run this way: then it has the entry of a connection, leased to the
-            caller, who is to run it there.
+            True if it has run; False if it cannot run on a channel: then `request.entry` is leased
+            to the caller, which has to run the statement on it.
 
         Raises:
             PoolTimeout: there was no connection, or no answer, in time.
-            TooManyRequests, PoolClosed, PoolWrongLoop: as for any borrower.
-            psycopg.Error: its values cannot be converted. Its own failure is in its results.
+            TooManyRequests, PoolClosed, PoolWrongLoop: as for any acquire.
+            psycopg.Error: the values cannot be converted, or the connection was lost.
         """
         core, loop = self.core, get_running_loop()
         if core.home is not loop or core.closed:
             core.admit()
-        request.began = began = core.store.time()
+        request.started_at = started_at = core.store.time()
         wait = core.settings.timeout if timeout is None else duration("timeout", timeout)
         if timeout:
             request.limit = wait
-        ticket, came = 0, None  # who is served at once has come before all who will wait
+        ticket, came = 0, None  # 0: a request served at once precedes all that will wait
         while True:
             request.future = future = loop.create_future()
             waiter = None
@@ -89,17 +89,17 @@ class Dispatcher:
             elif (entry := core.take_now()) is not None:
                 self._begin(entry, request)
             elif core.checks:
-                left = timeout if came is None else max(began + wait - core.store.time(), 0.0)
+                left = timeout if came is None else max(started_at + wait - core.store.time(), 0.0)
                 self._begin(await core.acquire_entry(left), request)
             else:
                 ticket = ticket or (core.ledger.queue.ticket() if came is None else 0)
-                waiter = QueuedRequest(self, request, ticket, core.store.time(), began + wait)
+                waiter = QueuedRequest(self, request, ticket, core.store.time(), started_at + wait)
                 core.queue(waiter, wait, came)
             try:
                 outcome = await future
             except BaseException as error:
-                self._left(request, waiter, error)
-                request.leave()
+                self._abandon(request, waiter, error)
+                request.abandon()
                 raise
             finally:
                 del future  # its exception's traceback has this frame
@@ -107,26 +107,26 @@ class Dispatcher:
                     request.timer.cancel()
                 if waiter is not None:
                     core.report_wait(waiter.waited)
-                    del waiter.request, waiter.context  # the queue keeps it for a while
+                    del waiter.request, waiter.context  # the queue keeps the waiter for a while
             if outcome is not AGAIN:
                 core.store.counters.requests_shared += request.shared
                 return request.entry is None
-            came = began
+            came = started_at
 
-    def served(self, waiter: QueuedRequest) -> None:
-        """Send a request that has waited, for which there is a connection or a place on one."""
+    def on_served(self, waiter: QueuedRequest) -> None:
+        """Send a queued request that was served a connection or a place on a channel."""
         request = waiter.request
         if waiter.error is not None:
             request.end(waiter.error)
             return
         channel: Any = waiter.served
-        placed = type(channel) is Channel
-        if placed:
+        has_place = type(channel) is Channel
+        if has_place:
             waiter.served = None
-        if not request.wanted:
-            return  # it is about to leave, and passes on a connection that it was served
+        if not request.is_awaited:
+            return  # its caller is leaving and hands on a connection that it was served
         try:
-            if placed:
+            if has_place:
                 waiter.task = None
                 waiter.waited = self.core.store.time() - waiter.joined_at
                 self.core.store.counters.note_wait(waiter.waited)
@@ -135,20 +135,20 @@ class Dispatcher:
                 waiter.context.run(self._begin, self.core.served(waiter), request)
             else:
                 waiter.served = None
-                self.core.queue(waiter, waiter.deadline - request.began, request.began)
+                self.core.queue(waiter, waiter.deadline - request.started_at, request.started_at)
         except BaseException as error:
-            waiter.task = None  # it is counted
+            waiter.task = None  # already counted
             request.end(error)
             if not isinstance(error, Exception):
                 raise
 
-    def moved(self, channel: Channel) -> None:
-        """Offer the room on a channel to those who wait, or return its connection."""
+    def on_progress(self, channel: Channel) -> None:
+        """Serve queued requests with the room on a channel, or release its connection."""
         core = self.core
         queue = core.ledger.queue
         if channel.closed:
             return
-        if channel.shared and queue.length and self._may_go_on(channel, core.store.time()):
+        if channel.shared and queue.length and self._may_continue(channel, core.store.time()):
             while (
                 channel.room
                 and isinstance(head := queue.head(), QueuedRequest)
@@ -161,7 +161,7 @@ class Dispatcher:
         if not channel.shared and self._passes_on and channel.is_clean:
             self._passed_on = channel
             head = queue.head()
-            if isinstance(head, QueuedRequest) and head.request.wanted and core.pass_on(entry):
+            if isinstance(head, QueuedRequest) and head.request.is_awaited and core.pass_on(entry):
                 return
             self._passed_on = None
         channel.close()
@@ -172,15 +172,15 @@ class Dispatcher:
             else:
                 core.release(entry.conn)
 
-    def slowed(self) -> None:
-        """Open connections for those who wait and were taken to need one together."""
+    def on_slow_read(self) -> None:
+        """Open connections for waiting reads that were expected to share and turn out slow."""
         core = self.core
         if core.ledger.queue.length:
             core.ledger.queue.recount()
             core.store.refill()
 
     def _begin(self, entry: Entry[Any], request: Request) -> None:
-        """Send a request on a connection that was leased for it, or give that to its caller."""
+        """Send a request on a connection leased for it, or leave the connection to its caller."""
         channel, self._passed_on = self._passed_on, None
         if channel is not None and channel.entry is entry:
             entry.kept_in = entry.uses
@@ -201,7 +201,7 @@ class Dispatcher:
             if request.profile.kind is Kind.READ:
                 channel.watch()
         elif self.core.ledger.queue.length:
-            self.moved(channel)
+            self.on_progress(channel)
 
     def _send(self, channel: Channel, request: Request) -> bool:
         sent = False
@@ -213,16 +213,18 @@ class Dispatcher:
         if not sent:
             request.end(AGAIN)
         elif request.limit != math.inf:
-            left = request.began + request.limit - self.core.store.time()
+            left = request.started_at + request.limit - self.core.store.time()
             request.timer = get_running_loop().call_later(left, self._expire, request)
         return sent
 
     def _close_later(self, channel: Channel) -> None:
-        # Not at once: for a queue of requests that cannot be sent that would be as many calls deep.
-        get_running_loop().call_soon(self.moved, channel)
+        # Not at once: a queue of requests that cannot be sent would recurse once for each.
+        get_running_loop().call_soon(self.on_progress, channel)
 
-    def _left(self, request: Request, waiter: QueuedRequest | None, error: BaseException) -> None:
-        """See to a request whose caller does not wait any more."""
+    def _abandon(
+        self, request: Request, waiter: QueuedRequest | None, error: BaseException
+    ) -> None:
+        """Clean up after a request whose caller no longer waits."""
         core, counters = self.core, self.core.store.counters
         if waiter is not None and waiter.task is not None:
             core.gave_up(waiter, error)
@@ -241,30 +243,30 @@ class Dispatcher:
         request.end(self.core.errors.unanswered(request.limit))
 
     def _pick(self) -> Channel | None:
-        """Return the channel for a quick plain read; None: it needs a connection, or waits."""
+        """Return the channel for a quick plain read; None: it needs another connection."""
         core, best = self.core, None
         if core.ledger.queue.length:
             return None
         now = core.store.time()
         for channel in self.channels:
-            fits = channel.room and self._may_go_on(channel, now)
+            fits = channel.room and self._may_continue(channel, now)
             if fits and (best is None or len(channel.requests) < len(best.requests)):
                 best = channel
-        if best is None or best.is_late:
+        if best is None or best.is_slow:
             return None
-        crowded = len(best.requests) * best.pace > PATIENCE
-        return None if crowded and len(self.channels) < min(self.width, ENOUGH) else best
+        crowded = len(best.requests) * best.pace > MAX_DELAY
+        return None if crowded and len(self.channels) < min(self.width, WIDTH_FOR_LOAD) else best
 
-    def _may_go_on(self, channel: Channel, now: float) -> bool:
-        """Whether more may be sent there: its connection is not to be closed on its return."""
+    def _may_continue(self, channel: Channel, now: float) -> bool:
+        """Whether more may be sent on a channel: its connection is not about to be closed."""
         return channel.entry.expires_at > now and not self.core.ledger.oversize
 
 
 class QueuedRequest(Waiter[Entry[Any]]):
-    """The wait of a request, which is sent as soon as there is a connection for it.
+    """The waiter of a request, which is sent as soon as there is a connection for it.
 
-    Its caller's task is woken by the results alone; until then the queue's callbacks act for it, in
-    the context of its caller.
+    Only the results wake the caller's task; until then callbacks of the wait queue send the
+    request, in a copy of the caller's context.
     """
 
     __slots__ = ("context", "dispatcher", "request")
@@ -280,9 +282,9 @@ class QueuedRequest(Waiter[Entry[Any]]):
 
     @property
     def alone(self) -> bool:  # type: ignore[override]
-        """Whether it is taken to need a connection to itself."""
-        return self.request.needs
+        """Whether the request is expected to need a connection to itself."""
+        return self.request.needs_own_connection
 
     def notify(self, n: int = 1) -> None:
-        """Send the request, or fail it."""
-        self.dispatcher.served(self)
+        """Send the request, or fail it with the waiter's error."""
+        self.dispatcher.on_served(self)

@@ -1,4 +1,4 @@
-"""One one-shot statement on its way, and the caller that waits for its results."""
+"""A request: one one-shot statement, and the future on which its caller waits."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 TEXT, BINARY = Format.TEXT, Format.BINARY
 AGAIN = object()
-"""The outcome of a statement that is to be sent again."""
+"""The outcome of a request that must be sent again."""
 
 
 class Statement:
-    """A query in PostgreSQL's terms, with what writes its values and reads its rows.
+    """A query converted for PostgreSQL, and the transformer for its values and rows.
 
     Raises:
         psycopg.Error, TypeError, ...: the values cannot be converted.
@@ -44,50 +44,52 @@ class Statement:
 
 
 class Request:
-    """One statement on its way.
+    """One one-shot statement.
 
     Args:
-        profile: what is known of its text.
+        profile: the profile of its text.
         query, params, prepare, binary: as for a cursor's `execute`.
     """
 
-    # Set when it is sent:
+    # Set when the request is sent:
     statement: Statement
     key: tuple[bytes, tuple[int, ...]]
     """The key of psycopg's map of prepared statements."""
     state: Prepare
     name: bytes
-    """The name under which it is prepared."""
+    """The name of its prepared statement."""
     conn: Any
     """The connection."""
     row_factory: Any
-    """The connection's at that moment."""
+    """The connection's row factory when the request was sent."""
     results: list[PGresult]
-    exposed: bool
-    """Whether a cancel request for a statement before it may have hit it."""
+    may_be_cancelled: bool
+    """Whether a cancel request may have hit this request in place of one before it."""
     new: bool
-    """Whether psycopg's map of prepared statements did not know it."""
+    """Whether psycopg's map of prepared statements did not know the statement."""
 
     future: asyncio.Future[Any] | None = None
-    """Done with AGAIN when it is to be sent again, else with None. None: it is the pool's own."""
-    began = 0.0
-    """The instant at which its caller has come."""
+    """Done with AGAIN if the request must be sent again, else with None.
+
+    None for the pool's own requests."""
+    started_at = 0.0
+    """The instant of the call."""
     limit = math.inf
-    """Seconds from then on for all of it, the wait for a connection included."""
+    """Seconds from `started_at` for all of it, the wait for a connection included."""
     timer: asyncio.TimerHandle | None = None
-    """Ends the wait for its results, where its caller has set a limit."""
+    """Ends the wait for the results if there is a limit."""
     entry: Any = None
-    """The entry of a connection that its caller is given to run it on."""
+    """The entry of a connection on which the caller has to run the statement itself."""
     channel: Any = None
-    """The `Channel` on which it is under way; None: it is not."""
+    """The `Channel` on which the request is in flight, or None."""
     shared = False
-    """Whether that channel is, or was, a shared one."""
+    """Whether that channel is, or was, shared."""
     size = 0
     """Bytes of its text and parameters."""
     slow = False
-    """Whether it was seen to be slow."""
-    again = False
-    """Whether it was sent a second time because the server had refused to run it."""
+    """Whether the running statement was slow."""
+    retried = False
+    """Whether the request was sent a second time because the server had refused to run it."""
 
     def __init__(
         self,
@@ -106,42 +108,39 @@ class Request:
 
     @property
     def shares(self) -> bool:
-        """Whether it may be sent behind another's: a plain read, neither slow nor large."""
+        """Whether it may be sent behind another request: a plain read, known quick, not large."""
         return not self.profile.credit and self.size <= LARGE
 
     @property
-    def needs(self) -> bool:
-        """Whether it is taken to need a connection to itself; an unseen read is not."""
+    def needs_own_connection(self) -> bool:
+        """Whether it is expected to need a connection to itself; a new read is not."""
         profile = self.profile
         return profile.kind is not Kind.READ or profile.is_slow or self.size > LARGE
 
     @property
-    def wanted(self) -> bool:
-        """Whether its caller still waits."""
+    def is_awaited(self) -> bool:
+        """Whether the caller still waits."""
         return self.future is not None and not self.future.done()
 
     @property
-    def abandoned(self) -> bool:
-        """Whether its caller has left."""
+    def is_abandoned(self) -> bool:
+        """Whether the caller no longer waits."""
         return self.future is not None and self.future.done()
 
-    def left_behind(self) -> Request:
-        """Return what stays where this was sent, when it is sent elsewhere: nobody wants it."""
+    def discarded_copy(self) -> Request:
+        """Return an abandoned copy, to stay on a channel while this is sent on another one."""
         other = copy(self)
-        other.leave()
+        other.abandon()
         return other
 
-    def leave(self) -> None:
-        """Note that its caller has left; the error that it got, if any, is not kept."""
-        assert self.future is not None, "bug: nobody has ever waited for it"
+    def abandon(self) -> None:
+        """Mark the request as abandoned, and drop the caller's error."""
+        assert self.future is not None, "bug: a request without a caller is abandoned"
         self.future = self.future.get_loop().create_future()
         self.future.cancel()
 
     def end(self, outcome: object = None) -> None:
-        """Wake the caller: the results are there, or it is to do something else; see `future`.
-
-        An outcome that is an exception is raised there.
-        """
+        """Wake the caller with an outcome, see `future`; an exception is raised in the caller."""
         future = self.future
         if future is None or future.done() or future.get_loop().is_closed():
             return
@@ -152,4 +151,4 @@ class Request:
 
 
 LARGE = 1 << 16
-"""Bytes of text and parameters from which on a statement is not sent with others."""
+"""Bytes of text and parameters above which a request does not share a channel."""

@@ -1,8 +1,8 @@
-"""The outcome of a one-shot statement, read as a cursor would.
+"""The results of a one-shot statement, read as a cursor would read them.
 
-It is read all at once, in its caller's own time, and no result is left behind: what makes rows is
-kept for the next statement of the same text. Each answer is a pair of functions, of which one reads
-it from a request and the other fetches it from a cursor.
+The caller's task reads all of them at once and keeps none: the transformer is used again for the
+next statement of the same text. An `Answer` is a pair of functions: one reads the answer from a
+request, the other fetches it from a cursor.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _tag(request: Request) -> str:
 
 
 def _rows(request: Request, most: int | None, factory: Any) -> list[Any]:
-    """Return the first rows, all of them where `most` is None."""
+    """Return at most `most` rows; None: all."""
     tx, results = request.statement.tx, request.results
     try:
         if factory is tuple_row and len(results) == 1 and results[0].status == TUPLES_OK:
@@ -49,10 +49,10 @@ def _rows(request: Request, most: int | None, factory: Any) -> list[Any]:
 
 
 def _cursor(request: Request, factory: Any) -> Cursor[Any]:
-    """Return a cursor that has run the statement.
+    """Return a cursor with the statement's results.
 
     Raises:
-        psycopg.Error: the statement's own.
+        psycopg.Error: the statement failed.
     """
     cur: Cursor[Any] = Cursor.for_one_statement(request.conn, binary=request.format is BINARY)
     cur._row_factory = factory

@@ -1,8 +1,8 @@
-"""The statements that one shared connection has seen, converted once.
+"""A cache of the converted statements of one connection.
 
-psycopg parses a query's placeholders, looks up how its values are written and how its columns are
-read, each time that a cursor executes it. Here that is kept for as long as nobody borrows the
-connection: what comes again only has its values written.
+At each execution psycopg's cursor parses the placeholders of a query and looks up the dumpers of
+its values and the loaders of its columns. This cache keeps them until somebody acquires the
+connection: a repeated statement only has its values dumped.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from asyncpool._psycopg.connection import Connection
 
 FATAL = int(ExecStatus.FATAL_ERROR)
 
-KEPT = 256
-"""Statements of which this is kept; then it is begun anew."""
-LONG = 4096
-"""Characters of a statement that is worth remembering."""
+MAX_STATEMENTS = 256
+"""Maximum number of cached statements; a full cache is emptied."""
+MAX_TEXT_LENGTH = 4096
+"""Characters beyond which a statement is not cached."""
 
 SETTINGS = (b"client_encoding", b"DateStyle", b"IntervalStyle", b"TimeZone")
-"""What psycopg's loaders and dumpers look at once, of the session's settings."""
+"""The session settings that psycopg's loaders and dumpers read once."""
 
 
 class StatementCache:
-    """The statements of one connection, and which of them psycopg has prepared there.
+    """The converted statements of one connection, and those that psycopg has prepared there.
 
     Args:
         conn: the connection.
@@ -43,12 +43,12 @@ class StatementCache:
         self._prepared = conn._prepared
         self._prepares = self._prepared.prepare_threshold is not None
         self._known: dict[tuple[str, bool], Statement] = {}
-        self._settings = self._look()
+        self._settings = self._read_settings()
 
     def convert(self, request: Request) -> None:
-        """Say what is to be sent: a statement, and whether it is or will be prepared.
+        """Set the request's converted statement, its size, and whether it is or will be prepared.
 
-        Its values are its own until the next call.
+        The values are valid until the next call.
 
         Raises:
             psycopg.Error, TypeError, ...: the values cannot be converted.
@@ -61,17 +61,17 @@ class StatementCache:
         request.key = key = (pgq.query, pgq.types)
         name = prepared._names.get(key)
         if name is not None and request.prepare is not False and self._prepares:
-            # What is known already goes past psycopg's own way to say so.
+            # The fast path of psycopg's own get() for a statement that is prepared already.
             prepared._names.move_to_end(key)
             request.state, request.name = Prepare.YES, name
         else:
             request.state, request.name = prepared.get(pgq, request.prepare)
 
     def send(self, request: Request) -> None:
-        """Hand it to libpq.
+        """Pass a request to libpq.
 
         Raises:
-            psycopg.Error: libpq refuses; a part may have been sent.
+            psycopg.Error: libpq refused it; a part may have been sent.
         """
         pgq, pgconn, state = request.statement.pgq, self._pgconn, request.state
         if state is Prepare.NO:
@@ -86,8 +86,8 @@ class StatementCache:
         )
         request.conn, request.row_factory = self._conn, self._conn.row_factory
 
-    def arrived(self, request: Request) -> None:
-        """Note what has become of it; its results are its own then."""
+    def record_outcome(self, request: Request) -> None:
+        """Record whether a statement was prepared, and remove that result from the request's."""
         results, prepared = request.results, self._prepared
         if request.state is Prepare.SHOULD and results:
             if results[0].status == FATAL:
@@ -95,17 +95,17 @@ class StatementCache:
             else:
                 del results[0]
                 if results and results[-1].status == FATAL:
-                    self.forget(request)  # it is prepared, and nobody would know of it
+                    self.forget(request)  # else it would stay prepared but unknown to psycopg
         if request.new:
             prepared.validate(request.key, request.state, request.name, results)
 
     def forget(self, request: Request) -> None:
-        """What was prepared is of no use any more."""
+        """Forget a prepared statement that is useless now."""
         if self._prepared._names.pop(request.key, None) is not None:
             self._prepared._to_flush.append(request.name)
 
     def evict(self) -> Iterator[None]:
-        """Send word of each that is not to stay prepared."""
+        """Send a request to deallocate each prepared statement that psycopg has dropped."""
         to_flush = self._prepared._to_flush
         while to_flush:
             name = to_flush.popleft()
@@ -117,11 +117,11 @@ class StatementCache:
             yield
 
     def refresh(self) -> None:
-        """Forget what depends on a setting of the session's, if one has changed."""
-        if (now := self._look()) != self._settings:
+        """Forget all that depends on the session's settings, if one has changed."""
+        if (now := self._read_settings()) != self._settings:
             self._settings = now
             known, self._known = self._known, {}
-            for statement in known.values():  # rows of some are still to be read
+            for statement in known.values():  # rows of some have not been read yet
                 statement.tx = adapt.Transformer(self._conn)
 
     def _find(self, query: Query, params: Params | None) -> Statement:
@@ -133,19 +133,19 @@ class StatementCache:
                 known.pgq.dump(params)
             return known
         known = Statement(self._conn, query, params)
-        if len(query) <= LONG:
-            if len(self._known) >= KEPT:
+        if len(query) <= MAX_TEXT_LENGTH:
+            if len(self._known) >= MAX_STATEMENTS:
                 self._known.clear()
             self._known[key] = known
         return known
 
-    def _look(self) -> list[bytes | None]:
+    def _read_settings(self) -> list[bytes | None]:
         ask = self._pgconn.parameter_status
         return [ask(name) for name in SETTINGS]
 
 
 def cache_of(entry: Entry[Any]) -> StatementCache:
-    """Those of a connection that was just lent: the same ones as long as nobody else had it."""
+    """Return the cache of a connection just leased: a new one if another lease came between."""
     if (kept := entry.kept) is None or entry.kept_in != entry.uses - 1:
         kept = entry.kept = StatementCache(entry.conn)
     entry.kept_in = entry.uses

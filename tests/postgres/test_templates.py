@@ -58,8 +58,8 @@ async def test_a_templates_parts_count_as_its_text(dsn: str) -> None:
             for part in [sql.SQL("1"), sql.SQL("pg_sleep(1)"), _template("{n}", n=1)]
         ]
         assert kinds == [Kind.OTHER] * 3  # it cannot be told without a connection
-        look = pool._dispatcher.profiles.look
-        assert look(_template("SELECT {n}", n=1)) is look(_template("SELECT {n}", n=2))
+        profile = pool._dispatcher.profiles.get
+        assert profile(_template("SELECT {n}", n=1)) is profile(_template("SELECT {n}", n=2))
         assert classify(_template("{part:q}", part=sql.SQL("SET a.b TO 1"))) is Kind.OTHER
 
 
