@@ -1,1 +1,1 @@
-"""What a pool can say of itself: snapshots, explanations, reports of leaks."""
+"""Snapshots, explanations and leak reports."""

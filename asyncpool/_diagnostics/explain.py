@@ -1,4 +1,4 @@
-"""Why requests wait and who has the connections: what `explain()` finds. It changes nothing."""
+"""`explain()`: why requests wait and which tasks hold the connections. It changes no state."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.insight import ConnectionInfo, Event, Explanation, LeaseInfo, WaiterInfo
 from asyncpool.stats import PoolStats
 
-MOST = 100
-"""The most waiters that are told of."""
-WORDS = {
+MAX_WAITERS = 100
+"""Maximum number of waiters in an explanation."""
+TRANSACTION_STATES = {
     TransactionStatus.IDLE: "idle",
     TransactionStatus.ACTIVE: "active",
     TransactionStatus.INTRANS: "in transaction",
@@ -31,7 +31,7 @@ WORDS = {
 
 
 def explain(core: Core[Any]) -> Explanation:
-    """Sizes, holders, waiters, errors, what the pool is at, and what may be done."""
+    """Return the pool's sizes, leases, waiters, errors, current activity and advice."""
     stats, held, store = snapshot(core), leases(core), core.store
     now, error = store.time(), store.last_error
     return Explanation(
@@ -51,7 +51,7 @@ def explain(core: Core[Any]) -> Explanation:
 
 
 def leases(core: Core[Any]) -> list[LeaseInfo]:
-    """Who has a connection, the longest first."""
+    """Return the leases, the longest first."""
     now = core.store.time()
     found = [_lease(entry, now) for entry in core.ledger.leased.values()]
     return sorted(found, key=lambda lease: -lease.age)
@@ -67,7 +67,7 @@ def _lease(entry: Entry[Any], now: float) -> LeaseInfo:
         stack=tuple(stack),
         waits_at=_where(holder),
         pid=_pid(conn),
-        transaction=WORDS[transaction_of(conn)] if hasattr(conn, "pgconn") else "",
+        transaction=TRANSACTION_STATES[transaction_of(conn)] if hasattr(conn, "pgconn") else "",
         last_sql=(last_statement(conn) or "") if entry.traced_in == entry.uses else "",
     )
 
@@ -76,23 +76,23 @@ def _connections(core: Core[Any], now: float) -> list[ConnectionInfo]:
     found = []
     for entry in sorted(core.ledger.entries, key=lambda entry: entry.number):
         conn = getattr(entry, "conn", None)
-        lent = entry.state is State.LEASED
+        leased = entry.state is State.LEASED
         found.append(
             ConnectionInfo(
                 number=entry.number,
                 state=entry.state.value,  # type: ignore[arg-type]
                 age=0.0 if conn is None else now - entry.opened_at,
-                since=now - _began(entry),
+                since=now - _state_since(entry),
                 pid=None if conn is None else _pid(conn),
                 uses=entry.uses,
-                lease=_lease(entry, now) if lent else None,
+                lease=_lease(entry, now) if leased else None,
             )
         )
     return found
 
 
-def _began(entry: Entry[Any]) -> float:
-    """Since when it is in its state."""
+def _state_since(entry: Entry[Any]) -> float:
+    """Return the instant since which an entry has been in its state."""
     if entry.state is State.OPENING:
         return entry.opened_at
     if entry.state is State.LEASED:
@@ -111,7 +111,7 @@ def _waiters(core: Core[Any], now: float) -> list[WaiterInfo]:
             task="(joining)" if each.task is None else each.task.get_name(),
             waits_at=_where(each.task),
         )
-        for each in islice(core.ledger.queue, MOST)
+        for each in islice(core.ledger.queue, MAX_WAITERS)
     ]
 
 
@@ -155,29 +155,29 @@ def _budget(core: Core[Any]) -> str | None:
 
 def _doing(core: Core[Any], stats: PoolStats, now: float) -> list[str]:
     if core.closed:
-        return [f"closing: {stats.size} are not closed yet"] if stats.size else []
+        return [f"closing: {stats.size} connections still open"] if stats.size else []
     if not core.opened:
         return ["not open yet"]
     found = []
     store, ledger = core.store, core.ledger
     if store.outage:
         next_at = store.next_probe_at
-        lasts = f"connecting fails since {now - store.outage.since:.1f} s"
+        lasts = f"connecting has been failing for {now - store.outage.since:.1f} s"
         if stats.opening:
             found.append(f"{lasts}: probing")
         elif next_at < math.inf:
             found.append(f"{lasts}: the next connect in {max(next_at - now, 0.0):.1f} s")
         else:
-            found.append(f"{lasts}: it tries when somebody needs one")
+            found.append(f"{lasts}: the next connect when a request needs it")
     elif stats.opening:
         late = f", {ledger.late} of them late" if ledger.late else ""
         found.append(f"opening {stats.opening}{late}")
     if stats.cleaning:
         found.append(f"cleaning or pinging {stats.cleaning}")
     if leaving := sum(each.is_retired for each in ledger.leased.values()):
-        found.append(f"draining: {leaving} will be replaced when they come back")
+        found.append(f"draining: {leaving} will be replaced when returned")
     if (surplus := ledger.staying - core.settings.max_size) > 0:
-        found.append(f"shrinking: {surplus} will be closed when they come back")
+        found.append(f"shrinking: {surplus} will be closed when returned")
     if ledger.budget is not None and ledger.unmet() and not ledger.budget._room_for(ledger):
         found.append("waiting for room in the budget")
     return found
@@ -185,20 +185,22 @@ def _doing(core: Core[Any], stats: PoolStats, now: float) -> list[str]:
 
 def _advice(core: Core[Any], stats: PoolStats, held: list[LeaseInfo]) -> list[str]:
     if core.closed:
-        return ["the pool is closed: make a new one"]
+        return ["the pool is closed: create a new one"]
     found = []
     if core.store.outage:
-        found.append("connecting fails: see the last error; the pool goes on trying by itself")
+        found.append("connecting fails: see the last error; the pool keeps trying by itself")
     if stats.waiting and stats.leased == core.settings.max_size:
-        found.append("all are lent out: return them sooner, or raise max_size with resize()")
+        found.append(
+            "all connections are in use: return them sooner, or raise max_size with resize()"
+        )
         if held[0].age > core.settings.timeout:
-            found.append("the longest lease is longer than a request waits: is it ever returned?")
+            found.append("the longest lease is older than the timeout: is it ever returned?")
     if held and core.settings.leak_timeout == math.inf:
-        found.append("give the pool a leak_timeout to learn where each was borrowed")
+        found.append("set the pool's leak_timeout to see where each connection was borrowed")
     idle = [each for each in held if "transaction" in each.transaction and each.age >= 1.0]
     if idle and stats.waiting:
         who = idle[0]
         found.append(
-            f"{who.holder} has a transaction open for up to {who.age:.1f} s: end it sooner"
+            f"{who.holder} has had a transaction open for up to {who.age:.1f} s: end it sooner"
         )
     return found

@@ -1,4 +1,4 @@
-"""What is told of a lease that lasts too long: who, where, since when, and what it did last."""
+"""Reports of leases that last too long: the task, the place, the age and the last statement."""
 
 from __future__ import annotations
 
@@ -15,24 +15,30 @@ from asyncpool._core.pool import Core
 from asyncpool._core.redact import without_passwords
 from asyncpool._core.stacks import where
 
-LONGEST = 500
-"""Characters of a statement that are shown."""
+MAX_STATEMENT_LENGTH = 500
+"""Characters of a statement that are reported."""
 
 
 def tell_of_leak(core: Core[Any], entry: Entry[Any], what: str) -> None:
-    """Log who has a connection, and all that is known of the lease; no parameters, no password."""
+    """Log all that is known of a lease, without parameters and passwords.
+
+    Args:
+        core: the pool.
+        entry: the leased entry.
+        what: the reason, which completes "a connection ...".
+    """
     holder = entry.holder
     age = core.store.time() - entry.lent_at
     parts = [f"a connection {what}: {age:.1f} s, by {entry.holder_name}"]
     if borrowed := entry.borrowed_at():
         parts.append("borrowed at " + "\n    from ".join(borrowed))
     else:
-        parts.append("give the pool a leak_timeout to learn where it was borrowed")
+        parts.append("set the pool's leak_timeout to see where it was borrowed")
     if isinstance(holder, asyncio.Task) and (waits := where(holder)):
         parts.append("its task is at " + "\n    from ".join(waits))
     parts.append(f"transaction status {transaction_of(entry.conn).name}")
-    if (said := last_statement(entry.conn)) is not None:
-        parts.append(f"last statement {said!r}")
+    if (statement := last_statement(entry.conn)) is not None:
+        parts.append(f"last statement {statement!r}")
     core.store.record(
         "leak",
         "\n  ".join(parts),
@@ -45,24 +51,24 @@ def tell_of_leak(core: Core[Any], entry: Entry[Any], what: str) -> None:
 
 
 def transaction_of(conn: psycopg.AsyncConnection[Any]) -> TransactionStatus:
-    """What libpq knows of it, with no question to the server."""
+    """Return the transaction status that libpq knows, without asking the server."""
     return TransactionStatus(conn.pgconn.transaction_status)
 
 
 def backend_of(conn: psycopg.AsyncConnection[Any]) -> int | None:
-    """The server's process; None once it is closed."""
+    """Return the process ID of the server's backend; None for a closed connection."""
     if conn.closed:
         return None
     return conn.pgconn.backend_pid or None
 
 
 def last_statement(conn: psycopg.AsyncConnection[Any]) -> str | None:
-    """The text of its last statement without its values, shortened; None: it is not known."""
+    """Return the shortened text of the last statement, without its values; None if unknown."""
     query = getattr(conn, "_last_said", None)
     if query is None:
         return None
     text = without_passwords(_text(query))
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return text if len(text) <= MAX_STATEMENT_LENGTH else f"{text[:MAX_STATEMENT_LENGTH]}..."
 
 
 def _text(query: Any) -> str:

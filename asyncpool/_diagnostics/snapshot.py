@@ -1,4 +1,4 @@
-"""What can be said of a pool at this moment in numbers."""
+"""A snapshot of a pool: its sizes and counters at one instant."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from asyncpool._core.entry import State
 from asyncpool._core.pool import Core
 from asyncpool.stats import PoolStats, spread
 
-BUSY = 1.0
-"""Seconds for which another thread waits for the pool's loop."""
+LOOP_TIMEOUT = 1.0
+"""Seconds that another thread waits for the pool's loop."""
 
 
 def beside(core: Core[Any]) -> PoolStats:
-    """A snapshot, made on the pool's loop though another thread has asked for it."""
+    """Return a snapshot for a call from any thread, made on the pool's loop if that answers."""
     home = core.home
     if home is None or not home.is_running() or asyncio._get_running_loop() is not None:
         return snapshot(core)
@@ -28,19 +28,20 @@ def beside(core: Core[Any]) -> PoolStats:
         if made.set_running_or_notify_cancel():
             made.set_result(snapshot(core))
 
-    with contextlib.suppress(RuntimeError, TimeoutError):  # it ends in this moment, or is busy
+    with contextlib.suppress(RuntimeError, TimeoutError):  # the loop has ended or is busy
         home.call_soon_threadsafe(make, context=Context())
-        return made.result(BUSY)
+        return made.result(LOOP_TIMEOUT)
     made.cancel()
     return snapshot(core, settle=False)
 
 
 def snapshot(core: Core[Any], *, settle: bool = True) -> PoolStats:
-    """The sizes by state and the counters.
+    """Return the sizes by state and the counters.
 
     Args:
         core: the pool.
-        settle: whether to sort in the times that were only noted so far; not in another thread.
+        settle: whether to sort the recorded times into the histograms first; False in another
+            thread than the pool's.
     """
     if settle:
         core.store.sort_times()
@@ -48,7 +49,7 @@ def snapshot(core: Core[Any], *, settle: bool = True) -> PoolStats:
     states = [entry.state for entry in list(ledger.entries)]
     waiting = ledger.waiting
     served = ledger.leases + counters.requests_shared
-    # Whoever has been told so has failed, though its task has yet to run and count it.
+    # A request whose waiter has an error has failed, though its task has not counted it yet.
     counted = {name: getattr(counters, name) for name in COUNTED}
     counted["requests_failed"] += ledger.queue.unseen_errors
     durations: dict[str, Any] = dict(

@@ -168,7 +168,7 @@ async def test_an_outage_is_two_warnings_and_told_while_it_lasts(
         await eventually(lambda: pool.explain().doing)
         told = pool.explain()
         assert told.last_error
-        assert "connecting fails since" in told.doing[0]
+        assert "connecting has been failing for" in told.doing[0]
         assert json.loads(json.dumps(told.as_dict()))["events"]
         await server.start()
         await at_rest(pool)

@@ -75,7 +75,7 @@ async def test_the_page_shows_leases_and_waiters(  # noqa: PLR0915 - one visit t
             other = await pool.acquire()
             waiting = asyncio.create_task(wait(), name="GET /orders/7")
             await expect(page.locator("#queue li")).to_contain_text("GET /orders/7")
-            await expect(page.locator("#notes")).to_contain_text("all are lent out")
+            await expect(page.locator("#notes")).to_contain_text("all connections are in use")
             await page.locator("#cells button").first.focus()
             await page.keyboard.press("Enter")
             lease = page.locator("#lease")

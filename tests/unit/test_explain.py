@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from asyncpool._diagnostics.explain import MOST, explain
+from asyncpool._diagnostics.explain import MAX_WAITERS, explain
 from asyncpool.errors import PoolTimeout
 from tests.unit._tools import Driver, fails, running, settle, slow, use, virtual_time
 
@@ -57,14 +57,16 @@ async def test_the_first_waiters_are_listed_in_order() -> None:
     async with running(Driver(), 1, 1) as core:
         conn = await core.acquire(None)
         waiting = []
-        for number in range(MOST + 5):
+        for number in range(MAX_WAITERS + 5):
             waiting.append(asyncio.create_task(core.acquire(None)))
             waiting[-1].set_name(f"w{number}")
             await asyncio.sleep(0.1)
         found = explain(core)
-        assert [each.task for each in found.waiters] == [f"w{number}" for number in range(MOST)]
+        assert [each.task for each in found.waiters] == [
+            f"w{number}" for number in range(MAX_WAITERS)
+        ]
         assert found.waiters[0].age > found.waiters[1].age
-        assert found.stats.waiting == MOST + 5
+        assert found.stats.waiting == MAX_WAITERS + 5
         assert "and 95 more" in str(found)
         for task in waiting:
             task.cancel()
@@ -101,8 +103,8 @@ async def test_draining_and_shrinking_are_reported_until_they_are_done() -> None
         core.resize(1, 1)
         found = explain(core)
         assert found.doing == (
-            "draining: 2 will be replaced when they come back",
-            "shrinking: 1 will be closed when they come back",
+            "draining: 2 will be replaced when returned",
+            "shrinking: 1 will be closed when returned",
         )
         assert [each.kind for each in found.events] == ["resized", "drained", "opened"]
         for conn in leased:
