@@ -1,4 +1,4 @@
-"""Runs programs and judges them: each request ends, as is legal, and the tables agree with that."""
+"""Run programs and check that each request ends legally and the tables agree."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ._tools import Backends
 
 WATCHDOG = 20.0
-"""Seconds until a program that has not ended is said to hang; a whole one takes one or two."""
+"""Seconds after which a program counts as hanging; a whole program takes one or two."""
 
 
 class Undone(Exception):
@@ -33,12 +33,12 @@ class Undone(Exception):
 
 @dataclass(slots=True)
 class Verdict:
-    """What one run of a program has shown."""
+    """The result of one run of a program."""
 
     faults: list[str] = field(default_factory=list)
-    """What must not be."""
+    """The violations that were found."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """How long each request took that was not left, by its place in the program."""
+    """The seconds of each request whose caller stays, by its place in the program."""
     outcomes: Counter[str] = field(default_factory=Counter)
     shared: int = 0
 
@@ -48,8 +48,8 @@ class Run:
 
     Args:
         made: the program.
-        pool: where it runs.
-        verdict: what to write down.
+        pool: the pool.
+        verdict: where outcomes and violations are recorded.
     """
 
     def __init__(self, made: Program, pool: AsyncConnectionPool[Any], verdict: Verdict) -> None:
@@ -57,14 +57,14 @@ class Run:
         self.done: Counter[tuple[str, int]] = Counter()
         """Effects that were acknowledged."""
         self.possible: Counter[tuple[str, int]] = Counter()
-        """Effects whose caller has left."""
+        """Effects of requests whose caller has left."""
         self.own: dict[int, list[tuple[int, float]]] = {}
-        """For each task the values that its row may have, each with the time when it was left."""
+        """For each task the possible values of its row, each with the time its caller left."""
         self.at: dict[int, str] = {}
-        """Where each task is."""
+        """The current place of each task in the program."""
 
     async def all_tasks(self, backends: Backends) -> None:
-        """Run the tasks; those that do not end are a fault, told with who waits for whom."""
+        """Run the tasks; report those that do not end, with all that wait for a lock."""
         works = [self._task(number, steps) for number, steps in enumerate(self.made.tasks)]
         tasks = [asyncio.create_task(work) for work in works]
         _, pending = await asyncio.wait(tasks, timeout=WATCHDOG)
@@ -99,7 +99,7 @@ class Run:
         self.verdict.faults.append(str(what))
 
     def _judge(self, step: Step, how: str, errors: set[str]) -> str:
-        """An outcome; it is a fault where the model does not have it."""
+        """Return an outcome, and report it if it is not legal."""
         legal = {DONE, *errors}
         if not isinstance(step, float) and step.way is not None:
             legal.add(LEFT)
@@ -128,7 +128,7 @@ class Run:
         except psycopg.Error as error:
             how = type(error).__name__
         except asyncio.CancelledError:
-            self._left(number, shot)  # with the block around it
+            self._left(number, shot)  # the caller leaves the block around it
             raise
         if how is DONE:
             self.done.update(shot.op.effects)
@@ -143,7 +143,7 @@ class Run:
             self.own[number].append((shot.key, monotonic()))
 
     async def _kept(self, call: Any, box: list[Any], **limit: float) -> None:
-        """A call whose answer or error is kept, as `leave` returns neither."""
+        """Make a call and keep its result or error in `box`, as `leave` returns neither."""
         try:
             box.append(await call(**limit))
         except psycopg.Error as error:
@@ -166,7 +166,7 @@ class Run:
             if value not in [each for each, _ in own]:
                 self._fault(f"{value} is none of {own}: {shot}")
         else:
-            # One that was left just before may be under way to the server still.
+            # A write that was abandoned just before may still be on its way to the server.
             recent = [(each, left) for each, left in own if left and issued - left < 1.0]
             self.own[number] = [*recent, (shot.key, 0.0)]
 
@@ -204,7 +204,7 @@ class Run:
         try:
             async with getattr(self.pool, block.kind)() as conn:
                 if block.kind == "session":
-                    await conn.execute("SELECT 1")  # what follows is one transaction
+                    await conn.execute("SELECT 1")  # begins a transaction for the rest
                 for op in block.work:
                     if isinstance(op, float):
                         await asyncio.sleep(op)
@@ -230,7 +230,7 @@ class Run:
             self._fault(f"{value!r} is not {op.expected!r}: {op} in {block}")
 
     def judge_tables(self, backends: Backends, name: str) -> None:
-        """Compare the tables with what was acknowledged."""
+        """Compare the tables with the acknowledged effects."""
         for table in ("a", "b", "free"):
             for row, value in backends.ask(f"SELECT id, n FROM {name}.{table}"):
                 least = self.done[table, row]
@@ -252,9 +252,9 @@ async def run(dsn: str, backends: Backends, seed: int, *, pipeline: bool) -> Ver
     """Run the program of a seed once.
 
     Args:
-        dsn: the server, for connections with the application name of `backends`.
+        dsn: the server, with the application name of `backends`.
         backends: the server's view.
-        seed: of the program.
+        seed: the program's seed.
         pipeline: whether one-shots may share connections.
     """
     name, verdict = f"s_{uuid4().hex[:12]}", Verdict()
@@ -278,7 +278,7 @@ async def run(dsn: str, backends: Backends, seed: int, *, pipeline: bool) -> Ver
 
 
 async def _quiet(pool: AsyncConnectionPool[Any], backends: Backends, verdict: Verdict) -> None:
-    """Wait until nothing is lent, waits or runs; if that does not come, it is a fault."""
+    """Wait until nothing is leased, waits or runs; report if that does not come."""
 
     def at_rest() -> bool:
         now = pool.stats()

@@ -1,8 +1,8 @@
 """Random programs of blocks and one-shots, with the outcomes that are legal for each step.
 
-All blocks take their locks in one order, unless the program is to deadlock in the server. No block
-waits for another connection while a lock of its own can keep the user of that one from ending.
-So each request ends, with one of a few outcomes, however the pool distributes the connections.
+All blocks take their locks in one order, unless the program should deadlock in the server. No block
+waits for another connection while one of its locks can block the holder of that connection. So
+each request ends with one of a few outcomes, however the pool distributes the connections.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, Literal
 from ._sharing import WAYS
 
 ANY: Any = object()
-"""A value that may be any."""
+"""An expected value that matches any result."""
 
 Kind = Literal["nested", "flat", "crowd"]
-"""nested: blocks run one-shots inside, and of all connections one for each block is never held by
-what waits for a lock; flat: no block runs any; crowd: blocks that have no locks do, and there may
-be too few connections, which the pool has to report."""
+"""nested: blocks run one-shots, and one connection a block is never held by a request that waits
+for a lock; flat: blocks run no one-shots; crowd: blocks without locks run one-shots, and there may
+be too few connections, which the pool must report as a deadlock."""
 
 ROWS = 4
 
@@ -33,11 +33,11 @@ class Op:
     call: Literal["execute", "fetchval", "executemany", "batch"] = "execute"
     expected: Any = ANY
     effects: tuple[tuple[str, int], ...] = ()
-    """The rows that it adds one to."""
+    """The rows that the statement increments, or the keys that it inserts."""
     rank: tuple[int, ...] = (0,)
-    """The place of its locks in the order."""
+    """The place of its locks in the lock order."""
     errors: frozenset[str] = frozenset()
-    """The classes of errors that are legal."""
+    """The names of the legal error classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,12 @@ class Shot:
     way: str | None = None
     after: float = 0.0
     key: int | None = None
-    """The key of the task's own row that it sets to a new value, or reads."""
+    """The new value of the task's own row; 0: it reads the row; None: another statement."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block and what it does: statements on its connection, one-shots and pauses in seconds."""
+    """A block with its statements, one-shots and pauses in seconds."""
 
     kind: Literal["connection", "transaction", "session"]
     work: tuple[Op | Shot | float, ...]
@@ -67,12 +67,12 @@ Step = Shot | Block | float
 
 @dataclass(slots=True)
 class Program:
-    """Tasks, each with its steps, and the pool that they share."""
+    """The steps of each task, and the options of the pool that they share."""
 
     seed: int
     kind: Kind
     ordered: bool
-    """Whether blocks keep the order of locks; if not, the server reports deadlocks."""
+    """Whether blocks keep the lock order; if not, the server reports deadlocks."""
     options: dict[str, Any]
     tasks: list[list[Step]] = field(default_factory=list)
 
@@ -81,7 +81,7 @@ TABLES = ("a", "b")
 
 
 def schema(name: str) -> list[str]:
-    """The statements that make the tables of a program, each row with the value 0."""
+    """Return the statements that create a program's tables, with the value 0 in each row."""
     statements = [f"CREATE SCHEMA {name}"]
     for table in (*TABLES, "free"):
         statements += [
@@ -98,7 +98,7 @@ def schema(name: str) -> list[str]:
 
 
 def program(seed: int, name: str) -> Program:
-    """The program of a seed, on the tables of a schema of this name."""
+    """Return the program of a seed, for the tables of the schema `name`."""
     random = Random(seed)
     kind: Any = random.choices(["nested", "flat", "crowd"], [5, 4, 1])[0]
     if kind == "nested":
@@ -122,14 +122,14 @@ def program(seed: int, name: str) -> Program:
 
 
 class Writer:
-    """Writes the steps of one task."""
+    """Generates the steps of one task."""
 
     def __init__(self, random: Random, made: Program, name: str, task: int) -> None:
         self.random, self.made, self.name, self.task = random, made, name, task
         self.numbers = 0
 
     def step(self, role: str) -> Step:
-        """One step of a task that runs blocks, one-shots that may block, only reads, or any."""
+        """Return a step for a role: "blocker", "writer", "reader" or "any"."""
         roll = self.random.random()
         if roll < 0.08:
             return self.random.random() * 0.02
@@ -140,7 +140,7 @@ class Writer:
         return self.block()
 
     def shot(self) -> Shot:
-        """A one-shot outside of blocks."""
+        """Return a one-shot outside blocks."""
         if self.random.random() < 0.25:
             return self.own()
         ops = [self.quick, self.update, self.update, self.read, self.slow]
@@ -150,7 +150,7 @@ class Writer:
         return self.maybe_left(Shot(self.random.choice(ops)()))
 
     def own(self) -> Shot:
-        """A one-shot on the task's own row."""
+        """Return a one-shot on the task's own row."""
         if self.random.random() < 0.5:
             self.numbers += 1
             query = f"UPDATE {self.name}.own SET n = %s WHERE id = %s"
@@ -160,13 +160,13 @@ class Writer:
         return Shot(Op(query, (self.task,), "fetchval"), key=0)
 
     def maybe_left(self, shot: Shot) -> Shot:
-        """The same, or one whose caller leaves."""
+        """Return the one-shot, or a copy whose caller leaves."""
         if self.random.random() < 0.85:
             return shot
         return Shot(shot.op, self.random.choice(WAYS), self.random.random() * 0.1, shot.key)
 
     def block(self) -> Block:
-        """A block, with its locks in order."""
+        """Return a block, with its locks in order unless the program may deadlock."""
         random = self.random
         ops: list[Op] = []
         if self.made.kind != "crowd":
@@ -193,7 +193,7 @@ class Writer:
         return Block(kind, block.work, block.commits, way, random.random() * 0.1)
 
     def inside(self) -> Shot:
-        """A one-shot in a block, of a table that no block locks."""
+        """Return a one-shot for inside a block, on a table that no block locks."""
         if self.made.kind == "crowd" or self.random.random() < 0.6:
             return Shot(self.quick())
         row = self.random.randint(1, ROWS)
@@ -203,12 +203,12 @@ class Writer:
         )
 
     def quick(self) -> Op:
-        """A plain read."""
+        """Return a quick plain read."""
         number = self.random.randint(1, 100)
         return Op("SELECT %s::int", (number,), "fetchval", expected=number)
 
     def slow(self) -> Op:
-        """A read that takes some time, by waiting or by work."""
+        """Return a read that sleeps or works for some time."""
         if self.random.random() < 0.5:
             return Op("SELECT pg_sleep(%s)", (self.random.random() * 0.1,), "fetchval")
         rows = self.random.choice([1, 1, 20_000, 200_000, 1_500_000])
@@ -220,30 +220,30 @@ class Writer:
         return rank, TABLES[rank]
 
     def row(self) -> int:
-        """A row; where there are few tasks, they meet at fewer rows."""
+        """Return a row; programs with few blocks use fewer rows, so that they conflict."""
         return self.random.randint(1, 2 if self.made.kind == "nested" else ROWS)
 
     def update(self) -> Op:
-        """One row that many tasks change."""
+        """Return an update of a row that many tasks change."""
         (rank, table), row = self.table(), self.row()
         query = f"UPDATE {self.name}.{table} SET n = n + 1 WHERE id = %s"
         effects = ((table, row),)
         return Op(query, (row,), expected="UPDATE 1", effects=effects, rank=(rank, 2, row))
 
     def read(self) -> Op:
-        """A row that many tasks change, or whose table they lock."""
+        """Return a read of a row that other tasks change or whose table they lock."""
         (rank, table), row = self.table(), self.row()
         query = f"SELECT n >= 0 FROM {self.name}.{table} WHERE id = %s"
         return Op(query, (row,), "fetchval", expected=True, rank=(rank, 1))
 
     def lock_row(self) -> Op:
-        """The same, locked."""
+        """Return a SELECT FOR UPDATE of such a row."""
         (rank, table), row = self.table(), self.row()
         query = f"SELECT n >= 0 FROM {self.name}.{table} WHERE id = %s FOR UPDATE"
         return Op(query, (row,), "fetchval", expected=True, rank=(rank, 2, row))
 
     def lock_table(self) -> Op:
-        """All of a table, or a change of it, in a block."""
+        """Return a LOCK TABLE or ALTER TABLE for a block."""
         rank, table = self.table()
         if self.random.random() < 0.3:
             return Op(self.alter(table), rank=(rank, 0))
@@ -255,7 +255,7 @@ class Writer:
         return f"ALTER TABLE {self.name}.{table} ADD COLUMN c_{self.task}_{self.numbers} int"
 
     def change(self) -> Op:
-        """A change of tables as a one-shot."""
+        """Return a statement for a one-shot that changes or rewrites a table."""
         self.numbers += 1
         made = f"{self.name}.t_{self.task}_{self.numbers}"
         return Op(
@@ -270,7 +270,7 @@ class Writer:
         )
 
     def unique(self) -> Op:
-        """A key that other tasks insert too."""
+        """Return an insert of a key that other tasks insert too."""
         key = self.random.randint(1, 12)
         query = f"INSERT INTO {self.name}.uniq VALUES (%s, %s)"
         return Op(
@@ -283,7 +283,7 @@ class Writer:
         )
 
     def advisory(self) -> Op:
-        """A lock that has no row, until the end of the transaction."""
+        """Return a statement that takes an advisory lock until the transaction's end."""
         key = self.random.randint(1, 3)
         return Op("SELECT pg_advisory_xact_lock(%s)", (key,), rank=(9, key))
 
@@ -293,7 +293,7 @@ class Writer:
         return rank, table, rows
 
     def many(self) -> Op:
-        """Several rows by one call."""
+        """Return an `executemany` that updates several rows."""
         _, table, rows = self._several()
         query = f"UPDATE {self.name}.{table} SET n = n + 1 WHERE id = %s"
         effects = tuple((table, row) for row in rows)
@@ -301,7 +301,7 @@ class Writer:
         return Op(query, values, "executemany", expected=len(rows), effects=effects)
 
     def batch(self) -> Op:
-        """Several rows by one batch."""
+        """Return a batch that updates several rows."""
         _, table, rows = self._several()
         query = f"UPDATE {self.name}.{table} SET n = n + 1 WHERE id = %s"
         effects = tuple((table, row) for row in rows)

@@ -33,16 +33,16 @@ if TYPE_CHECKING:
     from ._tools import Backends
 
 WAYS = ["timeout", "asyncio.timeout", "cancel", "cancel twice", "anyio"]
-"""How a caller can leave a one-shot that has not ended."""
+"""The ways in which a caller can leave a running one-shot."""
 
 DONE, LEFT, FAILED = "done", "left", "failed"
 
 HEAVY = "SELECT count(*) FROM generate_series(1, %s) a, generate_series(1, 1000) b"
-"""A read of built-in functions only; it takes about 0.1 ms for each 1 of its parameter."""
+"""A plain read that takes about 0.1 ms times its parameter."""
 
 
 async def leave(way: str, shot: Callable[..., Awaitable[Any]], after: float = 0.2) -> str:
-    """Run a one-shot and leave it after some seconds; returns how the call ended."""
+    """Run a one-shot, leave it after some seconds, and return how the call ended."""
     try:
         match way:
             case "timeout":
@@ -67,7 +67,7 @@ async def leave(way: str, shot: Callable[..., Awaitable[Any]], after: float = 0.
 async def leave_all(
     shots: Mapping[int, Callable[..., Awaitable[Any]]], after: float = 0.2
 ) -> dict[int, str]:
-    """Run one-shots at the same time and leave each in one of all ways; returns how each ended."""
+    """Run one-shots concurrently, leave each in one of the ways; return how each ended."""
     work = [leave(way, shot, after) for way, shot in zip(cycle(WAYS), shots.values())]
     return dict(zip(shots, await asyncio.gather(*work), strict=True))
 
@@ -91,7 +91,7 @@ async def _cancelled(shot: Callable[..., Awaitable[Any]], after: float, times: i
 async def started(
     *works: Coroutine[Any, Any, Any],
 ) -> AsyncIterator[list[asyncio.Task[Any]]]:
-    """Tasks that run for the length of a block; at its end they are cancelled and awaited."""
+    """Run tasks for the length of a block; cancel and await them at its end."""
     tasks = [asyncio.create_task(work) for work in works]
     await asyncio.sleep(0)
     try:
@@ -103,7 +103,7 @@ async def started(
 
 
 async def warm(pool: AsyncConnectionPool[Any], query: Any, *params: Any) -> None:
-    """Run a statement several times, so that all that is learnt of it says that it is quick."""
+    """Run a statement several times, so that the pool knows it as quick."""
     for _ in range(5):
         await pool.execute(query, list(params))
 
@@ -119,16 +119,16 @@ class Ledger:
         self.slow_insert = f"INSERT INTO {self.name} (id) SELECT %s FROM pg_sleep(%s)"
 
     def counts(self) -> Counter[int]:
-        """How often each write has taken effect."""
+        """Return how often each write has taken effect."""
         return Counter(self.backends.rows(self.name))
 
     def value(self, key: int = 1) -> int:
-        """The value of a key."""
+        """Return the value of a key."""
         query = f"SELECT v FROM {self.name}_v WHERE k = %s"
         return int(self.backends.ask(query, key)[0][0])
 
     def check(self, done: Iterable[int], possible: Iterable[int] = ()) -> None:
-        """Each acknowledged write is there once, a possible one at most once, and no other."""
+        """Check that acknowledged writes are there once, possible ones at most once, no others."""
         counts, done, possible = self.counts(), set(done), set(possible)
         lost = done - set(counts)
         doubled = {key: times for key, times in counts.items() if times > 1}
@@ -139,7 +139,7 @@ class Ledger:
 
 @contextmanager
 def created_ledger(backends: Backends) -> Iterator[Ledger]:
-    """The tables of a ledger, with ten keys of value 0, for the length of a block."""
+    """Create the tables of a ledger, with ten keys of value 0, for the length of a block."""
     ledger = Ledger(backends)
     name = ledger.name
     backends.ask(f"CREATE TABLE {name} (id bigint, at timestamptz DEFAULT statement_timestamp())")
@@ -153,12 +153,12 @@ def created_ledger(backends: Backends) -> Iterator[Ledger]:
 
 @contextmanager
 def created_function(backends: Backends, head: str, body: str) -> Iterator[str]:
-    """The name of a PL/pgSQL function for the length of a block.
+    """Create a PL/pgSQL function for the length of a block; yield its name.
 
     Args:
         backends: the server.
         head: its parameters and result, such as "(n int) RETURNS int".
-        body: what stands between BEGIN and END.
+        body: the code between BEGIN and END.
     """
     name = f"f_{uuid4().hex[:12]}"
     words = f"LANGUAGE plpgsql AS $body$ BEGIN {body} END $body$"
@@ -170,7 +170,7 @@ def created_function(backends: Backends, head: str, body: str) -> Iterator[str]:
 
 
 def active(backends: Backends) -> list[tuple[Any, ...]]:
-    """The statements of the test's application that run now, with the locks that they wait for."""
+    """Return the running statements of the test's application, and who blocks them."""
     query = (
         "SELECT pid, state, wait_event_type, pg_blocking_pids(pid), query FROM pg_stat_activity"
         " WHERE application_name = %s AND state <> 'idle'"
@@ -179,12 +179,12 @@ def active(backends: Backends) -> list[tuple[Any, ...]]:
 
 
 def blocked(backends: Backends, part: str) -> int:
-    """How many statements of the application that contain `part` wait for a lock."""
+    """Return how many statements that contain `part` wait for a lock."""
     return sum(row[2] == "Lock" and part in row[4] for row in active(backends))
 
 
 async def settled(pool: AsyncConnectionPool[Any], backends: Backends) -> None:
-    """Wait until the pool is at rest and no backend of it runs anything, at three looks."""
+    """Wait until the pool is at rest and its backends are idle at three checks."""
     await at_rest(pool)
     looks = 0
     deadline = asyncio.get_running_loop().time() + LIMIT
@@ -197,23 +197,23 @@ async def settled(pool: AsyncConnectionPool[Any], backends: Backends) -> None:
 
 @asynccontextmanager
 async def all_lent(pool: AsyncConnectionPool[Any]) -> AsyncIterator[None]:
-    """A block during which every connection that the pool may have is borrowed."""
+    """Hold all `max_size` connections of the pool for the length of a block."""
     conns = [await pool.acquire(LIMIT) for _ in range(pool.max_size)]
     try:
         yield
     finally:
         for conn in conns:
-            with suppress(psycopg.Error):  # the pool was closed meanwhile
+            with suppress(psycopg.Error):  # the pool may be closed by then
                 await pool.release(conn)
 
 
 async def all_waiting(pool: AsyncConnectionPool[Any], number: int) -> None:
-    """Wait until so many requests are in the pool's queue."""
+    """Wait until `number` requests are in the wait queue."""
     await eventually(lambda: pool.stats().waiting == number)
 
 
 def writes(
     pool: AsyncConnectionPool[Any], ledger: Ledger, numbers: Iterable[int]
 ) -> dict[int, Callable[..., Awaitable[Any]]]:
-    """For each number the one-shot that writes it to the ledger."""
+    """Return for each number the one-shot that writes it to the ledger."""
     return {number: partial(pool.execute, ledger.insert, [number]) for number in numbers}

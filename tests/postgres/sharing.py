@@ -1,12 +1,12 @@
-"""The campaign: hours of random programs, each with sharing and without, and how long both took.
+"""The campaign: run random programs for hours, with and without sharing, and compare the times.
 
 python -m tests.postgres.sharing --minutes 60
 python -m tests.postgres.sharing --seed 1234 --minutes 60
 python -m tests.postgres.sharing --seed 1234 --programs 1 --loop uvloop
 
-A request that took more than 250 ms longer with sharing is measured again, five times each way, as
-the order in which tasks get their locks differs from run to run. It is printed where its shortest
-time with sharing is still that much above its longest without.
+A request that takes more than 250 ms longer with sharing is measured again, five times each way, as
+the order in which tasks get their locks varies. It is printed if its shortest time with sharing is
+still that much above its longest without.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LONGER = 0.25
-"""Seconds that a request may wait longer with sharing than without."""
+"""Seconds by which a request may take longer with sharing than without."""
 
 
 @dataclass(slots=True)
 class Figures:
-    """What a campaign has measured."""
+    """The measurements of a campaign."""
 
     programs: int = 0
     shared: int = 0
@@ -47,12 +47,12 @@ class Figures:
     )
     seconds: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})
     again: int = 0
-    """Requests that were measured again."""
+    """The number of requests that were measured again."""
     longer: list[tuple[float, str]] = field(default_factory=list)
-    """Those that stayed longer, by how much, and where."""
+    """Requests that take longer with sharing: by how many seconds, and their place."""
 
     def lines(self) -> list[str]:
-        """The figures as text."""
+        """Return the figures as text lines."""
         lines = [f"{self.programs} programs, {len(self.faults)} faults, {self.shared} shared"]
         for pipeline, name in ((True, "shared"), (False, "borrowed")):
             values = self.seconds[pipeline] or [0.0, 0.0]
@@ -72,7 +72,7 @@ class Campaign:
 
     Args:
         dsn: a server whose user may set `deadlock_timeout`.
-        tell: where a line goes for each fault and each minute.
+        tell: called with a line for each fault and each slow request.
     """
 
     def __init__(self, dsn: str, tell: Callable[[str], None] = print) -> None:
@@ -115,13 +115,13 @@ class Campaign:
 
 
 def excess(shared: dict[str, float], borrowed: dict[str, float]) -> dict[str, float]:
-    """By how much requests took too long with sharing, by their places."""
+    """Return by how many seconds requests are too slow with sharing, by their places."""
     more = {place: shared[place] - borrowed[place] for place in shared.keys() & borrowed.keys()}
     return {place: seconds for place, seconds in more.items() if seconds > LONGER}
 
 
 async def campaign(options: argparse.Namespace) -> Figures:
-    """Run programs until the time or their number is up."""
+    """Run programs until the time or the number of programs is reached."""
     async with postgres(max_connections=100) as server:
         running = Campaign(server.dsn)
         deadline, told, seed = time.monotonic() + options.minutes * 60, time.monotonic(), 0
@@ -136,7 +136,7 @@ async def campaign(options: argparse.Namespace) -> Figures:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a campaign; returns the exit status."""
+    """Run a campaign and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.postgres.sharing")
     parser.add_argument("--seed", type=int, default=0, help="the first program")
     parser.add_argument("--minutes", type=float, default=1.0)

@@ -1,4 +1,4 @@
-"""Who has the connections, why requests wait, and what is said of it in the log, with no secret."""
+"""`explain()`, logs and errors name holders and waiters, without secrets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HIDDEN = "hunter2"
 
 
 async def handler(pool: Pool, leave: asyncio.Event) -> None:
-    """What an application does with a connection, for a while."""
+    """Use a connection as an application does until `leave` is set."""
     async with pool.connection() as conn:
         await conn.execute("SELECT %s::text AS mine", [HIDDEN])
         await leave.wait()
@@ -35,19 +35,19 @@ HERE = f"{__file__}:{handler.__code__.co_firstlineno + 2} in handler"
 
 
 async def held(pool: Pool, leave: asyncio.Event) -> asyncio.Task[None]:
-    """A task that has a connection, in a transaction, until `leave` is set."""
+    """Start a task that holds a connection in a transaction until `leave` is set."""
     task = asyncio.create_task(handler(pool, leave), name="the till")
     await eventually(lambda: any(each.transaction == "in transaction" for each in told_of(pool)))
     return task
 
 
 def told_of(pool: Pool) -> Any:
-    """The leases, as they are told."""
+    """Return the leases of `explain()`."""
     return pool.explain().leases
 
 
 async def test_a_lease_is_told_with_all_that_is_known_of_it(dsn: str, backends: Backends) -> None:
-    """Who, where, since when, what it does now, in which transaction, and its last statement."""
+    """The lease has the task, place, age, current stack, transaction and last statement."""
     async with AsyncConnectionPool(dsn, min_size=1, leak_timeout=60.0) as pool:
         leave = asyncio.Event()
         task = await held(pool, leave)
@@ -70,7 +70,7 @@ async def test_a_lease_is_told_with_all_that_is_known_of_it(dsn: str, backends: 
 async def test_with_psycopgs_own_connections_and_no_leak_timeout_it_says_what_it_can(
     dsn: str, backends: Backends
 ) -> None:
-    """And how to learn the rest."""
+    """The advice says how to get the missing facts."""
     kind: type[Any] = psycopg.AsyncConnection
     async with AsyncConnectionPool(dsn, min_size=1, connection_class=kind) as pool:
         leave = asyncio.Event()
@@ -86,7 +86,7 @@ async def test_with_psycopgs_own_connections_and_no_leak_timeout_it_says_what_it
 
 @pytest.mark.parametrize("pipeline", [True, False])
 async def test_who_waits_is_told_whichever_way_it_has_asked(dsn: str, pipeline: bool) -> None:
-    """In the order in which they came; nobody of the pool's own is among them."""
+    """In order of arrival, without background tasks of the pool."""
     async with AsyncConnectionPool(dsn, min_size=1, pipeline=pipeline) as pool:
         leave = asyncio.Event()
         task = await held(pool, leave)
@@ -110,7 +110,7 @@ async def test_who_waits_is_told_whichever_way_it_has_asked(dsn: str, pipeline: 
 
 
 async def test_whoever_is_not_served_learns_who_has_the_longest_lease(dsn: str) -> None:
-    """Its task, and the line that borrowed it, in the error itself."""
+    """The error names the task of that lease and the line that borrowed it."""
     async with AsyncConnectionPool(dsn, min_size=1, leak_timeout=60.0) as pool:
         leave = asyncio.Event()
         task = await held(pool, leave)
@@ -126,13 +126,13 @@ async def test_whoever_is_not_served_learns_who_has_the_longest_lease(dsn: str) 
 async def test_a_leak_in_a_rare_branch_is_found_everywhere(
     dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In the log, its fields, the events and the leases, each with the line that borrowed it; in
-    the inspector, and as a metric."""
+    """The log, its fields, the events and the leases have the line that borrowed the connection;
+    the inspector and the metrics show it too."""
 
     async def shop(pool: Pool, order: int) -> Any:
         conn = await pool.acquire()
         if order % 7 == 3:
-            return conn  # it has forgotten something
+            return conn  # without a release
         await pool.release(conn)
         return None
 
@@ -160,7 +160,7 @@ async def test_a_leak_in_a_rare_branch_is_found_everywhere(
 async def test_an_outage_is_two_warnings_and_told_while_it_lasts(
     server: Server, dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The first says what fails, the second how long it has and how often; none at each attempt."""
+    """The first warning has the error, the second the duration and number of failures."""
     async with AsyncConnectionPool(server.dsn, min_size=2, name="shop") as pool:
         await at_rest(pool)
         await server.stop()
@@ -188,7 +188,7 @@ async def test_an_outage_is_two_warnings_and_told_while_it_lasts(
 async def test_a_password_that_a_statement_sets_is_not_told(
     dsn: str, literal: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither of one who holds a connection nor of one who holds it for too long."""
+    """Neither in the leases nor in the report of a leak."""
     async with (
         AsyncConnectionPool(dsn, min_size=1, leak_timeout=0.05) as pool,
         pool.connection() as conn,
@@ -213,7 +213,7 @@ async def test_a_password_that_a_statement_sets_is_not_told(
 async def test_no_password_is_told_of_connects_that_fail(
     conninfo: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also where libpq repeats what it could not read, which shows when it connects."""
+    """Also if libpq's error at connect repeats a part that it could not parse."""
     caplog.set_level(logging.DEBUG)
 
     def credentials() -> str:
@@ -235,7 +235,7 @@ async def test_no_password_is_told_of_connects_that_fail(
 
 
 async def test_what_takes_time_is_measured(dsn: str) -> None:
-    """Connects, pings, uses and waits, each in seconds."""
+    """Connects, pings, leases and waits are measured in seconds."""
     async with AsyncConnectionPool(make_conninfo(dsn), min_size=2) as pool:
         await at_rest(pool)
         await pool.check()

@@ -1,4 +1,4 @@
-"""Connections that are lent by a key, and the rest of what psycopg2's pools have."""
+"""Connections by key, and the other features of psycopg2's pools."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 async def test_a_key_gets_its_connection_again_without_waiting(dsn: str) -> None:
-    """While it has one; another key, and no key, get others."""
+    """`getconn` with the same key returns the same connection, others get other connections."""
     async with AsyncConnectionPool(dsn, min_size=3) as pool:
         await pool.wait()
         mine = await pool.getconn(key="mine")
@@ -37,7 +37,7 @@ async def test_a_key_gets_its_connection_again_without_waiting(dsn: str) -> None
 
 
 async def test_a_key_is_free_once_its_connection_is_returned(dsn: str) -> None:
-    """By its name, by none, by `release`, or closed: never is a lease shared that has ended."""
+    """However a connection is released, its key no longer refers to the ended lease."""
 
     def by_key(pool: AsyncConnectionPool, conn: Any) -> Awaitable[None]:
         return pool.putconn(conn, "mine")
@@ -49,7 +49,7 @@ async def test_a_key_is_free_once_its_connection_is_returned(dsn: str) -> None:
         for give in (by_key, AsyncConnectionPool.putconn, AsyncConnectionPool.release, closed):
             conn = await pool.getconn(key="mine")
             await give(pool, conn)
-            other = await pool.getconn()  # it is somebody's else now
+            other = await pool.getconn()  # another lease of the same connection
             with pytest.raises(PoolTimeout):
                 await pool.getconn(0, key="mine")
             with pytest.raises(ReleaseError, match="'mine', which holds no connection"):
@@ -60,7 +60,7 @@ async def test_a_key_is_free_once_its_connection_is_returned(dsn: str) -> None:
 
 
 async def test_two_that_ask_for_a_new_key_get_one_connection(dsn: str) -> None:
-    """The second waits for what the first gets, also in a line."""
+    """The second waits for the connection of the first, also in the wait queue."""
     async with AsyncConnectionPool(dsn, min_size=1, max_size=3) as pool:
         conns = await asyncio.gather(*(pool.getconn(key=7) for _ in range(5)))
         assert len(set(map(id, conns))) == 1
@@ -80,7 +80,7 @@ async def test_two_that_ask_for_a_new_key_get_one_connection(dsn: str) -> None:
 async def test_the_second_goes_on_by_itself_where_the_first_gives_up(
     dsn: str, end: Literal["cancelled", "twice", "scope", "short of time"]
 ) -> None:
-    """Its deadline is its own."""
+    """The second request keeps its own deadline."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         held = await pool.acquire()
         scope = anyio.CancelScope()
@@ -115,7 +115,7 @@ async def test_the_second_goes_on_by_itself_where_the_first_gives_up(
 
 
 async def test_the_first_does_not_mind_that_the_second_gives_up(dsn: str) -> None:
-    """Its place in the line is its own."""
+    """The first keeps its own place in the wait queue."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         held = await pool.acquire()
         first, second = (asyncio.create_task(pool.getconn(key="k")) for _ in range(2))
@@ -130,7 +130,7 @@ async def test_the_first_does_not_mind_that_the_second_gives_up(dsn: str) -> Non
 
 
 async def test_a_key_that_has_none_or_another_takes_nothing_back(dsn: str) -> None:
-    """psycopg2 says "trying to put unkeyed connection"; nothing changes."""
+    """Like psycopg2's "trying to put unkeyed connection"; nothing changes."""
     async with AsyncConnectionPool(dsn, min_size=2, name="books") as pool:
         mine, yours = await pool.getconn(key="mine"), await pool.getconn(key="yours")
         with pytest.raises(ReleaseError, match=r"'books'.*by the key 'mine', which holds <"):
@@ -149,7 +149,7 @@ async def test_a_key_that_has_none_or_another_takes_nothing_back(dsn: str) -> No
 
 
 async def test_a_key_that_cannot_be_one_is_a_type_error(dsn: str) -> None:
-    """Nothing is borrowed for it, and nothing returned."""
+    """Nothing is acquired and nothing released."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         with pytest.raises(TypeError, match=r"key must be hashable, not \[1\]"):
             await pool.getconn(key=[1])  # type: ignore[arg-type]
@@ -166,7 +166,7 @@ async def test_a_key_that_cannot_be_one_is_a_type_error(dsn: str) -> None:
 async def test_what_is_put_back_to_be_closed_is_replaced(
     dsn: str, backends: Backends, key: Hashable | None
 ) -> None:
-    """Though it is sound; also with a transaction open, and for one who waits."""
+    """A healthy connection is replaced too, also in a transaction or when a request waits."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         conn = await pool.getconn(key=key)
         old = await backend_of(conn)
@@ -186,7 +186,7 @@ async def test_what_is_put_back_to_be_closed_is_replaced(
 async def test_a_connection_that_broke_is_its_keys_until_it_is_put_back(
     dsn: str, backends: Backends
 ) -> None:
-    """Then the key gets another."""
+    """The key gets another connection only after the release."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         conn = await pool.getconn(key="k")
         backends.terminate(await backend_of(conn))
@@ -202,18 +202,18 @@ async def test_a_connection_that_broke_is_its_keys_until_it_is_put_back(
 
 
 async def test_a_key_keeps_what_nobody_else_has(dsn: str) -> None:
-    """It is no leak, for the next who asks by the key gets it."""
+    """It is no leak, as the next request by the key gets it."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         await asyncio.create_task(pool.getconn(key="k"))
         with pytest.raises(PoolTimeout):
-            await pool.getconn(0.6)  # the pool looks for what is forgotten while somebody waits
+            await pool.getconn(0.6)  # the pool looks for forgotten leases while a request waits
         assert pool.stats().leaks == 0
         await pool.putconn(await pool.getconn(0, key="k"), "k")
         await all_usable(pool)
 
 
 async def test_closeall_closes_what_is_lent_too(dsn: str, backends: Backends) -> None:
-    """As in psycopg2; waiters are told, and a key has nothing any more."""
+    """As in psycopg2; waiters get an error and keys hold no connection."""
     pool = AsyncConnectionPool(dsn, min_size=2)
     conns = [await pool.getconn(key="k"), await pool.getconn()]
     waiters = [asyncio.create_task(pool.getconn(key=key)) for key in ("k2", "k2", None)]
@@ -234,7 +234,7 @@ async def test_closeall_closes_what_is_lent_too(dsn: str, backends: Backends) ->
 
 
 def test_a_key_has_nothing_on_the_next_event_loop(asyncpool_dsn: str) -> None:
-    """What it had went with its loop."""
+    """The key's connection ended with its event loop."""
     pool = AsyncConnectionPool(asyncpool_dsn, min_size=1)
     kept: list[Any] = []
 
@@ -265,7 +265,7 @@ EXHAUSTED: dict[str, Use] = {
 async def test_an_exhausted_pool_says_so_at_once_where_nobody_wants_to_wait(
     dsn: str, use: str
 ) -> None:
-    """psycopg2's "connection pool exhausted" is `timeout=0` here, with the numbers."""
+    """`timeout=0` is psycopg2's "connection pool exhausted", with numbers in the error."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         async with pool.connection():
             with pytest.raises(PoolTimeout, match=r"max_size=1, size=1, leased=1") as caught:
@@ -276,7 +276,7 @@ async def test_an_exhausted_pool_says_so_at_once_where_nobody_wants_to_wait(
 
 @pytest.mark.parametrize("use", EXHAUSTED)
 async def test_a_closed_pool_lends_nothing(dsn: str, use: str) -> None:
-    """psycopg2's "connection pool is closed"."""
+    """As psycopg2's "connection pool is closed"."""
     pool = AsyncConnectionPool(dsn, min_size=1, name="books")
     await pool.open(wait=True)
     await pool.closeall()
@@ -285,7 +285,7 @@ async def test_a_closed_pool_lends_nothing(dsn: str, use: str) -> None:
 
 
 async def test_a_storm_of_cancellations_loses_no_key(dsn: str) -> None:
-    """Tasks that share a few keys are cancelled anywhere; every connection comes back."""
+    """Tasks that share a few keys are cancelled at any point; every connection is released."""
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
         users: dict[int, int] = dict.fromkeys(range(4), 0)
 

@@ -1,4 +1,4 @@
-"""Connections that are not returned: told of, taken back, or seen to be a deadlock."""
+"""Connections that are not returned: reported, taken back, or detected as a deadlock."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BLOCKS: dict[str, Block] = {
 
 
 def warnings(caplog: pytest.LogCaptureFixture, part: str) -> list[str]:
-    """The warnings that contain this."""
+    """Return the warnings that contain a text."""
     messages = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
     return [each for each in messages if part in each]
 
@@ -41,7 +41,7 @@ def warnings(caplog: pytest.LogCaptureFixture, part: str) -> list[str]:
 async def test_a_block_inside_a_block_that_can_never_begin_is_told_so(
     dsn: str, outer: str, inner: str
 ) -> None:
-    """With the stack of the task that holds what it waits for; the pool goes on."""
+    """The error has the stack of the task that holds the connection; the pool goes on."""
 
     async def greedy_handler(pool: Pool) -> None:
         async with BLOCKS[outer](pool), BLOCKS[inner](pool):
@@ -55,7 +55,7 @@ async def test_a_block_inside_a_block_that_can_never_begin_is_told_so(
 
 
 async def test_what_was_acquired_for_somebody_else_is_no_deadlock(dsn: str) -> None:
-    """It may be returned by anybody, so that only its time limit ends the wait."""
+    """Any task may release it, so that only the time limit ends the wait."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         conn = await pool.acquire()
         with pytest.raises(PoolTimeout) as caught:
@@ -66,7 +66,7 @@ async def test_what_was_acquired_for_somebody_else_is_no_deadlock(dsn: str) -> N
 
 @pytest.mark.parametrize("pipeline", [True, False])
 async def test_one_shots_inside_a_block_are_told_too(dsn: str, pipeline: bool) -> None:
-    """Also those that share, for whom another task stands in the line."""
+    """Also one-shots that share a connection, for which another task waits."""
     async with AsyncConnectionPool(dsn, min_size=2, pipeline=pipeline) as pool:
 
         async def greedy() -> None:
@@ -81,7 +81,7 @@ async def test_one_shots_inside_a_block_are_told_too(dsn: str, pipeline: bool) -
 
 
 async def test_a_block_keeps_its_connection_though_its_task_has_ended(dsn: str) -> None:
-    """And nobody has it: what was entered by hand is left by hand, as at an application's end."""
+    """A block entered by hand, as for an application's lifetime, is no leak."""
     stack = AsyncExitStack()
 
     async def start(pool: Pool) -> None:
@@ -100,7 +100,7 @@ async def test_a_block_keeps_its_connection_though_its_task_has_ended(dsn: str) 
 async def test_a_connection_that_listens_is_not_taken_back(
     dsn: str, backends: Backends, kind: type[Any]
 ) -> None:
-    """Its handlers are of use, though nothing in the program has the connection."""
+    """Its notify handlers are in use, although nothing refers to the connection."""
     heard: list[str] = []
 
     async def start(pool: Pool) -> None:
@@ -124,7 +124,7 @@ async def test_a_connection_that_listens_is_not_taken_back(
 async def test_a_lease_that_lasts_too_long_is_told_once_with_all_that_is_known(
     dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who, where, since when, in which state, and the last statement without its values."""
+    """The report has the task, place, age, state, and last statement without its values."""
 
     async def slow_handler(pool: Pool, go_on: asyncio.Event) -> None:
         async with pool.connection() as conn:
@@ -157,7 +157,7 @@ async def test_a_lease_that_lasts_too_long_is_told_once_with_all_that_is_known(
 async def test_each_way_to_borrow_is_traced(
     dsn: str, caplog: pytest.LogCaptureFixture, block: str
 ) -> None:
-    """Also when the connection was handed over by another."""
+    """Also if the connection is handed over by a releasing task."""
 
     async def borrower(pool: Pool, leave: asyncio.Event) -> None:
         async with BLOCKS[block](pool):
@@ -178,7 +178,7 @@ async def test_each_way_to_borrow_is_traced(
 
 
 async def use_it_in_every_way(pool: Pool) -> None:
-    """Work that leaves nothing which has the connection."""
+    """Use a connection in every way without leaving a reference to it."""
     async with pool.connection() as conn:
         await (await conn.execute("SELECT %s", [1])).fetchone()
         async with conn.cursor() as cur:
@@ -199,7 +199,7 @@ async def use_it_in_every_way(pool: Pool) -> None:
 async def test_what_was_never_returned_is_taken_back(
     dsn: str, caplog: pytest.LogCaptureFixture, kind: type[Any]
 ) -> None:
-    """Once its task has ended and nobody has it any more; its work is rolled back."""
+    """The task has ended and nothing refers to the connection; its work is rolled back."""
 
     async def careless_handler(pool: Pool) -> None:
         conn = await pool.acquire()
@@ -216,7 +216,7 @@ async def test_what_was_never_returned_is_taken_back(
             async with pool.connection(timeout=10.0) as conn:
                 cur = await conn.execute("SELECT to_regclass('never_seen')")
                 assert await cur.fetchone() == (None,)
-            del conn, cur  # this frame has them
+            del conn, cur  # references of this frame
         told = warnings(caplog, "was never returned, and is taken back")
         assert len(told) == pool.stats().leaks == 3
         assert all("by careless (it has ended)" in each for each in told)
@@ -225,7 +225,7 @@ async def test_what_was_never_returned_is_taken_back(
 
 
 async def test_what_a_cursor_still_has_is_not_taken_back(dsn: str) -> None:
-    """Nor what was borrowed by a task that has ended and is used by another."""
+    """Nor is a connection that another task uses after its borrower has ended."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
 
         async def cursor() -> psycopg.AsyncCursor[Any]:
@@ -243,7 +243,7 @@ async def test_what_a_cursor_still_has_is_not_taken_back(dsn: str) -> None:
 
 
 async def test_a_handler_that_died_with_its_connection_is_seen_through(dsn: str) -> None:
-    """Its exception has its frames, and these the connection, for as long as somebody has it."""
+    """The exception refers to the connection through its frames for as long as it is kept."""
 
     async def dies(pool: Pool) -> None:
         conn = await pool.acquire()

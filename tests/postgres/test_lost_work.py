@@ -1,4 +1,4 @@
-"""Work that was not committed is never reported as done, whoever has ended its connection."""
+"""Work that was not committed is never reported as done, whatever closed its connection."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ CLASSES = pytest.mark.parametrize("own", [None, psycopg.AsyncConnection], ids=["
 
 
 def connection_of(target: Any) -> Any:
-    """The connection of what a block has given."""
+    """Return the connection of a block's target, a connection or cursor."""
     return getattr(target, "connection", target)
 
 
 def lends_nothing(pool: AsyncConnectionPool) -> bool:
-    """Whether no connection is lent."""
+    """Whether no connection is leased."""
     return not pool.stats().leased
 
 
 def class_of(own: Any) -> dict[str, Any]:
-    """The pool's argument for it."""
+    """Return the pool's arguments for a connection class."""
     return {} if own is None else {"connection_class": own}
 
 
@@ -46,7 +46,7 @@ def class_of(own: Any) -> dict[str, Any]:
 async def test_a_block_whose_connection_died_raises_at_its_end(
     dsn: str, backends: Backends, table: str, kind: str, own: Any
 ) -> None:
-    """Though the error of the statement that has met it was handled inside."""
+    """Also if the statement's error was handled inside."""
     async with AsyncConnectionPool(dsn, min_size=1, **class_of(own)) as pool:
         with pytest.raises(psycopg.OperationalError, match="the connection is closed"):  # noqa: PT012
             async with getattr(pool, kind)() as target:
@@ -62,7 +62,7 @@ async def test_a_block_whose_connection_died_raises_at_its_end(
 async def test_a_block_whose_connection_was_closed_inside_raises_at_its_end(
     dsn: str, backends: Backends, table: str, kind: str
 ) -> None:
-    """By hand, with a transaction open."""
+    """`conn.close()` inside, with a transaction open, makes the end of the block raise."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         with pytest.raises(psycopg.OperationalError, match="the connection is closed"):  # noqa: PT012
             async with getattr(pool, kind)() as target:
@@ -77,7 +77,7 @@ async def test_a_block_whose_connection_was_closed_inside_raises_at_its_end(
 async def test_a_connection_that_ended_with_nothing_open_is_no_error_of_its_block(
     dsn: str, backends: Backends, table: str, kind: str, end: str
 ) -> None:
-    """What was done before is committed, and nothing else is lost."""
+    """The work was committed before, and nothing else is lost."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         async with getattr(pool, kind)() as target:
             await target.execute(f"INSERT INTO {table} VALUES (1)")
@@ -96,7 +96,7 @@ async def test_a_connection_that_ended_with_nothing_open_is_no_error_of_its_bloc
 async def test_a_block_that_the_pool_did_not_wait_for_raises_at_its_end(
     dsn: str, backends: Backends, table: str, kind: str
 ) -> None:
-    """`close(timeout)` has closed its connection; also where that has not been closed yet."""
+    """`close(timeout)` took its connection, which may or may not be closed already."""
     for moment in ("while it closes", "afterwards"):
         pool = AsyncConnectionPool(dsn, min_size=1)
         await pool.open(wait=True)
@@ -115,7 +115,7 @@ async def test_a_block_that_the_pool_did_not_wait_for_raises_at_its_end(
 async def test_a_savepoint_that_could_not_be_ended_is_told_at_the_blocks_end(
     dsn: str, backends: Backends, table: str, kind: str
 ) -> None:
-    """A statement in it was cancelled, and the cancellation could not reach the server."""
+    """A statement in the savepoint was cancelled, but the server could not be reached."""
     async with Proxy(dsn) as proxy, AsyncConnectionPool(proxy.dsn, min_size=1) as pool:
         with pytest.raises(psycopg.OperationalError, match="closed") as told:  # noqa: PT012
             async with getattr(pool, kind)() as conn:
@@ -134,7 +134,7 @@ async def test_a_savepoint_that_could_not_be_ended_is_told_at_the_blocks_end(
 async def test_a_block_inside_a_session_raises_for_its_own_work(
     dsn: str, backends: Backends, table: str
 ) -> None:
-    """And so does the session, of which nothing is left either."""
+    """The block raises, and so does the session, whose work is lost too."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         with pytest.raises(psycopg.OperationalError, match="closed"):  # noqa: PT012
             async with pool.session() as conn:
@@ -148,7 +148,7 @@ async def test_a_block_inside_a_session_raises_for_its_own_work(
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture, event: str) -> list[str]:
-    """The text of the warnings of one kind."""
+    """Return the texts of the warnings with one event kind."""
     return [
         each.getMessage()
         for each in caplog.get_records("call")
@@ -157,13 +157,13 @@ def warnings_of(caplog: pytest.LogCaptureFixture, event: str) -> list[str]:
 
 
 async def fails(conn: Any) -> None:
-    """Have a statement fail, and handle its error."""
+    """Run a failing statement and handle its error."""
     with suppress(psycopg.errors.DivisionByZero):
         await conn.execute("SELECT 1/0")
 
 
 async def is_cancelled(conn: Any) -> None:
-    """Have a statement cancelled by a scope."""
+    """Run a statement that a scope cancels."""
     with anyio.move_on_after(0.02):
         await conn.execute("SELECT pg_sleep(60)")
 
@@ -176,7 +176,7 @@ HANDLED = pytest.mark.parametrize("handled", [fails, is_cancelled])
 async def test_a_transaction_that_has_failed_raises_at_its_end(
     dsn: str, backends: Backends, table: str, kind: str, handled: Callable[[Any], Awaitable[None]]
 ) -> None:
-    """An error was handled inside; the COMMIT would be a rollback that says nothing."""
+    """An error was handled inside, so that COMMIT would silently roll back."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         with pytest.raises(psycopg.errors.InFailedSqlTransaction, match="handled the error"):  # noqa: PT012
             async with getattr(pool, kind)() as conn:
@@ -197,7 +197,7 @@ async def test_a_block_that_ends_in_a_failed_transaction_is_rolled_back_with_a_w
     kind: str,
     handled: Callable[[Any], Awaitable[None]],
 ) -> None:
-    """As in psycopg; the warning says where, once for each place."""
+    """COMMIT rolls back as in psycopg, with one warning for each place in the program."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         for _ in range(3):
             async with getattr(pool, kind)() as target:
@@ -215,7 +215,7 @@ async def test_a_block_that_ends_in_a_failed_transaction_is_rolled_back_with_a_w
 async def test_a_block_that_is_a_transaction_raises_in_a_session_too(
     dsn: str, backends: Backends, table: str, kind: str
 ) -> None:
-    """Where no other is open; what was committed before stays, and what comes after works."""
+    """Earlier commits of the session are kept, and later work succeeds."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         async with pool.session() as conn:
             await pool.execute(f"INSERT INTO {table} VALUES (1)")
@@ -231,7 +231,7 @@ async def test_a_block_that_is_a_transaction_raises_in_a_session_too(
 async def test_an_error_handled_in_a_savepoint_is_no_error_of_the_block(
     dsn: str, backends: Backends, table: str, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    """The savepoint is rolled back, the rest is committed, and nothing is logged."""
+    """Only the savepoint is rolled back, and nothing is logged."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         async with getattr(pool, kind)() as target:
             await target.execute(f"INSERT INTO {table} VALUES (1)")
@@ -253,7 +253,7 @@ async def test_what_is_returned_in_a_transaction_is_rolled_back_with_a_warning( 
     way: str,
     handled: Callable[[Any], Awaitable[None]] | None,
 ) -> None:
-    """As psycopg_pool says too; here once for each place in the program."""
+    """As in psycopg_pool, but with one warning for each place in the program."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
 
         async def work(conn: Any) -> None:

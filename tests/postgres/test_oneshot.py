@@ -1,4 +1,4 @@
-"""One-shots: one statement by itself, in one round trip, with no transaction around it."""
+"""One-shots: one statement by itself, in one round trip, without a transaction around it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True, params=[True, False], ids=["sharing", "borrowing"])
 def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the way that a statement goes, it is the same."""
+    """Run each test with and without the pipeline."""
     defaults = AsyncConnectionPool.__init__.__kwdefaults__ or {}
     monkeypatch.setitem(defaults, "pipeline", request.param)
 
@@ -46,7 +46,7 @@ SHOTS: dict[str, Shot] = {
 @pytest.mark.parametrize("autocommit", [False, True])
 @pytest.mark.parametrize("shot", SHOTS)
 async def test_a_one_shot_takes_one_round_trip(dsn: str, shot: str, autocommit: bool) -> None:
-    """No BEGIN before it and no COMMIT after it; not even when psycopg prepares it."""
+    """There is no BEGIN and no COMMIT, also when psycopg prepares the statement."""
     async with (
         Proxy(dsn) as proxy,
         AsyncConnectionPool(proxy.dsn, min_size=1, kwargs={"autocommit": autocommit}) as pool,
@@ -64,7 +64,7 @@ async def test_a_one_shot_takes_one_round_trip(dsn: str, shot: str, autocommit: 
 
 
 async def test_a_one_shot_is_committed_by_itself(dsn: str) -> None:
-    """Another session sees it at once."""
+    """Another connection sees the result at once."""
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
         assert await pool.execute("DROP TABLE IF EXISTS shots") == "DROP TABLE"
         assert await pool.execute("CREATE TABLE shots (x int)") == "CREATE TABLE"
@@ -76,13 +76,13 @@ async def test_a_one_shot_is_committed_by_itself(dsn: str) -> None:
 
 
 async def test_statements_that_refuse_a_transaction_work(dsn: str) -> None:
-    """VACUUM and its like can be run, for there is none around them."""
+    """VACUUM and similar statements work, as there is no transaction around them."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         assert await pool.execute("VACUUM pg_catalog.pg_namespace") == "VACUUM"
 
 
 async def test_what_comes_back(dsn: str) -> None:
-    """All rows, the first, its first column; nothing is an empty list or None."""
+    """Return all rows, the first row, or its first column; without rows an empty list or None."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         two = "SELECT x, -x FROM generate_series(1, 2) AS x ORDER BY x"
         assert await pool.fetchall(two) == [(1, -1), (2, -2)]
@@ -99,7 +99,7 @@ async def test_what_comes_back(dsn: str) -> None:
 
 
 async def test_rows_are_made_by_the_connections_factory(dsn: str) -> None:
-    """`fetchval` does not need one, and leaves it as it is."""
+    """`fetchval` does not use the factory and does not change it."""
     async with AsyncConnectionPool(dsn, min_size=1, kwargs={"row_factory": dict_row}) as pool:
         assert await pool.fetchone("SELECT 1 AS x") == {"x": 1}
         assert await pool.fetchall("SELECT 1 AS x") == [{"x": 1}]
@@ -108,7 +108,7 @@ async def test_rows_are_made_by_the_connections_factory(dsn: str) -> None:
 
 
 async def test_executemany_is_all_or_nothing(dsn: str) -> None:
-    """A set of values that fails undoes those before it; the rows are counted over all."""
+    """A failing set of values undoes those before it; the row count is the total."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         await pool.execute("CREATE TEMP TABLE shots (x int CHECK (x < 5))")
         insert = "INSERT INTO shots VALUES (%s), (%s)"
@@ -122,7 +122,7 @@ async def test_executemany_is_all_or_nothing(dsn: str) -> None:
 
 @pytest.mark.parametrize("autocommit", [False, True])
 async def test_a_failed_one_shot_leaves_a_good_connection(dsn: str, autocommit: bool) -> None:
-    """psycopg's own error comes out; the mode is as it was; nothing is replaced."""
+    """psycopg's own error is raised, the mode is unchanged, and the connection is kept."""
     async with AsyncConnectionPool(dsn, min_size=1, kwargs={"autocommit": autocommit}) as pool:
         with pytest.raises(psycopg.errors.DivisionByZero):
             await pool.fetchval("SELECT 1/0")
@@ -136,7 +136,7 @@ async def test_a_failed_one_shot_leaves_a_good_connection(dsn: str, autocommit: 
 
 
 async def test_one_shots_and_blocks_do_not_change_each_others_mode(dsn: str) -> None:
-    """After a one-shot a block is a transaction again, after a block a one-shot is none."""
+    """A block after a one-shot is a transaction; a one-shot after a block is not."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         for _ in range(3):
             assert await pool.fetchval("SELECT 1") == 1
@@ -147,7 +147,7 @@ async def test_one_shots_and_blocks_do_not_change_each_others_mode(dsn: str) -> 
 
 
 async def test_many_one_shots_share_the_connections(dsn: str) -> None:
-    """More tasks than connections: each gets its own answer."""
+    """With more tasks than connections each task gets its own answer."""
     async with AsyncConnectionPool(dsn, min_size=1, max_size=4) as pool:
         numbers = [pool.fetchval("SELECT %s::int", [number]) for number in range(200)]
         assert await asyncio.gather(*numbers) == list(range(200))
@@ -156,7 +156,7 @@ async def test_many_one_shots_share_the_connections(dsn: str) -> None:
 
 
 async def test_a_one_shot_waits_no_longer_than_it_is_told(dsn: str) -> None:
-    """`timeout` is that of borrowing."""
+    """`timeout` limits the wait for a connection."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         async with pool.connection():
             for shot in (pool.execute, pool.fetchall, pool.fetchone, pool.fetchval):
@@ -171,7 +171,7 @@ async def test_a_one_shot_waits_no_longer_than_it_is_told(dsn: str) -> None:
 async def test_a_time_limit_is_the_whole_calls(
     dsn: str, backends: Backends, pipeline: bool
 ) -> None:
-    """The statement that takes longer is cancelled on the server; its connection goes on."""
+    """A statement that takes longer is cancelled on the server; its connection is kept."""
     async with AsyncConnectionPool(dsn, min_size=1, pipeline=pipeline) as pool:
         await pool.wait()
         for shot in (pool.execute, pool.fetchall, pool.fetchone, pool.fetchval):
@@ -186,7 +186,7 @@ async def test_a_time_limit_is_the_whole_calls(
 
 
 async def test_a_batch_gives_rows_or_tags(dsn: str) -> None:
-    """In the order of its statements, whatever they are."""
+    """The results come in the order of the statements."""
     async with AsyncConnectionPool(dsn, min_size=1, kwargs={"row_factory": dict_row}) as pool:
         for _ in range(8):  # also once they are prepared
             given = await pool.batch(
@@ -206,7 +206,7 @@ async def test_a_batch_gives_rows_or_tags(dsn: str) -> None:
 
 @pytest.mark.parametrize("autocommit", [False, True])
 async def test_a_batch_is_all_or_nothing(dsn: str, autocommit: bool) -> None:
-    """One fails, or cannot be sent: the error is its own, and none of them has happened."""
+    """If one statement fails or cannot be sent, its error is raised and none has an effect."""
     async with AsyncConnectionPool(dsn, min_size=1, kwargs={"autocommit": autocommit}) as pool:
         await pool.execute("CREATE TEMP TABLE shots (x int PRIMARY KEY)")
         first = ("INSERT INTO shots VALUES (%s)", [1])
@@ -229,7 +229,7 @@ async def test_a_batch_is_all_or_nothing(dsn: str, autocommit: bool) -> None:
 
 
 async def test_a_batch_that_is_cancelled_or_late_has_not_happened(dsn: str) -> None:
-    """And its connection is usable."""
+    """The batch has no effect, and its connection stays usable."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         await pool.execute("CREATE TEMP TABLE shots (x int)")
         slow = ["INSERT INTO shots VALUES (1)", "SELECT pg_sleep(60)"]
@@ -247,7 +247,7 @@ async def test_a_batch_that_is_cancelled_or_late_has_not_happened(dsn: str) -> N
 @pytest.mark.parametrize("values", [[5], (5,), 5])
 @pytest.mark.parametrize("call", ["execute", "fetchall", "fetchone", "fetchval"])
 async def test_numbered_placeholders_are_explained(dsn: str, call: str, values: Any) -> None:
-    """The error says what to write in their place; nothing is sent."""
+    """The error names psycopg's placeholder; nothing is sent."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         with pytest.raises(psycopg.ProgrammingError, match="placeholder is %s, not \\$1"):
             await getattr(pool, call)("SELECT $1::int", values)

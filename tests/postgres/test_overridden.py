@@ -1,6 +1,6 @@
 """Connections whose methods are overridden, or that a tracer has wrapped.
 
-What a user calls goes through them. What the pool does by itself does not depend on them.
+Calls of the user go through the overriding methods. The pool's own work does not.
 """
 
 from __future__ import annotations
@@ -24,41 +24,41 @@ LOOPS = BOTH_LOOPS
 Use = Callable[[AsyncConnectionPool[Any]], Awaitable[object]]
 
 SAID: list[str] = []
-"""The statements that went through what is overridden."""
+"""The statements that the overriding methods have seen."""
 
 
 class Wrapper(wrapt.ObjectProxy[Any]):
-    """What a tracer puts around a connection."""
+    """A tracer's wrapper around a connection."""
 
     async def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        """Note the statement."""
+        """Record the statement."""
         SAID.append(str(query))
         return await self.__wrapped__.execute(query, *args, **kwargs)
 
 
 class Wrapped(Connection[Any]):
-    """A class whose `connect` gives a wrapper."""
+    """A connection class whose `connect` returns a wrapper."""
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
-        """Wrap what is connected."""
+        """Connect and wrap."""
         return cast("Self", Wrapper(await super().connect(conninfo, **kwargs)))
 
 
 class Overridden(Connection[Any]):
-    """A class with an `execute` of its own."""
+    """A connection class that overrides `execute`."""
 
     async def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        """Note the statement."""
+        """Record the statement."""
         SAID.append(str(query))
         return await super().execute(query, *args, **kwargs)
 
 
 class WithCursors(Connection[Any]):
-    """A class whose `execute` goes through a `cursor` of its own."""
+    """A connection class that overrides `cursor`, which its `execute` uses."""
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
-        """Make one that notes its statements."""
+        """Return a cursor that records its statements."""
         cur = super().cursor(*args, **kwargs)
 
         class Cursor(wrapt.ObjectProxy[Any]):
@@ -72,19 +72,19 @@ class WithCursors(Connection[Any]):
 
 @pytest.fixture(params=[Wrapped, Overridden, WithCursors])
 async def tracing(request: pytest.FixtureRequest) -> type[Connection[Any]]:
-    """Each of them."""
+    """Each of these connection classes, with an empty record."""
     SAID.clear()
     tracing: type[Connection[Any]] = request.param
     return tracing
 
 
 async def ping(pool: AsyncConnectionPool[Any]) -> None:
-    """By the pool's own check."""
+    """Run the pool's own check."""
     await pool.check()
 
 
 async def fail(pool: AsyncConnectionPool[Any]) -> None:
-    """A block that is rolled back."""
+    """Run a block that is rolled back."""
     with suppress(ZeroDivisionError):
         async with pool.connection() as conn:
             await conn.execute("SELECT 1")
@@ -92,14 +92,14 @@ async def fail(pool: AsyncConnectionPool[Any]) -> None:
 
 
 async def time_out(pool: AsyncConnectionPool[Any]) -> None:
-    """A block whose statement is cancelled."""
+    """Run a block whose statement is cancelled."""
     with pytest.raises(TimeoutError):
         async with pool.connection() as conn, asyncio.timeout(0.05):
             await conn.execute("SELECT pg_sleep(60)")
 
 
 async def return_it_open(pool: AsyncConnectionPool[Any]) -> None:
-    """A connection that comes back in a transaction."""
+    """Release a connection with a transaction open."""
     conn = await pool.getconn()
     await conn.execute("SELECT 1")
     await pool.putconn(conn)
@@ -110,7 +110,7 @@ async def return_it_open(pool: AsyncConnectionPool[Any]) -> None:
 async def test_the_pools_own_statements_do_not_go_through_what_is_overridden(
     dsn: str, tracing: type[Connection[Any]], use: Use, reset: Any
 ) -> None:
-    """A borrower's do, each once."""
+    """Only the borrower's statements do, each once."""
     async with AsyncConnectionPool(
         dsn,
         min_size=1,
@@ -130,7 +130,7 @@ async def test_the_pools_own_statements_do_not_go_through_what_is_overridden(
 async def test_the_null_pools_own_rollback_does_not_go_through_what_is_overridden(
     dsn: str, tracing: type[Connection[Any]]
 ) -> None:
-    """The one before the connection is closed."""
+    """The null pool rolls back before it closes the connection."""
     async with AsyncNullConnectionPool(dsn, connection_class=tracing, pipeline=False) as pool:
         await return_it_open(pool)
         await eventually(lambda: not pool.stats().size)
@@ -138,7 +138,7 @@ async def test_the_null_pools_own_rollback_does_not_go_through_what_is_overridde
 
 
 async def test_the_pool_does_not_need_the_borrowers_factories(dsn: str) -> None:
-    """They do not work, and are left on a connection that comes back in a transaction."""
+    """A connection is released in a transaction, with factories that raise."""
 
     broken: Any = None
 
@@ -155,12 +155,12 @@ async def test_the_pool_does_not_need_the_borrowers_factories(dsn: str) -> None:
 
 
 class Closing(Connection[Any]):
-    """A class whose `close` does not do what it should."""
+    """A connection class whose `close` does not close."""
 
     how = ""
 
     async def close(self) -> None:
-        """Fail, hang or do nothing."""
+        """Raise, hang or do nothing."""
         if self.how == "fails":
             raise ZeroDivisionError
         if self.how == "hangs":
@@ -169,7 +169,7 @@ class Closing(Connection[Any]):
 
 @pytest.fixture(params=["fails", "hangs", "does nothing"])
 async def closing(request: pytest.FixtureRequest, dsn: str) -> AsyncIterator[Any]:
-    """A pool of connections that do not close."""
+    """A pool of connections whose `close` does not close."""
     Closing.how = request.param
     async with AsyncConnectionPool(dsn, min_size=2, connection_class=Closing) as pool:
         await pool.wait()
@@ -179,7 +179,7 @@ async def closing(request: pytest.FixtureRequest, dsn: str) -> AsyncIterator[Any
 async def test_a_pool_closes_connections_whose_own_close_does_not(
     closing: AsyncConnectionPool[Any], backends: Backends, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It leaves none behind on the server."""
+    """No connection is left on the server."""
     await in_time(closing.close())
     await eventually(lambda: not backends.pids())
     warned = [each for each in caplog.records if each.levelno == logging.WARNING]
@@ -189,7 +189,7 @@ async def test_a_pool_closes_connections_whose_own_close_does_not(
 async def test_a_method_that_a_tracer_has_patched_is_called(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In psycopg's own class, after ours was derived from it."""
+    """The tracer patches psycopg's class after the pool's class was derived from it."""
     said: list[object] = []
 
     def note(name: str) -> None:

@@ -1,4 +1,4 @@
-"""What a subclass has changed of how connections are borrowed is used by all that borrows."""
+"""Blocks and one-shots use the methods that a subclass of the pool overrides."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INTRANS, INERROR = psycopg.pq.TransactionStatus.INTRANS, psycopg.pq.TransactionS
 
 
 def counted(base: type[Any] = AsyncConnectionPool) -> type[Any]:
-    """A pool that counts what is borrowed and returned by psycopg_pool's methods."""
+    """Return a pool class that records the calls of `getconn` and `putconn`."""
 
     class Counted(base):  # type: ignore[misc]
         calls: list[str]
@@ -41,33 +41,33 @@ def counted(base: type[Any] = AsyncConnectionPool) -> type[Any]:
 
 
 class Shim(AsyncConnectionPool):
-    """As tortoise-orm has it: asyncpg's names for psycopg_pool's."""
+    """Overrides asyncpg's names with psycopg_pool's, as tortoise-orm does."""
 
     calls: list[str]
 
     async def acquire(self, timeout: float | None = None) -> Any:  # type: ignore[override]
-        """Borrow."""
+        """Record the call and acquire."""
         self.calls.append("getconn")
         return await self.getconn(timeout)
 
     async def release(self, conn: Any) -> None:
-        """Return."""
+        """Record the call and release."""
         self.calls.append("putconn")
         await self.putconn(conn)
 
 
 class Reversed(AsyncConnectionPool):
-    """And the other way round."""
+    """Overrides psycopg_pool's names with asyncpg's."""
 
     calls: list[str]
 
     async def getconn(self, timeout: float | None = None, **_: Any) -> Any:
-        """Borrow."""
+        """Record the call and acquire."""
         self.calls.append("getconn")
         return await self.acquire(timeout)
 
     async def putconn(self, conn: Any, *_: Any, **__: Any) -> None:
-        """Return."""
+        """Record the call and release."""
         self.calls.append("putconn")
         await self.release(conn)
 
@@ -146,10 +146,10 @@ async def batch(pool: Any, query: str) -> None:
 
 
 class InTasks(Reversed):
-    """In a task of its own, so that who calls cannot be seen."""
+    """Releases in a task of its own, where the calling method is not on the stack."""
 
     async def putconn(self, conn: Any, *_: Any, **__: Any) -> None:
-        """Return."""
+        """Record the call and release."""
         self.calls.append("putconn")
         await asyncio.create_task(self.release(conn))
 
@@ -170,13 +170,13 @@ BY_HAND = [acquired, released, put]
 async def test_all_that_borrows_does_so_by_a_subclasss_methods(
     dsn: str, backends: Backends, table: str, kind: Any, use: Any
 ) -> None:
-    """Once each, whichever is written with which; what was done is committed."""
+    """Each method is called once, however the methods call each other; the work is committed."""
     async with kind(dsn, max_size=4) as pool:
         pool.calls = []
         await in_time(use(pool, f"INSERT INTO {table} VALUES (1)"))
         expected = ["getconn", "putconn"]
         if kind is Shim and use is put:
-            expected = ["putconn"]  # `getconn` is what its `acquire` stands on
+            expected = ["putconn"]  # its `acquire` uses `getconn`
         assert pool.calls == expected
         assert backends.rows(table) == [1]
 
@@ -186,7 +186,7 @@ async def test_all_that_borrows_does_so_by_a_subclasss_methods(
 async def test_what_fails_is_rolled_back_and_returned_by_them(
     dsn: str, backends: Backends, kind: Any, use: Any
 ) -> None:
-    """The connection is rolled back by then, and is not lost."""
+    """The connection is rolled back before, and is not lost."""
     async with kind(dsn, min_size=1) as pool:
         pool.calls = []
         with pytest.raises(psycopg.errors.DivisionByZero):
@@ -197,13 +197,13 @@ async def test_what_fails_is_rolled_back_and_returned_by_them(
 
 
 class Tagged(AsyncConnectionPool):
-    """Each block of it says whose it is, in its transaction."""
+    """Sets a setting in the transaction of each block."""
 
     calls: list[str]
 
     @asynccontextmanager
     async def connection(self, timeout: float | None = None) -> AsyncIterator[Any]:  # type: ignore[override]
-        """A connection with a setting."""
+        """Yield a connection with the setting."""
         self.calls.append("connection")
         async with super().connection(timeout) as conn:
             await conn.execute("SELECT set_config('app.tenant', '7', true)")
@@ -214,7 +214,7 @@ class Tagged(AsyncConnectionPool):
 async def test_all_blocks_and_one_shots_stand_on_a_subclasss_connection(
     dsn: str, backends: Backends, table: str, use: Any
 ) -> None:
-    """So that its setting is there, and their work is committed with it."""
+    """The setting is in force in each of them, and their work is committed."""
     async with Tagged(dsn, min_size=1) as pool:
         pool.calls = []
         query = f"INSERT INTO {table} SELECT current_setting('app.tenant')::int"
@@ -230,7 +230,7 @@ async def test_all_blocks_and_one_shots_stand_on_a_subclasss_connection(
 async def test_a_session_on_a_subclasss_connection_is_undone_where_it_fails(
     dsn: str, backends: Backends, table: str
 ) -> None:
-    """With what blocks inside have left, and where it has handled an error."""
+    """The session is undone with unfinished blocks inside, and after a handled error."""
     async with Tagged(dsn, min_size=1) as pool:
         pool.calls = []
         with suppress(ZeroDivisionError):
@@ -250,11 +250,11 @@ async def test_a_session_on_a_subclasss_connection_is_undone_where_it_fails(
 
 
 class Nested(AsyncConnectionPool):
-    """Its `connection` stands on another block, and runs a one-shot."""
+    """Its `connection` uses `transaction` and runs a one-shot."""
 
     @asynccontextmanager
     async def connection(self, timeout: float | None = None) -> AsyncIterator[Any]:  # type: ignore[override]
-        """A transaction."""
+        """Yield the connection of a transaction."""
         assert await self.fetchval("SELECT 1") == 1
         async with self.transaction(timeout) as conn:
             yield conn
@@ -264,7 +264,7 @@ class Nested(AsyncConnectionPool):
 async def test_a_connection_that_is_written_with_other_blocks_does_not_end_in_itself(
     dsn: str, backends: Backends, table: str, use: Any
 ) -> None:
-    """They are the pool's own there."""
+    """Inside the overriding method the other blocks are the pool's own."""
     async with Nested(dsn, min_size=1) as pool:
         await in_time(use(pool, f"INSERT INTO {table} VALUES (1)"))
         assert backends.rows(table) == [1]
@@ -272,7 +272,7 @@ async def test_a_connection_that_is_written_with_other_blocks_does_not_end_in_it
 
 
 class Wrapper:
-    """What a tracer puts round a connection."""
+    """A tracer's wrapper around a connection."""
 
     def __init__(self, conn: Any) -> None:
         self.conn = conn
@@ -282,14 +282,14 @@ class Wrapper:
 
 
 class Wrapping(AsyncConnectionPool):
-    """It lends wrappers."""
+    """Returns wrappers in place of connections."""
 
     async def getconn(self, *args: Any, **kwargs: Any) -> Any:
-        """Borrow."""
+        """Record the call and acquire."""
         return Wrapper(await super().getconn(*args, **kwargs))
 
     async def putconn(self, conn: Any, *args: Any, **kwargs: Any) -> None:
-        """Return."""
+        """Record the call and release."""
         await super().putconn(conn.conn, *args, **kwargs)
 
 
@@ -297,7 +297,7 @@ class Wrapping(AsyncConnectionPool):
 async def test_a_subclass_may_lend_what_it_has_put_round_a_connection(
     dsn: str, backends: Backends, table: str, use: Any
 ) -> None:
-    """And gets that back."""
+    """The subclass gets the wrapper back at the release."""
     async with Wrapping(dsn, min_size=1) as pool:
         await in_time(use(pool, f"INSERT INTO {table} VALUES (1)"))
         with pytest.raises(psycopg.errors.DivisionByZero):

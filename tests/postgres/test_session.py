@@ -1,4 +1,4 @@
-"""`pool.session()`: one connection for a task, which all that it borrows inside joins."""
+"""`pool.session()`: one connection for all blocks and one-shots of a task."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OWN = pytest.mark.parametrize("kind", [None, psycopg.AsyncConnection], ids=["our
 
 @pytest.fixture
 async def pool(dsn: str) -> AsyncIterator[AsyncConnectionPool]:
-    """A pool of one connection with a table, so that nothing but the session can be joined."""
+    """A pool of one connection, with a table: a block that does not join the session would hang."""
     async with AsyncConnectionPool(dsn, min_size=1, timeout=5) as pool:
         await pool.execute("CREATE TEMP TABLE notes (x int)")
         yield pool
@@ -44,24 +44,24 @@ async def pool(dsn: str) -> AsyncIterator[AsyncConnectionPool]:
 
 
 async def note(conn: Any, number: int) -> None:
-    """Write one down, on a connection, a cursor or through the pool."""
+    """Insert a number through a connection, a cursor or the pool."""
     await conn.execute("INSERT INTO notes VALUES (%s)", [number])
 
 
 async def noted(pool: AsyncConnectionPool) -> list[int]:
-    """What is there, in order."""
+    """Return the numbers in the table, sorted."""
     return [x for (x,) in await pool.fetchall("SELECT x FROM notes ORDER BY x")]
 
 
 async def enter(block: Any) -> Any:
-    """Begin a block, which is left to others to end."""
+    """Enter a block without ending it."""
     return await block.__aenter__()
 
 
 async def test_all_that_a_task_borrows_in_a_session_is_one_connection(
     pool: AsyncConnectionPool,
 ) -> None:
-    """Blocks of each kind, one-shots, acquire and getconn: with one connection, and no deadlock."""
+    """Blocks of each kind, one-shots, acquire and getconn use one connection without a deadlock."""
     async with pool.session() as conn:
         pid = await backend_of(conn)
         async with pool.connection() as inner:
@@ -85,7 +85,7 @@ async def test_all_that_a_task_borrows_in_a_session_is_one_connection(
 
 
 async def test_a_session_commits_at_its_end(pool: AsyncConnectionPool) -> None:
-    """And is rolled back where it fails, as `connection()` is."""
+    """A session that fails is rolled back, as for `connection()`."""
     async with pool.session() as conn:
         await note(conn, 1)
     with pytest.raises(ZeroDivisionError):  # noqa: PT012
@@ -99,7 +99,7 @@ async def test_a_session_commits_at_its_end(pool: AsyncConnectionPool) -> None:
 async def test_a_block_inside_with_no_transaction_open_commits_its_own_work(
     pool: AsyncConnectionPool, block: str
 ) -> None:
-    """Whatever becomes of the session; where it fails it rolls its own back."""
+    """The outcome of the session does not matter; a block that fails rolls back its own work."""
     with pytest.raises(ZeroDivisionError):  # noqa: PT012
         async with pool.session() as conn:
             async with getattr(pool, block)() as inner:
@@ -120,7 +120,7 @@ async def test_a_block_inside_with_no_transaction_open_commits_its_own_work(
 async def test_a_block_inside_a_transaction_is_a_savepoint(
     pool: AsyncConnectionPool, block: str
 ) -> None:
-    """Its failure undoes its own work, and its success is committed with the outer one."""
+    """A failure undoes the block's own work; a success is committed with the outer transaction."""
     async with pool.session() as conn:
         await note(conn, 1)
         async with getattr(pool, block)() as inner:
@@ -151,7 +151,7 @@ async def test_a_block_inside_a_transaction_is_a_savepoint(
 async def test_an_error_that_a_block_inside_has_swallowed_is_told_at_its_end(
     pool: AsyncConnectionPool, block: str
 ) -> None:
-    """The savepoint cannot be kept; what was before it can."""
+    """The end of the block raises: the savepoint is lost, the work before it is kept."""
     async with pool.session() as conn:
         await note(conn, 1)
         with pytest.raises(psycopg.errors.InFailedSqlTransaction):  # noqa: PT012
@@ -166,7 +166,7 @@ async def test_an_error_that_a_block_inside_has_swallowed_is_told_at_its_end(
 async def test_a_rollback_in_a_transaction_inside_goes_no_further(
     pool: AsyncConnectionPool,
 ) -> None:
-    """`psycopg.Rollback` is for `transaction()`, nested or not; other blocks pass it on."""
+    """`transaction()`, nested or not, handles `psycopg.Rollback`; other blocks pass it on."""
     async with pool.session() as conn:
         for number in (1, 2):
             async with pool.transaction() as inner:
@@ -186,7 +186,7 @@ async def test_a_rollback_in_a_transaction_inside_goes_no_further(
 
 
 async def test_a_one_shot_in_a_transaction_is_part_of_it(pool: AsyncConnectionPool) -> None:
-    """It sees what is not committed, and goes with it; a batch too."""
+    """A one-shot or batch sees uncommitted work and is rolled back with the transaction."""
     with pytest.raises(ZeroDivisionError):  # noqa: PT012
         async with pool.session() as conn:
             await pool.execute("INSERT INTO notes VALUES (1)")
@@ -208,7 +208,7 @@ async def test_a_one_shot_in_a_transaction_is_part_of_it(pool: AsyncConnectionPo
 async def test_a_one_shot_that_fails_outside_of_a_transaction_leaves_the_mode(
     pool: AsyncConnectionPool, backends: Backends
 ) -> None:
-    """By an error, a time limit or a BEGIN of its own."""
+    """An error, a time limit or a BEGIN of its own does not change the autocommit mode."""
     async with pool.session() as conn:
         with pytest.raises(psycopg.errors.DivisionByZero):
             await pool.execute("SELECT 1/0")
@@ -225,7 +225,7 @@ async def test_a_one_shot_that_fails_outside_of_a_transaction_leaves_the_mode(
 
 
 async def test_a_cursors_mode_in_a_session_is_its_blocks(pool: AsyncConnectionPool) -> None:
-    """Where no transaction is open; psycopg refuses in one, and that undoes nothing."""
+    """In an open transaction psycopg refuses to change the mode, and nothing is undone."""
     async with pool.session() as conn:
         async with pool.cursor(autocommit=True) as cur:
             await note(cur, 1)
@@ -248,7 +248,7 @@ async def test_a_cursors_mode_in_a_session_is_its_blocks(pool: AsyncConnectionPo
 
 
 async def test_cursors_of_either_mode_inside_of_one_another(pool: AsyncConnectionPool) -> None:
-    """Each has its own, and the one around it has its own again afterwards."""
+    """Each cursor has its own mode, which is restored after an inner cursor."""
     async with pool.session() as conn:
         async with pool.cursor(autocommit=True):
             async with pool.cursor(autocommit=False) as cur:
@@ -273,7 +273,7 @@ async def test_cursors_of_either_mode_inside_of_one_another(pool: AsyncConnectio
 
 
 async def test_in_autocommit_mode_a_block_inside_is_no_transaction(dsn: str) -> None:
-    """`connection()` is what it is outside; `transaction()` makes one."""
+    """`connection()` stays in autocommit mode; `transaction()` begins a transaction."""
     async with AsyncConnectionPool(dsn, min_size=1, kwargs={"autocommit": True}) as pool:
         await pool.execute("CREATE TEMP TABLE notes (x int)")
         with pytest.raises(ZeroDivisionError):  # noqa: PT012
@@ -296,7 +296,7 @@ async def test_in_autocommit_mode_a_block_inside_is_no_transaction(dsn: str) -> 
 
 
 async def test_a_block_after_a_cancelled_statement_is_what_it_is_elsewhere(dsn: str) -> None:
-    """The statement may not have ended yet; that is no open transaction, and keeps no mode."""
+    """A cancelled statement that still runs neither counts as a transaction nor keeps its mode."""
     async with (
         AsyncConnectionPool(dsn, min_size=1, kwargs={"autocommit": True}) as pool,
         pool.session() as conn,
@@ -311,7 +311,7 @@ async def test_a_block_after_a_cancelled_statement_is_what_it_is_elsewhere(dsn: 
 
 
 async def test_tasks_that_are_started_inside_borrow_for_themselves(dsn: str) -> None:
-    """Two of them at once on one connection would be in each other's transaction."""
+    """Two tasks on one connection would be in each other's transaction."""
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
         async with pool.session() as conn:
             other = await asyncio.create_task(pool.getconn())
@@ -326,7 +326,7 @@ async def test_tasks_that_are_started_inside_borrow_for_themselves(dsn: str) -> 
                     assert mine is not conn
 
             await asyncio.create_task(nested())
-            # By a key it is the key's.
+            # By a key another connection is used.
             keyed = await pool.getconn(key="k")
             assert keyed is not conn
             await pool.putconn(keyed, "k")
@@ -334,7 +334,7 @@ async def test_tasks_that_are_started_inside_borrow_for_themselves(dsn: str) -> 
 
 
 async def test_what_is_released_in_a_session_stays_the_sessions(pool: AsyncConnectionPool) -> None:
-    """As often as it was acquired, and by its task; what was not released ends with the block."""
+    """Only the task may release, once for each acquire; the end of the block releases the rest."""
     async with pool.session() as conn:
         with pytest.raises(ReleaseError, match="is returned by the end of its block"):
             await pool.release(conn)
@@ -359,7 +359,7 @@ async def test_what_is_released_in_a_session_stays_the_sessions(pool: AsyncConne
 
 
 async def test_what_is_put_back_to_be_closed_is_closed_with_the_session(dsn: str) -> None:
-    """Not before, for the session has it still."""
+    """`putconn(close=True)` inside closes the connection only after the session."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         async with pool.session() as conn:
             pid = await backend_of(conn)
@@ -370,7 +370,7 @@ async def test_what_is_put_back_to_be_closed_is_closed_with_the_session(dsn: str
 
 
 async def test_two_that_do_not_end_in_turn_are_told_so(pool: AsyncConnectionPool) -> None:
-    """Then the outer one cannot be kept; the rest of the session can."""
+    """The outer of two blocks that end out of order is undone; the rest of the session is kept."""
     async with pool.session() as conn:
         await note(conn, 1)
         outer, inner = pool.connection(), pool.transaction()
@@ -391,7 +391,7 @@ async def test_two_that_do_not_end_in_turn_are_told_so(pool: AsyncConnectionPool
 async def test_a_block_inside_that_ends_in_another_task_is_told_so(
     pool: AsyncConnectionPool, block: str
 ) -> None:
-    """And so is the session, of which nothing is kept."""
+    """The block raises, and so does the session, whose work is undone."""
     await note(pool, 1)
     with pytest.raises(ReleaseError, match="a block inside has not ended"):  # noqa: PT012
         async with pool.session() as conn:
@@ -410,7 +410,7 @@ async def test_a_block_inside_that_ends_in_another_task_is_told_so(
 async def test_a_block_inside_that_outlasts_its_session_is_told_so(
     pool: AsyncConnectionPool, block: str
 ) -> None:
-    """With work it costs the session its own; without, nothing."""
+    """If the block has work, the session's work is undone; otherwise nothing is lost."""
     kept = getattr(pool, block)()
     async with pool.session():
         await kept.__aenter__()
@@ -431,7 +431,7 @@ async def test_a_block_inside_that_outlasts_its_session_is_told_so(
 
 
 async def test_a_session_may_end_in_another_task(pool: AsyncConnectionPool) -> None:
-    """As that of a pytest fixture does; meanwhile nobody joins it."""
+    """As with a pytest fixture; no other task joins the session meanwhile."""
 
     block = pool.session()
     conn = await asyncio.create_task(enter(block))
@@ -443,7 +443,7 @@ async def test_a_session_may_end_in_another_task(pool: AsyncConnectionPool) -> N
 
 
 async def test_a_generator_that_was_left_inside_does_no_harm(pool: AsyncConnectionPool) -> None:
-    """Its block ends in a task of the event loop's, whenever that comes to it."""
+    """Its block ends later, in a task of the event loop."""
 
     async def rows() -> AsyncIterator[int]:
         async with pool.connection() as conn:
@@ -464,7 +464,7 @@ async def test_a_generator_that_was_left_inside_does_no_harm(pool: AsyncConnecti
 async def test_a_dependency_that_yields_a_session_serves_its_request(
     pool: AsyncConnectionPool,
 ) -> None:
-    """As FastAPI's do, with the request's error thrown in."""
+    """As in FastAPI, the error of the request is thrown into the generator."""
 
     async def session() -> AsyncGenerator[Conn]:
         async with pool.session() as conn:
@@ -493,7 +493,7 @@ async def test_a_dependency_that_yields_a_session_serves_its_request(
 async def test_a_connection_that_breaks_in_a_block_inside_is_told_by_psycopg(
     dsn: str, backends: Backends
 ) -> None:
-    """Each block of the session gets an error, and none of them one of cleaning up."""
+    """Each block of the session raises psycopg's error, not one of its own clean-up."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         with pytest.raises(psycopg.errors.AdminShutdown):  # noqa: PT012
             async with pool.session() as conn:
@@ -513,7 +513,7 @@ async def test_a_connection_that_breaks_in_a_block_inside_is_told_by_psycopg(
 
 
 async def test_a_session_that_cannot_begin_leaves_nothing(dsn: str) -> None:
-    """Out of time, or the pool is closed."""
+    """The wait for a connection times out, or the pool is closed."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         held = await pool.acquire()
         for timeout in (0, 0.01):
@@ -534,7 +534,7 @@ async def test_a_session_that_cannot_begin_leaves_nothing(dsn: str) -> None:
 
 
 async def test_a_pool_that_closes_waits_for_a_session(dsn: str) -> None:
-    """Which goes on to borrow meanwhile; one that takes too long loses its work, and is told."""
+    """The session can still acquire; one that takes too long raises and loses its work."""
     pool = AsyncConnectionPool(dsn, min_size=1)
     async with pool.session():
         closing = asyncio.create_task(pool.close(LIMIT))
@@ -557,7 +557,7 @@ async def test_a_pool_that_closes_waits_for_a_session(dsn: str) -> None:
 
 
 def test_a_session_ends_with_its_event_loop(asyncpool_dsn: str) -> None:
-    """The next one has none, and its end says what became of it."""
+    """On the next loop there is no session, and ending the old one raises."""
     pool = AsyncConnectionPool(asyncpool_dsn, min_size=1)
     block = pool.session()
 
@@ -580,7 +580,7 @@ STOPS = pytest.mark.parametrize("stop", ["cancel", "twice", "scope"])
 
 @asynccontextmanager
 async def stopped(stop: str, backends: Backends) -> AsyncIterator[None]:
-    """Stop what runs inside once its `pg_sleep` does, in one of several ways, and go on."""
+    """Stop the block in one of several ways once its `pg_sleep` runs, and handle the error."""
     task = asyncio.current_task()
     assert task is not None
 
@@ -601,7 +601,7 @@ async def stopped(stop: str, backends: Backends) -> AsyncIterator[None]:
         except asyncio.CancelledError:
             if stop == "scope":
                 raise
-    with suppress(asyncio.CancelledError):  # the second may be on its way
+    with suppress(asyncio.CancelledError):  # the second cancellation may still come
         await striker
     while task.cancelling():
         task.uncancel()
@@ -613,7 +613,7 @@ async def stopped(stop: str, backends: Backends) -> AsyncIterator[None]:
 async def test_a_block_inside_that_is_stopped_is_undone_before_anything_else(
     pool: AsyncConnectionPool, backends: Backends, outer: bool, stop: str, block: str
 ) -> None:
-    """Though its task goes on in the session: nothing of the block is committed with the rest."""
+    """Nothing of a stopped block is committed when its session goes on."""
     async with pool.session() as conn:
         if outer:
             await note(conn, 1)
@@ -631,7 +631,7 @@ async def test_a_block_inside_that_is_stopped_is_undone_before_anything_else(
 async def test_psycopgs_own_connection_is_undone_too(
     dsn: str, backends: Backends, block: str
 ) -> None:
-    """A scope makes psycopg lose it, so that nothing of the session is left."""
+    """psycopg's own connection is lost by an anyio scope: nothing of the session is committed."""
     async with AsyncConnectionPool(
         dsn, min_size=1, connection_class=psycopg.AsyncConnection
     ) as pool:
@@ -657,7 +657,7 @@ async def test_psycopgs_own_connection_is_undone_too(
 async def test_a_session_that_is_stopped_is_rolled_back(
     pool: AsyncConnectionPool, backends: Backends, stop: str, block: str
 ) -> None:
-    """With all blocks inside, and its connection is as good as before."""
+    """All blocks inside are rolled back too, and the connection stays usable."""
     async with stopped(stop, backends), pool.session() as conn:
         await note(conn, 1)
         async with getattr(pool, block)() as inner:
@@ -705,7 +705,7 @@ async def use_what_fails(pool: AsyncConnectionPool) -> None:
 async def test_a_storm_of_cancellations_keeps_all_or_nothing(
     dsn: str, kind: Any, stop: str, use: Callable[[AsyncConnectionPool], Coroutine[Any, Any, None]]
 ) -> None:
-    """Wherever it strikes: each session has noted its four, or none."""
+    """Each session commits all four of its rows or none, wherever it is cancelled."""
     if BEFORE_3_3 and kind is not None and use is use_one_shots:
         pytest.skip("psycopg before 3.3 cannot leave a pipeline that was cancelled")
     rng = random.Random(f"{stop} {use.__name__}")
@@ -729,7 +729,7 @@ async def test_a_storm_of_cancellations_keeps_all_or_nothing(
                 task.cancel()
             await asyncio.wait({task})
             failure = None if task.cancelled() else task.exception()
-            # psycopg's own may lose a connection to a cancellation.
+            # psycopg's own connection may be lost by a cancellation.
             assert failure is None or isinstance(failure, lost), failure
 
         async def many() -> None:
@@ -746,7 +746,7 @@ async def test_a_storm_of_cancellations_keeps_all_or_nothing(
 
 
 async def test_work_that_cannot_be_undone_costs_the_session_its_connection(dsn: str) -> None:
-    """It must not be committed with the rest; whoever goes on is told."""
+    """It must not be committed with the rest: the next use of the session raises."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         with pytest.raises(ReleaseError, match="could not be undone") as caught:  # noqa: PT012
             async with pool.session() as conn:
@@ -762,7 +762,7 @@ async def test_work_that_cannot_be_undone_costs_the_session_its_connection(dsn: 
 
 
 async def test_blocks_inside_a_pipeline_are_savepoints_too(pool: AsyncConnectionPool) -> None:
-    """What was sent before them is looked at first."""
+    """The results of the statements sent before the block are checked first."""
     async with pool.session() as conn:
         async with conn.pipeline():
             await note(conn, 1)
@@ -781,7 +781,7 @@ async def test_blocks_inside_a_pipeline_are_savepoints_too(pool: AsyncConnection
 
 
 async def test_a_one_shot_inside_a_pipeline_belongs_to_it(pool: AsyncConnectionPool) -> None:
-    """Also the first thing in it, with which a transaction begins."""
+    """Also if it is the pipeline's first statement, which begins a transaction."""
     async with pool.session() as conn:
         async with conn.pipeline():
             assert await pool.fetchval("SELECT 1") == 1
@@ -794,7 +794,7 @@ async def test_a_one_shot_inside_a_pipeline_belongs_to_it(pool: AsyncConnectionP
 
 
 async def test_a_cursors_mode_does_not_outlast_the_session(pool: AsyncConnectionPool) -> None:
-    """Though the cursor's block has not ended in its turn."""
+    """Also if the cursor's block did not end before the session."""
     kept = pool.cursor(autocommit=True)
     with pytest.raises(ReleaseError, match="has not ended"):  # noqa: PT012
         async with pool.session() as conn:
@@ -809,7 +809,7 @@ async def test_a_cursors_mode_does_not_outlast_the_session(pool: AsyncConnection
 
 @with_close_returns
 async def test_close_returns_what_was_acquired_in_a_session(dsn: str) -> None:
-    """And only that: the connection of a block is the session's."""
+    """`close()` ends an acquire inside; on the connection of the session's block it raises."""
     async with AsyncConnectionPool(dsn, min_size=1, close_returns=True) as pool:
         async with pool.session() as conn:
             inner = await pool.acquire()
@@ -822,7 +822,7 @@ async def test_close_returns_what_was_acquired_in_a_session(dsn: str) -> None:
 
 
 async def test_a_block_that_was_made_before_the_session_joins_it(pool: AsyncConnectionPool) -> None:
-    """What counts is where it is entered."""
+    """A block joins the session in which it is entered, not where it was created."""
     made: list[Any] = [
         pool.connection(),
         pool.transaction(),
@@ -841,7 +841,7 @@ async def test_a_block_that_was_made_before_the_session_joins_it(pool: AsyncConn
 async def test_a_session_is_told_of_like_any_lease(
     dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once, with the place where it was begun."""
+    """One warning, with the place where the session began."""
     async with AsyncConnectionPool(dsn, min_size=1, leak_timeout=0.05) as pool:
         async with pool.session():
             async with pool.connection():

@@ -1,4 +1,4 @@
-"""A session that an async generator holds: joined from outside of it, ended early, or abandoned."""
+"""Sessions held by async generators that are suspended, closed early or abandoned."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def pool(dsn: str) -> AsyncIterator[AsyncConnectionPool]:
 
 
 async def rows(pool: AsyncConnectionPool, table: str) -> AsyncGenerator[int]:
-    """Some numbers, from the middle of a transaction of the generator's own."""
+    """Yield numbers from inside a transaction of the generator's session."""
     async with pool.session() as conn:
         await conn.execute(f"INSERT INTO {table} VALUES (-1)")
         await pool.execute(f"INSERT INTO {table} VALUES (-2)")
@@ -39,7 +39,7 @@ async def rows(pool: AsyncConnectionPool, table: str) -> AsyncGenerator[int]:
 
 
 def errors_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """The errors that were logged, which are taken out of the log."""
+    """Remove the logged errors from the log and return them."""
     records = caplog.get_records("call")
     found = [each.getMessage() for each in records if each.levelno >= logging.ERROR]
     records[:] = [each for each in records if each.levelno < logging.ERROR]
@@ -49,7 +49,7 @@ def errors_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def test_what_is_done_after_an_abandoned_generator_stays(
     pool: AsyncConnectionPool, backends: Backends, table: str
 ) -> None:
-    """From the next statement on: its session is none of the task's any more."""
+    """From the next statement on the task no longer joins the generator's session."""
     for number in range(1, 4):
         async for _ in rows(pool, table):
             break
@@ -63,7 +63,7 @@ async def test_what_is_done_after_an_abandoned_generator_stays(
 async def test_a_generator_around_an_abandoned_one_goes_on(
     pool: AsyncConnectionPool, backends: Backends, table: str
 ) -> None:
-    """The inner one's session is the inner one's."""
+    """Only the inner generator's session ends."""
 
     async def outer() -> AsyncGenerator[int]:
         async for number in rows(pool, table):
@@ -81,7 +81,7 @@ async def test_a_generator_around_an_abandoned_one_goes_on(
 async def test_what_is_done_while_a_generator_is_suspended_is_part_of_its_session(
     pool: AsyncConnectionPool, backends: Backends, table: str
 ) -> None:
-    """It is committed with it, when the generator comes to its end."""
+    """It is committed with the session when the generator ends."""
     async for number in rows(pool, table):
         await pool.execute(f"INSERT INTO {table} VALUES ({number})")
     assert backends.rows(table) == [-2, -1, 0, 1, 2]
@@ -90,7 +90,7 @@ async def test_what_is_done_while_a_generator_is_suspended_is_part_of_its_sessio
 async def test_what_is_undone_with_an_abandoned_generator_is_an_error_in_the_log(
     pool: AsyncConnectionPool, backends: Backends, table: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It was done in its session, and its caller was told that it was."""
+    """Work that was reported as done is undone with the session, so the log has an error."""
     async for number in rows(pool, table):
         await pool.execute(f"INSERT INTO {table} VALUES ({number})")
         break
@@ -104,7 +104,7 @@ async def test_what_is_undone_with_an_abandoned_generator_is_an_error_in_the_log
 async def test_what_is_undone_with_a_generator_that_is_closed_is_an_error_there(
     pool: AsyncConnectionPool, backends: Backends, table: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By `aclose()`, before its end."""
+    """`aclose()` before the generator's end raises."""
     with pytest.raises(ReleaseError, match="ran outside the generator"):  # noqa: PT012
         async with aclosing(rows(pool, table)) as numbers:
             async for _ in numbers:
@@ -118,7 +118,7 @@ async def test_what_is_undone_with_a_generator_that_is_closed_is_an_error_there(
 async def test_a_generator_that_is_closed_early_undoes_its_own_work_without_a_word(
     pool: AsyncConnectionPool, backends: Backends, table: str
 ) -> None:
-    """Its statements and one-shots are nobody else's; that it is left is no error."""
+    """Only work of the generator itself is undone, which is no error."""
     async with aclosing(rows(pool, table)) as numbers:
         async for _ in numbers:
             break
@@ -131,7 +131,7 @@ async def test_a_generator_that_is_closed_early_undoes_its_own_work_without_a_wo
 async def test_what_was_committed_meanwhile_is_not_undone(
     pool: AsyncConnectionPool, backends: Backends, table: str
 ) -> None:
-    """A one-shot of a session with no transaction open is by itself."""
+    """A one-shot in a session without an open transaction commits by itself."""
 
     async def calm() -> AsyncGenerator[int]:
         async with pool.session():
@@ -150,7 +150,7 @@ async def test_what_was_committed_meanwhile_is_not_undone(
 async def test_a_dependency_that_holds_a_session_is_joined_by_what_depends_on_it(
     pool: AsyncConnectionPool, backends: Backends, table: str, fails: bool
 ) -> None:
-    """As a web framework runs it: in the same task, and outside of the generator."""
+    """As in a web framework: in the same task, outside the generator."""
 
     @asynccontextmanager
     async def dependency() -> AsyncIterator[Any]:
@@ -179,14 +179,14 @@ async def test_a_dependency_that_holds_a_session_is_joined_by_what_depends_on_it
 
 
 def pid_of(conn: Any) -> int:
-    """The backend of a connection, by what it was told when it connected."""
+    """Return the backend's process ID that a connection received at connect."""
     return int(conn.info.backend_pid)
 
 
 async def test_a_generator_that_a_caller_keeps_may_be_resumed(
     pool: AsyncConnectionPool, backends: Backends, table: str
 ) -> None:
-    """Step by step, as some frameworks do, with work in between."""
+    """As some frameworks do, step by step with work in between."""
     numbers = rows(pool, table)
     assert await anext(numbers) == 0
     await pool.execute(f"INSERT INTO {table} VALUES (5)")
@@ -199,7 +199,7 @@ async def test_a_generator_that_a_caller_keeps_may_be_resumed(
 async def test_a_task_that_starts_inside_a_generator_is_none_of_its(
     pool: AsyncConnectionPool, backends: Backends, table: str
 ) -> None:
-    """Also where it starts eagerly: its session stays its own when the generator is left."""
+    """A task keeps its own session when the generator ends, also if it started eagerly."""
     left = asyncio.Event()
 
     async def other() -> None:

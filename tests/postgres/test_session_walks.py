@@ -1,7 +1,7 @@
-"""Random programs of blocks, one-shots, errors and cancellations, held against a plain model.
+"""Random programs of blocks, one-shots, errors and cancellations, compared with a model.
 
-The model knows nothing of pools: a set of rows, a stack of savepoints, a mode. Whatever a program
-does in a session, in whatever order, the table has in the end what the model has.
+The model is a set of rows, a stack of savepoints and a mode. Whatever a program does in a session,
+the table finally equals the model.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 LOOPS = BOTH_LOOPS
 WALKS = 100
-"""How many programs a kind of connection has to get through."""
+"""Number of programs for each kind of connection."""
 DEPTH = 5
-"""Of blocks inside of one another."""
+"""Maximum depth of nested blocks."""
 CURSORS = {"cursor": None, "cursor on": True, "cursor off": False}
 KINDS = ["connection", "transaction", "session", "acquire", "own", *CURSORS]
 
@@ -35,7 +35,7 @@ BEFORE_3_3 = tuple(map(int, psycopg.__version__.split(".")[:2])) < (3, 3)
 
 
 class Boom(Exception):
-    """An error of the program's."""
+    """An error that a program raises."""
 
 
 Failure = (Boom, psycopg.Error)
@@ -43,18 +43,18 @@ Failure = (Boom, psycopg.Error)
 
 @dataclass
 class Model:
-    """What the server should have."""
+    """The expected state of the server."""
 
     autocommit: bool
     rows: set[int] = field(default_factory=set)
-    """Committed."""
+    """The committed rows."""
     layers: list[set[int]] = field(default_factory=list)
-    """The rows of the open transaction, one set for each savepoint; empty: none is open."""
+    """The rows of the open transaction, one set a savepoint; empty if none is open."""
     failed: bool = False
-    """Whether the transaction takes no more statements."""
+    """Whether the transaction has failed."""
 
     def add(self, *rows: int, alone: bool = False) -> None:
-        """A statement that succeeds, in a transaction if one is open or the mode is such."""
+        """Insert rows; if no transaction is open, `alone` or autocommit mode commits them."""
         if self.failed:
             return
         if not self.layers:
@@ -65,29 +65,29 @@ class Model:
         self.layers[-1].update(rows)
 
     def fail(self, *, alone: bool = False) -> None:
-        """A statement that does not."""
+        """Fail a statement."""
         if not (self.layers or alone or self.autocommit):
             self.layers.append(set())
         self.failed = bool(self.layers)
 
     def commit(self) -> None:
-        """The end of all."""
+        """Commit the transaction."""
         if not self.failed:
             self.rows.update(*self.layers)
         self.roll_back()
 
     def roll_back(self) -> None:
-        """The same, with nothing left."""
+        """Roll back the transaction."""
         self.layers.clear()
         self.failed = False
 
 
 class Program:
-    """One of them: what it does is its seed's.
+    """A random program.
 
     Args:
-        pool: of two connections; the second is for what has no part in the session.
-        seed: of its own random numbers.
+        pool: a pool of two connections; the second is for uses outside the session.
+        seed: the seed of its random numbers.
         stops: the ways in which it may be cancelled.
     """
 
@@ -97,13 +97,13 @@ class Program:
         self.stops = stops
         self.model = Model(autocommit=False)
         self.inside = 0
-        """How many of the blocks around are transactions or savepoints."""
+        """The number of enclosing blocks that are transactions or savepoints."""
         self.number = 0
         self.told: list[str] = []
         self.conn: Any = None
 
     async def run(self) -> None:
-        """From the beginning to the end."""
+        """Run the whole program."""
         with suppress(*Failure):
             async with self.pool.session() as self.conn:
                 self.model.autocommit = self.conn.autocommit
@@ -115,7 +115,7 @@ class Program:
                 self.model.commit()
 
     async def steps(self, depth: int) -> None:
-        """Some steps, one after the other."""
+        """Run some random steps."""
         for _ in range(self.rng.randint(1, 5)):
             if depth < DEPTH and self.rng.random() < 0.5:
                 await self.caught(depth)
@@ -124,7 +124,7 @@ class Program:
             await self.agree()
 
     async def caught(self, depth: int) -> None:
-        """A block whose errors go no further, or do; or that is cancelled."""
+        """Run a block, which may be cancelled; handle its error or pass it on."""
         kind, fate = self.rng.choice(KINDS), self.rng.random()
         self.tell(f"{'  ' * depth}{kind}")
         if fate < 0.3:
@@ -137,7 +137,7 @@ class Program:
         self.tell(f"{'  ' * depth}.")
 
     async def block(self, kind: str, depth: int, stop: Callable[[], None] | None = None) -> None:
-        """One block, and what it comes to in the model; `stop` is called before it sleeps."""
+        """Run one block and update the model; `stop` is called before the block sleeps."""
         model, before = self.model, self.model.autocommit
         bare = kind == "acquire"
         layered = not bare and (kind in {"transaction", "own"} or bool(model.layers))
@@ -159,7 +159,7 @@ class Program:
                     if stop is not None:
                         stop()
                         await self.conn.execute("SELECT pg_sleep(60)")
-                    # psycopg leaves the savepoint of a failed block that ends with no exception.
+                    # psycopg keeps the savepoint of a failed block that ends without an exception.
                     if self.rng.random() < 0.2 or (kind == "own" and model.failed):
                         self.tell("boom")
                         raise Boom
@@ -183,7 +183,7 @@ class Program:
         model.autocommit = before
 
     def make(self, kind: str) -> Any:
-        """The block itself."""
+        """Create the block."""
         if kind == "own":
             return self.conn.transaction()
         if kind in CURSORS:
@@ -191,7 +191,7 @@ class Program:
         return getattr(self.pool, kind)()
 
     async def step(self) -> None:
-        """One statement, or the like."""
+        """Run one statement, one-shot or batch."""
         steps: list[Callable[[], Awaitable[None]]] = [
             lambda: self.insert(self.conn),
             self.one_shot,
@@ -234,7 +234,7 @@ class Program:
         if self.rng.random() < 0.3:
             with suppress(psycopg.errors.DivisionByZero):
                 await self.pool.batch([*statements, "SELECT 1/0"])
-            return  # it is a savepoint where a transaction is open
+            return  # in an open transaction a batch is a savepoint
         await self.pool.batch(statements)
         self.model.add(*numbers, alone=True)
 
@@ -249,7 +249,7 @@ class Program:
         self.model.fail(alone=True)
 
     async def end(self) -> None:
-        """A COMMIT or ROLLBACK by hand, where psycopg lets one."""
+        """Commit or roll back by hand, if psycopg allows it."""
         if self.inside:
             return
         if self.rng.random() < 0.5:
@@ -260,7 +260,7 @@ class Program:
             self.model.roll_back()
 
     async def beside(self) -> None:
-        """By a key, and by another task: neither has a part in the session."""
+        """Use a connection by a key and one in another task: neither joins the session."""
         number, keep = self.new(), self.rng.random() < 0.5
         if self.rng.random() < 0.5:
             conn = await self.pool.getconn(key="walk")
@@ -284,9 +284,9 @@ class Program:
             self.model.rows.add(number)
 
     async def stopped(self, stop: str, kind: str, depth: int) -> None:
-        """A block that ends in a cancellation while its server sleeps, if in nothing else before.
+        """Run a block that is cancelled while its server sleeps, unless it fails before.
 
-        Elsewhere nobody could say whether a statement had been done.
+        At any other point it would be unknown whether a statement had run.
         """
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
@@ -319,7 +319,7 @@ class Program:
         self.told.append(what)
 
     async def agree(self) -> None:
-        """The connection is in the mode that the model has, when the pool has done its part."""
+        """Check the connection's mode against the model once the pool's clean-up has ended."""
         await self.pool._sessions[self.conn].wait_ready(None)
         assert self.conn.autocommit == self.model.autocommit, self.told
 
@@ -327,7 +327,7 @@ class Program:
 @pytest.mark.parametrize("autocommit", [False, True])
 @pytest.mark.parametrize("kind", [None, psycopg.AsyncConnection], ids=["ours", "psycopg"])
 async def test_the_table_has_what_a_model_has(dsn: str, kind: Any, autocommit: bool) -> None:
-    """After each of many programs."""
+    """After each of many random programs the table equals the model."""
     keywords: dict[str, Any] = {} if kind is None else {"connection_class": kind}
     stops = ["cancel", "twice", "scope"] if kind is None else []
     async with AsyncConnectionPool(

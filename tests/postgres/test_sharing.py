@@ -1,4 +1,4 @@
-"""One-shots of many tasks share connections, in libpq's pipeline mode."""
+"""One-shots of many tasks share connections in pipeline mode."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ LOOPS = BOTH_LOOPS
 
 
 def sharing(dsn: str, **options: Any) -> AsyncConnectionPool:
-    """A pool whose one-shots share connections."""
+    """Create a pool whose one-shots share connections."""
     return AsyncConnectionPool(dsn, pipeline=True, **options)
 
 
 async def seen_as_quick(pool: AsyncConnectionPool, query: str, *params: Any, **how: Any) -> None:
-    """Run a read until the pool shares a connection for it: a busy machine may take a few."""
+    """Run a read until the pool shares a connection for it; a busy machine may need more runs."""
     for _ in range(200):
         before = pool.stats().requests_shared
         await pool.fetchval(query, params or None, **how)
@@ -46,9 +46,9 @@ async def seen_as_quick(pool: AsyncConnectionPool, query: str, *params: Any, **h
 
 
 async def test_a_thousand_tasks_need_a_handful_of_connections(dsn: str) -> None:
-    """Each gets its own answer, and the pool does not grow for them.
+    """Each task gets its own result, and the pool does not grow.
 
-    On a machine that stands still for milliseconds the read seems slow, and then it grows.
+    On a machine that stalls for milliseconds the read seems slow, and the pool grows.
     """
     connects = []
     for _ in range(10):
@@ -63,7 +63,7 @@ async def test_a_thousand_tasks_need_a_handful_of_connections(dsn: str) -> None:
 
 
 async def test_they_do_not_wait_for_one_anothers_round_trip(dsn: str) -> None:
-    """A hundred of them go out in a few packets, on one connection."""
+    """A hundred one-shots are sent in a few packets on one connection."""
     async with (
         Proxy(dsn) as proxy,
         sharing(proxy.dsn, min_size=1, shared_size=1) as pool,
@@ -75,9 +75,9 @@ async def test_they_do_not_wait_for_one_anothers_round_trip(dsn: str) -> None:
 
 
 async def test_a_slow_network_makes_no_statement_slow(dsn: str) -> None:
-    """Newcomers are sent behind those that are on their way, however long that is.
+    """New reads are sent behind those in flight, however long the round trip is.
 
-    A machine that is busy makes one look slow at times, but not always.
+    A busy machine may make some reads seem slow, but not all.
     """
     async with (
         Proxy(dsn) as proxy,
@@ -101,7 +101,7 @@ async def test_a_slow_network_makes_no_statement_slow(dsn: str) -> None:
 
 
 async def test_an_error_is_its_own_statements_alone(dsn: str) -> None:
-    """Every other one fails, each in another way, and the others do not notice."""
+    """Every second statement fails, each in another way; the others succeed."""
     async with sharing(dsn, min_size=1) as pool:
         await pool.execute("CREATE TEMP TABLE kept (x int PRIMARY KEY)")
 
@@ -128,7 +128,7 @@ async def test_an_error_is_its_own_statements_alone(dsn: str) -> None:
 
 
 async def test_what_changes_the_session_has_a_connection_of_its_own(dsn: str) -> None:
-    """Unseen by the caller; no neighbour meets what it leaves."""
+    """No other one-shot sees the session state that it leaves behind."""
     async with sharing(dsn, min_size=1) as pool:
         for text in (
             "SET LOCAL work_mem = '1MB'",
@@ -157,13 +157,13 @@ async def test_what_changes_the_session_has_a_connection_of_its_own(dsn: str) ->
     ],
 )
 async def test_every_way_to_say_it(dsn: str, query: Any) -> None:
-    """All that psycopg takes for a query."""
+    """Each type that psycopg accepts as a query works."""
     async with sharing(dsn, min_size=1, kwargs={"row_factory": dict_row}) as pool:
         assert await pool.fetchall(query) == [{"x": 1}]
 
 
 async def test_a_slow_statement_holds_up_nobody_who_comes_later(dsn: str) -> None:
-    """Newcomers take another connection, which is opened for them if need be."""
+    """New requests use another connection, which is opened if necessary."""
     async with sharing(dsn, min_size=1, max_size=4) as pool:
         await pool.wait()
         slow = asyncio.create_task(pool.execute("SELECT pg_sleep(60)"))
@@ -176,7 +176,7 @@ async def test_a_slow_statement_holds_up_nobody_who_comes_later(dsn: str) -> Non
 
 @pytest.mark.parametrize("seen", [[], [0.1], [0, 0, 0.1]])
 async def test_nobody_is_sent_behind_what_may_be_slow(dsn: str, seen: list[float]) -> None:
-    """Which is what was never seen, or took long of late; though all come in the same turn."""
+    """A read that is new or was slow recently gets no others behind it, even in the same turn."""
     async with sharing(dsn, min_size=2, max_size=2) as pool:
         await pool.fetchval("SELECT 1")
         for seconds in seen:
@@ -193,7 +193,7 @@ async def test_nobody_is_sent_behind_what_may_be_slow(dsn: str, seen: list[float
 
 
 async def test_reads_that_wait_need_one_connection_together(dsn: str) -> None:
-    """The pool does not grow for each of them, and the first that comes back serves them all."""
+    """The pool does not grow for each read; the first connection that is released serves all."""
     async with sharing(dsn, min_size=2, max_size=8) as pool:
         await pool.wait()
         await seen_as_quick(pool, "SELECT 1")
@@ -208,7 +208,7 @@ async def test_reads_that_wait_need_one_connection_together(dsn: str) -> None:
 
 
 async def test_statements_that_may_be_slow_grow_the_pool_at_once(dsn: str) -> None:
-    """Side by side, as for as many borrowers."""
+    """They run in parallel, as for the same number of blocks."""
     async with sharing(dsn, min_size=1, max_size=6) as pool:
         await pool.wait()
         tasks = [asyncio.create_task(pool.fetchval("SELECT pg_sleep(60)")) for _ in range(8)]
@@ -225,7 +225,7 @@ async def test_statements_that_may_be_slow_grow_the_pool_at_once(dsn: str) -> No
 
 
 async def test_borrowers_and_one_shots_do_not_starve_each_other(dsn: str) -> None:
-    """With a single connection both go on, in turns."""
+    """With a single connection both make progress in turns."""
     async with sharing(dsn, min_size=1) as pool:
         stop = False
         shots = 0
@@ -247,7 +247,7 @@ async def test_borrowers_and_one_shots_do_not_starve_each_other(dsn: str) -> Non
 
 
 async def test_one_shots_have_their_turn_however_many_borrow(dsn: str) -> None:
-    """The line is never empty, and they stand in it like any other."""
+    """The wait queue is never empty, and one-shots wait in it like blocks."""
     async with sharing(dsn, min_size=2) as pool:
         stop = False
 
@@ -266,7 +266,7 @@ async def test_one_shots_have_their_turn_however_many_borrow(dsn: str) -> None:
 
 
 async def test_a_busy_connection_is_replaced_all_the_same(dsn: str) -> None:
-    """`drain()` reaches one on which there is always something under way."""
+    """`drain()` replaces a connection on which requests are always in flight."""
     async with sharing(dsn, min_size=1, max_size=2, shared_size=1) as pool:
         stop = False
 
@@ -287,7 +287,7 @@ async def test_a_busy_connection_is_replaced_all_the_same(dsn: str) -> None:
 
 
 async def test_explain_says_who_has_a_shared_connection(dsn: str) -> None:
-    """Not one task, but one-shot statements; a write's connection is its caller's alone."""
+    """The holder of a shared connection is "one-shot statements"; that of a write is its caller."""
     async with sharing(dsn, min_size=1) as pool:
         await pool.fetchval("SELECT 1")
         read = asyncio.create_task(pool.fetchval("SELECT 1"))
@@ -300,7 +300,7 @@ async def test_explain_says_who_has_a_shared_connection(dsn: str) -> None:
 
 
 async def test_notifications_among_the_results_reach_their_handler(dsn: str) -> None:
-    """On a connection that listens and is shared meanwhile."""
+    """The connection listens and is shared at the same time."""
     heard: list[str] = []
 
     async def listen(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -316,7 +316,7 @@ async def test_notifications_among_the_results_reach_their_handler(dsn: str) -> 
 async def one_slow_and_many_behind(
     pool: AsyncConnectionPool, backends: Backends
 ) -> tuple[asyncio.Task[str], list[asyncio.Task[Any]]]:
-    """Sent in one turn of the loop, on the pool's only connection."""
+    """Send them in one turn of the loop on the pool's only connection."""
     await pool.wait()
     slow = asyncio.create_task(pool.execute("SELECT pg_sleep(60)"))
     behind = [asyncio.create_task(pool.fetchval("SELECT %s::int", [n])) for n in range(20)]
@@ -327,7 +327,7 @@ async def one_slow_and_many_behind(
 async def test_a_cancelled_one_returns_at_once_and_ends_on_the_server(
     dsn: str, backends: Backends
 ) -> None:
-    """Its neighbours, also those behind it, get their answers."""
+    """The other statements, also those behind it, get their results."""
     async with sharing(dsn, min_size=1, shared_size=1) as pool:
         slow, behind = await one_slow_and_many_behind(pool, backends)
         slow.cancel()
@@ -339,7 +339,7 @@ async def test_a_cancelled_one_returns_at_once_and_ends_on_the_server(
 
 
 async def test_one_that_is_cancelled_before_it_was_sent_never_runs(dsn: str) -> None:
-    """It waits for a connection that somebody else has."""
+    """It waits for a connection that another task holds."""
     async with sharing(dsn, min_size=1) as pool:
         await pool.execute("DROP TABLE IF EXISTS never")
         await pool.execute("CREATE TABLE never (x int)")
@@ -354,7 +354,7 @@ async def test_one_that_is_cancelled_before_it_was_sent_never_runs(dsn: str) -> 
 
 
 async def test_a_changed_table_does_not_fail_a_prepared_statement(dsn: str) -> None:
-    """The plan of before the change is thrown away, and the statement sent once more."""
+    """The outdated plan is dropped and the statement is sent again."""
     async with sharing(dsn, min_size=2, shared_size=1) as pool:
         await pool.execute("DROP TABLE IF EXISTS changed")
         await pool.execute("CREATE TABLE changed (x int)")
@@ -368,7 +368,7 @@ async def test_a_changed_table_does_not_fail_a_prepared_statement(dsn: str) -> N
 
 
 async def test_statements_are_prepared_and_evicted(dsn: str) -> None:
-    """As many as psycopg keeps, on the server too."""
+    """psycopg and the server hold the same number of prepared statements."""
     async with sharing(dsn, min_size=1) as pool:
         async with pool.connection() as conn:
             conn.prepare_threshold = 0
@@ -381,7 +381,7 @@ async def test_statements_are_prepared_and_evicted(dsn: str) -> None:
 
 
 async def test_without_prepared_statements(dsn: str) -> None:
-    """`prepare_threshold=None` is honoured."""
+    """With `prepare_threshold=None` nothing is prepared."""
     async with sharing(dsn, min_size=1, kwargs={"prepare_threshold": None}) as pool:
         for _ in range(20):
             await pool.fetchval("SELECT 1")
@@ -389,7 +389,7 @@ async def test_without_prepared_statements(dsn: str) -> None:
 
 
 async def test_a_failed_preparation_is_not_its_followers_error(dsn: str) -> None:
-    """Those sent behind it, with the name that does not exist, get the true error."""
+    """Statements sent behind it under the same name report the true error too."""
     async with sharing(dsn, min_size=1, kwargs={"prepare_threshold": 0}, shared_size=1) as pool:
         failing = (pool.fetchval("SELECT * FROM no_such_table") for _ in range(5))
         for outcome in await asyncio.gather(*failing, return_exceptions=True):
@@ -397,7 +397,7 @@ async def test_a_failed_preparation_is_not_its_followers_error(dsn: str) -> None
 
 
 async def test_large_values_both_ways(dsn: str) -> None:
-    """Neither the loop nor client and server stand still over full buffers."""
+    """Full buffers block neither the event loop nor client and server."""
     async with sharing(dsn, min_size=1, shared_size=1) as pool:
         value = "x" * 20_000_000
         many = [pool.fetchval("SELECT %s::text", [value]) for _ in range(3)]
@@ -410,7 +410,7 @@ async def test_large_values_both_ways(dsn: str) -> None:
 async def test_a_server_that_goes_fails_them_with_its_own_words(
     dsn: str, backends: Backends
 ) -> None:
-    """Those behind, at which it cannot have looked, go elsewhere unseen."""
+    """Statements behind the running one, which the server has not begun, run elsewhere."""
     async with sharing(dsn, min_size=1, shared_size=1) as pool:
         slow, behind = await one_slow_and_many_behind(pool, backends)
         backends.terminate()
@@ -420,7 +420,7 @@ async def test_a_server_that_goes_fails_them_with_its_own_words(
 
 
 async def test_one_that_was_not_sent_moves_when_the_connection_is_lost(dsn: str) -> None:
-    """It waits for a slow one, whose connection ends without a word."""
+    """It waits behind a slow statement whose connection breaks."""
     async with Proxy(dsn) as proxy, sharing(proxy.dsn, min_size=1, shared_size=1) as pool:
         await pool.wait()
         slow = asyncio.create_task(pool.execute("SELECT pg_sleep(1)"))
@@ -434,7 +434,7 @@ async def test_one_that_was_not_sent_moves_when_the_connection_is_lost(dsn: str)
 
 
 async def test_closing_the_pool_ends_them(dsn: str) -> None:
-    """The one that runs, those behind it and those that wait."""
+    """The running statement, those behind it and those in the wait queue all end."""
     pool = sharing(dsn, min_size=1, shared_size=1)
     await pool.open(wait=True)
     tasks = [asyncio.create_task(pool.execute("SELECT pg_sleep(60)")) for _ in range(300)]
@@ -447,7 +447,7 @@ async def test_closing_the_pool_ends_them(dsn: str) -> None:
 
 
 async def test_without_the_pipeline_each_borrows(dsn: str) -> None:
-    """`pipeline=False`: as many connections as statements under way."""
+    """With `pipeline=False` each running statement uses a connection."""
     async with AsyncConnectionPool(dsn, min_size=3, pipeline=False) as pool:
         await pool.wait()
         tasks = [asyncio.create_task(pool.execute("SELECT pg_sleep(0.3)")) for _ in range(3)]
@@ -458,7 +458,7 @@ async def test_without_the_pipeline_each_borrows(dsn: str) -> None:
 async def test_a_libpq_without_a_pipeline_is_told_of_and_works(
     dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each borrows then, and a batch takes more round trips."""
+    """Each one-shot then uses its own connection, and a batch takes more round trips."""
     monkeypatch.setattr("psycopg.capabilities.has_pipeline", lambda **_: False)
     monkeypatch.setattr(psycopg.Pipeline, "is_supported", lambda: False)
     async with sharing(dsn, min_size=1) as pool:
@@ -514,7 +514,7 @@ ODDITIES: list[tuple[str, Any]] = [
 
 
 async def test_the_same_as_on_a_connection_of_ones_own(dsn: str) -> None:
-    """Rows, types and exceptions, some thousand times over, beside one another."""
+    """Rows, types and exceptions are equal in thousands of concurrent statements."""
     chance = random.Random(4)
     async with (
         sharing(dsn, min_size=2) as shared,
@@ -541,7 +541,7 @@ async def test_the_same_as_on_a_connection_of_ones_own(dsn: str) -> None:
 
 
 async def test_a_setting_that_changes_is_seen_in_the_next_rows(dsn: str) -> None:
-    """What reads the rows is kept as long as nothing it depends on is another."""
+    """A changed setting renews the cached loaders of rows."""
     async with sharing(dsn, min_size=1, shared_size=1) as pool:
         busy = [asyncio.create_task(pool.execute("SELECT pg_sleep(0.001)")) for _ in range(100)]
         moment = "SELECT timestamptz '2020-06-01 12:00:00+00'"
@@ -553,7 +553,7 @@ async def test_a_setting_that_changes_is_seen_in_the_next_rows(dsn: str) -> None
 
 
 async def test_what_a_borrower_registers_is_seen_afterwards(dsn: str) -> None:
-    """What reads the rows is not older than the last who had the connection."""
+    """The cached loaders of rows are renewed after each lease of the connection."""
     async with sharing(dsn, min_size=1, max_size=1) as pool:
         assert await pool.fetchval("SELECT 1") == 1
         async with pool.connection() as conn:
@@ -562,7 +562,7 @@ async def test_what_a_borrower_registers_is_seen_afterwards(dsn: str) -> None:
 
 
 async def test_prepare_is_as_for_a_cursor(dsn: str) -> None:
-    """True at once, False never, and else from the sixth time on."""
+    """True prepares at once, False never, None from the sixth execution on."""
     mine = "SELECT count(*) FROM pg_prepared_statements WHERE statement = %s"
     async with sharing(dsn, min_size=1, shared_size=1) as pool:
         for prepare, query, times, expected in (
@@ -577,7 +577,7 @@ async def test_prepare_is_as_for_a_cursor(dsn: str) -> None:
 
 
 async def test_binary_results(dsn: str) -> None:
-    """Equal values, also beside the same statement in text."""
+    """Values are equal, also next to the same statement in text format."""
     async with sharing(dsn, min_size=1, shared_size=1) as pool:
         query = "SELECT 1.5::float8, %s::bytea, now()::timestamptz - now()"
         for call in (pool.fetchall, pool.fetchone, pool.fetchval):
@@ -588,9 +588,9 @@ async def test_binary_results(dsn: str) -> None:
 
 
 async def test_they_are_counted_as_requests(dsn: str) -> None:
-    """Each by itself, whatever became of it."""
+    """Each one-shot counts as one request, whatever its outcome."""
     async with sharing(dsn, min_size=1, max_size=1, timeout=60) as pool:
-        await pool.fetchval("SELECT 1")  # it is known to be quick
+        await pool.fetchval("SELECT 1")  # now known to be quick
         await at_rest(pool)
         before = pool.stats()
         await asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(20)))
@@ -606,7 +606,7 @@ async def test_they_are_counted_as_requests(dsn: str) -> None:
         assert await waiting[1] == 1
         await at_rest(pool)
         now = pool.stats()
-        assert now.requests_shared - before.requests_shared == 21  # one was never seen before
+        assert now.requests_shared - before.requests_shared == 21  # one was new
         assert now.requests_failed - before.requests_failed == 1
         assert now.requests_cancelled - before.requests_cancelled == 1
         assert now.requests_queued - before.requests_queued == 3
@@ -618,7 +618,7 @@ async def test_they_are_counted_as_requests(dsn: str) -> None:
 async def test_a_cancel_request_that_hits_the_next_statement_costs_it_nothing(
     dsn: str, table: str, backends: Backends, monkeypatch: pytest.MonkeyPatch, prepare: bool
 ) -> None:
-    """Also while the server is about to prepare it: a read is sent once more."""
+    """A read that it hits is sent again, also while the server prepares it."""
     before = f"SELECT count(*) FROM {table}"
     after = f"SELECT sum(1) FROM {table}"
     hits = 0
@@ -627,7 +627,7 @@ async def test_a_cancel_request_that_hits_the_next_statement_costs_it_nothing(
         nonlocal hits
         await insist(conn, None)
         await end
-        # The server itself signals twice for each request, so it may have been hit by now.
+        # The server signals twice for each cancel request, so the statement may be hit already.
         await eventually(lambda: backends.running(after) or pool.stats().waiting)
         await insist(conn, None)  # a request that is late
         hits += 1
@@ -652,7 +652,7 @@ HUGE = 100 << 20
 
 
 async def test_what_is_huge_neither_blocks_the_loop_nor_its_neighbours(dsn: str) -> None:
-    """100 MB there and back, on the only connection, while others come and go behind it."""
+    """100 MB go both ways on the only connection while other requests run."""
     async with sharing(dsn, min_size=1, max_size=1, timeout=60) as pool:
         for query in ("SELECT 1", "SELECT %s::bytea"):  # both are known to be quick
             await pool.fetchval(query, [b""] if "%" in query else None)
@@ -681,7 +681,7 @@ async def test_what_is_huge_neither_blocks_the_loop_nor_its_neighbours(dsn: str)
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks start eagerly since Python 3.12")
 async def test_where_tasks_start_eagerly_it_is_the_same(dsn: str) -> None:
-    """A cancel request and a caller then run before whoever made them goes on."""
+    """A new task, of a cancel request or a caller, then runs before its creator goes on."""
     loop = asyncio.get_running_loop()
     if not isinstance(loop, asyncio.BaseEventLoop):
         pytest.skip("uvloop's tasks do not start eagerly on every Python")
@@ -703,7 +703,7 @@ async def test_where_tasks_start_eagerly_it_is_the_same(dsn: str) -> None:
 
 
 async def test_no_write_is_lost_or_done_twice_in_chaos(dsn: str, backends: Backends) -> None:
-    """Errors, cancellations, kills and slow heads at random, against a table of what was done."""
+    """Errors, cancellations, kills and slow statements at random, compared with a table."""
     chance = random.Random(7)
     async with sharing(dsn, min_size=2, max_size=4, timeout=60) as pool:
         await pool.execute("DROP TABLE IF EXISTS booked")

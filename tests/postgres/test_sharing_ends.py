@@ -1,4 +1,4 @@
-"""The ends of one-shots: what is told of them, and what becomes of their connections."""
+"""The end of one-shots: reports, counters, and their connections."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOOPS = BOTH_LOOPS
 
 @pytest.mark.parametrize("ends", ["served", "late"])
 async def test_a_long_wait_of_a_one_shot_is_told_of_in_its_task(dsn: str, ends: str) -> None:
-    """Once, as a block's is; also one in vain."""
+    """One report, as for a block, also if the wait fails."""
     told: list[tuple[float, str]] = []
     async with AsyncConnectionPool(dsn, min_size=1, max_size=1) as pool:
 
@@ -47,7 +47,7 @@ async def test_a_long_wait_of_a_one_shot_is_told_of_in_its_task(dsn: str, ends: 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="there are no eager tasks")
 @pytest.mark.parametrize("after", ["null pool", "drain"])
 async def test_results_are_read_before_their_connection_is_closed(dsn: str, after: str) -> None:
-    """Also where tasks start eagerly: rows, and the words of errors."""
+    """Rows and error messages are read in time, also if tasks start eagerly."""
 
     async def run() -> None:
         pool: AsyncConnectionPool[Any] = (
@@ -78,19 +78,19 @@ async def test_results_are_read_before_their_connection_is_closed(dsn: str, afte
 
 
 async def test_a_connection_that_its_last_borrower_has_closed_is_not_kept(dsn: str) -> None:
-    """Behind the pool's back: one one-shot may fail, and then its place is free for another."""
+    """A close that bypasses the pool may fail one one-shot; then its place is free again."""
     async with AsyncConnectionPool(dsn, min_size=1, max_size=1) as pool:
         conn = await pool.acquire()
         await pool.release(conn)
         conn.pgconn.finish()
-        with suppress(psycopg.OperationalError):  # where that is not noticed in time
+        with suppress(psycopg.OperationalError):  # if the close is not noticed in time
             await pool.fetchval("SELECT 1")
         assert await in_time(pool.fetchval("SELECT 1")) == 1
         await at_rest(pool)
 
 
 async def test_a_slow_read_is_known_as_slow_on_whichever_connection(dsn: str) -> None:
-    """Also on one that another read has just had, which was quick."""
+    """Also on a connection on which another, quick read has just run."""
     slow = "SELECT count(*) FROM generate_series(1, 700000) a"
     async with AsyncConnectionPool(dsn, min_size=1, max_size=1) as pool:
         for _ in range(5):
@@ -109,7 +109,7 @@ async def test_a_slow_read_is_known_as_slow_on_whichever_connection(dsn: str) ->
 async def test_who_uses_a_connection_that_was_returned_harms_no_one_shot(
     dsn: str, autocommit: bool
 ) -> None:
-    """It is refused while the connection is another's."""
+    """A use after the release is refused while one-shots run on the connection."""
     kwargs = {"autocommit": autocommit}
     async with AsyncConnectionPool(dsn, min_size=1, max_size=1, kwargs=kwargs) as pool:
         await warm(pool, "SELECT 1")
@@ -124,7 +124,7 @@ async def test_who_uses_a_connection_that_was_returned_harms_no_one_shot(
 
 
 async def test_a_one_shot_that_may_not_wait_is_counted_as_a_block_is(dsn: str) -> None:
-    """It has failed, and was never in the queue."""
+    """It counts as failed and as never queued."""
     counted = []
     async with AsyncConnectionPool(dsn, min_size=1, max_size=1, max_waiting=1) as pool:
         for call in (pool.acquire, partial(pool.fetchval, "SELECT pg_sleep(0)")):

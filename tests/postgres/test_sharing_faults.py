@@ -1,4 +1,4 @@
-"""Each acknowledged write is there once and each failed one at most once, whatever breaks."""
+"""Faults: each acknowledged write takes effect once, each failed one at most once."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ UNPREPARED = {"prepare_threshold": None}
 
 @pytest.fixture
 def ledger(backends: Backends) -> Iterator[Ledger]:
-    """The tables that count the writes of this test."""
+    """The ledger of the writes of this test."""
     with created_ledger(backends) as ledger:
         yield ledger
 
 
 @asynccontextmanager
 async def stopped(pids: set[int]) -> AsyncIterator[None]:
-    """A block during which these processes do not run."""
+    """Stop these processes for the length of a block."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -69,7 +69,7 @@ async def stopped(pids: set[int]) -> AsyncIterator[None]:
 async def test_writes_that_wait_while_the_server_is_paused_are_not_run_once_given_up(
     dsn: str, backends: Backends, ledger: Ledger, server: Server, pause: str
 ) -> None:
-    """Two are sent to the two connections; the others wait for these."""
+    """Two writes are sent on the two connections; the others wait for these."""
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
         await warm(pool, ledger.insert, -1)
         await at_rest(pool)
@@ -89,7 +89,7 @@ async def test_writes_that_wait_while_the_server_is_paused_are_not_run_once_give
 async def test_neighbours_of_a_statement_that_cannot_be_cancelled_are_run_or_refused(
     dsn: str, backends: Backends, ledger: Ledger, server: Server
 ) -> None:
-    """Its backend stands still for longer than the pool waits for the end of a statement."""
+    """The backend is stopped for longer than the pool waits for the end of a statement."""
     assert server.state == "running"
     async with AsyncConnectionPool(dsn, min_size=1, max_size=1, timeout=60) as pool:
         await warm(pool, "SELECT pg_sleep(%s)", 0)
@@ -112,7 +112,7 @@ async def test_neighbours_of_a_statement_that_cannot_be_cancelled_are_run_or_ref
 async def test_no_write_is_lost_or_doubled_when_the_way_to_the_server_breaks(
     dsn: str, backends: Backends, ledger: Ledger, mode: str
 ) -> None:
-    """Of the connections that carry the writes, one in eight breaks at its write."""
+    """One in eight of the connections breaks at its write."""
     random = Random(mode)
 
     def choose(message: bytes) -> str | None:
@@ -146,7 +146,7 @@ async def test_no_write_is_lost_or_doubled_when_the_way_to_the_server_breaks(
 async def test_a_write_that_waits_survives_the_loss_of_the_connection_before_it(
     dsn: str, backends: Backends, ledger: Ledger, mode: str
 ) -> None:
-    """The write that was sent fails; those that wait are run on another connection."""
+    """The write that was sent fails; those that wait run on another connection."""
     armed = True
 
     def choose(message: bytes) -> str | None:
@@ -169,14 +169,14 @@ async def test_a_write_that_waits_survives_the_loss_of_the_connection_before_it(
 
 
 def through(bouncing: str, application: str) -> str:
-    """The connection string through a PgBouncer, under the name of this test."""
+    """Return the connection string through a PgBouncer, with the test's application name."""
     return make_conninfo(bouncing, application_name=application)
 
 
 async def test_writes_through_a_pooler_whose_callers_leave(
     dsn: str, asyncpool_dsn: str, application: str, backends: Backends, ledger: Ledger
 ) -> None:
-    """PgBouncer has fewer connections to the server than the pool has to it."""
+    """PgBouncer has fewer connections to the server than the pool has to PgBouncer."""
     random = Random(1)
     settings: dict[str, Any] = {"pool_mode": "transaction", "default_pool_size": 2}
     with bouncer(asyncpool_dsn, **settings) as bouncing:
@@ -224,14 +224,14 @@ async def test_writes_that_wait_before_a_pooler_are_not_run_once_given_up(
 
 
 def more_than(done: set[int], number: int) -> bool:
-    """Whether more writes than that are acknowledged."""
+    """Whether more than `number` writes are acknowledged."""
     return len(done) > number
 
 
 async def test_a_pooler_that_drops_all_its_clients_doubles_no_write(
     dsn: str, asyncpool_dsn: str, application: str, backends: Backends, ledger: Ledger
 ) -> None:
-    """The console's KILL ends every connection in the midst of the writes."""
+    """The console's KILL closes every connection during the writes."""
     settings: dict[str, Any] = {"pool_mode": "transaction", "default_pool_size": 4}
     admin = conninfo_to_dict(asyncpool_dsn)["user"]
     with bouncer(asyncpool_dsn, console=False, admin_users=admin, **settings) as bouncing:
@@ -268,7 +268,7 @@ async def test_a_pooler_that_drops_all_its_clients_doubles_no_write(
 async def test_a_one_shot_that_costs_its_session_costs_no_other_one_shot(
     dsn: str, backends: Backends, ledger: Ledger, how: str
 ) -> None:
-    """Reads and writes that are issued in the same moment have their answers."""
+    """Reads and writes issued at the same moment get their results."""
 
     def choose(message: bytes) -> str | None:
         return "garble" if b"its message is broken" in message else None

@@ -1,4 +1,4 @@
-"""A one-shot does with adapters, context variables, methods and wrappers what a block does."""
+"""Adapters, context variables, overridden methods and wrappers work as in a block."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="
 
 
 class JsonOfDict(JsonbDumper):
-    """Writes a dict as jsonb."""
+    """Dumps a dict as jsonb."""
 
 
 async def with_dicts(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -43,7 +43,7 @@ LITERAL = sql.SQL("SELECT {}").format(sql.Literal({"a": 1}))
 
 @pytest.mark.parametrize("how", ["configure", "context"])
 async def test_a_literal_is_written_by_the_adapters_of_the_connection(dsn: str, how: str) -> None:
-    """Which `configure` or the connection's `context` has registered."""
+    """The adapters are registered by `configure` or by the connection's `context`."""
     adapters = AdaptersMap(psycopg.adapters)
     adapters.register_dumper(dict, JsonOfDict)
     options: dict[str, Any] = {"configure": with_dicts}
@@ -65,7 +65,7 @@ async def test_a_literal_is_written_by_the_adapters_of_the_connection(dsn: str, 
 
 
 class Current(sql.Composable):
-    """The tenant for whom a statement is written."""
+    """A part of a query that is written as the current tenant."""
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -75,11 +75,11 @@ class Current(sql.Composable):
 
 
 class Who:
-    """A value that stands for the tenant."""
+    """A value that is dumped as the current tenant."""
 
 
 class WhoDumper(Dumper):
-    """Writes the tenant of the context in which it is called."""
+    """Dumps the tenant of the context in which it is called."""
 
     oid = psycopg.postgres.types["text"].oid
 
@@ -105,7 +105,7 @@ CONTEXTUAL: dict[str, Callable[[AsyncConnectionPool[Any]], Any]] = {
 async def test_values_are_written_in_the_context_of_the_caller(
     dsn: str, what: str, queued: bool
 ) -> None:
-    """Also when the one-shot waits for a connection first."""
+    """Also if the one-shot waits for a connection first."""
     async with AsyncConnectionPool(dsn, min_size=2, configure=with_who) as pool:
 
         async def shoot(name: str) -> None:
@@ -133,7 +133,7 @@ def _nothing_noted() -> None:
 
 
 def note(query: Any) -> None:
-    """Remember that an override has seen a statement."""
+    """Record that an override has seen a statement."""
     text = query.decode() if isinstance(query, bytes) else str(query)
     noted.append(text)
 
@@ -142,21 +142,21 @@ class Observed(Connection[Any]):
     """A connection class that overrides `execute`."""
 
     async def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        """Note it."""
+        """Record the statement."""
         note(query)
         return await super().execute(query, *args, **kwargs)
 
 
 class ObservedCursor(psycopg.AsyncCursor[Any]):
-    """A cursor class that overrides what runs statements."""
+    """A cursor class that overrides `execute` and `executemany`."""
 
     async def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        """Note it."""
+        """Record the statement."""
         note(query)
         return await super().execute(query, *args, **kwargs)
 
     async def executemany(self, query: Any, *args: Any, **kwargs: Any) -> None:
-        """Note it."""
+        """Record the statement."""
         note(query)
         await super().executemany(query, *args, **kwargs)
 
@@ -167,29 +167,29 @@ async def with_cursors(conn: psycopg.AsyncConnection[Any]) -> None:
 
 
 class TracedCursor(wrapt.ObjectProxy[Any]):
-    """A tracer's wrapper round a cursor."""
+    """A tracer's wrapper around a cursor."""
 
     async def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        """Note it."""
+        """Record the statement."""
         note(query)
         await self.__wrapped__.execute(query, *args, **kwargs)
         return self
 
     async def executemany(self, query: Any, *args: Any, **kwargs: Any) -> None:
-        """Note it."""
+        """Record the statement."""
         note(query)
         await self.__wrapped__.executemany(query, *args, **kwargs)
 
 
 class Traced(wrapt.ObjectProxy[Any]):
-    """A tracer's wrapper round a connection."""
+    """A tracer's wrapper around a connection."""
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
-        """A traced one."""
+        """Return a traced cursor."""
         return TracedCursor(self.__wrapped__.cursor(*args, **kwargs))
 
     async def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        """As the tracers do it, by a cursor."""
+        """Execute through a traced cursor, as tracers do."""
         binary = kwargs.pop("binary", False)
         return await self.cursor(binary=binary).execute(query, *args, **kwargs)
 
@@ -214,7 +214,7 @@ SINGLE = {
 @pytest.mark.parametrize("how", ["connection", "cursor", "wrapper"])
 @pytest.mark.parametrize("shot", SINGLE)
 async def test_what_was_overridden_sees_every_one_shot(dsn: str, how: str, shot: str) -> None:
-    """Once each, also when many run at the same time."""
+    """Each one-shot is seen once, also if many run at the same time."""
     options: dict[str, dict[str, Any]] = {
         "connection": {"connection_class": Observed},
         "cursor": {"configure": with_cursors},
@@ -233,7 +233,7 @@ async def test_what_was_overridden_sees_every_one_shot(dsn: str, how: str, shot:
 async def test_what_was_overridden_sees_several_sets_of_values_and_batches(
     dsn: str, table: str, how: str
 ) -> None:
-    """Whichever way the pool runs them."""
+    """`executemany` and `batch` are seen, however the pool runs them."""
     options: dict[str, dict[str, Any]] = {
         "cursor": {"configure": with_cursors},
         "wrapper": {"connection_class": Wrapped},
@@ -251,7 +251,7 @@ async def test_what_was_overridden_sees_several_sets_of_values_and_batches(
 async def test_a_connection_that_a_tracer_has_patched_works_in_blocks_and_one_shots(
     dsn: str, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is patched is psycopg's own `connect`; the wrapper sees every statement."""
+    """The tracer patches psycopg's own `connect`; its wrapper sees every statement."""
     connect = psycopg.AsyncConnection.connect.__func__  # type: ignore[attr-defined]
 
     async def patched(cls: Any, *args: Any, **kwargs: Any) -> Any:
@@ -286,7 +286,7 @@ async def test_the_value_of_a_row_without_columns_is_none(dsn: str) -> None:
 async def test_what_was_cut_short_leaves_no_statement_that_only_seems_prepared(
     dsn: str, table: str, call: str, way: str
 ) -> None:
-    """The connection knows which of its PREPAREs the server has run."""
+    """psycopg's map of prepared statements holds only those that the server has prepared."""
     insert = f"INSERT INTO {table} SELECT %s"
     sleeping = f"INSERT INTO {table} SELECT %s FROM pg_sleep(60)"
     kwargs = {"prepare_threshold": 0}
@@ -318,7 +318,7 @@ CALLS: dict[str, Callable[..., Any]] = {
 async def test_a_preparation_that_was_cancelled_leaves_a_usable_statement(
     dsn: str, table: str, call: str, way: str, pipeline: bool
 ) -> None:
-    """The sixth call prepares the statement, and waits for a lock as it does."""
+    """The sixth call prepares the statement and waits for a lock meanwhile."""
     insert = f"INSERT INTO {table} SELECT %s"
     async with AsyncConnectionPool(dsn, min_size=1, pipeline=pipeline) as pool:
         for number in range(5):

@@ -1,4 +1,4 @@
-"""A write takes effect once when acknowledged, never when its caller left before it began."""
+"""An acknowledged write takes effect once; one whose caller left before it began never does."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ LOOPS = BOTH_LOOPS
 
 @pytest.fixture
 def ledger(backends: Backends) -> Iterator[Ledger]:
-    """The tables that count the writes of this test."""
+    """The ledger of the writes of this test."""
     with created_ledger(backends) as ledger:
         yield ledger
 
 
 def heads(ledger: Ledger) -> dict[str, tuple[str, list[Any], list[Any]]]:
-    """Statements that take a second, each with values for which the same text takes no time."""
+    """Statements that take a second, each with other values for which it takes no time."""
     return {
         "read": ("SELECT pg_sleep(%s)", [0], [1.0]),
         "write": (ledger.slow_insert, [-1, 0], [-2, 1.0]),
@@ -62,7 +62,7 @@ def heads(ledger: Ledger) -> dict[str, tuple[str, list[Any], list[Any]]]:
 async def test_a_write_that_waits_for_a_connection_is_not_run_when_its_caller_has_left(
     dsn: str, backends: Backends, ledger: Ledger, size: int
 ) -> None:
-    """All connections are lent to blocks, and returned when no caller waits any more."""
+    """Blocks hold all connections and release them when no caller waits any more."""
     async with AsyncConnectionPool(dsn, min_size=size) as pool:
         await warm(pool, ledger.insert, -1)
         before = ledger.counts()[-1]
@@ -77,7 +77,7 @@ async def test_a_write_that_waits_for_a_connection_is_not_run_when_its_caller_ha
 async def test_a_write_that_waits_as_the_pool_closes_is_not_run(
     dsn: str, ledger: Ledger, backends: Backends
 ) -> None:
-    """Its caller gets the error of the pool."""
+    """The caller gets the pool's error."""
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
         async with all_lent(pool):
             tasks = [asyncio.ensure_future(w()) for w in writes(pool, ledger, range(10)).values()]
@@ -94,7 +94,7 @@ async def test_a_write_that_waits_as_the_pool_closes_is_not_run(
 async def test_a_write_behind_slow_one_shots_is_not_run_when_its_caller_has_left(
     dsn: str, backends: Backends, ledger: Ledger, kind: str, size: int
 ) -> None:
-    """As many slow one-shots as connections run for longer than the callers stay."""
+    """One slow one-shot a connection runs for longer than the callers wait."""
     query, quick, slow = heads(ledger)[kind]
     async with AsyncConnectionPool(dsn, min_size=size) as pool:
         await warm(pool, query, *quick)
@@ -111,7 +111,7 @@ async def test_a_write_behind_slow_one_shots_is_not_run_when_its_caller_has_left
 async def test_a_write_that_was_given_up_does_not_replace_a_newer_value(
     dsn: str, backends: Backends, ledger: Ledger, size: int
 ) -> None:
-    """The older one is issued behind a slow one-shot, the newer one after its caller has left."""
+    """The older write waits behind a slow one-shot; the newer one follows once its caller left."""
     async with AsyncConnectionPool(dsn, min_size=size) as pool:
         await warm(pool, "SELECT pg_sleep(%s)", 0)
         await warm(pool, ledger.update, 0, 1)
@@ -128,7 +128,7 @@ async def test_a_write_that_was_given_up_does_not_replace_a_newer_value(
 async def test_a_write_that_waits_for_a_row_is_cancelled_when_its_caller_leaves(
     dsn: str, backends: Backends, ledger: Ledger
 ) -> None:
-    """When the row is free, nothing is left that changes it."""
+    """When the row is unlocked, no abandoned write changes it."""
     async with AsyncConnectionPool(dsn, min_size=8) as pool:
         await warm(pool, ledger.update, 0, 1)
         async with pool.connection() as conn:
@@ -146,7 +146,7 @@ async def test_a_write_that_waits_for_a_row_is_cancelled_when_its_caller_leaves(
 async def test_a_write_that_runs_is_cancelled_when_its_caller_leaves(
     dsn: str, backends: Backends, ledger: Ledger
 ) -> None:
-    """It would have taken a minute."""
+    """The write would take a minute."""
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
         shots = {n: partial(pool.execute, ledger.slow_insert, [n, 60]) for n in range(10)}
         assert set((await in_time(leave_all(shots))).values()) == {LEFT}
@@ -157,7 +157,7 @@ async def test_a_write_that_runs_is_cancelled_when_its_caller_leaves(
 async def test_a_statement_that_cannot_be_cancelled_does_not_cost_its_neighbours_their_writes(
     dsn: str, backends: Backends, ledger: Ledger
 ) -> None:
-    """Each neighbour has its answer, or it has an error and was not run."""
+    """Each other write gets its result, or fails and has no effect."""
     body = (
         "LOOP IF clock_timestamp() > until THEN RETURN; END IF;"
         " BEGIN PERFORM pg_sleep(0.1); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP;"
@@ -187,7 +187,7 @@ async def test_a_statement_that_cannot_be_cancelled_does_not_cost_its_neighbours
 async def test_a_statement_that_raises_an_error_of_the_server_by_itself_runs_once(
     dsn: str, backends: Backends, ledger: Ledger, code: str, prepare: bool | None
 ) -> None:
-    """Its effect is one that no roll-back undoes, while other statements are being cancelled."""
+    """Its effect survives a rollback, and other statements are cancelled meanwhile."""
     sequence = f"{ledger.name}_s"
     backends.ask(f"CREATE SEQUENCE {sequence}")
     body = f"PERFORM nextval('{sequence}'); RAISE EXCEPTION 'mine' USING ERRCODE = '{code}';"
@@ -219,7 +219,7 @@ async def test_a_statement_that_raises_an_error_of_the_server_by_itself_runs_onc
 async def test_a_write_whose_prepared_statement_was_dropped_is_run_once_or_fails(
     dsn: str, backends: Backends, ledger: Ledger
 ) -> None:
-    """The server says so before it runs anything."""
+    """The server reports the missing statement before it runs anything."""
     done: set[int] = set()
     dropped = "DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$"  # psycopg does not notice
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
@@ -237,7 +237,7 @@ async def test_a_write_whose_prepared_statement_was_dropped_is_run_once_or_fails
 async def test_random_callers_that_leave_at_random(
     dsn: str, backends: Backends, ledger: Ledger, seed: int
 ) -> None:
-    """No write whose caller has left begins more than a second later, and none is run twice."""
+    """No write begins more than a second after its caller left, and none runs twice."""
     random = Random(seed)
     size = random.choice([1, 2, 4])
     options = {"min_size": random.randint(0, size), "max_size": size}

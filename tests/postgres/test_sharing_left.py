@@ -1,4 +1,4 @@
-"""Callers of queued one-shots who leave: what they held and what they brought stays with nobody."""
+"""Abandoned one-shots in the wait queue leak neither connections nor values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ QUERIES = ["SELECT 1", "SELECT pg_sleep(0)"]
 async def test_a_connection_returned_as_who_waits_is_cancelled_is_the_next_ones(
     dsn: str, query: str, cancelled: str
 ) -> None:
-    """Both happen in one turn of the loop, in either order; nobody else waits, or one more."""
+    """Release and cancellation come in one turn, in either order; another may wait or not."""
     async with AsyncConnectionPool(dsn, min_size=1, max_size=1) as pool:
         await warm(pool, query)
         for others in range(3):
@@ -50,7 +50,7 @@ async def test_a_connection_returned_as_who_waits_is_cancelled_is_the_next_ones(
 
 
 class Large(str):
-    """A value that says when nothing refers to it any more."""
+    """A value that supports weak references, to see when it is freed."""
 
     __slots__ = ("__weakref__",)
 
@@ -60,7 +60,7 @@ WAYS = ["served", "cancelled", "late in the queue", "late on its connection", "l
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_nothing_of_a_queued_one_shot_stays_once_it_has_ended(dsn: str, way: str) -> None:
-    """Neither its values nor what its caller's context has, with no help of the collector."""
+    """Its values and its caller's context are freed without the garbage collector."""
     rest = {
         "late on its connection": "pg_sleep(1)",
         "lost": "pg_terminate_backend(pg_backend_pid())",
@@ -98,7 +98,7 @@ async def test_nothing_of_a_queued_one_shot_stays_once_it_has_ended(dsn: str, wa
 
 
 async def test_a_connection_that_a_cancelled_one_shot_still_has_is_no_deadlock(dsn: str) -> None:
-    """Its task waits for the only connection, on which the cancel request is under way."""
+    """Its task waits for the only connection while the cancel request is under way."""
     async with (
         Proxy(dsn) as proxy,
         AsyncConnectionPool(proxy.dsn, min_size=1, max_size=1) as pool,

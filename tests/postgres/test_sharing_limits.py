@@ -1,4 +1,4 @@
-"""What one-shots leave in memory and on the server, how they queue, and what they hold up."""
+"""The limits of one-shots: memory, prepared statements, the wait queue, loop turns."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ MEGABYTE = 1 << 20
 
 
 class Large(str):
-    """A value that says when nothing refers to it any more."""
+    """A value that supports weak references, to see when it is freed."""
 
     __slots__ = ("__weakref__",)
 
 
 def resident() -> int:
-    """The bytes of memory that this process has."""
+    """Return the resident memory of this process in bytes."""
     gc.collect()
     if not linux:
         return 0
@@ -45,7 +45,7 @@ def resident() -> int:
 async def test_neither_results_nor_parameters_stay_in_memory(
     dsn: str, table: str, what: str
 ) -> None:
-    """Eight calls of 50 MB each, of different texts and of one."""
+    """Eight calls of 50 MB each leave nothing, with different texts or the same one."""
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
 
         async def call(number: int) -> None:
@@ -74,7 +74,7 @@ async def test_neither_results_nor_parameters_stay_in_memory(
 async def test_statements_prepared_by_failing_one_shots_do_not_pile_up(
     dsn: str, query: str
 ) -> None:
-    """Fifty different ones leave next to none on their backend."""
+    """Fifty different statements leave almost none prepared on their backend."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         for number in range(50):
             params = [1] if "%s" in query else None
@@ -89,7 +89,7 @@ async def test_statements_prepared_by_failing_one_shots_do_not_pile_up(
 async def test_notifications_reach_their_handlers_while_reads_keep_coming(
     dsn: str, backends: Backends
 ) -> None:
-    """The reads end only after the notification was handled."""
+    """The reads stop only after the notification was handled."""
     arrived = asyncio.Event()
 
     async def listen(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -115,10 +115,10 @@ async def test_notifications_reach_their_handlers_while_reads_keep_coming(
 async def cancel_many(
     number: int, start: Callable[[], asyncio.Task[Any]], ready: Callable[[], bool]
 ) -> tuple[float, float]:
-    """Cancel so many waiting tasks in random order, a thousand in one turn of the loop.
+    """Cancel `number` waiting tasks in random order, a thousand in one turn of the loop.
 
     Returns:
-        The seconds of processor time for each of them, and the longest turn.
+        The seconds of processor time for each task, and those of the longest turn.
     """
     tasks = [start() for _ in range(number)]
     await eventually(ready)
@@ -141,7 +141,7 @@ async def cancel_many(
 async def test_queued_one_shots_are_cancelled_in_time_that_does_not_grow_with_the_queue(
     dsn: str, query: str, record_property: Callable[[str, object], None]
 ) -> None:
-    """In random order; each costs about as much in a queue of 20,000 as in one of 1,000."""
+    """In random order, each costs about as much in a queue of 20,000 as in one of 1,000."""
     async with AsyncConnectionPool(dsn, min_size=1, timeout=300) as pool:
         await warm(pool, query)
         spent = {}
@@ -163,7 +163,7 @@ async def test_queued_one_shots_are_cancelled_in_time_that_does_not_grow_with_th
 
 
 async def test_a_large_batch_lets_other_tasks_run(dsn: str) -> None:
-    """Another one takes many steps while 10,000 statements are sent and answered."""
+    """Another task takes many steps while 10,000 statements run."""
     steps = 0
 
     async def step() -> None:
@@ -183,11 +183,11 @@ async def test_a_large_batch_lets_other_tasks_run(dsn: str) -> None:
 
 
 class Own(psycopg.AsyncCursor[Any]):
-    """A cursor class of one borrower's."""
+    """A cursor class that one borrower sets."""
 
 
 async def test_the_cursor_class_of_one_borrower_does_not_end_sharing(dsn: str) -> None:
-    """Neither for its own connection's neighbours, nor for what is opened later."""
+    """Other one-shots go on sharing, on this connection and on new ones."""
     async with AsyncConnectionPool(dsn, min_size=2, max_size=4) as pool:
         await pool.wait()
         async with pool.connection() as conn:
@@ -203,7 +203,7 @@ async def test_the_cursor_class_of_one_borrower_does_not_end_sharing(dsn: str) -
 
 
 async def test_each_failing_one_shot_has_an_exception_of_its_own(dsn: str) -> None:
-    """When the pool closes while they wait: reads and writes."""
+    """Reads and writes wait when the pool is closed."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         async with all_lent(pool):
             queries = ["SELECT 1", "SELECT pg_sleep(0)"] * 5
@@ -218,7 +218,7 @@ async def test_each_failing_one_shot_has_an_exception_of_its_own(dsn: str) -> No
 async def test_each_one_shot_that_a_refused_connect_fails_has_an_exception_of_its_own(
     dsn: str,
 ) -> None:
-    """The database is not there."""
+    """The database does not exist."""
     gone = psycopg.conninfo.make_conninfo(dsn, dbname="not_there")
     async with AsyncConnectionPool(gone, min_size=1) as pool:
         queries = ["SELECT 1", "SELECT pg_sleep(0)"] * 5
@@ -232,7 +232,7 @@ async def test_each_one_shot_that_a_refused_connect_fails_has_an_exception_of_it
 async def test_the_bound_of_the_queue_counts_blocks_and_one_shots_together(
     dsn: str, blocks: int
 ) -> None:
-    """Five wait, the sixth is refused, of whichever kind."""
+    """Five requests of either kind wait, the sixth is refused."""
 
     async def borrow() -> int:
         async with pool.connection() as conn:
@@ -265,7 +265,7 @@ async def test_the_bound_of_the_queue_counts_blocks_and_one_shots_together(
 
 
 async def test_a_read_that_has_to_be_moved_keeps_its_time_limit(dsn: str) -> None:
-    """It would run for a minute, with others behind it."""
+    """The read would run for a minute with others behind it."""
     async with AsyncConnectionPool(dsn, min_size=1, max_size=2) as pool:
         await warm(pool, HEAVY, 1)
 
@@ -282,7 +282,7 @@ async def test_a_read_that_has_to_be_moved_keeps_its_time_limit(dsn: str) -> Non
 
 @pytest.mark.parametrize("size", [1, 2])
 async def test_a_read_that_has_to_be_moved_keeps_its_place(dsn: str, size: int) -> None:
-    """It is answered though reads and blocks never cease to come after it."""
+    """It gets its result although reads and blocks keep coming after it."""
     async with AsyncConnectionPool(dsn, min_size=size, timeout=60) as pool:
         await warm(pool, HEAVY, 1)
 
@@ -302,7 +302,7 @@ async def test_a_read_that_has_to_be_moved_keeps_its_place(dsn: str, size: int) 
 
 
 async def test_a_read_whose_connection_breaks_keeps_its_time_limit(dsn: str) -> None:
-    """It fails, or is answered by another connection; it does not wait for ever."""
+    """It fails, or another connection answers it; it does not wait for ever."""
     broken = False
 
     def choose(message: bytes) -> str | None:

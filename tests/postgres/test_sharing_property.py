@@ -1,4 +1,4 @@
-"""Random programs of blocks and one-shots end as the model says, with and without sharing."""
+"""Random programs of blocks and one-shots match a model, with and without sharing."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ LOOPS = BOTH_LOOPS
 async def test_a_random_program_ends_as_its_model_says(
     dsn: str, backends: Backends, seed: int, pipeline: bool
 ) -> None:
-    """Every request ends, with a legal outcome, and the tables hold what was acknowledged."""
+    """Every request ends with a legal outcome, and the tables hold the acknowledged work."""
     verdict = await run(dsn, backends, seed, pipeline=pipeline)
     assert not verdict.faults, "\n".join(verdict.faults)
 
 
 async def test_the_campaign_measures_each_request_both_ways(asyncpool_dsn: str) -> None:
-    """`python -m tests.postgres.sharing` runs for hours what this runs once."""
+    """`python -m tests.postgres.sharing` repeats for hours what this test runs once."""
     running = Campaign(asyncpool_dsn)
     await running.both(0)
     figures = running.figures
@@ -38,6 +38,6 @@ async def test_the_campaign_measures_each_request_both_ways(asyncpool_dsn: str) 
 
 
 def test_what_takes_longer_with_sharing_is_found_by_its_place() -> None:
-    """Requests that only one run has are not compared."""
+    """Requests that only one of the runs has are not compared."""
     shared, borrowed = {"0.0": 1.0, "0.1": 0.5, "0.2": 9.0}, {"0.0": 0.5, "0.1": 0.4, "0.3": 0.0}
     assert excess(shared, borrowed) == {"0.0": 0.5}

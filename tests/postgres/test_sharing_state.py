@@ -1,4 +1,4 @@
-"""A one-shot sees no session state of another, and has the transaction that a block would have."""
+"""One-shots share no session state and have the transaction of a block."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOOPS = BOTH_LOOPS
 
 
 async def clean(conn: psycopg.AsyncConnection[Any]) -> None:
-    """End all that a session can leave, as an application's own `reset`."""
+    """Clear all session state, as an application's own `reset`."""
     await conn.set_autocommit(True)
     for statement in ("RESET ALL", "RESET ROLE", "UNLISTEN *", "DISCARD TEMP"):
         await conn.execute(statement)
@@ -67,7 +67,7 @@ TRACES = {
 
 @pytest.fixture
 def functions(backends: Backends) -> Iterator[dict[str, str]]:
-    """Functions that change the session, by what they do."""
+    """The names of functions that change the session, by their effect."""
     listen = created_function(backends, "() RETURNS void", "EXECUTE 'LISTEN somewhere';")
     setting = created_function(backends, "() RETURNS void", "SET app.owner = '7';")
     with listen as first, setting as second:
@@ -79,7 +79,7 @@ def functions(backends: Backends) -> Iterator[dict[str, str]]:
 async def test_no_one_shot_meets_the_session_state_of_another(
     dsn: str, functions: dict[str, str], reset: str, trace: str
 ) -> None:
-    """Neither the next one on the connection, nor one that runs at the same time."""
+    """Neither the next one-shot on the connection nor a concurrent one sees it."""
     if trace == "temporary table" and reset == "session":
         reset = "discard"  # "session" keeps temporary tables, for blocks too
     leave, look = (text.format(**functions) for text in TRACES[trace])
@@ -97,7 +97,7 @@ async def test_no_one_shot_meets_the_session_state_of_another(
 
 
 async def test_no_one_shot_meets_the_prepared_name_of_another(dsn: str) -> None:
-    """A PREPARE of one is no obstacle for the same PREPARE of the next."""
+    """A PREPARE in one one-shot does not conflict with the same PREPARE in the next."""
     async with AsyncConnectionPool(dsn, min_size=1, reset="discard") as pool:
         for _ in range(3):
             await pool.execute("PREPARE mine AS SELECT 1")
@@ -107,12 +107,12 @@ async def test_no_one_shot_meets_the_prepared_name_of_another(dsn: str) -> None:
 
 @asynccontextmanager
 async def alone(pool: AsyncConnectionPool[Any]) -> AsyncIterator[None]:
-    """No block at all."""
+    """An empty context, for one-shots outside blocks."""
     yield
 
 
 async def read_only(conn: psycopg.AsyncConnection[Any]) -> None:
-    """A `configure` for connections that do not write."""
+    """A `configure` for read-only connections."""
     await conn.set_read_only(True)
 
 
@@ -127,7 +127,7 @@ async def deferrable(conn: psycopg.AsyncConnection[Any]) -> None:
 
 
 async def autocommitting(conn: psycopg.AsyncConnection[Any]) -> None:
-    """A `configure` for connections with no transactions."""
+    """A `configure` for connections in autocommit mode."""
     await conn.set_autocommit(True)
 
 
@@ -139,7 +139,7 @@ each_place = pytest.mark.parametrize("place", PLACES)
 async def test_one_shots_of_read_only_connections_do_not_write(
     dsn: str, table: str, place: str
 ) -> None:
-    """As in a block."""
+    """A write fails, as in a block."""
     insert = f"INSERT INTO {table} VALUES (1) RETURNING x"
     async with AsyncConnectionPool(dsn, min_size=1, configure=read_only) as pool:
         for shot in (
@@ -168,7 +168,7 @@ CHARACTERISTICS: dict[str, tuple[Any, str]] = {
 async def test_one_shots_have_the_transaction_that_the_connection_was_given(
     dsn: str, table: str, place: str, setting: str
 ) -> None:
-    """As in a block: SHOW says so, and a function that reads the setting does."""
+    """As in a block, SHOW and a function that reads the setting report it."""
     configure, value = CHARACTERISTICS[setting]
     show, condition = f"SHOW {setting}", f"current_setting('{setting}') = '{value}'"
     insert = f"INSERT INTO {table} SELECT %s WHERE {condition}"
@@ -190,7 +190,7 @@ async def test_one_shots_have_the_transaction_that_the_connection_was_given(
 async def test_one_shots_on_connections_in_autocommit_mode(
     dsn: str, table: str, place: str
 ) -> None:
-    """Each is committed by itself, several sets of values and a batch each as one."""
+    """Each statement commits by itself, an `executemany` or a batch as a whole."""
     insert = f"INSERT INTO {table} VALUES (%s)"
     async with AsyncConnectionPool(dsn, min_size=1, configure=autocommitting) as pool:
         async with PLACES[place](pool):
@@ -206,7 +206,7 @@ async def test_one_shots_on_connections_in_autocommit_mode(
 
 
 def broken() -> Iterator[tuple[int]]:
-    """Values whose source fails."""
+    """Yield values, then fail."""
     yield (1,)
     raise ZeroDivisionError
 
@@ -225,7 +225,7 @@ BAD_VALUES: dict[str, tuple[Any, type[Exception]]] = {
 async def test_of_several_sets_of_values_none_stays_when_one_is_bad(
     dsn: str, table: str, what: str, configure: Any
 ) -> None:
-    """It costs no connection, and the next call is not affected."""
+    """The connection is kept, and the next call works."""
     values, kind = BAD_VALUES[what]
     insert = f"INSERT INTO {table} VALUES (%s)"
     async with AsyncConnectionPool(dsn, min_size=1, configure=configure) as pool:
@@ -242,7 +242,7 @@ async def test_of_several_sets_of_values_none_stays_when_one_is_bad(
 async def test_in_a_session_bad_values_undo_their_own_call_alone(
     dsn: str, table: str, what: str, configure: Any
 ) -> None:
-    """What the session has done before and does afterwards stays."""
+    """The session's work before and after the call is kept."""
     values, kind = BAD_VALUES[what]
     insert = f"INSERT INTO {table} VALUES (%s)"
     async with AsyncConnectionPool(dsn, min_size=1, configure=configure) as pool:
@@ -263,7 +263,7 @@ async def test_in_a_session_bad_values_undo_their_own_call_alone(
 async def test_a_deferred_constraint_fails_with_its_own_error(
     dsn: str, table: str, backends: Backends, kind: type[Exception], configure: Any
 ) -> None:
-    """Which comes with the commit; it costs no connection."""
+    """The error comes with the commit; the connection is kept."""
     later = "DEFERRABLE INITIALLY DEFERRED"
     if kind is UniqueViolation:
         backends.ask(f"ALTER TABLE {table} ADD UNIQUE (x) {later}")
@@ -291,7 +291,7 @@ async def test_a_deferred_constraint_fails_with_its_own_error(
 async def test_a_one_shot_whose_commit_fails_among_others_is_alone_in_it(
     dsn: str, table: str, backends: Backends
 ) -> None:
-    """Neighbours that write and read at the same time have their answers."""
+    """Concurrent writes and reads get their results."""
     backends.ask(f"ALTER TABLE {table} ADD UNIQUE (x) DEFERRABLE INITIALLY DEFERRED")
     insert = f"INSERT INTO {table} VALUES (%s)"
     async with AsyncConnectionPool(dsn, min_size=1, max_size=3) as pool:

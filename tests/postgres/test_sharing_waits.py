@@ -25,7 +25,7 @@ LOOPS = BOTH_LOOPS
 
 @pytest.fixture
 def hot(backends: Backends, table: str) -> Iterator[str]:
-    """A table of twenty rows, each updated by many."""
+    """A table of twenty rows that many tasks update."""
     backends.ask(f"CREATE TABLE hot_{table} (id int PRIMARY KEY, n int NOT NULL DEFAULT 0)")
     backends.ask(f"INSERT INTO hot_{table} SELECT id FROM generate_series(1, 20) id")
     yield f"hot_{table}"
@@ -69,7 +69,7 @@ LOCKS: dict[str, tuple[str, list[Any], str, list[Any]]] = {
         [1],
     ),
 }
-"""What a block runs, and a one-shot of another task that waits for the block's end then."""
+"""A block's statement, and a one-shot of another task that it blocks until the block's end."""
 
 QUICK: dict[str, Callable[[AsyncConnectionPool[Any], str], Awaitable[Any]]] = {
     "read": lambda pool, hot: pool.fetchval("SELECT 1"),
@@ -83,7 +83,7 @@ QUICK: dict[str, Callable[[AsyncConnectionPool[Any], str], Awaitable[Any]]] = {
 async def test_a_one_shot_in_a_block_does_not_wait_for_one_that_waits_for_the_block(
     dsn: str, backends: Backends, hot: str, lock: str, quick: str
 ) -> None:
-    """It is answered while the other still waits, as are those of other tasks."""
+    """It gets its result while the other still waits, as do those of other tasks."""
     take, values, want, wanted = LOCKS[lock]
     take, want = take.format(hot=hot), want.format(hot=hot)
     backends.ask(f"CREATE TABLE other_{hot} AS SELECT 1 AS n")
@@ -97,7 +97,7 @@ async def test_a_one_shot_in_a_block_does_not_wait_for_one_that_waits_for_the_bl
             async with pool.connection() as conn:
                 await conn.execute(take.encode(), values)
                 tasks += [asyncio.create_task(pool.execute(want, wanted)) for _ in range(3)]
-                await asyncio.sleep(0)  # they are sent, and nothing is known of them yet
+                await asyncio.sleep(0)  # they are sent, but not known to be slow yet
                 await in_time(asyncio.gather(*(QUICK[quick](pool, hot) for _ in range(5))))
                 await eventually(lambda: blocked(backends, hot) or blocked(backends, "lock("))
                 for _ in range(20):
@@ -112,7 +112,7 @@ async def test_a_one_shot_in_a_block_does_not_wait_for_one_that_waits_for_the_bl
 async def test_a_unique_conflict_is_decided_by_the_block_that_came_first(
     dsn: str, backends: Backends, hot: str
 ) -> None:
-    """The one-shot fails when the block commits; its neighbours do not wait for that."""
+    """The one-shot fails when the block commits; other one-shots do not wait for that."""
     insert = f"INSERT INTO {hot} VALUES (%s)"
     async with AsyncConnectionPool(dsn, min_size=4, max_size=10) as pool:
         for number in range(200, 210):
@@ -135,7 +135,7 @@ async def test_a_unique_conflict_is_decided_by_the_block_that_came_first(
 async def test_a_session_lock_of_a_block_holds_up_who_wants_it_alone(
     dsn: str, backends: Backends
 ) -> None:
-    """A lock that is no transaction's, on a connection in autocommit mode."""
+    """A session-level lock, on a connection in autocommit mode."""
     async with AsyncConnectionPool(dsn, min_size=4, max_size=10) as pool:
         await warm(pool, "SELECT pg_advisory_xact_lock(%s)", 18)
         async with started() as tasks, pool.cursor(autocommit=True) as cur:
@@ -156,7 +156,7 @@ async def test_a_session_lock_of_a_block_holds_up_who_wants_it_alone(
 async def test_a_read_is_answered_before_a_slow_one_shot_that_came_first(
     dsn: str, slow: str
 ) -> None:
-    """Be it one that waits or one that works, and seemed quick before; with room for two."""
+    """The slow one waits or works, and was quick before; the pool has two connections."""
     async with AsyncConnectionPool(dsn, min_size=2, max_size=2) as pool:
         await warm(pool, slow, 1 if slow is HEAVY else 0)
         for _ in range(3):
@@ -171,7 +171,7 @@ async def test_a_read_is_answered_before_a_slow_one_shot_that_came_first(
 
 
 async def hot_requests(pool: AsyncConnectionPool[Any], hot: str) -> list[BaseException]:
-    """The failures of 360 requests: updates of random rows, each as a one-shot or in a block."""
+    """Update random rows in 360 requests, as one-shots or in blocks; return the failures."""
     update, random = UPDATE.format(hot=hot), Random(18)
     for _ in range(20):
         await pool.execute(update, [1])
@@ -206,12 +206,12 @@ async def test_updates_of_a_few_hot_rows_time_out_no_more_than_without_sharing(
             assert all(isinstance(each, TimeoutError | PoolTimeout) for each in failures), failures
             late[pipeline] = len(failures)
             await at_rest(pool)
-    # On a busy machine a few are late in either way; a statement behind a blocked one makes many.
+    # On a busy machine a few are late either way; with a statement behind a blocked one, many are.
     assert late[True] <= late[False] + 8
 
 
 async def test_a_time_limit_holds_for_a_wait_and_the_statement_together(dsn: str) -> None:
-    """Also where the connection, once there, is one that runs it the long way."""
+    """Also if the statement has to run on a cursor, outside the pipeline."""
 
     async def configure(conn: psycopg.AsyncConnection[Any]) -> None:
         await conn.set_read_only(True)
