@@ -181,9 +181,9 @@ class TracedLease(Lease[ACT]):
             if not self.joined:
                 note(self._entry, three(sys._getframe(1)))
             return conn
-        lent: Any = entry.conn
-        lent._pool = pool
-        lent._traced, lent._last_said = True, None
+        leased: Any = entry.conn
+        leased._pool = pool
+        leased._traced, leased._last_said = True, None
         self._entry = entry
         self._number = entry.traced_in = entry.uses
         entry.trace = three(sys._getframe(1))

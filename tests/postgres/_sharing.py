@@ -196,7 +196,7 @@ async def settled(pool: AsyncConnectionPool[Any], backends: Backends) -> None:
 
 
 @asynccontextmanager
-async def all_lent(pool: AsyncConnectionPool[Any]) -> AsyncIterator[None]:
+async def all_leased(pool: AsyncConnectionPool[Any]) -> AsyncIterator[None]:
     """Hold all `max_size` connections of the pool for the length of a block."""
     conns = [await pool.acquire(LIMIT) for _ in range(pool.max_size)]
     try:

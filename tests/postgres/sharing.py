@@ -72,14 +72,14 @@ class Campaign:
 
     Args:
         dsn: a server whose user may set `deadlock_timeout`.
-        tell: called with a line for each fault and each slow request.
+        report: called with a line for each fault and each slow request.
     """
 
-    def __init__(self, dsn: str, tell: Callable[[str], None] = print) -> None:
+    def __init__(self, dsn: str, report: Callable[[str], None] = print) -> None:
         name = f"sharing-{uuid4().hex[:12]}"
         self._dsn = make_conninfo(dsn, application_name=name)
         self._backends = Backends(dsn, name)
-        self._tell = tell
+        self._report = report
         self.figures = Figures()
 
     async def both(self, seed: int) -> None:
@@ -103,14 +103,14 @@ class Campaign:
                 borrowed[place] = max(seconds, borrowed.get(place, 0.0))
         for place, seconds in excess(shared, borrowed).items():
             figures.longer.append((seconds, f"seed {seed}, request {place}"))
-            self._tell(f"seed {seed}: request {place} takes {seconds:.3f} s longer with sharing")
+            self._report(f"seed {seed}: request {place} takes {seconds:.3f} s longer with sharing")
 
     async def _one(self, seed: int, pipeline: bool) -> Verdict:
         verdict = await run(self._dsn, self._backends, seed, pipeline=pipeline)
         for fault in verdict.faults:
             where = f"seed {seed}, {'shared' if pipeline else 'borrowed'}: {fault}"
             self.figures.faults.append(where)
-            self._tell(where)
+            self._report(where)
         return verdict
 
 
@@ -124,13 +124,13 @@ async def campaign(options: argparse.Namespace) -> Figures:
     """Run programs until the time or the number of programs is reached."""
     async with postgres(max_connections=100) as server:
         running = Campaign(server.dsn)
-        deadline, told, seed = time.monotonic() + options.minutes * 60, time.monotonic(), 0
+        deadline, reported_at, seed = time.monotonic() + options.minutes * 60, time.monotonic(), 0
         for seed in range(options.seed, options.seed + (options.programs or sys.maxsize)):
             if not options.programs and time.monotonic() > deadline:
                 break
             await running.both(seed)
-            if time.monotonic() - told > 60:
-                told = time.monotonic()
+            if time.monotonic() - reported_at > 60:
+                reported_at = time.monotonic()
                 print(f"{running.figures.lines()[0]}, now at seed {seed}", flush=True)
         return running.figures
 

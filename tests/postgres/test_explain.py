@@ -37,11 +37,11 @@ HERE = f"{__file__}:{handler.__code__.co_firstlineno + 2} in handler"
 async def held(pool: Pool, leave: asyncio.Event) -> asyncio.Task[None]:
     """Start a task that holds a connection in a transaction until `leave` is set."""
     task = asyncio.create_task(handler(pool, leave), name="the till")
-    await eventually(lambda: any(each.transaction == "in transaction" for each in told_of(pool)))
+    await eventually(lambda: any(each.transaction == "in transaction" for each in leases_of(pool)))
     return task
 
 
-def told_of(pool: Pool) -> Any:
+def leases_of(pool: Pool) -> Any:
     """Return the leases of `explain()`."""
     return pool.explain().leases
 
@@ -51,7 +51,7 @@ async def test_a_lease_is_told_with_all_that_is_known_of_it(dsn: str, backends: 
     async with AsyncConnectionPool(dsn, min_size=1, leak_timeout=60.0) as pool:
         leave = asyncio.Event()
         task = await held(pool, leave)
-        (lease,) = told_of(pool)
+        (lease,) = leases_of(pool)
         assert lease.holder == "the till"
         assert lease.borrowed_at == lease.stack[0] == HERE
         assert lease.waits_at[-1].endswith("in handler")
@@ -75,7 +75,7 @@ async def test_with_psycopgs_own_connections_and_no_leak_timeout_it_says_what_it
     async with AsyncConnectionPool(dsn, min_size=1, connection_class=kind) as pool:
         leave = asyncio.Event()
         task = await held(pool, leave)
-        (lease,) = told_of(pool)
+        (lease,) = leases_of(pool)
         assert (lease.holder, lease.stack, lease.last_sql) == ("the till", (), "")
         assert lease.pid in backends.pids()
         assert lease.waits_at
@@ -100,10 +100,10 @@ async def test_who_waits_is_told_whichever_way_it_has_asked(dsn: str, pipeline: 
             waiting.append(asyncio.ensure_future(work))
             waiting[-1].set_name(name)
             await eventually(lambda: pool.stats().waiting == len(waiting))
-        told = pool.explain()
-        assert [each.task for each in told.waiters] == ["first", "second"]
-        assert told.waiters[0].waits_at[-1].endswith("borrow")
-        assert "the first for" in str(told)
+        explanation = pool.explain()
+        assert [each.task for each in explanation.waiters] == ["first", "second"]
+        assert explanation.waiters[0].waits_at[-1].endswith("borrow")
+        assert "the first for" in str(explanation)
         leave.set()
         await in_time(asyncio.gather(task, *waiting))
         assert pool.explain().waiters == ()
@@ -147,9 +147,9 @@ async def test_a_leak_in_a_rare_branch_is_found_everywhere(
         assert "order 3" in fields["pool_task"]
         assert fields["pool_age"] >= 0.2
         assert line in record.getMessage()
-        told = pool.explain()
-        assert [each.borrowed_at.startswith(line) for each in told.leases] == [True]
-        assert [line in each.text for each in told.events if each.kind == "leak"] == [True]
+        explanation = pool.explain()
+        assert [each.borrowed_at.startswith(line) for each in explanation.leases] == [True]
+        assert [line in each.text for each in explanation.events if each.kind == "leak"] == [True]
         shown = Inspector(pool, authorize=lambda scope: True)._feed.snapshot()
         assert json.loads(shown)["pools"][0]["leases"][0]["borrowed_at"].startswith(line)
         scrape = generate_latest(PoolCollector(pool, registry=CollectorRegistry()))
@@ -166,10 +166,10 @@ async def test_an_outage_is_two_warnings_and_told_while_it_lasts(
         await server.stop()
         await eventually(lambda: pool.stats().connects_failed >= 4)
         await eventually(lambda: pool.explain().doing)
-        told = pool.explain()
-        assert told.last_error
-        assert "connecting has been failing for" in told.doing[0]
-        assert json.loads(json.dumps(told.as_dict()))["events"]
+        explanation = pool.explain()
+        assert explanation.last_error
+        assert "connecting has been failing for" in explanation.doing[0]
+        assert json.loads(json.dumps(explanation.as_dict()))["events"]
         await server.start()
         await at_rest(pool)
         kinds = [each.kind for each in pool.explain().events]
@@ -196,9 +196,9 @@ async def test_a_password_that_a_statement_sets_is_not_told(
         with suppress(psycopg.errors.UndefinedObject):
             await conn.execute(f"ALTER ROLE nobody_of_this_name PASSWORD {literal}")
         await eventually(lambda: "ALTER ROLE" in caplog.text)
-        told = pool.explain()
-    assert "PASSWORD ***" in told.leases[0].last_sql
-    assert HIDDEN not in f"{told} {told!r} {caplog.text}"
+        explanation = pool.explain()
+    assert "PASSWORD ***" in explanation.leases[0].last_sql
+    assert HIDDEN not in f"{explanation} {explanation!r} {caplog.text}"
 
 
 @pytest.mark.parametrize(
@@ -224,11 +224,17 @@ async def test_no_password_is_told_of_connects_that_fail(
         with pytest.raises(PoolTimeout) as caught:
             await pool.acquire(timeout=0.5)
         assert isinstance(caught.value, PoolUnavailable)
-        told = pool.explain()
+        explanation = pool.explain()
         health = await pool.health()
-    assert told.last_error
-    said = [str(told), repr(told), json.dumps(told.as_dict()), repr(health), str(caught.value)]
-    for text in [*said, *(each.getMessage() for each in caplog.records)]:
+    assert explanation.last_error
+    texts = [
+        str(explanation),
+        repr(explanation),
+        json.dumps(explanation.as_dict()),
+        repr(health),
+        str(caught.value),
+    ]
+    for text in [*texts, *(each.getMessage() for each in caplog.records)]:
         assert HIDDEN not in text
     for record in caplog.records:
         assert HIDDEN not in repr(vars(record))

@@ -139,14 +139,14 @@ async def test_a_lease_that_lasts_too_long_is_told_once_with_all_that_is_known(
         task = asyncio.create_task(slow_handler(pool, go_on), name="slow")
         await eventually(lambda: pool.stats().leaks)
         await asyncio.sleep(0.5)
-        (told,) = warnings(caplog, "longer than leak_timeout")
+        (report,) = warnings(caplog, "longer than leak_timeout")
         place = f"{__file__}:{slow_handler.__code__.co_firstlineno + 1} in"
-        assert f"borrowed at {place}" in told
-        assert "by slow" in told
-        assert "its task is at" in told
-        assert "transaction status INTRANS" in told
-        assert "last statement 'SELECT %s, %s::text AS \"mark\"'" in told
-        assert "secret" not in told
+        assert f"borrowed at {place}" in report
+        assert "by slow" in report
+        assert "its task is at" in report
+        assert "transaction status INTRANS" in report
+        assert "last statement 'SELECT %s, %s::text AS \"mark\"'" in report
+        assert "secret" not in report
         assert f"borrowed at {place}" in str(pool.explain())
         go_on.set()
         await task
@@ -171,8 +171,8 @@ async def test_each_way_to_borrow_is_traced(
         await pool.release(conn)
         await eventually(lambda: warnings(caplog, "longer than leak_timeout"))
         line = borrower.__code__.co_firstlineno + 1
-        told = "\n".join(warnings(caplog, "longer than leak_timeout"))
-        assert f"{__file__}:{line} in" in told
+        report = "\n".join(warnings(caplog, "longer than leak_timeout"))
+        assert f"{__file__}:{line} in" in report
         leave.set()
         await task
 
@@ -217,10 +217,10 @@ async def test_what_was_never_returned_is_taken_back(
                 cur = await conn.execute("SELECT to_regclass('never_seen')")
                 assert await cur.fetchone() == (None,)
             del conn, cur  # references of this frame
-        told = warnings(caplog, "was never returned, and is taken back")
-        assert len(told) == pool.stats().leaks == 3
-        assert all("by careless (it has ended)" in each for each in told)
-        assert all("careless_handler" in each for each in told)
+        report = warnings(caplog, "was never returned, and is taken back")
+        assert len(report) == pool.stats().leaks == 3
+        assert all("by careless (it has ended)" in each for each in report)
+        assert all("careless_handler" in each for each in report)
         assert pool.stats().connects == 1
 
 

@@ -31,7 +31,7 @@ def connection_of(target: Any) -> Any:
     return getattr(target, "connection", target)
 
 
-def lends_nothing(pool: AsyncConnectionPool) -> bool:
+def nothing_leased(pool: AsyncConnectionPool) -> bool:
     """Whether no connection is leased."""
     return not pool.stats().leased
 
@@ -104,7 +104,7 @@ async def test_a_block_that_the_pool_did_not_wait_for_raises_at_its_end(
             async with getattr(pool, kind)() as target:
                 await target.execute(f"INSERT INTO {table} VALUES (1)")
                 closing = asyncio.create_task(pool.close(timeout=0))
-                await eventually(partial(lends_nothing, pool))
+                await eventually(partial(nothing_leased, pool))
                 if moment == "afterwards":
                     await closing
         await closing
@@ -117,7 +117,7 @@ async def test_a_savepoint_that_could_not_be_ended_is_told_at_the_blocks_end(
 ) -> None:
     """A statement in the savepoint was cancelled, but the server could not be reached."""
     async with Proxy(dsn) as proxy, AsyncConnectionPool(proxy.dsn, min_size=1) as pool:
-        with pytest.raises(psycopg.OperationalError, match="closed") as told:  # noqa: PT012
+        with pytest.raises(psycopg.OperationalError, match="closed") as caught:  # noqa: PT012
             async with getattr(pool, kind)() as conn:
                 await conn.execute(f"INSERT INTO {table} VALUES (1)")
                 with anyio.move_on_after(0.05):
@@ -126,7 +126,7 @@ async def test_a_savepoint_that_could_not_be_ended_is_told_at_the_blocks_end(
                         await conn.execute("SELECT 1")
                 await eventually(lambda: conn.closed)
                 proxy.open_way.set()
-        assert told.value.__cause__ is not None
+        assert caught.value.__cause__ is not None
         await at_rest(pool)
         assert backends.rows(table) == []
 
@@ -206,9 +206,9 @@ async def test_a_block_that_ends_in_a_failed_transaction_is_rolled_back_with_a_w
         await all_usable(pool)
         assert pool.stats().connects == 1
     assert backends.rows(table) == []
-    (said,) = warnings_of(caplog, "failed transaction")
-    assert f"{__file__}:" in said
-    assert "test_a_block_that_ends_in_a_failed_transaction" in said
+    (warning,) = warnings_of(caplog, "failed transaction")
+    assert f"{__file__}:" in warning
+    assert "test_a_block_that_ends_in_a_failed_transaction" in warning
 
 
 @pytest.mark.parametrize("kind", ["transaction", "session"])
@@ -278,5 +278,5 @@ async def test_what_is_returned_in_a_transaction_is_rolled_back_with_a_warning( 
             await conn.execute("SELECT 1")
             await conn.commit()
     assert backends.rows(table) == []
-    (said,) = warnings_of(caplog, "rolled back")
-    assert f"{__file__}:" in said
+    (warning,) = warnings_of(caplog, "rolled back")
+    assert f"{__file__}:" in warning

@@ -23,7 +23,7 @@ LOOPS = BOTH_LOOPS
 
 Use = Callable[[AsyncConnectionPool[Any]], Awaitable[object]]
 
-SAID: list[str] = []
+STATEMENTS: list[str] = []
 """The statements that the overriding methods have seen."""
 
 
@@ -32,7 +32,7 @@ class Wrapper(wrapt.ObjectProxy[Any]):
 
     async def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         """Record the statement."""
-        SAID.append(str(query))
+        STATEMENTS.append(str(query))
         return await self.__wrapped__.execute(query, *args, **kwargs)
 
 
@@ -50,7 +50,7 @@ class Overridden(Connection[Any]):
 
     async def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         """Record the statement."""
-        SAID.append(str(query))
+        STATEMENTS.append(str(query))
         return await super().execute(query, *args, **kwargs)
 
 
@@ -63,7 +63,7 @@ class WithCursors(Connection[Any]):
 
         class Cursor(wrapt.ObjectProxy[Any]):
             async def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-                SAID.append(str(query))
+                STATEMENTS.append(str(query))
                 await self.__wrapped__.execute(query, *args, **kwargs)
                 return self
 
@@ -73,7 +73,7 @@ class WithCursors(Connection[Any]):
 @pytest.fixture(params=[Wrapped, Overridden, WithCursors])
 async def tracing(request: pytest.FixtureRequest) -> type[Connection[Any]]:
     """Each of these connection classes, with an empty record."""
-    SAID.clear()
+    STATEMENTS.clear()
     tracing: type[Connection[Any]] = request.param
     return tracing
 
@@ -123,8 +123,8 @@ async def test_the_pools_own_statements_do_not_go_through_what_is_overridden(
         async with pool.connection() as conn:
             await conn.execute("SELECT 2")
         await all_usable(pool)
-        assert [query for query in SAID if not query.startswith("SELECT")] == []
-        assert SAID.count("SELECT 2") == 1
+        assert [query for query in STATEMENTS if not query.startswith("SELECT")] == []
+        assert STATEMENTS.count("SELECT 2") == 1
 
 
 async def test_the_null_pools_own_rollback_does_not_go_through_what_is_overridden(
@@ -134,7 +134,7 @@ async def test_the_null_pools_own_rollback_does_not_go_through_what_is_overridde
     async with AsyncNullConnectionPool(dsn, connection_class=tracing, pipeline=False) as pool:
         await return_it_open(pool)
         await eventually(lambda: not pool.stats().size)
-    assert SAID == ["SELECT 1"]
+    assert STATEMENTS == ["SELECT 1"]
 
 
 async def test_the_pool_does_not_need_the_borrowers_factories(dsn: str) -> None:
@@ -190,13 +190,13 @@ async def test_a_method_that_a_tracer_has_patched_is_called(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tracer patches psycopg's class after the pool's class was derived from it."""
-    said: list[object] = []
+    calls: list[object] = []
 
     def note(name: str) -> None:
         method = getattr(psycopg.AsyncConnection, name)
 
         def noting(self: object, *args: Any, **kwargs: Any) -> Any:
-            said.append(name)
+            calls.append(name)
             return method(self, *args, **kwargs)
 
         monkeypatch.setattr(psycopg.AsyncConnection, name, noting)
@@ -205,4 +205,4 @@ async def test_a_method_that_a_tracer_has_patched_is_called(
         note(name)
     async with await Connection.connect(dsn) as conn:
         await conn.execute("SELECT 1")
-    assert said == ["execute", "cursor"]
+    assert calls == ["execute", "cursor"]

@@ -99,7 +99,7 @@ class Program:
         self.inside = 0
         """The number of enclosing blocks that are transactions or savepoints."""
         self.number = 0
-        self.told: list[str] = []
+        self.history: list[str] = []
         self.conn: Any = None
 
     async def run(self) -> None:
@@ -126,7 +126,7 @@ class Program:
     async def caught(self, depth: int) -> None:
         """Run a block, which may be cancelled; handle its error or pass it on."""
         kind, fate = self.rng.choice(KINDS), self.rng.random()
-        self.tell(f"{'  ' * depth}{kind}")
+        self.record(f"{'  ' * depth}{kind}")
         if fate < 0.3:
             with suppress(*Failure):
                 await self.block(kind, depth)
@@ -134,7 +134,7 @@ class Program:
             await self.stopped(self.rng.choice(self.stops), kind, depth)
         else:
             await self.block(kind, depth)
-        self.tell(f"{'  ' * depth}.")
+        self.record(f"{'  ' * depth}.")
 
     async def block(self, kind: str, depth: int, stop: Callable[[], None] | None = None) -> None:
         """Run one block and update the model; `stop` is called before the block sleeps."""
@@ -161,7 +161,7 @@ class Program:
                         await self.conn.execute("SELECT pg_sleep(60)")
                     # psycopg keeps the savepoint of a failed block that ends without an exception.
                     if self.rng.random() < 0.2 or (kind == "own" and model.failed):
-                        self.tell("boom")
+                        self.record("boom")
                         raise Boom
                 finally:
                     self.inside -= layered
@@ -202,7 +202,7 @@ class Program:
             self.beside,
         ]
         step = self.rng.choice(steps)
-        self.tell(getattr(step, "__name__", ""))
+        self.record(getattr(step, "__name__", ""))
         await step()
 
     def new(self) -> int:
@@ -213,7 +213,7 @@ class Program:
         if self.model.failed:
             return
         number = self.new()
-        self.tell(f"insert {number}")
+        self.record(f"insert {number}")
         await (on if hasattr(on, "execute") else self.conn).execute(
             "INSERT INTO walked VALUES (%s)", [number]
         )
@@ -290,7 +290,7 @@ class Program:
         """
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
-        self.tell(stop)
+        self.record(stop)
         timers: list[asyncio.TimerHandle] = []
         with anyio.CancelScope() as scope:
 
@@ -315,13 +315,13 @@ class Program:
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(0)
 
-    def tell(self, what: str) -> None:
-        self.told.append(what)
+    def record(self, what: str) -> None:
+        self.history.append(what)
 
     async def agree(self) -> None:
         """Check the connection's mode against the model once the pool's clean-up has ended."""
         await self.pool._sessions[self.conn].wait_ready(None)
-        assert self.conn.autocommit == self.model.autocommit, self.told
+        assert self.conn.autocommit == self.model.autocommit, self.history
 
 
 @pytest.mark.parametrize("autocommit", [False, True])
@@ -343,7 +343,7 @@ async def test_the_table_has_what_a_model_has(dsn: str, kind: Any, autocommit: b
                 assert found == sorted(program.model.rows)
                 assert (pool._sessions, pool._modes) == ({}, {})
             except BaseException as error:
-                error.add_note("\n".join([f"seed {seed}", *program.told]))
+                error.add_note("\n".join([f"seed {seed}", *program.history]))
                 raise
             await pool.execute("TRUNCATE walked")
         await all_usable(pool)

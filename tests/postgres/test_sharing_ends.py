@@ -13,7 +13,7 @@ import pytest
 
 from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool, PoolTimeout, TooManyRequests
 
-from ._sharing import all_lent, all_waiting, warm
+from ._sharing import all_leased, all_waiting, warm
 from ._tools import BOTH_LOOPS, at_rest, in_time
 
 LOOPS = BOTH_LOOPS
@@ -22,24 +22,24 @@ LOOPS = BOTH_LOOPS
 @pytest.mark.parametrize("ends", ["served", "late"])
 async def test_a_long_wait_of_a_one_shot_is_told_of_in_its_task(dsn: str, ends: str) -> None:
     """One report, as for a block, also if the wait fails."""
-    told: list[tuple[float, str]] = []
+    reports: list[tuple[float, str]] = []
     async with AsyncConnectionPool(dsn, min_size=1, max_size=1) as pool:
 
         def tell(waited: float) -> None:
             task = asyncio.current_task()
-            told.append((waited, "" if task is None else task.get_name()))
+            reports.append((waited, "" if task is None else task.get_name()))
 
         async def call() -> None:
             await pool.fetchval("SELECT pg_sleep(0)", timeout=0.2)
 
         pool.on_slow_wait(0.05, tell)
-        async with all_lent(pool):
+        async with all_leased(pool):
             task = asyncio.create_task(call(), name="who waits")
             await asyncio.sleep(0.1 if ends == "served" else 0.3)
         await asyncio.wait({task})
         assert isinstance(task.exception(), PoolTimeout) == (ends == "late")
         await pool.fetchval("SELECT pg_sleep(0.1)")
-    ((waited, who),) = told
+    ((waited, who),) = reports
     assert waited >= 0.05
     assert who == "who waits"
 
@@ -97,7 +97,7 @@ async def test_a_slow_read_is_known_as_slow_on_whichever_connection(dsn: str) ->
             await pool.fetchval("SELECT 5")
         for number in range(10):
             pool._dispatcher.profiles._known.pop(slow, None)
-            async with all_lent(pool):
+            async with all_leased(pool):
                 quick = pool.fetchval(f"SELECT count(*) FROM generate_series(1, {number}) b")
                 tasks = [asyncio.ensure_future(each) for each in (quick, pool.fetchval(slow))]
                 await all_waiting(pool, 2)
@@ -130,7 +130,7 @@ async def test_a_one_shot_that_may_not_wait_is_counted_as_a_block_is(dsn: str) -
         for call in (pool.acquire, partial(pool.fetchval, "SELECT pg_sleep(0)")):
             await at_rest(pool)
             pool.pop_stats()
-            async with all_lent(pool):
+            async with all_leased(pool):
                 first = asyncio.ensure_future(pool.execute("SELECT pg_sleep(0)"))
                 await all_waiting(pool, 1)
                 with pytest.raises(TooManyRequests):

@@ -18,7 +18,7 @@ from psycopg.types.json import JsonbDumper
 
 from asyncpool import AsyncConnectionPool, Connection
 
-from ._sharing import LEFT, WAYS, all_lent, all_waiting, leave
+from ._sharing import LEFT, WAYS, all_leased, all_waiting, leave
 from ._tools import BOTH_LOOPS, at_rest, in_time
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ async def test_values_are_written_in_the_context_of_the_caller(
         names = [f"tenant {n}" for n in range(12)]
         await shoot("the first one")
         if queued:
-            async with all_lent(pool):
+            async with all_leased(pool):
                 tasks = [asyncio.create_task(shoot(name)) for name in names]
                 await all_waiting(pool, len(names))
         else:

@@ -20,7 +20,7 @@ from ._sharing import (
     WAYS,
     Ledger,
     active,
-    all_lent,
+    all_leased,
     all_waiting,
     blocked,
     created_function,
@@ -49,7 +49,7 @@ def ledger(backends: Backends) -> Iterator[Ledger]:
         yield ledger
 
 
-def heads(ledger: Ledger) -> dict[str, tuple[str, list[Any], list[Any]]]:
+def slow_statements(ledger: Ledger) -> dict[str, tuple[str, list[Any], list[Any]]]:
     """Statements that take a second, each with other values for which it takes no time."""
     return {
         "read": ("SELECT pg_sleep(%s)", [0], [1.0]),
@@ -66,7 +66,7 @@ async def test_a_write_that_waits_for_a_connection_is_not_run_when_its_caller_ha
     async with AsyncConnectionPool(dsn, min_size=size) as pool:
         await warm(pool, ledger.insert, -1)
         before = ledger.counts()[-1]
-        async with all_lent(pool):
+        async with all_leased(pool):
             ended = await in_time(leave_all(writes(pool, ledger, range(15))))
             assert set(ended.values()) == {LEFT}
         await settled(pool, backends)
@@ -79,7 +79,7 @@ async def test_a_write_that_waits_as_the_pool_closes_is_not_run(
 ) -> None:
     """The caller gets the pool's error."""
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
-        async with all_lent(pool):
+        async with all_leased(pool):
             tasks = [asyncio.ensure_future(w()) for w in writes(pool, ledger, range(10)).values()]
             await all_waiting(pool, 10)
             await pool.close(timeout=0)
@@ -95,7 +95,7 @@ async def test_a_write_behind_slow_one_shots_is_not_run_when_its_caller_has_left
     dsn: str, backends: Backends, ledger: Ledger, kind: str, size: int
 ) -> None:
     """One slow one-shot a connection runs for longer than the callers wait."""
-    query, quick, slow = heads(ledger)[kind]
+    query, quick, slow = slow_statements(ledger)[kind]
     async with AsyncConnectionPool(dsn, min_size=size) as pool:
         await warm(pool, query, *quick)
         await warm(pool, ledger.insert, -1)
@@ -243,7 +243,7 @@ async def test_random_callers_that_leave_at_random(
     options = {"min_size": random.randint(0, size), "max_size": size}
     done, possible = set(), dict[int, float]()
     async with AsyncConnectionPool(dsn, **options) as pool:  # type: ignore[arg-type]
-        for query, quick, _ in heads(ledger).values():
+        for query, quick, _ in slow_statements(ledger).values():
             await warm(pool, query, *quick)
         await warm(pool, ledger.insert, -1)
 
@@ -258,7 +258,7 @@ async def test_random_callers_that_leave_at_random(
 
         async def hold_up() -> None:
             while True:
-                query, _, slow = random.choice(list(heads(ledger).values()))
+                query, _, slow = random.choice(list(slow_statements(ledger).values()))
                 slow = [value * 3 if value != -2 else value for value in slow]
                 await pool.execute(query, slow)
 

@@ -14,7 +14,7 @@ import pytest
 
 from asyncpool import AsyncConnectionPool, PoolTimeout
 
-from ._sharing import all_lent, all_waiting, warm
+from ._sharing import all_leased, all_waiting, warm
 from ._tools import BOTH_LOOPS, Proxy, at_rest, in_time
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ async def test_nothing_of_a_queued_one_shot_stays_once_it_has_ended(dsn: str, wa
         gc.collect()
         gc.disable()
         try:
-            async with all_lent(pool):
+            async with all_leased(pool):
                 tasks = [asyncio.create_task(call(pool)) for _ in range(2)]
                 await all_waiting(pool, 2)
                 if way == "cancelled":

@@ -16,7 +16,7 @@ import pytest
 from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout, PoolUnavailable, TooManyRequests
 
 from ._severed import Severed
-from ._sharing import HEAVY, all_lent, all_waiting, started, warm
+from ._sharing import HEAVY, all_leased, all_waiting, started, warm
 from ._tools import BOTH_LOOPS, Backends, at_rest, eventually, in_time, linux
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ async def test_queued_one_shots_are_cancelled_in_time_that_does_not_grow_with_th
     async with AsyncConnectionPool(dsn, min_size=1, timeout=300) as pool:
         await warm(pool, query)
         spent = {}
-        async with all_lent(pool):
+        async with all_leased(pool):
             for number in (1000, 20_000):
                 each, longest = await cancel_many(
                     number,
@@ -205,7 +205,7 @@ async def test_the_cursor_class_of_one_borrower_does_not_end_sharing(dsn: str) -
 async def test_each_failing_one_shot_has_an_exception_of_its_own(dsn: str) -> None:
     """Reads and writes wait when the pool is closed."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
-        async with all_lent(pool):
+        async with all_leased(pool):
             queries = ["SELECT 1", "SELECT pg_sleep(0)"] * 5
             tasks = [asyncio.ensure_future(pool.fetchval(query)) for query in queries]
             await all_waiting(pool, 10)
@@ -246,7 +246,7 @@ async def test_the_bound_of_the_queue_counts_blocks_and_one_shots_together(
             query = "SELECT 1" if number % 2 else "SELECT 1 FROM pg_sleep(0)"
             return pool.fetchval(query)
 
-        async with all_lent(pool):
+        async with all_leased(pool):
             waiting = [borrow() if n < blocks else shot(n) for n in range(5)]
             tasks = [asyncio.ensure_future(work) for work in waiting]
             await all_waiting(pool, 5)
