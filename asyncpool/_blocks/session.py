@@ -106,7 +106,7 @@ class Session(Generic[ACT]):
         if not self.busy and self.holds() and self.driver.has_left(self.conn):
             self._start(self._run_after(None, partial(self.driver.settle, self.conn)))
         if self.busy:
-            assert self._pending is not None, "bug: busy with nothing"
+            assert self._pending is not None, "bug: busy without a background task"
             await asyncio.wait({self._pending}, timeout=None if limit == math.inf else limit)
             if self.busy:
                 raise errors.timed_out(limit, "a cancelled operation of this session still runs")

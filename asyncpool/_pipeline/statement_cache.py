@@ -105,7 +105,7 @@ class StatementCache:
             self._prepared._to_flush.append(request.name)
 
     def evict(self) -> Iterator[None]:
-        """Send a request to deallocate each prepared statement that psycopg has dropped."""
+        """Deallocate the prepared statements that psycopg has dropped, one for each step."""
         to_flush = self._prepared._to_flush
         while to_flush:
             name = to_flush.popleft()
