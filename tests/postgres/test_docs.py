@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import logging
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +113,33 @@ def test_every_link_within_the_project_leads_somewhere(path: Path) -> None:
     Guarantees are linked to the tests that show them, so a test that is renamed is renamed there.
     """
     assert list(broken_links(path)) == []
+
+
+def test_the_architecture_page_names_what_exists() -> None:
+    """Its tree has every module but those of the annexes; its walks name what is in these files."""
+    package = ROOT / "asyncpool"
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = text.partition("```")[2].partition("```")[0]
+    folders = (package, *(each for each in package.iterdir() if each.name.startswith("_")))
+    modules = {path.name for folder in folders for path in folder.glob("*.py")}
+    assert set(re.findall(r"\w+\.py", tree)) == modules
+    steps = re.findall(r"`([\w/]+\.py)`\s+`([\w.]+)`", text)
+    assert len(steps) > 30
+    assert [f"{file} {name}" for file, name in steps if name not in names(package / file)] == []
+
+
+def names(file: Path) -> set[str]:
+    """What a module defines: functions, classes, their methods, constants with a type."""
+    found: set[str] = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            methods = (ast.FunctionDef, ast.AsyncFunctionDef)
+            found |= {f"{node.name}.{each.name}" for each in node.body if isinstance(each, methods)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            found.add(node.name)
+    return found
 
 
 def test_the_readmes_two_commands_are_those_that_ci_runs() -> None:
