@@ -89,7 +89,9 @@ def _check_files(json_file: Path | None, picture: Path | None) -> None:
     if picture is not None and picture.suffix not in {".png", ".svg"}:
         raise typer.BadParameter(f"{picture}: a picture is a .png or .svg")
     if picture is not None and find_spec("matplotlib") is None:
-        raise typer.BadParameter("a picture needs matplotlib: pip install 'asyncpool[bench]'")
+        raise typer.BadParameter(
+            "a picture needs matplotlib: pip install 'psycopg-asyncpool[bench]'"
+        )
 
 
 def _choice(given: str, among: tuple[str, ...]) -> list[str]:

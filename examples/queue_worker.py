@@ -2,7 +2,7 @@
 
 Run it (it creates the tables `jobs` and `job_results`):
 
-    pip install asyncpool
+    pip install psycopg-asyncpool
     export DATABASE_URL=postgresql://localhost/postgres
     python examples/queue_worker.py add 100     # add jobs to the queue
     python examples/queue_worker.py             # work on them until Ctrl-C or SIGTERM

@@ -2,7 +2,7 @@
 
 Run it (it only reads):
 
-    pip install asyncpool
+    pip install psycopg-asyncpool
     DATABASE_URL=postgresql://localhost/postgres python examples/script.py
 """
 

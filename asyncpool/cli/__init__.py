@@ -1,4 +1,4 @@
-"""The command line: demo, ping, doctor and top. It needs the extra `demo` (typer and rich)."""
+"""The command line: demo, ping, doctor and top. It needs the extra `cli` (typer and rich)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ def main() -> None:
         missing = (error.name or "").partition(".")[0]
         if missing not in ("typer", "rich"):
             raise
-        sys.exit(f"asyncpool: the command line needs {missing}: pip install 'asyncpool[demo]'")
+        sys.exit(
+            f"asyncpool: the command line needs {missing}: pip install 'psycopg-asyncpool[cli]'"
+        )
     except KeyboardInterrupt:
         sys.exit(130)
     app(prog_name="asyncpool")

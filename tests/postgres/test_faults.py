@@ -25,7 +25,8 @@ MISSING = [name for name in NEEDED if find_spec(name) is None]
 pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="servers of our own need POSIX"),
     pytest.mark.skipif(
-        bool(MISSING), reason=f"{', '.join(MISSING)} not found: pip install 'asyncpool[bench]'"
+        bool(MISSING),
+        reason=f"{', '.join(MISSING)} not found: pip install 'psycopg-asyncpool[bench]'",
     ),
 ]
 

@@ -88,7 +88,7 @@ class TestDiscovery:
             _discovery.choose()
         message = str(caught.value)
         assert all(f"{source}: there is none" in message for source in SOURCES)
-        assert "pip install 'asyncpool[testing]'" in message
+        assert "pip install 'psycopg-asyncpool[testing]'" in message
 
     @pytest.mark.parametrize("source", SOURCES)
     @pytest.mark.usefixtures("providers")
