@@ -44,7 +44,7 @@ class SupportsRefill(Protocol):
 
     @property
     def ledger(self) -> SupportsLedger:
-        """Its books."""
+        """Its ledger."""
         ...
 
     def refill(self) -> None:
@@ -82,12 +82,12 @@ class Budget:
         """Those with entries."""
         self._queue: deque[tuple[float, SupportsLedger, Waiter[Any]]] = deque()
         """All who wait, in the order of their coming; the departed are dropped late."""
-        self._crowd = 0
+        self._compacted_length = 0
         """How long the line was when the departed were last dropped."""
-        self._asking: dict[SupportsLedger, int] = {}
+        self._shortage: dict[SupportsLedger, int] = {}
         """How many connections each would open now, had it the room."""
         self._offering = False
-        self._granted: SupportsLedger | None = None
+        self._granted_to: SupportsLedger | None = None
         """Whose turn it is to open one."""
 
     @property
@@ -112,7 +112,7 @@ class Budget:
 
     @property
     def _is_short(self) -> bool:
-        return bool(self._asking)
+        return bool(self._shortage)
 
     def _join(self, member: SupportsRefill) -> None:
         """A pool opens, on the running loop."""
@@ -123,82 +123,82 @@ class Budget:
                 raise PoolWrongLoop(msg)
             # What was left on a loop that has ended is nobody's to wait for.
             self._queue.clear()
-            for books in list(self._members):
-                self._leave(books)
+            for ledger in list(self._members):
+                self._leave(ledger)
             self._home = loop
         self._members[member.ledger] = member
 
-    def _leave(self, books: SupportsLedger, *, forked: bool = False) -> None:
-        """A pool has ended; what it still had on its books counts no more."""
+    def _leave(self, ledger: SupportsLedger, *, forked: bool = False) -> None:
+        """A pool has ended; what it still had on its ledger counts no more."""
         if forked:
-            self._asking.clear()  # the loop is the parent's
-        self._members.pop(books, None)
-        self._asking.pop(books, None)
-        if self._holders.pop(books, None) is not None:
-            self._size -= len(books.entries)
-        if self._asking and self._home is not None and not self._home.is_closed():
+            self._shortage.clear()  # the loop is the parent's
+        self._members.pop(ledger, None)
+        self._shortage.pop(ledger, None)
+        if self._holders.pop(ledger, None) is not None:
+            self._size -= len(ledger.entries)
+        if self._shortage and self._home is not None and not self._home.is_closed():
             # Not at once: this may be the collector's work, in another thread.
             self._home.call_soon_threadsafe(self._offer, context=Context())
 
-    def _spend(self, books: SupportsLedger) -> None:
+    def _note_reserved(self, ledger: SupportsLedger) -> None:
         """A pool has reserved a place."""
         self._size += 1
         assert self._size <= self._limit, "bug: a place reserved above the budget"
-        self._holders[books] = self._members[books]
-        self._granted = None
-        if self._asking:
-            books.oversize = True
+        self._holders[ledger] = self._members[ledger]
+        self._granted_to = None
+        if self._shortage:
+            ledger.oversize = True
 
-    def _earn(self, books: SupportsLedger) -> None:
+    def _note_removed(self, ledger: SupportsLedger) -> None:
         """A pool has struck off an entry."""
-        if books in self._holders:
+        if ledger in self._holders:
             self._size -= 1
-            if not books.entries:
-                del self._holders[books]
+            if not ledger.entries:
+                del self._holders[ledger]
 
-    def _enrol(self, books: SupportsLedger, waiter: Waiter[Any], came: float) -> None:
+    def _note_waiter(self, ledger: SupportsLedger, waiter: Waiter[Any], arrived_at: float) -> None:
         """Somebody waits in a pool's line, who has come at that instant."""
         queue = self._queue
-        if not queue or queue[-1][0] <= came:
-            queue.append((came, books, waiter))
+        if not queue or queue[-1][0] <= arrived_at:
+            queue.append((arrived_at, ledger, waiter))
         else:
             # It was served something unfit, and takes the place that it had.
             queue.insert(
-                sum(1 for _ in takewhile(lambda each: each[0] <= came, queue)),
-                (came, books, waiter),
+                sum(1 for _ in takewhile(lambda each: each[0] <= arrived_at, queue)),
+                (arrived_at, ledger, waiter),
             )
-        if len(queue) > 2 * self._crowd + 128:
+        if len(queue) > 2 * self._compacted_length + 128:
             self._queue = deque(each for each in queue if each[2].waiting)
-            self._crowd = len(self._queue)
+            self._compacted_length = len(self._queue)
 
-    def _room_for(self, books: SupportsLedger) -> int:
+    def _room_for(self, ledger: SupportsLedger) -> int:
         """How many connections a pool may open now."""
         room = self._limit - self._size
-        if room <= 0 or not self._asking:
+        if room <= 0 or not self._shortage:
             return max(room, 0)
-        if self._granted is books:
+        if self._granted_to is ledger:
             return 1
-        if self._granted is None and next(self._claims(), None) is None:
-            self._relent()
+        if self._granted_to is None and next(self._claims(), None) is None:
+            self._clear_shortage()
             return room
         return 0
 
-    def _ask(self, books: SupportsLedger, number: int) -> None:
+    def _set_shortage(self, ledger: SupportsLedger, number: int) -> None:
         """A pool would open so many, had it the room."""
         if number <= 0:
-            if self._asking.pop(books, None) and not self._asking:
-                self._relent()
+            if self._shortage.pop(ledger, None) and not self._shortage:
+                self._clear_shortage()
             return
-        if not self._asking:
+        if not self._shortage:
             for holder in self._holders:
                 holder.oversize = True  # returns are to ask
-        self._asking[books] = number
+        self._shortage[ledger] = number
         self._offer()
         self._make_room()
 
-    def _is_asked_by(self, books: SupportsLedger) -> bool:
+    def _has_shortage(self, ledger: SupportsLedger) -> bool:
         """Whether a pool would open a connection, had it the room."""
-        return books in self._asking
+        return ledger in self._shortage
 
     def _offer(self) -> None:
         """Give what room there is to those who have waited longest, one after the other."""
@@ -206,57 +206,59 @@ class Budget:
             return
         self._offering = True
         try:
-            while self._asking and self._size < self._limit:
-                books = next(self._claims(), None)
-                if books is None:
-                    self._relent()
+            while self._shortage and self._size < self._limit:
+                ledger = next(self._claims(), None)
+                if ledger is None:
+                    self._clear_shortage()
                     return
-                del self._asking[books]  # it asks anew if it still wants
-                self._granted = books
-                self._members[books].refill()
+                del self._shortage[ledger]  # it asks anew if it still wants
+                self._granted_to = ledger
+                self._members[ledger].refill()
         finally:
-            self._offering, self._granted = False, None
+            self._offering, self._granted_to = False, None
 
-    def _owes(self, books: SupportsLedger) -> bool:
+    def _must_yield(self, ledger: SupportsLedger) -> bool:
         """Whether what a pool has got back is to be closed, for one who waits elsewhere."""
-        coming = self._coming
+        coming = self._expected_room
         claims = 0
         for other, claims_it in self._scan():
-            if other is books:
+            if other is ledger:
                 return False
             claims += claims_it
             if claims > coming:
                 return True
         if not claims:
-            self._relent()
+            self._clear_shortage()
         return False
 
     @property
-    def _coming(self) -> int:
+    def _expected_room(self) -> int:
         """The room that there is, and is about to be as something is closed."""
-        closing = sum(books.closing for books in self._holders)
+        closing = sum(ledger.closing for ledger in self._holders)
         return closing + self._limit - self._size
 
-    def _relent(self) -> None:
+    def _clear_shortage(self) -> None:
         """Nobody is short of room."""
-        self._asking.clear()
+        self._shortage.clear()
 
     def _make_room(self) -> None:
         """Close what rests elsewhere, as far as those who wait need it."""
         while (found := self._least_used()) is not None:
-            coming = self._coming
+            coming = self._expected_room
             if sum(1 for _ in islice(self._claims(), coming + 1)) <= coming:
                 return
             member, entry = found
             member.discard(entry)
 
     def _least_used(self) -> tuple[SupportsRefill, Entry[Any]] | None:
-        resting = ((member, books.idle[0]) for books, member in self._holders.items() if books.idle)
+        resting = (
+            (member, ledger.idle[0]) for ledger, member in self._holders.items() if ledger.idle
+        )
         return min(resting, key=lambda each: each[1].used_at, default=None)
 
     def _claims(self) -> Iterator[SupportsLedger]:
         """The pools of those who wait for room, in the order of their coming."""
-        return (books for books, claims_it in self._scan() if claims_it)
+        return (ledger for ledger, claims_it in self._scan() if claims_it)
 
     def _scan(self) -> Iterator[tuple[SupportsLedger, bool]]:
         """All who wait, in the order of their coming, and whether they wait for room.
@@ -266,8 +268,8 @@ class Budget:
         while self._queue and not self._queue[0][2].waiting:
             self._queue.popleft()
         met: dict[SupportsLedger, int] = {}
-        for _, books, waiter in self._queue:
+        for _, ledger, waiter in self._queue:
             if waiter.waiting:
-                number = met[books] = met.get(books, 0) + 1
-                ahead = books.opening - books.late
-                yield books, ahead < number <= ahead + self._asking.get(books, 0)
+                number = met[ledger] = met.get(ledger, 0) + 1
+                ahead = ledger.opening - ledger.late
+                yield ledger, ahead < number <= ahead + self._shortage.get(ledger, 0)

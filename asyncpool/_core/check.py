@@ -55,7 +55,7 @@ class Check(Generic[C]):
         except BaseException:
             store.ledger.cancel_lease(entry)
             if store.ledger.take_back(entry.conn) is not None:
-                store.tasks.spawn(self._settle(entry, task), "check")
+                store.tasks.spawn(self._finish(entry, task), "check")
             raise
         if error is None:
             store.mark_healthy(entry)
@@ -69,7 +69,7 @@ class Check(Generic[C]):
         store.discard_lost(entry)
         return False
 
-    async def _settle(self, entry: Entry[C], check: asyncio.Task[Exception | None]) -> None:
+    async def _finish(self, entry: Entry[C], check: asyncio.Task[Exception | None]) -> None:
         """Wait for a check whose borrower has left."""
         store = self._store
         error: Exception | None = TimeoutError()

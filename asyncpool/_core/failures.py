@@ -29,7 +29,7 @@ class FailureHandler(Generic[C]):
 
     def __init__(self, store: ConnectionStore[C]) -> None:
         self._store = store
-        self._ends: deque[float] = deque(maxlen=BURST)
+        self._losses: deque[float] = deque(maxlen=BURST)
         """When connections were lost of late with no word from the server."""
         self._replaced_at = -PAUSE
 
@@ -57,26 +57,28 @@ class FailureHandler(Generic[C]):
                 store.record("failover", text, logging.WARNING, error=said)
                 store.drain()
         elif fault is Fault.SERVER or (lost and error is None and (in_use or self._is_burst())):
-            self._suspect()
+            self._ping_idle()
 
     def _is_burst(self) -> bool:
         """Whether this is one loss of several in a moment."""
-        ends, now = self._ends, self._store.time()
+        ends, now = self._losses, self._store.time()
         ends.append(now)
         if len(ends) < BURST or now - ends[0] > BURST_TIME:
             return False
         ends.clear()
         return True
 
-    def _suspect(self) -> None:
+    def _ping_idle(self) -> None:
         """The server may be leaving: nothing is lent now that has not answered first."""
         store, now = self._store, self._store.time()
         for entry in list(store.ledger.idle):
             # Where tasks start eagerly, one ping's failure may have been the end of the others.
             if entry.state is State.IDLE:
-                store.tasks.spawn(self._prove(entry, store.ping(entry), now), "ping")
+                store.tasks.spawn(self._ping_one(entry, store.ping(entry), now), "ping")
 
-    async def _prove(self, entry: Entry[C], ping: Coroutine[Any, Any, bool], since: float) -> None:
+    async def _ping_one(
+        self, entry: Entry[C], ping: Coroutine[Any, Any, bool], since: float
+    ) -> None:
         store = self._store
         if await ping:
             # It has answered, and was given up all the same: the server is leaving.

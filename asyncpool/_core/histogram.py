@@ -24,7 +24,7 @@ class Histogram:
     """Durations since it was made; nothing is ever taken out.
 
     By `add` everything is exact but the place within a bucket. Where even a call is too dear,
-    append to `fresh` and tell `settle`, now and then, how many there were.
+    append to `fresh` and tell `flush`, now and then, how many there were.
     """
 
     __slots__ = ("_buckets", "_count", "_max", "_recent", "_sum", "fresh")
@@ -42,24 +42,24 @@ class Histogram:
         """One more, of so many seconds."""
         self.fresh.append(duration)
         if len(self.fresh) == RECENT:
-            self.settle()
+            self.flush()
 
     @property
     def count(self) -> int:
         """How many there were."""
-        self.settle()
+        self.flush()
         return self._count
 
     @property
     def sum(self) -> float:
         """Seconds in all."""
-        self.settle()
+        self.flush()
         return self._sum
 
     @property
     def max(self) -> float:
         """Seconds of the longest that was seen; 0 where there were none."""
-        self.settle()
+        self.flush()
         return self._max
 
     @property
@@ -69,12 +69,12 @@ class Histogram:
 
     def counts(self) -> list[int]:
         """How many there were in each bucket: one for each of `BOUNDS`, and one above them."""
-        self.settle()
+        self.flush()
         return self._buckets or _empty()
 
     def buckets(self) -> list[tuple[float, int]]:
         """Upper bounds in seconds, and how many were not above each; the last bound is infinite."""
-        self.settle()
+        self.flush()
         total, found = 0, []
         for bound, count in zip([*BOUNDS, math.inf], self._buckets or _empty(), strict=True):
             total += count
@@ -110,10 +110,10 @@ class Histogram:
 
     def recent(self) -> list[float]:
         """The last ones, 1,024 at most, the latest at the end."""
-        self.settle()
+        self.flush()
         return list(self._recent)
 
-    def settle(self, count: int | None = None, total: float | None = None) -> None:
+    def flush(self, count: int | None = None, total: float | None = None) -> None:
         """Sort in what is fresh.
 
         Args:

@@ -1,4 +1,4 @@
-"""A look, now and then, at who has connections: while others wait, and at those lent for long.
+"""A check, now and then, at who has connections: while others wait, and at those lent for long.
 
 It finds tasks that hold all connections and wait for one more, leases whose borrower is gone, and
 those that last longer than they may. None of it is looked for while a connection is lent or
@@ -52,13 +52,13 @@ class LeaseMonitor(Generic[C]):
         self.timer: asyncio.TimerHandle | None = None
         """None: nobody waits, as far as is known."""
         self._leases = 0
-        """How many there had been at the last look."""
+        """How many there had been at the last check."""
 
-    def begin(self) -> None:
-        """Somebody waits: look, from time to time, until nobody does."""
+    def start(self) -> None:
+        """Somebody waits: check, from time to time, until nobody does."""
         self._leases = self._ledger.leases
         self.timer = asyncio.get_running_loop().call_later(
-            PAUSE, _look, weakref.ref(self), context=Context()
+            PAUSE, _check, weakref.ref(self), context=Context()
         )
 
     def stop(self) -> None:
@@ -67,19 +67,19 @@ class LeaseMonitor(Generic[C]):
             self.timer.cancel()
             self.timer = None
 
-    def look(self) -> None:
+    def check(self) -> None:
         """See whether those who wait ever will be served."""
         self.timer = None
         ledger, before = self._ledger, self._leases
         if not ledger.queue.length:
             return
-        self.begin()
+        self.start()
         self._store.sort_times()
-        self.take_back()
+        self.reclaim()
         if self._leases == before:
             self._break_deadlock()
 
-    def take_back(self) -> None:
+    def reclaim(self) -> None:
         """Take back what was never returned, and nobody has a reference to any more."""
         for entry in list(self._ledger.leased.values()):
             holder = entry.holder
@@ -88,7 +88,7 @@ class LeaseMonitor(Generic[C]):
                 entry.holder = holder.get_name()
             # A block returns its connection by itself.
             bare = entry.manual_in == entry.uses and isinstance(entry.holder, str)
-            if bare and not self._listens(entry.conn) and _is_forgotten(entry):
+            if bare and not self._listens(entry.conn) and _is_unreferenced(entry):
                 self._report(entry, "was never returned, and is taken back")
                 self._store.count_use(entry)
                 if self._ledger.take_back(entry.conn) is not None:
@@ -129,9 +129,9 @@ class LeaseMonitor(Generic[C]):
             ledger.queue.fail(found[-1], self._errors.deadlock(sorted(holders, key=_name)))
 
 
-def _look(lease_monitor: weakref.ref[LeaseMonitor[Any]]) -> None:
+def _check(lease_monitor: weakref.ref[LeaseMonitor[Any]]) -> None:
     if (alive := lease_monitor()) is not None:
-        alive.look()
+        alive.check()
 
 
 def _name(task: asyncio.Task[Any]) -> str:
@@ -142,22 +142,22 @@ def _references(entry: Entry[Any]) -> int:
     return sys.getrefcount(entry.conn)
 
 
-def _is_forgotten(entry: Entry[Any]) -> bool:
+def _is_unreferenced(entry: Entry[Any]) -> bool:
     """Whether nobody but the pool has this leased connection."""
     entry.kept = None  # it is out of date, and has it too
-    return _references(entry) <= LEAST
+    return _references(entry) <= LEAST_REFERENCES
 
 
-class _Probe:
+class _Sample:
     pass
 
 
-def _least() -> int:
+def _least_references() -> int:
     """What `_references` says of a leased connection that nobody else has, on this Python."""
     entry: Entry[Any] = Entry(0.0)
-    entry.conn = _Probe()
+    entry.conn = _Sample()
     leased = {entry.conn: entry}
     return _references(next(iter(leased.values())))
 
 
-LEAST = _least()
+LEAST_REFERENCES = _least_references()

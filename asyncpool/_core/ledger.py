@@ -49,7 +49,7 @@ class Ledger(Generic[C]):
         self.late = 0
         """Those of the opening that take so long that nobody should count on them."""
         self.closing = 0
-        self._numbered = 0
+        self._last_number = 0
         """How many entries there were."""
         self._past_leases = 0
         """Leases of the entries that are struck off."""
@@ -59,7 +59,7 @@ class Ledger(Generic[C]):
         """Whether no connection is to be closed for its age, as none can be had in its place."""
         self.oversize = False
         """Whether there may be one too many: after a resize, or as the budget is short."""
-        self.sounding = False
+        self.trial_wanted = False
         """Whether somebody waits to see that a connection can be had, and wants none."""
 
     @property
@@ -85,12 +85,12 @@ class Ledger(Generic[C]):
     def reserve(self, now: float) -> Entry[C]:
         """A place for a connection that is about to be opened."""
         assert len(self.entries) < self.settings.max_size, "bug: a place reserved above max_size"
-        self._numbered += 1
-        entry: Entry[C] = Entry(now, self._numbered)
+        self._last_number += 1
+        entry: Entry[C] = Entry(now, self._last_number)
         self.entries.add(entry)
         self.opening += 1
         if self.budget is not None:
-            self.budget._spend(self)
+            self.budget._note_reserved(self)
         return entry
 
     def opened(self, entry: Entry[C], conn: C, now: float, expires_at: float) -> None:
@@ -101,7 +101,7 @@ class Ledger(Generic[C]):
         entry.opened_at = entry.used_at = entry.healthy_at = now
         entry.expires_at = expires_at
 
-    def is_late(self, entry: Entry[C]) -> None:
+    def mark_late(self, entry: Entry[C]) -> None:
         """Do not count on an opening entry any longer; it goes on all the same."""
         assert entry.state is State.OPENING, "bug: only a connect can be late"
         entry.late = True
@@ -110,7 +110,7 @@ class Ledger(Generic[C]):
     def take(self, now: float) -> Entry[C]:
         """Lend the most recently used of the idle connections, of which there must be one."""
         entry = self.idle.pop()
-        self._lend(entry, now)
+        self._lease(entry, now)
         return entry
 
     def give(self, entry: Entry[C], now: float) -> bool:
@@ -118,12 +118,12 @@ class Ledger(Generic[C]):
 
         False if it may not go on: past its life, one too many, or not to be kept.
         """
-        if (entry.expires_at <= now and self._is_to_go(entry)) or (
-            self.oversize and self._is_too_many()
+        if (entry.expires_at <= now and self._must_close(entry)) or (
+            self.oversize and self._is_over_limit()
         ):
             return False
         if self.queue.length:
-            self._lend(entry, now)
+            self._lease(entry, now)
             return self.queue.serve(entry)
         if not self.settings.keeps_idle:
             return False
@@ -152,7 +152,7 @@ class Ledger(Generic[C]):
     def resize(self, min_size: int, max_size: int) -> list[Entry[C]]:
         """New sizes from now on; returns the idle entries that are too many."""
         self.settings = replace(self.settings, min_size=min_size, max_size=max_size)
-        self._is_too_many()
+        self._is_over_limit()
         return self.idle[: max(0, self.staying - max_size)]
 
     def drain(self, before: float = math.inf) -> list[Entry[C]]:
@@ -186,13 +186,13 @@ class Ledger(Generic[C]):
         self.entries.remove(entry)
         self._past_leases += entry.uses
         if self.budget is not None:
-            self.budget._earn(self)
+            self.budget._note_removed(self)
 
     def wanted(self) -> int:
         """The one rule: how many connections should be opened now."""
         size = len(self.entries)
         limits = self.settings
-        asked = self.queue.demand + self.sounding - (self.opening - self.late)
+        asked = self.queue.demand + self.trial_wanted - (self.opening - self.late)
         need = max(limits.min_size - size, asked)
         need = min(limits.max_size - size, need)
         if need > 0 and self.budget is not None:
@@ -224,7 +224,7 @@ class Ledger(Generic[C]):
         return [
             each
             for each in self.idle
-            if each.expires_at <= now and each not in replaced and self._is_to_go(each)
+            if each.expires_at <= now and each not in replaced and self._must_close(each)
         ]
 
     def ping_due(self, now: float) -> list[Entry[C]]:
@@ -261,7 +261,7 @@ class Ledger(Generic[C]):
                     instants.append(entry.used_at + limits.max_idle)
         return min(instants)
 
-    def _lend(self, entry: Entry[C], now: float) -> None:
+    def _lease(self, entry: Entry[C], now: float) -> None:
         entry.state = LEASED
         entry.lent_at = now
         entry.uses += 1
@@ -271,15 +271,17 @@ class Ledger(Generic[C]):
         self.opening -= 1
         self.late -= entry.late
 
-    def _is_to_go(self, entry: Entry[C]) -> bool:
+    def _must_close(self, entry: Entry[C]) -> bool:
         """Whether one past its life has to be closed now."""
         return not self.keep_expired or entry.expires_at == RETIRED
 
-    def _is_too_many(self) -> bool:
+    def _is_over_limit(self) -> bool:
         """Whether the next that comes back is to be closed."""
         too_many = self.staying > self.settings.max_size
         self.oversize = too_many or (self.budget is not None and self.budget._is_short)
-        return too_many or (self.oversize and self.budget is not None and self.budget._owes(self))
+        return too_many or (
+            self.oversize and self.budget is not None and self.budget._must_yield(self)
+        )
 
 
 def _last_use(entry: Entry[C]) -> float:

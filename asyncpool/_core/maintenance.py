@@ -55,7 +55,7 @@ async def make_round(core: Core[C]) -> None:
             core.store.open_one(instead_of=entry)
     core.store.sort_times()
     core.lease_monitor.report_overdue()
-    core.lease_monitor.take_back()
+    core.lease_monitor.reclaim()
     core.store.refill()
     if silent := ledger.ping_due(now):
         await ping_all(core, silent)

@@ -16,7 +16,7 @@ from asyncpool.faults import Fault
 FIRST = 0.05
 CAP = 0.5
 """While somebody waits."""
-REST_CAP = 1.0
+IDLE_CAP = 1.0
 """While nobody does, and where the server has refused."""
 REFUSED_CAP = 30.0
 """Where it has refused access, and nobody waits."""
@@ -41,7 +41,7 @@ class Outage:
         self.since = 0.0
         self.retry_at = 0.0
         """When the next connect may start for somebody who waits."""
-        self.rest_until = 0.0
+        self.idle_retry_at = 0.0
         """When it may for nobody."""
         self.error: Exception | None = None
         self.fault: Fault | None = None
@@ -67,28 +67,28 @@ class Outage:
         if not self.failures or self.has_lapsed(began):
             self.failures, self.since, self.reported = 0, now, False
         self.failures += 1
-        if fault is Fault.ACCESS and not self._may_be_mistaken(now):
-            self.retry_at = now + delay(1, self._random, first=REST_CAP, cap=REST_CAP)
-            rest = delay(self.failures, self._random, first=REST_CAP, cap=REFUSED_CAP)
-            self.rest_until = now + rest
+        if fault is Fault.ACCESS and not self._may_be_temporary(now):
+            self.retry_at = now + delay(1, self._random, first=IDLE_CAP, cap=IDLE_CAP)
+            rest = delay(self.failures, self._random, first=IDLE_CAP, cap=REFUSED_CAP)
+            self.idle_retry_at = now + rest
         else:
-            self.rest_until = now + delay(self.failures, self._random, cap=REST_CAP)
+            self.idle_retry_at = now + delay(self.failures, self._random, cap=IDLE_CAP)
             soon = now + delay(self.failures, self._random)
-            self.retry_at = self.rest_until if fault is Fault.CAPACITY else soon
+            self.retry_at = self.idle_retry_at if fault is Fault.CAPACITY else soon
 
-    def is_hopeless(self, now: float, patience: float) -> bool:
+    def is_unavailable(self, now: float, limit: float) -> bool:
         """Whether there is no use in waiting: access is refused, or it has lasted that long."""
         if not self.failures or self.has_lapsed(now):
             return False
-        refused = self.fault is Fault.ACCESS and not self._may_be_mistaken(now)
-        lasting = now - self.since >= patience and self.fault is not Fault.CAPACITY
+        refused = self.fault is Fault.ACCESS and not self._may_be_temporary(now)
+        lasting = now - self.since >= limit and self.fault is not Fault.CAPACITY
         return refused or lasting
 
     def has_lapsed(self, now: float) -> bool:
         """Whether nobody has tried for so long that nothing is known of it: nobody had to."""
-        return self.failures > 0 and now > self.rest_until + LAPSE
+        return self.failures > 0 and now > self.idle_retry_at + LAPSE
 
-    def _may_be_mistaken(self, now: float) -> bool:
+    def _may_be_temporary(self, now: float) -> bool:
         """Whether access may be given again in a moment, as in a change of passwords."""
         return self.ever_worked and now - self.since < GRACE
 

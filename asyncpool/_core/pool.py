@@ -40,7 +40,7 @@ from asyncpool.faults import Fault, classify
 
 logger = logging.getLogger("asyncpool")
 
-SAME = 0.01
+CLOCK_TOLERANCE = 0.01
 """Seconds by which uvloop's clock may be off and still count as the system's."""
 FRESH = 0.001
 """Seconds since its last use within which a watched connection's word is not asked for: a loop that
@@ -75,11 +75,11 @@ class Core(Generic[C]):
         budget: Budget | None = None,
         random: Random | None = None,
     ) -> None:
-        self.ledger: Ledger[C] = Ledger(settings, self._overdue, budget)
+        self.ledger: Ledger[C] = Ledger(settings, self._timeout_error, budget)
         self.store = ConnectionStore(self.ledger, driver, on_outage, classify, random or Random())
-        self.store.trusting = check is None
+        self.store.healthy_when_opened = check is None
         self.store.on_failure = FailureHandler(self.store).handle
-        self.store.on_unavailable = self._turn_away
+        self.store.on_unavailable = self._fail_waiters
         self.errors = ErrorFactory(self.ledger, self.store)
         self.lease_monitor = LeaseMonitor(self.store, self.errors, on_leak, listens)
         self._driver = driver
@@ -88,9 +88,9 @@ class Core(Generic[C]):
         """Whether a connection has to be checked before it is lent, which takes a task."""
         self.home: asyncio.AbstractEventLoop | None = None
         """The loop that it was opened on."""
-        self._express: asyncio.AbstractEventLoop | None = None
+        self._fast_acquire_loop: asyncio.AbstractEventLoop | None = None
         """The loop on which an idle connection is lent with no further question."""
-        self._ready: asyncio.AbstractEventLoop | None = None
+        self._fast_release_loop: asyncio.AbstractEventLoop | None = None
         """The loop on which a clean connection is taken back with no further question."""
         self._closing: asyncio.Task[None] | None = None
         self.left_behind: weakref.WeakSet[C] = weakref.WeakSet()
@@ -133,15 +133,15 @@ class Core(Generic[C]):
         # uvloop's is the same in whole milliseconds, and a use is often shorter.
         clock = type(self.home).time
         uvloops = getattr(clock, "__module__", "") == "uvloop.loop"
-        same = uvloops and abs(self.home.time() - time.monotonic()) < SAME
+        same = uvloops and abs(self.home.time() - time.monotonic()) < CLOCK_TOLERANCE
         plain = same or clock is asyncio.BaseEventLoop.time
         self._now = self.store.time = time.monotonic if plain else self.home.time
         self.opened_at = self._now()
         limits = self.settings
         self.store.record("opened", f"open, with {limits.min_size} to {limits.bound_in_words}")
         if self.settings.keeps_idle:
-            self._ready = self.home
-            self._express = self.home if self._check is None else None
+            self._fast_release_loop = self.home
+            self._fast_acquire_loop = self.home if self._check is None else None
             if self.settings.min_size == 0:
                 self.store.full.set()
         self.store.refill()
@@ -158,7 +158,7 @@ class Core(Generic[C]):
 
     def take_now(self) -> Entry[C] | None:
         """The same, as its entry."""
-        if self._express is not get_running_loop():
+        if self._fast_acquire_loop is not get_running_loop():
             return None
         ledger = self.ledger
         while ledger.idle:
@@ -178,7 +178,7 @@ class Core(Generic[C]):
     def release_now(self, conn: C) -> bool:
         """Take back a clean connection; False, and nothing done, when it needs `release`."""
         try:
-            if self._ready is not get_running_loop() or not self._driver.is_clean(conn):
+            if self._fast_release_loop is not get_running_loop() or not self._driver.is_clean(conn):
                 return False
         except RuntimeError:
             return False  # a borrower that is left over from a loop that has ended
@@ -226,7 +226,7 @@ class Core(Generic[C]):
             store.discard(entry)
         elif first is None and store.closing:
             store.discard(entry)
-        elif first is None and self._is_fit_or_unwanted(conn):
+        elif first is None and self._needs_no_reset(conn):
             store.put(entry, entry.used_at)
         else:
             store.tasks.spawn(store.clean(entry, first), "reset")
@@ -272,11 +272,11 @@ class Core(Generic[C]):
 
     async def acquire_entry(self, timeout: float | None) -> Entry[C]:
         """Wait for a connection, as `acquire` does; return its entry."""
-        if self._ready is not get_running_loop():
+        if self._fast_release_loop is not get_running_loop():
             self.admit()
         ledger, check, now = self.ledger, self._check, self._now()
         timeout = ledger.settings.timeout if timeout is None else duration("timeout", timeout)
-        deadline, came = now + timeout, None
+        deadline, arrived_at = now + timeout, None
         # A request that waits for a check has come before those who come meanwhile.
         ticket = 0 if check is None else ledger.queue.ticket()
         while True:
@@ -287,7 +287,7 @@ class Core(Generic[C]):
                 ticket = ticket or ledger.queue.ticket()
                 waiter = Waiter[Entry[C]](ticket, now, deadline)
                 waiter.task = current_task()
-                self.queue(waiter, timeout, came)
+                self.queue(waiter, timeout, arrived_at)
                 try:
                     while waiter.waiting:
                         await waiter.wait()
@@ -304,16 +304,16 @@ class Core(Generic[C]):
                 except BaseException as error:
                     self._count(error)
                     raise
-            came, now = now if came is None else came, self._now()
+            arrived_at, now = now if arrived_at is None else arrived_at, self._now()
 
-    def queue(self, waiter: Waiter[Entry[C]], timeout: float, came: float | None) -> None:
+    def queue(self, waiter: Waiter[Entry[C]], timeout: float, arrived_at: float | None) -> None:
         """Let a request take its place in the line.
 
         Args:
             waiter: its `notify` is called when it is served, or its wait has ended in an error; it
                 knows its task.
             timeout: seconds of its wait, for the error.
-            came: when it came, if it comes again; None: it has just come.
+            arrived_at: when it arrived, if it comes again; None: it has just come.
 
         Raises:
             PoolTimeout, TooManyRequests, PoolClosed, PoolUnavailable: as for `acquire`.
@@ -325,22 +325,24 @@ class Core(Generic[C]):
                 raise self.errors.closed()
             if waiter.deadline <= now:
                 raise self.errors.timed_out(timeout)
-            if limits.max_waiting and queue.length >= limits.max_waiting and came is None:
+            if limits.max_waiting and queue.length >= limits.max_waiting and arrived_at is None:
                 raise self.errors.too_many(queue.length)
             queue.admit(waiter)
             if ledger.budget is not None:
-                ledger.budget._enrol(ledger, waiter, now if came is None else came)
+                ledger.budget._note_waiter(
+                    ledger, waiter, now if arrived_at is None else arrived_at
+                )
             if self.lease_monitor.timer is None:
-                self.lease_monitor.begin()
+                self.lease_monitor.start()
             if len(ledger.entries) < limits.max_size:
                 self.store.refill()
-            if self.store.outage.failures and self.store.is_hopeless():
+            if self.store.outage.failures and self.store.is_unavailable():
                 raise self.errors.unavailable()
         except BaseException as error:
             self._leave(waiter)
             self._count(error)
             raise
-        self._counters.requests_queued += came is None
+        self._counters.requests_queued += arrived_at is None
 
     def served(self, waiter: Waiter[Entry[C]]) -> Entry[C]:
         """Return what a waiter was served, or raise its error."""
@@ -376,7 +378,7 @@ class Core(Generic[C]):
     def pass_on(self, entry: Entry[C]) -> bool:
         """Lend a clean connection to the head of the line; False where it has to be returned."""
         ledger, expired = self.ledger, entry.expires_at <= self._now()
-        if expired or ledger.oversize or self._ready is not running_loop():
+        if expired or ledger.oversize or self._fast_release_loop is not running_loop():
             return False
         entry.lent_at = self.store.count_use(entry)
         entry.uses += 1
@@ -434,13 +436,13 @@ class Core(Generic[C]):
         # Before a task that starts eagerly can have dismissed it.
         self.store.tasks.exempt(current_task())
         if self._closing is None:
-            self._express = self._ready = None
+            self._fast_acquire_loop = self._fast_release_loop = None
             self.store.closing = True
             self.store.record("closed", f"closing, with {len(self.ledger.leased)} lent")
             self.ledger.queue.fail_all(self.errors.closed)
             self.lease_monitor.stop()
             self.store.full.set()
-            shut = self._shut(self.store.time() + timeout)
+            shut = self._close_all(self.store.time() + timeout)
             self._closing = get_running_loop().create_task(shut, context=contextvars.Context())
         with anyio.CancelScope(shield=True):
             await asyncio.shield(self._closing)
@@ -448,7 +450,7 @@ class Core(Generic[C]):
     def abandon_all(self, *, forked: bool = False) -> list[C]:
         """Give up everything with no I/O and no await: as garbage, or after a fork or a loop."""
         ended = self.home is not None and self.home.is_closed() and not forked
-        self._express = self._ready = self.home = None
+        self._fast_acquire_loop = self._fast_release_loop = self.home = None
         self.store.closing = True
         self.store.stop_retrying()
         self.ledger.queue.stop()
@@ -495,26 +497,26 @@ class Core(Generic[C]):
             if self.ledger.take_back(entry.conn) is not None:
                 self.store.put(entry, self.store.time())
 
-    def _is_fit_or_unwanted(self, conn: C) -> bool:
+    def _needs_no_reset(self, conn: C) -> bool:
         """Whether one that is not to be kept needs no cleaning: it is clean, or nobody waits."""
         ledger = self.ledger
         if ledger.settings.keeps_idle:
             return False
         return not ledger.queue.length or self._driver.is_clean(conn)
 
-    def _turn_away(self) -> None:
+    def _fail_waiters(self) -> None:
         """Nobody is to wait for what will not come."""
         self.ledger.queue.fail_all(self.errors.unavailable)
-        self.store.look_again()
+        self.store.wake_fill_callers()
 
-    def _overdue(self, waiter: Waiter[Entry[C]]) -> PoolTimeout:
+    def _timeout_error(self, waiter: Waiter[Entry[C]]) -> PoolTimeout:
         return self.errors.timed_out(round(waiter.deadline - waiter.joined_at, 3))
 
-    async def _shut(self, deadline: float) -> None:
+    async def _close_all(self, deadline: float) -> None:
         self.store.stop_opening()
         for entry in list(self.ledger.idle):
             self.store.discard(entry)
-        await self._emptied(deadline)
+        await self._wait_until_empty(deadline)
         for entry in list(self.ledger.leased.values()):
             self.store.record(
                 "closed while lent",
@@ -524,12 +526,12 @@ class Core(Generic[C]):
                 age=self.store.time() - entry.lent_at,
             )
             self.store.discard(entry)
-        await self._emptied(self.store.time() + 0.25)
+        await self._wait_until_empty(self.store.time() + 0.25)
         await self.store.abandon()
         if self.ledger.budget is not None:
             self.ledger.budget._leave(self.ledger)
 
-    async def _emptied(self, deadline: float) -> None:
+    async def _wait_until_empty(self, deadline: float) -> None:
         if self.ledger.entries:
             self.store.empty.clear()  # it may have been empty before
             with contextlib.suppress(TimeoutError):

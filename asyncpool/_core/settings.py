@@ -52,7 +52,7 @@ class Settings:
     """The limit of one roll-back and reset."""
     close_timeout: float = 2.0
     """The limit of one farewell to the server."""
-    connect_patience: float = 1.0
+    late_after: float = 1.0
     """How long a connect may take before another is opened beside it for whoever waits."""
     open_at_once: int = 32
     """The most connections that are being opened in the same moment."""

@@ -20,11 +20,11 @@ Trace = tuple[Any, ...]
 """Innermost first: what runs, then the instruction in it, whose line is looked up when shown."""
 
 
-def above(frame: FrameType, deep: int = 8) -> Trace:
-    """A frame and those that called it, `deep` of them at most."""
+def above(frame: FrameType, depth: int = 8) -> Trace:
+    """A frame and those that called it, `depth` of them at most."""
     found: list[Any] = []
     below: FrameType | None = frame
-    while below is not None and len(found) < 2 * deep:
+    while below is not None and len(found) < 2 * depth:
         found += below.f_code, below.f_lasti
         below = below.f_back
     return tuple(found)
@@ -61,19 +61,19 @@ def where(task: asyncio.Task[Any]) -> list[str]:
     return found
 
 
-def caller(driver: str, deep: int = 16) -> str:
+def caller(driver: str, depth: int = 16) -> str:
     """The place in the program that has called the pool, such as "app.py:12 in handler".
 
     Args:
         driver: the folder of the driver's code, which may be between the two.
-        deep: frames that are looked at.
+        depth: frames that are looked at.
 
     Returns:
         An empty string where there is none, as in a task that runs nothing but the pool's code.
     """
     between = (PACKAGE, contextlib.__file__, driver)
     frame: FrameType | None = sys._getframe(1)
-    for _ in range(deep):
+    for _ in range(depth):
         if frame is None or frame.f_code.co_filename.startswith(LOOP):
             break
         if not frame.f_code.co_filename.startswith(between):

@@ -64,7 +64,7 @@ class ConnectionStore(Generic[C]):
         self.empty = asyncio.Event()
         """Set when the last entry is struck off."""
         self.closing = False
-        self.trusting = True
+        self.healthy_when_opened = True
         """Whether one that opens has thereby shown that it works; else `proved` is to be called."""
         self.time: Callable[[], float] = lambda: 0.0
         self.last_error: Exception | None = None
@@ -82,9 +82,9 @@ class ConnectionStore(Generic[C]):
         self.next_probe_at = math.inf
         """When it will try again by itself, in an outage; `math.inf`: it has no need to."""
         self._probing: Entry[C] | None = None
-        self._fillers = 0
+        self._fill_callers = 0
         """Who waits until it is full."""
-        self._reached = 0
+        self._connects_succeeded = 0
         """How many connects have succeeded where none is kept."""
 
     @property
@@ -137,7 +137,7 @@ class ConnectionStore(Generic[C]):
             if self.outage or self.closing:
                 return  # it has failed already: what comes next was seen to by that
         if ledger.budget is not None:
-            ledger.budget._ask(ledger, min(ledger.unmet(), at_once - ledger.opening))
+            ledger.budget._set_shortage(ledger, min(ledger.unmet(), at_once - ledger.opening))
 
     def open_one(self, instead_of: Entry[C] | None = None) -> Entry[C]:
         """Start opening a connection, for which there must be room; then retire the other one."""
@@ -152,7 +152,7 @@ class ConnectionStore(Generic[C]):
         self._openers.add(task)
         task.add_done_callback(self._openers.discard, context=Context())
         if not task.done():
-            self._grow_impatient(task, entry)
+            self._start_late_timer(task, entry)
         return entry
 
     def ping(self, entry: Entry[C]) -> Coroutine[Any, Any, bool]:
@@ -189,7 +189,7 @@ class ConnectionStore(Generic[C]):
         """A connection could not be had: back off before the next."""
         now = self.time()
         self.counters.connects_failed += 1
-        self._remember(error)
+        self._set_last_error(error)
         said, before = described(error), self.outage.error
         if not self.outage or self.outage.has_lapsed(entry.opened_at):
             text = f"cannot connect, will retry: {redacted(error) or said}"
@@ -221,16 +221,16 @@ class ConnectionStore(Generic[C]):
             self._forget_outage()
             self.record("outage lapsed", "connecting has failed, and nobody has tried since")
 
-    def is_hopeless(self) -> bool:
+    def is_unavailable(self) -> bool:
         """Whether there is no use in waiting: nothing is there, and nothing is to be had soon.
 
         While a connect is under way it may be the one that succeeds.
         """
         ledger = self.ledger
-        if ledger.budget is not None and ledger.budget._is_asked_by(ledger):
+        if ledger.budget is not None and ledger.budget._has_shortage(ledger):
             return False
         patience = ledger.settings.fail_fast_after
-        return ledger.staying == ledger.late and self.outage.is_hopeless(self.time(), patience)
+        return ledger.staying == ledger.late and self.outage.is_unavailable(self.time(), patience)
 
     async def fill(self) -> bool:
         """Wait until `min_size` connections are there; False: there is no use in waiting.
@@ -238,16 +238,16 @@ class ConnectionStore(Generic[C]):
         Where none is kept, wait until one was opened; one that is lent does where all are.
         """
         if not self.ledger.settings.keeps_idle:
-            return await self._reach()
-        self._fillers += 1
+            return await self._wait_for_connect()
+        self._fill_callers += 1
         try:
             while not self.full.is_set():
                 self.refill()
-                if self.is_hopeless():
+                if self.is_unavailable():
                     return False
                 await self.full.wait()
         finally:
-            self._fillers -= 1
+            self._fill_callers -= 1
         return True
 
     def drain(self) -> None:
@@ -263,8 +263,8 @@ class ConnectionStore(Generic[C]):
         """Sort in how long connections were lent and waited for, which was only noted so far."""
         ledger, counters = self.ledger, self.counters
         lent = sum(not entry.shared for entry in ledger.leased.values())
-        counters.use.settle(ledger.leases - lent, counters.use_time - counters.shared_time)
-        counters.wait.settle(counters.requests_queued - ledger.waiting, counters.wait_time)
+        counters.use.flush(ledger.leases - lent, counters.use_time - counters.shared_time)
+        counters.wait.flush(counters.requests_queued - ledger.waiting, counters.wait_time)
 
     def fault_of(self, error: BaseException) -> Fault | None:
         """What an error means; None: nothing beyond its statement."""
@@ -309,7 +309,7 @@ class ConnectionStore(Generic[C]):
             self.empty.set()
         if refill:
             self.refill()
-            if self.outage.failures and self.is_hopeless():
+            if self.outage.failures and self.is_unavailable():
                 self.on_unavailable()
         if self.ledger.budget is not None and (refill or self.closing):
             self.ledger.budget._offer()
@@ -332,38 +332,40 @@ class ConnectionStore(Generic[C]):
                 self.discard(old)
         self.put(entry, now)
         if not limits.keeps_idle:
-            self._reached += 1
-            self.ledger.sounding = False
-            self.look_again()
+            self._connects_succeeded += 1
+            self.ledger.trial_wanted = False
+            self.wake_fill_callers()
         elif self.ledger.staying - self.ledger.opening >= limits.min_size:
             self.full.set()
-        if self.trusting or entry.state is (State.IDLE if limits.keeps_idle else State.CLOSING):
+        if self.healthy_when_opened or entry.state is (
+            State.IDLE if limits.keeps_idle else State.CLOSING
+        ):
             self.mark_healthy(entry)
         self.refill()
 
-    def look_again(self) -> None:
+    def wake_fill_callers(self) -> None:
         """Wake whoever waits until it is full, though it is not."""
         if not self.full.is_set():
             self.full.set()
             self.full.clear()
 
-    async def _reach(self) -> bool:
-        ledger, before = self.ledger, self._reached
-        self._fillers += 1
+    async def _wait_for_connect(self) -> bool:
+        ledger, before = self.ledger, self._connects_succeeded
+        self._fill_callers += 1
         try:
-            while self._reached == before and not self.closing:
+            while self._connects_succeeded == before and not self.closing:
                 if ledger.leased and ledger.size >= ledger.settings.max_size:
                     break
-                ledger.sounding = True
+                ledger.trial_wanted = True
                 self.refill()
-                if self.is_hopeless():
+                if self.is_unavailable():
                     return False
-                if self._reached == before:
+                if self._connects_succeeded == before:
                     await self.full.wait()
         finally:
-            self._fillers -= 1
-            if not self._fillers:
-                ledger.sounding = False
+            self._fill_callers -= 1
+            if not self._fill_callers:
+                ledger.trial_wanted = False
         return True
 
     def _forget_outage(self) -> None:
@@ -371,11 +373,11 @@ class ConnectionStore(Generic[C]):
         self.ledger.keep_expired = False
         self.stop_retrying()
 
-    def _grow_impatient(self, connect: asyncio.Task[None], entry: Entry[C]) -> None:
+    def _start_late_timer(self, connect: asyncio.Task[None], entry: Entry[C]) -> None:
         """Once a connect takes long, whoever counts on it gets another beside it."""
         patience = asyncio.get_running_loop().call_later(
-            self.ledger.settings.connect_patience,
-            _late,
+            self.ledger.settings.late_after,
+            _mark_late,
             weakref.ref(self),
             entry,
             context=Context(),
@@ -391,7 +393,7 @@ class ConnectionStore(Generic[C]):
             self.discard_lost(entry)
             if not isinstance(error, Exception):
                 raise
-            self._remember(error)
+            self._set_last_error(error)
             said = described(error)
             self.record("ping failed", f"ping failed, replaced: {said}", error=said)
             return False
@@ -408,10 +410,16 @@ class ConnectionStore(Generic[C]):
         now, probe, budget = self.time(), self._probing, self.ledger.budget
         under_way = probe is not None and probe.state is State.OPENING and not probe.late
         outage, unmet = self.outage, self.ledger.unmet()
-        at = outage.retry_at if self.ledger.queue.length or self._fillers else outage.rest_until
+        at = (
+            outage.retry_at
+            if self.ledger.queue.length or self._fill_callers
+            else outage.idle_retry_at
+        )
         may_open = not under_way and self.ledger.wanted() > 0
         if budget is not None:
-            budget._ask(self.ledger, not (under_way or may_open) and now >= at and unmet > 0)
+            budget._set_shortage(
+                self.ledger, not (under_way or may_open) and now >= at and unmet > 0
+            )
         if under_way or not (may_open or unmet):
             return
         if now >= at:
@@ -421,10 +429,10 @@ class ConnectionStore(Generic[C]):
             self.stop_retrying()
             self.next_probe_at = at  # not `when()`: uvloop has none where it is due this instant
             self._retry = asyncio.get_running_loop().call_at(
-                at, _again, weakref.ref(self), context=Context()
+                at, _retry_connect, weakref.ref(self), context=Context()
             )
 
-    def _remember(self, error: Exception) -> None:
+    def _set_last_error(self, error: Exception) -> None:
         # Without its traceback, whose frames hold the pool.
         self.last_error, self.last_error_at = error.with_traceback(None), self.time()
 
@@ -469,15 +477,15 @@ async def _open(store: weakref.ref[ConnectionStore[C]], driver: Driver[C], entry
         await driver.close(conn)
 
 
-def _again(store: weakref.ref[ConnectionStore[C]]) -> None:
+def _retry_connect(store: weakref.ref[ConnectionStore[C]]) -> None:
     if (alive := store()) is not None:
         alive.stop_retrying()
         alive.refill()
 
 
-def _late(store: weakref.ref[ConnectionStore[C]], entry: Entry[C]) -> None:
+def _mark_late(store: weakref.ref[ConnectionStore[C]], entry: Entry[C]) -> None:
     if (alive := store()) is not None and entry.state is State.OPENING:
-        alive.ledger.is_late(entry)
+        alive.ledger.mark_late(entry)
         alive.refill()
 
 

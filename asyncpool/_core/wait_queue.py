@@ -68,10 +68,10 @@ class Waiter(asyncio.Condition, Generic[T]):
 
     __slots__ = (
         "_waiters",
+        "counted_alone",
         "deadline",
         "error",
         "joined_at",
-        "needs",
         "served",
         "task",
         "ticket",
@@ -88,7 +88,7 @@ class Waiter(asyncio.Condition, Generic[T]):
         """How long it has waited, once that is over."""
         self.waiting = False
         """Whether it is in the line."""
-        self.needs = True
+        self.counted_alone = True
         """Whether it was taken to need a connection to itself when it was last counted."""
         self.task: asyncio.Task[Any] | None = None
         """Who waits, once it does."""
@@ -128,16 +128,16 @@ class WaitQueue(Generic[T]):
         # All three keep the departed until they come to the front or outnumber those who wait.
         self._places: deque[Waiter[T]] = deque()
         self._deadlines: deque[Waiter[T]] = deque()
-        self._hurried: list[Waiter[T]] = []
+        self._early: list[Waiter[T]] = []
         self._last_ticket = 0
         self.length = 0
         """Those who really wait."""
-        self.needing = 0
+        self.alone_count = 0
         """Those of them who need a connection each; the others need one together."""
         self.unseen_errors = 0
         """Those whose wait has ended in an error, and who have not run yet."""
         self._timer: asyncio.TimerHandle | None = None
-        self._rings_at = math.inf
+        self._timer_at = math.inf
 
     def __iter__(self) -> Iterator[Waiter[T]]:
         return (waiter for waiter in self._places if waiter.waiting)
@@ -150,7 +150,7 @@ class WaitQueue(Generic[T]):
     @property
     def demand(self) -> int:
         """How many connections those who wait need."""
-        return self.needing + (self.length > self.needing)
+        return self.alone_count + (self.length > self.alone_count)
 
     def admit(self, waiter: Waiter[T]) -> None:
         """Let a waiter take its place; from here on a hand-over may come, even before its `wait`.
@@ -166,17 +166,17 @@ class WaitQueue(Generic[T]):
             before = sum(1 for _ in takewhile(lambda w: w.ticket <= ticket, places))
             places.insert(before, waiter)
         self.length = length = self.length + 1
-        waiter.waiting, waiter.needs = True, waiter.alone
-        self.needing += waiter.needs
+        waiter.waiting, waiter.counted_alone = True, waiter.alone
+        self.alone_count += waiter.counted_alone
         if deadline != math.inf:
             if not deadlines or deadlines[-1].deadline <= deadline:
                 deadlines.append(waiter)
             else:
-                heapq.heappush(self._hurried, waiter)
-            if deadline < self._rings_at:
+                heapq.heappush(self._early, waiter)
+            if deadline < self._timer_at:
                 self._set_timer(deadline)
-        if len(places) + len(deadlines) + len(self._hurried) > 4 * length + 128:
-            self._drop_the_departed()
+        if len(places) + len(deadlines) + len(self._early) > 4 * length + 128:
+            self._compact()
 
     def leave(self, waiter: Waiter[T]) -> T | None:
         """Give up the place at once; returns what was handed over already, to be passed on."""
@@ -207,10 +207,10 @@ class WaitQueue(Generic[T]):
 
     def recount(self) -> None:
         """Count anew those who are taken to need a connection each."""
-        self.needing = 0
+        self.alone_count = 0
         for waiter in self:
-            waiter.needs = waiter.alone
-            self.needing += waiter.needs
+            waiter.counted_alone = waiter.alone
+            self.alone_count += waiter.counted_alone
 
     def fail(self, waiter: Waiter[T], error: BaseException) -> None:
         """End the wait of one with an error."""
@@ -228,8 +228,8 @@ class WaitQueue(Generic[T]):
     def stop(self) -> None:
         """Leave no timer behind."""
         self._deadlines.clear()
-        self._hurried.clear()
-        self._rings_at = math.inf
+        self._early.clear()
+        self._timer_at = math.inf
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -237,35 +237,35 @@ class WaitQueue(Generic[T]):
     def _remove(self, waiter: Waiter[T]) -> None:
         waiter.waiting = False
         self.length -= 1
-        self.needing -= waiter.needs
+        self.alone_count -= waiter.counted_alone
 
     def _set_timer(self, deadline: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         # In a context of its own: the line must not keep the first waiter's variables alive.
         loop = asyncio.get_running_loop()
-        self._rings_at = deadline
-        self._timer = loop.call_at(deadline, _ring, weakref.ref(self), context=Context())
+        self._timer_at = deadline
+        self._timer = loop.call_at(deadline, _on_timer, weakref.ref(self), context=Context())
 
-    def _drop_the_departed(self) -> None:
+    def _compact(self) -> None:
         self._places = deque(self)
         self._deadlines = deque(each for each in self._deadlines if each.waiting)
-        self._hurried = [each for each in self._hurried if each.waiting]
-        heapq.heapify(self._hurried)
+        self._early = [each for each in self._early if each.waiting]
+        heapq.heapify(self._early)
 
-    def _ring(self) -> None:
+    def _on_timer(self) -> None:
         # A loop of a coarse clock may ring a little early: the instant that was asked for has come.
-        now = max(asyncio.get_running_loop().time(), self._rings_at)
-        self._timer, self._rings_at = None, math.inf
-        while (waiter := self._most_hurried()) is not None:
+        now = max(asyncio.get_running_loop().time(), self._timer_at)
+        self._timer, self._timer_at = None, math.inf
+        while (waiter := self._next_to_expire()) is not None:
             if waiter.deadline > now:
                 self._set_timer(waiter.deadline)
                 return
             self.fail(waiter, self._overdue(waiter))
 
-    def _most_hurried(self) -> Waiter[T] | None:
+    def _next_to_expire(self) -> Waiter[T] | None:
         """Who has the least time of those who wait, if anybody has a limit."""
-        queue, heap = self._deadlines, self._hurried
+        queue, heap = self._deadlines, self._early
         while queue and not queue[0].waiting:
             queue.popleft()
         while heap and not heap[0].waiting:
@@ -275,6 +275,6 @@ class WaitQueue(Generic[T]):
         return queue[0] if queue else heap[0] if heap else None
 
 
-def _ring(queue: weakref.ref[WaitQueue[T]]) -> None:
+def _on_timer(queue: weakref.ref[WaitQueue[T]]) -> None:
     if (alive := queue()) is not None:
-        alive._ring()
+        alive._on_timer()

@@ -38,17 +38,17 @@ class BudgetLaws:
             self._broken(f"{self.budget}: there are {entries} entries")
         if max(sockets, entries) > self.budget.max_connections:
             self._broken(f"{self.budget}: there are {sockets} sockets, {entries} entries")
-        short = list(islice(self._claims(), max(0, self._coming) + 1))
+        short = list(islice(self._claims(), max(0, self._expected_room) + 1))
         if not short:
             return
         if self.budget.size < self.budget.max_connections:
             self._broken(f"{self.budget}: somebody waits beside room")
         resting = any(laws.core.ledger.idle for laws in self._pools)
-        if resting and len(short) > self._coming:
+        if resting and len(short) > self._expected_room:
             self._broken(f"{self.budget}: somebody waits for room that an idle connection has")
 
     @property
-    def _coming(self) -> int:
+    def _expected_room(self) -> int:
         closing = sum(laws.core.ledger.closing for laws in self._pools)
         return self.budget.max_connections - self.budget.size + closing
 
@@ -78,7 +78,7 @@ class BudgetLaws:
                     when for when, number in self._claims() if self._pools[number] is not laws
                 )
                 earlier = sum(1 for when in others if when < laws.came(head))
-                if earlier > self._coming:
+                if earlier > self._expected_room:
                     self._broken(f"{self.budget}: {earlier} were overtaken by another's")
             return serve(item)
 

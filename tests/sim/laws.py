@@ -249,7 +249,7 @@ class Laws:
         self.law(ledger.queue.length == 0, "somebody is still in the line")
         self.law(len(ledger.idle) == ledger.size, f"not all at rest: {ledger.entries}")
         self.law(ledger.size >= self.least_at_rest, "fewer than min_size in good weather")
-        wanted = not ledger.sounding or self.core.store._fillers > 0
+        wanted = not ledger.trial_wanted or self.core.store._fill_callers > 0
         self.law(wanted, "a wish to see a connection was left behind")
         self.law(ledger.leases == self.lent, f"{ledger.leases} leases booked, {self.lent} seen")
         failed = sum(self.outcomes[error.__name__] for error in REFUSALS)

@@ -63,7 +63,7 @@ def forget_a_check_under_way(patch: pytest.MonkeyPatch) -> None:
     async def settle(self: Core[Any], entry: Entry[Any], check: object) -> None:
         """Nothing."""
 
-    patch.setattr(Check, "_settle", settle)
+    patch.setattr(Check, "_finish", settle)
 
 
 def never_check_again(patch: pytest.MonkeyPatch) -> None:
@@ -142,7 +142,7 @@ def stack_beside_the_line(patch: pytest.MonkeyPatch) -> None:
     """Idle beside waiters: a connection is put on the stack though somebody waits."""
 
     def give(self: Ledger[Any], entry: Entry[Any], now: float) -> bool:
-        if entry.expires_at <= now or (self.oversize and self._is_too_many()):
+        if entry.expires_at <= now or (self.oversize and self._is_over_limit()):
             return False
         entry.state = State.IDLE
         self.idle.append(entry)
@@ -311,7 +311,7 @@ def share_the_crew(patch: pytest.MonkeyPatch) -> None:
 
 def forget_who_waits_elsewhere(patch: pytest.MonkeyPatch) -> None:
     """An overtaking: what a pool gets back is its own next one's, however long others wait."""
-    patch.setattr(Budget, "_owes", lambda *_: False)
+    patch.setattr(Budget, "_must_yield", lambda *_: False)
 
 
 def forget_who_waits_for_room(patch: pytest.MonkeyPatch) -> None:
@@ -321,10 +321,10 @@ def forget_who_waits_for_room(patch: pytest.MonkeyPatch) -> None:
 
 def open_without_counting(patch: pytest.MonkeyPatch) -> None:
     """One too many: what one of the pools opens is not counted in all."""
-    spend = Budget._spend
+    spend = Budget._note_reserved
 
     def forgetful(self: Budget, books: Any) -> None:
         spend(self, books)
         self._size -= len(books.entries) > 1
 
-    patch.setattr(Budget, "_spend", forgetful)
+    patch.setattr(Budget, "_note_reserved", forgetful)

@@ -213,10 +213,10 @@ async def test_an_outage_asks_for_room_when_its_pause_is_over_and_not_before() -
             await settle()
         await use(b)
         assert len(b.ledger.idle) == 1
-        assert not budget._is_asked_by(a.ledger)
+        assert not budget._has_shortage(a.ledger)
         held = await b.acquire(None)
         await asyncio.sleep(1.0)
-        assert budget._is_asked_by(a.ledger)
+        assert budget._has_shortage(a.ledger)
         assert not waiting.done()
         b.release(held)
         a.release(await asyncio.wait_for(waiting, 1.0))
@@ -235,7 +235,7 @@ async def test_an_outage_asks_for_no_more_than_somebody_wants() -> None:
         held = await b.acquire(None)
         await asyncio.sleep(5.0)
         a.store.refill()
-        assert not budget._is_asked_by(a.ledger)
+        assert not budget._has_shortage(a.ledger)
         b.release(held)
         assert len(b.ledger.idle) == 1
 
@@ -351,7 +351,7 @@ async def test_a_dropped_pool_leaves_its_places_to_those_who_wait() -> None:
         assert set(held)
         conn = await asyncio.wait_for(waiting, 1)
         assert budget is not None
-        assert not budget._is_asked_by(b.ledger)
+        assert not budget._has_shortage(b.ledger)
         b.release(conn)
 
 
@@ -561,8 +561,8 @@ async def test_a_pool_that_wants_no_more_does_not_hold_up_the_others() -> None:
         assert budget is not None
         gone = start(b)
         await settle()
-        assert budget._is_asked_by(b.ledger)
-        assert not budget._is_asked_by(c.ledger)
+        assert budget._has_shortage(b.ledger)
+        assert not budget._has_shortage(c.ledger)
         gone.cancel()
         await settle()
         b.store.refill()

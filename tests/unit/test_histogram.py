@@ -92,7 +92,7 @@ def test_those_that_are_kept_stand_for_the_others() -> None:
     histogram = Histogram()
     for number in range(10_000):
         histogram.fresh.append(0.001 if number % 2 else 0.1)
-    histogram.settle(10_000, 505.0)
+    histogram.flush(10_000, 505.0)
     assert (histogram.count, histogram.sum) == (10_000, 505.0)
     below = dict(histogram.buckets())
     assert below[next(bound for bound in BOUNDS if bound >= 0.001)] == 5000
@@ -103,9 +103,9 @@ def test_those_that_are_all_there_stand_for_themselves() -> None:
     """However many the others say there were."""
     histogram = Histogram()
     histogram.fresh.extend([0.5, 0.25])
-    histogram.settle(7, 0.75)
+    histogram.flush(7, 0.75)
     assert (histogram.count, histogram.sum) == (2, 0.75)
-    histogram.settle(7, 0.75)
+    histogram.flush(7, 0.75)
     assert histogram.count == 2
 
 
@@ -118,5 +118,5 @@ def test_the_sum_never_goes_back() -> None:
         assert histogram.sum >= before
         before = histogram.sum
     histogram.add(0.0)
-    histogram.settle(histogram.count, 0.0)
+    histogram.flush(histogram.count, 0.0)
     assert histogram.sum >= before

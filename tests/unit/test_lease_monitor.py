@@ -210,7 +210,7 @@ class TestForgotten:
             await asyncio.create_task(forget())
             driver.conns.clear()
             await asyncio.sleep(100.0)
-            core.lease_monitor.take_back()
+            core.lease_monitor.reclaim()
             await settle()
             (entry,) = core.ledger.idle
             assert entry.used_at == pytest.approx(100.0, abs=0.001)

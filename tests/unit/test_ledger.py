@@ -123,7 +123,7 @@ class TestLaws:
         join(ledger.queue, 0.0, math.inf)
         entry = ledger.reserve(0.0)
         assert ledger.wanted() == 0
-        ledger.is_late(entry)
+        ledger.mark_late(entry)
         assert ledger.wanted() == 1
         other = ledger.reserve(0.0)
         assert ledger.wanted() == 0

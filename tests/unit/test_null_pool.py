@@ -296,7 +296,7 @@ async def test_nothing_is_opened_once_nobody_waits_for_it_any_more() -> None:
             before = len(driver.times("open"))
             await asyncio.sleep(60.0)
             assert least <= len(driver.times("open")) - before <= most
-        assert not core.ledger.sounding
+        assert not core.ledger.trial_wanted
 
 
 @virtual_time
@@ -393,7 +393,7 @@ async def test_a_cancelled_wait_leaves_no_wish_behind(how: str) -> None:
         await settle()
         other.cancel()
         await asyncio.sleep(2.0)
-        assert not core.ledger.sounding
+        assert not core.ledger.trial_wanted
         assert core.ledger.size == 0
         assert len(driver.times("open")) == 2
 

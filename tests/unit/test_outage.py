@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from asyncpool._core.outage import CAP, FIRST, GRACE, LAPSE, REFUSED_CAP, REST_CAP, Outage, delay
+from asyncpool._core.outage import CAP, FIRST, GRACE, IDLE_CAP, LAPSE, REFUSED_CAP, Outage, delay
 from asyncpool.faults import Fault
 
 
@@ -48,7 +48,7 @@ def test_an_outage_is_true_from_its_first_failure_to_its_end() -> None:
 def test_before_the_first_failure_there_is_nothing_to_tell() -> None:
     """No error, and no instant to wait for."""
     outage = Outage(Random(0))
-    assert (outage.since, outage.retry_at, outage.rest_until) == (0.0, 0.0, 0.0)
+    assert (outage.since, outage.retry_at, outage.idle_retry_at) == (0.0, 0.0, 0.0)
     assert outage.error is None
     assert outage.fault is None
     assert not any((outage.failures, outage.reported, outage.ever_worked))
@@ -88,40 +88,40 @@ def test_somebody_who_waits_is_not_kept_waiting_for_long() -> None:
     outage = Outage(Random(0))
     for at in range(100):
         outage.failed(float(at), OSError(), began=at - 0.5)
-    assert CAP / 2 <= outage.retry_at - at <= CAP <= outage.rest_until - at <= REST_CAP
+    assert CAP / 2 <= outage.retry_at - at <= CAP <= outage.idle_retry_at - at <= IDLE_CAP
     outage.failed(100.0, OSError(), began=99.5, fault=Fault.CAPACITY)
-    assert outage.retry_at == outage.rest_until
+    assert outage.retry_at == outage.idle_retry_at
 
 
 def test_where_access_is_refused_nobody_is_in_a_hurry() -> None:
     """A second for somebody who waits; for nobody it doubles up to half a minute."""
     outage = Outage(Random(0))
     for _ in range(10):
-        at = outage.rest_until + 0.1
+        at = outage.idle_retry_at + 0.1
         outage.failed(at, OSError(), began=at - 0.1, fault=Fault.ACCESS)
-        assert REST_CAP / 2 <= outage.retry_at - at <= REST_CAP
-        assert outage.retry_at - at <= 2 * (outage.rest_until - at)
-    assert REFUSED_CAP / 2 <= outage.rest_until - at <= REFUSED_CAP
+        assert IDLE_CAP / 2 <= outage.retry_at - at <= IDLE_CAP
+        assert outage.retry_at - at <= 2 * (outage.idle_retry_at - at)
+    assert REFUSED_CAP / 2 <= outage.idle_retry_at - at <= REFUSED_CAP
 
 
 def test_an_outage_is_hopeless_when_it_lasts_or_access_was_never_given() -> None:
     """Access that was given before may come back within a moment, as when a password changes."""
     outage = Outage(Random(0))
     outage.failed(0.0, OSError(), began=-1.0, fault=Fault.ACCESS)
-    assert outage.is_hopeless(0.0, 1e9)
+    assert outage.is_unavailable(0.0, 1e9)
     outage.failed(1.0, OSError(), began=0.5)
     outage.failed(6.0, OSError(), began=5.5)
-    assert not outage.is_hopeless(9.9, 10.0)
-    assert outage.is_hopeless(10.0, 10.0)
+    assert not outage.is_unavailable(9.9, 10.0)
+    assert outage.is_unavailable(10.0, 10.0)
     outage.failed(10.0, OSError(), began=9.5, fault=Fault.CAPACITY)
-    assert not outage.is_hopeless(10.0, 10.0)
+    assert not outage.is_unavailable(10.0, 10.0)
     outage.end()
-    assert not outage.is_hopeless(20.0, 0.0)
+    assert not outage.is_unavailable(20.0, 0.0)
     outage.ever_worked = True
     for at in range(20, 20 + int(GRACE), 3):
         outage.failed(float(at), OSError(), began=at - 1.0, fault=Fault.ACCESS)
-    assert not outage.is_hopeless(20.0 + GRACE - 0.01, 1e9)
-    assert outage.is_hopeless(20.0 + GRACE, 1e9)
+    assert not outage.is_unavailable(20.0 + GRACE - 0.01, 1e9)
+    assert outage.is_unavailable(20.0 + GRACE, 1e9)
 
 
 def test_an_outage_of_which_nothing_is_known_any_more_is_none() -> None:
@@ -133,11 +133,11 @@ def test_an_outage_of_which_nothing_is_known_any_more_is_none() -> None:
     assert not outage.reported
     outage.failed(0.0, OSError(), began=-1.0)
     outage.reported = True
-    later = outage.rest_until + LAPSE
+    later = outage.idle_retry_at + LAPSE
     assert not outage.has_lapsed(later)
-    assert outage.is_hopeless(later, 1.0)
+    assert outage.is_unavailable(later, 1.0)
     assert outage.has_lapsed(later + 0.1)
-    assert not outage.is_hopeless(later + 0.1, 1.0)
+    assert not outage.is_unavailable(later + 0.1, 1.0)
     outage.failed(1000.0, OSError(), began=999.0)
     assert (outage.failures, outage.since, outage.reported) == (1, 1000.0, False)
     outage.failed(1001.0, OSError(), began=1000.5)

@@ -132,12 +132,12 @@ class TestAccess:
         driver = Driver(open=partial(refused, WRONG))
         async with running(driver, 2, 2) as core:
             assert not await core.store.fill()
-            assert core.store.is_hopeless()
+            assert core.store.is_unavailable()
             assert not core.store.full.is_set()
             driver.usual["open"] = ok
             await asyncio.sleep(1.0)
             assert await core.store.fill()
-            assert not core.store.is_hopeless()
+            assert not core.store.is_unavailable()
             assert core.store.full.is_set()
             driver.usual["open"] = fails
             core.drain()

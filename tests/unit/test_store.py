@@ -82,10 +82,10 @@ class TestGrowth:
 
     @virtual_time
     async def test_whoever_counts_on_a_connect_that_takes_long_gets_another_beside_it(self) -> None:
-        """After `connect_patience`, where there is room; the slow one goes on all the same."""
+        """After `late_after`, where there is room; the slow one goes on all the same."""
         driver = Driver(open=slow(0.1))
         driver.script["open"].append(slow(60.0))
-        async with running(driver, 0, 3, connect_patience=1.0) as core:
+        async with running(driver, 0, 3, late_after=1.0) as core:
             assert await use(core) == pytest.approx(1.1, abs=0.01)
             await asyncio.sleep(60.0)
             assert len(core.ledger.idle) == 2
@@ -94,7 +94,7 @@ class TestGrowth:
     async def test_a_connect_in_time_leaves_no_timer_of_its_patience(self) -> None:
         """Whether it succeeds or fails."""
         driver = Driver(open=slow(0.1))
-        async with running(driver, 1, 1, connect_patience=1000.0):
+        async with running(driver, 1, 1, late_after=1000.0):
             await asyncio.sleep(0.2)
             assert timers() == []
             driver.usual["open"] = fails
@@ -286,7 +286,7 @@ class TestOutage:
                     await settle()
                 instant = now()
                 store.time = lambda instant=instant: instant  # type: ignore[misc]
-                store.outage.retry_at = store.outage.rest_until = instant + 0.0004
+                store.outage.retry_at = store.outage.idle_retry_at = instant + 0.0004
                 store.refill()
                 assert store.next_probe_at == instant + 0.0004
                 store.refill()
@@ -421,11 +421,11 @@ class TestOutage:
         """The probe that was to come is put off, and the others are opened at once."""
         driver = Driver(open=fails)
         driver.script["open"].append(slow(5.0))
-        async with running(driver, 3, 3, connect_patience=60.0) as core:
+        async with running(driver, 3, 3, late_after=60.0) as core:
             await asyncio.sleep(4.9)
             driver.usual["open"] = ok
             core.store.stop_retrying()
-            core.store.outage.rest_until = 50.0
+            core.store.outage.idle_retry_at = 50.0
             core.store.refill()
             await asyncio.sleep(0.1)
             assert len(core.ledger.idle) == 3
@@ -437,7 +437,7 @@ class TestOutage:
         driver = Driver(open=fails)
         async with running(driver, 1, 1) as core:
             await asyncio.sleep(10.0)
-            core.store.outage.retry_at, core.store.outage.rest_until = 11.0, 60.0
+            core.store.outage.retry_at, core.store.outage.idle_retry_at = 11.0, 60.0
             core.store.stop_retrying()
             core.store.refill()
             assert [timer.when() for timer in timers()] == [60.0]

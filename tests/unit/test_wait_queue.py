@@ -318,7 +318,7 @@ class TestDeadlines:
         """The loop's clock may be coarser than the deadline; the instant asked for has come."""
         line = make_line()
         waiter = join(line, now(), 1.0)
-        line._ring()
+        line._on_timer()
         assert isinstance(waiter.error, Late)
         line.stop()
 
@@ -344,7 +344,7 @@ class TestDeadlines:
         line.leave(first)
         for _ in range(200):
             line.leave(join(line, now(), 1000.0))
-        assert len(line._hurried) == 6
+        assert len(line._early) == 6
         for at in range(2, 8):
             await asyncio.sleep(at + 0.5 - now())
             assert {waiter.deadline for waiter in rest if waiter.error} == set(range(2, at + 1))
@@ -361,7 +361,7 @@ class TestCosts:
         for _ in range(100_000):
             line.leave(join(line, now(), 30.0))
         assert line.length == 1
-        assert len(line._places) + len(line._deadlines) + len(line._hurried) < 200
+        assert len(line._places) + len(line._deadlines) + len(line._early) < 200
         line.stop()
 
     @virtual_time
@@ -371,13 +371,13 @@ class TestCosts:
         waiters = [join(line, now(), 30.0) for _ in range(10_000)]
         hurried = [join(line, now(), 29.0) for _ in range(100)]
         line._places, line._deadlines = Untouchable(line._places), Untouchable(line._deadlines)
-        frozen: Any = tuple(line._hurried)
-        line._hurried = frozen
+        frozen: Any = tuple(line._early)
+        line._early = frozen
         for waiter in waiters[4000:6000] + hurried[30:60]:
             line.leave(waiter)
         assert line.length == 8070
-        assert line._hurried is frozen
-        line._hurried = []
+        assert line._early is frozen
+        line._early = []
         line.stop()
 
     @pytest.mark.parametrize("act", ["join", "leave", "serve"])
@@ -420,9 +420,9 @@ class TestCosts:
         line = make_line()
         for deadline in (30.0, 30.0, 31.0):
             join(line, now(), deadline)
-        assert line._hurried == []
+        assert line._early == []
         hurried = join(line, now(), 1.0)
-        assert line._hurried == [hurried]
+        assert line._early == [hurried]
         line.stop()
 
 
