@@ -1,7 +1,7 @@
-"""The pool's own tasks: whatever must be done to its end although the borrower is gone.
+"""The pool's background tasks: work that must finish even if the caller is cancelled.
 
-They start with an empty context, so that no request's variables live on in them, and none of them
-can be reached by a borrower's cancellation, asyncio's or anyio's. A crash is logged, never lost.
+A task starts with an empty context, so that it does not keep a request's context variables alive.
+Neither asyncio nor anyio cancellation of a caller reaches it. If it fails, the error is logged.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ logger = logging.getLogger("asyncpool")
 
 
 def force_close(task: asyncio.Task[Any]) -> None:
-    """End one whose loop is closed where it stands, now and with no complaint of asyncio's."""
+    """End a task whose event loop is closed, without asyncio's warning about pending tasks."""
     if not task.done() and (work := task.get_coro()) is not None:
         task._log_destroy_pending = False  # type: ignore[attr-defined]
-        with contextlib.suppress(Exception):  # it may want a loop for its clean-up
+        with contextlib.suppress(Exception):  # its clean-up may need the event loop
             work.close()
 
 
 class BackgroundTasks:
-    """The tasks of one pool."""
+    """The background tasks of one pool."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -45,7 +45,7 @@ class BackgroundTasks:
     def spawn(
         self, work: Coroutine[Any, Any, T], job: str, context: Context | None = None
     ) -> asyncio.Task[T]:
-        """Start a task that the pool answers for."""
+        """Start a background task."""
         try:
             task = asyncio.get_running_loop().create_task(
                 work, name=f"{self._name}: {job}", context=context or Context()
@@ -58,32 +58,32 @@ class BackgroundTasks:
         return task
 
     def exempt(self, task: asyncio.Task[Any] | None) -> None:
-        """Let it end by itself: it runs a user's callback that has called `close()`."""
+        """Never cancel this task: it runs a user's callback that has called `close()`."""
         if task in self._tasks:
             self._exempt.add(task)
 
-    def dismiss(self) -> None:
-        """Cancel all, once, and wait for none."""
+    def cancel_all(self) -> None:
+        """Cancel all tasks once, without waiting for them."""
         for task in self._tasks - self._exempt:
-            with contextlib.suppress(RuntimeError):  # its loop is closed: nothing runs there
+            with contextlib.suppress(RuntimeError):  # the task's event loop is closed
                 task.cancel()
 
     def force_close(self) -> None:
-        """Their loop is closed: end all."""
+        """End all tasks; their event loop is closed."""
         for task in list(self._tasks):
             force_close(task)
         self._tasks.clear()
 
     async def stop(self, limit: float) -> None:
-        """Cancel all until they are gone, for `limit` seconds at most.
+        """Cancel all tasks repeatedly until they have ended, for at most `limit` seconds.
 
-        Once is not enough: psycopg answers the first cancellation of a query by cancelling it on
-        the server, which may take as long as the server likes. What counts is the time that they
-        had: a loop that was held up meanwhile asks no less often.
+        One cancellation is not enough: psycopg reacts to the first one by cancelling the query on
+        the server, which may take any time. Only time spent waiting counts, so a blocked event loop
+        does not reduce the number of attempts.
         """
         pause = 0.01
         while (tasks := self._tasks - self._exempt) and limit > 0:
-            self.dismiss()
+            self.cancel_all()
             await asyncio.wait(tasks, timeout=pause)
             limit -= pause
             pause *= 2

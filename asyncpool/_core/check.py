@@ -1,4 +1,4 @@
-"""The user's check of a connection before it is lent: in a task of its own, within a time limit."""
+"""The user's check of a connection before it is leased: in a background task, with a time limit."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from asyncpool._core.store import ConnectionStore, outcome
 
 
 class Check(Generic[C]):
-    """What a pool was told to do with each connection before it is lent.
+    """Runs the user's check on connections.
 
     Args:
-        check: the user's; when it raises, the connection is replaced.
-        stock: where the connections are.
-        refusals: what is said to who waits in vain.
+        check: the user's callback; if it raises, the connection is replaced.
+        store: the connections.
+        errors: makes the errors for the request.
     """
 
     def __init__(
@@ -34,24 +34,23 @@ class Check(Generic[C]):
         self._errors = errors
 
     async def passes(self, entry: Entry[C], timeout: float, deadline: float) -> bool:
-        """Whether an entry just lent satisfies it; if not, it is gone."""
+        """Whether a newly leased entry passes the check; if not, discard it."""
         store = self._store
         if not timeout:
-            # No connection may be waited for, but the check of one has to be.
+            # The request may not wait for a connection, but it has to wait for the check.
             deadline += store.ledger.settings.ping_timeout
-        # In a task of the crew: the borrower's deadline and cancellation hold whatever it does.
+        # In a background task, so that the caller's deadline and cancellation always take effect.
         work = outcome(partial(self._check, entry.conn))
         task = store.tasks.spawn(work, "check", contextvars.copy_context())
         try:
             await asyncio.wait({task}, timeout=deadline - store.time())
             if not task.done():
-                why = "the check of a connection did not end"
+                why = "the check of a connection did not finish"
                 raise self._errors.timed_out(timeout, why)
             if entry.state is not State.LEASED or (task.cancelled() and store.closing):
                 raise self._errors.closed()
-            error = (
-                task.result()
-            )  # a CancelledError of the check's own is raised, as in psycopg_pool
+            # If the check itself raised CancelledError, that is raised here, as in psycopg_pool.
+            error = task.result()
         except BaseException:
             store.ledger.cancel_lease(entry)
             if store.ledger.take_back(entry.conn) is not None:
@@ -63,14 +62,14 @@ class Check(Generic[C]):
         said = described(error)
         store.record("check failed", f"check failed, replaced: {said}", error=said)
         if entry.lent_at == entry.opened_at:
-            # New and unfit is as good as a failed connect, and must not be repeated in a storm.
+            # Like a failed connect: back off, or new connections would be opened without a pause.
             store.connect_failed(error, entry)
         entry.uses -= 1
         store.discard_lost(entry)
         return False
 
     async def _finish(self, entry: Entry[C], check: asyncio.Task[Exception | None]) -> None:
-        """Wait for a check whose borrower has left."""
+        """Wait for a check whose request has ended, then clean or discard the connection."""
         store = self._store
         error: Exception | None = TimeoutError()
         try:

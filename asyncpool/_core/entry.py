@@ -12,7 +12,7 @@ from asyncpool._core.stacks import Trace, lines
 
 
 class State(Enum):
-    """Where an entry is; together they make up the size of the pool."""
+    """The state of an entry. The size of the pool counts all entries but the CLOSED ones."""
 
     OPENING = "opening"
     IDLE = "idle"
@@ -20,17 +20,18 @@ class State(Enum):
     CLEANING = "cleaning"
     CLOSING = "closing"
     CLOSED = "closed"
-    """Struck off; it counts no more."""
+    """Removed from the ledger; no longer part of the size."""
 
 
 RETIRED = -math.inf
-"""The end of a life that was cut short."""
+"""The `expires_at` of a retired entry: it is past its lifetime at any instant."""
 
 
 class Entry(Generic[C]):
-    """One place in the pool; it exists before its connection does.
+    """The record of one connection; it exists before the connection does.
 
-    Instants are `loop.time()`. `lent_at` and `holder` tell of the lease while the state is LEASED.
+    Instants are `loop.time()`. `lent_at` and `holder` describe the lease while the state is LEASED.
+    A `..._in` attribute stores the value of `uses`, which numbers the entry's leases.
     """
 
     __slots__ = (
@@ -62,62 +63,62 @@ class Entry(Generic[C]):
 
     def __init__(self, now: float, number: int = 0) -> None:
         self.number = number
-        """By which a person can tell it from the pool's others."""
+        """The number of the entry in its pool, for logs and `explain()`."""
         self.state = State.OPENING
         self.opened_at = now
         self.expires_at = now
         self.used_at = now
-        """When it last came back from a borrower."""
+        """End of the last lease, or when the connection was opened."""
         self.healthy_at = now
-        """When a ping last showed that it works, or it was opened."""
+        """Last successful ping, or when the connection was opened."""
         self.left_at = now
-        """When it last went out of service, idle, to be pinged or closed."""
+        """Start of the last ping or close."""
         self.lent_at = now
         self.holder: asyncio.Task[Any] | str | None = None
-        """Who has it; the name of a task that has ended; None: nobody yet."""
+        """The task that holds the lease; its name, if it has ended; None during a hand-over."""
         self.uses = 0
         self.late = False
         self.shared = False
-        """Whether it is lent to the one-shot statements of many tasks."""
+        """Whether one-shot statements of several tasks share the lease."""
         self.kept: object = None
-        """What those want to find again, if nobody else had it since."""
+        """State that one-shot statements keep from one shared lease to the next."""
         self.kept_in = 0
-        """In which of its uses that was kept."""
+        """The lease in which `kept` was stored; after any later lease it is out of date."""
         self.manual_in = 0
-        """In which of its uses it was lent to no block, so that anybody may return it."""
+        """The last lease made outside a context manager; any task may return it."""
         self.reported_in = 0
-        """In which it was told that it is lent for too long."""
+        """The last lease that was reported as a leak."""
         self.trace: Trace = ()
-        """Where it was borrowed."""
+        """The call site of `acquire`."""
         self.traced_in = 0
-        """In which of its uses that was noted."""
+        """The lease that `trace` belongs to."""
         self.watched = False
-        """Whether its loss is told of, so that nobody has to ask."""
+        """Whether the driver reports a lost connection by itself; if not, ask `is_alive`."""
         self.predecessor: Entry[C] | None = None
-        """The one to be retired once this one is open."""
+        """The entry to retire once this one is open."""
 
     @property
     def is_retired(self) -> bool:
-        """Whether it is never lent again."""
+        """Whether it must not be leased again."""
         return self.expires_at == RETIRED
 
     def retire(self) -> None:
-        """Never lend it again: its server was seen to go, or the pool was drained."""
+        """Forbid further leases: the connection or its server is lost, or the pool was drained."""
         self.expires_at = RETIRED
 
     @property
     def holder_name(self) -> str:
-        """Who holds it, while it is lent."""
+        """The holder of the lease, for messages."""
         if self.shared:
             return "(one-shot statements)"
         if self.holder is None:
             return "(being handed over)"
         if isinstance(self.holder, str):
-            return f"{self.holder} (it has ended)"
+            return f"{self.holder} (ended)"
         return self.holder.get_name()
 
     def borrowed_at(self) -> list[str]:
-        """Where it was borrowed, innermost first; nothing where that was not noted."""
+        """Return the call sites of `acquire`, innermost first; empty if not recorded."""
         return lines(self.trace) if self.traced_in == self.uses else []
 
     def __repr__(self) -> str:

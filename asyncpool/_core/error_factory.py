@@ -1,6 +1,6 @@
-"""What is said to a request that cannot be served, with the numbers of that moment.
+"""The errors for requests that cannot be served, with the numbers of that moment.
 
-Each of these makes an error, and raises none.
+The methods return errors; they raise none.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from asyncpool.faults import Fault
 
 
 class ErrorFactory:
-    """The errors of one pool.
+    """Builds the errors of one pool.
 
     Args:
-        ledger: the numbers.
-        stock: what is known of an outage.
+        ledger: the source of the numbers.
+        store: the source of the outage.
     """
 
     def __init__(self, ledger: Ledger[Any], store: ConnectionStore[Any]) -> None:
@@ -38,10 +38,10 @@ class ErrorFactory:
         self._store = store
 
     def timed_out(self, timeout: float, why: str = "", what: str = "no connection") -> PoolTimeout:
-        """For a request whose time is up; the last connect error is its cause."""
+        """A request reached its time limit; the cause is the last connect error."""
         ledger, now, outage = self._ledger, self._store.time(), self._store.outage
         limits, leased = ledger.settings, ledger.leased
-        waiting = max(1, ledger.waiting)  # the one who is told counts
+        waiting = max(1, ledger.waiting)  # the request that gets this error counts
         oldest = min(leased.values(), key=_lent_at, default=None)
         longest = 0.0 if oldest is None else now - oldest.lent_at
         sizes = f"max_size={limits.bound_in_words}, size={ledger.size}, leased={len(leased)}"
@@ -49,12 +49,14 @@ class ErrorFactory:
         if why:
             parts.append(why)
         if outage:
-            parts.append(f"connecting has failed {outage.failures} times: {redacted(outage.error)}")
+            attempts = _attempts(outage.failures)
+            parts.append(f"connecting has failed ({attempts}): {redacted(outage.error)}")
         if (budget := ledger.budget) is not None and budget.size >= budget.max_connections:
-            parts.append(f"{budget.pools} pools have the budget's {budget.size} connections")
+            numbers = f"pools={budget.pools}, connections={budget.size}"
+            parts.append(f"the shared budget is used up ({numbers})")
         if oldest is not None and not why:
             place = next((f", borrowed at {each}" for each in oldest.borrowed_at()), "")
-            whose = f"by {oldest.holder_name}{place}"
+            whose = f"held by {oldest.holder_name}{place}"
             parts.append(f"the longest lease is {longest:.1f} s old, {whose}: see pool.explain()")
         error = PoolTimeout(
             "; ".join(parts),
@@ -69,14 +71,15 @@ class ErrorFactory:
         return error
 
     def unavailable(self) -> PoolUnavailable:
-        """For a request for which there will be none; the last connect error is its cause."""
+        """Waiting is useless; the cause is the last connect error."""
         now, outage = self._store.time(), self._store.outage
         lasts = now - outage.since
-        why = "access is refused" if outage.fault is Fault.ACCESS else "connecting fails"
-        said = redacted(outage.error)
+        access = outage.fault is Fault.ACCESS
+        what = "access has been refused" if access else "connecting has been failing"
+        last = redacted(outage.error)
         error = PoolUnavailable(
-            f"no connection, and none to be had soon: {why} since {lasts:.1f} s"
-            f" (failures={outage.failures}); the pool goes on trying by itself: {said}",
+            f"no connection available: {what} for {lasts:.1f} s ({_attempts(outage.failures)});"
+            f" the pool keeps trying in the background; last error: {last}",
             max_size=self._ledger.settings.bound,
             size=self._ledger.size,
             waiting=self._ledger.waiting,
@@ -87,7 +90,7 @@ class ErrorFactory:
         return error
 
     def deadlock(self, holders: Sequence[asyncio.Task[Any]]) -> PoolDeadlock:
-        """For a task that has one and waits for another, as all of them do."""
+        """Every task that holds a connection waits for another one."""
         size, waiting = len(self._ledger.leased), self._ledger.waiting
         found: dict[str, list[str]] = {}
         for number, task in enumerate(holders):
@@ -97,9 +100,9 @@ class ErrorFactory:
             f"\n  {name} waits at " + "\n    from ".join(stack) for name, stack in found.items()
         )
         return PoolDeadlock(
-            f"deadlock: each task that has one of the {size} connections waits for one more"
-            f" (max_size={self._ledger.settings.max_size}, waiting={waiting}): use one at a time"
-            f" in a task, or raise max_size{places}",
+            "deadlock: every connection is held by a task that waits for another one"
+            f" (max_size={self._ledger.settings.max_size}, leased={size}, waiting={waiting}):"
+            f" use one connection at a time in each task, or raise max_size{places}",
             max_size=self._ledger.settings.max_size,
             size=self._ledger.size,
             leased=size,
@@ -108,34 +111,43 @@ class ErrorFactory:
         )
 
     def unanswered(self, timeout: float) -> PoolTimeout:
-        """For a statement that was sent, and has no answer yet."""
-        return self.timed_out(timeout, "the statement was sent: it may have run", "no answer")
+        """A statement was sent, and its answer did not arrive in time."""
+        return self.timed_out(timeout, "the statement was sent and may have run", "no answer")
 
     def too_many(self, waiting: int) -> TooManyRequests:
-        """For one more than `max_waiting`."""
+        """`max_waiting` requests are waiting already."""
         limit = self._ledger.settings.max_waiting
-        msg = f"{waiting} requests wait already (max_waiting={limit}): shed load or grow"
+        msg = (
+            f"{waiting} requests are already waiting (max_waiting={limit}):"
+            " shed load, or raise max_waiting or max_size"
+        )
         return TooManyRequests(msg, waiting=waiting, max_waiting=limit)
 
     def closed(self) -> PoolClosed:
-        """For whoever wants something of a closed pool."""
+        """The pool is closed."""
         return PoolClosed(f"pool {self._ledger.settings.name!r} is closed")
 
     def wrong_loop(self, home: asyncio.AbstractEventLoop | None) -> PoolWrongLoop:
-        """For whoever comes from another event loop than this, on which it is open."""
+        """The running loop is not the one on which the pool was opened."""
         if home is not None and home.is_closed():
-            what = "was open on an event loop that has ended: await pool.open() on this one"
+            what = "was opened on an event loop that is closed: call `await pool.open()` again"
+        elif home is None:
+            what = "is not open: call `await pool.open()` first"
         else:
             what = (
-                f"is {'not open' if home is None else 'open on another event loop'}: use it on the"
-                " loop that opened it, and give each loop a pool of its own"
+                "is open on another event loop: use one pool per event loop, each on the loop that"
+                " opened it"
             )
         return PoolWrongLoop(f"pool {self._ledger.settings.name!r} {what}")
 
     def left_behind(self, conn: object) -> PoolWrongLoop:
-        """For whoever returns what was lent on a loop that has ended."""
-        what = "was lent on an event loop that has ended, and is closed: its work is lost"
+        """The connection was leased on an event loop that has ended since."""
+        what = "was leased on an event loop that has ended, and is closed: its work is lost"
         return PoolWrongLoop(f"pool {self._ledger.settings.name!r}: {conn!r} {what}")
+
+
+def _attempts(number: int) -> str:
+    return "1 attempt" if number == 1 else f"{number} attempts"
 
 
 def _lent_at(entry: Entry[Any]) -> float:

@@ -1,8 +1,8 @@
-"""What is heard of a connection, and whether it concerns the others.
+"""Handles lost connections and statement errors, and decides which connections they affect.
 
-An idle one that ends is replaced by itself. Where the server or the way to it may have gone, as
-when one is lost in use, the others are asked before anybody gets one of them; where the server is
-not what it was, all of them are retired.
+A connection lost while idle is simply replaced. If the server or the network may have failed, as
+when a connection is lost while in use, all idle ones are pinged before they are leased again. If
+the server's role has changed (failover), all connections are replaced.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from asyncpool._core.store import ConnectionStore
 from asyncpool.faults import Fault
 
 PAUSE = 1.0
-"""Seconds within which all connections are replaced once."""
+"""Minimum time in seconds between two replacements of all connections."""
 BURST, BURST_TIME = 3, 0.1
-"""So many idle ones lost in so many seconds are not lost each for itself."""
+"""This many idle connections lost within this many seconds suggest that the server has failed."""
 
 
 class FailureHandler(Generic[C]):
-    """What is heard of the connections of a pool."""
+    """Handles the failures of one pool's connections."""
 
     def __init__(self, store: ConnectionStore[C]) -> None:
         self._store = store
         self._losses: deque[float] = deque(maxlen=BURST)
-        """When connections were lost of late with no word from the server."""
+        """When connections were last lost without an error from the server."""
         self._replaced_at = -PAUSE
 
     def handle(self, entry: Entry[C], error: BaseException | None, lost: bool) -> None:
-        """One is lost, idle or lent, or a statement has failed on it."""
+        """Handle a lost connection, idle or leased, or an error of a statement."""
         store = self._store
-        # Of those that are to be closed, as after the same news of another, it is none.
+        # A retired entry closes anyway: its failure, perhaps the same one again, is not handled.
         new = not entry.is_retired
         fault = None if error is None else store.fault_of(error)
         in_use = entry.state is State.LEASED
@@ -53,26 +53,26 @@ class FailureHandler(Generic[C]):
             if now - self._replaced_at >= PAUSE:
                 self._replaced_at = now
                 said = "" if error is None else described(error)
-                text = f"all connections are replaced: {said}"
+                text = f"replacing all connections: {said}"
                 store.record("failover", text, logging.WARNING, error=said)
                 store.drain()
         elif fault is Fault.SERVER or (lost and error is None and (in_use or self._is_burst())):
             self._ping_idle()
 
     def _is_burst(self) -> bool:
-        """Whether this is one loss of several in a moment."""
-        ends, now = self._losses, self._store.time()
-        ends.append(now)
-        if len(ends) < BURST or now - ends[0] > BURST_TIME:
+        """Count a loss; return whether it is one of several in a short time."""
+        losses, now = self._losses, self._store.time()
+        losses.append(now)
+        if len(losses) < BURST or now - losses[0] > BURST_TIME:
             return False
-        ends.clear()
+        losses.clear()
         return True
 
     def _ping_idle(self) -> None:
-        """The server may be leaving: nothing is lent now that has not answered first."""
+        """Ping all idle connections before they are leased again."""
         store, now = self._store, self._store.time()
         for entry in list(store.ledger.idle):
-            # Where tasks start eagerly, one ping's failure may have been the end of the others.
+            # An eager ping may already have closed other entries.
             if entry.state is State.IDLE:
                 store.tasks.spawn(self._ping_one(entry, store.ping(entry), now), "ping")
 
@@ -81,10 +81,10 @@ class FailureHandler(Generic[C]):
     ) -> None:
         store = self._store
         if await ping:
-            # It has answered, and was given up all the same: the server is leaving.
+            # Retired although it answered the ping: the server is shutting down.
             store.counters.lost += entry.expires_at == RETIRED
         elif any(each.opened_at <= since for each in store.ledger.entries if not each.is_retired):
-            text = "the server is leaving: all are replaced"
+            text = "the server is shutting down or has failed: replacing all connections"
             store.record("server leaving", text, logging.WARNING)
             for each in store.ledger.drain(since):
                 store.discard_lost(each)

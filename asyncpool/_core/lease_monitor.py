@@ -1,8 +1,8 @@
-"""A check, now and then, at who has connections: while others wait, and at those lent for long.
+"""Periodic checks for deadlocks, forgotten connections and leases that last too long.
 
-It finds tasks that hold all connections and wait for one more, leases whose borrower is gone, and
-those that last longer than they may. None of it is looked for while a connection is lent or
-returned.
+A deadlock is a state in which every connection is held by a task that waits for another one. A
+connection is forgotten if its holder has ended and no reference to it is left. Acquire and release
+do none of this work.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ from asyncpool._core.store import ConnectionStore
 logger = logging.getLogger("asyncpool")
 
 PAUSE = 0.25
-"""Seconds between two looks while somebody waits."""
+"""Seconds between two checks while requests wait."""
 
 
 class LeaseMonitor(Generic[C]):
-    """The looks at one pool.
+    """Checks the leases of one pool.
 
     Args:
-        stock: the connections.
-        refusals: what is said to who waits in vain.
-        on_leak: called once a lease that lasts too long, or is never to be returned.
-        listens: whether a connection is of use though nobody has it.
+        store: the connections.
+        errors: makes the error for a deadlock.
+        on_leak: called with the entry and a description when a lease lasts too long or is
+            reclaimed.
+        listens: whether a connection must stay open without a holder, because it is being listened
+            on.
     """
 
     def __init__(
@@ -50,25 +52,25 @@ class LeaseMonitor(Generic[C]):
         self._on_leak = on_leak
         self._listens = listens
         self.timer: asyncio.TimerHandle | None = None
-        """None: nobody waits, as far as is known."""
+        """The timer of the next check; None if no request has been waiting."""
         self._leases = 0
-        """How many there had been at the last check."""
+        """The number of leases at the last check."""
 
     def start(self) -> None:
-        """Somebody waits: check, from time to time, until nobody does."""
+        """Start checking every `PAUSE` seconds, as long as requests wait."""
         self._leases = self._ledger.leases
         self.timer = asyncio.get_running_loop().call_later(
             PAUSE, _check, weakref.ref(self), context=Context()
         )
 
     def stop(self) -> None:
-        """Leave no timer behind."""
+        """Cancel the timer of the next check."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
     def check(self) -> None:
-        """See whether those who wait ever will be served."""
+        """Reclaim forgotten connections; if no lease was made since the last check, end a deadlock."""
         self.timer = None
         ledger, before = self._ledger, self._leases
         if not ledger.queue.length:
@@ -80,24 +82,24 @@ class LeaseMonitor(Generic[C]):
             self._break_deadlock()
 
     def reclaim(self) -> None:
-        """Take back what was never returned, and nobody has a reference to any more."""
+        """Take back leased connections whose holder has ended and that nothing refers to."""
         for entry in list(self._ledger.leased.values()):
             holder = entry.holder
             if isinstance(holder, asyncio.Task) and holder.done():
-                # Not the task itself: its outcome may be what has the connection.
+                # Only the name: the task's result may be the last reference to the connection.
                 entry.holder = holder.get_name()
-            # A block returns its connection by itself.
+            # A context manager releases its connection by itself.
             bare = entry.manual_in == entry.uses and isinstance(entry.holder, str)
             if bare and not self._listens(entry.conn) and _is_unreferenced(entry):
-                self._report(entry, "was never returned, and is taken back")
+                self._report(entry, "was never returned and is reclaimed")
                 self._store.count_use(entry)
                 if self._ledger.take_back(entry.conn) is not None:
                     self._store.tasks.spawn(self._store.clean(entry, None), "reset")
 
     def report_overdue(self) -> None:
-        """Tell of each lease that has lasted for longer than it may, once."""
+        """Report each lease that has lasted longer than `leak_timeout`, once."""
         for entry in self._ledger.overdue(self._store.time()):
-            self._report(entry, "is lent for longer than leak_timeout")
+            self._report(entry, "has been in use for longer than leak_timeout")
 
     def _report(self, entry: Entry[C], what: str) -> None:
         if entry.reported_in != entry.uses:
@@ -108,13 +110,14 @@ class LeaseMonitor(Generic[C]):
                 self._on_leak(entry, what)
             except Exception:
                 name = self._store.name
-                text = "pool %r: a leak could not be told of"
+                text = "pool %r: the leak callback failed"
                 logger.exception(text, name, extra=fields(name, "leak"))
 
     def _break_deadlock(self) -> None:
-        """Where all connections are held by tasks that wait for one more, the last is told so.
+        """Fail the last waiter if tasks that wait for another connection hold all of them.
 
-        Only blocks count: what was borrowed by a bare `acquire` may be another task's to return.
+        Only leases of context managers count: another task may release the connection of a bare
+        `acquire`.
         """
         ledger = self._ledger
         if len(ledger.leased) < max(ledger.size, ledger.settings.max_size):
@@ -143,8 +146,8 @@ def _references(entry: Entry[Any]) -> int:
 
 
 def _is_unreferenced(entry: Entry[Any]) -> bool:
-    """Whether nobody but the pool has this leased connection."""
-    entry.kept = None  # it is out of date, and has it too
+    """Whether only the pool refers to this leased connection."""
+    entry.kept = None  # out of date, and it may refer to the connection
     return _references(entry) <= LEAST_REFERENCES
 
 
@@ -153,7 +156,7 @@ class _Sample:
 
 
 def _least_references() -> int:
-    """What `_references` says of a leased connection that nobody else has, on this Python."""
+    """Return `_references` of a leased connection that only the pool refers to, on this Python."""
     entry: Entry[Any] = Entry(0.0)
     entry.conn = _Sample()
     leased = {entry.conn: entry}

@@ -1,13 +1,12 @@
-"""Which connections exist, who has them, who waits: every decision, and not one await.
+"""Which connections exist, who holds them, who waits: every decision, none of the I/O.
 
-It does no I/O and starts no task. The core asks, then acts on the answer. Five laws hold between
-any two of its calls:
+It starts no tasks. The core calls it, then acts on the answer. Five laws hold between calls:
 
 1. Idle connections and waiters are never both present.
 2. The size is `len(entries)`, counted from the reservation until the socket is closed.
-3. Nothing here awaits.
-4. One rule, `wanted`, says how many connections to open.
-5. All ways into service end in `give`; all ways out go through `remove`.
+3. No method awaits.
+4. One rule, `wanted`, decides how many connections to open.
+5. Every entry enters service through `give` and leaves the ledger through `remove`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ LEASED = State.LEASED
 
 
 class Ledger(Generic[C]):
-    """The books of one pool."""
+    """The records of one pool: its entries, leases and waiters."""
 
     def __init__(
         self,
@@ -39,51 +38,51 @@ class Ledger(Generic[C]):
     ) -> None:
         self.settings = settings
         self.budget = budget
-        """What it has in common with other pools."""
+        """The limit shared with other pools, if any."""
         self.entries: set[Entry[C]] = set()
         self.idle: list[Entry[C]] = []
-        """The stack of idle entries, the most recently used on top: the surplus ages below."""
+        """A stack of idle entries, the most recently used last; unused ones stay at the bottom."""
         self.leased: dict[C, Entry[C]] = {}
         self.queue: WaitQueue[Entry[C]] = WaitQueue(overdue)
         self.opening = 0
         self.late = 0
-        """Those of the opening that take so long that nobody should count on them."""
+        """Opening entries that take so long that `wanted` no longer counts on them."""
         self.closing = 0
         self._last_number = 0
-        """How many entries there were."""
+        """The number of the newest entry, from 1."""
         self._past_leases = 0
-        """Leases of the entries that are struck off."""
+        """The leases of removed entries."""
         self.shares = 0
-        """Leases that were no request by themselves: those who share are counted each."""
+        """Shared leases; `leases` omits them, because their one-shots are counted one by one."""
         self.keep_expired = False
-        """Whether no connection is to be closed for its age, as none can be had in its place."""
+        """Whether expired connections are kept, because an outage prevents replacing them."""
         self.oversize = False
-        """Whether there may be one too many: after a resize, or as the budget is short."""
+        """Whether returned connections may have to be closed: after a resize or for the budget."""
         self.trial_wanted = False
-        """Whether somebody waits to see that a connection can be had, and wants none."""
+        """Whether a caller waits for one successful connect without needing the connection."""
 
     @property
     def size(self) -> int:
-        """Every entry that has, or may have, a socket."""
+        """The number of entries, in every state."""
         return len(self.entries)
 
     @property
     def waiting(self) -> int:
-        """Everybody who waits for a connection."""
+        """The number of waiters."""
         return self.queue.length
 
     @property
     def staying(self) -> int:
-        """The size less those that are on their way out."""
+        """The size without entries that are being closed."""
         return len(self.entries) - self.closing
 
     @property
     def leases(self) -> int:
-        """How many times a connection was lent for one request."""
+        """The number of times a connection was leased to a single request."""
         return self._past_leases + sum(entry.uses for entry in self.entries) - self.shares
 
     def reserve(self, now: float) -> Entry[C]:
-        """A place for a connection that is about to be opened."""
+        """Create an entry for a connection that is about to be opened."""
         assert len(self.entries) < self.settings.max_size, "bug: a place reserved above max_size"
         self._last_number += 1
         entry: Entry[C] = Entry(now, self._last_number)
@@ -94,7 +93,7 @@ class Ledger(Generic[C]):
         return entry
 
     def opened(self, entry: Entry[C], conn: C, now: float, expires_at: float) -> None:
-        """The connection of a reserved place is there; it is not in service yet."""
+        """Store the new connection of a reserved entry; it is not in service yet."""
         self._leave_opening(entry)
         entry.conn = conn
         entry.state = State.CLEANING
@@ -102,21 +101,23 @@ class Ledger(Generic[C]):
         entry.expires_at = expires_at
 
     def mark_late(self, entry: Entry[C]) -> None:
-        """Do not count on an opening entry any longer; it goes on all the same."""
+        """Stop counting on an opening entry; its connect continues."""
         assert entry.state is State.OPENING, "bug: only a connect can be late"
         entry.late = True
         self.late += 1
 
     def take(self, now: float) -> Entry[C]:
-        """Lend the most recently used of the idle connections, of which there must be one."""
+        """Lease the most recently used idle connection; there must be one."""
         entry = self.idle.pop()
         self._lease(entry, now)
         return entry
 
     def give(self, entry: Entry[C], now: float) -> bool:
-        """Put an entry into service: to the head of the line, or onto the stack.
+        """Put an entry into service: hand it to the first waiter, or make it idle.
 
-        False if it may not go on: past its life, one too many, or not to be kept.
+        Returns:
+            False if the entry must be closed: it has expired, is above a limit, or idle
+            connections are not kept.
         """
         if (entry.expires_at <= now and self._must_close(entry)) or (
             self.oversize and self._is_over_limit()
@@ -135,7 +136,7 @@ class Ledger(Generic[C]):
         return True
 
     def take_back(self, conn: C) -> Entry[C] | None:
-        """End the lease of a connection; None when it is not lent out by this pool."""
+        """End the lease of a connection; return None if this pool has not leased it."""
         entry = self.leased.pop(conn, None)
         if entry is not None:
             entry.state = State.CLEANING
@@ -143,22 +144,22 @@ class Ledger(Generic[C]):
         return entry
 
     def cancel_lease(self, entry: Entry[C]) -> None:
-        """Count a lease no more, for its request was not served by it; it may be closed by now."""
+        """Uncount a lease that served no request; the entry may be closed already."""
         if entry.state is State.CLOSED:
             self._past_leases -= 1
         else:
             entry.uses -= 1
 
     def resize(self, min_size: int, max_size: int) -> list[Entry[C]]:
-        """New sizes from now on; returns the idle entries that are too many."""
+        """Set new sizes; return the idle entries above `max_size`."""
         self.settings = replace(self.settings, min_size=min_size, max_size=max_size)
         self._is_over_limit()
         return self.idle[: max(0, self.staying - max_size)]
 
     def drain(self, before: float = math.inf) -> list[Entry[C]]:
-        """Let none of the connections of before that instant be lent again; returns the idle ones.
+        """Retire the connections opened until that instant; return the idle ones.
 
-        One that was being opened then is among them.
+        A connection that was still opening at that instant is retired too.
         """
         for entry in self.entries:
             if entry.opened_at <= before:
@@ -166,7 +167,7 @@ class Ledger(Generic[C]):
         return [entry for entry in self.idle if entry.opened_at <= before]
 
     def withdraw(self, entry: Entry[C], state: State) -> None:
-        """Take an entry out of service, idle or leased or neither, into another state."""
+        """Take an entry out of service, from whichever state, and set its new state."""
         if entry.state is IDLE:
             self.idle.remove(entry)
         elif entry.state is LEASED:
@@ -181,7 +182,7 @@ class Ledger(Generic[C]):
         entry.state = state
 
     def remove(self, entry: Entry[C]) -> None:
-        """Forget an entry: its connection is closed, or never came to be."""
+        """Remove an entry whose connection is closed or could not be opened."""
         self.withdraw(entry, State.CLOSED)
         self.entries.remove(entry)
         self._past_leases += entry.uses
@@ -189,7 +190,7 @@ class Ledger(Generic[C]):
             self.budget._note_removed(self)
 
     def wanted(self) -> int:
-        """The one rule: how many connections should be opened now."""
+        """Return how many connections to open now, by the one rule."""
         size = len(self.entries)
         limits = self.settings
         asked = self.queue.demand + self.trial_wanted - (self.opening - self.late)
@@ -200,18 +201,18 @@ class Ledger(Generic[C]):
         return max(0, need)
 
     def is_full(self) -> bool:
-        """Whether none may be opened, be it wanted or not."""
+        """Whether the limits allow no further connection."""
         if len(self.entries) >= self.settings.max_size:
             return True
         return self.budget is not None and not self.budget._room_for(self)
 
     def unmet(self) -> int:
-        """The same for those who wait alone, had the budget the room for all of them."""
+        """Return how many connections the waiters still need, ignoring the budget's limit."""
         need = self.queue.demand - (self.opening - self.late)
         return max(0, min(self.settings.max_size - len(self.entries), need))
 
     def surplus(self, now: float) -> list[Entry[C]]:
-        """Idle entries above `min_size` that nobody has used for `max_idle`, oldest first."""
+        """Idle entries above `min_size` that were not used for `max_idle`, oldest first."""
         if self.keep_expired:
             return []
         latest = now - self.settings.max_idle
@@ -219,7 +220,7 @@ class Ledger(Generic[C]):
         return due[: max(0, self.staying - self.settings.min_size)]
 
     def expired(self, now: float) -> list[Entry[C]]:
-        """Idle entries past their life and not being replaced."""
+        """Idle entries that have expired and are not being replaced."""
         replaced = {entry.predecessor for entry in self.entries}
         return [
             each
@@ -228,12 +229,12 @@ class Ledger(Generic[C]):
         ]
 
     def ping_due(self, now: float) -> list[Entry[C]]:
-        """Idle entries that have shown no sign of life for `ping_interval`, oldest first."""
+        """Idle entries not used or pinged for `ping_interval`, least recently used first."""
         latest = now - self.settings.ping_interval
         return [entry for entry in self.idle if max(entry.used_at, entry.healthy_at) <= latest]
 
     def overdue(self, now: float) -> list[Entry[C]]:
-        """Those lent for longer than they may, and not told of."""
+        """Entries leased for longer than `leak_timeout` and not reported yet."""
         latest = now - self.settings.leak_timeout
         return [
             entry
@@ -242,7 +243,7 @@ class Ledger(Generic[C]):
         ]
 
     def next_due(self, now: float) -> float:
-        """The instant before which nothing can become due, whatever happens until then."""
+        """Return an instant before which nothing can become due, whatever happens until then."""
         limits = self.settings
         soonest = min(limits.max_idle, limits.ping_interval, limits.leak_timeout)
         instants = [now + min(soonest, 0.95 * limits.max_lifetime)]
@@ -272,11 +273,11 @@ class Ledger(Generic[C]):
         self.late -= entry.late
 
     def _must_close(self, entry: Entry[C]) -> bool:
-        """Whether one past its life has to be closed now."""
+        """Whether an expired entry has to be closed now."""
         return not self.keep_expired or entry.expires_at == RETIRED
 
     def _is_over_limit(self) -> bool:
-        """Whether the next that comes back is to be closed."""
+        """Whether the next returned connection has to be closed; updates `oversize`."""
         too_many = self.staying > self.settings.max_size
         self.oversize = too_many or (self.budget is not None and self.budget._is_short)
         return too_many or (

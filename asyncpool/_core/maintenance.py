@@ -1,7 +1,7 @@
-"""The periodic round: retire the surplus and the overdue, ping the silent, top up.
+"""The periodic maintenance: close surplus and expired connections, ping quiet ones, refill.
 
-It decides nothing itself; the ledger says what is due and when the next round is. Between rounds it
-holds the pool weakly.
+The ledger decides what is due and when the next round starts. Between rounds the pool is held
+weakly.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from asyncpool._core.pool import Core
 logger = logging.getLogger("asyncpool")
 
 SHORTEST_PAUSE = 0.5
-"""Seconds: what falls due in a shorter time than this is dealt with in one round."""
+"""Seconds; work that falls due within a shorter time is done in the same round."""
 
 
 async def keep(pool: weakref.ref[Core[C]]) -> None:
-    """Make rounds until the pool is gone; its crew ends this when the pool is closed."""
+    """Run rounds until the pool is collected; closing the pool cancels this."""
     while (core := pool()) is not None:
         pause = _pause(core)
         del core
@@ -35,13 +35,15 @@ async def keep(pool: weakref.ref[Core[C]]) -> None:
             except Exception:
                 name = core.settings.name
                 logger.exception(
-                    "pool %r: a round failed", name, extra=fields(name, "round failed")
+                    "pool %r: a maintenance round failed",
+                    name,
+                    extra=fields(name, "round failed"),
                 )
         del core
 
 
 async def make_round(core: Core[C]) -> None:
-    """One round over all idle connections."""
+    """Run one round of maintenance."""
     now = core.store.time()
     ledger = core.ledger
     core.store.forget_lapsed_outage()
@@ -62,7 +64,7 @@ async def make_round(core: Core[C]) -> None:
 
 
 async def ping_all(core: Core[C], entries: list[Entry[C]]) -> None:
-    """Ping several at once, but never more than half of what is idle, so that the rest serves."""
+    """Ping entries concurrently, at most half of the idle ones, so that the rest stay usable."""
     due = iter(entries)
 
     async def ping_next() -> None:

@@ -1,9 +1,9 @@
-"""What a pool knows of connects that fail, and when it may try again: pure numbers, no sleeping.
+"""The state of an outage: how often connecting has failed, and when to try again. It never sleeps.
 
-Delays double from `FIRST` up to a cap, each shortened by up to half at random ("equal jitter"), so
-that many processes do not knock in step on a server that has just come back. They are shorter while
-somebody waits, and longer where the server has refused: each attempt is work for it, and may count
-against the account.
+Delays double from `FIRST` up to a cap; each is shortened at random by up to half ("equal jitter"),
+so that many processes do not reconnect to a recovered server at the same moment. Delays are shorter
+while a request waits. They are longer where the server refuses access, because each attempt costs
+the server work and may count against the account.
 Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 """
 
@@ -15,41 +15,41 @@ from asyncpool.faults import Fault
 
 FIRST = 0.05
 CAP = 0.5
-"""While somebody waits."""
+"""The longest delay while a request waits."""
 IDLE_CAP = 1.0
-"""While nobody does, and where the server has refused."""
+"""The longest delay while none waits, or while the server refuses connections."""
 REFUSED_CAP = 30.0
-"""Where it has refused access, and nobody waits."""
+"""The longest delay while the server refuses access and no request waits."""
 LAPSE = 5.0
-"""Seconds without a connect that was due, after which an outage is no longer believed in."""
+"""Seconds without a connect, after `idle_retry_at`, until the outage lapses."""
 GRACE = 15.0
-"""Seconds for which refused access is believed to be a mistake, where it was given before."""
+"""Seconds for which refused access counts as temporary, if connecting has worked before."""
 
 
 def delay(failures: int, random: Random, first: float = FIRST, cap: float = CAP) -> float:
-    """The pause in seconds after so many failures in a row, the first being 1."""
+    """Return the delay in seconds after that many consecutive failures, the first being 1."""
     longest = min(cap, first * 2.0 ** min(failures - 1, 16))
     return longest * random.uniform(0.5, 1.0)
 
 
 class Outage:
-    """A run of failed connects; false while connecting works. Instants are `loop.time()`."""
+    """A series of failed connects; falsy while connecting works. Instants are `loop.time()`."""
 
     def __init__(self, random: Random) -> None:
         self._random = random
         self.failures = 0
         self.since = 0.0
         self.retry_at = 0.0
-        """When the next connect may start for somebody who waits."""
+        """When the next connect may start if a request waits."""
         self.idle_retry_at = 0.0
-        """When it may for nobody."""
+        """When the next connect may start if none waits."""
         self.error: Exception | None = None
         self.fault: Fault | None = None
-        """Of the last failure."""
+        """The fault of the last failure."""
         self.reported = False
-        """Whether the user was told that it lasts."""
+        """Whether `reconnect_failed` was called for this outage."""
         self.ever_worked = False
-        """Whether connecting has worked before it."""
+        """Whether a connect has ever succeeded."""
 
     def __bool__(self) -> bool:
         return self.failures > 0
@@ -57,9 +57,16 @@ class Outage:
     def failed(
         self, now: float, error: Exception, began: float, fault: Fault | None = None
     ) -> None:
-        """One more connect has failed; the next may start at `retry_at`.
+        """Record a failed connect and set the next `retry_at`.
 
-        Those that began before the outage fail with it, and do not prolong the pause.
+        A connect that began before the outage did not test the server again, so it does not extend
+        the delay.
+
+        Args:
+            now: the current instant.
+            error: the failure.
+            began: when the connect started.
+            fault: what the error means, if known.
         """
         self.error, self.fault = error, fault
         if self.failures and began <= self.since:
@@ -77,7 +84,7 @@ class Outage:
             self.retry_at = self.idle_retry_at if fault is Fault.CAPACITY else soon
 
     def is_unavailable(self, now: float, limit: float) -> bool:
-        """Whether there is no use in waiting: access is refused, or it has lasted that long."""
+        """Whether waiting is useless: access is refused, or it has lasted `limit` seconds."""
         if not self.failures or self.has_lapsed(now):
             return False
         refused = self.fault is Fault.ACCESS and not self._may_be_temporary(now)
@@ -85,15 +92,15 @@ class Outage:
         return refused or lasting
 
     def has_lapsed(self, now: float) -> bool:
-        """Whether nobody has tried for so long that nothing is known of it: nobody had to."""
+        """Whether no connect was needed for so long that the state of the server is unknown."""
         return self.failures > 0 and now > self.idle_retry_at + LAPSE
 
     def _may_be_temporary(self, now: float) -> bool:
-        """Whether access may be given again in a moment, as in a change of passwords."""
+        """Whether refused access may be temporary, as during a change of passwords."""
         return self.ever_worked and now - self.since < GRACE
 
     def end(self) -> None:
-        """A connect has succeeded, or nothing is known of it any more."""
+        """End the outage: a connect has succeeded, or the outage has lapsed."""
         self.failures = 0
         self.error = self.fault = None
         self.reported = False

@@ -1,7 +1,7 @@
-"""The pool itself, for any driver: who gets a connection, and what becomes of it afterwards.
+"""The pool for any driver: it leases connections to requests and takes them back.
 
-It knows no psycopg. Lending and taking back an idle, clean connection are plain calls; whatever has
-to wait for the line, for a check or for the end is a coroutine, and may be cancelled anywhere.
+Leasing an idle connection and taking back a clean one are plain calls. Operations that wait for the
+queue, a check or the end of the pool are coroutines; each may be cancelled at any await.
 """
 
 from __future__ import annotations
@@ -41,24 +41,26 @@ from asyncpool.faults import Fault, classify
 logger = logging.getLogger("asyncpool")
 
 CLOCK_TOLERANCE = 0.01
-"""Seconds by which uvloop's clock may be off and still count as the system's."""
+"""Largest difference in seconds at which uvloop's clock counts as `time.monotonic`."""
 FRESH = 0.001
-"""Seconds since its last use within which a watched connection's word is not asked for: a loop that
-has been busy for longer may not have heard of its end yet."""
+"""Seconds after its last use for which a watched connection counts as alive without being asked.
+After a longer time, a busy event loop may not have processed the loss yet."""
 
 
 class Core(Generic[C]):
-    """A bounded set of connections and the line of those who wait for one.
+    """A bounded set of connections and the queue of requests that wait for one.
 
     Args:
-        settings: the numbers.
-        connector: the driver.
-        check: called with a connection before it is lent; when it raises, the next one is tried.
+        settings: the limits and durations.
+        driver: opens, resets, checks and closes connections.
+        check: called with a connection before it is leased; if it raises, the next one is tried.
         on_outage: called once when connecting has failed for `reconnect_timeout` seconds.
-        classify: what an error means beyond its statement.
-        on_leak: called once a lease that lasts for too long, with what is the matter.
-        listens: whether a connection is of use though nobody has it.
-        budget: what it has in common with other pools.
+        classify: returns what an error means for the pool.
+        on_leak: called with the entry and a description when a lease lasts too long or is
+            reclaimed.
+        listens: whether a connection must stay open without a holder, because it is being listened
+            on.
+        budget: the limit shared with other pools.
         random: the source of jitter.
     """
 
@@ -85,33 +87,33 @@ class Core(Generic[C]):
         self._driver = driver
         self._check = None if check is None else Check(check, self.store, self.errors)
         self.checks = check is not None
-        """Whether a connection has to be checked before it is lent, which takes a task."""
+        """Whether each connection is checked before it is leased, in a task."""
         self.home: asyncio.AbstractEventLoop | None = None
-        """The loop that it was opened on."""
+        """The event loop on which the pool was opened."""
         self._fast_acquire_loop: asyncio.AbstractEventLoop | None = None
-        """The loop on which an idle connection is lent with no further question."""
+        """The event loop on which `take_now` may lease idle connections."""
         self._fast_release_loop: asyncio.AbstractEventLoop | None = None
-        """The loop on which a clean connection is taken back with no further question."""
+        """The event loop on which `release_now` may take back clean connections."""
         self._closing: asyncio.Task[None] | None = None
         self.left_behind: weakref.WeakSet[C] = weakref.WeakSet()
-        """What was lent on an event loop that has ended."""
+        """Connections leased on an event loop that has ended."""
         self._counters = self.store.counters
         self._uses = self._counters.use.fresh
         self.opened_at = 0.0
-        """When it was opened."""
+        """The instant at which the pool was opened."""
         self.slow_wait = math.inf
-        """Seconds from which on a wait is told of, to `on_slow_wait`, in the task that waited."""
+        """Duration in seconds from which a wait is reported to `on_slow_wait`, by its own task."""
         self.on_slow_wait: Callable[[float], None] = lambda _: None
         self._now = self.store.time
 
     @property
     def settings(self) -> Settings:
-        """The numbers in force."""
+        """The current settings."""
         return self.ledger.settings
 
     @property
     def opened(self) -> bool:
-        """Whether it was ever opened."""
+        """Whether the pool is attached to an event loop."""
         return self.home is not None
 
     @property
@@ -121,16 +123,16 @@ class Core(Generic[C]):
 
     @property
     def usable(self) -> bool:
-        """Whether it is open, on this very loop."""
+        """Whether the pool is open on the running event loop."""
         return not self.closed and self.home is get_running_loop()
 
     def open(self) -> None:
-        """Belong to the running loop from now on, and start opening `min_size` connections."""
+        """Attach the pool to the running event loop and start opening `min_size` connections."""
         if self.ledger.budget is not None:
             self.ledger.budget._join(self.store)
         self.home = get_running_loop()
-        # asyncio's own time() is a method around time.monotonic(), and half the cost without it;
-        # uvloop's is the same in whole milliseconds, and a use is often shorter.
+        # asyncio's time() wraps time.monotonic(), which alone costs half as much. uvloop's clock
+        # is the same, but in whole milliseconds; many leases are shorter than that.
         clock = type(self.home).time
         uvloops = getattr(clock, "__module__", "") == "uvloop.loop"
         same = uvloops and abs(self.home.time() - time.monotonic()) < CLOCK_TOLERANCE
@@ -146,10 +148,10 @@ class Core(Generic[C]):
                 self.store.full.set()
         self.store.refill()
 
-    # The hot path is these two: no await, no task, no timer.
+    # The hot path: no await, no task, no timer.
 
     def acquire_now(self) -> C | None:
-        """An idle connection, or None: then `acquire` has to be awaited."""
+        """Lease an idle connection, or return None: then `acquire` has to be awaited."""
         entry = self.take_now()
         if entry is None:
             return None
@@ -157,12 +159,12 @@ class Core(Generic[C]):
         return entry.conn
 
     def take_now(self) -> Entry[C] | None:
-        """The same, as its entry."""
+        """Lease an idle connection and return its entry, or None as `acquire_now` does."""
         if self._fast_acquire_loop is not get_running_loop():
             return None
         ledger = self.ledger
         while ledger.idle:
-            # What `Ledger.take` does, written out: a call less where every call counts.
+            # `Ledger.take`, inlined to save a call.
             entry = ledger.idle.pop()
             entry.state = LEASED
             conn = entry.conn
@@ -176,12 +178,12 @@ class Core(Generic[C]):
         return None
 
     def release_now(self, conn: C) -> bool:
-        """Take back a clean connection; False, and nothing done, when it needs `release`."""
+        """Take back a clean connection, or return False and do nothing: then use `release`."""
         try:
             if self._fast_release_loop is not get_running_loop() or not self._driver.is_clean(conn):
                 return False
         except RuntimeError:
-            return False  # a borrower that is left over from a loop that has ended
+            return False  # no loop is running: the caller outlived the loop that it used
         ledger = self.ledger
         if (entry := ledger.leased.get(conn)) is None:
             return False
@@ -190,13 +192,13 @@ class Core(Generic[C]):
         spent = now - entry.lent_at
         self._counters.use_time += spent
         self._uses.append(spent)
-        # `Ledger.give` in its two plain cases, written out for the same reason.
+        # The two common cases of `Ledger.give`, inlined to save a call.
         if entry.expires_at <= now or ledger.oversize:
             del ledger.leased[conn]
             if not ledger.give(entry, now):
                 self.store.discard(entry)
         elif ledger.queue.length:
-            # From one to the next: it stays lent.
+            # Handed directly to the next waiter: the state stays LEASED.
             entry.lent_at = now
             entry.uses += 1
             ledger.queue.serve(entry)
@@ -207,16 +209,16 @@ class Core(Generic[C]):
         return True
 
     def release(self, conn: C, first: Callable[[], Awaitable[object]] | None = None) -> None:
-        """Take a connection back. What it needs before the next borrower is the crew's to do.
+        """Take back a connection; roll it back and reset it in a background task if needed.
 
         Args:
-            conn: one that was lent out by this pool.
-            first: work that must be done with it before it is reset.
+            conn: a connection leased by this pool.
+            first: work to do with the connection before the reset.
 
         Raises:
-            ReleaseError: it is not lent out by this pool.
-            PoolClosed: `close` did not wait for it any longer.
-            PoolWrongLoop: this is not the loop on which it was lent.
+            ReleaseError: the connection is not leased by this pool.
+            PoolClosed: `close` has already closed the connection.
+            PoolWrongLoop: this is not the event loop on which it was leased.
         """
         if first is None and self.release_now(conn):
             return
@@ -232,7 +234,7 @@ class Core(Generic[C]):
             store.tasks.spawn(store.clean(entry, first), "reset")
 
     def release_shared(self, entry: Entry[C]) -> None:
-        """Take back what requests have shared, whose lease is no request's use."""
+        """Take back a connection that requests have shared; its lease is not counted as a use."""
         entry.shared = False
         counters, before = self._counters, self._counters.use_time
         self.release(entry.conn)
@@ -240,44 +242,45 @@ class Core(Generic[C]):
         counters.shared_time += counters.use_time - before
 
     def dismiss(self, conn: C) -> None:
-        """Take a connection back for good: it is closed, and replaced where one is needed.
+        """Take back a connection and close it; open another one if needed.
 
-        Its errors are those of `release`.
+        Raises:
+            ReleaseError, PoolClosed, PoolWrongLoop: as for `release`.
         """
         self.store.discard(self._end_lease(conn))
 
     def lease_number(self, conn: C) -> int:
-        """Which of its leases a connection is in; 0 when it is not lent out."""
+        """Return the number of a connection's current lease, or 0 if it is not leased."""
         entry = self.ledger.leased.get(conn)
         return entry.uses if entry is not None else 0
 
     def bind(self, conn: C) -> int:
-        """A connection that was just lent is a block's to return; its lease's number."""
+        """Mark a new lease as made by a context manager; return its number."""
         entry = self.ledger.leased[conn]
         entry.manual_in = 0
         return entry.uses
 
     async def acquire(self, timeout: float | None) -> C:
-        """A connection within `timeout` seconds, None being the pool's own time limit.
+        """Lease a connection within `timeout` seconds; None uses the pool's own limit.
 
         Raises:
-            PoolTimeout: there was none in time.
-            TooManyRequests: the line is as long as it may be.
-            PoolClosed: the pool is closed, or was while waiting.
-            PoolWrongLoop: the pool is open on another loop.
+            PoolTimeout: no connection was available in time.
+            TooManyRequests: `max_waiting` requests are waiting already.
+            PoolClosed: the pool is closed, or was closed during the wait.
+            PoolWrongLoop: the pool is open on another event loop.
         """
         entry = await self.acquire_entry(timeout)
         entry.manual_in = entry.uses
         return entry.conn
 
     async def acquire_entry(self, timeout: float | None) -> Entry[C]:
-        """Wait for a connection, as `acquire` does; return its entry."""
+        """Lease a connection as `acquire` does, and return its entry."""
         if self._fast_release_loop is not get_running_loop():
             self.admit()
         ledger, check, now = self.ledger, self._check, self._now()
         timeout = ledger.settings.timeout if timeout is None else duration("timeout", timeout)
         deadline, arrived_at = now + timeout, None
-        # A request that waits for a check has come before those who come meanwhile.
+        # A request whose check fails keeps its position before requests that arrive meanwhile.
         ticket = 0 if check is None else ledger.queue.ticket()
         while True:
             if ledger.idle:
@@ -307,13 +310,12 @@ class Core(Generic[C]):
             arrived_at, now = now if arrived_at is None else arrived_at, self._now()
 
     def queue(self, waiter: Waiter[Entry[C]], timeout: float, arrived_at: float | None) -> None:
-        """Let a request take its place in the line.
+        """Add a request to the wait queue.
 
         Args:
-            waiter: its `notify` is called when it is served, or its wait has ended in an error; it
-                knows its task.
-            timeout: seconds of its wait, for the error.
-            arrived_at: when it arrived, if it comes again; None: it has just come.
+            waiter: its `notify` is called when it is served or failed.
+            timeout: its time limit in seconds, for the error message.
+            arrived_at: when the request first arrived, if it rejoins the queue; else None.
 
         Raises:
             PoolTimeout, TooManyRequests, PoolClosed, PoolUnavailable: as for `acquire`.
@@ -345,7 +347,7 @@ class Core(Generic[C]):
         self._counters.requests_queued += arrived_at is None
 
     def served(self, waiter: Waiter[Entry[C]]) -> Entry[C]:
-        """Return what a waiter was served, or raise its error."""
+        """Return the entry that a waiter was served, or raise its error."""
         if waiter.error is not None:
             raise waiter.error
         entry, waiter.served = waiter.served, None
@@ -356,7 +358,7 @@ class Core(Generic[C]):
         return entry
 
     def is_fit(self, entry: Entry[C]) -> bool:
-        """Whether an entry that was just lent may be used; if not, it is gone."""
+        """Whether a newly leased entry is usable; if not, discard it."""
         if entry.expires_at == RETIRED:
             self.ledger.cancel_lease(entry)
             self.store.discard(entry)
@@ -369,14 +371,14 @@ class Core(Generic[C]):
         return True
 
     def gave_up(self, waiter: Waiter[Entry[C]], error: BaseException) -> None:
-        """Let a waiter leave whose wait has ended in an error."""
+        """Remove a waiter whose wait ended in an error, and count the request."""
         waiter.waited = self._now() - waiter.joined_at
         self._counters.note_wait(waiter.waited)
         self._leave(waiter)
         self._count(error)
 
     def pass_on(self, entry: Entry[C]) -> bool:
-        """Lend a clean connection to the head of the line; False where it has to be returned."""
+        """Lease a clean connection to the first waiter; return False if it must be released."""
         ledger, expired = self.ledger, entry.expires_at <= self._now()
         if expired or ledger.oversize or self._fast_release_loop is not running_loop():
             return False
@@ -393,52 +395,53 @@ class Core(Generic[C]):
             self._counters.requests_timed_out += isinstance(error, PoolTimeout)
 
     def report_wait(self, waited: float) -> None:
-        """Tell of a wait, if it was long."""
+        """Report a wait to `on_slow_wait` if it was long."""
         if waited >= self.slow_wait:
             try:
                 self.on_slow_wait(waited)
-            except Exception:  # it is no fault of who has waited
+            except Exception:  # the request must not fail because of the callback
                 name = self.settings.name
-                text = "pool %r: the callback of on_slow_wait failed"
+                text = "pool %r: the on_slow_wait callback failed"
                 logger.exception(text, name, extra=fields(name, "slow wait"))
 
     def admit(self) -> None:
-        """Raise unless the pool can be used here and now."""
+        """Raise an error unless the pool is usable on the running event loop."""
         if self.closed:
             raise self.errors.closed()
         if self.home is not get_running_loop():
             raise self.errors.wrong_loop(self.home)
 
     def resize(self, min_size: int, max_size: int) -> None:
-        """New sizes from now on; what is too many goes at once when idle, else on its return."""
+        """Set new sizes; close surplus idle connections now and leased ones when released."""
         if self.opened:
             self.admit()
         for entry in self.ledger.resize(min_size, max_size):
             self.store.discard(entry)
         bound = self.settings.bound_in_words
-        self.store.record("resized", f"its size is {min_size} to {bound} from now on")
+        self.store.record("resized", f"resized: min_size={min_size}, max_size={bound}")
         if self.opened:
             self.store.refill()
 
     def drain(self) -> None:
-        """Retire every connection there is now; those lent out, on their return."""
+        """Retire all current connections; leased ones are closed when released."""
         self.store.drain()
-        self.store.record("drained", "every connection of before is being replaced")
+        self.store.record("drained", "drained: all connections are being replaced")
 
     async def close(self, timeout: float) -> None:
-        """Close everything within about `timeout` seconds. Called again, it waits for the end.
+        """Close the pool within about `timeout` seconds; a second call waits for the first.
 
-        Under an anyio scope that is cancelled it goes on to its end; a task that is cancelled gets
-        its CancelledError at once, and the pool closes behind its back.
+        A cancelled anyio scope does not interrupt the wait. `task.cancel()` raises CancelledError
+        at once, and closing continues in the background.
         """
         if self.opened and self.home is not get_running_loop():
             raise self.errors.wrong_loop(self.home)
-        # Before a task that starts eagerly can have dismissed it.
+        # First, because the new task may start eagerly and cancel the pool's tasks.
         self.store.tasks.exempt(current_task())
         if self._closing is None:
             self._fast_acquire_loop = self._fast_release_loop = None
             self.store.closing = True
-            self.store.record("closed", f"closing, with {len(self.ledger.leased)} lent")
+            leased = len(self.ledger.leased)
+            self.store.record("closed", f"closing, with {leased} connections in use")
             self.ledger.queue.fail_all(self.errors.closed)
             self.lease_monitor.stop()
             self.store.full.set()
@@ -448,7 +451,7 @@ class Core(Generic[C]):
             await asyncio.shield(self._closing)
 
     def abandon_all(self, *, forked: bool = False) -> list[C]:
-        """Give up everything with no I/O and no await: as garbage, or after a fork or a loop."""
+        """Give up everything without I/O: after a fork, a closed event loop or collection."""
         ended = self.home is not None and self.home.is_closed() and not forked
         self._fast_acquire_loop = self._fast_release_loop = self.home = None
         self.store.closing = True
@@ -459,8 +462,8 @@ class Core(Generic[C]):
         if self.ledger.budget is not None:
             self.ledger.budget._leave(self.ledger, forked=forked)
         if not ended:
-            # At the interpreter's exit no loop will run them to their end.
-            self.store.tasks.force_close() if sys.is_finalizing() else self.store.tasks.dismiss()
+            # When the interpreter exits, no loop runs the tasks to their end.
+            self.store.tasks.force_close() if sys.is_finalizing() else self.store.tasks.cancel_all()
             return conns
         for entry in list(self.ledger.entries):
             self.ledger.remove(entry)
@@ -470,26 +473,27 @@ class Core(Generic[C]):
         return conns
 
     def _end_lease(self, conn: C) -> Entry[C]:
-        """Take back what was lent; whether it is clean is not known."""
+        """End a lease and return its entry; the connection may need cleaning."""
         if self.home is not running_loop() or self.home is None:
             raise self.errors.wrong_loop(self.home)
         entry = self.ledger.take_back(conn)
         if entry is None:
             if self.closed:
                 msg = (
-                    f"pool {self.settings.name!r} was closed while this was lent: its work is lost"
+                    f"pool {self.settings.name!r} was closed while this was in use: its work is"
+                    " lost"
                 )
                 raise PoolClosed(msg)
             if conn in self.left_behind:
                 raise self.errors.left_behind(conn)
-            what = "it comes from elsewhere or was released already"
-            msg = f"pool {self.settings.name!r} has not lent out {conn!r}: {what}"
+            what = "it belongs to another pool or was released already"
+            msg = f"pool {self.settings.name!r} has not leased {conn!r}: {what}"
             raise ReleaseError(msg)
         self.store.count_use(entry)
         return entry
 
     def _leave(self, waiter: Waiter[Entry[C]]) -> None:
-        """Give up a place in the line, and pass on what was handed over already."""
+        """Remove a waiter, and pass on an entry that it was served already."""
         entry = self.ledger.queue.leave(waiter)
         ended = self.home is None or self.home.is_closed()
         if entry is not None and not ended:
@@ -498,14 +502,14 @@ class Core(Generic[C]):
                 self.store.put(entry, self.store.time())
 
     def _needs_no_reset(self, conn: C) -> bool:
-        """Whether one that is not to be kept needs no cleaning: it is clean, or nobody waits."""
+        """Whether no reset is needed where idle connections are not kept."""
         ledger = self.ledger
         if ledger.settings.keeps_idle:
             return False
         return not ledger.queue.length or self._driver.is_clean(conn)
 
     def _fail_waiters(self) -> None:
-        """Nobody is to wait for what will not come."""
+        """Fail all waits, because waiting is useless."""
         self.ledger.queue.fail_all(self.errors.unavailable)
         self.store.wake_fill_callers()
 
@@ -520,7 +524,7 @@ class Core(Generic[C]):
         for entry in list(self.ledger.leased.values()):
             self.store.record(
                 "closed while lent",
-                f"closed while lent: {entry.conn!r}",
+                f"closed while in use: {entry.conn!r}",
                 logging.WARNING,
                 task=entry.holder_name,
                 age=self.store.time() - entry.lent_at,

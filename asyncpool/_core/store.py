@@ -1,7 +1,7 @@
-"""The connections of a pool: opening them, keeping them fit, closing them.
+"""The connections of a pool: it opens, pings, cleans and closes them.
 
-It does the I/O that the ledger decides on, in tasks of the crew. Every connection comes into
-service through `put` and leaves it through `discard`. It lends nothing out: that is the core's.
+It does the I/O that the ledger decides on, in background tasks. Every connection enters service
+through `put` and leaves it through `discard`. Leasing is the core's part.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ logger = logging.getLogger("asyncpool")
 
 
 class ConnectionStore(Generic[C]):
-    """What a pool has, and how it comes and goes.
+    """Opens and closes the connections of one pool.
 
     Args:
-        ledger: the books.
-        connector: the driver.
+        ledger: decides what to open and close.
+        driver: opens, pings, resets and closes connections.
         on_outage: called once when connecting has failed for `reconnect_timeout` seconds.
-        classify: what an error means beyond its statement.
+        classify: returns what an error means for the pool.
         random: the source of jitter.
     """
 
@@ -60,36 +60,36 @@ class ConnectionStore(Generic[C]):
         self.outage = Outage(random)
         self.events = Events()
         self.full = asyncio.Event()
-        """Set once `min_size` connections were open at the same time."""
+        """Set once `min_size` connections are open at the same time."""
         self.empty = asyncio.Event()
-        """Set when the last entry is struck off."""
+        """Set when the last entry is removed."""
         self.closing = False
         self.healthy_when_opened = True
-        """Whether one that opens has thereby shown that it works; else `proved` is to be called."""
+        """Whether a successful open shows that a connection works; else call `mark_healthy`."""
         self.time: Callable[[], float] = lambda: 0.0
         self.last_error: Exception | None = None
-        """Of the last connect or ping that failed."""
+        """The error of the last connect or ping that failed."""
         self.last_error_at = 0.0
         self.on_failure: Callable[[Entry[C], BaseException | None, bool], None] = lambda *_: None
-        """What is told of a connection that is lost, and of a statement that failed."""
+        """Called when a connection is lost, and for each error of a statement."""
         self.on_unavailable: Callable[[], None] = lambda: None
-        """What is told when there is no use in waiting."""
+        """Called when waiting has become useless."""
         self._on_outage = on_outage
         self._classify = classify
         self._random = random
         self._openers: set[asyncio.Task[None]] = set()
         self._retry: asyncio.Handle | None = None
         self.next_probe_at = math.inf
-        """When it will try again by itself, in an outage; `math.inf`: it has no need to."""
+        """When the next probe of an outage starts; `math.inf` if none is planned."""
         self._probing: Entry[C] | None = None
         self._fill_callers = 0
-        """Who waits until it is full."""
+        """The number of callers waiting in `fill`."""
         self._connects_succeeded = 0
-        """How many connects have succeeded where none is kept."""
+        """The number of successful connects; only counted where idle connections are not kept."""
 
     @property
     def name(self) -> str:
-        """The pool's."""
+        """The name of the pool."""
         return self.ledger.settings.name
 
     def record(self, kind: str, text: str, level: int = logging.INFO, **facts: object) -> None:
@@ -97,57 +97,57 @@ class ConnectionStore(Generic[C]):
         self.events.record(self.name, self.time(), kind, text, level, facts)
 
     def count_use(self, entry: Entry[C]) -> float:
-        """Count for how long an entry has been lent; return the instant at which that ends."""
+        """Count the duration of an ended lease; return the current instant."""
         entry.used_at = now = self.time()
         self.counters.use_time += now - entry.lent_at
         self.counters.use.fresh.append(now - entry.lent_at)
         return now
 
     def put(self, entry: Entry[C], now: float) -> None:
-        """Into service, the one way: an entry that is not lent, whose connection is clean."""
+        """Put an entry into service; it must not be leased, and its connection must be clean."""
         if self.closing or not self.ledger.give(entry, now):
             self.discard(entry)
 
     def discard(self, entry: Entry[C]) -> None:
-        """Out of service, the one way; it counts until its socket is closed."""
+        """Take an entry out of service and close its connection; it counts until that is closed."""
         if entry.state is not State.CLOSING and entry.state is not State.CLOSED:
             self.ledger.withdraw(entry, State.CLOSING)
             entry.left_at = self.time()
-            entry.retire()  # that it ends is no news
+            entry.retire()  # the loss of its connection need not be handled
             self.tasks.spawn(self._close(entry), "close")
 
     def discard_lost(self, entry: Entry[C]) -> None:
-        """Discard one that broke while nobody used it."""
+        """Discard an entry whose connection broke while not in use."""
         self.counters.lost += 1
         self.events.note(self.time(), "lost", "a connection broke while idle", logging.INFO)
         self.discard(entry)
 
     def refill(self) -> None:
-        """Open as many connections as the rule says, a bounded number at once."""
+        """Open the connections that are wanted, a limited number at once."""
         if self.closing:
             return
         if self.outage:
             self._probe()
             return
         ledger = self.ledger
-        # Counted anew each time: a task that starts eagerly may be back here before the next.
+        # `wanted` is called each time, because an eager task may have called `refill` meanwhile.
         at_once = ledger.settings.open_at_once
         while ledger.opening < at_once and ledger.wanted():
             self.open_one()
             if self.outage or self.closing:
-                return  # it has failed already: what comes next was seen to by that
+                return  # the connect failed at once; its failure has scheduled the next step
         if ledger.budget is not None:
             ledger.budget._set_shortage(ledger, min(ledger.unmet(), at_once - ledger.opening))
 
     def open_one(self, instead_of: Entry[C] | None = None) -> Entry[C]:
-        """Start opening a connection, for which there must be room; then retire the other one."""
+        """Start opening a connection; the limits must allow it. Then retire the other entry."""
         entry = self.ledger.reserve(self.time())
         entry.predecessor = instead_of
         self.counters.connects += 1
         try:
             task = self.tasks.spawn(_open(weakref.ref(self), self.driver, entry), "connect")
         except BaseException:
-            self.remove(entry, refill=False)  # a task factory of the program's has failed
+            self.remove(entry, refill=False)  # the application's task factory raised an error
             raise
         self._openers.add(task)
         task.add_done_callback(self._openers.discard, context=Context())
@@ -156,9 +156,9 @@ class ConnectionStore(Generic[C]):
         return entry
 
     def ping(self, entry: Entry[C]) -> Coroutine[Any, Any, bool]:
-        """Ping an idle connection and put it back, or discard it; returns whether it answered.
+        """Ping an idle connection, then put it back or discard it; return whether it answered.
 
-        It is out of service from the call on, whenever the work may start.
+        The entry leaves service at the call, before the coroutine starts.
         """
         assert entry.state is State.IDLE, "bug: only an idle connection may be pinged"
         self.ledger.withdraw(entry, State.CLEANING)
@@ -166,7 +166,7 @@ class ConnectionStore(Generic[C]):
         return self._ping(entry)
 
     async def clean(self, entry: Entry[C], first: Callable[[], Awaitable[object]] | None) -> None:
-        """Make a returned connection fit for the next borrower, or discard it."""
+        """Clean a released connection and put it into service, or discard it."""
         try:
             with anyio.fail_after(self.ledger.settings.clean_timeout):
                 if first is not None and (error := await outcome(first)) is not None:
@@ -186,7 +186,7 @@ class ConnectionStore(Generic[C]):
             self.put(entry, self.time())
 
     def connect_failed(self, error: Exception, entry: Entry[C]) -> None:
-        """A connection could not be had: back off before the next."""
+        """Record a failed connect and its outage; `retry_at` says when the next may start."""
         now = self.time()
         self.counters.connects_failed += 1
         self._set_last_error(error)
@@ -195,7 +195,7 @@ class ConnectionStore(Generic[C]):
             text = f"cannot connect, will retry: {redacted(error) or said}"
             self.record("outage", text, WARNING, error=said)
         elif before is None or described(before) != said:
-            text = f"cannot connect still: {redacted(error) or said}"
+            text = f"still cannot connect: {redacted(error) or said}"
             self.record("connect failed", text, error=said)
         self.outage.failed(now, error, entry.opened_at, self.fault_of(error))
         self.ledger.keep_expired = True
@@ -205,37 +205,38 @@ class ConnectionStore(Generic[C]):
             self.tasks.spawn(self._on_outage(), "reconnect_failed")
 
     def mark_healthy(self, entry: Entry[C]) -> None:
-        """A connection is seen to work: if it is a new one, an outage is over."""
+        """Record that a connection works; if it was opened since the outage began, end that."""
         outage = self.outage
         outage.ever_worked = True
         if outage.failures and entry.opened_at >= outage.since:
             lasted, failures = self.time() - outage.since, outage.failures
-            self._forget_outage()
+            self._end_outage()
             text = f"connected again after {lasted:.1f} s and {failures} failed connects"
             self.record("outage over", text, WARNING, duration=lasted, failures=failures)
             self.refill()
 
     def forget_lapsed_outage(self) -> None:
-        """Let nothing be spared, or said, for an outage of which nothing is known any more."""
+        """End an outage during which no connect was needed for a while."""
         if self.outage.has_lapsed(self.time()):
-            self._forget_outage()
-            self.record("outage lapsed", "connecting has failed, and nobody has tried since")
+            self._end_outage()
+            self.record("outage lapsed", "no connect was attempted since the last failure")
 
     def is_unavailable(self) -> bool:
-        """Whether there is no use in waiting: nothing is there, and nothing is to be had soon.
+        """Whether waiting is useless: no connection exists and none can be opened soon.
 
-        While a connect is under way it may be the one that succeeds.
+        It is not useless while a connect that is not late is under way.
         """
         ledger = self.ledger
         if ledger.budget is not None and ledger.budget._has_shortage(ledger):
             return False
-        patience = ledger.settings.fail_fast_after
-        return ledger.staying == ledger.late and self.outage.is_unavailable(self.time(), patience)
+        limit = ledger.settings.fail_fast_after
+        return ledger.staying == ledger.late and self.outage.is_unavailable(self.time(), limit)
 
     async def fill(self) -> bool:
-        """Wait until `min_size` connections are there; False: there is no use in waiting.
+        """Wait until `min_size` connections are open; return False if waiting is useless.
 
-        Where none is kept, wait until one was opened; one that is lent does where all are.
+        Where idle connections are not kept, wait for one successful connect; at `max_size`, a
+        leased connection is enough.
         """
         if not self.ledger.settings.keeps_idle:
             return await self._wait_for_connect()
@@ -251,7 +252,7 @@ class ConnectionStore(Generic[C]):
         return True
 
     def drain(self) -> None:
-        """Retire every connection that there is; those lent out, on their return."""
+        """Retire all connections; leased ones are closed when released."""
         ledger = self.ledger
         for entry in ledger.drain():
             self.discard(entry)
@@ -260,19 +261,19 @@ class ConnectionStore(Generic[C]):
         self.refill()
 
     def sort_times(self) -> None:
-        """Sort in how long connections were lent and waited for, which was only noted so far."""
+        """Move the noted durations of leases and waits into their histograms."""
         ledger, counters = self.ledger, self.counters
         lent = sum(not entry.shared for entry in ledger.leased.values())
         counters.use.flush(ledger.leases - lent, counters.use_time - counters.shared_time)
         counters.wait.flush(counters.requests_queued - ledger.waiting, counters.wait_time)
 
     def fault_of(self, error: BaseException) -> Fault | None:
-        """What an error means; None: nothing beyond its statement."""
+        """Return what an error means for the pool; None if it concerns only its statement."""
         try:
             return self._classify(error)
         except Exception:
             logger.exception(
-                "pool %r: classify has failed of %s",
+                "pool %r: classify failed for %s",
                 self.name,
                 described(error),
                 extra=fields(self.name, "classify failed"),
@@ -280,19 +281,19 @@ class ConnectionStore(Generic[C]):
             return None
 
     def stop_opening(self) -> None:
-        """Abandon every connect under way; their places come free as the tasks end."""
+        """Cancel every connect under way; each entry is removed when its task ends."""
         self.stop_retrying()
         for task in self._openers:
             task.cancel()
 
     def stop_retrying(self) -> None:
-        """Leave no timer behind."""
+        """Cancel the timer of the next probe."""
         if self._retry is not None:
             self._retry.cancel()
             self._retry, self.next_probe_at = None, math.inf
 
     async def abandon(self) -> None:
-        """Stop the crew, and close with no farewell what is still there."""
+        """Stop the background tasks, then close the remaining connections without waiting."""
         await self.tasks.stop(0.5)
         for entry in list(self.ledger.entries):
             if entry.state is not State.OPENING:
@@ -302,7 +303,7 @@ class ConnectionStore(Generic[C]):
             self.remove(entry)
 
     def remove(self, entry: Entry[C], *, refill: bool = True) -> None:
-        """Forget an entry that has no socket any more; its place is free."""
+        """Remove an entry that has no socket any more, and open another if wanted."""
         if entry.state is not State.CLOSED:
             self.ledger.remove(entry)
         if not self.ledger.entries:
@@ -315,12 +316,12 @@ class ConnectionStore(Generic[C]):
             self.ledger.budget._offer()
 
     def opened(self, entry: Entry[C], conn: C) -> None:
-        """A connect has succeeded."""
+        """Put a newly opened connection into service."""
         now, limits = self.time(), self.ledger.settings
         self.counters.connect_time += now - entry.opened_at
         self.counters.connect.add(now - entry.opened_at)
         life = limits.max_lifetime * self._random.uniform(0.95, 1.0)
-        # Drained while it was being opened: it may have been made with what has just changed.
+        # Drained while opening: the connection may have been made with outdated settings.
         expires_at = RETIRED if entry.expires_at == RETIRED else now + life
         self.ledger.opened(entry, conn, now, expires_at)
         home = asyncio.get_running_loop()
@@ -344,7 +345,7 @@ class ConnectionStore(Generic[C]):
         self.refill()
 
     def wake_fill_callers(self) -> None:
-        """Wake whoever waits until it is full, though it is not."""
+        """Wake the callers of `fill`, so that they test again whether waiting is useless."""
         if not self.full.is_set():
             self.full.set()
             self.full.clear()
@@ -368,21 +369,21 @@ class ConnectionStore(Generic[C]):
                 ledger.trial_wanted = False
         return True
 
-    def _forget_outage(self) -> None:
+    def _end_outage(self) -> None:
         self.outage.end()
         self.ledger.keep_expired = False
         self.stop_retrying()
 
     def _start_late_timer(self, connect: asyncio.Task[None], entry: Entry[C]) -> None:
-        """Once a connect takes long, whoever counts on it gets another beside it."""
-        patience = asyncio.get_running_loop().call_later(
+        """After `late_after` seconds, stop counting on this connect, so that another may start."""
+        timer = asyncio.get_running_loop().call_later(
             self.ledger.settings.late_after,
             _mark_late,
             weakref.ref(self),
             entry,
             context=Context(),
         )
-        connect.add_done_callback(lambda _: patience.cancel(), context=Context())
+        connect.add_done_callback(lambda _: timer.cancel(), context=Context())
 
     async def _ping(self, entry: Entry[C]) -> bool:
         began = self.time()
@@ -400,13 +401,13 @@ class ConnectionStore(Generic[C]):
         entry.healthy_at = self.time()
         self.counters.ping.add(entry.healthy_at - began)
         if not self.driver.is_alive(entry.conn):
-            self.discard_lost(entry)  # it was lost together with its answer
+            self.discard_lost(entry)  # it was lost while its answer was being read
             return False
         self.put(entry, entry.healthy_at)
         return True
 
     def _probe(self) -> None:
-        """In an outage: one connect at a time, when its pause is over."""
+        """In an outage, start one connect at a time, once the back-off is over."""
         now, probe, budget = self.time(), self._probing, self.ledger.budget
         under_way = probe is not None and probe.state is State.OPENING and not probe.late
         outage, unmet = self.outage, self.ledger.unmet()
@@ -427,13 +428,13 @@ class ConnectionStore(Generic[C]):
                 self._probing = self.open_one()
         elif self.next_probe_at > at:
             self.stop_retrying()
-            self.next_probe_at = at  # not `when()`: uvloop has none where it is due this instant
+            self.next_probe_at = at  # kept here: uvloop's handle has no `when()` if due at once
             self._retry = asyncio.get_running_loop().call_at(
                 at, _retry_connect, weakref.ref(self), context=Context()
             )
 
     def _set_last_error(self, error: Exception) -> None:
-        # Without its traceback, whose frames hold the pool.
+        # Without the traceback, whose frames keep the pool alive.
         self.last_error, self.last_error_at = error.with_traceback(None), self.time()
 
     async def _close(self, entry: Entry[C]) -> None:
@@ -448,26 +449,26 @@ class ConnectionStore(Generic[C]):
 
 
 async def outcome(work: Callable[[], Awaitable[object]]) -> Exception | None:
-    """The exception that it ends with, as a value."""
+    """Await the work; return the exception that it raised, or None."""
     try:
         await work()
-    except Exception as error:  # noqa: BLE001 - it is the answer
+    except Exception as error:  # noqa: BLE001 - returned to the caller
         return error
     return None
 
 
 async def _open(store: weakref.ref[ConnectionStore[C]], driver: Driver[C], entry: Entry[C]) -> None:
-    # Holds the pool weakly: a connect that hangs must not keep a forgotten pool alive.
+    # The pool is held weakly: a hanging connect must not keep a dropped pool alive.
     try:
         conn = await driver.open()
     except BaseException as error:
         if (alive := store()) is not None:
             if isinstance(error, Exception):
                 alive.connect_failed(error, entry)
-            # Cancelled, it is the end of the pool or of the loop: nothing is to follow it.
+            # A cancelled connect means that the pool or the loop ends: open no other one.
             alive.remove(entry, refill=isinstance(error, Exception))
         if not isinstance(error, Exception):
-            # Its frames hold the socket, and asyncio.run() holds the task until it is collected.
+            # The frames hold the socket, and asyncio.run() keeps the task until it is collected.
             error.__traceback__ = None
             raise
         return
@@ -497,9 +498,9 @@ def _notify(
     *,
     lost: bool = True,
 ) -> None:
-    # Weakly, for the watch is the event loop's, and a lent connection knows its pool.
+    # Weak references: the event loop holds this callback, and a leased connection holds its pool.
     alive, entry = store(), place()
     if alive is None or entry is None or alive.closing:
         return
-    if running_loop() is home:  # what is left over from a loop that has ended has nobody to tell
+    if running_loop() is home:  # else the connection outlived its event loop
         alive.on_failure(entry, error, lost)

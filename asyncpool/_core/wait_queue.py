@@ -1,44 +1,42 @@
-"""The line: tasks that wait for a connection, served strictly in the order of their coming.
+"""The wait queue: tasks that wait for a connection, served strictly first in, first out.
 
-It decides who is next and whose time is up. It knows no connection and opens nothing: what it hands
-over is whatever the ledger gives it.
+It decides which waiter is next and when a wait times out. It opens no connections: the items that
+it hands over come from the ledger.
 
-Why hand-over
-    The usual recipe for a condition variable is "set a flag, notify one, and let whoever wakes up
-    first look for work". Between the notice and the wake-up a newcomer can take the connection
-    (asyncpg #1247, bb8 #243), so nobody can promise an order. Here the releaser decides: it takes
-    the head out of the line, writes the connection into its `Waiter`, and then wakes it. From that
-    moment on the connection is the waiter's, whether or not its task has run yet; the wake-up only
-    carries the news. If the waiter turns out to be cancelled, its own `leave` finds what it was
-    handed, and the pool gives it to the next. Nothing has to be guessed from who woke up.
+Why the releaser hands over
+    The usual pattern for a condition variable is: set a flag, notify one task, and let it look for
+    work when it runs. Between the notification and that moment a new request can take the
+    connection (asyncpg #1247, bb8 #243), so the order is not guaranteed. Here the releaser decides.
+    It removes the first waiter from the queue, stores the connection in its `Waiter`, and then
+    wakes its task. From then on the waiter owns the connection, whether or not its task has run.
+    If the task is cancelled before it runs, `leave` returns the connection, and the pool hands it
+    to the next waiter.
 
-Why a Condition for each waiter, and no lock
-    `asyncio.Condition.notify()` wakes the oldest waiter of that Condition whose future is still
-    pending. With a Condition for the whole line that would nearly be the head, but only nearly: the
-    head may have been cancelled in this very turn of the loop, and then the notice goes to a task
-    that was handed nothing while the one that was handed the connection sleeps on. So each waiter
-    is a Condition to itself and a notice cannot reach the wrong task. That also makes a hand-over
-    and a departure O(1): a shared Condition searches its queue for both.
+Why one Condition per waiter
+    `asyncio.Condition.notify()` wakes the oldest waiter whose future is pending. With one Condition
+    for the queue, that is not always the waiter that was served: if that one was cancelled in the
+    same loop iteration, another task is woken, which was handed nothing. With one Condition per
+    waiter, a notification cannot reach the wrong task. Serving and leaving are also O(1), because
+    no shared queue of futures is searched.
 
-    A Condition has a lock, so that what it guards does not change between the look and the wait.
-    What is guarded here is the line, which changes between two awaits and never across one: on one
-    event loop there is nobody to lock out. Under such a lock nothing would be awaited but the
-    Condition, which lets go of it; no task would ever find it taken. So there is none: `locked` is
-    a fact, `wait` has no way back to the lock to go, and a hand-over costs a third less.
+Why no lock
+    The lock of a Condition protects state between the test and the wait. The state here is the
+    queue. It changes only between awaits, and one event loop runs one task at a time, so no task
+    would ever find the lock taken. Therefore `locked` returns True, `wait` does not reacquire a
+    lock, and a hand-over costs a third less.
 
-The CPython bug
-    Until 3.12.2 (and in every 3.11) a notice was lost when the task it woke was cancelled before it
-    could run: the notice was spent, and nobody passed it on (python/cpython#112202). A pool built
-    on notices alone stops there with an idle connection and a full line. Here a notice is never the
-    only record of anything: a waiter that leaves for whatever reason gives back what it holds.
+The lost notification in CPython
+    In 3.11, and in 3.12 before 3.12.2, a notification is lost when the task it wakes is cancelled
+    before it runs (python/cpython#112202). A pool that relies on notifications alone then stops,
+    with an idle connection and waiters. Here the `Waiter` records the hand-over, and a waiter that
+    leaves for any reason returns the connection it was served.
 
 Deadlines
-    One timer serves the whole line; a timer for each waiter would cost more than the hand-over. It
-    is set to the earliest deadline there was when it was set. Departures do not touch it: when it
-    rings for somebody who has left, it is set anew. With one timeout for all, the common case, each
-    deadline is the latest, and they are a queue as the line is. Whoever has less time than somebody
-    ahead goes to a heap beside it. Both drop the departed late, and at the latest when these
-    outnumber those who wait.
+    One timer serves the whole queue, because a timer for each waiter would cost more than the
+    hand-over. It is set to the earliest deadline. It is not changed when a waiter leaves; when it
+    fires for one that has left, it is set again. If all waiters have the same timeout, deadlines
+    arrive in increasing order and fit in a deque. A deadline earlier than the last one goes to a
+    heap. Both drop waiters that have left when these reach the front or `_compact` runs.
 """
 
 from __future__ import annotations
@@ -57,14 +55,14 @@ T = TypeVar("T")
 
 
 class Waiter(asyncio.Condition, Generic[T]):
-    """One place in the line. Exactly one of `served` and `error` is set when the wait is over.
+    """One place in the wait queue. When the wait ends, exactly one of `served` and `error` is set.
 
-    A Condition that is waited for once, by one task, under no lock. It has slots only: one made in
-    the usual way takes 1,070 bytes.
+    A Condition that one task waits for, once, without a lock. `Condition.__init__` is not called,
+    because it allocates 1,070 bytes.
     """
 
     alone = True
-    """Whether it is taken to need a connection to itself."""
+    """Whether this waiter needs a connection of its own."""
 
     __slots__ = (
         "_waiters",
@@ -85,28 +83,28 @@ class Waiter(asyncio.Condition, Generic[T]):
         self.joined_at = joined_at
         self.deadline = deadline
         self.waited = 0.0
-        """How long it has waited, once that is over."""
+        """Duration of the wait, set when it ends."""
         self.waiting = False
-        """Whether it is in the line."""
+        """Whether it is in the queue."""
         self.counted_alone = True
-        """Whether it was taken to need a connection to itself when it was last counted."""
+        """The value of `alone` that `alone_count` includes."""
         self.task: asyncio.Task[Any] | None = None
-        """Who waits, once it does."""
+        """The waiting task."""
         self.served: T | None = None
         self.error: BaseException | None = None
 
     def locked(self) -> bool:
-        """Always: nobody else runs between two awaits."""
+        """Return True: nothing else runs between two awaits, so there is no lock to take."""
         return True
 
     def wait(self) -> asyncio.Future[bool]:  # type: ignore[override]
-        """What to await until `notify`."""
+        """Return a future that `notify` completes."""
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiters = (future,)
         return future
 
     def notify(self, n: int = 1) -> None:
-        """Wake its task, unless that was cancelled by now."""
+        """Wake the task, unless its wait is already cancelled."""
         for future in self._waiters:
             if not future.done():
                 future.set_result(False)
@@ -116,26 +114,27 @@ class Waiter(asyncio.Condition, Generic[T]):
 
 
 class WaitQueue(Generic[T]):
-    """The line of waiters."""
+    """The queue of waiters for one pool."""
 
     def __init__(self, overdue: Callable[[Waiter[T]], BaseException]) -> None:
-        """Make an empty line.
+        """Create an empty queue.
 
         Args:
-            overdue: makes the error for a waiter whose deadline has come, still in the line.
+            overdue: makes the error for a waiter whose deadline has passed; the waiter is still in
+                the queue when this is called.
         """
         self._overdue = overdue
-        # All three keep the departed until they come to the front or outnumber those who wait.
+        # All three keep waiters that have left, until these reach the front or `_compact` runs.
         self._places: deque[Waiter[T]] = deque()
         self._deadlines: deque[Waiter[T]] = deque()
         self._early: list[Waiter[T]] = []
         self._last_ticket = 0
         self.length = 0
-        """Those who really wait."""
+        """The number of waiters."""
         self.alone_count = 0
-        """Those of them who need a connection each; the others need one together."""
+        """The waiters that need a connection each; all others together need one."""
         self.unseen_errors = 0
-        """Those whose wait has ended in an error, and who have not run yet."""
+        """Waiters that were failed and whose tasks have not run since."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
 
@@ -143,20 +142,20 @@ class WaitQueue(Generic[T]):
         return (waiter for waiter in self._places if waiter.waiting)
 
     def ticket(self) -> int:
-        """A number higher than all before: the order in which requests have come."""
+        """Return the next ticket; tickets number the requests in order of arrival."""
         self._last_ticket += 1
         return self._last_ticket
 
     @property
     def demand(self) -> int:
-        """How many connections those who wait need."""
+        """The number of connections that the waiters need."""
         return self.alone_count + (self.length > self.alone_count)
 
     def admit(self, waiter: Waiter[T]) -> None:
-        """Let a waiter take its place; from here on a hand-over may come, even before its `wait`.
+        """Add a waiter; from now on it may be served, even before it calls `wait`.
 
-        That is the place of its ticket, which is an older one where a request comes again, having
-        been served something unfit.
+        Tickets decide the position. A request that was served an unusable connection rejoins with
+        its first ticket, so it keeps its position.
         """
         places, deadlines = self._places, self._deadlines
         ticket, deadline = waiter.ticket, waiter.deadline
@@ -179,24 +178,25 @@ class WaitQueue(Generic[T]):
             self._compact()
 
     def leave(self, waiter: Waiter[T]) -> T | None:
-        """Give up the place at once; returns what was handed over already, to be passed on."""
+        """Remove a waiter; return an item it was served but has not taken, to be passed on."""
         if waiter.waiting:
             self._remove(waiter)
         elif waiter.error is not None:
             self.unseen_errors -= 1
         served, waiter.served = waiter.served, None
-        waiter.error = waiter.task = None  # it is kept for a while, and they keep others
+        # The queue keeps the waiter for a while; the waiter must not keep these alive.
+        waiter.error = waiter.task = None
         return served
 
     def head(self) -> Waiter[T] | None:
-        """Return the first who still waits; the departed before it are dropped."""
+        """Return the first waiter; drop those before it that have left."""
         places = self._places
         while places and not places[0].waiting:
             places.popleft()
         return places[0] if places else None
 
     def serve(self, item: T) -> bool:
-        """Hand the item to the head of the line; False when nobody waits."""
+        """Hand the item to the first waiter; return False if there is none."""
         if (waiter := self.head()) is None:
             return False
         self._places.popleft()
@@ -206,27 +206,27 @@ class WaitQueue(Generic[T]):
         return True
 
     def recount(self) -> None:
-        """Count anew those who are taken to need a connection each."""
+        """Update `alone_count` after `alone` of some waiters has changed."""
         self.alone_count = 0
         for waiter in self:
             waiter.counted_alone = waiter.alone
             self.alone_count += waiter.counted_alone
 
     def fail(self, waiter: Waiter[T], error: BaseException) -> None:
-        """End the wait of one with an error."""
+        """End one wait with an error."""
         waiter.error = error
         self._remove(waiter)
         self.unseen_errors += 1
         waiter.notify()
 
     def fail_all(self, error: Callable[[], BaseException]) -> None:
-        """End every wait, each with an error of its own, and the timer."""
+        """End every wait, each with its own error, and cancel the timer."""
         for waiter in list(self):
             self.fail(waiter, error())
         self.stop()
 
     def stop(self) -> None:
-        """Leave no timer behind."""
+        """Cancel the timer."""
         self._deadlines.clear()
         self._early.clear()
         self._timer_at = math.inf
@@ -242,7 +242,7 @@ class WaitQueue(Generic[T]):
     def _set_timer(self, deadline: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        # In a context of its own: the line must not keep the first waiter's variables alive.
+        # In an empty context: the timer must not keep the waiter's context variables alive.
         loop = asyncio.get_running_loop()
         self._timer_at = deadline
         self._timer = loop.call_at(deadline, _on_timer, weakref.ref(self), context=Context())
@@ -254,7 +254,7 @@ class WaitQueue(Generic[T]):
         heapq.heapify(self._early)
 
     def _on_timer(self) -> None:
-        # A loop of a coarse clock may ring a little early: the instant that was asked for has come.
+        # With a coarse clock the timer may run slightly before its deadline: treat that as due.
         now = max(asyncio.get_running_loop().time(), self._timer_at)
         self._timer, self._timer_at = None, math.inf
         while (waiter := self._next_to_expire()) is not None:
@@ -264,7 +264,7 @@ class WaitQueue(Generic[T]):
             self.fail(waiter, self._overdue(waiter))
 
     def _next_to_expire(self) -> Waiter[T] | None:
-        """Who has the least time of those who wait, if anybody has a limit."""
+        """Return the waiter with the earliest deadline, or None if no waiter has a deadline."""
         queue, heap = self._deadlines, self._early
         while queue and not queue[0].waiting:
             queue.popleft()

@@ -167,7 +167,7 @@ async def test_close_takes_what_is_lent_for_too_long(
             await conn.execute("SELECT 1")
             await in_time(pool.close(timeout=0.05), 5)
             assert conn.closed
-    assert "closed while lent" in caplog.text
+    assert "closed while in use" in caplog.text
 
 
 async def test_close_ends_a_query_that_runs_for_too_long(dsn: str, backends: Backends) -> None:

@@ -167,7 +167,7 @@ def test_what_was_lent_is_refused_and_what_waited_or_ran_is_ended(
         with pytest.raises(PoolWrongLoop, match="has ended"):
             await in_time(pool.release(kept[0]), 5)
         assert await in_time(pool.fetchval("SELECT 7"), 5) == 7
-        with pytest.raises(PoolWrongLoop, match="was lent on an event loop that has ended"):
+        with pytest.raises(PoolWrongLoop, match="was leased on an event loop that has ended"):
             await in_time(pool.release(kept[0]), 5)
         assert kept[0].closed
         await eventually(lambda: not backends.running("pg_sleep"))
@@ -195,7 +195,7 @@ def test_a_block_that_ends_on_the_next_loop_says_so(run: Run, named: str) -> Non
         with pytest.raises(PoolWrongLoop, match="has ended"):
             await in_time(before.__aexit__(None, None, None), 5)
         await pool.open(wait=True)
-        with pytest.raises(PoolWrongLoop, match="was lent on an event loop that has ended"):
+        with pytest.raises(PoolWrongLoop, match="was leased on an event loop that has ended"):
             await in_time(after.__aexit__(None, None, None), 5)
         await pool.close()
 

@@ -178,7 +178,7 @@ async def test_a_spent_budget_gives_a_timeout_with_its_numbers(dsn: str) -> None
         AsyncConnectionPool(dsn, min_size=0, max_size=2, budget=budget, name="b") as b,
     ):
         held = [await a.acquire(), await a.acquire()]
-        with pytest.raises(PoolTimeout, match="1 pools have the budget's 2 connections"):
+        with pytest.raises(PoolTimeout, match=r"budget is used up .pools=1, connections=2"):
             await b.acquire(timeout=0.05)
         waiting = asyncio.create_task(b.getconn())
         await eventually(lambda: b.stats().waiting)

@@ -366,7 +366,7 @@ async def test_a_failing_callback_of_slow_waits_is_logged(
         await pool.putconn(await waiting)
         assert len(waits) == 1
         assert waits[0] > 0
-        assert "on_slow_wait failed" in caplog.text
+        assert "on_slow_wait callback failed" in caplog.text
         caplog.clear()
         pool.on_slow_wait(0, None)
         with pytest.raises(ValueError, match="threshold"):

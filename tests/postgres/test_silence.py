@@ -237,7 +237,7 @@ async def test_a_request_with_a_check_ends_at_its_time(network: Network) -> None
     ) as pool:
         await pool.wait()
         network.fall_silent()
-        with pytest.raises(PoolTimeout, match="did not end"):
+        with pytest.raises(PoolTimeout, match="did not finish"):
             await in_time(pool.acquire(timeout=0.3), AT_ONCE)
         network.speak()
         await all_usable(pool)

@@ -46,7 +46,7 @@ def first_broken(seeds: Iterable[int]) -> str:
         (plants.forget_who_was_lost, "known to be lost|within 0 s"),
         (
             plants.take_what_was_handed_over_first,
-            "has two owners|has not lent out|have come|a counter went back|saw KeyError",
+            "has two owners|has not leased|have come|a counter went back|saw KeyError",
         ),
         (plants.swallow_the_first_cancellation, "a cancelled request|have come"),
         (plants.let_a_scope_end_the_close, "after close"),

@@ -107,7 +107,7 @@ async def test_to_dismiss_cancels_all_and_waits_for_none() -> None:
     tasks = BackgroundTasks("main")
     spawned = [tasks.spawn(never(), "ping") for _ in range(3)]
     await settle()
-    tasks.dismiss()
+    tasks.cancel_all()
     await settle()
     assert all(task.cancelled() for task in spawned)
 
@@ -205,7 +205,7 @@ def test_tasks_of_a_closed_loop_are_ended_where_they_stand(
     loop = asyncio.new_event_loop()
     loop.run_until_complete(start())
     loop.close()
-    tasks.dismiss()  # nobody hears of it
+    tasks.cancel_all()  # nobody hears of it
     tasks.force_close()
     assert sorted(ended) == ["one", "two"]
     assert not len(tasks)

@@ -290,7 +290,7 @@ class TestTimeout:
                 await core.acquire(8.0)
             assert str(late.value) == (
                 "no connection within 8 s (max_size=2, size=2, leased=2, waiting=3);"
-                " the longest lease is 48.0 s old, by hoarder (it has ended): see pool.explain()"
+                " the longest lease is 48.0 s old, held by hoarder (ended): see pool.explain()"
             )
             error = late.value
             assert (error.timeout, error.max_size, error.size) == (8.0, 2, 2)
@@ -633,7 +633,7 @@ class TestReturns:
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
             core.release(conn)
-            with pytest.raises(ReleaseError, match=r"'test' has not lent out .*released already"):
+            with pytest.raises(ReleaseError, match=r"'test' has not leased .*released already"):
                 core.release(conn)
             assert len(core.ledger.idle) == 1
 
@@ -771,7 +771,7 @@ class TestClose:
             await core.close(3.0)
             assert now() - began == pytest.approx(3.0, abs=0.01)
             assert driver.conns[0].closed
-            assert "closed while lent: <conn 1>" in caplog.text
+            assert "closed while in use: <conn 1>" in caplog.text
 
     @virtual_time
     async def test_who_waits_for_a_full_pool_waits_no_more(self) -> None:
@@ -855,7 +855,7 @@ class TestClose:
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
             await core.close(0)
-            with pytest.raises(PoolClosed, match="closed while this was lent: its work is lost"):
+            with pytest.raises(PoolClosed, match="closed while this was in use: its work is lost"):
                 core.release(conn)
 
     @virtual_time
@@ -1067,7 +1067,9 @@ class TestLoops:
         async with running(Driver()) as core:
             conn = FakeConn(7)
             core.left_behind.add(conn)
-            with pytest.raises(PoolWrongLoop, match="<conn 7> was lent on an event loop that has"):
+            with pytest.raises(
+                PoolWrongLoop, match="<conn 7> was leased on an event loop that has"
+            ):
                 core.release(conn)
 
     def test_on_another_loop_every_use_is_an_error(self) -> None:
@@ -1082,7 +1084,7 @@ class TestLoops:
         async def elsewhere() -> None:
             with pytest.raises(PoolWrongLoop, match="open on another event loop"):
                 await core.acquire(None)
-            with pytest.raises(PoolWrongLoop, match=r"open on another .* a pool of its own"):
+            with pytest.raises(PoolWrongLoop, match=r"open on another .* one pool per event loop"):
                 core.release(conn)
             with pytest.raises(PoolWrongLoop, match="open on another event loop"):
                 await core.close(0)

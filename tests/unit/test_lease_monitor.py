@@ -31,7 +31,7 @@ class TestDeadlock:
         """Long before its time is up, with the place where it waits."""
         async with running(Driver(), 1, 1) as core:
             task = asyncio.create_task(nested(core, 2), name="greedy")
-            with pytest.raises(PoolDeadlock, match="deadlock: each task") as caught:
+            with pytest.raises(PoolDeadlock, match="deadlock: every connection") as caught:
                 await task
             assert now() == pytest.approx(PAUSE, abs=0.001)
             assert list(caught.value.holders) == ["greedy"]
@@ -165,7 +165,7 @@ class TestForgotten:
             else:
                 await asyncio.sleep(41.0)
                 assert core.ledger.idle
-            assert told == [("careless", "was never returned, and is taken back")]
+            assert told == [("careless", "was never returned and is reclaimed")]
             assert core.store.counters.leaks == 1
             assert driver.times("reset")
 
@@ -272,7 +272,7 @@ class TestOverdue:
                 conn = await core.acquire(None)
                 await asyncio.sleep(35.0)
                 core.release(conn)
-            what = "is lent for longer than leak_timeout"
+            what = "has been in use for longer than leak_timeout"
             assert [each for _, each in told] == [what, what]
             assert [at - since for (at, _), since in zip(told, (3.0, 38.0), strict=True)] == [
                 pytest.approx(10.0, abs=0.3)
@@ -290,4 +290,4 @@ class TestOverdue:
             conn = await core.acquire(None)
             await asyncio.sleep(2.0)
             core.release(conn)
-        assert "a leak could not be told of" in caplog.text
+        assert "the leak callback failed" in caplog.text

@@ -295,7 +295,7 @@ class TestRounds:
             monkeypatch.undo()
             await asyncio.sleep(15.0)
             assert driver.times("ping")
-        assert "pool 'test': a round failed" in caplog.text
+        assert "pool 'test': a maintenance round failed" in caplog.text
 
     @virtual_time
     async def test_each_tops_up(self) -> None:

@@ -56,7 +56,7 @@ class TestAccess:
             for error in found:
                 assert isinstance(error, PoolUnavailable)
                 assert str(error.__cause__) == WRONG
-                assert "access is refused" in str(error)
+                assert "access has been refused" in str(error)
             assert (found[0].failures, core.ledger.queue.length) == (1, 0)  # type: ignore[attr-defined]
             assert core.store.counters.requests_failed == 5
 
@@ -604,4 +604,4 @@ async def test_a_failing_classify_is_logged(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.ERROR):
         async with running(Driver(open=fails), 0, 2, classify=mine) as core:
             assert isinstance(await failure(use(core, timeout=1.0)), PoolTimeout)
-    assert "classify has failed" in caplog.text
+    assert "classify failed for" in caplog.text

@@ -570,7 +570,7 @@ class TestDropped:
         del core
         gc.collect()
         assert dead() is None
-        tasks.dismiss()
+        tasks.cancel_all()
         await settle()
         assert driver.sockets == 0
 
