@@ -1,9 +1,9 @@
-"""One limit for the connections of several pools, and who may open the next.
+"""One limit for the connections of several pools; decides which pool may open the next one.
 
-It decides between pools, never within one, and is asked only where a connection is to be opened or
-has gone, or while a pool is short of room: then whoever has waited longest, in whichever pool, is
-next. A connection that rests elsewhere is closed for it, the least recently used first; if none
-does, the next that is returned.
+It decides only between pools. It is called where a connection is opened or removed, and at each
+release while a pool is short of room. Then the request that has waited longest in any pool is next.
+To make room for it, the least recently used idle connection of another pool is closed, or, if there
+is none, the next one that is released.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SupportsLedger(Protocol):
-    """What is to be known of a pool's ledger."""
+    """The part of a pool's `Ledger` that the budget uses."""
 
     opening: int
     late: int
@@ -35,39 +35,39 @@ class SupportsLedger(Protocol):
 
     @property
     def entries(self) -> Collection[Entry[Any]]:
-        """All of them."""
+        """All entries."""
         ...
 
 
 class SupportsRefill(Protocol):
-    """What is needed of a pool's stock."""
+    """The part of a pool's `ConnectionStore` that the budget uses."""
 
     @property
     def ledger(self) -> SupportsLedger:
-        """Its ledger."""
+        """The ledger of the pool."""
         ...
 
     def refill(self) -> None:
-        """Open what is wanted and may be opened."""
+        """Open the connections that are wanted."""
         ...
 
     def discard(self, entry: Entry[Any]) -> None:
-        """Close one."""
+        """Close an entry's connection."""
         ...
 
 
 class Budget:
     """One limit for the connections of several pools: `AsyncConnectionPool(..., budget=budget)`.
 
-    It holds for all of them together, in every state, as each one's `max_size` does for itself.
-    While it is used up, requests are served in the order in which they came, whichever pool they
-    came to. A pool's `min_size` is not kept up at the cost of another's requests.
+    It limits the sum of the pools' sizes, as `max_size` limits each one's size. While it is used
+    up, requests are served in the order of arrival, across all pools. A pool is not kept at its
+    `min_size` at the expense of another pool's requests.
 
     Args:
-        max_connections: the most that the pools may have together.
+        max_connections: the largest number of connections that the pools may have together.
 
     Raises:
-        TypeError, ValueError: `max_connections` is no whole number from 1 up.
+        TypeError, ValueError: `max_connections` is not a whole number of at least 1.
     """
 
     def __init__(self, max_connections: int) -> None:
@@ -79,16 +79,16 @@ class Budget:
         self._home: asyncio.AbstractEventLoop | None = None
         self._members: dict[SupportsLedger, SupportsRefill] = {}
         self._holders: dict[SupportsLedger, SupportsRefill] = {}
-        """Those with entries."""
+        """The members that have entries."""
         self._queue: deque[tuple[float, SupportsLedger, Waiter[Any]]] = deque()
-        """All who wait, in the order of their coming; the departed are dropped late."""
+        """All waiters, in the order of arrival; those that have left are dropped later."""
         self._compacted_length = 0
-        """How long the line was when the departed were last dropped."""
+        """The length of `_queue` after waiters that have left were last dropped."""
         self._shortage: dict[SupportsLedger, int] = {}
-        """How many connections each would open now, had it the room."""
+        """The number of connections that each pool would open if there were room."""
         self._offering = False
         self._granted_to: SupportsLedger | None = None
-        """Whose turn it is to open one."""
+        """The pool that may open the next connection."""
 
     @property
     def max_connections(self) -> int:
@@ -97,31 +97,31 @@ class Budget:
 
     @property
     def size(self) -> int:
-        """The connections of all the pools, in every state."""
+        """The number of connections of all pools, in every state."""
         return self._size
 
     @property
     def pools(self) -> int:
-        """How many pools have connections."""
+        """The number of pools that have connections."""
         return len(self._holders)
 
     def __repr__(self) -> str:
         return f"<Budget size={self._size}/{self._limit} pools={self.pools}>"
 
-    # What follows is for the pools themselves.
+    # The methods below are called by the pools.
 
     @property
     def _is_short(self) -> bool:
         return bool(self._shortage)
 
     def _join(self, member: SupportsRefill) -> None:
-        """A pool opens, on the running loop."""
+        """Add a pool, which opens on the running event loop."""
         loop = asyncio.get_running_loop()
         if self._home is not loop:
             if self._members and self._home is not None and not self._home.is_closed():
-                msg = "this budget is shared by pools of another event loop: give each its own"
+                msg = "this budget is used on another event loop: use one budget per event loop"
                 raise PoolWrongLoop(msg)
-            # What was left on a loop that has ended is nobody's to wait for.
+            # The previous event loop has ended, and nothing on it waits any more.
             self._queue.clear()
             for ledger in list(self._members):
                 self._leave(ledger)
@@ -129,19 +129,19 @@ class Budget:
         self._members[member.ledger] = member
 
     def _leave(self, ledger: SupportsLedger, *, forked: bool = False) -> None:
-        """A pool has ended; what it still had on its ledger counts no more."""
+        """Remove a pool; entries that it still has no longer count."""
         if forked:
-            self._shortage.clear()  # the loop is the parent's
+            self._shortage.clear()  # the event loop belongs to the parent process
         self._members.pop(ledger, None)
         self._shortage.pop(ledger, None)
         if self._holders.pop(ledger, None) is not None:
             self._size -= len(ledger.entries)
         if self._shortage and self._home is not None and not self._home.is_closed():
-            # Not at once: this may be the collector's work, in another thread.
+            # Deferred: the garbage collector may call this, in another thread.
             self._home.call_soon_threadsafe(self._offer, context=Context())
 
     def _note_reserved(self, ledger: SupportsLedger) -> None:
-        """A pool has reserved a place."""
+        """Count an entry that a pool has reserved."""
         self._size += 1
         assert self._size <= self._limit, "bug: a place reserved above the budget"
         self._holders[ledger] = self._members[ledger]
@@ -150,19 +150,19 @@ class Budget:
             ledger.oversize = True
 
     def _note_removed(self, ledger: SupportsLedger) -> None:
-        """A pool has struck off an entry."""
+        """Uncount an entry that a pool has removed."""
         if ledger in self._holders:
             self._size -= 1
             if not ledger.entries:
                 del self._holders[ledger]
 
     def _note_waiter(self, ledger: SupportsLedger, waiter: Waiter[Any], arrived_at: float) -> None:
-        """Somebody waits in a pool's line, who has come at that instant."""
+        """Add a waiter of a pool, whose request arrived at that instant."""
         queue = self._queue
         if not queue or queue[-1][0] <= arrived_at:
             queue.append((arrived_at, ledger, waiter))
         else:
-            # It was served something unfit, and takes the place that it had.
+            # It was served an unusable connection, and keeps its original position.
             queue.insert(
                 sum(1 for _ in takewhile(lambda each: each[0] <= arrived_at, queue)),
                 (arrived_at, ledger, waiter),
@@ -172,7 +172,7 @@ class Budget:
             self._compacted_length = len(self._queue)
 
     def _room_for(self, ledger: SupportsLedger) -> int:
-        """How many connections a pool may open now."""
+        """Return how many connections a pool may open now."""
         room = self._limit - self._size
         if room <= 0 or not self._shortage:
             return max(room, 0)
@@ -184,24 +184,24 @@ class Budget:
         return 0
 
     def _set_shortage(self, ledger: SupportsLedger, number: int) -> None:
-        """A pool would open so many, had it the room."""
+        """Store how many connections a pool would open if there were room."""
         if number <= 0:
             if self._shortage.pop(ledger, None) and not self._shortage:
                 self._clear_shortage()
             return
         if not self._shortage:
             for holder in self._holders:
-                holder.oversize = True  # returns are to ask
+                holder.oversize = True  # so that each release calls `_must_yield`
         self._shortage[ledger] = number
         self._offer()
         self._make_room()
 
     def _has_shortage(self, ledger: SupportsLedger) -> bool:
-        """Whether a pool would open a connection, had it the room."""
+        """Whether a pool would open a connection if there were room."""
         return ledger in self._shortage
 
     def _offer(self) -> None:
-        """Give what room there is to those who have waited longest, one after the other."""
+        """Let pools open connections while there is room, the longest waiting request first."""
         if self._offering:
             return
         self._offering = True
@@ -211,14 +211,14 @@ class Budget:
                 if ledger is None:
                     self._clear_shortage()
                     return
-                del self._shortage[ledger]  # it asks anew if it still wants
+                del self._shortage[ledger]  # `refill` sets it again if needed
                 self._granted_to = ledger
                 self._members[ledger].refill()
         finally:
             self._offering, self._granted_to = False, None
 
     def _must_yield(self, ledger: SupportsLedger) -> bool:
-        """Whether what a pool has got back is to be closed, for one who waits elsewhere."""
+        """Whether a pool must close its released connection for an earlier waiter of another."""
         coming = self._expected_room
         claims = 0
         for other, claims_it in self._scan():
@@ -233,16 +233,16 @@ class Budget:
 
     @property
     def _expected_room(self) -> int:
-        """The room that there is, and is about to be as something is closed."""
+        """The free room, including connections that are being closed."""
         closing = sum(ledger.closing for ledger in self._holders)
         return closing + self._limit - self._size
 
     def _clear_shortage(self) -> None:
-        """Nobody is short of room."""
+        """Record that no pool is short of room."""
         self._shortage.clear()
 
     def _make_room(self) -> None:
-        """Close what rests elsewhere, as far as those who wait need it."""
+        """Close idle connections, as many as the waiters without room need."""
         while (found := self._least_used()) is not None:
             coming = self._expected_room
             if sum(1 for _ in islice(self._claims(), coming + 1)) <= coming:
@@ -257,13 +257,13 @@ class Budget:
         return min(resting, key=lambda each: each[1].used_at, default=None)
 
     def _claims(self) -> Iterator[SupportsLedger]:
-        """The pools of those who wait for room, in the order of their coming."""
+        """The pool of each waiter that needs room, in the order of arrival."""
         return (ledger for ledger, claims_it in self._scan() if claims_it)
 
     def _scan(self) -> Iterator[tuple[SupportsLedger, bool]]:
-        """All who wait, in the order of their coming, and whether they wait for room.
+        """Each waiter's pool, in the order of arrival, and whether the waiter needs room.
 
-        The first of a pool are served by the connections that it is opening.
+        The first waiters of a pool need none: its opening connections will serve them.
         """
         while self._queue and not self._queue[0][2].waiting:
             self._queue.popleft()

@@ -1,4 +1,4 @@
-"""The numbers that a pool counts, from which snapshots are made."""
+"""The counters of a pool, from which snapshots are made."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from asyncpool._core.histogram import Histogram
 
 @dataclass(slots=True)
 class Counters:
-    """What a pool has counted since it was made; the core adds to them as things happen."""
+    """Counts since the pool was made; durations are seconds."""
 
     requests_queued: int = 0
     requests_shared: int = 0
@@ -26,30 +26,31 @@ class Counters:
     lost: int = 0
     leaks: int = 0
     shared_time: float = 0.0
-    """The part of the use in which one-shots shared connections."""
+    """The part of `use_time` in which one-shots shared connections."""
     wait: Histogram = field(default_factory=Histogram)
-    """Of those who have waited for a connection, also in vain."""
+    """Durations of waits, including those that ended in an error."""
     use: Histogram = field(default_factory=Histogram)
-    """Of the leases but for those that one-shots share: such a one is as long as there are any, and
-    no request's use.
+    """Durations of leases except shared ones, which last as long as any one-shot uses them.
 
-    Both are only noted as they happen; `ConnectionStore.sort_times` sorts them in."""
+    Durations of `wait` and `use` are only noted; `ConnectionStore.sort_times` adds them to the
+    buckets.
+    """
     connect: Histogram = field(default_factory=Histogram)
-    """Of those that succeeded."""
+    """Durations of successful connects."""
     ping: Histogram = field(default_factory=Histogram)
-    """Of those that were answered."""
+    """Durations of answered pings."""
     snapshots: dict[str, Any] = field(default_factory=dict)
-    """The last snapshot of each of these four."""
+    """The last snapshots of these four histograms, by name."""
 
     def note_wait(self, duration: float) -> None:
-        """Somebody has waited, so many seconds."""
+        """Note the duration of a wait in seconds."""
         self.wait_time += duration
         self.wait.fresh.append(duration)
 
 
 TIMES = ("wait", "use", "connect", "ping")
-"""What of them is spread over buckets."""
+"""The histograms."""
 COUNTED = tuple(
     each.name for each in fields(Counters) if each.name not in ("shared_time", "snapshots", *TIMES)
 )
-"""What of them is a number in the snapshots."""
+"""The counters that snapshots contain as numbers."""

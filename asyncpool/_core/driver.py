@@ -1,7 +1,7 @@
-"""The one seam to a driver: what the core must be able to do with a connection.
+"""The protocol of a driver: the operations on connections that the core needs.
 
-The core knows nothing else about it, which is why the simulator can run the very same core with a
-fake connector on a virtual clock. The seam is private.
+The core depends on nothing else of a driver, so the simulator runs it with a fake driver on a
+virtual clock. The protocol is private.
 """
 
 from __future__ import annotations
@@ -13,49 +13,49 @@ C = TypeVar("C", bound=Hashable)
 
 
 class Notify(Protocol):
-    """What is to be called with news of a connection."""
+    """The callback that reports failures of one connection."""
 
     def __call__(self, error: BaseException | None = None, *, lost: bool = True) -> None:
-        """It is lost, or a statement has failed on it.
+        """Report a lost connection or an error of a statement.
 
         Args:
-            error: what the server has said, if anything.
-            lost: whether the connection is not alive any more.
+            error: the error that the server sent, if any.
+            lost: whether the connection is broken.
         """
         ...
 
 
 class Driver(Protocol[C]):
-    """A driver, as the pool sees it. Any method may be cancelled, at any of its awaits."""
+    """A driver as the pool uses it. Any method may be cancelled at any of its awaits."""
 
     async def open(self) -> C:
-        """A new connection, configured and clean, or the error that prevented it."""
+        """Open a connection and configure it; it must be clean."""
         ...
 
     async def close(self, conn: C) -> None:
-        """Close for good, in whatever state; when this returns the server has let go of it."""
+        """Close a connection in any state; return once the server has closed its side."""
         ...
 
     async def ping(self, conn: C) -> None:
-        """One round trip; raises when the connection is broken."""
+        """Make one round trip; raise an error if the connection is broken."""
         ...
 
     async def reset(self, conn: C) -> None:
-        """Back to clean, or raise; afterwards `is_clean` is not asked again."""
+        """Make a connection clean, or raise an error; `is_clean` is not called afterwards."""
         ...
 
     def is_clean(self, conn: C) -> bool:
-        """Whether the next borrower can have it as it is, known with no I/O."""
+        """Whether the next request can use the connection without a reset; does no I/O."""
         ...
 
     def is_alive(self, conn: C) -> bool:
-        """Whether it is not known to be broken, with no I/O that waits."""
+        """Whether the connection is not known to be broken; never blocks."""
         ...
 
     def watch(self, conn: C, notify: Notify) -> bool:
-        """Call `notify` from the event loop when a connection is lost, idle or not.
+        """Call `notify` from the event loop when a connection is lost or a statement fails.
 
-        And of errors of its statements. False where that cannot be seen: then `is_alive` has to be
-        asked each time.
+        Returns:
+            False if a loss cannot be noticed; then the pool calls `is_alive` before each lease.
         """
         ...

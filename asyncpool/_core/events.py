@@ -1,6 +1,6 @@
-"""What has happened to a pool of late: one line in the log and one of the last hundred here.
+"""Events of a pool: each is logged, and the last hundred are kept.
 
-Nothing of what is done for each request is among them.
+No event is recorded for an ordinary request.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ logger = logging.getLogger("asyncpool")
 
 KEPT = 100
 SAME = 1.0
-"""Seconds within which events of one kind, one after the other, are one that is counted."""
+"""Seconds within which equal consecutive events are counted as one."""
 
 
 PLACES = 100
-"""Places in the program of which something is logged once each; further ones are not logged."""
+"""Largest number of call sites that are reported once each; further ones are not reported."""
 
 
 class EventRecord:
-    """Something that has happened, at an instant of `loop.time()`; perhaps several times."""
+    """An event at an instant of `loop.time()`, perhaps repeated."""
 
     __slots__ = ("at", "kind", "level", "text", "times")
 
@@ -33,7 +33,7 @@ class EventRecord:
 
 
 class Events:
-    """The last ones of one pool, the latest at the end."""
+    """The last events of one pool, in order."""
 
     __slots__ = ("_places", "last")
 
@@ -42,7 +42,7 @@ class Events:
         self._places: set[tuple[str, str]] = set()
 
     def is_first(self, kind: str, place: str) -> bool:
-        """Whether an event of this kind has not been seen at this place before; note it."""
+        """Record an event's call site; return whether it is new for this kind of event."""
         if (kind, place) in self._places or len(self._places) >= PLACES:
             return False
         self._places.add((kind, place))
@@ -51,15 +51,15 @@ class Events:
     def record(  # noqa: PLR0917 - each is one column of the log
         self, pool: str, at: float, kind: str, text: str, level: int, facts: dict[str, object]
     ) -> None:
-        """Note an event and log it.
+        """Keep an event and log it.
 
         Args:
-            pool: its name at this time.
-            at: when it has happened, `loop.time()`.
-            kind: which of its kinds it is, in two or three words.
-            text: what there is to say of it; no password.
-            level: that of the log's line.
-            facts: more fields of the log's record, each under its name after `pool_`.
+            pool: the current name of the pool.
+            at: the instant of the event, `loop.time()`.
+            kind: the kind of event, in two or three words.
+            text: a description without passwords.
+            level: the log level.
+            facts: additional fields of the log record, each named with the prefix `pool_`.
         """
         self.note(at, kind, text, level)
         if logger.isEnabledFor(level):
@@ -68,7 +68,7 @@ class Events:
             )
 
     def note(self, at: float, kind: str, text: str, level: int) -> None:
-        """Note what is logged elsewhere."""
+        """Keep an event without logging it."""
         last = self.last[-1] if self.last else None
         if last is not None and last.kind == kind and last.text == text and at - last.at < SAME:
             last.at = at
@@ -78,7 +78,7 @@ class Events:
 
 
 def fields(pool: str, kind: str, **facts: object) -> dict[str, object]:
-    """What a record of the log is to have besides its text, under names that nobody else gives."""
+    """Return the additional fields of a log record, under names that no other library uses."""
     return {
         "pool": pool,
         "pool_event": kind,

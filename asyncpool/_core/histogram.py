@@ -1,7 +1,8 @@
-"""Durations by the thousand: how many, how long in all, and how they are spread.
+"""A histogram of durations: their number, sum and distribution.
 
-They lie in a list first, which is sorted into buckets at once: that costs each a fraction of what
-finding its own bucket would. The buckets are four to each doubling from 100 µs to 100 s.
+Durations are collected in a list first, which is sorted and spread over the buckets as a whole.
+That costs a fraction of finding the bucket of each one. There are four buckets per doubling, from
+100 µs to 100 s.
 """
 
 from __future__ import annotations
@@ -15,23 +16,23 @@ BOUNDS = [
     LEAST * 2 ** (step / PER_DOUBLING)
     for step in range(math.ceil(math.log2(MOST / LEAST) * PER_DOUBLING) + 1)
 ]
-"""Seconds; a bucket has what is above the bound before it, and not above its own."""
+"""Upper bounds in seconds, inclusive; a bucket begins above the bound before it."""
 RECENT = 1024
-"""The most that lie unsorted, and the most of the last ones that are kept as they are."""
+"""The capacity of `fresh`, and the number of latest durations that are kept unchanged."""
 
 
 class Histogram:
-    """Durations since it was made; nothing is ever taken out.
+    """All durations added since it was made.
 
-    By `add` everything is exact but the place within a bucket. Where even a call is too dear,
-    append to `fresh` and tell `flush`, now and then, how many there were.
+    With `add`, everything is exact except the position within a bucket. Where a call costs too
+    much, append to `fresh` instead, and pass the total number to `flush` from time to time.
     """
 
     __slots__ = ("_buckets", "_count", "_max", "_recent", "_sum", "fresh")
 
     def __init__(self) -> None:
         self.fresh: deque[float] = deque(maxlen=RECENT)
-        """What is not sorted in yet; always the same one."""
+        """Durations not in the buckets yet; always the same deque, so that callers may keep it."""
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._buckets: list[int] = []
         self._count = 0
@@ -39,41 +40,41 @@ class Histogram:
         self._max = 0.0
 
     def add(self, duration: float) -> None:
-        """One more, of so many seconds."""
+        """Add one duration in seconds."""
         self.fresh.append(duration)
         if len(self.fresh) == RECENT:
             self.flush()
 
     @property
     def count(self) -> int:
-        """How many there were."""
+        """The number of durations."""
         self.flush()
         return self._count
 
     @property
     def sum(self) -> float:
-        """Seconds in all."""
+        """The sum in seconds."""
         self.flush()
         return self._sum
 
     @property
     def max(self) -> float:
-        """Seconds of the longest that was seen; 0 where there were none."""
+        """The longest known duration in seconds; 0 if there are none."""
         self.flush()
         return self._max
 
     @property
     def mean(self) -> float:
-        """Seconds of one, on average; 0 where there were none."""
+        """The mean in seconds; 0 if there are none."""
         return self.sum / self.count if self.count else 0.0
 
     def counts(self) -> list[int]:
-        """How many there were in each bucket: one for each of `BOUNDS`, and one above them."""
+        """Return the number in each bucket: one for each of `BOUNDS`, and one above them."""
         self.flush()
         return self._buckets or _empty()
 
     def buckets(self) -> list[tuple[float, int]]:
-        """Upper bounds in seconds, and how many were not above each; the last bound is infinite."""
+        """Return upper bounds in seconds and cumulative numbers; the last bound is infinite."""
         self.flush()
         total, found = 0, []
         for bound, count in zip([*BOUNDS, math.inf], self._buckets or _empty(), strict=True):
@@ -82,12 +83,12 @@ class Histogram:
         return found
 
     def quantile(self, q: float) -> float:
-        """Seconds that a share `q` of all was not longer than; 0 where there were none.
+        """Return the duration that a share `q` of all did not exceed; 0 if there are none.
 
-        Exact to a bucket, a factor of 1.19, within which they are taken to be spread evenly.
+        Exact to a bucket, a factor of 1.19; within a bucket an even distribution is assumed.
 
         Raises:
-            ValueError: `q` is not from 0 to 1.
+            ValueError: `q` is not between 0 and 1.
         """
         rank = _share(q) * self.count
         before, lower = 0, 0.0
@@ -100,26 +101,26 @@ class Histogram:
         return self._max
 
     def recent_quantile(self, q: float) -> float:
-        """The same of the last ones only, 1,024 at most, and exact.
+        """Return the exact quantile of the latest durations, at most 1,024; 0 if there are none.
 
         Raises:
-            ValueError: `q` is not from 0 to 1.
+            ValueError: `q` is not between 0 and 1.
         """
         share, last = _share(q), sorted(self.recent())
         return last[max(math.ceil(share * len(last)) - 1, 0)] if last else 0.0
 
     def recent(self) -> list[float]:
-        """The last ones, 1,024 at most, the latest at the end."""
+        """Return the latest durations, at most 1,024, in order."""
         self.flush()
         return list(self._recent)
 
     def flush(self, count: int | None = None, total: float | None = None) -> None:
-        """Sort in what is fresh.
+        """Move the durations in `fresh` into the buckets.
 
         Args:
-            count: how many there were in all. Where more have come since the last time than are
-                kept, those that are stand for the others too. None: there were no others.
-            total: seconds of all of them; None: as for `count`.
+            count: the number of all durations so far. If more were added since the last flush than
+                `fresh` can hold, those in it represent the others too. None: none were dropped.
+            total: the sum of all durations so far, in seconds; None: none were dropped.
         """
         if not self.fresh:
             return
@@ -146,6 +147,6 @@ def _empty() -> list[int]:
 
 def _share(q: float) -> float:
     if not 0 <= q <= 1:
-        msg = f"a quantile must be from 0 to 1: got {q!r}"
+        msg = f"a quantile must be between 0 and 1: got {q!r}"
         raise ValueError(msg)
     return q

@@ -70,7 +70,7 @@ class LeaseMonitor(Generic[C]):
             self.timer = None
 
     def check(self) -> None:
-        """Reclaim forgotten connections; if no lease was made since the last check, end a deadlock."""
+        """Reclaim forgotten connections; end a deadlock if nothing was leased since then."""
         self.timer = None
         ledger, before = self._ledger, self._leases
         if not ledger.queue.length:

@@ -1,4 +1,4 @@
-"""What libpq says without the secrets that it repeats: some of its errors quote the conninfo."""
+"""Removes secrets from errors of libpq, some of which quote the connection string."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from urllib.parse import quote
 
 HIDDEN = "***"
 SHORT = 6
-"""Characters of a secret that is not looked for inside of words."""
+"""Length below which a secret is only replaced where it stands alone, not inside words."""
 _SECRETS = (
-    # postgresql://user:secret@host, whatever is in the secret
+    # postgresql://user:secret@host; the secret may contain any character
     (re.compile(r"(://[^\s:/@'\"]*:).*@", re.DOTALL), rf"\1{HIDDEN}@"),
     (
         re.compile(
@@ -21,7 +21,7 @@ _SECRETS = (
         ),
         rf"\1{HIDDEN}",
     ),
-    # A secret with a space or an @ in it that was not quoted is taken for something else.
+    # An unquoted secret that contains a space or an @ may be quoted as another part of the string.
     (
         re.compile(
             r"(\"=\" after |invalid connection option |percent-encoded (?:token|value): |URI: "
@@ -38,16 +38,16 @@ _LITERAL = re.compile(
     r"(\bpassword\s*=?\s*)((?:E|U&)?'(?:[^'\\]|\\.|'')*'?|\$(\w*)\$.*?(?:\$\3\$|\Z))",
     re.IGNORECASE | re.DOTALL,
 )
-"""What follows PASSWORD in a statement, as in ALTER ROLE."""
+"""The literal after PASSWORD in a statement such as ALTER ROLE."""
 
 
 def without_passwords(sql: str) -> str:
-    """The text of a statement without the passwords that are written out in it."""
+    """Return a statement without the passwords written in it."""
     return _LITERAL.sub(rf"\1{HIDDEN}", sql)
 
 
 def redacted(said: object) -> str:
-    """The text of an error, or any other, without passwords."""
+    """Return the text of an error, or another text, without passwords."""
     text = str(said)
     for pattern, instead in _SECRETS:
         text = pattern.sub(instead, text)
@@ -55,21 +55,21 @@ def redacted(said: object) -> str:
 
 
 def described(error: BaseException) -> str:
-    """The same with the class of the error, which is all where it has no text."""
+    """Return the class and the redacted text of an error; only the class if it has no text."""
     return f"{type(error).__name__}: {redacted(error)}".removesuffix(": ")
 
 
 def conceal(error: BaseException, secrets: Iterable[str]) -> str | None:
-    """Take secrets out of an error, and out of all that it is chained to.
+    """Remove secrets from an error and from the errors it is chained to.
 
-    An error further down the chain that keeps them is cut off.
+    Chained errors from which a secret cannot be removed are cut off.
 
     Args:
-        error: its arguments and notes are changed.
-        secrets: what must not show, besides what looks like a secret.
+        error: its arguments and notes are changed in place.
+        secrets: texts to remove, besides anything that looks like a secret.
 
     Returns:
-        None, or what may be said in place of an error that keeps them.
+        None; or a text to use instead, if the secrets cannot be removed from the error itself.
     """
     found = [pattern for secret in secrets for pattern in _patterns(secret)]
     if _clean(error, found, set()):
@@ -78,7 +78,7 @@ def conceal(error: BaseException, secrets: Iterable[str]) -> str | None:
 
 
 def _clean(error: BaseException, secrets: list[re.Pattern[str]], seen: set[int]) -> bool:
-    """Whether an error, whose chain is changed, shows none of the secrets now."""
+    """Clean an error and its chain; return whether it shows none of the secrets now."""
     seen.add(id(error))
     error.args = tuple(_without(arg, secrets) for arg in error.args)
     if notes := getattr(error, "__notes__", None):
@@ -105,11 +105,11 @@ def _without(text: object, secrets: list[re.Pattern[str]]) -> object:
 
 
 def _patterns(secret: str) -> Iterator[re.Pattern[str]]:
-    """How a secret may stand in a text: as it is, quoted, or percent-encoded."""
+    """The forms in which a secret may occur: unchanged, escaped, or percent-encoded."""
     escaped = secret.replace("\\", "\\\\").replace("'", "\\'")
     encoded = {quote(secret, safe, errors="surrogatepass") for safe in ("", "/")}
     forms = {secret, escaped, repr(secret)[1:-1], *encoded}
-    # A word, or a letter or two, is a part of other words: it is hidden where it stands alone.
+    # A short or purely alphabetic secret may be part of other words: replace it only on its own.
     alone = len(secret) < SHORT or secret.isalpha()
     for form in sorted(forms, key=len, reverse=True):
         text = re.escape(form)

@@ -1,6 +1,6 @@
-"""Every number of a pool, with its unit, checked once.
+"""The settings of a pool, checked once.
 
-All durations are seconds. `math.inf` is a duration; a negative number, NaN and a bool are not.
+All durations are float seconds. `math.inf` is allowed; negative numbers, NaN and bool are not.
 """
 
 from __future__ import annotations
@@ -11,55 +11,55 @@ import sys
 from dataclasses import dataclass, fields
 
 UNBOUNDED = sys.maxsize
-"""The `max_size` of a pool that may have as many connections as it likes."""
+"""The `max_size` of a pool without a limit."""
 
 
 ABOVE_ZERO = {"max_lifetime", "max_idle", "leak_timeout", "ping_interval", "ping_timeout"}
-"""Durations that must not be zero: with any of these a pool would do nothing else."""
+"""Durations that must not be zero, because the pool would be permanently busy with them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The numbers of a pool, each of which is checked; `dataclasses.replace` makes others.
+    """The sizes and durations of a pool; `dataclasses.replace` makes a changed copy.
 
     Raises:
-        TypeError: a size is no int, or a duration no number.
-        ValueError: a number is out of range; the message has it.
+        TypeError: a size is not an int, or a duration is not a number.
+        ValueError: a number is out of range.
     """
 
     name: str
     min_size: int
     max_size: int
     timeout: float = 30.0
-    """How long a request waits for a connection."""
+    """Time limit of a request for a connection."""
     max_waiting: int = 0
-    """The most requests in the line; 0 is no limit."""
+    """Largest number of waiters; 0 means no limit."""
     max_lifetime: float = 3600.0
-    """The age at which a connection is retired, less up to 5 % of jitter."""
+    """Age at which a connection expires, less up to 5 % of jitter."""
     max_idle: float = 600.0
-    """How long an idle connection above `min_size` is kept."""
+    """Time after which an unused connection above `min_size` is closed."""
     reconnect_timeout: float = 300.0
-    """The length of an outage after which `reconnect_failed` is told."""
+    """Duration of an outage after which `reconnect_failed` is called."""
     leak_timeout: float = math.inf
-    """How long a connection may be lent before that is told."""
+    """Duration of a lease after which it is reported as a leak."""
     fail_fast_after: float = 60.0
-    """The length of an outage after which requests fail at once, where nothing is left."""
+    """Duration of an outage after which requests fail at once if no connection is left."""
     ping_interval: float = 30.0
-    """How long a connection may be idle before it is pinged."""
+    """Time without use after which an idle connection is pinged."""
     ping_timeout: float = 5.0
-    """The limit of one ping."""
+    """Time limit of one ping."""
     clean_timeout: float = 10.0
-    """The limit of one roll-back and reset."""
+    """Time limit of one rollback and reset."""
     close_timeout: float = 2.0
-    """The limit of one farewell to the server."""
+    """Time limit of closing one connection."""
     late_after: float = 1.0
-    """How long a connect may take before another is opened beside it for whoever waits."""
+    """Duration of a connect after which another one may be started for the same waiter."""
     open_at_once: int = 32
-    """The most connections that are being opened in the same moment."""
+    """Largest number of connects under way."""
     ping_at_once: int = 8
-    """The most connections that a round pings in the same moment."""
+    """Largest number of concurrent pings of a maintenance round."""
     keeps_idle: bool = True
-    """Whether a connection that nobody waits for is kept."""
+    """Whether connections that no request waits for are kept."""
 
     def __post_init__(self) -> None:
         sizes(self.min_size, self.max_size, keeps_idle=self.keeps_idle)
@@ -73,24 +73,25 @@ class Settings:
 
     @property
     def bound(self) -> int:
-        """`max_size` as it is told; 0 is no bound."""
+        """`max_size` as reported to users; 0 means no limit."""
         return 0 if self.max_size == UNBOUNDED else self.max_size
 
     @property
     def bound_in_words(self) -> str:
-        """The same for a message."""
+        """`max_size` for a message; "unlimited" means no limit."""
         return str(self.bound or "unlimited")
 
 
 def sizes(min_size: int, max_size: int | None, *, keeps_idle: bool = True) -> tuple[int, int]:
-    """Both sizes, where `max_size=None` means a pool of one fixed size.
+    """Check both sizes and return them; `max_size=None` means a fixed size.
 
-    Where no idle connection is kept, `min_size` is 0, and no `max_size`, or 0, is no bound.
+    Where idle connections are not kept, `min_size` must be 0, and a `max_size` of None or 0 means
+    no limit.
     """
     min_size = count("min_size", min_size)
     if not keeps_idle:
         if min_size:
-            msg = f"min_size must be 0 where no connection is kept: got {min_size}"
+            msg = f"min_size must be 0 if idle connections are not kept: got {min_size}"
             raise ValueError(msg)
         return 0, UNBOUNDED if max_size is None else count("max_size", max_size) or UNBOUNDED
     max_size = min_size if max_size is None else count("max_size", max_size)
@@ -98,13 +99,13 @@ def sizes(min_size: int, max_size: int | None, *, keeps_idle: bool = True) -> tu
         msg = f"max_size must be at least min_size: got min_size={min_size}, max_size={max_size}"
         raise ValueError(msg)
     if max_size == 0:
-        msg = "max_size must be at least 1: with min_size=0 give max_size a number of its own"
+        msg = "max_size must be at least 1: got 0; with min_size=0, max_size must be given"
         raise ValueError(msg)
     return min_size, max_size
 
 
 def count(name: str, value: int) -> int:
-    """A whole number from zero up."""
+    """Check and return an int of at least 0."""
     if isinstance(value, bool):
         msg = f"{name} must be an int, not {value!r}"
         raise TypeError(msg)
@@ -120,7 +121,7 @@ def count(name: str, value: int) -> int:
 
 
 def duration(name: str, value: float, *, above_zero: bool = False) -> float:
-    """A length of time in seconds."""
+    """Check and return a duration in seconds."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         msg = f"{name} must be a number of seconds, not {value!r}"
         raise TypeError(msg)

@@ -1,4 +1,4 @@
-"""Where in the program something was done, or is waited for: taken cheaply, read seldom."""
+"""Call sites and waiting places in the program: recorded cheaply, formatted only when shown."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ LOOP = tuple(
     str(Path(asyncio.__file__).with_name(name))
     for name in ("events.py", "base_events.py", "runners.py")
 )
-"""What runs every task; what is above it tells nothing."""
+"""The files of the event loop; frames outside of them say nothing about the task."""
 Trace = tuple[Any, ...]
-"""Innermost first: what runs, then the instruction in it, whose line is looked up when shown."""
+"""Pairs of a code object and an instruction, flattened, innermost first."""
 
 
 def above(frame: FrameType, depth: int = 8) -> Trace:
-    """A frame and those that called it, `depth` of them at most."""
+    """Return a frame and its callers, at most `depth` frames."""
     found: list[Any] = []
     below: FrameType | None = frame
     while below is not None and len(found) < 2 * depth:
@@ -31,7 +31,7 @@ def above(frame: FrameType, depth: int = 8) -> Trace:
 
 
 def three(frame: FrameType) -> Trace:
-    """A frame and the two that called it, in a third of the time: it is done for each request."""
+    """Return a frame and two callers; three times as fast as `above`, as each request needs it."""
     if (second := frame.f_back) is None:
         return frame.f_code, frame.f_lasti
     if (third := second.f_back) is None:
@@ -41,16 +41,18 @@ def three(frame: FrameType) -> Trace:
 
 
 def lines(trace: Trace) -> list[str]:
-    """The places outside of the pool, innermost first, such as "app.py:12 in handler"."""
+    """Format a trace without the pool's own frames, such as "app.py:12 in handler"."""
     places = zip(trace[::2], trace[1::2], strict=True)
-    task = takewhile(lambda each: not each[0].co_filename.startswith(LOOP), places)
+    in_task = takewhile(lambda each: not each[0].co_filename.startswith(LOOP), places)
     return [
-        _place(code, _line(code, instruction)) for code, instruction in task if not _is_ours(code)
+        _place(code, _line(code, instruction))
+        for code, instruction in in_task
+        if not _is_ours(code)
     ]
 
 
 def where(task: asyncio.Task[Any]) -> list[str]:
-    """Where a task waits, innermost first; the pool's own frames are left out."""
+    """Return the places where a task waits, innermost first, without the pool's own frames."""
     found: list[str] = []
     awaited: Any = task.get_coro()
     while awaited is not None:
@@ -62,14 +64,14 @@ def where(task: asyncio.Task[Any]) -> list[str]:
 
 
 def caller(driver: str, depth: int = 16) -> str:
-    """The place in the program that has called the pool, such as "app.py:12 in handler".
+    """Return the place in the program that called the pool, such as "app.py:12 in handler".
 
     Args:
-        driver: the folder of the driver's code, which may be between the two.
-        depth: frames that are looked at.
+        driver: the folder of the driver, whose frames are skipped.
+        depth: the largest number of frames to look at.
 
     Returns:
-        An empty string where there is none, as in a task that runs nothing but the pool's code.
+        An empty string if there is none, as in a task that runs only the pool's code.
     """
     between = (PACKAGE, contextlib.__file__, driver)
     frame: FrameType | None = sys._getframe(1)

@@ -81,9 +81,9 @@ def test_a_quantile_lies_within_what_was_seen() -> None:
 def test_a_share_is_from_0_to_1(q: float) -> None:
     """Anything else makes no sense, with durations or without."""
     for histogram in (Histogram(), filled([1.0])):
-        with pytest.raises(ValueError, match="from 0 to 1"):
+        with pytest.raises(ValueError, match="between 0 and 1"):
             histogram.quantile(q)
-        with pytest.raises(ValueError, match="from 0 to 1"):
+        with pytest.raises(ValueError, match="between 0 and 1"):
             histogram.recent_quantile(q)
 
 
