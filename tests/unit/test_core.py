@@ -1,4 +1,4 @@
-"""Lending, taking back, waiting, checking and closing, on a driver that does as it is told."""
+"""Core with a scripted driver: acquire, release, wait, check, close."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from tests.unit._tools import (
 
 
 def at_once(coroutine: Any) -> Any:
-    """The result of a coroutine that must not suspend."""
+    """Run a coroutine that must not suspend, and return its result."""
     with pytest.raises(StopIteration) as end:
         coroutine.send(None)
     return end.value.value
@@ -66,21 +66,21 @@ def start(core: Core[FakeConn], timeout: float | None = None) -> asyncio.Task[Fa
 
 
 async def check_alive(conn: FakeConn) -> None:
-    """A check that costs no time."""
+    """A check that takes no time."""
     if not conn.alive:
         raise Broken
 
 
 def go_bad(conns: list[FakeConn]) -> None:
-    """They break, and nobody notices."""
+    """Break connections without notifying the pool."""
     for conn in conns:
         conn.alive = False
 
 
 class TestNoSuspension:
     @virtual_time
-    async def test_borrowing_an_idle_connection_does_not_suspend(self) -> None:
-        """So there is nothing in it to cancel."""
+    async def test_acquiring_an_idle_connection_does_not_suspend(self) -> None:
+        """So it contains no await at which it could be cancelled."""
         async with running(Driver(), 1) as core:
             conn = at_once(core.acquire(None))
             assert conn is core.ledger.leased[conn].conn
@@ -88,7 +88,7 @@ class TestNoSuspension:
 
     @virtual_time
     async def test_a_clean_cycle_makes_no_task_and_no_timer(self) -> None:
-        """It is two plain calls."""
+        """Acquire and release are two plain calls."""
         async with running(Driver(), 1) as core:
             tasks, before = len(asyncio.all_tasks()), timers()
             conn = core.acquire_now()
@@ -98,8 +98,8 @@ class TestNoSuspension:
             assert core.acquire_now() is conn
 
     @virtual_time
-    async def test_returning_an_unclean_connection_does_not_suspend_either(self) -> None:
-        """What it needs is done by a task of the pool's."""
+    async def test_releasing_an_unclean_connection_does_not_suspend_either(self) -> None:
+        """A background task cleans the connection."""
         driver = Driver(reset=slow(1.0))
         async with running(driver, 1) as core:
             conn = await take(core)
@@ -111,8 +111,8 @@ class TestNoSuspension:
             assert core.acquire_now() is conn
 
     @virtual_time
-    async def test_the_most_recently_used_is_lent_first(self) -> None:
-        """So that the surplus ages."""
+    async def test_the_most_recently_used_connection_is_leased_first(self) -> None:
+        """Surplus connections stay unused and can be closed."""
         async with running(Driver(), 3) as core:
             first, second, third = await take(core), await take(core), await take(core)
             for conn in (third, first, second):
@@ -122,8 +122,8 @@ class TestNoSuspension:
 
 class TestLine:
     @virtual_time
-    async def test_requests_are_served_in_the_order_of_their_coming(self) -> None:
-        """Strict FIFO."""
+    async def test_requests_are_served_in_order_of_arrival(self) -> None:
+        """The wait queue is strictly first in, first out."""
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
             tasks = [start(core) for _ in range(5)]
@@ -136,8 +136,8 @@ class TestLine:
                 )
 
     @virtual_time
-    async def test_a_newcomer_does_not_overtake_a_waiter(self) -> None:
-        """A returned connection is the waiter's before its task has run."""
+    async def test_a_new_request_does_not_overtake_a_waiter(self) -> None:
+        """A released connection belongs to the waiter before its task has run."""
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
             waiting = start(core)
@@ -152,10 +152,10 @@ class TestLine:
 
     @pytest.mark.parametrize("cancelled_first", [True, False])
     @virtual_time
-    async def test_a_hand_over_to_one_cancelled_in_the_same_tick_goes_to_the_next(
+    async def test_a_hand_over_to_a_task_cancelled_in_the_same_tick_goes_to_the_next(
         self, cancelled_first: bool
     ) -> None:
-        """Nothing leaks, and nobody sleeps beside an idle connection."""
+        """The connection does not leak, and no waiter sleeps while one is idle."""
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
             head, following = start(core), start(core)
@@ -172,8 +172,10 @@ class TestLine:
 
     @pytest.mark.parametrize("cancelled_first", [True, False])
     @virtual_time
-    async def test_the_same_under_an_anyio_scope(self, cancelled_first: bool) -> None:
-        """Its cancellation comes at other instants than asyncio's."""
+    async def test_a_hand_over_under_a_cancelled_anyio_scope_goes_to_the_next(
+        self, cancelled_first: bool
+    ) -> None:
+        """anyio cancels a task at other instants than asyncio."""
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
             scope = anyio.CancelScope()
@@ -196,7 +198,7 @@ class TestLine:
 
     @virtual_time
     async def test_a_connection_handed_over_and_lost_in_the_same_tick_is_replaced(self) -> None:
-        """The waiter keeps the first place."""
+        """The waiter keeps its position."""
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
             head, following = start(core), start(core)
@@ -210,8 +212,8 @@ class TestLine:
             assert await following is other
 
     @virtual_time
-    async def test_one_that_is_watched_is_trusted_when_it_is_handed_over(self) -> None:
-        """Its loss will be told of, and whoever uses it finds out at once."""
+    async def test_a_watched_connection_is_not_tested_at_a_hand_over(self) -> None:
+        """The driver reports its loss, and the first statement on it fails."""
         driver = Driver()
         driver.watches = True
         async with running(driver, 1, 1) as core:
@@ -225,8 +227,8 @@ class TestLine:
             core.release(conn)
 
     @virtual_time
-    async def test_a_full_line_refuses_the_next(self) -> None:
-        """`max_waiting` counts those who really wait, and the error has the numbers."""
+    async def test_a_full_queue_refuses_the_next_request(self) -> None:
+        """`max_waiting` counts current waiters; the error has the numbers."""
         async with running(Driver(), 1, 1, max_waiting=2) as core:
             conn = await take(core)
             tasks = [start(core) for _ in range(2)]
@@ -244,15 +246,15 @@ class TestLine:
             core.release(await third)
 
     @virtual_time
-    async def test_a_full_line_does_not_refuse_what_need_not_wait(self) -> None:
-        """With one idle nobody waits."""
+    async def test_a_full_queue_does_not_refuse_a_request_that_need_not_wait(self) -> None:
+        """A request that finds an idle connection does not wait."""
         async with running(Driver(), 1, 1, max_waiting=1) as core:
             for _ in range(3):
                 await use(core)
 
     @virtual_time
-    async def test_one_who_must_wait_again_is_not_refused(self) -> None:
-        """Its place was never given up, though the line is full."""
+    async def test_a_request_that_must_wait_again_is_not_refused(self) -> None:
+        """It keeps its position, even if the queue is full."""
         driver = Driver()
         async with running(driver, 1, 1, max_waiting=1) as core:
             conn = await take(core)
@@ -268,7 +270,7 @@ class TestLine:
 class TestTimeout:
     @virtual_time
     async def test_a_request_ends_at_its_time_limit(self) -> None:
-        """Its own, or the pool's."""
+        """The limit is the request's own or the pool's."""
         async with running(Driver(), 1, 1, timeout=5.0) as core:
             await take(core)
             began = now()
@@ -281,7 +283,7 @@ class TestTimeout:
 
     @virtual_time
     async def test_the_error_says_what_happened_with_the_numbers_and_what_to_do(self) -> None:
-        """In this order; the numbers are attributes as well."""
+        """The error has them in this order; the numbers are attributes too."""
         async with running(Driver(), 2, 2) as core:
             await asyncio.create_task(take_all(core), name="hoarder")
             await asyncio.sleep(40.0)
@@ -300,15 +302,15 @@ class TestTimeout:
 
     @virtual_time
     async def test_the_last_connect_error_is_the_cause(self) -> None:
-        """Then the caller knows why there was none."""
+        """The cause tells the caller why there was no connection."""
         async with running(Driver(open=fails), 1, 1) as core:
             with pytest.raises(PoolTimeout, match="connecting has failed") as late:
                 await core.acquire(1.0)
             assert isinstance(late.value.__cause__, Broken)
 
     @virtual_time
-    async def test_with_no_time_an_idle_connection_is_taken_or_it_fails_at_once(self) -> None:
-        """`timeout=0` never waits."""
+    async def test_with_timeout_zero_an_idle_connection_is_taken_or_it_fails_at_once(self) -> None:
+        """`timeout=0` never waits for a connection."""
         async with running(Driver(), 1, 1) as core:
             conn = at_once(core.acquire(0))
             with pytest.raises(PoolTimeout):
@@ -318,7 +320,7 @@ class TestTimeout:
             assert (stats.requests_queued, stats.requests_failed, stats.requests) == (0, 1, 2)
 
     @virtual_time
-    async def test_with_infinite_time_no_timer_is_set(self) -> None:
+    async def test_with_an_infinite_timeout_no_timer_is_set(self) -> None:
         """`math.inf` waits for ever."""
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
@@ -330,8 +332,8 @@ class TestTimeout:
 
     @pytest.mark.parametrize("timeout", [-1, math.nan])
     @virtual_time
-    async def test_a_time_limit_that_makes_no_sense_is_refused(self, timeout: float) -> None:
-        """At the call, and nothing is lost."""
+    async def test_an_invalid_timeout_is_refused(self, timeout: float) -> None:
+        """The call raises the error, and no connection is lost."""
         async with running(Driver(), 1, 1) as core:
             with pytest.raises(ValueError, match=r"^timeout must be zero or more"):
                 await core.acquire(timeout)
@@ -339,7 +341,7 @@ class TestTimeout:
 
     @virtual_time
     async def test_the_deadline_is_one_instant_across_all_attempts(self) -> None:
-        """Connections that turn out unfit do not make the wait longer."""
+        """Connections that turn out unusable do not extend the wait."""
 
         async def check(conn: FakeConn) -> None:
             await asyncio.sleep(0.3)
@@ -352,8 +354,8 @@ class TestTimeout:
             assert now() - began == pytest.approx(1.0)
 
     @virtual_time
-    async def test_of_a_deadline_and_a_return_in_one_tick_nothing_is_lost(self) -> None:
-        """The request has the connection or the pool has."""
+    async def test_a_deadline_and_a_release_in_one_tick_lose_nothing(self) -> None:
+        """Either the request or the pool has the connection."""
         for offset in (-1e-9, 0.0, 1e-9):
             async with running(Driver(), 1, 1) as core:
                 conn = await take(core)
@@ -368,8 +370,8 @@ class TestTimeout:
 
 class TestCheck:
     @virtual_time
-    async def test_every_connection_is_checked_before_it_is_lent(self) -> None:
-        """An idle one too."""
+    async def test_every_connection_is_checked_before_it_is_leased(self) -> None:
+        """An idle connection is checked too."""
         checked: list[FakeConn] = []
 
         async def check(conn: FakeConn) -> None:
@@ -382,8 +384,8 @@ class TestCheck:
             assert checked == conns
 
     @virtual_time
-    async def test_a_check_has_the_variables_of_its_borrower(self) -> None:
-        """It is made for that request."""
+    async def test_a_check_runs_with_the_context_variables_of_its_caller(self) -> None:
+        """The check belongs to the request."""
         request: ContextVar[str] = ContextVar("request", default="none")
         found: list[str] = []
 
@@ -397,7 +399,7 @@ class TestCheck:
 
     @virtual_time
     async def test_after_a_failed_check_the_next_is_tried_at_once(self) -> None:
-        """Without back-off, which is for connects; no time passes."""
+        """Back-off applies to connects only; no time passes."""
         driver = Driver()
         async with running(driver, 5, 5, check=check_alive) as core:
             good, *bad = [await take(core) for _ in range(5)]
@@ -413,7 +415,7 @@ class TestCheck:
 
     @virtual_time
     async def test_when_all_idle_ones_fail_their_check_a_new_one_is_opened_at_once(self) -> None:
-        """No delay there either, for no connect has failed."""
+        """There is no back-off, because no connect has failed."""
         driver = Driver()
         async with running(driver, 3, 3, check=check_alive) as core:
             conns = await take_all(core)
@@ -425,8 +427,8 @@ class TestCheck:
             assert now() == began
 
     @virtual_time
-    async def test_new_connections_that_fail_their_check_are_not_opened_in_a_storm(self) -> None:
-        """New and unfit is as good as a failed connect."""
+    async def test_new_connections_that_fail_their_check_cause_a_back_off(self) -> None:
+        """A failed check of a new connection counts as a failed connect."""
 
         async def check(conn: FakeConn) -> None:
             raise Broken
@@ -439,8 +441,8 @@ class TestCheck:
             assert isinstance(late.value.__cause__, Broken)
 
     @virtual_time
-    async def test_a_check_that_hangs_is_not_waited_for_beyond_the_deadline(self) -> None:
-        """The borrower gets its error in time, and the connection is not lost."""
+    async def test_a_check_that_hangs_does_not_outlast_the_deadline(self) -> None:
+        """The caller gets its error in time, and the connection is not lost."""
         driver, end = Driver(), asyncio.Event()
 
         async def check(conn: FakeConn) -> None:
@@ -459,7 +461,7 @@ class TestCheck:
 
     @virtual_time
     async def test_a_check_that_goes_on_hanging_costs_the_connection(self) -> None:
-        """It is replaced after `clean_timeout`."""
+        """The connection is replaced after `clean_timeout`."""
         driver = Driver()
         hang = True
 
@@ -476,8 +478,8 @@ class TestCheck:
             assert await core.acquire(1.0) is driver.conns[1]
 
     @virtual_time
-    async def test_a_borrower_cancelled_in_its_check_leaks_nothing(self) -> None:
-        """The check comes to its end, and the connection is put back."""
+    async def test_a_caller_cancelled_during_its_check_leaks_nothing(self) -> None:
+        """The check runs to its end, and the connection becomes idle again."""
         driver = Driver()
 
         async def check(conn: FakeConn) -> None:
@@ -494,8 +496,8 @@ class TestCheck:
             assert snapshot(core).requests_cancelled == 1
 
     @virtual_time
-    async def test_with_no_time_a_check_has_that_of_a_ping(self) -> None:
-        """`timeout=0` may not wait for a connection, but its check has to be waited for."""
+    async def test_with_timeout_zero_a_check_may_take_ping_timeout(self) -> None:
+        """`timeout=0` does not wait for a connection, but has to wait for its check."""
 
         async def check(conn: FakeConn) -> None:
             await asyncio.sleep(1.0)
@@ -511,8 +513,8 @@ class TestCheck:
 
 class TestReturns:
     @virtual_time
-    async def test_what_is_unclean_is_reset_before_the_next_has_it(self) -> None:
-        """Also where somebody waits for it."""
+    async def test_an_unclean_connection_is_reset_before_its_next_lease(self) -> None:
+        """This holds also if a request waits for it."""
         driver = Driver(reset=slow(0.5))
         async with running(driver, 1, 1) as core:
             conn = await take(core)
@@ -525,8 +527,8 @@ class TestReturns:
             core.release(conn)
 
     @virtual_time
-    async def test_no_cancellation_of_the_borrower_stops_the_reset(self) -> None:
-        """It runs in a task of the pool's."""
+    async def test_cancelling_the_caller_does_not_stop_the_reset(self) -> None:
+        """The reset runs in a background task."""
         driver = Driver(reset=slow(0.5))
         async with running(driver, 1, 1) as core:
 
@@ -546,8 +548,8 @@ class TestReturns:
 
     @pytest.mark.parametrize("trouble", [fails, never])
     @virtual_time
-    async def test_one_that_cannot_be_reset_is_replaced(self, trouble: Any) -> None:
-        """Whether the reset fails or hangs: `clean_timeout` is its limit."""
+    async def test_a_connection_that_cannot_be_reset_is_replaced(self, trouble: Any) -> None:
+        """The reset fails, or hangs longer than `clean_timeout`."""
         driver = Driver(reset=trouble)
         async with running(driver, 1, 1) as core:
             conn = await take(core)
@@ -557,8 +559,8 @@ class TestReturns:
             assert conn.closed
 
     @virtual_time
-    async def test_one_that_broke_in_use_is_discarded_and_replaced(self) -> None:
-        """The next borrower does not see it."""
+    async def test_a_connection_that_broke_in_use_is_replaced(self) -> None:
+        """The next request does not get it."""
         driver = Driver()
         async with running(driver, 1, 1) as core:
             conn = await take(core)
@@ -568,8 +570,8 @@ class TestReturns:
             assert snapshot(core).returns_bad == 1
 
     @virtual_time
-    async def test_a_watched_connection_is_not_asked_again_at_once(self) -> None:
-        """Its loss is told of, once the loop gets to it; the others are asked each time."""
+    async def test_a_watched_connection_is_not_tested_again_at_once(self) -> None:
+        """Its loss is reported when the loop runs; an unwatched one is tested each time."""
         for watches, pause in ((True, 0.0), (True, 1.0), (False, 0.0)):
             driver = Driver()
             driver.watches = watches
@@ -582,8 +584,8 @@ class TestReturns:
                 assert (core.acquire_now() is driver.conns[0]) == trusted
 
     @virtual_time
-    async def test_one_whose_loss_was_seen_while_it_was_lent_is_not_lent_again(self) -> None:
-        """Even if the driver thinks well of it on its return."""
+    async def test_a_connection_lost_while_leased_is_not_leased_again(self) -> None:
+        """This holds even if the driver calls it alive at its release."""
         driver = Driver()
         async with running(driver, 1, 1) as core:
             conn = await take(core)
@@ -592,8 +594,8 @@ class TestReturns:
             assert await core.acquire(1.0) is driver.conns[1]
 
     @virtual_time
-    async def test_one_whose_life_ends_with_its_return_is_retired(self) -> None:
-        """At its instant, not after it."""
+    async def test_a_connection_that_expires_at_its_release_is_closed(self) -> None:
+        """It expires at that instant, not after it."""
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
             core.ledger.leased[conn].expires_at = now()
@@ -603,8 +605,8 @@ class TestReturns:
             assert len(core.ledger.idle) == 1
 
     @virtual_time
-    async def test_what_was_returned_has_no_holder(self) -> None:
-        """Or the pool would keep a task that has ended."""
+    async def test_a_released_connection_has_no_holder(self) -> None:
+        """Otherwise the pool would keep a task that has ended."""
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
             entry = core.ledger.leased[conn]
@@ -613,8 +615,8 @@ class TestReturns:
             assert entry.holder is None
 
     @virtual_time
-    async def test_one_that_is_dismissed_is_closed_and_replaced(self) -> None:
-        """Though it is clean; a waiter gets the new one, and nobody can dismiss it twice."""
+    async def test_a_dismissed_connection_is_closed_and_replaced(self) -> None:
+        """It is closed although clean, a waiter gets the new one, and a second dismissal is an error."""
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
             waiting = start(core)
@@ -629,7 +631,7 @@ class TestReturns:
 
     @virtual_time
     async def test_a_second_release_is_an_error(self) -> None:
-        """And does no harm."""
+        """The second release changes nothing."""
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
             core.release(conn)
@@ -639,7 +641,7 @@ class TestReturns:
 
     @virtual_time
     async def test_a_foreign_connection_is_an_error(self) -> None:
-        """Another pool's, or nobody's, clean or not."""
+        """Connections of another pool and of none are refused, clean or not."""
         async with running(Driver(), 1, 1) as core, running(Driver(), 1, 1) as other:
             foreign = await take(other)
             for conn in (foreign, FakeConn(99)):
@@ -650,8 +652,8 @@ class TestReturns:
             other.release(foreign)
 
     @virtual_time
-    async def test_the_end_of_the_borrowers_work_can_be_left_to_the_pool(self) -> None:
-        """`first` runs before the reset, in the pool's task; when it fails the reset decides."""
+    async def test_the_rest_of_the_callers_work_can_be_left_to_the_pool(self) -> None:
+        """`first` runs before the reset, in a background task; if it fails, the reset runs too."""
         driver, done = Driver(), []
 
         async def first() -> None:
@@ -667,8 +669,8 @@ class TestReturns:
             assert core.acquire_now() is conn
 
     @virtual_time
-    async def test_a_lease_has_a_number_of_its_own(self) -> None:
-        """So that a block knows whether its connection is still its own."""
+    async def test_each_lease_has_its_own_number(self) -> None:
+        """So a context manager can tell whether the connection is still leased to it."""
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
             number = core.lease_number(conn)
@@ -680,8 +682,8 @@ class TestReturns:
 
 class TestLost:
     @virtual_time
-    async def test_one_that_is_lost_while_idle_is_replaced_at_once(self) -> None:
-        """The watch sees it, with no round trip; nobody has asked yet."""
+    async def test_a_connection_lost_while_idle_is_replaced_at_once(self) -> None:
+        """The watch reports the loss without a round trip."""
         driver = Driver()
         async with running(driver, 2, 2) as core:
             lose(driver.conns[0])
@@ -691,16 +693,16 @@ class TestLost:
             assert snapshot(core).lost == 1
 
     @virtual_time
-    async def test_an_idle_one_known_to_be_broken_is_not_lent(self) -> None:
-        """The next one is, in the same step."""
+    async def test_an_idle_connection_known_to_be_broken_is_not_leased(self) -> None:
+        """The next one is leased in the same call."""
         driver = Driver()
         async with running(driver, 2, 2) as core:
             driver.conns[1].alive = False
             assert core.acquire_now() is driver.conns[0]
 
     @virtual_time
-    async def test_a_thousand_idle_ones_may_be_broken_at_once(self) -> None:
-        """As after a failover, in a pool of any size."""
+    async def test_a_thousand_broken_idle_connections_are_skipped(self) -> None:
+        """A failover can break every connection of a pool of any size."""
         driver = Driver()
         async with running(driver, 2000, 2000) as core:
             while core.ledger.opening:
@@ -710,8 +712,8 @@ class TestLost:
             assert await core.acquire(1.0)
 
     @virtual_time
-    async def test_one_that_is_lost_in_its_reset_is_not_lent_again(self) -> None:
-        """Whatever the reset says."""
+    async def test_a_connection_lost_during_its_reset_is_not_leased_again(self) -> None:
+        """The result of the reset does not matter."""
         driver = Driver(reset=slow(1.0))
         async with running(driver, 1, 1) as core:
             conn = await take(core)
@@ -737,8 +739,8 @@ class TestClose:
         assert len(driver.conns) == 3
 
     @virtual_time
-    async def test_it_waits_for_what_is_lent_out(self) -> None:
-        """As long as it is told to, and no longer than necessary."""
+    async def test_close_waits_for_leased_connections(self) -> None:
+        """It waits up to its time limit, and no longer than necessary."""
         async with running(Driver(), 1, 1) as core:
             user = asyncio.create_task(use(core, 2.0))
             await settle()
@@ -748,8 +750,10 @@ class TestClose:
             await user
 
     @virtual_time
-    async def test_it_waits_for_what_is_lent_out_also_when_the_pool_was_empty_before(self) -> None:
-        """That the first connect failed, or that all were lost once, is long past."""
+    async def test_close_waits_for_leased_connections_although_the_pool_was_empty_before(
+        self,
+    ) -> None:
+        """An earlier failed connect or loss of all connections does not matter."""
         driver = Driver()
         driver.script["open"].append(fails)
         async with running(driver, 0, 1) as core:
@@ -760,10 +764,10 @@ class TestClose:
             await user
 
     @virtual_time
-    async def test_it_ends_at_its_limit_although_a_connection_is_lent(
+    async def test_close_ends_at_its_limit_although_a_connection_is_leased(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Then it closes that one too, and says so."""
+        """It closes that connection and logs a warning."""
         driver = Driver()
         async with running(driver, 1, 1) as core:
             await take(core)
@@ -774,8 +778,8 @@ class TestClose:
             assert "closed while in use: <conn 1>" in caplog.text
 
     @virtual_time
-    async def test_who_waits_for_a_full_pool_waits_no_more(self) -> None:
-        """There will be none."""
+    async def test_close_ends_the_wait_for_min_size(self) -> None:
+        """A closed pool opens no connections."""
         async with running(Driver(open=never), 1, 1) as core:
             waiting = asyncio.create_task(core.store.full.wait())
             await core.close(0)
@@ -783,8 +787,8 @@ class TestClose:
             assert waiting.done()
 
     @virtual_time
-    async def test_a_users_callback_may_close_the_pool(self) -> None:
-        """It is not cancelled with the pool's other tasks, and goes on."""
+    async def test_a_callback_of_the_user_may_close_the_pool(self) -> None:
+        """Its task is not cancelled with the other background tasks."""
         ended: list[float] = []
 
         async def tell() -> None:
@@ -798,8 +802,8 @@ class TestClose:
         assert len(core.store.tasks) == 0
 
     @virtual_time
-    async def test_who_would_wait_again_is_told_that_it_is_closed(self) -> None:
-        """The check of what it had has failed meanwhile."""
+    async def test_a_request_that_would_wait_again_gets_pool_closed(self) -> None:
+        """The check of its connection failed after the pool was closed."""
 
         async def check(_: FakeConn) -> None:
             await asyncio.sleep(1.0)
@@ -815,8 +819,8 @@ class TestClose:
             await closing
 
     @virtual_time
-    async def test_what_is_still_lent_at_the_limit_has_its_farewell(self) -> None:
-        """A quarter of a second, before it is given up."""
+    async def test_a_connection_leased_beyond_the_limit_is_still_closed_properly(self) -> None:
+        """Closing it may take a quarter of a second before it is abandoned."""
         said: list[float] = []
 
         async def farewell() -> None:
@@ -829,8 +833,8 @@ class TestClose:
             assert said == [pytest.approx(1.2, abs=0.001)]
 
     @virtual_time
-    async def test_what_comes_back_meanwhile_is_closed_as_it_is(self) -> None:
-        """A reset would be for nobody; work that must be done first is done."""
+    async def test_a_connection_released_while_closing_is_not_reset(self) -> None:
+        """No request could use it; work passed as `first` is done."""
         driver, done = Driver(), []
 
         async def first() -> None:
@@ -850,8 +854,8 @@ class TestClose:
             assert len(done) == 1
 
     @virtual_time
-    async def test_a_release_after_that_says_that_the_work_is_lost(self) -> None:
-        """It is no bug of the borrower's."""
+    async def test_a_release_after_the_close_raises_pool_closed(self) -> None:
+        """The error says that the work is lost; the caller has made no mistake."""
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
             await core.close(0)
@@ -859,8 +863,8 @@ class TestClose:
                 core.release(conn)
 
     @virtual_time
-    async def test_it_wakes_every_waiter(self) -> None:
-        """Each gets PoolClosed, at once."""
+    async def test_close_wakes_every_waiter(self) -> None:
+        """Each gets PoolClosed at once."""
         async with running(Driver(), 1, 1) as core:
             await take(core)
             tasks = [start(core) for _ in range(5)]
@@ -873,8 +877,8 @@ class TestClose:
             await closing
 
     @virtual_time
-    async def test_nobody_is_lent_anything_any_more(self) -> None:
-        """From the call on, not from its end."""
+    async def test_nothing_is_leased_after_the_call_of_close(self) -> None:
+        """This holds from the call on, not from its end."""
         driver = Driver()
         async with running(driver, 2, 2) as core:
             conn = await take(core)
@@ -889,8 +893,8 @@ class TestClose:
             assert len(driver.conns) == 2
 
     @virtual_time
-    async def test_a_connect_that_hangs_is_cancelled(self) -> None:
-        """It costs no time."""
+    async def test_close_cancels_a_connect_that_hangs(self) -> None:
+        """It takes no time."""
         driver = Driver(open=never)
         async with running(driver, 2, 2) as core:
             began = now()
@@ -899,8 +903,8 @@ class TestClose:
             assert driver.sockets == 0
 
     @virtual_time
-    async def test_a_stubborn_connect_is_waited_for_as_long_as_allowed(self) -> None:
-        """Then it is left behind; what it opens is closed all the same."""
+    async def test_a_connect_that_ignores_cancellation_is_waited_for_up_to_the_limit(self) -> None:
+        """Then it is abandoned; a connection that it still opens is closed."""
         driver = Driver(open=stubborn(30.0))
         core = make_core(driver, 1)
         core.open()
@@ -913,8 +917,8 @@ class TestClose:
         assert driver.sockets == 0
 
     @virtual_time
-    async def test_a_stubborn_reset_is_abandoned(self) -> None:
-        """The pool closes without it, and says no farewell for it."""
+    async def test_a_reset_that_ignores_cancellation_is_abandoned(self) -> None:
+        """The pool closes the connection without waiting for it."""
         driver = Driver(reset=stubborn(9.0), close=slow(5.0))
         core = make_core(driver, 1)
         core.open()
@@ -932,8 +936,8 @@ class TestClose:
         assert driver.times("close") == [pytest.approx(began + 2.0, abs=1.0)]
 
     @virtual_time
-    async def test_a_farewell_that_hangs_has_its_limit(self) -> None:
-        """The socket is closed without it."""
+    async def test_closing_a_connection_has_a_time_limit(self) -> None:
+        """If it hangs, the socket is closed without it."""
         driver = Driver(close=never)
         core = make_core(driver, 3)
         core.open()
@@ -944,8 +948,8 @@ class TestClose:
         assert driver.sockets == 0
 
     @virtual_time
-    async def test_closing_twice_is_closing_once(self) -> None:
-        """The second call finds nothing to do."""
+    async def test_a_second_close_does_nothing(self) -> None:
+        """The pool is closed already."""
         async with running(Driver(), 1) as core:
             await core.close(1.0)
             began = now()
@@ -953,8 +957,8 @@ class TestClose:
             assert now() == began
 
     @virtual_time
-    async def test_who_closes_at_the_same_time_waits_for_the_same_end(self) -> None:
-        """With the first one's limit."""
+    async def test_concurrent_calls_of_close_wait_for_the_same_end(self) -> None:
+        """The time limit of the first call applies."""
         async with running(Driver(), 1, 1) as core:
             await take(core)
             began = now()
@@ -968,7 +972,7 @@ class TestClose:
             assert ends == [pytest.approx(2.0, abs=0.01)] * 2
 
     @virtual_time
-    async def test_a_cancelled_close_goes_on_behind_the_callers_back(self) -> None:
+    async def test_a_cancelled_close_continues_in_the_background(self) -> None:
         """The task gets its CancelledError at once."""
         driver = Driver()
         async with running(driver, 1, 1) as core:
@@ -983,8 +987,8 @@ class TestClose:
             assert len(core.store.tasks) == 0
 
     @virtual_time
-    async def test_a_cancelled_scope_does_not_stop_it(self) -> None:
-        """As at the end of an application that is shut down."""
+    async def test_a_cancelled_scope_does_not_interrupt_close(self) -> None:
+        """Frameworks cancel a scope when an application shuts down."""
         driver = Driver(close=slow(0.5))
         async with running(driver, 2) as core:
             with anyio.CancelScope() as scope:
@@ -993,8 +997,8 @@ class TestClose:
             assert driver.sockets == 0
 
     @virtual_time
-    async def test_a_borrower_in_its_check_gets_no_connection_of_a_closed_pool(self) -> None:
-        """Or it would hold one that nobody closes."""
+    async def test_a_caller_in_its_check_gets_no_connection_of_a_closed_pool(self) -> None:
+        """Otherwise it would hold a connection that nothing closes."""
         driver = Driver()
 
         async def check(conn: FakeConn) -> None:
@@ -1009,14 +1013,16 @@ class TestClose:
             assert driver.sockets == 0
 
     @virtual_time
-    async def test_one_who_was_served_and_wakes_after_the_end_is_counted_once(self) -> None:
-        """As failed: its connection was closed before it has seen it."""
+    async def test_a_request_served_before_the_close_that_runs_after_it_is_counted_once(
+        self,
+    ) -> None:
+        """It counts as failed: its connection was closed before its task ran."""
         core = make_core(Driver(), 1, 1)
         core.open()
         await settle()
         conn = await take(core)
         late = core.acquire(None)
-        late.send(None)  # it waits; its task is slow to run
+        late.send(None)  # it waits, and its task has not run yet
         core.release(conn)
         await core.close(0)
         with pytest.raises(PoolClosed):
@@ -1028,8 +1034,8 @@ class TestClose:
 
 class TestLoops:
     @virtual_time
-    async def test_a_pool_that_is_not_open_says_so(self) -> None:
-        """It belongs to no loop yet."""
+    async def test_a_pool_that_is_not_open_raises_wrong_loop(self) -> None:
+        """It is attached to no event loop yet."""
         core = make_core(Driver())
         assert core.acquire_now() is None
         with pytest.raises(PoolWrongLoop, match="'test' is not open"):
@@ -1037,7 +1043,7 @@ class TestLoops:
 
     @virtual_time
     async def test_a_pool_is_usable_from_open_to_close(self) -> None:
-        """On its own loop, that is."""
+        """This holds on its own event loop only."""
         core = make_core(Driver())
         found = [(core.opened, core.usable, core.closed)]
         core.open()
@@ -1050,8 +1056,8 @@ class TestLoops:
         assert found == [(False, False, False), (True, True, False), (True, False, True)]
 
     @virtual_time
-    async def test_a_pool_that_is_not_open_yet_can_be_resized(self) -> None:
-        """It opens its connections later."""
+    async def test_a_pool_can_be_resized_before_it_is_opened(self) -> None:
+        """The connections are opened later."""
         driver = Driver()
         core = make_core(driver, 1, 1)
         core.resize(2, 3)
@@ -1062,8 +1068,8 @@ class TestLoops:
         await core.close(0)
 
     @virtual_time
-    async def test_what_was_lent_on_a_loop_that_has_ended_is_named(self) -> None:
-        """It is no stranger: its work is lost."""
+    async def test_a_connection_leased_on_a_loop_that_has_ended_has_its_own_error(self) -> None:
+        """The error says that the work is lost, not that the connection is foreign."""
         async with running(Driver()) as core:
             conn = FakeConn(7)
             core.left_behind.add(conn)
@@ -1073,7 +1079,7 @@ class TestLoops:
                 core.release(conn)
 
     def test_on_another_loop_every_use_is_an_error(self) -> None:
-        """Never a hang, and nothing is lost."""
+        """No call hangs, and no connection is lost."""
         core = make_core(Driver(), 1)
 
         async def begin() -> FakeConn:
@@ -1104,8 +1110,8 @@ class TestLoops:
     @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
     @pytest.mark.parametrize("usual", [ok, slow(0.1)])
     @virtual_time
-    async def test_it_works_with_eager_tasks(self, usual: Any) -> None:
-        """Where a new task may be over before its maker goes on."""
+    async def test_a_core_works_with_eager_tasks(self, usual: Any) -> None:
+        """An eager task may end before `create_task` returns."""
         asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
         driver = Driver(open=usual, close=usual, reset=usual)
         async with running(driver, 2, 5) as core:
@@ -1122,13 +1128,13 @@ class TestLoops:
 
 
 class TestEagerTasks:
-    """Where a new task may be over, or have failed, before its maker goes on."""
+    """An eager task may end or fail before `create_task` returns."""
 
     pytestmark = pytest.mark.skipif(sys.version_info < (3, 12), reason="came with Python 3.12")
 
     @virtual_time
-    async def test_a_connect_that_fails_at_once_is_not_tried_for_ever(self) -> None:
-        """As where a socket's file is missing: the loop would never be left again."""
+    async def test_a_connect_that_fails_at_once_is_not_retried_without_pause(self) -> None:
+        """For example, if a socket's file is missing: the event loop would be blocked for ever."""
         asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
         driver = Driver(open=fails)
         async with running(driver, 2, 5) as core:
@@ -1139,8 +1145,8 @@ class TestEagerTasks:
             core.release(await waiting)
 
     @virtual_time
-    async def test_a_ping_that_fails_at_once_gives_up_each_connection_once(self) -> None:
-        """The first that fails is the end of the others, whose turn is still to come."""
+    async def test_a_ping_that_fails_at_once_discards_each_connection_once(self) -> None:
+        """The first failure retires the others before they are pinged."""
         loop, told = asyncio.get_running_loop(), []
         loop.set_task_factory(asyncio.eager_task_factory)
         loop.set_exception_handler(lambda _, context: told.append(context))
@@ -1157,7 +1163,7 @@ class TestEagerTasks:
 
     @virtual_time
     async def test_a_callback_may_close_the_pool_at_once(self) -> None:
-        """It is not cancelled by what it has called."""
+        """Closing does not cancel the callback that called it."""
         asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
         ended: list[bool] = []
 
@@ -1174,8 +1180,8 @@ class TestEagerTasks:
 
 class TestForeignLoops:
     @virtual_time
-    async def test_a_task_factory_that_fails_costs_no_place(self) -> None:
-        """Nor does it leave a coroutine behind that was never awaited."""
+    async def test_a_failing_task_factory_does_not_lose_an_entry(self) -> None:
+        """No coroutine is left that was never awaited."""
 
         def refuse(*_: Any, **__: Any) -> Any:
             raise TypeError
@@ -1192,8 +1198,8 @@ class TestForeignLoops:
             assert core.ledger.size == 0
             core.release(await core.acquire(1.0))
 
-    def test_news_on_another_loop_is_none(self) -> None:
-        """A connection that is left over from `asyncio.run()` must not wake the pool of then."""
+    def test_a_failure_reported_on_another_loop_is_ignored(self) -> None:
+        """A connection that outlived `asyncio.run()` must not wake the pool of that loop."""
 
         async def begin() -> tuple[Core[FakeConn], FakeConn]:
             core = make_core(driver, 3, 3)
@@ -1214,8 +1220,8 @@ class TestForeignLoops:
         assert driver.times("ping") == []
         core.abandon_all()
 
-    def test_times_on_uvloop_are_not_whole_milliseconds(self) -> None:
-        """Its own clock is, and most uses are shorter."""
+    def test_durations_on_uvloop_are_not_whole_milliseconds(self) -> None:
+        """uvloop's own clock has whole milliseconds, and most leases are shorter."""
         uvloop = pytest.importorskip("uvloop")
 
         async def live() -> list[float]:
@@ -1235,7 +1241,7 @@ class TestForeignLoops:
 class TestInsight:
     @virtual_time
     async def test_the_states_add_up_to_the_size(self) -> None:
-        """In every moment."""
+        """This holds at every moment."""
         driver = Driver(reset=slow(1.0), close=slow(1.0))
         async with running(driver, 4, 5) as core:
             conns = [await take(core) for _ in range(3)]
@@ -1256,8 +1262,8 @@ class TestInsight:
                 task.cancel()
 
     @virtual_time
-    async def test_waits_and_uses_are_summed_exactly(self) -> None:
-        """In seconds, for those served and for those not."""
+    async def test_durations_of_waits_and_leases_are_summed_exactly(self) -> None:
+        """The sums are in seconds, for requests served and not served."""
         async with running(Driver(), 1, 1) as core:
             await asyncio.sleep(10.0)
             user = asyncio.create_task(use(core, 2.0))
@@ -1276,7 +1282,7 @@ class TestInsight:
     async def test_a_request_counts_once_however_many_connections_it_takes(
         self, check: Any
     ) -> None:
-        """What turned out unfit on the way has served nobody."""
+        """An unusable connection has served no request."""
         driver = Driver()
         async with running(driver, 4, 4, check=check) as core:
             go_bad(driver.conns[1:])
@@ -1285,8 +1291,8 @@ class TestInsight:
             assert (stats.requests, stats.requests_failed, stats.lost) == (1, 0, 3)
 
     @virtual_time
-    async def test_the_use_of_what_comes_back_unfit_is_summed_too(self) -> None:
-        """Unclean or broken; each that is broken is counted."""
+    async def test_leases_of_unclean_or_broken_connections_count_too(self) -> None:
+        """Each broken connection is counted."""
         async with running(Driver(), 3, 3) as core:
             await asyncio.sleep(10.0)
             conns = await take_all(core)
@@ -1299,8 +1305,8 @@ class TestInsight:
             assert stats.returns_bad == 2
 
     @virtual_time
-    async def test_leases_name_their_holders_the_longest_first(self) -> None:
-        """Whose task has it, and since when."""
+    async def test_leases_name_their_holders_with_the_longest_first(self) -> None:
+        """Each lease has its task and its age."""
         async with running(Driver(), 2, 2) as core:
             for name in ("first", "second"):
                 asyncio.create_task(use(core, 5.0), name=name)  # noqa: RUF006
@@ -1313,7 +1319,7 @@ class TestInsight:
 
     @virtual_time
     async def test_the_explanation_has_numbers_holders_and_advice(self) -> None:
-        """For a person to read."""
+        """The text is for a person to read."""
         async with running(Driver(), 1, 1) as core:
             asyncio.create_task(use(core, 40.0), name="hoarder")  # noqa: RUF006
             await settle()
@@ -1329,8 +1335,8 @@ class TestInsight:
 
 
 @virtual_time
-async def test_a_pool_given_up_as_garbage_leaves_no_timer(caplog: pytest.LogCaptureFixture) -> None:
-    """With no I/O and no await; what it had is named, to be closed."""
+async def test_a_pool_that_is_garbage_leaves_no_timer(caplog: pytest.LogCaptureFixture) -> None:
+    """It is abandoned without I/O; its connections are returned, to be closed."""
     caplog.set_level(logging.INFO)
     driver = Driver()
     core = make_core(driver, 2, 2)
@@ -1350,8 +1356,8 @@ async def test_a_pool_given_up_as_garbage_leaves_no_timer(caplog: pytest.LogCapt
 
 
 @virtual_time
-async def test_a_pool_given_up_in_an_outage_leaves_no_task_and_no_timer() -> None:
-    """A connect under way is cancelled, and the next is not waited for."""
+async def test_a_pool_abandoned_in_an_outage_leaves_no_task_and_no_timer() -> None:
+    """A connect under way is cancelled, and no further one is planned."""
     driver = Driver(open=fails)
     driver.script["open"].append(never)
     core = make_core(driver, 2, 2)
@@ -1367,10 +1373,10 @@ async def test_a_pool_given_up_in_an_outage_leaves_no_task_and_no_timer() -> Non
 
 
 @pytest.mark.parametrize("closing", [False, True])
-def test_a_pool_whose_loop_has_ended_gives_up_everything(
+def test_a_pool_whose_loop_has_ended_abandons_everything(
     closing: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its books are empty, its tasks are ended where they stand, and asyncio does not complain."""
+    """The ledger is empty, the tasks are ended, and asyncio logs nothing."""
     driver = Driver()
     core = make_core(driver, 2, 4)
     mine: list[asyncio.Task[Any]] = []
@@ -1402,8 +1408,8 @@ def test_a_pool_whose_loop_has_ended_gives_up_everything(
     assert not caplog.records
 
 
-def test_a_fork_leaves_the_books_as_they_are() -> None:
-    """The connections are the parent's, on a loop that goes on there."""
+def test_a_fork_leaves_the_ledger_unchanged() -> None:
+    """The connections belong to the parent, whose event loop still runs."""
     driver = Driver()
     core = make_core(driver, 2, 2)
 
@@ -1419,8 +1425,8 @@ def test_a_fork_leaves_the_books_as_they_are() -> None:
 
 
 @virtual_time
-async def test_a_request_that_is_over_is_kept_by_nothing() -> None:
-    """Though its place may stay in the line for a while, with others behind it."""
+async def test_nothing_keeps_a_request_that_has_ended() -> None:
+    """Its waiter may stay in the queue for a while, with others behind it."""
     places = []
 
     async def request(core: Core[FakeConn], timeout: float) -> None:

@@ -117,7 +117,9 @@ def test_max_size_below_min_size_is_refused_with_both() -> None:
 @pytest.mark.parametrize("max_size", [0, None])
 def test_a_pool_without_room_is_refused(max_size: int | None) -> None:
     """And the message says what to give instead."""
-    with pytest.raises(ValueError, match="at least 1: with min_size=0 give max_size a number"):
+    with pytest.raises(
+        ValueError, match="at least 1: got 0; with min_size=0, max_size must be given"
+    ):
         sizes(0, max_size)
 
 

@@ -1,4 +1,4 @@
-"""Opening connections: how many, how soon, and what becomes of it when connecting fails."""
+"""Opening connections: how many, how fast, and with which back-off after a failure."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ async def wait_until_full(core: Core[FakeConn]) -> float:
 
 
 async def fail_slowly() -> None:
-    """A connect that takes 10 ms to fail."""
+    """A connect that fails after 10 ms."""
     await asyncio.sleep(0.01)
     await fails()
 
 
 async def fail_in_half_a_second() -> None:
-    """Longer than the pause before it."""
+    """A connect that fails after half a second, longer than the back-off before it."""
     await asyncio.sleep(0.55)
     await fails()
 
@@ -60,8 +60,8 @@ class TestGrowth:
             assert max(had_at) == pytest.approx(0.1, abs=0.001)
 
     @virtual_time
-    async def test_a_connection_that_comes_back_first_serves_first(self) -> None:
-        """A request waits for whatever is there first, not for the connect that it caused."""
+    async def test_a_released_connection_may_serve_before_the_connect(self) -> None:
+        """A request takes the first available connection, not the one opened for it."""
         async with running(Driver(open=slow(0.1)), 0, 5) as core:
             first = asyncio.create_task(use(core, 0.05))
             await asyncio.sleep(0.12)
@@ -71,7 +71,7 @@ class TestGrowth:
 
     @virtual_time
     async def test_one_connect_that_hangs_does_not_stop_growth(self) -> None:
-        """The others serve, and it takes up one place only."""
+        """The other connections serve, and the hanging one uses a single place."""
         driver = Driver(open=slow(0.1))
         driver.script["open"].append(never)
         async with running(driver, 0, 3) as core:
@@ -81,8 +81,8 @@ class TestGrowth:
             assert core.ledger.opening == 1
 
     @virtual_time
-    async def test_whoever_counts_on_a_connect_that_takes_long_gets_another_beside_it(self) -> None:
-        """After `late_after`, where there is room; the slow one goes on all the same."""
+    async def test_a_connect_that_takes_long_gets_another_one_beside_it(self) -> None:
+        """This happens after `late_after`, if there is room; the slow connect continues."""
         driver = Driver(open=slow(0.1))
         driver.script["open"].append(slow(60.0))
         async with running(driver, 0, 3, late_after=1.0) as core:
@@ -91,8 +91,8 @@ class TestGrowth:
             assert len(core.ledger.idle) == 2
 
     @virtual_time
-    async def test_a_connect_in_time_leaves_no_timer_of_its_patience(self) -> None:
-        """Whether it succeeds or fails."""
+    async def test_a_connect_in_time_leaves_no_timer(self) -> None:
+        """This holds whether it succeeds or fails."""
         driver = Driver(open=slow(0.1))
         async with running(driver, 1, 1, late_after=1000.0):
             await asyncio.sleep(0.2)
@@ -103,8 +103,8 @@ class TestGrowth:
             assert all(timer.when() < 10.0 for timer in timers())
 
     @virtual_time
-    async def test_a_requester_that_gives_up_does_not_stop_the_connect(self) -> None:
-        """The next has the connection the sooner."""
+    async def test_a_request_that_times_out_does_not_stop_the_connect(self) -> None:
+        """The next request gets the connection earlier."""
         driver = Driver(open=slow(1.0))
         async with running(driver, 0, 5) as core:
             with pytest.raises(PoolTimeout):
@@ -113,8 +113,8 @@ class TestGrowth:
             assert len(driver.conns) == 1
 
     @virtual_time
-    async def test_a_cancelled_requester_does_not_stop_it_either(self) -> None:
-        """Connects belong to the pool."""
+    async def test_a_cancelled_request_does_not_stop_the_connect(self) -> None:
+        """Connects run in background tasks."""
         driver = Driver(open=slow(1.0))
         async with running(driver, 0, 5) as core:
             task = asyncio.create_task(core.acquire(None))
@@ -124,7 +124,7 @@ class TestGrowth:
             assert [entry.conn for entry in core.ledger.idle] == driver.conns
 
     @virtual_time
-    async def test_no_more_are_opened_than_are_waited_for(self) -> None:
+    async def test_no_more_connections_are_opened_than_waiters_need(self) -> None:
         """A connect under way counts for one waiter."""
         driver = Driver(open=slow(0.1))
         async with running(driver, 0, 20) as core:
@@ -133,7 +133,7 @@ class TestGrowth:
 
     @virtual_time
     async def test_there_are_never_more_sockets_than_max_size(self) -> None:
-        """Those that are being closed count until they are."""
+        """Connections being closed count until they are closed."""
         driver = Driver(open=slow(0.1), close=slow(1.0))
         async with running(driver, 2, 3) as core:
             for _ in range(5):
@@ -144,16 +144,16 @@ class TestGrowth:
         assert driver.most_sockets == 3
 
     @virtual_time
-    async def test_its_tasks_have_the_pools_name(self) -> None:
-        """And say what they do."""
+    async def test_background_tasks_have_the_pools_name(self) -> None:
+        """The name also says what the task does."""
         async with running(Driver(open=never), 1, 1) as core:
             assert core.store.name == "test"
             names = {task.get_name() for task in asyncio.all_tasks()}
             assert "test: connect" in names
 
     @virtual_time
-    async def test_the_time_of_connects_is_summed(self) -> None:
-        """In seconds, of those that succeed."""
+    async def test_durations_of_connects_are_summed(self) -> None:
+        """The sum is in seconds and includes successful connects only."""
         driver = Driver(open=slow(2.0))
         async with running(driver, 0, 2) as core:
             await asyncio.sleep(10.0)
@@ -161,8 +161,8 @@ class TestGrowth:
             assert core.store.counters.connect_time == pytest.approx(2 * 2.0)
 
     @virtual_time
-    async def test_a_connect_that_is_cancelled_is_not_tried_again(self) -> None:
-        """Whoever cancels a task of the pool's ends the loop; it is no outage."""
+    async def test_a_cancelled_connect_is_not_retried(self) -> None:
+        """A background task is cancelled only when the event loop ends; that is no outage."""
         driver = Driver(open=never)
         async with running(driver, 1, 1) as core:
             (task,) = [each for each in asyncio.all_tasks() if each.get_name() == "test: connect"]
@@ -173,8 +173,8 @@ class TestGrowth:
             assert not core.store.outage
 
     @virtual_time
-    async def test_a_connect_that_is_cancelled_keeps_nothing_of_what_it_did(self) -> None:
-        """The frames of a driver have the socket."""
+    async def test_a_cancelled_connect_keeps_no_references(self) -> None:
+        """The driver's frames refer to the socket."""
         async with running(Driver(open=never)) as core:
             entry = core.ledger.reserve(now())
             connect = _open(weakref.ref(core.store), core.store.driver, entry)
@@ -186,14 +186,14 @@ class TestGrowth:
 
 class TestMinSize:
     @virtual_time
-    async def test_it_is_opened_in_parallel(self) -> None:
+    async def test_min_size_is_opened_in_parallel(self) -> None:
         """Ten connects of 100 ms take 100 ms."""
         async with running(Driver(open=slow(0.1)), 10, 10) as core:
             assert await wait_until_full(core) == pytest.approx(0.1, abs=0.001)
 
     @virtual_time
-    async def test_a_bounded_number_is_opened_at_once(self) -> None:
-        """A server is not run over, and each that is done makes room for the next."""
+    async def test_a_limited_number_is_opened_at_once(self) -> None:
+        """The server is not overloaded; each finished connect makes room for the next."""
         driver = Driver(open=slow(0.1))
         async with running(driver, 50, 50, open_at_once=20) as core:
             assert await wait_until_full(core) == pytest.approx(0.3, abs=0.001)
@@ -201,15 +201,15 @@ class TestMinSize:
 
     @virtual_time
     async def test_the_pool_serves_before_it_is_full(self) -> None:
-        """Nobody waits for min_size but who asks to."""
+        """Only `wait()` waits for `min_size`."""
         driver = Driver(open=slow(10.0))
         driver.script["open"].append(slow(0.1))
         async with running(driver, 5, 5) as core:
             assert await use(core) == pytest.approx(0.1, abs=0.001)
 
     @virtual_time
-    async def test_a_pool_of_min_size_zero_opens_nothing_unasked(self) -> None:
-        """And it is full from the beginning."""
+    async def test_a_pool_of_min_size_zero_opens_nothing_without_a_request(self) -> None:
+        """It is full from the beginning."""
         driver = Driver()
         async with running(driver, 0, 5) as core:
             assert core.store.full.is_set()
@@ -217,8 +217,8 @@ class TestMinSize:
             assert driver.calls == []
 
     @virtual_time
-    async def test_what_is_lost_is_replaced_up_to_min_size(self) -> None:
-        """With nobody asking."""
+    async def test_lost_connections_are_replaced_up_to_min_size(self) -> None:
+        """No request is needed."""
         driver = Driver(open=slow(0.1))
         async with running(driver, 3, 5) as core:
             await wait_until_full(core)
@@ -231,7 +231,7 @@ class TestMinSize:
 class TestOutage:
     @virtual_time
     async def test_only_one_probe_is_made_at_a_time(self) -> None:
-        """However many wait, the server is not stormed."""
+        """This holds however many requests wait."""
         driver = Driver(open=fail_slowly)
         async with running(driver, 5, 20) as core:
             users = [asyncio.create_task(use(core)) for _ in range(30)]
@@ -243,8 +243,8 @@ class TestOutage:
                 task.cancel()
 
     @virtual_time
-    async def test_who_comes_while_a_probe_is_under_way_waits_for_it(self) -> None:
-        """Long after the pause before it is over."""
+    async def test_a_request_that_arrives_during_a_probe_waits_for_it(self) -> None:
+        """This holds long after the back-off before the probe is over."""
         driver = Driver(open=fails)
         async with running(driver, 0, 20) as core:
             users = [asyncio.create_task(use(core))]
@@ -260,8 +260,8 @@ class TestOutage:
                 task.cancel()
 
     @virtual_time
-    async def test_probes_are_delayed_twice_as_long_each_time_up_to_a_second(self) -> None:
-        """Less up to half of it at random."""
+    async def test_the_back_off_doubles_up_to_a_second(self) -> None:
+        """Each delay is shortened at random by up to half."""
         driver = Driver(open=fails)
         async with running(driver, 1, 1):
             await asyncio.sleep(10.0)
@@ -273,7 +273,7 @@ class TestOutage:
                 assert 0.499 * longest <= delay <= 1.001 * longest
 
     def test_a_probe_may_be_due_sooner_than_the_loop_can_wait(self) -> None:
-        """uvloop's timers of under half a millisecond are none, and know no time."""
+        """uvloop treats timers of less than half a millisecond as due, and they have no `when()`."""
         uvloop = pytest.importorskip("uvloop")
 
         async def live() -> None:
@@ -298,7 +298,7 @@ class TestOutage:
 
     @virtual_time
     async def test_when_the_server_is_back_all_are_served_at_once(self) -> None:
-        """The probe that succeeds ends the outage for everybody."""
+        """The successful probe ends the outage for all requests."""
         driver = Driver(open=fails)
         async with running(driver, 0, 10) as core:
             users = [asyncio.create_task(use(core, 0.1)) for _ in range(10)]
@@ -311,7 +311,7 @@ class TestOutage:
 
     @virtual_time
     async def test_the_probe_that_succeeds_serves_a_waiter_like_any_other(self) -> None:
-        """Whoever it serves needs no further connection."""
+        """The waiter that it serves needs no other connection."""
         driver = Driver()
         driver.script["open"].append(fails)
         async with running(driver, 0, 10) as core:
@@ -320,8 +320,8 @@ class TestOutage:
             assert len(driver.conns) == 1
 
     @virtual_time
-    async def test_a_waiter_keeps_its_place_through_an_outage(self) -> None:
-        """First come, first served, when it is over too."""
+    async def test_a_waiter_keeps_its_position_through_an_outage(self) -> None:
+        """Requests are served first in, first out when the outage is over."""
         driver = Driver(open=fails)
         async with running(driver, 0, 1) as core:
             order: list[int] = []
@@ -337,8 +337,8 @@ class TestOutage:
             assert order == list(range(10))
 
     @virtual_time
-    async def test_no_probe_is_made_when_nobody_needs_one(self) -> None:
-        """A pool of min_size zero whose waiters have left stays quiet."""
+    async def test_no_probe_is_made_without_need(self) -> None:
+        """A pool of `min_size` zero without waiters stays quiet."""
         driver = Driver(open=fails)
         async with running(driver, 0, 5) as core:
             with pytest.raises(PoolTimeout):
@@ -351,7 +351,7 @@ class TestOutage:
 
     @virtual_time
     async def test_a_connect_that_hangs_does_not_stop_the_probes(self) -> None:
-        """It began before the outage, and may hang for as long as the network likes."""
+        """The connect began before the outage and may hang for any time."""
         driver = Driver()
         driver.script["open"].extend([never, fails])
         async with running(driver, 0, 3) as core:
@@ -360,8 +360,10 @@ class TestOutage:
             assert max(had_at) < 1.0
 
     @virtual_time
-    async def test_it_is_logged_once_when_it_begins(self, caplog: pytest.LogCaptureFixture) -> None:
-        """A warning, not one for each probe."""
+    async def test_an_outage_is_logged_once_when_it_begins(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """There is one warning, not one for each probe."""
         async with running(Driver(open=fails), 3, 3):
             await asyncio.sleep(60.0)
             warnings = [each for each in caplog.records if each.levelno >= logging.WARNING]
@@ -369,8 +371,8 @@ class TestOutage:
             assert "cannot connect, will retry" in warnings[0].message
 
     @virtual_time
-    async def test_the_last_error_is_remembered_with_its_instant(self) -> None:
-        """Without its traceback, whose frames hold the pool."""
+    async def test_the_last_error_is_kept_with_its_instant(self) -> None:
+        """It has no traceback, because the frames hold the pool."""
         driver = Driver(open=fails)
         async with running(driver, 0, 1) as core:
             assert (core.store.last_error, core.store.last_error_at) == (None, 0.0)
@@ -387,7 +389,7 @@ class TestOutage:
 
     @virtual_time
     async def test_reconnect_failed_is_told_once_an_outage(self) -> None:
-        """After `reconnect_timeout` seconds of it, and anew for the next."""
+        """It is called after `reconnect_timeout` seconds, and again for the next outage."""
         told: list[float] = []
 
         async def tell() -> None:
@@ -406,8 +408,8 @@ class TestOutage:
             assert told[1:] == [pytest.approx(ended + 30.5, abs=0.6)]
 
     @virtual_time
-    async def test_with_no_time_at_all_the_first_failure_is_told(self) -> None:
-        """`reconnect_timeout=0` is no patience."""
+    async def test_with_reconnect_timeout_zero_it_is_called_after_the_first_failure(self) -> None:
+        """`reconnect_timeout=0` allows no time for an outage."""
         told: list[float] = []
 
         async def tell() -> None:
@@ -417,8 +419,8 @@ class TestOutage:
             assert told == [pytest.approx(0.0, abs=0.001)]
 
     @virtual_time
-    async def test_a_connect_from_before_that_succeeds_ends_it(self) -> None:
-        """The probe that was to come is put off, and the others are opened at once."""
+    async def test_a_connect_begun_before_the_outage_ends_it_if_it_succeeds(self) -> None:
+        """The planned probe is dropped, and the other connections are opened at once."""
         driver = Driver(open=fails)
         driver.script["open"].append(slow(5.0))
         async with running(driver, 3, 3, late_after=60.0) as core:
@@ -432,8 +434,8 @@ class TestOutage:
             assert timers() == []
 
     @virtual_time
-    async def test_whoever_comes_brings_the_next_probe_forward(self) -> None:
-        """The pool rests for longer while nobody waits; there is one timer all the same."""
+    async def test_a_new_request_brings_the_next_probe_forward(self) -> None:
+        """The back-off is longer while no request waits; there is still only one timer."""
         driver = Driver(open=fails)
         async with running(driver, 1, 1) as core:
             await asyncio.sleep(10.0)
@@ -448,8 +450,8 @@ class TestOutage:
             assert await waiting == pytest.approx(11.0, abs=0.001)
 
     @virtual_time
-    async def test_a_check_that_passes_ends_it(self) -> None:
-        """What is wanted besides is opened at once."""
+    async def test_a_passed_check_ends_an_outage(self) -> None:
+        """Other connections that are wanted are opened at once."""
 
         async def check(_: FakeConn) -> None:
             await asyncio.sleep(0.01)
@@ -467,8 +469,8 @@ class TestOutage:
             core.release(conn)
 
     @virtual_time
-    async def test_a_short_outage_is_not_told(self) -> None:
-        """It is over before anybody has to know."""
+    async def test_a_short_outage_does_not_call_reconnect_failed(self) -> None:
+        """It is over before `reconnect_timeout`."""
         told: list[float] = []
 
         async def tell() -> None:
@@ -482,11 +484,11 @@ class TestOutage:
             assert told == []
 
     @virtual_time
-    async def test_after_reconnect_failed_the_pool_goes_on_trying(self) -> None:
-        """Unlike psycopg_pool, which gives up until it is asked again."""
+    async def test_the_pool_keeps_trying_after_reconnect_failed(self) -> None:
+        """psycopg_pool stops until there is a new request."""
 
         async def tell() -> None:
-            """Nothing to do."""
+            """Do nothing."""
 
         driver = Driver(open=fails)
         async with running(driver, 1, 1, on_outage=tell, reconnect_timeout=1.0) as core:
@@ -498,8 +500,8 @@ class TestOutage:
 
 class TestDiscard:
     @virtual_time
-    async def test_what_is_on_its_way_out_is_discarded_once(self) -> None:
-        """Neither while its farewell goes on nor when it is over."""
+    async def test_a_closing_connection_is_not_discarded_again(self) -> None:
+        """This holds while it closes and afterwards."""
         driver = Driver(close=slow(1.0))
         async with running(driver, 2, 2) as core:
             assert core.store.counters.connects == 2
@@ -515,10 +517,10 @@ class TestDiscard:
 class TestClean:
     @pytest.mark.parametrize("closing", [False, True])
     @virtual_time
-    async def test_a_reset_that_fails_is_a_warning(
+    async def test_a_reset_that_fails_logs_a_warning(
         self, closing: bool, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """No crash; while the pool closes it is of no interest."""
+        """Nothing is logged while the pool closes."""
         driver = Driver()
 
         async def fail_later() -> None:
@@ -540,10 +542,10 @@ class TestClean:
         assert found == ([] if closing else [logging.WARNING])
 
     @virtual_time
-    async def test_a_reset_that_is_cancelled_costs_the_connection(
+    async def test_a_cancelled_reset_discards_the_connection(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """And ends as what it is."""
+        """The cancellation is passed on."""
         async with running(Driver(reset=never), 1, 1) as core:
             conn = await core.acquire(None)
             conn.clean = False
@@ -560,7 +562,7 @@ class TestClean:
 class TestDropped:
     @virtual_time
     async def test_a_connect_that_hangs_does_not_keep_a_dropped_pool_alive(self) -> None:
-        """The pool's tasks hold it weakly."""
+        """The tasks hold the pool weakly."""
         driver = Driver(open=never)
         core = make_core(driver, 2)
         core.open()
@@ -575,8 +577,8 @@ class TestDropped:
         assert driver.sockets == 0
 
     @virtual_time
-    async def test_what_opens_after_the_pool_was_dropped_is_closed(self) -> None:
-        """Nobody else would."""
+    async def test_a_connection_opened_after_the_pool_was_dropped_is_closed(self) -> None:
+        """Nothing else would close it."""
         driver = Driver(open=slow(1.0))
         core = make_core(driver, 2)
         core.open()
@@ -588,11 +590,11 @@ class TestDropped:
         assert driver.sockets == 0
 
     @virtual_time
-    async def test_a_pause_in_an_outage_does_not_keep_a_dropped_pool_alive(
+    async def test_a_back_off_does_not_keep_a_dropped_pool_alive(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Its timer holds it weakly too."""
-        caplog.set_level(logging.CRITICAL, "asyncpool")  # a log's record holds what it tells of
+        """Its timer holds the pool weakly."""
+        caplog.set_level(logging.CRITICAL, "asyncpool")  # a log record holds its arguments
         core = make_core(Driver(open=fails), 1)
         core.open()
         await settle()
@@ -605,8 +607,8 @@ class TestDropped:
 
 
 @virtual_time
-async def test_a_connection_that_was_drained_while_it_opened_is_replaced() -> None:
-    """It may have been made with what has just changed."""
+async def test_a_connection_drained_while_opening_is_replaced() -> None:
+    """It may have been made with outdated settings."""
     driver = Driver()
     driver.script["open"].append(slow(1.0))
     async with running(driver, 1, 1) as core:
@@ -617,7 +619,7 @@ async def test_a_connection_that_was_drained_while_it_opened_is_replaced() -> No
 
 @virtual_time
 async def test_a_resize_opens_and_closes_at_once() -> None:
-    """What is lent and too many goes on its return."""
+    """A surplus connection that is leased is closed when it is released."""
     driver = Driver()
     async with running(driver, 1, 1) as core:
         core.resize(4, 4)
@@ -634,8 +636,8 @@ async def test_a_resize_opens_and_closes_at_once() -> None:
 
 
 @virtual_time
-async def test_a_stubborn_farewell_keeps_its_place_until_its_socket_is_closed() -> None:
-    """Or there would be one backend too many."""
+async def test_a_connection_counts_until_its_socket_is_closed() -> None:
+    """Otherwise there would be one backend too many."""
     driver = Driver(close=stubborn(1.5))
     async with running(driver, 1, 1) as core:
         lose(driver.conns[0])
@@ -645,8 +647,8 @@ async def test_a_stubborn_farewell_keeps_its_place_until_its_socket_is_closed() 
 
 class TestTimes:
     @virtual_time
-    async def test_however_many_came_since_the_last_look_all_are_counted(self) -> None:
-        """Those that are kept one by one stand for the others too."""
+    async def test_all_durations_count_however_many_were_noted_since_the_last_flush(self) -> None:
+        """The kept ones represent the others."""
         async with running(Driver(open=slow(0.25)), 0, 1) as core:
             counters = core.store.counters
             await asyncio.gather(*(use(core, 0.0001) for _ in range(3000)))
@@ -654,7 +656,7 @@ class TestTimes:
             waits = [asyncio.create_task(use(core)) for _ in range(5)]
             await settle()
             counters.use_time += 7.0
-            counters.shared_time += 7.0  # those of a shared connection are no borrower's
+            counters.shared_time += 7.0  # shared leases are not in the histogram
             core.store.sort_times()
             assert counters.connect.count == 1
             assert counters.connect.sum == counters.connect_time == pytest.approx(0.25)
@@ -669,10 +671,10 @@ USUAL = ("opened", "closing", "closed")
 
 
 @virtual_time
-async def test_an_outage_that_nobody_looks_into_is_told_to_be_over(
+async def test_an_outage_lapses_when_no_connect_is_due(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Nothing is spared for it any more."""
+    """Expired connections are closed again."""
     caplog.set_level(logging.INFO, "asyncpool")
     async with running(Driver(open=fails), 0, 1, keeper=True, ping_interval=1.0) as core:
         with pytest.raises(PoolTimeout):
@@ -685,10 +687,10 @@ async def test_an_outage_that_nobody_looks_into_is_told_to_be_over(
 
 
 @virtual_time
-async def test_whatever_goes_wrong_is_told_with_its_reason(
+async def test_every_failure_is_recorded_with_its_reason(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """In the log, with the reason as a field of the record, and among the pool's last events."""
+    """The reason is in the log, in a field of the log record, and in the pool's last events."""
     caplog.set_level(logging.INFO, "asyncpool")
     driver = Driver()
     async with running(driver, 1, 1) as core:
@@ -748,5 +750,5 @@ async def test_whatever_goes_wrong_is_told_with_its_reason(
 
 
 async def late() -> None:
-    """A connect whose time is up."""
+    """A connect that times out."""
     raise TimeoutError
