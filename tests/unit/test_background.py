@@ -1,4 +1,4 @@
-"""The pool's own tasks: their context, their crashes, their end."""
+"""Background tasks: their context, their failures, their end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def crash() -> None:
 
 @virtual_time
 async def test_tasks_start_with_an_empty_context() -> None:
-    """No request's variables live on in them."""
+    """They keep no request's context variables."""
     tasks = BackgroundTasks("main")
     user.set("alice")
 
@@ -36,7 +36,7 @@ async def test_tasks_start_with_an_empty_context() -> None:
 
 @virtual_time
 async def test_a_context_can_be_given() -> None:
-    """As for a check, which is the borrower's own code."""
+    """A check needs it, because it is the user's own code."""
     tasks = BackgroundTasks("main")
     user.set("alice")
 
@@ -48,15 +48,15 @@ async def test_a_context_can_be_given() -> None:
 
 @virtual_time
 async def test_a_task_is_named_for_the_pool_and_its_job() -> None:
-    """So that it is recognised in a debugger and in logs."""
+    """It can be recognised in a debugger and in logs."""
     tasks = BackgroundTasks("main")
     assert tasks.spawn(never(), "close").get_name() == "main: close"
     await tasks.stop(1.0)
 
 
 @virtual_time
-async def test_a_crash_is_logged_and_the_task_forgotten(caplog: pytest.LogCaptureFixture) -> None:
-    """It is never lost, and never surfaces in somebody else's task."""
+async def test_a_failed_task_is_logged_and_removed(caplog: pytest.LogCaptureFixture) -> None:
+    """Its error is not lost and is not raised in another task."""
     tasks = BackgroundTasks("main")
     tasks.spawn(crash(), "reset")
     await settle()
@@ -69,8 +69,8 @@ async def test_a_crash_is_logged_and_the_task_forgotten(caplog: pytest.LogCaptur
 
 
 @virtual_time
-async def test_a_cancelled_task_is_no_crash(caplog: pytest.LogCaptureFixture) -> None:
-    """It ends as it was told to."""
+async def test_a_cancelled_task_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Cancellation is no failure."""
     tasks = BackgroundTasks("main")
     tasks.spawn(never(), "connect").cancel()
     await settle()
@@ -79,8 +79,8 @@ async def test_a_cancelled_task_is_no_crash(caplog: pytest.LogCaptureFixture) ->
 
 
 @virtual_time
-async def test_no_cancellation_of_the_spawner_reaches_a_task() -> None:
-    """Neither asyncio's nor that of an anyio scope."""
+async def test_cancelling_the_caller_does_not_reach_a_task() -> None:
+    """This holds for asyncio and for anyio scopes."""
     tasks = BackgroundTasks("main")
     ended: list[str] = []
 
@@ -102,8 +102,8 @@ async def test_no_cancellation_of_the_spawner_reaches_a_task() -> None:
 
 
 @virtual_time
-async def test_to_dismiss_cancels_all_and_waits_for_none() -> None:
-    """It is a plain call, for a pool that is collected."""
+async def test_cancel_all_cancels_all_tasks_and_waits_for_none() -> None:
+    """It is a plain call, for a pool that is garbage."""
     tasks = BackgroundTasks("main")
     spawned = [tasks.spawn(never(), "ping") for _ in range(3)]
     await settle()
@@ -113,8 +113,8 @@ async def test_to_dismiss_cancels_all_and_waits_for_none() -> None:
 
 
 @virtual_time
-async def test_to_stop_waits_until_all_are_gone() -> None:
-    """And no longer."""
+async def test_stop_waits_until_all_tasks_have_ended() -> None:
+    """It does not wait longer."""
     tasks = BackgroundTasks("main")
     tasks.spawn(never(), "ping")
     tasks.spawn(stubborn(0.3)(), "reset")  # type: ignore[arg-type]
@@ -125,8 +125,8 @@ async def test_to_stop_waits_until_all_are_gone() -> None:
 
 
 @virtual_time
-async def test_to_stop_cancels_again_what_obeys_no_first_time() -> None:
-    """psycopg answers the first cancellation by cancelling the query on the server."""
+async def test_stop_cancels_again_if_a_task_ignores_the_first_time() -> None:
+    """psycopg reacts to the first cancellation by cancelling the query on the server."""
     tasks = BackgroundTasks("main")
     cancelled = 0
 
@@ -144,8 +144,8 @@ async def test_to_stop_cancels_again_what_obeys_no_first_time() -> None:
     assert (cancelled, len(tasks)) == (3, 0)
 
 
-def test_a_loop_that_is_held_up_stops_as_patiently() -> None:
-    """Time in which nobody could run does not count: all are asked as often as ever."""
+def test_stop_makes_as_many_attempts_on_a_blocked_loop() -> None:
+    """Time in which no task could run does not count."""
     loop = tests.sim.loop.VirtualLoop()
 
     async def obey_the_third() -> None:
@@ -166,8 +166,8 @@ def test_a_loop_that_is_held_up_stops_as_patiently() -> None:
 
 
 @virtual_time
-async def test_to_stop_ends_at_its_limit() -> None:
-    """Whatever the stubborn ones do."""
+async def test_stop_ends_at_its_limit() -> None:
+    """Tasks may ignore cancellation for longer."""
     tasks = BackgroundTasks("main")
     tasks.spawn(stubborn(60.0)(), "reset")  # type: ignore[arg-type]
     await settle()
@@ -177,16 +177,16 @@ async def test_to_stop_ends_at_its_limit() -> None:
 
 
 @virtual_time
-async def test_to_stop_an_empty_crew_does_not_wait() -> None:
+async def test_stop_without_tasks_does_not_wait() -> None:
     """There is nothing to wait for."""
     await BackgroundTasks("main").stop(5.0)
     assert now() == 0.0
 
 
-def test_tasks_of_a_closed_loop_are_ended_where_they_stand(
+def test_tasks_of_a_closed_loop_are_ended(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Their clean-up is run, whatever it lacks without a loop, and asyncio does not complain."""
+    """Their `finally` blocks run as far as they can without a loop, and asyncio logs nothing."""
     tasks = BackgroundTasks("main")
     ended: list[str] = []
 
@@ -205,7 +205,7 @@ def test_tasks_of_a_closed_loop_are_ended_where_they_stand(
     loop = asyncio.new_event_loop()
     loop.run_until_complete(start())
     loop.close()
-    tasks.cancel_all()  # nobody hears of it
+    tasks.cancel_all()  # has no effect
     tasks.force_close()
     assert sorted(ended) == ["one", "two"]
     assert not len(tasks)
@@ -214,8 +214,8 @@ def test_tasks_of_a_closed_loop_are_ended_where_they_stand(
 
 
 @virtual_time
-async def test_the_stubborn_are_asked_ever_less_often() -> None:
-    """Each cancellation may be work for the server."""
+async def test_stop_cancels_less_and_less_often() -> None:
+    """Each cancellation may cause work on the server."""
     tasks = BackgroundTasks("main")
     asked: list[float] = []
 
@@ -236,8 +236,8 @@ async def test_the_stubborn_are_asked_ever_less_often() -> None:
 
 
 @virtual_time
-async def test_one_that_was_spared_is_forgotten_at_its_end() -> None:
-    """As all are."""
+async def test_an_exempt_task_is_removed_at_its_end() -> None:
+    """Every task is."""
     tasks = BackgroundTasks("main")
     task = tasks.spawn(ok(), "reconnect_failed")
     tasks.exempt(task)

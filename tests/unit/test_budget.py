@@ -1,4 +1,4 @@
-"""One limit for several pools: who may open a connection next, and what is closed for it."""
+"""One limit for several pools: which may open a connection, and what is closed for it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.unit._tools import (
 async def sharing(
     limit: int, *min_sizes: int, max_size: int = 4, **rest: Any
 ) -> AsyncIterator[list[Core[FakeConn]]]:
-    """Pools under one limit; afterwards nothing of it is spent, and nothing is left of them."""
+    """Pools under one limit; afterwards the budget must be unused and the pools must be gone."""
     budget = Budget(limit)
     drivers = [Driver() for _ in min_sizes]
     pools = [
@@ -60,14 +60,14 @@ async def sharing(
 
 
 def opens(core: Core[FakeConn]) -> dict[str, Any]:
-    """How its driver opens connections, to be changed."""
+    """Return how the driver opens connections, to be changed by a test."""
     driver = core.store.driver
     assert isinstance(driver, Driver)
     return driver.usual
 
 
 async def refused() -> None:
-    """The password is wrong."""
+    """A connect with a wrong password."""
     raise psycopg.errors.InvalidPassword
 
 
@@ -78,15 +78,15 @@ def start(core: Core[FakeConn], timeout: float | None = None) -> asyncio.Task[Fa
 @pytest.mark.parametrize(
     ("number", "error"), [(0, ValueError), (-1, ValueError), ("5", TypeError), (True, TypeError)]
 )
-def test_a_limit_that_makes_no_sense_is_named(number: Any, error: type[Exception]) -> None:
-    """At the call."""
+def test_an_invalid_limit_is_refused(number: Any, error: type[Exception]) -> None:
+    """The call raises the error."""
     with pytest.raises(error, match="max_connections"):
         Budget(number)
 
 
 @virtual_time
 async def test_pools_have_no_more_than_the_limit_together() -> None:
-    """However many of each want one."""
+    """This holds for any number of requests to each pool."""
     async with sharing(3, 0, 0, 0, 0) as pools:
         uses = [asyncio.create_task(use(pool, 1.0)) for pool in pools for _ in range(4)]
         budget = pools[0].ledger.budget
@@ -100,7 +100,7 @@ async def test_pools_have_no_more_than_the_limit_together() -> None:
 
 @virtual_time
 async def test_those_who_wait_are_served_in_the_order_of_their_coming_across_pools() -> None:
-    """A connection that comes back is closed for one who has waited longer elsewhere."""
+    """A released connection is closed for a request that has waited longer in another pool."""
     served: list[int] = []
 
     async def request(number: int, pool: Core[FakeConn]) -> None:
@@ -118,7 +118,7 @@ async def test_those_who_wait_are_served_in_the_order_of_their_coming_across_poo
 
 @virtual_time
 async def test_what_rests_elsewhere_is_closed_for_one_who_waits_the_least_recent_first() -> None:
-    """Nobody waits while a connection is idle in another pool."""
+    """No request waits while a connection is idle in another pool."""
     async with sharing(3, 0, 0, 0) as (a, b, c):
         for pool in (b, a, c, a):
             await use(pool)
@@ -133,8 +133,10 @@ async def test_what_rests_elsewhere_is_closed_for_one_who_waits_the_least_recent
 
 
 @virtual_time
-async def test_a_pool_may_lend_what_it_gets_back_to_its_own_while_nobody_waits_longer() -> None:
-    """A connection is not closed and opened for nothing."""
+async def test_a_pool_may_keep_a_released_connection_while_no_earlier_request_waits_elsewhere() -> (
+    None
+):
+    """No connection is closed and opened without need."""
     async with sharing(1, 0, 0) as (a, b):
         conn = await a.acquire(None)
         mine, theirs = start(a), None
@@ -150,8 +152,8 @@ async def test_a_pool_may_lend_what_it_gets_back_to_its_own_while_nobody_waits_l
 
 
 @virtual_time
-async def test_one_who_leaves_gives_up_the_place_that_was_kept_for_it() -> None:
-    """It is the next one's, whichever pool that waits in."""
+async def test_a_waiter_that_leaves_gives_up_its_claim() -> None:
+    """The next waiter of any pool gets the room."""
     async with sharing(1, 0, 0, 0) as (a, b, c):
         conn = await a.acquire(None)
         first = start(b)
@@ -167,8 +169,8 @@ async def test_one_who_leaves_gives_up_the_place_that_was_kept_for_it() -> None:
 
 
 @virtual_time
-async def test_a_connection_that_nobody_wants_any_more_is_kept() -> None:
-    """Where all that waited elsewhere have gone."""
+async def test_a_connection_is_kept_when_no_request_needs_its_room_any_more() -> None:
+    """All waiters of the other pools have left."""
     async with sharing(1, 0, 0) as (a, b):
         conn = await a.acquire(None)
         gone = start(b)
@@ -184,8 +186,8 @@ async def test_a_connection_that_nobody_wants_any_more_is_kept() -> None:
 
 
 @virtual_time
-async def test_a_place_that_a_failed_connect_gives_back_goes_to_the_next_pool() -> None:
-    """A database that is not there keeps nobody from another."""
+async def test_the_place_of_a_failed_connect_goes_to_the_next_pool() -> None:
+    """A missing database does not block another one."""
     async with sharing(1, 0, 0) as (a, b):
         opens(a)["open"] = fails
         doomed = start(a, 5.0)
@@ -199,8 +201,8 @@ async def test_a_place_that_a_failed_connect_gives_back_goes_to_the_next_pool() 
 
 
 @virtual_time
-async def test_an_outage_asks_for_room_when_its_pause_is_over_and_not_before() -> None:
-    """Until then what comes back elsewhere is kept; then it is closed for who has waited longer."""
+async def test_an_outage_claims_room_only_when_its_back_off_is_over() -> None:
+    """Until then, released connections are kept; after that they are closed for earlier waiters."""
     async with sharing(1, 0, 0) as (a, b):
         budget, outage = a.ledger.budget, a.store.outage
         assert budget is not None
@@ -224,8 +226,8 @@ async def test_an_outage_asks_for_room_when_its_pause_is_over_and_not_before() -
 
 
 @virtual_time
-async def test_an_outage_asks_for_no_more_than_somebody_wants() -> None:
-    """One who has given up wants nothing."""
+async def test_an_outage_claims_no_more_room_than_its_waiters_need() -> None:
+    """A request that has timed out needs nothing."""
     async with sharing(1, 0, 0) as (a, b):
         budget = a.ledger.budget
         assert budget is not None
@@ -241,8 +243,8 @@ async def test_an_outage_asks_for_no_more_than_somebody_wants() -> None:
 
 
 @virtual_time
-async def test_whoever_waits_for_room_is_not_told_what_was_known_before() -> None:
-    """Access was refused; whether it is still, a connect has to show, and it has no room."""
+async def test_a_request_that_waits_for_room_does_not_fail_for_an_old_refusal() -> None:
+    """Only a new connect can show whether access is still refused, and it has no room."""
     async with sharing(1, 0, 0) as (a, b):
         opens(a)["open"] = refused
         with pytest.raises(PoolUnavailable):
@@ -258,8 +260,8 @@ async def test_whoever_waits_for_room_is_not_told_what_was_known_before() -> Non
 
 
 @virtual_time
-async def test_a_connect_that_hangs_costs_one_place_until_it_ends() -> None:
-    """As it does in one pool."""
+async def test_a_connect_that_hangs_takes_one_place_until_it_ends() -> None:
+    """A single pool behaves like that too."""
     async with sharing(2, 0, 0) as (a, b):
         opens(a)["open"] = never
         hung = start(a)
@@ -267,14 +269,14 @@ async def test_a_connect_that_hangs_costs_one_place_until_it_ends() -> None:
         opens(a)["open"] = ok
         for _ in range(3):
             b.release(await asyncio.wait_for(start(b), 1))
-        conn = await asyncio.wait_for(hung, 5)  # a late connect has another beside it
+        conn = await asyncio.wait_for(hung, 5)  # another connect is started beside a late one
         assert b.ledger.size == 0
         a.release(conn)
 
 
 @virtual_time
-async def test_min_size_is_not_kept_up_at_the_cost_of_a_request() -> None:
-    """And is, as soon as there is room again."""
+async def test_min_size_is_not_kept_up_at_the_expense_of_a_request() -> None:
+    """It is filled as soon as there is room again."""
     async with sharing(2, 0, 2) as (a, b):
         assert b.ledger.size == 2
         conn = await asyncio.wait_for(start(a), 1)
@@ -290,8 +292,8 @@ async def test_min_size_is_not_kept_up_at_the_cost_of_a_request() -> None:
 
 
 @virtual_time
-async def test_a_replacement_for_the_aged_needs_room_too() -> None:
-    """With none the old one goes first."""
+async def test_a_replacement_of_an_expired_connection_needs_room_too() -> None:
+    """Without room the old one is closed first."""
     async with sharing(1, 1, max_lifetime=10.0) as (core,):
         await asyncio.sleep(11)
         await make_round(core)
@@ -301,8 +303,8 @@ async def test_a_replacement_for_the_aged_needs_room_too() -> None:
 
 
 @virtual_time
-async def test_closing_a_pool_gives_its_places_to_the_others() -> None:
-    """Also those of its connects under way."""
+async def test_closing_a_pool_frees_its_places_for_the_others() -> None:
+    """This includes the places of connects under way."""
     budget = Budget(2)
     driver = Driver(open=never)
     a, b = make_core(driver, 2, 2, budget=budget), make_core(Driver(), budget=budget)
@@ -320,8 +322,8 @@ async def test_closing_a_pool_gives_its_places_to_the_others() -> None:
 
 
 @virtual_time
-async def test_a_pool_that_is_dropped_costs_nothing_any_more() -> None:
-    """The budget does not keep it, nor its connections' places."""
+async def test_a_dropped_pool_uses_no_places() -> None:
+    """The budget keeps neither the pool nor the places of its connections."""
     budget = Budget(2)
     core = make_core(Driver(), 2, 2, budget=budget)
     core.open()
@@ -336,8 +338,8 @@ async def test_a_pool_that_is_dropped_costs_nothing_any_more() -> None:
 
 
 @virtual_time
-async def test_a_dropped_pool_leaves_its_places_to_those_who_wait() -> None:
-    """With no call of anybody's: it may be the collector that drops it."""
+async def test_a_dropped_pool_leaves_its_places_to_waiters() -> None:
+    """No call is needed: the garbage collector may drop the pool."""
     async with sharing(2, 0) as (b,):
         budget = b.ledger.budget
         a = make_core(Driver(), 2, 2, budget=budget)
@@ -357,7 +359,7 @@ async def test_a_dropped_pool_leaves_its_places_to_those_who_wait() -> None:
 
 @virtual_time
 async def test_in_a_forked_child_nothing_is_done_on_the_parents_loop() -> None:
-    """Though somebody waits on it."""
+    """This holds although requests wait on it."""
     async with sharing(1, 0, 0, 0) as (a, b, c):
         conn = await a.acquire(None)
         waiting = [start(b), start(c)]
@@ -373,8 +375,8 @@ async def test_in_a_forked_child_nothing_is_done_on_the_parents_loop() -> None:
         a.release(conn)
 
 
-def test_what_was_left_on_a_loop_that_has_ended_is_nobodys_to_wait_for() -> None:
-    """Neither its connections nor its requests."""
+def test_nothing_waits_for_what_was_left_on_a_loop_that_has_ended() -> None:
+    """This applies to its connections and its requests."""
     budget = Budget(2)
     loop = VirtualLoop()
     left: list[Core[FakeConn]] = []
@@ -413,8 +415,8 @@ def test_what_was_left_on_a_loop_that_has_ended_is_nobodys_to_wait_for() -> None
 
 
 @virtual_time
-async def test_one_who_was_served_what_is_lost_keeps_its_place_across_pools() -> None:
-    """Before all who have come since, in whichever pool."""
+async def test_a_request_served_a_lost_connection_keeps_its_position_across_pools() -> None:
+    """It stays before all later requests of any pool."""
     served: list[str] = []
 
     async def request(name: str, pool: Core[FakeConn]) -> None:
@@ -434,8 +436,8 @@ async def test_one_who_was_served_what_is_lost_keeps_its_place_across_pools() ->
 
 
 @virtual_time
-async def test_one_who_comes_again_takes_the_place_that_it_had() -> None:
-    """Behind those who came before it, before those who have come since."""
+async def test_a_request_that_rejoins_keeps_its_position() -> None:
+    """It is behind earlier and before later requests."""
     async with sharing(2, 0, 0) as (a, b):
         budget, conn = a.ledger.budget, await a.acquire(None)
         assert budget is not None
@@ -455,8 +457,8 @@ async def test_one_who_comes_again_takes_the_place_that_it_had() -> None:
 
 
 @virtual_time
-async def test_each_place_is_given_to_the_one_who_has_waited_longest() -> None:
-    """Also where two come free at once: the first of a pool does not take its second along."""
+async def test_each_place_goes_to_the_longest_waiting_request() -> None:
+    """This holds if two places become free at once: a pool's first waiter does not bring its second."""
     async with sharing(2, 0, 0) as (a, b):
         budget = a.ledger.budget
         c = make_core(Driver(), 0, 2, budget=budget)
@@ -478,8 +480,8 @@ async def test_each_place_is_given_to_the_one_who_has_waited_longest() -> None:
 
 
 @virtual_time
-async def test_the_end_of_one_pool_forgets_nobody_who_waits_in_another() -> None:
-    """What comes back elsewhere is theirs."""
+async def test_the_end_of_one_pool_does_not_lose_waiters_of_another() -> None:
+    """Connections released elsewhere are for them."""
     async with sharing(2, 0, 0, 0) as (a, b, c):
         mine, theirs = await a.acquire(None), await c.acquire(None)
         first, second = start(b), start(b)
@@ -495,8 +497,8 @@ async def test_the_end_of_one_pool_forgets_nobody_who_waits_in_another() -> None
 
 
 @virtual_time
-async def test_those_who_have_left_cost_no_memory() -> None:
-    """Though one who came before them is waiting still."""
+async def test_waiters_that_have_left_use_no_memory() -> None:
+    """This holds although an earlier waiter still waits."""
     async with sharing(1, 0, 0, max_waiting=0) as (a, b):
         conn = await a.acquire(None)
         first = start(b)
@@ -515,8 +517,8 @@ async def test_those_who_have_left_cost_no_memory() -> None:
 
 
 @virtual_time
-async def test_those_who_wait_are_not_gone_through_for_each_newcomer() -> None:
-    """Only when the line has doubled, and some more."""
+async def test_the_queue_is_not_scanned_for_each_new_request() -> None:
+    """It is scanned when its length has doubled."""
     async with sharing(1, 0, 0) as (a, b):
         conn, budget = await a.acquire(None), a.ledger.budget
         assert budget is not None
@@ -535,8 +537,8 @@ async def test_those_who_wait_are_not_gone_through_for_each_newcomer() -> None:
 
 @virtual_time
 @pytest.mark.parametrize(("waiting", "kept"), [(1, 1), (2, 0)])
-async def test_what_is_being_closed_is_reckoned_with(waiting: int, kept: int) -> None:
-    """No more is closed than is waited for."""
+async def test_connections_being_closed_count_as_room(waiting: int, kept: int) -> None:
+    """No more are closed than waiters need."""
     async with sharing(2, 0, 0, 0) as (a, b, c):
         mine, theirs = await a.acquire(None), await c.acquire(None)
         opens(c)["close"] = slow(5.0)
@@ -553,8 +555,8 @@ async def test_what_is_being_closed_is_reckoned_with(waiting: int, kept: int) ->
 
 
 @virtual_time
-async def test_a_pool_that_wants_no_more_does_not_hold_up_the_others() -> None:
-    """What it had asked for is forgotten as its requests leave."""
+async def test_a_pool_without_waiters_does_not_block_the_others() -> None:
+    """Its shortage ends when its requests leave."""
     async with sharing(1, 0, 0, 0) as (a, b, c):
         conn = await a.acquire(None)
         budget = a.ledger.budget
@@ -574,8 +576,8 @@ async def test_a_pool_that_wants_no_more_does_not_hold_up_the_others() -> None:
 
 
 @virtual_time
-async def test_the_error_says_that_the_budget_is_spent() -> None:
-    """Else its reader would look for the reason in a pool that has nothing."""
+async def test_the_error_says_that_the_budget_is_used_up() -> None:
+    """The pool itself may have no connections at all."""
     async with sharing(1, 0, 0) as (a, b):
         conn = await a.acquire(None)
         with pytest.raises(PoolTimeout, match=r"budget is used up .pools=1, connections=1"):
@@ -583,8 +585,8 @@ async def test_the_error_says_that_the_budget_is_spent() -> None:
         a.release(conn)
 
 
-def test_pools_of_two_loops_may_not_share_one() -> None:
-    """Told at once; after the end of the first loop they may, one after the other."""
+def test_pools_of_two_loops_may_not_share_a_budget() -> None:
+    """The error comes at once; they may use it one after the other."""
     budget = Budget(2)
 
     async def spend() -> None:
@@ -616,8 +618,8 @@ def test_pools_of_two_loops_may_not_share_one() -> None:
 
 
 @virtual_time
-async def test_a_crowd_of_pools_is_served_whole() -> None:
-    """A thousand tenants, ten connections: everybody once, in order, and none above the limit."""
+async def test_many_pools_are_all_served() -> None:
+    """A thousand tenants share ten connections: each is served once, in order, within the limit."""
     async with sharing(10, *[0] * 200, max_size=2) as pools:
         served: list[float] = []
         budget = pools[0].ledger.budget

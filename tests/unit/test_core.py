@@ -120,7 +120,7 @@ class TestNoSuspension:
             assert [core.acquire_now() for _ in range(3)] == [second, first, third]
 
 
-class TestLine:
+class TestQueue:
     @virtual_time
     async def test_requests_are_served_in_order_of_arrival(self) -> None:
         """The wait queue is strictly first in, first out."""
@@ -136,7 +136,7 @@ class TestLine:
                 )
 
     @virtual_time
-    async def test_a_new_request_does_not_overtake_a_waiter(self) -> None:
+    async def test_a_newcomer_does_not_overtake_a_waiter(self) -> None:
         """A released connection belongs to the waiter before its task has run."""
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
@@ -616,7 +616,7 @@ class TestReturns:
 
     @virtual_time
     async def test_a_dismissed_connection_is_closed_and_replaced(self) -> None:
-        """It is closed although clean, a waiter gets the new one, and a second dismissal is an error."""
+        """It is closed although clean; a waiter gets the new one. A second call is an error."""
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
             waiting = start(core)

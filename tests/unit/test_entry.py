@@ -12,15 +12,15 @@ from asyncpool._core.stacks import three
 
 
 def test_an_entry_exists_before_its_connection() -> None:
-    """It is OPENING, and has no connection to be mistaken for one."""
+    """It is OPENING and has no connection."""
     entry: Entry[str] = Entry(5.0)
     assert entry.state is State.OPENING
     assert not hasattr(entry, "conn")
     assert (entry.opened_at, entry.used_at, entry.healthy_at) == (5.0, 5.0, 5.0)
 
 
-def test_a_new_entry_has_done_nothing_yet() -> None:
-    """Its instants are that of its making, and nobody has or keeps anything of it."""
+def test_a_new_entry_is_unused() -> None:
+    """Its instants are that of its creation, and it has no holder."""
     entry: Entry[str] = Entry(3.0)
     instants = (entry.opened_at, entry.expires_at, entry.used_at, entry.healthy_at, entry.lent_at)
     assert instants == (3.0,) * 5
@@ -32,8 +32,8 @@ def test_a_new_entry_has_done_nothing_yet() -> None:
     assert entry.trace == ()
 
 
-def test_a_doomed_entry_is_past_its_life_at_any_instant() -> None:
-    """So that every question about its life has the same answer."""
+def test_a_retired_entry_has_expired_at_any_instant() -> None:
+    """One comparison answers both questions."""
     entry: Entry[str] = Entry(5.0)
     entry.retire()
     assert entry.expires_at == RETIRED
@@ -42,21 +42,21 @@ def test_a_doomed_entry_is_past_its_life_at_any_instant() -> None:
 
 
 def test_an_entry_takes_no_other_attributes() -> None:
-    """A typing error does not become state."""
+    """A misspelt name does not become state."""
     entry: Entry[str] = Entry(0.0)
     with pytest.raises(AttributeError):
         entry.expire_at = 1.0  # type: ignore[attr-defined]
 
 
 def test_the_repr_has_the_state_and_the_uses() -> None:
-    """And nothing of the connection, which may know a password."""
+    """It has nothing of the connection, which may contain a password."""
     entry: Entry[str] = Entry(0.0)
     entry.conn = "password=secret"
     assert repr(entry) == "<Entry opening uses=0>"
 
 
-def test_where_it_was_borrowed_is_told_of_that_use_only() -> None:
-    """What was noted of an earlier one is another borrower's."""
+def test_the_call_site_belongs_to_one_lease() -> None:
+    """The call site of an earlier lease is another holder's."""
     entry: Entry[object] = Entry(0.0)
     assert entry.borrowed_at() == []
     entry.uses, entry.trace, entry.traced_in = 1, three(sys._getframe()), 1

@@ -1,4 +1,4 @@
-"""Deadlocks, leases that nobody can return, and those that last too long."""
+"""Deadlocks, forgotten connections, and leases that last too long."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.unit._tools import Driver, now, running, settle, virtual_time
 
 
 async def nested(core: Core[FakeConn], depth: int, pause: float = 0.0) -> float:
-    """Hold so many connections at once, each in a block; returns the instant of the last."""
+    """Hold `depth` connections at once, each in a block; return the instant of the last lease."""
     entry = core.take_now() or await core.acquire_entry(None)
     try:
         await asyncio.sleep(pause)
@@ -27,8 +27,8 @@ async def nested(core: Core[FakeConn], depth: int, pause: float = 0.0) -> float:
 
 class TestDeadlock:
     @virtual_time
-    async def test_who_waits_for_what_it_holds_itself_is_told(self) -> None:
-        """Long before its time is up, with the place where it waits."""
+    async def test_a_task_that_waits_for_its_own_connection_gets_a_deadlock_error(self) -> None:
+        """The error comes long before the timeout and says where the task waits."""
         async with running(Driver(), 1, 1) as core:
             task = asyncio.create_task(nested(core, 2), name="greedy")
             with pytest.raises(PoolDeadlock, match="deadlock: every connection") as caught:
@@ -40,7 +40,7 @@ class TestDeadlock:
             assert core.store.counters.requests_failed == 1
 
     @virtual_time
-    async def test_of_several_the_last_is_told_and_the_others_go_on(self) -> None:
+    async def test_the_last_of_several_gets_the_error_and_the_others_continue(self) -> None:
         """One block that ends is enough for the next."""
         async with running(Driver(), 4, 4) as core:
             work = [nested(core, 2, 0.01) for _ in range(4)]
@@ -48,8 +48,8 @@ class TestDeadlock:
             assert sorted(type(end).__name__ for end in ends) == ["PoolDeadlock", *["float"] * 3]
 
     @virtual_time
-    async def test_there_is_none_while_one_of_the_holders_works(self) -> None:
-        """It may take its time, and the line its time limit."""
+    async def test_there_is_no_deadlock_while_one_of_the_holders_works(self) -> None:
+        """Its work may take any time; the waiters have their timeout."""
         async with running(Driver(), 2, 2, timeout=60.0) as core:
             busy = asyncio.create_task(nested(core, 1, 50.0))
             await settle()
@@ -57,7 +57,7 @@ class TestDeadlock:
             await busy
 
     @virtual_time
-    async def test_what_anybody_may_return_is_no_deadlock(self) -> None:
+    async def test_leases_outside_a_block_are_no_deadlock(self) -> None:
         """A producer that hands each connection to a worker waits for the workers."""
         async with running(Driver(), 2, 2) as core:
 
@@ -76,8 +76,8 @@ class TestDeadlock:
                 assert now() == pytest.approx(ends_at)
 
     @virtual_time
-    async def test_what_was_bound_to_a_block_is_its_own_to_return(self) -> None:
-        """It was borrowed by a bare `acquire`, and counts from then on."""
+    async def test_a_lease_bound_to_a_block_counts(self) -> None:
+        """It was made by a bare `acquire` before."""
         async with running(Driver(), 1, 1) as core:
             conn = await core.acquire(None)
             assert core.bind(conn) == core.lease_number(conn) == 1
@@ -86,8 +86,8 @@ class TestDeadlock:
             core.release(conn)
 
     @virtual_time
-    async def test_there_is_none_while_a_connection_is_opened_or_cleaned(self) -> None:
-        """It will serve somebody."""
+    async def test_there_is_no_deadlock_while_a_connection_is_opened_or_cleaned(self) -> None:
+        """It will serve a waiter."""
         driver = Driver(reset=lambda: asyncio.sleep(2.0))
         async with running(driver, 2, 2, timeout=60.0) as core:
             conn = await core.acquire(None)
@@ -96,10 +96,10 @@ class TestDeadlock:
             assert await nested(core, 2) == pytest.approx(2.0)
 
     @virtual_time
-    async def test_none_is_looked_for_while_connections_are_lent(
+    async def test_deadlocks_are_not_searched_while_connections_are_leased(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Somebody is served between two looks."""
+        """A lease was made between two checks."""
         looked: list[float] = []
         async with running(Driver(), 1, 1) as core:
             monkeypatch.setattr(core.lease_monitor, "_break_deadlock", lambda: looked.append(now()))
@@ -112,8 +112,8 @@ class TestDeadlock:
             await busy
 
     @virtual_time
-    async def test_it_is_found_although_others_wait_too(self) -> None:
-        """Who waits and has none is served by it."""
+    async def test_a_deadlock_is_found_although_other_tasks_wait_too(self) -> None:
+        """A waiter that holds no connection is served when the deadlock ends."""
         async with running(Driver(), 1, 1) as core:
             task = asyncio.create_task(nested(core, 2, 0.01))
             await settle()
@@ -122,8 +122,8 @@ class TestDeadlock:
                 await task
 
     @virtual_time
-    async def test_after_the_line_has_emptied_nobody_looks(self) -> None:
-        """The timer is set by who waits."""
+    async def test_without_waiters_there_are_no_checks(self) -> None:
+        """Waiters start the timer."""
         async with running(Driver(), 1, 1) as core:
             conn = await core.acquire(None)
             waiting = asyncio.create_task(nested(core, 1))
@@ -138,8 +138,8 @@ class TestDeadlock:
 class TestForgotten:
     @pytest.mark.parametrize("waited_for", [True, False])
     @virtual_time
-    async def test_what_nobody_has_any_more_is_taken_back(self, waited_for: bool) -> None:
-        """At once when somebody waits for it, else in the next round."""
+    async def test_a_forgotten_connection_is_reclaimed(self, waited_for: bool) -> None:
+        """This happens at the next check if a request waits, else in the next round."""
         told: list[tuple[str, str]] = []
 
         def on_leak(entry: Entry[Any], what: str) -> None:
@@ -170,8 +170,8 @@ class TestForgotten:
             assert driver.times("reset")
 
     @virtual_time
-    async def test_a_block_returns_its_own(self) -> None:
-        """Though its task has ended, and nobody has the connection: it was entered by hand."""
+    async def test_a_connection_of_a_block_is_not_reclaimed(self) -> None:
+        """This holds although the block was entered by hand and its task has ended."""
         driver = Driver()
         async with running(driver, 1, 1) as core:
 
@@ -185,8 +185,8 @@ class TestForgotten:
             core.release(entry.conn)
 
     @virtual_time
-    async def test_one_that_listens_is_of_use(self) -> None:
-        """As with handlers of notifications, which nobody holds."""
+    async def test_a_listening_connection_is_not_reclaimed(self) -> None:
+        """Its notification handlers work without a holder."""
         driver = Driver()
         async with running(driver, 1, 1, listens=lambda conn: conn.number == 1) as core:
 
@@ -199,8 +199,8 @@ class TestForgotten:
                 await core.acquire(5.0)
 
     @virtual_time
-    async def test_what_was_taken_back_is_as_new(self) -> None:
-        """It has been used until now, as far as the limits of idle connections go."""
+    async def test_a_reclaimed_connection_counts_as_just_used(self) -> None:
+        """`max_idle` and `ping_interval` start at that instant."""
         driver = Driver()
         async with running(driver, 0, 1) as core:
 
@@ -217,8 +217,8 @@ class TestForgotten:
             assert core.store.counters.use_time == pytest.approx(100.0, abs=0.001)
 
     @virtual_time
-    async def test_it_is_looked_for_as_long_as_somebody_waits(self) -> None:
-        """The waiter came first, and the borrower went later."""
+    async def test_checks_continue_as_long_as_a_request_waits(self) -> None:
+        """Here the request came first, and the holder ended later."""
         driver = Driver()
         async with running(driver, 1, 1) as core:
 
@@ -236,7 +236,7 @@ class TestForgotten:
             await careless
 
     @virtual_time
-    async def test_what_somebody_still_has_is_not(self) -> None:
+    async def test_a_connection_that_is_still_referenced_is_not_reclaimed(self) -> None:
         """A task may end and leave its connection to another."""
         async with running(Driver(), 1, 1) as core:
             conn = await asyncio.create_task(core.acquire(None))
@@ -246,8 +246,8 @@ class TestForgotten:
             core.release(conn)
 
     @virtual_time
-    async def test_the_outcome_of_a_task_is_somebodys(self) -> None:
-        """Until it is asked for, the task has it."""
+    async def test_the_result_of_a_task_is_a_reference(self) -> None:
+        """Until it is read, the task refers to the connection."""
         async with running(Driver(), 1, 1) as core:
             task = asyncio.create_task(core.acquire(None))
             await settle()
@@ -259,8 +259,8 @@ class TestForgotten:
 
 class TestOverdue:
     @virtual_time
-    async def test_a_long_lease_is_told_once(self) -> None:
-        """When it has lasted that long, and again of the next one."""
+    async def test_a_long_lease_is_reported_once(self) -> None:
+        """It is reported at `leak_timeout`, and the next lease anew."""
         told: list[tuple[float, str]] = []
 
         def on_leak(_: Entry[Any], what: str) -> None:
@@ -280,8 +280,10 @@ class TestOverdue:
             assert core.store.counters.leaks == 2
 
     @virtual_time
-    async def test_a_teller_that_fails_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:
-        """And the round goes on."""
+    async def test_a_leak_callback_that_fails_is_logged(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The round continues."""
 
         def on_leak(*_: object) -> None:
             raise ZeroDivisionError

@@ -1,4 +1,4 @@
-"""The books: who is lent what, how many to open, what is due; no loop runs here."""
+"""The ledger: which entry is leased, how many to open, what is due; no event loop runs here."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_ledger(min_size: int = 0, max_size: int = 4, **numbers: Any) -> Books:
 
 
 def add(ledger: Books, conn: str, now: float = 0.0, expires_at: float = math.inf) -> Entry[str]:
-    """A connection, opened and put into service."""
+    """Open a connection and put it into service."""
     entry = ledger.reserve(now)
     ledger.opened(entry, conn, now, expires_at)
     assert ledger.give(entry, now)
@@ -41,7 +41,7 @@ def lend(ledger: Books, now: float = 0.0) -> Entry[str]:
 
 
 def take_back(ledger: Books, entry: Entry[str], now: float) -> bool:
-    """What a clean return does."""
+    """Release a clean connection."""
     assert ledger.take_back(entry.conn) is entry
     entry.used_at = now
     return ledger.give(entry, now)
@@ -58,7 +58,7 @@ class TestLaws:
         assert (entry.state, entry.lent_at, entry.uses) == (State.LEASED, 1.0, 1)
         assert ledger.leased == {"a": entry}
 
-    def test_an_entry_counts_from_its_reservation_until_it_is_struck_off(self) -> None:
+    def test_an_entry_counts_from_its_reservation_until_it_is_removed(self) -> None:
         """Second law: size is the number of entries, in every state."""
         ledger = make_ledger()
         entry = ledger.reserve(0.0)
@@ -74,7 +74,7 @@ class TestLaws:
         assert (sizes, ledger.size) == ([1, 1, 1, 1], 0)
 
     def test_nothing_in_the_ledger_awaits(self) -> None:
-        """Third law; so no cancellation can come between two of its steps."""
+        """Third law: no cancellation can interrupt a step."""
         functions = vars(Ledger) | vars(_ledger)
         assert not [each for each in functions.values() if inspect.iscoroutinefunction(each)]
 
@@ -107,7 +107,7 @@ class TestLaws:
             join(ledger.queue, 0.0, math.inf)
         assert ledger.wanted() == wanted
 
-    def test_what_is_closing_takes_room_until_it_is_closed(self) -> None:
+    def test_a_closing_connection_counts_until_it_is_closed(self) -> None:
         """The rule counts backends, not usable connections."""
         ledger = make_ledger(max_size=1)
         entry = add(ledger, "a")
@@ -117,8 +117,8 @@ class TestLaws:
         ledger.remove(entry)
         assert ledger.wanted() == 1
 
-    def test_a_connect_that_is_late_is_not_counted_on(self) -> None:
-        """Who waits for it gets another; it counts towards the size all the same."""
+    def test_a_late_connect_does_not_count_for_a_waiter(self) -> None:
+        """Another one is opened for the waiter; the late one still counts in the size."""
         ledger = make_ledger(max_size=2)
         join(ledger.queue, 0.0, math.inf)
         entry = ledger.reserve(0.0)
@@ -132,14 +132,14 @@ class TestLaws:
         ledger.opened(other, "a", 0.0, math.inf)
         assert (ledger.opening, ledger.late) == (0, 0)
 
-    def test_a_waiter_that_leaves_is_wanted_for_no_more(self) -> None:
-        """The rule follows who really waits."""
+    def test_a_waiter_that_leaves_needs_no_connection(self) -> None:
+        """The rule counts current waiters."""
         ledger = make_ledger()
         waiter = join(ledger.queue, 0.0, math.inf)
         ledger.queue.leave(waiter)
         assert ledger.wanted() == 0
 
-    def test_a_place_above_max_size_is_a_bug(self) -> None:
+    def test_reserving_above_max_size_is_a_bug(self) -> None:
         """An impossible state is an assertion."""
         ledger = make_ledger(max_size=1)
         ledger.reserve(0.0)
@@ -147,8 +147,8 @@ class TestLaws:
             ledger.reserve(0.0)
 
     @pytest.mark.parametrize("state", ["opening", "idle", "leased", "cleaning", "closing"])
-    def test_an_entry_can_be_struck_off_in_any_state(self, state: str) -> None:
-        """Fifth law: the one way out forgets it everywhere."""
+    def test_an_entry_can_be_removed_in_any_state(self, state: str) -> None:
+        """Fifth law: there is one way out, and it clears every record of the entry."""
         ledger = make_ledger()
         entry = ledger.reserve(0.0)
         if state != "opening":
@@ -168,15 +168,15 @@ class TestLaws:
 
 
 class TestTakeAndGive:
-    def test_the_most_recently_used_is_lent_first(self) -> None:
-        """So that the surplus ages."""
+    def test_the_most_recently_used_connection_is_leased_first(self) -> None:
+        """Surplus connections stay unused and can be closed."""
         ledger = make_ledger()
         first, second = add(ledger, "a", 0.0), add(ledger, "b", 1.0)
         assert lend(ledger) is second
         assert lend(ledger) is first
         assert not ledger.idle
 
-    def test_one_that_comes_back_is_on_top(self) -> None:
+    def test_a_returned_connection_is_the_next_to_be_leased(self) -> None:
         """The order is that of the last use, not of opening."""
         ledger = make_ledger()
         first, second = add(ledger, "a"), add(ledger, "b")
@@ -186,23 +186,23 @@ class TestTakeAndGive:
         take_back(ledger, first, 2.0)
         assert ledger.idle == [second, first]
 
-    def test_one_that_was_pinged_goes_back_to_its_place(self) -> None:
-        """A ping is no use: it does not make a connection young."""
+    def test_a_pinged_connection_goes_back_to_its_place(self) -> None:
+        """A ping is not a use, so it does not change the order."""
         ledger = make_ledger()
         entries = [add(ledger, name, float(at)) for at, name in enumerate("abc")]
         ledger.withdraw(entries[0], State.CLEANING)
         assert ledger.give(entries[0], 9.0)
         assert ledger.idle == entries
 
-    def test_waiters_are_served_in_their_order(self) -> None:
-        """The head of the line gets what comes first."""
+    def test_waiters_are_served_in_order(self) -> None:
+        """The first waiter gets the first connection."""
         ledger = make_ledger()
         waiters = [join(ledger.queue, 0.0, math.inf) for _ in range(2)]
         entries = [add(ledger, "a"), add(ledger, "b")]
         assert [waiter.served for waiter in waiters] == entries
 
-    def test_one_past_its_life_is_not_put_into_service(self) -> None:
-        """Neither onto the stack nor to a waiter."""
+    def test_an_expired_connection_is_not_put_into_service(self) -> None:
+        """It neither becomes idle nor goes to a waiter."""
         ledger = make_ledger()
         entry = add(ledger, "a", 0.0, expires_at=10.0)
         lend(ledger)
@@ -212,7 +212,7 @@ class TestTakeAndGive:
         assert ledger.idle == []
 
     def test_taking_back_ends_the_lease_once(self) -> None:
-        """The second time there is none, nor for a stranger."""
+        """A second call returns None, as for a foreign connection."""
         ledger = make_ledger()
         add(ledger, "a")
         entry = lend(ledger)
@@ -223,8 +223,8 @@ class TestTakeAndGive:
         assert ledger.take_back("a") is None
         assert ledger.take_back("stranger") is None
 
-    def test_leases_are_counted_beyond_the_life_of_their_connections(self) -> None:
-        """The number of requests served never goes back."""
+    def test_leases_of_closed_connections_still_count(self) -> None:
+        """The number of requests served never decreases."""
         ledger = make_ledger()
         for name in ("a", "b"):
             entry = add(ledger, name)
@@ -234,16 +234,16 @@ class TestTakeAndGive:
         lend(ledger)
         assert ledger.leases == 3
 
-    def test_those_who_share_a_lease_are_one_lease(self) -> None:
-        """A lease is counted for each of them, and is one request less the others."""
+    def test_a_shared_lease_is_counted_by_its_requests(self) -> None:
+        """Each request on it counts as a lease; the shared lease itself does not."""
         ledger = make_ledger()
         add(ledger, "a")
         lend(ledger).uses += 2
         ledger.shares += 2
         assert ledger.leases == 1
 
-    def test_requests_that_may_share_want_one_connection_together(self) -> None:
-        """Until they are taken to need one each; every other request wants one anyway."""
+    def test_requests_that_may_share_need_one_connection_together(self) -> None:
+        """This holds while `alone` is false; every other request needs its own."""
 
         class Read(Waiter[Any]):
             alone = False
@@ -262,8 +262,8 @@ class TestTakeAndGive:
 
 
 class TestSizes:
-    def test_what_is_idle_and_too_many_after_a_resize_is_named_at_once(self) -> None:
-        """The least recently used ones, and no more than necessary."""
+    def test_a_resize_returns_the_idle_connections_above_max_size(self) -> None:
+        """They are the least recently used ones, and no more than necessary."""
         ledger = make_ledger(max_size=4)
         entries = [add(ledger, name, float(at)) for at, name in enumerate("abcd")]
         leased = lend(ledger)
@@ -271,8 +271,8 @@ class TestSizes:
         assert leased is entries[3]
         assert ledger.wanted() == 0
 
-    def test_what_is_lent_and_too_many_after_a_resize_goes_on_its_return(self) -> None:
-        """Until the pool is down to its new size; from then on they stay."""
+    def test_after_a_resize_leased_connections_above_max_size_close_when_released(self) -> None:
+        """This ends when the pool has its new size."""
         ledger = make_ledger(max_size=3)
         for name in "abc":
             add(ledger, name)
@@ -284,8 +284,8 @@ class TestSizes:
         assert take_back(ledger, leased[2], 1.0)
         assert not ledger.oversize
 
-    def test_one_on_its_way_out_does_not_make_the_pool_too_large(self) -> None:
-        """Only those that would stay are counted against the new size."""
+    def test_a_closing_connection_does_not_make_the_pool_too_large(self) -> None:
+        """Only connections that would stay count against the new size."""
         ledger = make_ledger(max_size=2)
         first, second = add(ledger, "a"), add(ledger, "b")
         ledger.withdraw(first, State.CLOSING)
@@ -293,14 +293,14 @@ class TestSizes:
         assert ledger.idle == [second]
         assert not ledger.oversize
 
-    def test_growing_is_wanted_at_once(self) -> None:
-        """A larger min_size is filled, a larger max_size serves the line."""
+    def test_after_a_resize_more_connections_are_wanted_at_once(self) -> None:
+        """A larger `min_size` is filled; a larger `max_size` serves waiters."""
         ledger = make_ledger(max_size=1)
         ledger.resize(3, 3)
         assert ledger.wanted() == 3
 
-    def test_draining_dooms_everything_there_is(self) -> None:
-        """Idle ones are named; others are refused when they come, those being opened too."""
+    def test_draining_retires_every_connection(self) -> None:
+        """Idle ones are returned; others, also opening ones, are refused later."""
         ledger = make_ledger()
         idle, _ = add(ledger, "a"), add(ledger, "b")
         leased, opening = lend(ledger), ledger.reserve(0.0)
@@ -308,15 +308,15 @@ class TestSizes:
         assert not take_back(ledger, leased, 1.0)
         assert opening.expires_at == RETIRED
 
-    def test_a_drain_of_what_is_older_spares_what_is_younger(self) -> None:
-        """What was opened at that very instant is older."""
+    def test_a_drain_of_older_connections_keeps_younger_ones(self) -> None:
+        """A connection opened at that very instant is retired too."""
         ledger = make_ledger()
         older, younger = add(ledger, "a", 1.0), add(ledger, "b", 1.5)
         assert ledger.drain(1.0) == [older]
         assert (older.expires_at, younger.expires_at) == (RETIRED, math.inf)
 
-    def test_what_is_opened_after_a_drain_stays(self) -> None:
-        """A drain is about the connections of that moment."""
+    def test_a_connection_opened_after_a_drain_stays(self) -> None:
+        """A drain affects the connections of that moment."""
         ledger = make_ledger()
         ledger.drain()
         add(ledger, "a")
@@ -324,16 +324,16 @@ class TestSizes:
 
 
 class TestDue:
-    def test_the_surplus_is_all_that_was_long_idle_above_min_size(self) -> None:
-        """All that are due at once, the oldest first, down to exactly min_size."""
+    def test_the_surplus_is_what_was_idle_for_max_idle_above_min_size(self) -> None:
+        """All of it is due at once, oldest first, down to exactly `min_size`."""
         ledger = make_ledger(2, 6, max_idle=10.0)
         entries = [add(ledger, name, float(at)) for at, name in enumerate("abcdef")]
         assert ledger.surplus(9.9) == []
         assert ledger.surplus(11.0) == entries[:2]
         assert ledger.surplus(99.0) == entries[:4]
 
-    def test_what_is_lent_counts_towards_min_size(self) -> None:
-        """Two lent and one idle are one too many for a min_size of two."""
+    def test_leased_connections_count_towards_min_size(self) -> None:
+        """With a `min_size` of two, two leased and one idle are one too many."""
         ledger = make_ledger(2, 6, max_idle=10.0)
         for name in "abc":
             add(ledger, name)
@@ -341,23 +341,23 @@ class TestDue:
         lend(ledger)
         assert ledger.surplus(10.0) == ledger.idle
 
-    def test_what_is_closing_does_not_count_towards_min_size(self) -> None:
-        """Else the next round would close one too many."""
+    def test_closing_connections_do_not_count_towards_min_size(self) -> None:
+        """Otherwise the next round would close one too many."""
         ledger = make_ledger(2, 6, max_idle=10.0)
         entries = [add(ledger, name) for name in "abc"]
         ledger.withdraw(entries[0], State.CLOSING)
         assert ledger.surplus(10.0) == []
 
-    def test_a_life_ends_for_idle_ones_too(self) -> None:
-        """At its instant, not after it."""
+    def test_idle_connections_expire_too(self) -> None:
+        """A connection expires at its instant, not after it."""
         ledger = make_ledger()
         entry = add(ledger, "a", 0.0, expires_at=10.0)
         add(ledger, "b", 0.0, expires_at=11.0)
         assert ledger.expired(9.9) == []
         assert ledger.expired(10.0) == [entry]
 
-    def test_while_none_can_be_had_none_goes_for_its_age(self) -> None:
-        """Neither for its idleness nor for its life; one that is doomed goes all the same."""
+    def test_in_an_outage_no_connection_is_closed_for_its_age(self) -> None:
+        """This holds for idleness and lifetime; a retired connection is closed anyway."""
         ledger = make_ledger(max_idle=10.0)
         old, doomed = add(ledger, "a", expires_at=10.0), add(ledger, "b")
         doomed.retire()
@@ -367,8 +367,8 @@ class TestDue:
         ledger.keep_expired = False
         assert ledger.expired(20.0) == [old, doomed]
 
-    def test_a_long_lease_is_overdue_until_it_was_told_of(self) -> None:
-        """From its instant on; one that many share is nobody's."""
+    def test_a_long_lease_is_overdue_until_it_is_reported(self) -> None:
+        """It is overdue from its instant on; a shared lease is never overdue."""
         ledger = make_ledger(leak_timeout=10.0)
         add(ledger, "a")
         entry = lend(ledger)
@@ -379,15 +379,15 @@ class TestDue:
         entry.shared, entry.reported_in = False, entry.uses
         assert ledger.overdue(10.0) == []
 
-    def test_one_that_is_being_replaced_is_not_named_again(self) -> None:
-        """A replacement is opened once."""
+    def test_a_connection_being_replaced_is_not_returned_again(self) -> None:
+        """One replacement is opened."""
         ledger = make_ledger()
         entry = add(ledger, "a", 0.0, expires_at=10.0)
         ledger.reserve(10.0).predecessor = entry
         assert ledger.expired(10.0) == []
 
-    def test_only_those_silent_for_ping_interval_are_unproved(self) -> None:
-        """A use or a ping is a sign of life."""
+    def test_only_connections_quiet_for_ping_interval_are_pinged(self) -> None:
+        """Both a use and a ping count."""
         ledger = make_ledger(ping_interval=10.0)
         silent, used, pinged = add(ledger, "a"), add(ledger, "b"), add(ledger, "c")
         used.used_at = pinged.healthy_at = 5.0
@@ -396,7 +396,7 @@ class TestDue:
         assert ledger.ping_due(15.0) == [silent, used, pinged]
 
     def test_nothing_becomes_due_before_next_due(self) -> None:
-        """It is the earliest end of a life, an idleness or a silence."""
+        """It is the earliest end of a lifetime, of `max_idle` or of `ping_interval`."""
         numbers = {"max_idle": 30.0, "ping_interval": 20.0, "max_lifetime": 100.0}
         ledger = make_ledger(1, 4, **numbers)
         assert ledger.next_due(0.0) == 20.0
@@ -405,16 +405,16 @@ class TestDue:
         add(ledger, "b", 6.0, expires_at=7.0)
         assert ledger.next_due(6.0) == 7.0
 
-    def test_a_sign_of_life_puts_the_next_ping_off(self) -> None:
-        """A ping is due `ping_interval` after the last one, however late one asks."""
+    def test_a_use_or_ping_delays_the_next_ping(self) -> None:
+        """A ping is due `ping_interval` after the last one, whenever the ledger is asked."""
         ledger = make_ledger(ping_interval=20.0)
         entry = add(ledger, "a", 5.0)
         assert ledger.next_due(15.0) == 25.0
         entry.healthy_at = 14.0
         assert ledger.next_due(15.0) == 34.0
 
-    def test_only_a_surplus_is_ever_idle_for_too_long(self) -> None:
-        """And none is while nothing can be had in its place."""
+    def test_only_surplus_connections_reach_max_idle(self) -> None:
+        """In an outage there is no surplus."""
         ledger = make_ledger(1, 4, max_idle=10.0)
         add(ledger, "a")
         assert ledger.next_due(5.0) == 15.0
@@ -423,20 +423,20 @@ class TestDue:
         ledger.keep_expired = True
         assert ledger.next_due(5.0) == 15.0
 
-    def test_what_opens_until_then_does_not_become_due_before_next_due(self) -> None:
-        """A new connection lives 95 % of max_lifetime at least."""
+    def test_a_new_connection_does_not_become_due_before_next_due(self) -> None:
+        """It lives for at least 95 % of `max_lifetime`."""
         ledger = make_ledger(max_lifetime=10.0)
         assert ledger.next_due(0.0) == 9.5
 
-    def test_the_life_of_a_lent_one_is_looked_forward_to(self) -> None:
+    def test_the_expiry_of_a_leased_connection_is_planned(self) -> None:
         """It may be idle by then."""
         ledger = make_ledger()
         add(ledger, "a", 0.0, expires_at=10.0)
         lend(ledger)
         assert ledger.next_due(0.0) == 10.0
 
-    def test_a_lent_one_past_its_life_is_no_reason_for_a_round(self) -> None:
-        """It is refused on its return; until then there is nothing to do about it."""
+    def test_an_expired_leased_connection_needs_no_round(self) -> None:
+        """It is refused at its release; nothing can be done before."""
         ledger = make_ledger()
         add(ledger, "a", 0.0, expires_at=10.0)
         lend(ledger)

@@ -1,4 +1,4 @@
-"""The periodic round: what it retires, what it pings, and how often it comes."""
+"""The maintenance round: what it closes, what it pings, and when it runs."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from tests.unit._tools import (
 
 
 async def grow(core: Core[FakeConn], size: int) -> None:
-    """Have this many idle."""
+    """Open connections until this many are idle."""
     await asyncio.gather(*(use(core, 0.001) for _ in range(size)))
 
 
 class TestIdle:
     @virtual_time
-    async def test_all_that_were_idle_too_long_go_in_one_round_down_to_min_size(self) -> None:
-        """Not one a round, and not one too many."""
+    async def test_one_round_closes_the_whole_surplus_down_to_min_size(self) -> None:
+        """It closes neither one per round nor one too many."""
         driver = Driver()
         async with running(driver, 2, 10, keeper=True, max_idle=60.0) as core:
             await grow(core, 10)
@@ -51,7 +51,7 @@ class TestIdle:
 
     @virtual_time
     async def test_min_size_connections_stay_however_long_they_are_idle(self) -> None:
-        """They are never closed only to be opened again."""
+        """Connections are never closed only to be opened again."""
         driver = Driver()
         async with running(driver, 3, 10, keeper=True, max_idle=60.0):
             await asyncio.sleep(10_000.0)
@@ -59,8 +59,8 @@ class TestIdle:
             assert driver.times("close") == []
 
     @virtual_time
-    async def test_a_light_load_lets_the_surplus_age(self) -> None:
-        """One borrower at a time needs one connection."""
+    async def test_a_light_load_leaves_the_surplus_idle(self) -> None:
+        """A single task needs one connection."""
         async with running(Driver(), 1, 10, keeper=True, max_idle=60.0) as core:
             await grow(core, 10)
             for _ in range(100):
@@ -71,8 +71,8 @@ class TestIdle:
 
 class TestLifetime:
     @virtual_time
-    async def test_idle_connections_are_replaced_at_the_end_of_their_life(self) -> None:
-        """Nobody has to use them for that; the life is shortened by up to 5 %."""
+    async def test_idle_connections_are_replaced_when_they_expire(self) -> None:
+        """No request is needed; the lifetime is shortened by up to 5 %."""
         driver = Driver()
         async with running(driver, 1, 2, keeper=True, max_lifetime=100.0):
             await asyncio.sleep(1000.0)
@@ -83,8 +83,8 @@ class TestLifetime:
             assert len(set(lives)) > 1
 
     @virtual_time
-    async def test_where_there_is_room_the_replacement_comes_before_the_end(self) -> None:
-        """So that there is an idle one at every moment."""
+    async def test_with_room_the_replacement_opens_before_the_old_one_closes(self) -> None:
+        """There is an idle connection at every moment."""
         driver = Driver(open=slow(1.0))
         async with running(driver, 1, 2, keeper=True, max_lifetime=100.0) as core:
             await asyncio.sleep(2.0)
@@ -92,13 +92,15 @@ class TestLifetime:
                 assert core.ledger.idle
                 await asyncio.sleep(0.1)
             assert driver.most_sockets == 2
-            assert core.ledger.idle[0].predecessor is None  # or all that ever were would be kept
+            assert (
+                core.ledger.idle[0].predecessor is None
+            )  # otherwise every past entry would be kept
 
     @virtual_time
-    async def test_several_are_replaced_before_the_end_where_there_is_room_for_several(
+    async def test_several_are_replaced_before_they_close_if_there_is_room(
         self,
     ) -> None:
-        """Although they are due in the same round, the pool never has fewer than min_size."""
+        """The pool never has fewer than `min_size`, although all are due in the same round."""
         driver = Driver()
         async with running(driver, 2, 4) as core:
             driver.usual["open"] = slow(1.0)
@@ -111,8 +113,8 @@ class TestLifetime:
             assert [conn.closed for conn in driver.conns] == [True, True, False, False]
 
     @virtual_time
-    async def test_without_room_it_is_retired_first(self) -> None:
-        """There are never more than max_size."""
+    async def test_without_room_the_old_connection_is_closed_first(self) -> None:
+        """There are never more than `max_size`."""
         driver = Driver(open=slow(1.0))
         async with running(driver, 1, 1, keeper=True, max_lifetime=100.0) as core:
             await asyncio.sleep(150.0)
@@ -121,8 +123,8 @@ class TestLifetime:
         assert driver.most_sockets == 1
 
     @virtual_time
-    async def test_above_min_size_it_is_retired_and_not_replaced(self) -> None:
-        """Nobody needs it."""
+    async def test_an_expired_connection_above_min_size_is_not_replaced(self) -> None:
+        """It is not needed."""
         driver = Driver()
         async with running(driver, 1, 5, keeper=True, max_lifetime=100.0) as core:
             await grow(core, 5)
@@ -130,8 +132,8 @@ class TestLifetime:
             assert core.ledger.size == 1
 
     @virtual_time
-    async def test_one_that_is_lent_past_its_life_is_retired_on_its_return(self) -> None:
-        """Nobody is interrupted."""
+    async def test_an_expired_leased_connection_is_closed_when_released(self) -> None:
+        """The caller is not interrupted."""
         driver = Driver()
         async with running(driver, 1, 1, keeper=True, max_lifetime=100.0) as core:
             await use(core, 200.0)
@@ -139,8 +141,8 @@ class TestLifetime:
             assert [conn.closed for conn in driver.conns] == [True, False]
 
     @virtual_time
-    async def test_in_an_outage_an_old_connection_is_better_than_none(self) -> None:
-        """It is kept until its replacement can be had."""
+    async def test_in_an_outage_expired_connections_are_kept(self) -> None:
+        """Each is kept until its replacement is open."""
         driver = Driver()
         async with running(driver, 2, 3, keeper=True, max_lifetime=100.0) as core:
             driver.usual["open"] = fails
@@ -150,8 +152,8 @@ class TestLifetime:
             assert await use(core) == now()
 
     @virtual_time
-    async def test_replacements_are_opened_a_bounded_number_at_once(self) -> None:
-        """As all others are."""
+    async def test_a_limited_number_of_replacements_is_opened_at_once(self) -> None:
+        """The limit is that of all connects."""
         driver = Driver(open=slow(1.0))
         limits = {"max_lifetime": 100.0, "open_at_once": 2}
         async with running(driver, 6, 20, keeper=True, **limits) as core:
@@ -163,8 +165,8 @@ class TestLifetime:
 
 class TestPings:
     @virtual_time
-    async def test_only_those_idle_for_ping_interval_are_pinged(self) -> None:
-        """A use is a sign of life as good as a ping."""
+    async def test_only_connections_idle_for_ping_interval_are_pinged(self) -> None:
+        """A use counts as much as a ping."""
         driver = Driver()
         async with running(driver, 2, 2, keeper=True, ping_interval=30.0) as core:
             for _ in range(10):
@@ -173,8 +175,8 @@ class TestPings:
             assert driver.times("ping") == [pytest.approx(at, abs=1.0) for at in (30.0, 60.0, 90.0)]
 
     @virtual_time
-    async def test_one_that_does_not_answer_well_is_replaced(self) -> None:
-        """Nobody is lent it."""
+    async def test_a_connection_that_fails_its_ping_is_replaced(self) -> None:
+        """It is not leased again."""
         driver = Driver()
         async with running(driver, 2, 2, keeper=True, ping_interval=30.0) as core:
             driver.script["ping"].append(fails)
@@ -184,10 +186,10 @@ class TestPings:
             assert core.store.last_error is not None
 
     @virtual_time
-    async def test_one_that_is_lost_with_its_answer_is_replaced(
+    async def test_a_connection_lost_with_its_answer_is_replaced(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It has answered, and its end is known by now."""
+        """It answered, and its loss is known already."""
         driver = Driver()
         async with running(driver, 1, 1) as core:
             (entry,) = core.ledger.idle
@@ -199,8 +201,8 @@ class TestPings:
             assert [each.conn for each in core.ledger.idle] == driver.conns[1:]
 
     @virtual_time
-    async def test_a_ping_that_is_cancelled_costs_the_connection(self) -> None:
-        """It ends as what it is, and is no error of the server's."""
+    async def test_a_cancelled_ping_discards_the_connection(self) -> None:
+        """The cancellation is passed on and counts as no error of the server."""
         driver = Driver(ping=never)
         async with running(driver, 1, 1) as core:
             ping = asyncio.create_task(core.store.ping(core.ledger.idle[0]))
@@ -212,7 +214,7 @@ class TestPings:
             assert core.store.last_error is None
 
     @virtual_time
-    async def test_a_failed_ping_is_no_failed_connect(self) -> None:
+    async def test_a_failed_ping_does_not_count_as_a_failed_connect(self) -> None:
         """The replacement is opened at once."""
         driver = Driver(ping=fails)
         async with running(driver, 3, 3) as core:
@@ -224,7 +226,7 @@ class TestPings:
 
     @virtual_time
     async def test_a_ping_that_hangs_ends_after_ping_timeout(self) -> None:
-        """Then the connection is replaced."""
+        """The connection is replaced."""
         driver = Driver(ping=never)
         async with running(driver, 1, 1, ping_timeout=5.0) as core:
             began = now()
@@ -233,8 +235,8 @@ class TestPings:
             assert driver.conns[0].closed
 
     @virtual_time
-    async def test_half_of_the_idle_ones_serve_while_the_others_are_pinged(self) -> None:
-        """The pool is never taken out of service."""
+    async def test_half_of_the_idle_connections_stay_usable_during_pings(self) -> None:
+        """The pool always has connections to lease."""
         driver = Driver(ping=slow(1.0))
         async with running(driver, 6, 6) as core:
             pings = asyncio.create_task(ping_all(core, list(core.ledger.idle)))
@@ -245,8 +247,8 @@ class TestPings:
             assert len(driver.times("ping")) == 6
 
     @virtual_time
-    async def test_a_bounded_number_is_pinged_at_once(self) -> None:
-        """In a large pool too."""
+    async def test_a_limited_number_is_pinged_at_once(self) -> None:
+        """This holds in a large pool too."""
         driver = Driver(ping=slow(1.0))
         async with running(driver, 40, 40, open_at_once=40) as core:
             await ping_all(core, list(core.ledger.idle))
@@ -254,8 +256,8 @@ class TestPings:
             assert len(driver.times("ping")) == 40
 
     @virtual_time
-    async def test_one_that_was_lent_meanwhile_is_not_pinged(self) -> None:
-        """Its borrower would not like it."""
+    async def test_a_connection_leased_meanwhile_is_not_pinged(self) -> None:
+        """The ping would disturb its holder."""
         driver = Driver(ping=slow(1.0))
         async with running(driver, 2, 2) as core:
             pings = asyncio.create_task(ping_all(core, list(core.ledger.idle)))
@@ -267,8 +269,8 @@ class TestPings:
             core.release(conn)
 
     @virtual_time
-    async def test_a_pinged_connection_goes_to_who_has_waited_for_it(self) -> None:
-        """A ping ends like a return."""
+    async def test_a_pinged_connection_goes_to_a_waiter(self) -> None:
+        """A ping ends like a release."""
         driver = Driver(ping=slow(1.0))
         async with running(driver, 1, 1) as core:
             pings = asyncio.create_task(ping_all(core, list(core.ledger.idle)))
@@ -279,10 +281,10 @@ class TestPings:
 
 class TestRounds:
     @virtual_time
-    async def test_a_round_that_fails_is_logged_and_the_next_is_made(
+    async def test_a_failed_round_is_logged_and_the_next_one_runs(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Whatever it was, it must not end the keeping."""
+        """No error ends the maintenance."""
 
         def fail() -> None:
             raise ZeroDivisionError
@@ -298,8 +300,8 @@ class TestRounds:
         assert "pool 'test': a maintenance round failed" in caplog.text
 
     @virtual_time
-    async def test_each_tops_up(self) -> None:
-        """Whoever has asked for more."""
+    async def test_each_round_refills_the_pool(self) -> None:
+        """This holds for any reason why connections are missing."""
         async with running(Driver(), 0, 4) as core:
             core.ledger.resize(2, 4)
             await make_round(core)
@@ -307,16 +309,16 @@ class TestRounds:
             assert len(core.ledger.idle) == 2
 
     @virtual_time
-    async def test_they_are_as_frequent_as_the_shortest_limit_asks(self) -> None:
-        """One that is shorter than the usual pause is kept too."""
+    async def test_rounds_are_as_frequent_as_the_shortest_limit_needs(self) -> None:
+        """A limit shorter than the usual pause is observed too."""
         driver = Driver()
         async with running(driver, 1, 1, keeper=True, ping_interval=0.1):
             await asyncio.sleep(1.0)
             assert 6 <= len(driver.times("ping")) <= 10
 
     @virtual_time
-    async def test_between_rounds_it_sleeps_until_something_can_be_due(self) -> None:
-        """A quiet pool hardly wakes."""
+    async def test_between_rounds_maintenance_sleeps_until_something_is_due(self) -> None:
+        """A quiet pool rarely wakes."""
         driver = Driver()
         numbers = {"max_idle": 600.0, "ping_interval": 30.0, "max_lifetime": 3600.0}
         async with running(driver, 1, 4, keeper=True, **numbers):
@@ -324,8 +326,8 @@ class TestRounds:
             assert 95 <= len(driver.times("ping")) <= 100
 
     @virtual_time
-    async def test_a_long_lease_does_not_keep_it_awake(self) -> None:
-        """A connection lent for days, to LISTEN, is past its life and no reason for rounds."""
+    async def test_a_long_lease_causes_no_rounds(self) -> None:
+        """A connection leased for days, as for LISTEN, has expired and causes no rounds."""
         loop, woken = asyncio.get_running_loop(), 0
         driver = Driver()
         async with running(driver, 1, 1, keeper=True, max_lifetime=100.0) as core:
@@ -340,8 +342,8 @@ class TestRounds:
             core.release(conn)
 
     @virtual_time
-    async def test_with_no_limits_at_all_it_sleeps_for_ever(self) -> None:
-        """`math.inf` is never."""
+    async def test_without_limits_it_sleeps_for_ever(self) -> None:
+        """`math.inf` is never due."""
         never_due: Any = dict.fromkeys(("max_idle", "ping_interval", "max_lifetime"), math.inf)
         core = make_core(Driver(), 1, **never_due)
         assert core.ledger.next_due(5.0) == math.inf
@@ -361,8 +363,8 @@ class TestRounds:
         assert keeper.done()
 
     @virtual_time
-    async def test_rounds_at_the_same_time_do_no_harm(self) -> None:
-        """As when the user asks for one."""
+    async def test_concurrent_rounds_do_no_harm(self) -> None:
+        """A user may start one at any time."""
         driver = Driver(ping=slow(0.1), open=slow(0.1))
         async with running(driver, 2, 5, max_lifetime=10.0, ping_interval=5.0) as core:
             await asyncio.sleep(10.0)

@@ -1,4 +1,4 @@
-"""Delays between connects that fail."""
+"""The back-off between failed connects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from asyncpool.faults import Fault
     ("failures", "longest"), [(1, 0.05), (2, 0.1), (3, 0.2), (4, 0.4), (5, 0.5), (6, 0.5)]
 )
 def test_delays_double_up_to_the_cap_and_are_at_most_halved(failures: int, longest: float) -> None:
-    """ "Equal jitter": between half of the delay and all of it."""
+    """Each delay is between half of its maximum and all of it ("equal jitter")."""
     random = Random(0)
     delays = [delay(failures, random) for _ in range(1000)]
     assert longest / 2 <= min(delays) < 0.6 * longest
@@ -22,18 +22,18 @@ def test_delays_double_up_to_the_cap_and_are_at_most_halved(failures: int, longe
 
 
 def test_a_long_outage_neither_overflows_nor_exceeds_the_cap() -> None:
-    """Days of failures are an ordinary number."""
+    """Days of failures are a normal case."""
     assert CAP / 2 <= delay(1_000_000, Random(0)) <= CAP
 
 
 def test_the_same_seed_gives_the_same_delays() -> None:
-    """Which is what the simulator lives on."""
+    """The simulator depends on that."""
     first, second = Random(7), Random(7)
     assert [delay(n, first) for n in range(1, 9)] == [delay(n, second) for n in range(1, 9)]
 
 
 def test_an_outage_is_true_from_its_first_failure_to_its_end() -> None:
-    """It remembers when it began, and the last error."""
+    """It keeps its start and the last error."""
     outage = Outage(Random(0))
     assert not outage
     outage.failed(10.0, OSError("first"), began=9.0)
@@ -45,8 +45,8 @@ def test_an_outage_is_true_from_its_first_failure_to_its_end() -> None:
     assert outage.error is None
 
 
-def test_before_the_first_failure_there_is_nothing_to_tell() -> None:
-    """No error, and no instant to wait for."""
+def test_before_the_first_failure_there_is_no_error_and_no_delay() -> None:
+    """The error is None and every instant is 0."""
     outage = Outage(Random(0))
     assert (outage.since, outage.retry_at, outage.idle_retry_at) == (0.0, 0.0, 0.0)
     assert outage.error is None
@@ -55,14 +55,14 @@ def test_before_the_first_failure_there_is_nothing_to_tell() -> None:
 
 
 def test_the_next_connect_waits_for_the_delay() -> None:
-    """Counted from the failure."""
+    """The delay starts at the failure."""
     outage = Outage(Random(0))
     outage.failed(10.0, OSError(), began=9.0)
     assert 10.0 + FIRST / 2 <= outage.retry_at <= 10.0 + FIRST
 
 
 def test_after_its_end_an_outage_begins_anew() -> None:
-    """The delays start from the first, and the user is told again."""
+    """The delays start over, and `reconnect_failed` is called again."""
     outage = Outage(Random(0))
     for at in range(10):
         outage.failed(float(at), OSError(), began=at - 0.5)
@@ -73,18 +73,18 @@ def test_after_its_end_an_outage_begins_anew() -> None:
     assert outage.retry_at <= 100.0 + FIRST
 
 
-def test_connects_that_began_before_the_outage_do_not_prolong_the_pause() -> None:
-    """Several in parallel that fail together are one failure, with the last one's error."""
+def test_connects_begun_before_the_outage_do_not_extend_the_delay() -> None:
+    """Parallel connects that fail together count as one failure, with the last error."""
     outage = Outage(Random(0))
     outage.failed(10.0, OSError("first"), began=9.0)
     retry_at = outage.retry_at
-    for began in (9.0, 10.0):  # until that very instant
+    for began in (9.0, 10.0):  # up to and including that instant
         outage.failed(10.1, OSError("last"), began=began)
     assert (outage.failures, outage.retry_at, str(outage.error)) == (1, retry_at, "last")
 
 
-def test_somebody_who_waits_is_not_kept_waiting_for_long() -> None:
-    """Half a second at most; nobody, and where there is no room on the server, up to one."""
+def test_the_delay_is_short_while_a_request_waits() -> None:
+    """The cap is half a second; it is one second if none waits or the server has no room."""
     outage = Outage(Random(0))
     for at in range(100):
         outage.failed(float(at), OSError(), began=at - 0.5)
@@ -93,8 +93,8 @@ def test_somebody_who_waits_is_not_kept_waiting_for_long() -> None:
     assert outage.retry_at == outage.idle_retry_at
 
 
-def test_where_access_is_refused_nobody_is_in_a_hurry() -> None:
-    """A second for somebody who waits; for nobody it doubles up to half a minute."""
+def test_where_access_is_refused_the_delays_are_longer() -> None:
+    """The cap is one second while a request waits; otherwise it doubles up to 30 seconds."""
     outage = Outage(Random(0))
     for _ in range(10):
         at = outage.idle_retry_at + 0.1
@@ -104,8 +104,8 @@ def test_where_access_is_refused_nobody_is_in_a_hurry() -> None:
     assert REFUSED_CAP / 2 <= outage.idle_retry_at - at <= REFUSED_CAP
 
 
-def test_an_outage_is_hopeless_when_it_lasts_or_access_was_never_given() -> None:
-    """Access that was given before may come back within a moment, as when a password changes."""
+def test_waiting_is_useless_in_a_long_outage_or_if_access_was_never_given() -> None:
+    """Access that was given before may return in a moment, as after a password change."""
     outage = Outage(Random(0))
     outage.failed(0.0, OSError(), began=-1.0, fault=Fault.ACCESS)
     assert outage.is_unavailable(0.0, 1e9)
@@ -124,8 +124,8 @@ def test_an_outage_is_hopeless_when_it_lasts_or_access_was_never_given() -> None
     assert outage.is_unavailable(20.0 + GRACE, 1e9)
 
 
-def test_an_outage_of_which_nothing_is_known_any_more_is_none() -> None:
-    """Nobody had to try again; the next failure is the first of another."""
+def test_an_outage_lapses_when_no_connect_is_due() -> None:
+    """The next failure begins another outage."""
     outage = Outage(Random(0))
     outage.failed(0.0, OSError(), began=-1.0)
     outage.reported = True

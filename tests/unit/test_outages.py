@@ -1,4 +1,4 @@
-"""Outages: who waits, who is told at once, how often is tried, and what is kept meanwhile."""
+"""Outages: which requests wait or fail at once, how often connecting is tried, what is kept."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ FULL = "FATAL:  sorry, too many clients already"
 
 
 async def refused(said: str) -> None:
-    """A connect that the server refuses, in 10 ms."""
+    """A connect that the server refuses after 10 ms."""
     await asyncio.sleep(0.01)
     raise psycopg.OperationalError(said)
 
 
 async def failure(work: object) -> BaseException:
-    """The error that it ends with."""
+    """Return the exception that the work raises."""
     (error,) = await asyncio.gather(work, return_exceptions=True)  # type: ignore[call-overload]
     assert isinstance(error, BaseException)
     return error
@@ -47,8 +47,8 @@ async def failure(work: object) -> BaseException:
 
 class TestAccess:
     @virtual_time
-    async def test_whoever_waits_is_told_at_once(self) -> None:
-        """Not after the time limit, and with the server's word as the cause."""
+    async def test_refused_access_fails_waiting_requests_at_once(self) -> None:
+        """They do not wait for their timeout, and the cause is the server's error."""
         driver = Driver(open=partial(refused, WRONG))
         async with running(driver, 0, 4) as core:
             found = await asyncio.gather(*(failure(use(core)) for _ in range(5)))
@@ -61,8 +61,8 @@ class TestAccess:
             assert core.store.counters.requests_failed == 5
 
     @virtual_time
-    async def test_access_that_was_given_before_is_waited_for_at_first(self) -> None:
-        """A new password reaches the server and its clients one after the other."""
+    async def test_refused_access_is_tolerated_for_a_while_if_it_worked_before(self) -> None:
+        """A new password does not reach the server and its clients at the same time."""
         driver = Driver()
         async with running(driver, 0, 4) as core:
             conn = await core.acquire(None)
@@ -79,8 +79,8 @@ class TestAccess:
             assert 3.0 + GRACE < now() < 5.2 + GRACE
 
     @virtual_time
-    async def test_attempts_are_a_second_apart_however_many_ask(self) -> None:
-        """Else an account may be locked, and a log filled."""
+    async def test_attempts_are_a_second_apart_however_many_requests_wait(self) -> None:
+        """More attempts might lock an account and would fill a log."""
         driver = Driver(open=partial(refused, WRONG))
         async with running(driver, 0, 4) as core:
             while now() < 30.0:
@@ -91,8 +91,8 @@ class TestAccess:
             assert min(late - early for early, late in pairwise(times[4:])) >= 0.5
 
     @virtual_time
-    async def test_attempts_become_rare_while_nobody_asks(self) -> None:
-        """`min_size` alone is no hurry."""
+    async def test_attempts_become_rare_while_no_request_waits(self) -> None:
+        """`min_size` alone is not urgent."""
         driver = Driver(open=partial(refused, WRONG))
         async with running(driver, 1, 4):
             await asyncio.sleep(3600.0)
@@ -101,8 +101,8 @@ class TestAccess:
             assert len(times) < 260
 
     @virtual_time
-    async def test_the_first_who_asks_after_a_pause_waits_for_the_attempt(self) -> None:
-        """So that nobody is turned away once access is given again."""
+    async def test_the_first_request_after_a_pause_waits_for_an_attempt(self) -> None:
+        """No request fails when access has been restored."""
         driver = Driver(open=partial(refused, WRONG))
         async with running(driver, 0, 4) as core:
             assert isinstance(await failure(use(core)), PoolUnavailable)
@@ -113,8 +113,8 @@ class TestAccess:
             assert not core.store.outage
 
     @virtual_time
-    async def test_nobody_is_turned_away_while_a_connection_may_come_back(self) -> None:
-        """What is lent still works, and will serve the next."""
+    async def test_no_request_fails_while_a_leased_connection_may_come_back(self) -> None:
+        """A leased connection still works and will serve the next request."""
         driver = Driver()
         driver.script["open"].append(ok)
         async with running(driver, 0, 2) as core:
@@ -127,8 +127,8 @@ class TestAccess:
             await waiting
 
     @virtual_time
-    async def test_a_pool_that_waits_to_be_full_is_told_too(self) -> None:
-        """Its event is set for a moment, not for good."""
+    async def test_a_wait_for_min_size_fails_too(self) -> None:
+        """Its event is set for a moment only."""
         driver = Driver(open=partial(refused, WRONG))
         async with running(driver, 2, 2) as core:
             assert not await core.store.fill()
@@ -148,8 +148,8 @@ class TestAccess:
             assert await filling
 
     @virtual_time
-    async def test_who_waits_for_it_to_be_full_is_in_a_hurry(self) -> None:
-        """As one that waits for a connection, though it has rested for long."""
+    async def test_a_wait_for_min_size_shortens_the_back_off(self) -> None:
+        """It does so like a waiting request, even after a long pause."""
         driver = Driver(open=partial(refused, WRONG))
         async with running(driver, 1, 1) as core:
             await asyncio.sleep(300.0)
@@ -158,8 +158,8 @@ class TestAccess:
             assert now() < 301.0
 
     @virtual_time
-    async def test_it_hurries_for_as_long_as_one_of_those_who_wait_is_there(self) -> None:
-        """And no longer: attempts are twice as rare then."""
+    async def test_the_back_off_is_short_while_any_wait_for_min_size_continues(self) -> None:
+        """Afterwards attempts are half as frequent."""
         driver = Driver(open=fails)
         async with running(driver, 1, 1, fail_fast_after=math.inf) as core:
             filling = [asyncio.create_task(core.store.fill()) for _ in range(3)]
@@ -177,8 +177,8 @@ class TestAccess:
             assert found[2] < 110
 
     @virtual_time
-    async def test_it_is_not_full_for_one_that_succeeds_beside_a_refusal(self) -> None:
-        """In the very same tick."""
+    async def test_a_connect_that_succeeds_beside_a_refusal_does_not_fill_the_pool(self) -> None:
+        """Both end in the same tick."""
         driver = Driver(open=never)
         driver.script["open"] += [partial(refused, WRONG), partial(asyncio.sleep, 0.01)]
         async with running(driver, 2, 4) as core:
@@ -190,8 +190,8 @@ class TestAccess:
 
 class TestLongOutage:
     @virtual_time
-    async def test_requests_wait_until_it_has_lasted_and_fail_at_once_then(self) -> None:
-        """Whoever still waits at that moment, too."""
+    async def test_requests_wait_until_the_outage_is_long_and_then_fail_at_once(self) -> None:
+        """Requests that still wait at that moment fail too."""
         driver = Driver(open=fails)
         async with running(driver, 0, 4, timeout=30.0, fail_fast_after=10.0) as core:
             assert isinstance(await failure(use(core, timeout=5.0)), PoolTimeout)
@@ -205,8 +205,8 @@ class TestLongOutage:
             assert (now(), core.ledger.queue.length) == (started, 0)
 
     @virtual_time
-    async def test_it_is_over_within_a_second_of_the_servers_return(self) -> None:
-        """Though nobody waits: with `min_size` the pool goes on by itself."""
+    async def test_an_outage_ends_within_a_second_of_the_servers_return(self) -> None:
+        """No request is needed: the pool retries on its own for `min_size`."""
         driver = Driver(open=fails)
         async with running(driver, 2, 4, fail_fast_after=10.0) as core:
             await asyncio.sleep(100.0)
@@ -217,8 +217,8 @@ class TestLongOutage:
             await use(core, timeout=0)
 
     @virtual_time
-    async def test_a_connect_under_way_is_waited_for(self) -> None:
-        """It may be the one that succeeds; one that hangs is not counted on."""
+    async def test_requests_wait_for_a_connect_under_way(self) -> None:
+        """It may succeed; a connect that is late does not count."""
         driver = Driver(open=fails)
         async with running(driver, 0, 4, timeout=30.0, fail_fast_after=10.0) as core:
             assert isinstance(await failure(use(core)), PoolUnavailable)
@@ -235,8 +235,10 @@ class TestLongOutage:
 class TestKeeping:
     @pytest.mark.parametrize("blip", [False, True])
     @virtual_time
-    async def test_a_failure_of_long_ago_does_not_make_a_restart_hopeless(self, blip: bool) -> None:
-        """It was the only one, as nobody needed another connection until now."""
+    async def test_an_old_failure_does_not_make_requests_fail_during_a_restart(
+        self, blip: bool
+    ) -> None:
+        """It was the only failure, because no other connection was needed until now."""
         told: list[float] = []
 
         async def alarm() -> None:
@@ -262,10 +264,10 @@ class TestKeeping:
 
     @virtual_time
     async def test_a_check_of_an_old_connection_ends_no_outage(self) -> None:
-        """It says nothing about connects, which go on to be few."""
+        """It says nothing about new connects, which stay rare."""
 
         async def passes(_: object) -> None:
-            """Fine."""
+            """Pass."""
 
         driver = Driver()
         async with running(driver, 0, 8, timeout=60.0, check=passes) as core:
@@ -281,16 +283,16 @@ class TestKeeping:
             assert len(driver.times("open")) - before < 40
 
     @virtual_time
-    async def test_one_refusal_turns_nobody_away_from_the_connects_beside_it(self) -> None:
-        """They may succeed, and do."""
+    async def test_one_refusal_does_not_fail_requests_that_other_connects_may_serve(self) -> None:
+        """The parallel connects may succeed, and do."""
         driver = Driver(open=partial(asyncio.sleep, 0.02))
         driver.script["open"].append(partial(refused, WRONG))
         async with running(driver, 0, 4) as core:
             await asyncio.gather(*(use(core) for _ in range(4)))
 
     @virtual_time
-    async def test_a_newcomer_does_not_wait_for_a_connect_that_hangs(self) -> None:
-        """Not even where there is no room for another beside it."""
+    async def test_a_new_request_does_not_wait_for_a_connect_that_hangs(self) -> None:
+        """This holds even if there is no room for another connect."""
         driver = Driver(open=fails)
         async with running(driver, 0, 1, timeout=30.0, fail_fast_after=5.0) as core:
             assert isinstance(await failure(use(core)), PoolUnavailable)
@@ -305,8 +307,8 @@ class TestKeeping:
             assert isinstance(await failure(waiting), PoolTimeout)
 
     @virtual_time
-    async def test_nothing_is_closed_for_its_age_while_nothing_can_be_had(self) -> None:
-        """`max_lifetime` and `max_idle` come back into force afterwards."""
+    async def test_in_an_outage_no_connection_is_closed_for_its_age(self) -> None:
+        """`max_lifetime` and `max_idle` apply again afterwards."""
         driver = Driver()
         limits = {"max_lifetime": 50.0, "max_idle": 20.0, "ping_interval": 1000.0}
         async with running(driver, 1, 3, keeper=True, **limits) as core:
@@ -319,7 +321,7 @@ class TestKeeping:
             for conn in conns:
                 core.release(conn)
             await waiting
-            # Both are left, though older than they may be; and now nobody needs another.
+            # Both are kept although they have expired; no request needs another one now.
             assert {each.conn for each in core.ledger.idle} == set(conns)
             driver.usual["open"] = ok
             await asyncio.sleep(60.0)
@@ -328,8 +330,8 @@ class TestKeeping:
             assert not core.store.outage
 
     @virtual_time
-    async def test_a_server_with_no_room_is_asked_once_a_second(self) -> None:
-        """By one connect at a time, and nobody is turned away."""
+    async def test_a_server_without_room_is_tried_once_a_second(self) -> None:
+        """There is one connect at a time, and no request fails."""
         driver = Driver(open=partial(refused, FULL))
         async with running(driver, 0, 8, timeout=40.0) as core:
             waiting = [asyncio.create_task(use(core)) for _ in range(20)]
@@ -340,14 +342,14 @@ class TestKeeping:
             await asyncio.gather(*waiting)
 
 
-class TestNews:
+class TestFailures:
     @staticmethod
     def tell(conn: object, state: type[psycopg.Error] | None, *, lost: bool) -> None:
         conn.lose(state("said") if state else None, lost=lost)  # type: ignore[attr-defined]
 
     @virtual_time
-    async def test_after_a_failover_all_older_connections_go(self) -> None:
-        """Those lent out on their return; what is opened from now on stays."""
+    async def test_after_a_failover_all_older_connections_are_closed(self) -> None:
+        """Leased ones are closed when released; newer connections stay."""
         async with running(Driver(), 3, 4) as core:
             old = {entry.conn for entry in core.ledger.entries}
             lent = await core.acquire(None)
@@ -357,14 +359,16 @@ class TestNews:
             core.release(lent)
             await settle()
             assert not {entry.conn for entry in core.ledger.entries} & old
-            self.tell(lent, psycopg.errors.ReadOnlySqlTransaction, lost=False)  # no news
+            self.tell(
+                lent, psycopg.errors.ReadOnlySqlTransaction, lost=False
+            )  # already retired: has no effect
             await settle()
             assert len(core.ledger.idle) == 3
             assert len(core.store.tasks) == 0
 
     @virtual_time
     async def test_one_that_was_terminated_alone_is_replaced_alone(self) -> None:
-        """The others were asked, and have answered."""
+        """The others were pinged and answered."""
         driver = Driver()
         async with running(driver, 3, 4) as core:
             first, *others = [entry.conn for entry in core.ledger.idle]
@@ -376,8 +380,8 @@ class TestNews:
             assert (len(driver.times("ping")), core.store.counters.lost) == (2, 1)
 
     @virtual_time
-    async def test_nobody_gets_one_that_was_not_asked_yet(self) -> None:
-        """While the others are asked, a request waits for a moment."""
+    async def test_no_connection_is_leased_before_it_was_pinged(self) -> None:
+        """During the pings a request waits for a moment."""
         driver = Driver(ping=partial(asyncio.sleep, 0.01))
         async with running(driver, 2, 2) as core:
             first, second = [entry.conn for entry in core.ledger.idle]
@@ -391,16 +395,16 @@ class TestNews:
 
     @pytest.mark.parametrize("state", [psycopg.errors.AdminShutdown, None])
     @virtual_time
-    async def test_when_another_does_not_answer_all_older_ones_go(
+    async def test_when_a_ping_fails_all_older_connections_are_closed(
         self, state: type[psycopg.Error] | None
     ) -> None:
-        """Also those that are lent, and one that is still being opened."""
+        """This includes leased connections and one that is being opened."""
         driver = Driver()
         async with running(driver, 6, 8) as core:
             conns = [entry.conn for entry in core.ledger.idle]
             lent = await core.acquire(None)
             driver.script["ping"].append(fails)
-            for conn in conns[:3]:  # three at once, where the server says nothing
+            for conn in conns[:3]:  # three at once, without an error from the server
                 conn.alive = False
                 self.tell(conn, state, lost=True)
                 if state is not None:
@@ -413,13 +417,13 @@ class TestNews:
             assert not {entry.conn for entry in core.ledger.entries} & set(conns)
 
     @virtual_time
-    async def test_one_that_is_lost_in_use_casts_doubt_on_the_others(self) -> None:
-        """At once: whoever uses the next should not find out in the same way."""
+    async def test_after_a_loss_in_use_the_others_are_pinged(self) -> None:
+        """They are pinged at once, so that the next user does not meet the same failure."""
         driver = Driver()
         async with running(driver, 3, 4) as core:
             conn = await core.acquire(None)
             for entry in core.ledger.idle:
-                entry.watched, entry.conn.alive = True, False  # known to who sends alone
+                entry.watched, entry.conn.alive = True, False  # only a write would notice this
             conn.alive = False
             self.tell(conn, None, lost=True)
             core.release(conn)
@@ -430,8 +434,8 @@ class TestNews:
 
     @pytest.mark.parametrize("quick", [0, 1])
     @virtual_time
-    async def test_all_that_go_with_their_server_are_counted_as_lost(self, quick: int) -> None:
-        """Also one that has answered, be it before or after another did not."""
+    async def test_all_connections_lost_with_their_server_are_counted(self, quick: int) -> None:
+        """This includes one that answered, before or after another failed."""
 
         async def fails_later() -> None:
             await asyncio.sleep(0.2)
@@ -451,8 +455,8 @@ class TestNews:
             assert len(core.ledger.idle) == 3
 
     @virtual_time
-    async def test_ends_that_are_far_apart_are_no_burst(self) -> None:
-        """Each is replaced for itself, and nobody is asked."""
+    async def test_losses_far_apart_are_no_burst(self) -> None:
+        """Each connection is replaced alone, and none is pinged."""
         driver = Driver()
         async with running(driver, 6, 8) as core:
             for entry in list(core.ledger.idle)[:4]:
@@ -467,8 +471,8 @@ class TestNews:
             assert driver.times("ping")  # whatever came before
 
     @virtual_time
-    async def test_a_burst_is_three_within_a_tenth_of_a_second(self) -> None:
-        """And the one after it is none by itself."""
+    async def test_a_burst_is_three_losses_within_a_tenth_of_a_second(self) -> None:
+        """The next loss alone is not a burst."""
         driver = Driver()
         async with running(driver, 12, 12) as core:
             conns = [entry.conn for entry in core.ledger.idle]
@@ -488,8 +492,8 @@ class TestNews:
             assert len(driver.times("ping")) == asked
 
     @virtual_time
-    async def test_what_was_opened_since_the_doubt_does_not_vouch_for_the_others(self) -> None:
-        """One that does not answer is enough, and the younger stays."""
+    async def test_connections_opened_since_do_not_vouch_for_older_ones(self) -> None:
+        """One failed ping is enough; the newer connection stays."""
 
         async def fail_late() -> None:
             await asyncio.sleep(1.0)
@@ -511,8 +515,8 @@ class TestNews:
             core.release(younger)
 
     @virtual_time
-    async def test_the_same_news_of_another_old_one_is_none(self) -> None:
-        """What was opened since the first is not replaced again."""
+    async def test_a_repeated_failover_error_of_an_old_connection_has_no_effect(self) -> None:
+        """Connections opened since the first error are not replaced again."""
         async with running(Driver(), 0, 4) as core:
             first, second = await core.acquire(None), await core.acquire(None)
             self.tell(first, psycopg.errors.ReadOnlySqlTransaction, lost=False)
@@ -525,8 +529,8 @@ class TestNews:
             core.release(second)
 
     @virtual_time
-    async def test_a_user_is_not_asked_about_no_error(self) -> None:
-        """One that is lost without a word is judged by how it was lost."""
+    async def test_classify_is_not_called_without_an_error(self) -> None:
+        """A loss without an error is judged by the state of the connection."""
         asked: list[BaseException] = []
 
         async with running(Driver(), 2, 2, classify=asked.append) as core:
@@ -536,8 +540,8 @@ class TestNews:
             assert len(core.ledger.idle) == 2
 
     @virtual_time
-    async def test_what_the_pool_closes_itself_is_no_news(self) -> None:
-        """However many at once; nor is what ends with a word that concerns it alone."""
+    async def test_connections_that_the_pool_closes_do_not_count_as_lost(self) -> None:
+        """Any number may close at once; an error that affects only one connection does not count either."""
         driver = Driver()
         async with running(driver, 0, 8) as core:
             conns = [await core.acquire(None) for _ in range(8)]
@@ -554,8 +558,8 @@ class TestNews:
             assert [each.conn for each in core.ledger.idle] == conns[7:]
 
     @virtual_time
-    async def test_a_failover_is_believed_in_once_a_second(self) -> None:
-        """Where every statement's error says so, not every statement opens a connection."""
+    async def test_a_failover_is_handled_once_a_second(self) -> None:
+        """Not every failing statement replaces the connections."""
         driver = Driver()
         async with running(driver, 2, 2) as core:
             while now() < 9.9:
@@ -566,8 +570,8 @@ class TestNews:
             assert 16 <= len(driver.times("open")) <= 24
 
     @virtual_time
-    async def test_a_users_verdict_is_taken(self) -> None:
-        """And one that fails is logged, and means nothing."""
+    async def test_a_users_classify_decides(self) -> None:
+        """If it fails, the failure is logged and the error is ignored."""
 
         def mine(error: BaseException) -> Fault | None:
             if isinstance(error, psycopg.errors.DiskFull):
@@ -596,7 +600,7 @@ class TestNews:
 
 @virtual_time
 async def test_a_failing_classify_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """With its traceback; the pool goes on."""
+    """The log has the traceback; the pool continues."""
 
     def mine(_: BaseException) -> Fault | None:
         raise ZeroDivisionError

@@ -273,7 +273,7 @@ class TestOutage:
                 assert 0.499 * longest <= delay <= 1.001 * longest
 
     def test_a_probe_may_be_due_sooner_than_the_loop_can_wait(self) -> None:
-        """uvloop treats timers of less than half a millisecond as due, and they have no `when()`."""
+        """uvloop treats timers of less than half a millisecond as due; they have no `when()`."""
         uvloop = pytest.importorskip("uvloop")
 
         async def live() -> None:
