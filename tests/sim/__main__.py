@@ -1,4 +1,4 @@
-"""Run the simulator by hand: one seed again, or many on all cores.
+"""Run the simulator: one seed, or many on all cores.
 
 python -m tests.sim 1234
 python -m tests.sim --count 1000000 --start 1000000
@@ -17,7 +17,7 @@ from tests.sim.world import World
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.sim",
         description=__doc__,

@@ -1,4 +1,4 @@
-"""The laws of a budget: what holds between any two turns for all the pools that share one."""
+"""The laws of a budget: what holds between any two turns for all pools that share one."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class BudgetLaws:
-    """The laws, held against the pools of one budget.
+    """Checks the laws on the pools of one budget.
 
     Args:
-        budget: what they share.
-        pools: those who share it.
-        broken: is told what was broken; it raises.
+        budget: the budget.
+        pools: the pools that share it.
+        broken: called with the law that does not hold; raises.
     """
 
     def __init__(self, budget: Budget, pools: list[Laws], broken: Callable[[str], None]) -> None:
@@ -28,12 +28,12 @@ class BudgetLaws:
         self._pools = pools
         self._broken = broken
         for laws in pools:
-            self._listen_to_the_line(laws)
+            self._observe_queue(laws)
 
-    def hold(self) -> None:
-        """Never too many; nobody waits for room beside room, or beside what rests elsewhere."""
+    def check(self) -> None:
+        """Check the limit; no request waits for room while there is room or an idle connection."""
         entries = sum(len(laws.core.ledger.entries) for laws in self._pools)
-        sockets = sum(laws.connector.sockets for laws in self._pools)
+        sockets = sum(laws.driver.sockets for laws in self._pools)
         if self.budget.size != entries:
             self._broken(f"{self.budget}: there are {entries} entries")
         if max(sockets, entries) > self.budget.max_connections:
@@ -42,10 +42,10 @@ class BudgetLaws:
         if not short:
             return
         if self.budget.size < self.budget.max_connections:
-            self._broken(f"{self.budget}: somebody waits beside room")
+            self._broken(f"{self.budget}: a request waits although there is room")
         resting = any(laws.core.ledger.idle for laws in self._pools)
         if resting and len(short) > self._expected_room:
-            self._broken(f"{self.budget}: somebody waits for room that an idle connection has")
+            self._broken(f"{self.budget}: a request waits for room that an idle connection uses")
 
     @property
     def _expected_room(self) -> int:
@@ -53,7 +53,7 @@ class BudgetLaws:
         return self.budget.max_connections - self.budget.size + closing
 
     def _claims(self) -> Iterator[tuple[float, int]]:
-        """When those came who wait for room, the first first, and in which pool each is."""
+        """Return the arrivals of the requests that wait for room, in order, each with its pool."""
         found = [self._claims_of(laws, number) for number, laws in enumerate(self._pools)]
         return heapq.merge(*found)
 
@@ -64,22 +64,24 @@ class BudgetLaws:
             return iter(())
         covered = max(0, ledger.opening - ledger.late)
         most = max(0, ledger.settings.max_size - ledger.size)
-        waiting = sorted((laws.came(each), number) for each in ledger.queue)
+        waiting = sorted((laws.arrived_at(each), number) for each in ledger.queue)
         return islice(waiting[covered:], most)
 
-    def _listen_to_the_line(self, laws: Laws) -> None:
-        line = laws.core.ledger.queue
-        serve = line.serve
+    def _observe_queue(self, laws: Laws) -> None:
+        queue = laws.core.ledger.queue
+        serve = queue.serve
 
         def served(item: Any) -> bool:
-            head: Waiter[Any] | None = next(iter(line), None)
+            head: Waiter[Any] | None = next(iter(queue), None)
             if head is not None:
                 others = (
                     when for when, number in self._claims() if self._pools[number] is not laws
                 )
-                earlier = sum(1 for when in others if when < laws.came(head))
+                earlier = sum(1 for when in others if when < laws.arrived_at(head))
                 if earlier > self._expected_room:
-                    self._broken(f"{self.budget}: {earlier} were overtaken by another's")
+                    self._broken(
+                        f"{self.budget}: {earlier} were overtaken by another pool's request"
+                    )
             return serve(item)
 
-        line.serve = served  # type: ignore[method-assign]
+        queue.serve = served  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""Many seeds on all cores, in chunks: how far it is, what was broken, and how fast it goes."""
+"""Runs many seeds on all cores, in chunks; prints progress, broken laws and speed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tests.sim.world import outcome_of
 
 CHUNK = 100
 REPORT = 20
-"""After how many chunks it says how far it is."""
+"""The number of chunks between two reports of progress."""
 
 
 def run_all(seeds: range, processes: int | None = None) -> int:
-    """Run all; whatever is broken is told at once. Returns how many were."""
+    """Run all seeds and print each broken law at once; return their number."""
     started = time.perf_counter()
     chunks = [seeds[at : at + CHUNK] for at in range(0, len(seeds), CHUNK)]
     done = broken = 0

@@ -1,4 +1,4 @@
-"""What the simulator's tests share."""
+"""Fixtures of the simulator's tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """Nobody reads the log of so many worlds."""
+    """Disable the log; so many worlds would fill it."""
     logging.disable(logging.ERROR)
     yield
     logging.disable(logging.NOTSET)

@@ -1,6 +1,6 @@
-"""A driver without a server: each method can succeed, fail, be slow, hang or resist cancelling.
+"""A driver without a server: each call can succeed, fail, be slow, hang or resist cancellation.
 
-A connection can die in the middle of any of them, whatever that method then says.
+A connection can be lost during any call, whatever the call returns.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from asyncpool.faults import Fault
 
 
 class Broken(Exception):
-    """What the fake raises where psycopg would raise an error of its own."""
+    """The error that the fake driver raises instead of psycopg's."""
 
 
 class Judged(Broken):
-    """An error that means something to the pool."""
+    """An error with a `Fault`."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.value)
@@ -28,66 +28,66 @@ class Judged(Broken):
 
 
 def judge(error: BaseException) -> Fault | None:
-    """A pool's `classify`."""
+    """The `classify` function of the pools."""
     return error.fault if isinstance(error, Judged) else None
 
 
 @dataclass(frozen=True)
 class Climate:
-    """How likely each mishap is, for each call."""
+    """The probability of each fault, for each call."""
 
     error: float = 0.0
     slow: float = 0.0
     hang: float = 0.0
     stubborn: float = 0.0
-    """A cancellation is only obeyed after a while, as psycopg's wait does."""
+    """A cancellation takes effect only after a while, as in psycopg's wait."""
     refuse: float = 0.0
-    """A connect is refused by the server, for want of a right or of room."""
+    """The server refuses a connect, for lack of permission or of room."""
     die: float = 0.0
-    """The connection is lost, and told of: the call fails, or has succeeded just before."""
+    """The connection is lost and reported; the call fails, or has succeeded just before."""
 
 
 CALM = Climate()
 
 
 class FakeConn:
-    """A connection, with what psycopg would know of it."""
+    """A connection, with the state that psycopg would know."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.alive = True
         self.clean = True
-        self.lent = False
+        self.leased = False
         self.closed = False
-        self.told = False
-        """Whether its loss is no news any more."""
+        self.loss_reported = False
+        """Whether its loss was reported."""
         self.lose: Callable[..., Any] = lambda: None
 
     def die(self, error: BaseException | None = None) -> None:
-        """Its server goes away, with a word or without, and the loop sees it."""
+        """Lose the connection, with or without an error from the server, and report it."""
         self.alive = False
         self.lose(error)
-        self.told = True
+        self.loss_reported = True
 
     def __repr__(self) -> str:
         return f"<conn {self.number}>"
 
 
 class FakeDriver:
-    """A `Driver[FakeConn]` that counts the sockets there are."""
+    """A `Driver[FakeConn]` that counts open sockets."""
 
     def __init__(self, random: Random) -> None:
         self.random = random
         self.climate = CALM
         self.watches = False
-        """Whether it claims to tell of every loss."""
+        """Whether it reports every loss."""
         self.sockets = 0
         self.made = 0
         self.misuse = ""
-        """What the pool did that it must never do; to raise would be to be taken for a mishap."""
+        """A forbidden call by the pool; an exception could be taken for a fault."""
 
     async def open(self) -> FakeConn:
-        """A socket exists from here on until the connect fails or the connection is closed."""
+        """Open a socket, which exists until the connect fails or the connection is closed."""
         self.sockets += 1
         try:
             await self.weather(longest_hang=20.0)
@@ -102,7 +102,7 @@ class FakeDriver:
         return conn
 
     async def close(self, conn: FakeConn) -> None:
-        """However it ends, the socket is gone."""
+        """Close the socket, even if the call fails."""
         self._forbid(conn.closed, f"{conn} was closed twice")
         conn.closed = True
         try:
@@ -112,33 +112,33 @@ class FakeDriver:
             self.sockets -= 1
 
     async def ping(self, conn: FakeConn) -> None:
-        """A round trip."""
-        self._forbid(conn.lent, f"{conn} was pinged while it was lent")
+        """Make one round trip."""
+        self._forbid(conn.leased, f"{conn} was pinged while it was leased")
         await self.weather(conn)
         if not conn.alive:
             raise Broken
 
     async def reset(self, conn: FakeConn) -> None:
-        """A round trip that makes it clean."""
-        self._forbid(conn.lent, f"{conn} was reset while it was lent")
+        """Make one round trip, after which the connection is clean."""
+        self._forbid(conn.leased, f"{conn} was reset while it was leased")
         await self.weather(conn)
         if not conn.alive:
             raise Broken
         conn.clean = True
 
     def is_clean(self, conn: FakeConn) -> bool:
-        """Clean and alive."""
+        """Whether the connection is clean and alive."""
         return conn.clean and conn.alive
 
     def is_alive(self, conn: FakeConn) -> bool:
-        """Whether it is known to be broken."""
+        """Whether the connection is not known to be broken."""
         return conn.alive
 
-    def watch(self, conn: FakeConn, tell: Notify) -> bool:
-        """One that died before it was watched is told of as soon as the loop looks."""
-        conn.lose = tell
+    def watch(self, conn: FakeConn, notify: Notify) -> bool:
+        """Store the callback; report a connection lost already in the next turn."""
+        conn.lose = notify
         if not conn.alive:
-            asyncio.get_running_loop().call_soon(tell)
+            asyncio.get_running_loop().call_soon(notify)
         return self.watches
 
     def _forbid(self, done: bool, what: str) -> None:
@@ -146,7 +146,7 @@ class FakeDriver:
             self.misuse = self.misuse or what
 
     async def weather(self, conn: FakeConn | None = None, longest_hang: float = 10_000.0) -> None:
-        """What every call may meet, on the way to its end."""
+        """Apply the faults of the current climate to a call."""
         random, climate = self.random, self.climate
         try:
             draw = random.random()

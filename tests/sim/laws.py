@@ -1,7 +1,7 @@
 """The laws: what holds between any two turns of the loop, for every request, and at the end.
 
-They keep books of their own beside the pool's, and compare. The simulator and the state machine
-hold every pool to them; both borrow and return through `Laws.borrow` and `Laws.give_back`.
+They keep records of their own and compare them with the pool's. The simulator and the state machine
+check every pool; both acquire and release through `Laws.borrow` and `Laws.give_back`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TOLERANCE = 0.001
 
 
 class Immediate(Waiter[Entry[FakeConn]]):
-    """The wait of a request that is served in the callback of a hand-over, as a one-shot is."""
+    """The wait of a request that is served in a callback, as a one-shot is."""
 
     def __init__(self, core: Core[FakeConn], ticket: int, now: float, deadline: float) -> None:
         super().__init__(ticket, now, deadline)
@@ -44,7 +44,7 @@ class Immediate(Waiter[Entry[FakeConn]]):
         self.used: Entry[FakeConn] | None = None
 
     def notify(self, n: int = 1) -> None:
-        """Use what was served, unless its task was cancelled, which passes it on as it leaves."""
+        """Use the served connection; if the task was cancelled, it passes the connection on."""
         if self.future.done():
             return
         if self.error is not None:
@@ -60,87 +60,87 @@ class Immediate(Waiter[Entry[FakeConn]]):
             self.served = None
             self.core.queue(self, self.deadline - self.joined_at, self.joined_at)
         except REFUSALS as error:
-            self.task = None  # it is counted
+            self.task = None  # already counted
             if not self.future.done():
                 self.future.set_exception(error)
 
 
 class LawBroken(AssertionError):
-    """An invariant does not hold; the message says which, and how to see it again."""
+    """A law does not hold; the message says which one, and how to repeat the run."""
 
 
 class Laws:
-    """The laws, held against one pool.
+    """Checks the laws on one pool.
 
     Args:
-        loop: the loop on which it is open.
+        loop: the event loop on which the pool is open.
         core: the pool.
-        connector: its driver.
-        broken: is told what was broken; it raises.
-        at_hand_over: called with whoever is told an outcome, just before and just after.
+        driver: its driver.
+        broken: called with the law that does not hold; raises.
+        at_hand_over: called with the task of a waiter just before and just after it is notified.
     """
 
     def __init__(
         self,
         loop: VirtualLoop,
         core: Core[FakeConn],
-        connector: FakeDriver,
+        driver: FakeDriver,
         broken: Callable[[str], None],
         at_hand_over: Callable[[Task[Any]], None] = lambda _: None,
     ) -> None:
         self.loop = loop
         self.core = core
-        self.connector = connector
+        self.driver = driver
         self.max_size = core.settings.max_size
-        """The largest there was."""
+        """The largest value so far."""
         self.outcomes: Counter[str] = Counter()
         self.begun = 0
-        """Requests that the pool has to count."""
-        self.lent = 0
-        self.told: set[Any] = set()
-        """Waiters that were told an error, and whose tasks have not run yet."""
+        """The number of requests that the pool must have counted."""
+        self.leased = 0
+        self.failed: set[Any] = set()
+        """Waiters that were failed and whose tasks have not run since."""
         self._broken = broken
         self._at_hand_over = at_hand_over
         self._requests: dict[Task[Any], int] = {}
-        """Who is in `acquire`, and as the how many-th."""
-        self._came: dict[Task[Any], float] = {}
-        """And since when."""
+        """The tasks in `acquire`, with the number of each request."""
+        self._arrivals: dict[Task[Any], float] = {}
+        """The arrival of each request."""
         self._places: dict[Any, tuple[int, Task[Any]]] = {}
         self._seen: tuple[object, ...] = ()
         self._counted: tuple[Any, ...] = ()
-        # Of a random of its own: all else is drawn as if these requests were borrowers.
+        # A separate random, so that the other draws do not depend on these requests.
         self.random = Random(f"immediate, {core.settings.name}")
-        self._listen_to_the_line()
+        self._observe_queue()
 
-    def came(self, waiter: Waiter[Any]) -> float:
-        """When the request has come that waits here."""
-        return self._came[self._places[waiter][1]]
+    def arrived_at(self, waiter: Waiter[Any]) -> float:
+        """Return when the request of a waiter arrived."""
+        return self._arrivals[self._places[waiter][1]]
 
     @property
     def least_at_rest(self) -> int:
-        """How many there have to be; where others may have them, none."""
+        """The number of connections that must exist at rest; 0 where a budget is shared."""
         ledger = self.core.ledger
         return ledger.settings.min_size if ledger.budget is None else 0
 
-    def hold(self) -> bool:
-        """The laws between any two turns; all of them whenever anything has changed, and if so."""
+    def check(self) -> bool:
+        """Check the laws if anything has changed since the last turn; return whether it has."""
         ledger = self.core.ledger
-        line, entries = ledger.queue, ledger.entries
-        if self.connector.sockets > len(entries):
-            self._broken(f"{self.connector.sockets} sockets for {len(entries)} entries")
-        if self.connector.misuse:
-            self._broken(self.connector.misuse)
+        queue, entries = ledger.queue, ledger.entries
+        if self.driver.sockets > len(entries):
+            self._broken(f"{self.driver.sockets} sockets for {len(entries)} entries")
+        if self.driver.misuse:
+            self._broken(self.driver.misuse)
         counted = _values(self.core.store.counters)
-        # Everything that the rest depends on; lists of the same objects compare in no time.
+        # Everything that the other laws depend on; lists of the same objects compare quickly.
         seen = (
             [entry.state for entry in entries],
             [entry.uses for entry in entries],
             ledger.idle.copy(),
             list(ledger.leased.values()),
-            list(line._places),
+            list(queue._places),
             (
-                line.length,
-                line.unseen_errors,
+                queue.length,
+                queue.unseen_errors,
                 ledger.opening,
                 ledger.late,
                 ledger.closing,
@@ -151,54 +151,54 @@ class Laws:
         if seen == self._seen:
             return False
         self._seen = seen
-        self._hold_books()
-        self._hold_counters(counted)
+        self._check_ledger()
+        self._check_counters(counted)
         return True
 
     async def borrow(self, timeout: float | None) -> FakeConn:
-        """Acquire a connection as users do, and see to it that the laws of a request hold."""
+        """Acquire a connection as users do, and check the laws of a request."""
         core, task = self.core, current_task()
         assert task is not None
         struck, started, held_up = task.cancelling(), self.loop.time(), self.loop.held_up
         if core.usable:
             self.begun += 1
-        self._requests[task], self._came[task] = self.begun, started
+        self._requests[task], self._arrivals[task] = self.begun, started
         try:
             conn = core.acquire_now() or await self._wait(timeout)
         except asyncio.CancelledError:
             self.outcomes["cancelled"] += 1
-            self.law(task.cancelling() > struck, "CancelledError came out of nowhere")
+            self.require(task.cancelling() > struck, "CancelledError came out of nowhere")
             raise
         except REFUSALS as error:
             self.outcomes[type(error).__name__] += 1
-            self.law(task.cancelling() == struck, f"a cancelled request raised {error!r}")
+            self.require(task.cancelling() == struck, f"a cancelled request raised {error!r}")
             limit = core.settings.timeout if timeout is None else timeout
             checking = core.settings.ping_timeout if core._check and not limit else 0
             late = self.loop.time() - started - limit - checking
             late -= self.loop.held_up - held_up
-            self.law(late < TOLERANCE, f"{error!r} came {late} s late")
+            self.require(late < TOLERANCE, f"{error!r} came {late} s late")
             raise
         finally:
-            del self._requests[task], self._came[task]
+            del self._requests[task], self._arrivals[task]
             left = [waiter for waiter, (_, owner) in self._places.items() if owner is task]
             for waiter in left:
-                self.law(not waiter.waiting, "one who has left is still in the line")
-                self.law(waiter not in self.told, "a waiter that was told has not left")
+                self.require(not waiter.waiting, "a request has ended and is still in the queue")
+                self.require(waiter not in self.failed, "a waiter that was failed has not left")
                 del self._places[waiter]
-        self.law(task.cancelling() == struck, "a cancelled request was served")
-        self.law(not conn.lent, f"{conn} has two owners")
-        self.law(not conn.closed or core.closed, f"{conn} was lent although it is closed")
-        known = not conn.alive and (conn.told or not self.connector.watches)
-        # One that was served in a callback may have been lost before its task could run.
+        self.require(task.cancelling() == struck, "a cancelled request was served")
+        self.require(not conn.leased, f"{conn} has two owners")
+        self.require(not conn.closed or core.closed, f"{conn} was leased although it is closed")
+        known = not conn.alive and (conn.loss_reported or not self.driver.watches)
+        # A request served in a callback may lose its connection before its task runs.
         known = known and not any(isinstance(each, Immediate) for each in left)
-        self.law(not known or core._check is not None, f"{conn} was lent, known to be lost")
+        self.require(not known or core._check is not None, f"{conn} was leased, known to be lost")
         self.outcomes["served"] += 1
-        self.lent += 1
-        conn.lent = True
+        self.leased += 1
+        conn.leased = True
         return conn
 
     async def _wait(self, timeout: float | None) -> FakeConn:
-        """Wait for a connection, as a borrower does or, where nothing is checked, as a one-shot."""
+        """Wait for a connection as `acquire` does or, if no check is set, as a one-shot does."""
         core = self.core
         if not core.usable or core.checks or self.random.random() < 0.7:
             return await core.acquire(timeout)
@@ -216,76 +216,75 @@ class Laws:
             if waiter.task is not None:
                 core.gave_up(waiter, error)
             elif waiter.future.exception() is None:
-                # It has had it, as a statement that was sent: it is cancelled for its caller.
-                self.lent += 1
+                # It was used, like a statement that was sent; its caller is cancelled.
+                self.leased += 1
                 self.outcomes.update(served=1, cancelled=-1)
                 self.give_back(waiter.future.result())
             raise
         finally:
-            del waiter.future  # others keep the waiter for a while, and it has the connection
+            del waiter.future  # the waiter is kept for a while, and it refers to the connection
 
     def give_back(self, conn: FakeConn) -> None:
-        """Release it, or pass it on; at the end of the pool it may be gone."""
-        conn.lent = False
+        """Release a connection, or pass it on; a closed pool may have closed it already."""
+        conn.leased = False
         head = self.core.ledger.queue.head()
         entry = self.core.ledger.leased.get(conn)
         fits = isinstance(head, Immediate) and not head.future.done()
-        if (
-            entry is not None
-            and fits
-            and self.connector.is_clean(conn)
-            and self.core.pass_on(entry)
-        ):
+        if entry is not None and fits and self.driver.is_clean(conn) and self.core.pass_on(entry):
             return
         try:
             self.core.release(conn)
         except PoolClosed:
-            self.law(self.core.closed, "PoolClosed from a pool that is open")
+            self.require(self.core.closed, "PoolClosed from a pool that is open")
 
-    def hold_at_rest(self) -> None:
-        """In good weather, with nobody there: all are idle, and as many as there should be."""
+    def check_at_rest(self) -> None:
+        """Without faults and users, all connections are idle, and there are enough of them."""
         ledger = self.core.ledger
-        self.law(not ledger.leased, f"leases leaked: {ledger.leased}")
-        self.law(ledger.queue.length == 0, "somebody is still in the line")
-        self.law(len(ledger.idle) == ledger.size, f"not all at rest: {ledger.entries}")
-        self.law(ledger.size >= self.least_at_rest, "fewer than min_size in good weather")
+        self.require(not ledger.leased, f"leases leaked: {ledger.leased}")
+        self.require(ledger.queue.length == 0, "a waiter is still in the queue")
+        self.require(len(ledger.idle) == ledger.size, f"not all at rest: {ledger.entries}")
+        self.require(ledger.size >= self.least_at_rest, "fewer than min_size without faults")
         wanted = not ledger.trial_wanted or self.core.store._fill_callers > 0
-        self.law(wanted, "a wish to see a connection was left behind")
-        self.law(ledger.leases == self.lent, f"{ledger.leases} leases booked, {self.lent} seen")
+        self.require(wanted, "a wanted trial connect was not cleared")
+        self.require(
+            ledger.leases == self.leased, f"{ledger.leases} leases counted, {self.leased} seen"
+        )
         failed = sum(self.outcomes[error.__name__] for error in REFUSALS)
         counters = self.core.store.counters
-        self.law(counters.requests_failed == failed, f"{failed} failures, {counters}")
+        self.require(counters.requests_failed == failed, f"{failed} failures, {counters}")
         self.core.store.sort_times()
-        self.law(counters.use.count == self.lent, f"{counters.use.count} uses, {self.lent} lent")
+        self.require(
+            counters.use.count == self.leased, f"{counters.use.count} uses, {self.leased} leases"
+        )
         spent = counters.use.sum
-        self.law(abs(spent - counters.use_time) < TOLERANCE, f"{spent} s of use: {counters}")
+        self.require(abs(spent - counters.use_time) < TOLERANCE, f"{spent} s of use: {counters}")
         waited = counters.wait.sum
-        self.law(abs(waited - counters.wait_time) < TOLERANCE, f"{waited} s waited: {counters}")
+        self.require(abs(waited - counters.wait_time) < TOLERANCE, f"{waited} s waited: {counters}")
         cancelled = self.outcomes["cancelled"]
-        self.law(counters.requests_cancelled == cancelled, f"{cancelled} cancelled, {counters}")
+        self.require(counters.requests_cancelled == cancelled, f"{cancelled} cancelled, {counters}")
 
-    def hold_at_the_end(self) -> None:
-        """Closed, it leaves nothing."""
+    def check_at_end(self) -> None:
+        """A closed pool leaves nothing."""
         core = self.core
-        self.law(not core.ledger.entries, f"entries after close: {core.ledger.entries}")
-        self.law(self.connector.sockets == 0, "sockets after close")
-        self.law(len(core.store.tasks) == 0, "tasks after close")
-        self.law(not list(core.ledger.queue), "somebody is in the line after close")
+        self.require(not core.ledger.entries, f"entries after close: {core.ledger.entries}")
+        self.require(self.driver.sockets == 0, "sockets after close")
+        self.require(len(core.store.tasks) == 0, "tasks after close")
+        self.require(not list(core.ledger.queue), "a waiter is in the queue after close")
 
-    def law(self, holds: bool, otherwise: str) -> None:
-        """One law."""
+    def require(self, holds: bool, otherwise: str) -> None:
+        """Check one law."""
         if not holds:
             self._broken(otherwise)
 
-    def _hold_books(self) -> None:
+    def _check_ledger(self) -> None:
         ledger = self.core.ledger
-        line, entries, idle = ledger.queue, ledger.entries, ledger.idle
+        queue, entries, idle = ledger.queue, ledger.entries, ledger.idle
         opening = [entry for entry in entries if entry.state is State.OPENING]
         closing = [entry for entry in entries if entry.state is State.CLOSING]
         leased = [entry for entry in entries if entry.state is State.LEASED]
         cleaning = [entry for entry in entries if entry.state is State.CLEANING]
         at_rest = [entry for entry in entries if entry.state is State.IDLE]
-        waiting = [waiter for waiter in line._places if waiter.waiting]
+        waiting = [waiter for waiter in queue._places if waiter.waiting]
         broken = self._broken
         if len(entries) > self.max_size:
             broken(f"{len(entries)} entries, {self.max_size} allowed")
@@ -303,19 +302,19 @@ class Laws:
             broken("idle: stack and states differ")
         if set(ledger.leased.values()) != set(leased):
             broken("leased: table and states differ")
-        if len(waiting) != line.length:
-            broken("the line is miscounted")
-        if line.unseen_errors != len(self.told):
-            broken("those who were told are miscounted")
+        if len(waiting) != queue.length:
+            broken("the queue is miscounted")
+        if queue.unseen_errors != len(self.failed):
+            broken("failed waiters are miscounted")
         if idle and waiting:
-            broken("somebody waits beside an idle connection")
+            broken("a request waits beside an idle connection")
         used = [entry.used_at for entry in idle]
         if used != sorted(used):
-            broken("the idle ones are not in the order of their last use")
-        self._hold_stats(len(waiting))
+            broken("idle connections are not in the order of their last use")
+        self._check_stats(len(waiting))
 
-    def _hold_stats(self, waiting: int) -> None:
-        """What is told of the requests adds up, by the pool's numbers and by ours."""
+    def _check_stats(self, waiting: int) -> None:
+        """The pool's numbers of requests add up and agree with those kept here."""
         stats = snapshot(self.core)
         served, failed = self.core.ledger.leases, stats.requests_failed
         total = served + failed + stats.requests_cancelled + stats.waiting
@@ -323,22 +322,22 @@ class Laws:
         if parts != stats.size or stats.waiting != waiting or stats.requests != total:
             self._broken(f"stats do not add up: {served} served, {waiting} waiting, {stats}")
         if stats.idle and not self.core.settings.keeps_idle:
-            self._broken(f"something is idle where nothing is kept: {stats}")
+            self._broken(f"a connection is idle where none is kept: {stats}")
         if stats.requests != self.begun:
-            self._broken(f"{self.begun} requests have come: {stats}")
+            self._broken(f"{self.begun} requests have arrived: {stats}")
         if stats.requests_queued > stats.requests:
-            self._broken(f"more have queued than have come: {stats}")
+            self._broken(f"more requests have queued than have arrived: {stats}")
 
-    def _hold_counters(self, counted: tuple[Any, ...]) -> None:
+    def _check_counters(self, counted: tuple[Any, ...]) -> None:
         before, self._counted = self._counted, counted
         for earlier, later in zip(before, counted, strict=False):
             if later < earlier:
-                self._broken(f"a counter went back: {before}, then {counted}")
+                self._broken(f"a counter decreased: {before}, then {counted}")
 
-    def _listen_to_the_line(self) -> None:
-        """Who comes, who is served in which order, who is told an error."""
-        line = self.core.ledger.queue
-        admit, serve, end, leave = line.admit, line.serve, line.fail, line.leave
+    def _observe_queue(self) -> None:
+        """Record which waiters join, in which order they are served, and which are failed."""
+        queue = self.core.ledger.queue
+        admit, serve, end, leave = queue.admit, queue.serve, queue.fail, queue.leave
 
         def joined(waiter: Waiter[Any]) -> None:
             admit(waiter)
@@ -347,30 +346,30 @@ class Laws:
             self._places[waiter] = (self._requests[task], task)
 
         def served(item: Any) -> bool:
-            head = min(line, key=lambda each: self._places[each][0], default=None)
+            head = min(queue, key=lambda each: self._places[each][0], default=None)
             if head is not None:
                 self._at_hand_over(self._places[head][1])
             handed_over = serve(item)
             got = head is None or head.served is item or getattr(head, "used", None) is item
-            self.law(got, "a waiter was overtaken")
+            self.require(got, "a waiter was overtaken")
             if head is not None:
                 self._at_hand_over(self._places[head][1])
             return handed_over
 
         def ended(waiter: Waiter[Any], error: BaseException) -> None:
-            self.told.add(waiter)
+            self.failed.add(waiter)
             self._at_hand_over(self._places[waiter][1])
             end(waiter, error)
             self._at_hand_over(self._places[waiter][1])
 
         def left(waiter: Waiter[Any]) -> Any:
-            self.told.discard(waiter)
+            self.failed.discard(waiter)
             return leave(waiter)
 
-        line.admit = joined  # type: ignore[method-assign]
-        line.serve = served  # type: ignore[method-assign]
-        line.fail = ended  # type: ignore[method-assign]
-        line.leave = left  # type: ignore[method-assign]
+        queue.admit = joined  # type: ignore[method-assign]
+        queue.serve = served  # type: ignore[method-assign]
+        queue.fail = ended  # type: ignore[method-assign]
+        queue.leave = left  # type: ignore[method-assign]
 
 
 _values = attrgetter(*COUNTED)

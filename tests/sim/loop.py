@@ -1,9 +1,9 @@
-"""An event loop with no I/O: its clock stands still while anybody can run, and then leaps.
+"""An event loop without I/O: its clock stands still while work is ready, then jumps to the next.
 
-`turn` is asyncio's `_run_once` without a selector. Two things differ, both within what a real loop
-may do. A loop that has been busy for many turns finds that time has passed: a scope of anyio's that
-was cancelled calls its tasks in every turn, and would stop the clock for ever. And when nothing can
-ever happen again, that is an error, not a hang.
+`turn` is asyncio's `_run_once` without a selector. Two things differ, within what a real loop may
+do. After many busy turns, time passes: a cancelled anyio scope calls its tasks in every turn and
+would otherwise stop the clock for ever. And if nothing can ever happen again, that is an error
+instead of a hang.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from inspect import CORO_CREATED, getcoroutinestate
 from typing import Any, ClassVar
 
 BUSY = 60
-"""Turns without a pause after which the next timer is due, however far away it was."""
+"""The number of turns without a pause after which the next timer is due."""
 
 
 class NothingToDo(RuntimeError):
-    """Somebody waits for what can never happen."""
+    """A task waits for something that can never happen."""
 
 
 class NumberedTask(asyncio.Task[Any]):
-    """A task whose place in a set does not depend on its address, so that a run can be repeated."""
+    """A task whose hash does not depend on its address, so that a run can be repeated."""
 
     made: ClassVar[int] = 0
 
     def __new__(cls, *_: Any, **__: Any) -> NumberedTask:
-        """Number it before anybody can ask for its hash."""
+        """Number the task before its hash is needed."""
         task = super().__new__(cls)
         NumberedTask.made += 1
         task.number = NumberedTask.made
@@ -46,7 +46,7 @@ class NumberedTask(asyncio.Task[Any]):
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """A loop whose time only passes while everybody sleeps."""
+    """A loop whose time passes only while no work is ready."""
 
     _ready: deque[Handle]
     _scheduled: list[Any]
@@ -57,22 +57,22 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.resolution = 1e-9
         self.turns = 0
         self.held_up = 0.0
-        """Seconds that passed although there was something to do: so much later may things end."""
+        """Seconds that passed while work was ready; deadlines may be missed by this much."""
         self.eager = False
         """Whether tasks start at once, as with `asyncio.eager_task_factory`."""
         self.complaints: list[str] = []
-        """What the loop would have logged: exceptions that nobody has looked at."""
+        """Messages that the loop would have logged, such as exceptions never retrieved."""
         self._busy = 0
         NumberedTask.made = 0
 
     def time(self) -> float:
-        """The instant on the virtual clock, from 0."""
+        """Return the instant on the virtual clock, from 0."""
         return self.now
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Handle:
-        """As in every loop: in the order in which they are registered."""
+        """Schedule a callback; callbacks run in order of registration, as on every loop."""
         handle = Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
@@ -85,17 +85,17 @@ class VirtualLoop(asyncio.BaseEventLoop):
         context: Context | None = None,
         **rest: Any,
     ) -> asyncio.Task[Any]:
-        """One whose number is the order of its making."""
+        """Create a task, numbered in order of creation."""
         if self.eager and sys.version_info >= (3, 12):
             rest.setdefault("eager_start", True)
         return NumberedTask(coro, loop=self, name=name, context=context, **rest)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Nothing may go wrong in a callback, and no task's end go unnoticed."""
+        """Keep the message; no callback or task may fail unnoticed."""
         self.complaints.append(f"{context.get('message')}: {context.get('exception')!r}")
 
     def turn(self) -> None:
-        """What can run runs once; if nothing can, time passes."""
+        """Run ready callbacks once; if there are none, let time pass."""
         ready, scheduled = self._ready, self._scheduled
         self._forget_cancelled_timers()
         if ready and self._busy < BUSY:
@@ -118,12 +118,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._run(due)
 
     def settle(self) -> None:
-        """Turn until nothing can run any more without a pause."""
+        """Run turns until nothing is ready."""
         while self._ready:
             self.turn()
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, and everything happen that falls due meanwhile."""
+        """Let time pass and run everything that falls due."""
         end = self.now + seconds
         self.settle()
         self._forget_cancelled_timers()
@@ -135,7 +135,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
-        """What is called in this block finds this loop running."""
+        """Make this the running loop inside the block."""
         asyncio._set_running_loop(self)
         try:
             yield
@@ -143,7 +143,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             asyncio._set_running_loop(None)
 
     def finish(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run until this has ended; then end everything that is left, and the loop."""
+        """Run until the work has ended; then end all remaining tasks and the loop."""
         try:
             with self.at_work():
                 main = self.create_task(work)
@@ -154,13 +154,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self.tear_down()
 
     def tear_down(self) -> None:
-        """Cancel whatever is left until it has ended, or for a while; then close the loop."""
+        """Cancel the remaining tasks until they have ended, or for a while; close the loop."""
         with self.at_work():
             for _ in range(50):
                 if not (tasks := asyncio.all_tasks(self)):
                     break
                 for task in tasks:
-                    # One that never started would leave behind what it was to await.
+                    # A task that never started would leave a coroutine that was never awaited.
                     if getcoroutinestate(task.get_coro()) != CORO_CREATED:  # type: ignore[arg-type]
                         task.cancel()
                 ready = [*self._ready, *self._scheduled]
@@ -176,7 +176,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.close()
 
     def _run(self, due: list[Any]) -> None:
-        """One turn's callbacks: first those that were registered, then the timers that are due."""
+        """Run one turn's callbacks: first those registered, then the timers that are due."""
         ready = self._ready
         ready.extend(due)
         for _ in range(len(ready)):
@@ -189,4 +189,4 @@ class VirtualLoop(asyncio.BaseEventLoop):
             heapq.heappop(self._scheduled)._scheduled = False
 
     def _write_to_self(self) -> None:
-        """Nobody sleeps in a selector here."""
+        """Do nothing: there is no selector to wake."""

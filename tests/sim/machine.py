@@ -1,8 +1,8 @@
-"""The real core as a state machine for Hypothesis, on a driver whose every call waits for its cue.
+"""The real core as a state machine for Hypothesis, on a driver whose calls wait for a cue.
 
-Where a `World` draws everything at random, a rule here is one thing that happens, so that a failure
-is shrunk to a short script. Its steps are kept in `script`; a script worth keeping is written down
-in `test_machine.py` with the same words: each rule can be called by hand.
+A `World` draws everything at random. Here each rule is a single event, so that a failure is shrunk
+to a short script. The steps are kept in `script`; a script worth keeping is copied to
+`test_machine.py`, since each rule can be called directly.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ OUTCOMES = ("ok", "error", "die")
 INDEX = st.integers(0, 3)
 
 
-class CuedConnector(FakeDriver):
-    """Each call hangs until it is told how to end."""
+class CuedDriver(FakeDriver):
+    """A driver whose calls hang until they get a cue to end."""
 
     def __init__(self) -> None:
         super().__init__(Random(0))
         self.calls: list[tuple[Future[str], FakeConn | None]] = []
         self.at_once = False
-        """Whether every call succeeds now, without a cue."""
+        """Whether every call succeeds without a cue now."""
 
     async def weather(self, conn: FakeConn | None = None, longest_hang: float = 0.0) -> None:
         """Wait for the cue."""
@@ -64,46 +64,46 @@ class CuedConnector(FakeDriver):
 
 
 class Machine(RuleBasedStateMachine):
-    """A pool, its users, and its server; after each rule the laws are held."""
+    """A pool, its users and its server; the laws are checked after each rule."""
 
     script: ClassVar[list[str]] = []
-    """The steps of the last run: after a failure those of the shortest."""
+    """The steps of the last run; after a failure, those of the shortest failing run."""
 
     def __init__(self) -> None:
         super().__init__()
         Machine.script.clear()
         self.loop = VirtualLoop()
-        self.connector = CuedConnector()
+        self.driver = CuedDriver()
         self.requests: list[tuple[Task[None], list[anyio.CancelScope]]] = []
-        self.lent: list[FakeConn] = []
+        self.leased: list[FakeConn] = []
         self.broken = ""
         self.found(1, 1)
 
     def found(self, min_size: int, max_size: int, *, check: bool = False) -> None:
-        """A new pool, open."""
+        """Create and open a pool."""
         numbers = Settings("machine", min_size, max_size, timeout=20.0, max_waiting=4)
         self.core: Core[FakeConn] = Core(
             numbers,
-            self.connector,
-            check=self.connector.weather if check else None,
+            self.driver,
+            check=self.driver.weather if check else None,
             random=Random(0),
         )
-        self.laws = Laws(self.loop, self.core, self.connector, self._break)
+        self.laws = Laws(self.loop, self.core, self.driver, self._break)
 
     @initialize(min_size=st.integers(0, 2), more=st.integers(0, 2), check=st.booleans())
     def open(self, min_size: int, more: int, check: bool) -> None:
-        """The first step."""
+        """Open the pool, as the first step."""
         self._note(f"open({min_size}, {more}, {check})")
         self.found(min_size, max(1, min_size + more), check=check)
         self._do(self.core.open)
 
     @rule(timeout=st.sampled_from([None, None, 0, 2.0]), count=st.sampled_from([1, 1, 3]))
     def request(self, timeout: float | None, count: int) -> None:
-        """Somebody, or several at once, want a connection."""
+        """Start one or more requests."""
         self._note(f"request({timeout}, {count})")
         with self.loop.at_work():
             for _ in range(count):
-                scopes: list[anyio.CancelScope] = []  # anyio makes one in a task only
+                scopes: list[anyio.CancelScope] = []  # anyio makes a scope in a task only
                 task = self.loop.create_task(self._borrow(scopes, timeout))
                 self.requests.append((task, scopes))
         self._settle()
@@ -111,17 +111,17 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.requests)
     @rule(index=INDEX, how=st.sampled_from(["once", "twice", "scope"]))
     def cancel(self, index: int, how: str) -> None:
-        """One of those who wait is cancelled, and the loop has its turns."""
+        """Cancel one of the requests, and run the loop."""
         self._note(f"cancel({index}, {how!r})")
         self._cancel(index, how)
         self._settle()
 
-    @precondition(lambda self: self.lent)
+    @precondition(lambda self: self.leased)
     @rule(index=INDEX, clean=st.booleans(), cancel=st.sampled_from(["", "once", "scope"]))
     def release(self, index: int, clean: bool, cancel: str) -> None:
-        """One is returned; the first in the line may be cancelled in the same tick."""
+        """Release a connection; the first request may be cancelled in the same tick."""
         self._note(f"release({index}, {clean}, {cancel!r})")
-        conn = self.lent.pop(index % len(self.lent))
+        conn = self.leased.pop(index % len(self.leased))
         conn.clean = clean
         with self.loop.at_work():
             self.laws.give_back(conn)
@@ -129,30 +129,30 @@ class Machine(RuleBasedStateMachine):
             self._cancel(0, cancel)
         self._settle()
 
-    @precondition(lambda self: self.connector.calls)
+    @precondition(lambda self: self.driver.calls)
     @rule(index=INDEX, outcome=st.sampled_from(OUTCOMES), cancel=st.booleans())
     def end_call(self, index: int, outcome: str, cancel: bool) -> None:
-        """A call of the driver's ends, at times in the tick in which somebody is cancelled."""
+        """End a call of the driver; a request may be cancelled in the same tick."""
         self._note(f"end_call({index}, {outcome!r}, {cancel})")
-        calls = self.connector.calls
+        calls = self.driver.calls
         calls[index % len(calls)][0].set_result(outcome)
         if cancel and self.requests:
             self._cancel(0, "once")
         self._settle()
 
-    @precondition(lambda self: self.connector.calls)
+    @precondition(lambda self: self.driver.calls)
     @rule()
     def answer_all(self) -> None:
-        """Every call under way succeeds, and those that follow from it."""
+        """Let every call under way succeed, and those that follow from it."""
         self._note("answer_all()")
-        while self.connector.calls:
-            for call, _ in list(self.connector.calls):
+        while self.driver.calls:
+            for call, _ in list(self.driver.calls):
                 call.set_result("ok")
             self._settle()
 
     @rule(index=INDEX)
     def lose(self, index: int) -> None:
-        """A connection's server goes away."""
+        """Lose a connection."""
         entries = [each for each in self.core.ledger.entries if each.state is not State.OPENING]
         if entries:
             self._note(f"lose({index})")
@@ -161,7 +161,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.5, 3.0, 30.0]))
     def wait(self, seconds: float) -> None:
-        """Time passes."""
+        """Let time pass."""
         self._note(f"wait({seconds})")
         with self.loop.at_work():
             self.loop.advance(seconds)
@@ -169,7 +169,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(min_size=st.integers(0, 2), more=st.integers(0, 2))
     def resize(self, min_size: int, more: int) -> None:
-        """New sizes."""
+        """Resize the pool."""
         if not self.core.closed:
             self._note(f"resize({min_size}, {more})")
             max_size = max(1, min_size + more)
@@ -178,20 +178,20 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def drain(self) -> None:
-        """All are to be replaced."""
+        """Drain the pool."""
         self._note("drain()")
         self._do(self.core.drain)
 
     @rule()
     def make_round(self) -> None:
-        """The keeper looks after the idle ones."""
+        """Run a round of maintenance."""
         if not self.core.closed:
             self._note("make_round()")
             self._do(lambda: self.core.store.tasks.spawn(make_round(self.core), "round"))
 
     @rule(timeout=st.sampled_from([0.0, 5.0]), cancelled=st.booleans())
     def close(self, timeout: float, cancelled: bool) -> None:
-        """The end begins; whoever asked for it may be cancelled."""
+        """Begin to close the pool; the caller may be cancelled."""
         self._note(f"close({timeout}, {cancelled})")
         with self.loop.at_work():
             task = self.loop.create_task(self.core.close(timeout))
@@ -201,49 +201,49 @@ class Machine(RuleBasedStateMachine):
         self._settle()
 
     @invariant()
-    def hold_to_laws(self) -> None:
-        """Those between two turns."""
+    def check_laws(self) -> None:
+        """Check the laws between two turns."""
         if self.broken or self.loop.complaints:
             self._break(self.broken or self.loop.complaints[0])
-        self.laws.hold()
+        self.laws.check()
 
     def teardown(self) -> None:
-        """From whatever state, with a server that works: it becomes whole, lends, and closes."""
+        """From any state, with a working server: the pool must recover, lease and close."""
         self.loop.finish(self._end())
 
     async def _end(self) -> None:
         core, laws = self.core, self.laws
-        self.connector.at_once = True
-        for call, _ in list(self.connector.calls):
+        self.driver.at_once = True
+        for call, _ in list(self.driver.calls):
             if not call.done():
                 call.set_result("ok")
         for _ in range(100):
-            if not self.requests and not self.lent:
+            if not self.requests and not self.leased:
                 break
-            for conn in self.lent:
+            for conn in self.leased:
                 laws.give_back(conn)
-            self.lent.clear()
+            self.leased.clear()
             await asyncio.sleep(1.0)
-        laws.law(not self.requests, "somebody waits for ever")
+        laws.require(not self.requests, "somebody waits for ever")
         if core.opened and not core.closed:
             await asyncio.sleep(60.0)
-            laws.hold_at_rest()
+            laws.check_at_rest()
             try:
                 laws.give_back(await laws.borrow(5.0))
             except REFUSALS as error:
-                self._break(f"it lends no more: {error!r}")
+                self._break(f"it leases no connection: {error!r}")
         await core.close(0)
-        laws.hold_at_the_end()
+        laws.check_at_end()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        laws.law(not tasks, f"tasks after close: {tasks}")
+        laws.require(not tasks, f"tasks after close: {tasks}")
         timers = [each for each in self.loop._scheduled if not each.cancelled()]
-        laws.law(not timers, f"timers after close: {timers}")
+        laws.require(not timers, f"timers after close: {timers}")
 
     async def _borrow(self, scopes: list[anyio.CancelScope], timeout: float | None) -> None:
         try:
             with anyio.CancelScope() as scope:
                 scopes.append(scope)
-                self.lent.append(await self.laws.borrow(timeout))
+                self.leased.append(await self.laws.borrow(timeout))
         except REFUSALS:
             pass
         finally:
@@ -257,7 +257,7 @@ class Machine(RuleBasedStateMachine):
             else:
                 task.cancel()
                 if how == "twice":
-                    self.loop.call_soon(lambda: task.cancel())  # noqa: PLW0108 - else it passes for a step
+                    self.loop.call_soon(lambda: task.cancel())  # noqa: PLW0108 - a bound method would count as a step
 
     def _do(self, deed: Callable[[], object]) -> None:
         with self.loop.at_work():
@@ -268,24 +268,24 @@ class Machine(RuleBasedStateMachine):
         with self.loop.at_work():
             while self.loop._ready:
                 self.loop.turn()
-                self.hold_to_laws()
+                self.check_laws()
 
     def _note(self, step: str) -> None:
         Machine.script.append(step)
 
     def _break(self, what: str) -> None:
-        # Raised in a task it would be the task's: each turn ends with a look at it.
+        # An exception in a task would stay there, so each turn checks this attribute.
         self.broken = self.broken or what
         raise LawBroken(what)
 
 
 def search_for(examples: int, *, derandomize: bool = False, steps: int = 25) -> None:
-    """Let Hypothesis look for a script that breaks a law; raises with the shortest.
+    """Search for a script that breaks a law; raise an error with the shortest one.
 
     Args:
-        examples: how many scripts to try.
-        derandomize: try the same ones each time.
-        steps: the most steps of one.
+        examples: the number of scripts to try.
+        derandomize: whether to try the same scripts each time.
+        steps: the largest number of steps of a script.
     """
     run_state_machine_as_test(
         Machine,

@@ -1,4 +1,4 @@
-"""Bugs that somebody might make one day, each in one method, for the simulator to find."""
+"""Bugs that a change might introduce, each in one method, for the simulator to find."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tests.sim.fake import FakeConn
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
-def forget_the_notice(patch: pytest.MonkeyPatch) -> None:
-    """A lost wake-up: the hand-over is written down, and its waiter not told."""
+def drop_the_notification(patch: pytest.MonkeyPatch) -> None:
+    """A lost wake-up: a hand-over is recorded, and its waiter is not notified."""
     patch.setattr(Waiter, "notify", lambda _: None)
 
 
 def notify_whoever_comes_first(patch: pytest.MonkeyPatch) -> None:
-    """A lost wake-up: one Condition for the whole line, whose notice may go to another."""
+    """A lost wake-up: one Condition for the whole queue may notify another task."""
 
     shared: deque[asyncio.Future[bool]] = deque()
 
@@ -49,7 +49,7 @@ def notify_whoever_comes_first(patch: pytest.MonkeyPatch) -> None:
 
 
 def keep_what_was_handed_over(patch: pytest.MonkeyPatch) -> None:
-    """A leak: one who is cancelled in the tick of its hand-over does not pass it on."""
+    """A leak: a task cancelled in the tick of its hand-over does not pass the connection on."""
 
     def leave(self: Core[Any], waiter: Waiter[Any]) -> None:
         self.ledger.queue.leave(waiter)
@@ -58,16 +58,16 @@ def keep_what_was_handed_over(patch: pytest.MonkeyPatch) -> None:
 
 
 def forget_a_check_under_way(patch: pytest.MonkeyPatch) -> None:
-    """A leak: the connection of one who is cancelled in its check is never put back."""
+    """A leak: the connection of a request cancelled during its check is never put back."""
 
     async def settle(self: Core[Any], entry: Entry[Any], check: object) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     patch.setattr(Check, "_finish", settle)
 
 
-def never_check_again(patch: pytest.MonkeyPatch) -> None:
-    """A leak: a lease that ends by cancellation in its check is not ended in the books."""
+def keep_the_lease_of_a_cancelled_check(patch: pytest.MonkeyPatch) -> None:
+    """A leak: the lease of a request cancelled during its check is not ended in the ledger."""
 
     async def passes(self: Check[FakeConn], entry: Entry[FakeConn], *_: float) -> bool:
         try:
@@ -80,8 +80,8 @@ def never_check_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Check, "passes", passes)
 
 
-def strike_off_before_closing(patch: pytest.MonkeyPatch) -> None:
-    """An overshoot: a connection counts no more while it is being closed."""
+def remove_before_closing(patch: pytest.MonkeyPatch) -> None:
+    """An overshoot: a connection being closed is not counted."""
 
     async def close(self: ConnectionStore[Any], entry: Entry[Any]) -> None:
         self.remove(entry)
@@ -91,7 +91,7 @@ def strike_off_before_closing(patch: pytest.MonkeyPatch) -> None:
 
 
 def open_for_everybody(patch: pytest.MonkeyPatch) -> None:
-    """An overshoot: as many are opened as are waited for, whatever max_size says."""
+    """An overshoot: as many connections are opened as requests wait, above `max_size`."""
 
     def wanted(self: Ledger[Any]) -> int:
         return max(0, self.settings.min_size - self.size, self.queue.length - self.opening)
@@ -107,7 +107,7 @@ def open_for_everybody(patch: pytest.MonkeyPatch) -> None:
 
 
 def serve_the_last(patch: pytest.MonkeyPatch) -> None:
-    """A waiter is overtaken: the line is served from its end."""
+    """A waiter is overtaken: the last one is served first."""
 
     def serve(self: WaitQueue[Any], item: Any) -> bool:
         while self._places:
@@ -124,22 +124,22 @@ def serve_the_last(patch: pytest.MonkeyPatch) -> None:
 
 
 def send_back_to_the_end(patch: pytest.MonkeyPatch) -> None:
-    """A waiter is overtaken: one who was served something unfit joins behind the others."""
+    """A waiter is overtaken: a request served an unusable connection rejoins at the end."""
     queue = Core.queue
 
     def queue_last(self: Core[Any], waiter: Waiter[Any], *request: Any) -> None:
-        line = self.ledger.queue
-        before = list(line)
+        waiters = self.ledger.queue
+        before = list(waiters)
         queue(self, waiter, *request)
         if request[-1] and before:
-            line._places.remove(waiter)
-            line._places.append(waiter)
+            waiters._places.remove(waiter)
+            waiters._places.append(waiter)
 
     patch.setattr(Core, "queue", queue_last)
 
 
-def stack_beside_the_line(patch: pytest.MonkeyPatch) -> None:
-    """Idle beside waiters: a connection is put on the stack though somebody waits."""
+def make_idle_beside_waiters(patch: pytest.MonkeyPatch) -> None:
+    """Idle beside waiters: a connection becomes idle although a request waits."""
 
     def give(self: Ledger[Any], entry: Entry[Any], now: float) -> bool:
         if entry.expires_at <= now or (self.oversize and self._is_over_limit()):
@@ -153,17 +153,17 @@ def stack_beside_the_line(patch: pytest.MonkeyPatch) -> None:
 
 
 def forget_the_retry_timer(patch: pytest.MonkeyPatch) -> None:
-    """A forgotten timer: what was to try again later outlives the pool."""
+    """A forgotten timer: that of the next probe outlives the pool."""
     patch.setattr(ConnectionStore, "stop_retrying", lambda self: setattr(self, "_retry", None))
 
 
-def forget_the_lines_timer(patch: pytest.MonkeyPatch) -> None:
-    """A forgotten timer: the line's deadline outlives the pool."""
+def forget_the_queues_timer(patch: pytest.MonkeyPatch) -> None:
+    """A forgotten timer: that of the wait queue outlives the pool."""
     patch.setattr(WaitQueue, "stop", lambda self: self._deadlines.clear())
 
 
 def keep_the_first_timer(patch: pytest.MonkeyPatch) -> None:
-    """A forgotten deadline: the timer is not set anew for one who has less time."""
+    """A forgotten deadline: the timer is not set anew for an earlier deadline."""
     set_timer = WaitQueue._set_timer
 
     def set_once(self: WaitQueue[Any], deadline: float) -> None:
@@ -173,8 +173,8 @@ def keep_the_first_timer(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(WaitQueue, "_set_timer", set_once)
 
 
-def count_departures_twice(patch: pytest.MonkeyPatch) -> None:
-    """A miscount: one who leaves after having been served is subtracted once more."""
+def subtract_served_waiters_twice(patch: pytest.MonkeyPatch) -> None:
+    """A miscount: a waiter that leaves after being served is subtracted twice."""
 
     def leave(self: WaitQueue[Any], waiter: Waiter[Any]) -> Any:
         waiter.waiting = False
@@ -186,7 +186,7 @@ def count_departures_twice(patch: pytest.MonkeyPatch) -> None:
 
 
 def count_a_failed_connect_as_opening(patch: pytest.MonkeyPatch) -> None:
-    """A miscount: a place whose connect failed goes on counting as being opened."""
+    """A miscount: an entry whose connect failed still counts as opening."""
     withdraw = Ledger.withdraw
 
     def forgetful(self: Ledger[Any], entry: Entry[Any], state: State) -> None:
@@ -198,7 +198,7 @@ def count_a_failed_connect_as_opening(patch: pytest.MonkeyPatch) -> None:
 
 
 def let_borrowers_clean(patch: pytest.MonkeyPatch) -> None:
-    """Unclean: a connection goes on to the next while it is still being reset."""
+    """Unclean: a connection is leased while it is being reset."""
 
     async def clean(self: ConnectionStore[Any], entry: Entry[Any], first: object) -> None:
         self.put(entry, self.time())
@@ -209,7 +209,7 @@ def let_borrowers_clean(patch: pytest.MonkeyPatch) -> None:
 
 
 def ignore_losses(patch: pytest.MonkeyPatch) -> None:
-    """A leak: what cannot be cleaned is neither put back nor discarded."""
+    """A leak: a connection whose reset fails is neither put back nor discarded."""
 
     async def clean(self: ConnectionStore[Any], entry: Entry[Any], first: object) -> None:
         await self.driver.reset(entry.conn)
@@ -218,16 +218,16 @@ def ignore_losses(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ConnectionStore, "clean", clean)
 
 
-def forget_who_was_lost(patch: pytest.MonkeyPatch) -> None:
-    """A dead connection is lent: the watch tells of its end, and nobody listens."""
+def ignore_reported_losses(patch: pytest.MonkeyPatch) -> None:
+    """A broken connection is leased: its reported loss is ignored."""
     patch.setattr(asyncpool._core.store, "_notify", lambda *_, **__: None)
 
 
-# Bugs that need a schedule of their own to show.
+# Bugs that only some schedules show.
 
 
 def take_what_was_handed_over_first(patch: pytest.MonkeyPatch) -> None:
-    """Two owners: who wakes first takes what was handed over first, which is his as a rule."""
+    """Two holders: the first task to wake takes the first item served, usually its own."""
     heaps: WeakKeyDictionary[Any, deque[Any]] = WeakKeyDictionary()
     wait, notify, leave = Waiter.wait, Waiter.notify, WaitQueue.leave
 
@@ -255,7 +255,7 @@ def take_what_was_handed_over_first(patch: pytest.MonkeyPatch) -> None:
 
 
 def swallow_the_first_cancellation(patch: pytest.MonkeyPatch) -> None:
-    """A cancelled request is tried again, as if it were a mishap."""
+    """A cancelled request is retried, as if it had failed."""
     acquire = Core.acquire
 
     async def acquire_again(self: Core[Any], timeout: float | None) -> Any:
@@ -268,7 +268,7 @@ def swallow_the_first_cancellation(patch: pytest.MonkeyPatch) -> None:
 
 
 def let_a_scope_end_the_close(patch: pytest.MonkeyPatch) -> None:
-    """A leak: only the task's own cancellation was thought of, not that of a scope it is in."""
+    """A leak: only `task.cancel()` is handled, not a cancelled scope."""
     close = Core.close
 
     async def unshielded(self: Core[Any], timeout: float) -> None:
@@ -278,7 +278,7 @@ def let_a_scope_end_the_close(patch: pytest.MonkeyPatch) -> None:
 
 
 def clean_up_with_an_await(patch: pytest.MonkeyPatch) -> None:
-    """A leak: what to do after a cancellation awaits, and is cancelled there once more."""
+    """A leak: the clean-up after a cancellation awaits, and is cancelled there again."""
     acquire = Core.acquire_entry
 
     async def passed_on(self: Core[Any], *request: Any) -> Any:
@@ -297,30 +297,30 @@ def clean_up_with_an_await(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Core, "acquire_entry", passed_on)
 
 
-def share_the_crew(patch: pytest.MonkeyPatch) -> None:
-    """One pool's end is another's: the pools of a process have one crew."""
-    crews: dict[str, set[Any]] = {}
+def share_the_background_tasks(patch: pytest.MonkeyPatch) -> None:
+    """Closing one pool ends another: all pools share their background tasks."""
+    shared: dict[str, set[Any]] = {}
     found = BackgroundTasks.__init__
 
     def join(self: BackgroundTasks, name: str) -> None:
         found(self, name)
-        self._tasks = crews.setdefault(name.split(",", maxsplit=1)[0], set())
+        self._tasks = shared.setdefault(name.split(",", maxsplit=1)[0], set())
 
     patch.setattr(BackgroundTasks, "__init__", join)
 
 
-def forget_who_waits_elsewhere(patch: pytest.MonkeyPatch) -> None:
-    """An overtaking: what a pool gets back is its own next one's, however long others wait."""
+def ignore_waiters_of_other_pools(patch: pytest.MonkeyPatch) -> None:
+    """An overtaking: a pool keeps a released connection although another's request is earlier."""
     patch.setattr(Budget, "_must_yield", lambda *_: False)
 
 
-def forget_who_waits_for_room(patch: pytest.MonkeyPatch) -> None:
-    """A lost wake-up: the room that a connection leaves is offered to nobody."""
+def offer_no_room(patch: pytest.MonkeyPatch) -> None:
+    """A lost wake-up: the room of a closed connection is not offered."""
     patch.setattr(Budget, "_offer", lambda _: None)
 
 
 def open_without_counting(patch: pytest.MonkeyPatch) -> None:
-    """One too many: what one of the pools opens is not counted in all."""
+    """One too many: connections opened by a pool are not counted in the budget."""
     spend = Budget._note_reserved
 
     def forgetful(self: Budget, books: Any) -> None:

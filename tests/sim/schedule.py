@@ -1,12 +1,12 @@
-"""A loop that runs what is ready in an order of its own, and cancels at a chosen await.
+"""A loop that runs ready work in its own order, and cancels tasks at a chosen await.
 
-What a real loop guarantees stays: callbacks run in the order of `call_soon`, timers in the order of
-their instants, and no callback waits for a task. The order of two tasks is nobody's promise: it
+It keeps what a real loop guarantees: callbacks run in the order of `call_soon`, timers in the order
+of their instants, and no callback waits for a task. The order of two tasks is not guaranteed. It
 depends on which socket was read first, on eager starts, and on what lies between a future and its
-task, as `wait_for`, `shield` or a task group do, each a turn or more. So, by the seed, tasks that
-are ready side by side change places, a task's step is put off for some turns (anybody may overtake
-it, while it overtakes no callback), timers of one instant ring in any order, and the loop is held
-up at times, so that much falls due at once. A part of the seeds runs in asyncio's own order.
+task: `wait_for`, `shield` and task groups each add one turn or more. So, by the seed, ready tasks
+change places, a task's step is delayed for some turns, timers of one instant fire in any order, and
+the loop is sometimes held up, so that much falls due at once. Other work may overtake a delayed
+step, but the step overtakes no callback. Some of the seeds use asyncio's own order.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from tests.sim.loop import VirtualLoop
 
 @dataclass(frozen=True)
 class Order:
-    """How a loop deviates from asyncio's own order."""
+    """How a loop deviates from asyncio's order."""
 
     shuffle: bool = False
-    """Tasks that are ready side by side, and timers of one instant, change places."""
+    """Whether ready tasks, and timers of one instant, change places."""
     delay: float = 0.0
-    """How likely a step is put off for a turn, each time anew."""
+    """The probability that a step is delayed for a turn; drawn anew each turn."""
     hold_up: float = 0.0
-    """How likely time passes in a turn although there is something to do."""
+    """The probability that time passes in a turn although work is ready."""
 
 
 ORDERS = [
@@ -48,13 +48,13 @@ class Strike:
     """A cancellation of one task at one of its awaits."""
 
     after: int
-    """How many of its steps run before."""
+    """The number of its steps that run before."""
     cancel: Callable[[], object]
-    """A task's `cancel`, or a scope's."""
+    """The `cancel` method of a task or a scope."""
     waking: bool = False
-    """Just before the next step, so in the tick of its wake-up; else as soon as it suspends."""
+    """Whether to cancel in the tick of its wake-up, before the next step; else at its await."""
     again: int = 0
-    """At how many of the awaits that follow it is called once more; -1: at each."""
+    """The number of following awaits at which it is called again; -1 means all."""
 
 
 class SeededLoop(VirtualLoop):
@@ -67,13 +67,13 @@ class SeededLoop(VirtualLoop):
         self._strikes: dict[Task[Any], Strike] = {}
 
     def plan(self, task: Task[Any], strike: Strike) -> None:
-        """Cancel a task at one of its awaits to come."""
+        """Cancel a task at one of its next awaits."""
         if not task.done():
             self._strikes[task] = strike
             task.add_done_callback(lambda task: self._strikes.pop(task, None))
 
     def turn(self) -> None:
-        """As every loop's, but for a pause now and then."""
+        """Run a turn, with a hold-up now and then."""
         if self.order.hold_up and self._scheduled and self.random.random() < self.order.hold_up:
             pause = self.random.choice([0.001, 0.05, 1.0])
             self.held_up += pause
@@ -100,7 +100,7 @@ class SeededLoop(VirtualLoop):
         ready.extend(put_off)
 
     def _mix(self) -> list[Handle]:
-        """Put what is ready into another order; returns the steps that come a turn later."""
+        """Reorder ready work; return the steps that are delayed for a turn."""
         random, delay = self.random, self.order.delay
         batch, put_off = list(self._ready), []
         self._ready.clear()
@@ -134,6 +134,6 @@ class SeededLoop(VirtualLoop):
 
 
 def _task_of(handle: Handle) -> Any:
-    """Whose step it is; None for a callback of another kind."""
+    """Return the task whose step a handle is; None for another callback."""
     owner = getattr(handle._callback, "__self__", None)  # type: ignore[attr-defined]
     return owner if isinstance(owner, asyncio.Task) else None

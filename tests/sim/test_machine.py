@@ -1,4 +1,4 @@
-"""What Hypothesis finds in the core, and that it would find it; scripts that once broke a law."""
+"""Hypothesis on the core, a proof that it finds bugs, and scripts that once broke a law."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.sim.plants import Plant
 
 
 def test_no_script_breaks_a_law() -> None:
-    """The same scripts each time; `python -m tests.sim --hypothesis N` tries others."""
+    """The scripts are the same each time; `python -m tests.sim --hypothesis N` tries others."""
     search_for(150, derandomize=True)
 
 
@@ -25,7 +25,7 @@ def test_no_script_breaks_a_law() -> None:
 def test_a_planted_bug_is_found_and_shrunk_to_a_short_script(
     plant: Plant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of at most six steps, for a person to read."""
+    """The script has at most six steps, so that a person can read it."""
     plant(monkeypatch)
     with pytest.raises(AssertionError):
         search_for(1_200, derandomize=True, steps=15)
@@ -34,7 +34,7 @@ def test_a_planted_bug_is_found_and_shrunk_to_a_short_script(
 
 
 def test_a_hand_over_that_ends_in_another_wait_is_one_request() -> None:
-    """It was counted as queued twice."""
+    """It was once counted as queued twice."""
     machine = Machine()
     machine.open(0, 0, False)
     machine.request(None, 1)
@@ -42,17 +42,17 @@ def test_a_hand_over_that_ends_in_another_wait_is_one_request() -> None:
     machine.request(None, 1)
     machine.lose(0)
     machine.release(0, True, "")
-    machine.hold_to_laws()
+    machine.check_laws()
     machine.answer_all()
-    machine.hold_to_laws()
+    machine.check_laws()
     machine.teardown()
 
 
-def test_a_request_whose_time_is_up_is_counted_throughout() -> None:
-    """It was in none of the numbers until its task ran."""
+def test_a_request_that_timed_out_is_counted_before_its_task_runs() -> None:
+    """It was once missing in all numbers until its task ran."""
     machine = Machine()
     machine.open(0, 0, False)
     machine.request(2.0, 3)
     machine.wait(3.0)
-    machine.hold_to_laws()
+    machine.check_laws()
     machine.teardown()

@@ -1,4 +1,4 @@
-"""The simulator in every test run: many seeds, all that can happen, and the same twice."""
+"""The simulator in every test run: many seeds, all events, and repeatable runs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ CHUNK = 100
 
 @pytest.mark.parametrize("start", range(0, 600, CHUNK))
 def test_no_law_is_broken_in_any_schedule(start: int) -> None:
-    """Users, faults and cancellations at random; a failure names its seed and the command."""
+    """Users, faults and cancellations are random; a failure names its seed and the command."""
     broken = [said for seed in range(start, start + CHUNK) if (said := outcome_of(seed))]
     assert not broken, "\n".join(broken)
 
 
 def test_the_seeds_cover_what_can_happen() -> None:
-    """A simulation in which nothing happens would hold to every law."""
+    """A simulation in which nothing happens would break no law."""
     happened: Counter[str] = Counter()
     for seed in range(1000, 1100):
         world = World(seed)
@@ -47,7 +47,7 @@ def test_the_seeds_cover_what_can_happen() -> None:
 
 
 def test_the_same_seed_gives_the_same_run_in_another_process() -> None:
-    """Or a failure could not be looked at again."""
+    """Otherwise a failure could not be repeated."""
     seeds = range(3000, 3020)
     code = f"from tests.sim.world import trace_of\nfor s in {seeds}: print(trace_of(s))"
     again = subprocess.run(
@@ -60,5 +60,5 @@ def test_the_same_seed_gives_the_same_run_in_another_process() -> None:
 
 
 def test_different_seeds_give_different_runs() -> None:
-    """Else many seeds would be one."""
+    """Otherwise many seeds would be one."""
     assert len({trace_of(seed) for seed in range(20)}) > 18

@@ -1,6 +1,6 @@
-"""What the users of a simulated pool do: borrow from one pool or two, use, return, be cancelled.
+"""The users of simulated pools: they acquire, use and release connections, and are cancelled.
 
-Cancellation is asyncio's, a scope's of anyio's, or both; at any await, once, twice or at each.
+A cancellation comes from asyncio, from an anyio scope, or from both; at any await, once or more.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tests.sim.schedule import SeededLoop, Strike
 
 
 class Users:
-    """Everybody who uses the pools of one world.
+    """All users of the pools of one world.
 
     Args:
-        loop: where they live.
-        random: the seed's.
-        pools: the pools that there are.
+        loop: the event loop.
+        random: the source of all choices.
+        pools: the pools.
     """
 
     def __init__(self, loop: SeededLoop, random: Random, pools: list[Laws]) -> None:
@@ -36,10 +36,10 @@ class Users:
         self.present: dict[Task[None], None] = {}
         self.errors: list[BaseException] = []
         self.forgot = False
-        """Whether somebody has come who returns nothing."""
+        """Whether a user has come that releases nothing."""
 
     def come(self, *, forgetful: bool = False) -> None:
-        """One more; it may be cancelled at one of its first awaits."""
+        """Start a user; it may be cancelled at one of its first awaits."""
         random = self.random
         if forgetful:
             self.forgot = True
@@ -53,7 +53,7 @@ class Users:
         if plan < 0.15:
             self.loop.plan(task, random_strike(random, task.cancel, at_each=True))
         elif scope is not None:
-            # A scope calls at each await by itself.
+            # A cancelled scope cancels at each await by itself.
             self.loop.plan(task, random_strike(random, scope.cancel))
 
     def _enter(self, task: Task[None]) -> bool:
@@ -65,13 +65,13 @@ class Users:
         return True
 
     async def gone(self) -> None:
-        """Wait until nobody is left; nobody may stay for ever."""
+        """Wait until all users have ended; none may stay for ever."""
         async with asyncio.timeout(500):
             while self.present:
                 await asyncio.wait(self.present)
 
     def cancel_some(self) -> None:
-        """Some at once, and some of them again a moment later."""
+        """Cancel some users at once, and some of them again a moment later."""
         random = self.random
         for task in random.sample(list(self.present), random.randrange(1, len(self.present) + 1)):
             task.cancel()
@@ -79,7 +79,7 @@ class Users:
                 self.loop.call_soon(lambda task=task: task.cancel())
 
     def strike_at_hand_over(self, task: Task[Any]) -> None:
-        """Cancel one in the tick in which it is told, just before or just after."""
+        """Sometimes cancel a task just before or just after it is notified."""
         if self.random.random() < 0.1 and task in self.present:
             task.cancel()
 
@@ -92,11 +92,11 @@ class Users:
         random = self.random
         pools = random.sample(self.pools, min(len(self.pools), random.choice([1, 1, 2])))
         if random.random() < 0.15:
-            pools = pools * 2  # two of the same, which may be one too many
+            pools = pools * 2  # two connections of one pool, which may be one too many
         if scope is None:
             patience = random.choice([math.inf] * 5 + [0, 0.01, 1.0])
             if patience == math.inf or random.random() < 0.3:
-                # Edge-triggered: one cancellation, which becomes a TimeoutError.
+                # A single cancellation, which becomes a TimeoutError.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(None if patience == math.inf else patience):
                         await self._borrow(pools)
@@ -114,7 +114,7 @@ class Users:
                 await self._borrow(pools)
 
     async def _borrow(self, pools: list[Laws]) -> None:
-        """Have a connection of each at the same time; a refusal ends it."""
+        """Hold one connection of each pool at the same time; a pool error ends it."""
         with contextlib.suppress(*REFUSALS):
             async with contextlib.AsyncExitStack() as stack:
                 for laws in pools:
@@ -122,7 +122,7 @@ class Users:
                     await self._use(conn)
 
     async def _forget(self, laws: Laws) -> None:
-        """Borrow one and never return it."""
+        """Acquire a connection and never release it."""
         with contextlib.suppress(*REFUSALS):
             conn = await laws.borrow(None)
             try:
@@ -130,7 +130,7 @@ class Users:
             except BaseException:
                 laws.give_back(conn)
                 raise
-            conn.lent = False
+            conn.leased = False
 
     @contextlib.asynccontextmanager
     async def _lent(self, laws: Laws) -> AsyncIterator[FakeConn]:
@@ -152,7 +152,7 @@ class Users:
 
 
 def random_strike(random: Random, cancel: Any, *, at_each: bool = False) -> Strike:
-    """One at any of the first awaits: once, twice, or at every await from there on."""
+    """Return a cancellation at one of the first awaits: once, twice, or at each one from there."""
     return Strike(
         random.choice([1, 1, 2, 2, 3, 4, 6]),
         cancel,

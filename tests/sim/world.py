@@ -1,8 +1,8 @@
-"""A small world around the real core: users, faults and cancellations at random, from one seed.
+"""A world around the real core: users, faults and cancellations at random, from one seed.
 
-The same seed gives the same run, on a virtual clock, with a schedule of its own. After every turn
-of the event loop the laws are held against each pool; at the end the weather clears up, and the
-pools must become whole and close.
+The same seed gives the same run, on a virtual clock, with its own schedule. After every turn of the
+event loop the laws are checked on each pool. At the end the faults stop, and the pools must recover
+and close.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ EVENTS = {
 
 
 class World(SeededLoop):
-    """The event loop and everything in it."""
+    """The event loop with its pools and users."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -63,7 +63,7 @@ class World(SeededLoop):
         self._keepers: list[Task[None]] = []
         self.budget: Budget | None = None
         pools = random.choice([1, 1, 1, 2])
-        aside = Random(f"the budget of {seed}")  # the others' seeds tell what they told before it
+        aside = Random(f"the budget of {seed}")  # separate, so that other draws do not change
         if aside.random() < 0.25:
             self.budget = Budget(aside.choice([1, 2, 3, 5]))
             pools = aside.choice([2, 2, 3])
@@ -75,23 +75,23 @@ class World(SeededLoop):
 
     @property
     def outcomes(self) -> Counter[str]:
-        """How requests have ended."""
+        """The number of requests by outcome."""
         return sum((laws.outcomes for laws in self.pools), Counter())
 
     def run(self) -> None:
-        """Live through it; raises LawBroken."""
-        gc.disable()  # when it comes depends on what ran before, and a pool can tell
+        """Run the world; raise LawBroken if a law does not hold."""
+        gc.disable()  # a collection at an unpredictable time would change the run
         try:
             self.finish(self._live())
         except LawBroken:
             raise
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - told with its seed
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - reported with its seed
             self._break(f"{type(error).__name__}: {error}", error)
         finally:
             gc.enable()
 
     def turn(self) -> None:
-        """One turn, and a look at the laws."""
+        """Run one turn and check the laws."""
         try:
             super().turn()
         except NothingToDo as error:
@@ -107,20 +107,20 @@ class World(SeededLoop):
             self._break("the world does not come to rest")
         changed = False
         for laws in self.pools:
-            changed |= laws.hold()
+            changed |= laws.check()
         if changed and self._shared is not None:
-            self._shared.hold()
+            self._shared.check()
 
     def _found_pool(self, name: str) -> None:
         random = self.random
-        connector = FakeDriver(random)
-        connector.watches = random.random() < 0.3
+        driver = FakeDriver(random)
+        driver.watches = random.random() < 0.3
         min_size = random.choice([0, 1, 2, 4])
-        # Of a random of its own: all else is drawn as if nothing had been.
+        # A separate random, so that the other draws do not depend on this one.
         keeps_idle = Random(f"keeps none, {name}").random() > 0.1
 
         async def check(conn: FakeConn) -> None:
-            await connector.weather(conn)
+            await driver.weather(conn)
             if not conn.alive:
                 raise Broken
 
@@ -140,15 +140,15 @@ class World(SeededLoop):
                 leak_timeout=random.choice([math.inf, 2.0]),
                 keeps_idle=keeps_idle,
             ),
-            connector,
+            driver,
             check=check if random.random() < 0.3 else None,
             classify=judge,
             budget=self.budget,
             random=random,
         )
-        # Nothing in a run may depend on the addresses of its objects.
+        # No run may depend on the addresses of its objects.
         core.ledger.entries = Ordered()  # type: ignore[assignment]
-        self.pools.append(Laws(self, core, connector, self._break, self.users.strike_at_hand_over))
+        self.pools.append(Laws(self, core, driver, self._break, self.users.strike_at_hand_over))
 
     async def _live(self) -> None:
         random = self.random
@@ -156,7 +156,7 @@ class World(SeededLoop):
             laws.core.open()
             keeper = keep(weakref.ref(laws.core))
             self._keepers.append(laws.core.store.tasks.spawn(keeper, "keeper"))
-            laws.connector.climate = Climate(
+            laws.driver.climate = Climate(
                 error=random.choice([0.0, 0.05, 0.3]),
                 slow=random.choice([0.0, 0.1, 0.5]),
                 hang=random.choice([0.0, 0.0, 0.02, 0.1]),
@@ -172,13 +172,13 @@ class World(SeededLoop):
             await self._clear_up()
         elif end == "in an outage":
             for laws in self.pools:
-                laws.connector.climate = Climate(error=1.0)
+                laws.driver.climate = Climate(error=1.0)
                 _lose_all(laws)
             await asyncio.sleep(random.choice([0.01, 0.2, 1.0]))
         await self._end()
 
-    def _happen(self, laws: Laws) -> None:  # noqa: PLR0912 - a list of all that may happen
-        """One event."""
+    def _happen(self, laws: Laws) -> None:  # noqa: PLR0912 - a list of all events
+        """Let one event happen."""
         random, core, ledger = self.random, laws.core, laws.core.ledger
         event = random.choices(list(EVENTS), list(EVENTS.values()))[0]
         match event:
@@ -206,43 +206,43 @@ class World(SeededLoop):
             case "ping" if ledger.idle:
                 core.store.tasks.spawn(core.store.ping(ledger.idle[-1]), "health")
             case "ping" if not core.settings.keeps_idle:
-                self._sound(core)
+                self._wait_until_full(core)
             case "news" if ledger.entries:
-                _tell(random.choice(list(ledger.entries)), random)
+                _report_error(random.choice(list(ledger.entries)), random)
             case "forgetful":
                 self.users.come(forgetful=True)
             case "weather":
                 error, slow = random.choice([0.0, 0.1]), random.choice([0.0, 0.3])
-                laws.connector.climate = Climate(error=error, slow=slow)
+                laws.driver.climate = Climate(error=error, slow=slow)
 
-    def _sound(self, core: Core[FakeConn]) -> None:
-        """Somebody wants to see that a connection can be had, and may not wait for it."""
+    def _wait_until_full(self, core: Core[FakeConn]) -> None:
+        """Wait as `wait()` does for a pool that is full; the task may be cancelled."""
         task = core.store.tasks.spawn(core.store.fill(), "wait")
         if self.random.random() < 0.3:
             self.plan(task, random_strike(self.random, task.cancel, at_each=True))
 
     async def _clear_up(self) -> None:
-        """Good weather: every user comes to an end, and the pools are whole again."""
+        """Stop the faults; every user ends, and the pools recover."""
         for laws in self.pools:
-            laws.connector.climate = CALM
-        # Nor is the loop held up for as long as a check may take.
+            laws.driver.climate = CALM
+        # Hold-ups of the loop end too, since they may last as long as a check.
         self.order = replace(self.order, hold_up=0.0)
         await self.users.gone()
         if self.users.forgot:
-            gc.collect()  # what was forgotten may be in the traceback of a cancelled user
+            gc.collect()  # the traceback of a cancelled user may refer to a forgotten connection
         for laws, keeper in zip(self.pools, self._keepers, strict=True):
             ledger = laws.core.ledger
             end = self.time() + 60.0
-            while self.time() < end:  # where lives are short, one is replaced at almost any time
-                # What one of them is at the others may have to wait for.
+            while self.time() < end:  # with short lifetimes a connection is often being replaced
+                # With a budget, a pool may have to wait for the others.
                 if all(_is_at_rest(each) for each in (self.pools if self.budget else [laws])):
                     break
                 await asyncio.sleep(0.01 if self.random.random() < 0.1 else 0.5)
-            laws.hold_at_rest()
-            laws.law(not keeper.done(), "the keeper has died")
+            laws.check_at_rest()
+            laws.require(not keeper.done(), "the maintenance task has ended")
             if laws.core.store.outage:
-                await asyncio.sleep(1.0)  # as long as nobody tries again, and some are turned away
-            # One that is lost, and not known to be, is no reason to be lent another at once.
+                await asyncio.sleep(1.0)  # no probe starts before, and requests may fail
+            # An idle connection may be lost without notice; then another has to be opened.
             at_once = any(entry.conn.alive for entry in ledger.idle)
             conn = await laws.borrow(0 if at_once else 5.0)
             laws.give_back(conn)
@@ -251,16 +251,16 @@ class World(SeededLoop):
         await asyncio.gather(*(self._close(laws) for laws in self.pools))
         await self.users.gone()
         for laws in self.pools:
-            laws.hold_at_the_end()
+            laws.check_at_end()
         await asyncio.sleep(0)
         tasks = asyncio.all_tasks(self) - {asyncio.current_task()}
         left = [each for each in self._scheduled if not each.cancelled()]
         for laws in self.pools:
-            laws.law(not left, f"timers after close: {left}")
-            laws.law(not tasks, f"tasks after close: {tasks}")
+            laws.require(not left, f"timers after close: {left}")
+            laws.require(not tasks, f"tasks after close: {tasks}")
 
     async def _close(self, laws: Laws) -> None:
-        """Close it, at times from several tasks, some of which are cancelled meanwhile."""
+        """Close a pool, sometimes from several tasks, some of which are cancelled meanwhile."""
         random, core = self.random, laws.core
         started, held_up = self.time(), self.held_up
         limit = random.choice([0, 1.0, 5.0])
@@ -275,42 +275,44 @@ class World(SeededLoop):
                 await asyncio.sleep(0)
         with anyio.CancelScope() as scope:
             if random.random() < 0.2:
-                scope.cancel()  # it goes on to its end all the same
+                scope.cancel()  # must not interrupt it
             await core.close(limit)
         took = self.time() - started - (self.held_up - held_up)
-        laws.law(took < 7.0, f"close() took {took} s")
-        laws.hold_at_the_end()
+        laws.require(took < 7.0, f"close() took {took} s")
+        laws.check_at_end()
         if closers:
             await asyncio.wait([task for task, _ in closers])
         for task, struck in closers:
-            laws.law(struck or not task.cancelled(), "close() was cancelled by nobody")
-            laws.law(task.cancelled() or not task.exception(), f"close() raised: {task}")
-            laws.law(task.cancelled() or not task.cancelling(), "close() swallowed a cancellation")
+            laws.require(struck or not task.cancelled(), "close() raised CancelledError by itself")
+            laws.require(task.cancelled() or not task.exception(), f"close() raised: {task}")
+            laws.require(
+                task.cancelled() or not task.cancelling(), "close() swallowed a cancellation"
+            )
 
     def _break(self, what: str, cause: BaseException | None = None) -> None:
         again = f"python -m tests.sim {self.seed}"
         msg = f"seed {self.seed}, t={self.time():.3f}: {what} (see it again: {again})"
         error = LawBroken(msg)
         error.__cause__ = cause
-        # Raised in a task or callback it may be swallowed there: the loop raises it once more.
+        # A task or callback may swallow the exception, so the loop raises it again.
         self.broken = self.broken or error
         raise error
 
 
 class Ordered(dict[Any, None]):
-    """A set that remembers the order in which it was filled."""
+    """A set that keeps the order of insertion."""
 
     def add(self, item: Any) -> None:
-        """As a set's."""
+        """Add an item."""
         self[item] = None
 
     def remove(self, item: Any) -> None:
-        """As a set's."""
+        """Remove an item."""
         del self[item]
 
 
 def outcome_of(seed: int) -> str | None:
-    """Live through one seed; returns what went wrong, or None."""
+    """Run one seed; return the law that does not hold, or None."""
     try:
         World(seed).run()
     except LawBroken as error:
@@ -319,10 +321,10 @@ def outcome_of(seed: int) -> str | None:
 
 
 def trace_of(seed: int) -> str:
-    """Live through one seed; returns what has become of it, to be compared with another run."""
+    """Run one seed; return a summary to compare with another run."""
     world = World(seed)
     world.run()
-    pools = [(laws.connector.made, snapshot(laws.core)) for laws in world.pools]
+    pools = [(laws.driver.made, snapshot(laws.core)) for laws in world.pools]
     return f"{world.turns} {world.now!r} {sorted(world.outcomes.items())} {pools}"
 
 
@@ -336,8 +338,8 @@ def _lose(entry: Entry[FakeConn]) -> None:
         entry.conn.die()
 
 
-def _tell(entry: Entry[FakeConn], random: Random) -> None:
-    """A statement has failed on it, or the server has said farewell."""
+def _report_error(entry: Entry[FakeConn], random: Random) -> None:
+    """Report a statement's error, or lose the connection with an error from the server."""
     if entry.state is not State.OPENING:
         error = Judged(random.choice([Fault.SERVER, Fault.FAILOVER, Fault.CONNECTION]))
         if random.random() < 0.5:

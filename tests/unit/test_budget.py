@@ -458,7 +458,7 @@ async def test_a_request_that_rejoins_keeps_its_position() -> None:
 
 @virtual_time
 async def test_each_place_goes_to_the_longest_waiting_request() -> None:
-    """This holds if two places become free at once: a pool's first waiter does not bring its second."""
+    """If two places become free at once, a pool's second waiter does not follow its first."""
     async with sharing(2, 0, 0) as (a, b):
         budget = a.ledger.budget
         c = make_core(Driver(), 0, 2, budget=budget)

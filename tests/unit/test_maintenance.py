@@ -92,9 +92,8 @@ class TestLifetime:
                 assert core.ledger.idle
                 await asyncio.sleep(0.1)
             assert driver.most_sockets == 2
-            assert (
-                core.ledger.idle[0].predecessor is None
-            )  # otherwise every past entry would be kept
+            # Otherwise every past entry would be kept.
+            assert core.ledger.idle[0].predecessor is None
 
     @virtual_time
     async def test_several_are_replaced_before_they_close_if_there_is_room(

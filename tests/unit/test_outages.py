@@ -359,9 +359,8 @@ class TestFailures:
             core.release(lent)
             await settle()
             assert not {entry.conn for entry in core.ledger.entries} & old
-            self.tell(
-                lent, psycopg.errors.ReadOnlySqlTransaction, lost=False
-            )  # already retired: has no effect
+            # No effect: the connection is retired already.
+            self.tell(lent, psycopg.errors.ReadOnlySqlTransaction, lost=False)
             await settle()
             assert len(core.ledger.idle) == 3
             assert len(core.store.tasks) == 0
@@ -541,7 +540,7 @@ class TestFailures:
 
     @virtual_time
     async def test_connections_that_the_pool_closes_do_not_count_as_lost(self) -> None:
-        """Any number may close at once; an error that affects only one connection does not count either."""
+        """Any number may close at once; an error of a single connection does not count either."""
         driver = Driver()
         async with running(driver, 0, 8) as core:
             conns = [await core.acquire(None) for _ in range(8)]
