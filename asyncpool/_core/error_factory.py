@@ -130,9 +130,9 @@ class ErrorFactory:
     def wrong_loop(self, home: asyncio.AbstractEventLoop | None) -> PoolWrongLoop:
         """The running loop is not the one on which the pool was opened."""
         if home is not None and home.is_closed():
-            what = "was opened on an event loop that is closed: call `await pool.open()` again"
+            what = "was opened on an event loop that has ended: await pool.open() on this one"
         elif home is None:
-            what = "is not open: call `await pool.open()` first"
+            what = "is not open: await pool.open() first"
         else:
             what = (
                 "is open on another event loop: use one pool per event loop, each on the loop that"
