@@ -38,7 +38,7 @@ class ErrorFactory:
         self._store = store
 
     def timed_out(self, timeout: float, why: str = "", what: str = "no connection") -> PoolTimeout:
-        """A request reached its time limit; the cause is the last connect error."""
+        """The error at the end of a request's timeout; its cause is the last connect error."""
         ledger, now, outage = self._ledger, self._store.time(), self._store.outage
         limits, leased = ledger.settings, ledger.leased
         waiting = max(1, ledger.waiting)  # the request that gets this error counts
@@ -71,7 +71,7 @@ class ErrorFactory:
         return error
 
     def unavailable(self) -> PoolUnavailable:
-        """Waiting is useless; the cause is the last connect error."""
+        """The error where waiting is useless; its cause is the last connect error."""
         now, outage = self._store.time(), self._store.outage
         lasts = now - outage.since
         access = outage.fault is Fault.ACCESS
@@ -90,7 +90,7 @@ class ErrorFactory:
         return error
 
     def deadlock(self, holders: Sequence[asyncio.Task[Any]]) -> PoolDeadlock:
-        """Every task that holds a connection waits for another one."""
+        """The error where every task that holds a connection waits for another one."""
         size, waiting = len(self._ledger.leased), self._ledger.waiting
         found: dict[str, list[str]] = {}
         for number, task in enumerate(holders):
@@ -111,11 +111,11 @@ class ErrorFactory:
         )
 
     def unanswered(self, timeout: float) -> PoolTimeout:
-        """A statement was sent, and its answer did not arrive in time."""
+        """The error for a sent statement whose answer did not arrive in time."""
         return self.timed_out(timeout, "the statement was sent and may have run", "no answer")
 
     def too_many(self, waiting: int) -> TooManyRequests:
-        """`max_waiting` requests are waiting already."""
+        """The error where `max_waiting` requests are waiting already."""
         limit = self._ledger.settings.max_waiting
         msg = (
             f"{waiting} requests are already waiting (max_waiting={limit}):"
@@ -124,11 +124,11 @@ class ErrorFactory:
         return TooManyRequests(msg, waiting=waiting, max_waiting=limit)
 
     def closed(self) -> PoolClosed:
-        """The pool is closed."""
+        """The error for any use of a closed pool."""
         return PoolClosed(f"pool {self._ledger.settings.name!r} is closed")
 
     def wrong_loop(self, home: asyncio.AbstractEventLoop | None) -> PoolWrongLoop:
-        """The running loop is not the one on which the pool was opened."""
+        """The error on an event loop other than the one that opened the pool."""
         if home is not None and home.is_closed():
             what = "was opened on an event loop that has ended: await pool.open() on this one"
         elif home is None:
@@ -141,7 +141,7 @@ class ErrorFactory:
         return PoolWrongLoop(f"pool {self._ledger.settings.name!r} {what}")
 
     def left_behind(self, conn: object) -> PoolWrongLoop:
-        """The connection was leased on an event loop that has ended since."""
+        """The error for a connection leased on an event loop that has ended."""
         what = "was leased on an event loop that has ended, and is closed: its work is lost"
         return PoolWrongLoop(f"pool {self._ledger.settings.name!r}: {conn!r} {what}")
 

@@ -238,7 +238,7 @@ class Laws:
             self.require(self.core.closed, "PoolClosed from a pool that is open")
 
     def check_at_rest(self) -> None:
-        """Without faults and users, all connections are idle, and there are enough of them."""
+        """Check that, without faults and users, enough connections exist and all are idle."""
         ledger = self.core.ledger
         self.require(not ledger.leased, f"leases leaked: {ledger.leased}")
         self.require(ledger.queue.length == 0, "a waiter is still in the queue")
@@ -264,7 +264,7 @@ class Laws:
         self.require(counters.requests_cancelled == cancelled, f"{cancelled} cancelled, {counters}")
 
     def check_at_end(self) -> None:
-        """A closed pool leaves nothing."""
+        """Check that a closed pool has left nothing."""
         core = self.core
         self.require(not core.ledger.entries, f"entries after close: {core.ledger.entries}")
         self.require(self.driver.sockets == 0, "sockets after close")
@@ -314,7 +314,7 @@ class Laws:
         self._check_stats(len(waiting))
 
     def _check_stats(self, waiting: int) -> None:
-        """The pool's numbers of requests add up and agree with those kept here."""
+        """Check that the pool's numbers of requests add up and agree with those kept here."""
         stats = snapshot(self.core)
         served, failed = self.core.ledger.leases, stats.requests_failed
         total = served + failed + stats.requests_cancelled + stats.waiting
