@@ -26,7 +26,7 @@ Why no lock
     lock, and a hand-over costs a third less.
 
 The lost notification in CPython
-    In 3.11, and in 3.12 before 3.12.2, a notification is lost when the task it wakes is cancelled
+    Until 3.12.2, and in every 3.11, a notification is lost when the task it wakes is cancelled
     before it runs (python/cpython#112202). A pool that relies on notifications alone then stops,
     with an idle connection and waiters. Here the `Waiter` records the hand-over, and a waiter that
     leaves for any reason returns the connection it was served.

@@ -34,7 +34,7 @@ def test_a_planted_bug_is_found_and_shrunk_to_a_short_script(
 
 
 def test_a_hand_over_that_ends_in_another_wait_is_one_request() -> None:
-    """It was once counted as queued twice."""
+    """The request was once counted as queued twice."""
     machine = Machine()
     machine.open(0, 0, False)
     machine.request(None, 1)
@@ -49,7 +49,7 @@ def test_a_hand_over_that_ends_in_another_wait_is_one_request() -> None:
 
 
 def test_a_request_that_timed_out_is_counted_before_its_task_runs() -> None:
-    """It was once missing in all numbers until its task ran."""
+    """The request was once missing in all numbers until its task ran."""
     machine = Machine()
     machine.open(0, 0, False)
     machine.request(2.0, 3)

@@ -64,7 +64,7 @@ def first_broken(seeds: Iterable[int]) -> str:
 def test_a_planted_bug_is_caught(
     plant: Plant, symptom: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is found within 800 seeds; the report has the seed and the command."""
+    """The bug is found within 800 seeds; the report has the seed and the command."""
     plant(monkeypatch)
     start = RARE.get(plant, 0)
     said = first_broken(range(start, start + 800))

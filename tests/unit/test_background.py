@@ -24,7 +24,7 @@ async def crash() -> None:
 
 @virtual_time
 async def test_tasks_start_with_an_empty_context() -> None:
-    """They keep no request's context variables."""
+    """The tasks keep no request's context variables."""
     tasks = BackgroundTasks("main")
     user.set("alice")
 
@@ -48,7 +48,7 @@ async def test_a_context_can_be_given() -> None:
 
 @virtual_time
 async def test_a_task_is_named_for_the_pool_and_its_job() -> None:
-    """It can be recognised in a debugger and in logs."""
+    """The name identifies the task in a debugger and in logs."""
     tasks = BackgroundTasks("main")
     assert tasks.spawn(never(), "close").get_name() == "main: close"
     await tasks.stop(1.0)
@@ -103,7 +103,7 @@ async def test_cancelling_the_caller_does_not_reach_a_task() -> None:
 
 @virtual_time
 async def test_cancel_all_cancels_all_tasks_and_waits_for_none() -> None:
-    """It is a plain call, for a pool that is garbage."""
+    """The method is a plain call, for a pool that is garbage."""
     tasks = BackgroundTasks("main")
     spawned = [tasks.spawn(never(), "ping") for _ in range(3)]
     await settle()
@@ -114,7 +114,7 @@ async def test_cancel_all_cancels_all_tasks_and_waits_for_none() -> None:
 
 @virtual_time
 async def test_stop_waits_until_all_tasks_have_ended() -> None:
-    """It does not wait longer."""
+    """The wait is no longer than that."""
     tasks = BackgroundTasks("main")
     tasks.spawn(never(), "ping")
     tasks.spawn(stubborn(0.3)(), "reset")  # type: ignore[arg-type]

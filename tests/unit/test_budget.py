@@ -276,7 +276,7 @@ async def test_a_connect_that_hangs_takes_one_place_until_it_ends() -> None:
 
 @virtual_time
 async def test_min_size_is_not_kept_up_at_the_expense_of_a_request() -> None:
-    """It is filled as soon as there is room again."""
+    """The pool is filled as soon as there is room again."""
     async with sharing(2, 0, 2) as (a, b):
         assert b.ledger.size == 2
         conn = await asyncio.wait_for(start(a), 1)
@@ -416,7 +416,7 @@ def test_nothing_waits_for_what_was_left_on_a_loop_that_has_ended() -> None:
 
 @virtual_time
 async def test_a_request_served_a_lost_connection_keeps_its_position_across_pools() -> None:
-    """It stays before all later requests of any pool."""
+    """The request stays before all later requests of any pool."""
     served: list[str] = []
 
     async def request(name: str, pool: Core[FakeConn]) -> None:
@@ -437,7 +437,7 @@ async def test_a_request_served_a_lost_connection_keeps_its_position_across_pool
 
 @virtual_time
 async def test_a_request_that_rejoins_keeps_its_position() -> None:
-    """It is behind earlier and before later requests."""
+    """The position is behind earlier and before later requests."""
     async with sharing(2, 0, 0) as (a, b):
         budget, conn = a.ledger.budget, await a.acquire(None)
         assert budget is not None
@@ -518,7 +518,7 @@ async def test_waiters_that_have_left_use_no_memory() -> None:
 
 @virtual_time
 async def test_the_queue_is_not_scanned_for_each_new_request() -> None:
-    """It is scanned when its length has doubled."""
+    """The queue is scanned when its length has doubled."""
     async with sharing(1, 0, 0) as (a, b):
         conn, budget = await a.acquire(None), a.ledger.budget
         assert budget is not None

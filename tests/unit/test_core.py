@@ -254,7 +254,7 @@ class TestQueue:
 
     @virtual_time
     async def test_a_request_that_must_wait_again_is_not_refused(self) -> None:
-        """It keeps its position, even if the queue is full."""
+        """The request keeps its position, even if the queue is full."""
         driver = Driver()
         async with running(driver, 1, 1, max_waiting=1) as core:
             conn = await take(core)
@@ -595,7 +595,7 @@ class TestReturns:
 
     @virtual_time
     async def test_a_connection_that_expires_at_its_release_is_closed(self) -> None:
-        """It expires at that instant, not after it."""
+        """The connection expires at that instant, not after it."""
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
             core.ledger.leased[conn].expires_at = now()
@@ -616,7 +616,7 @@ class TestReturns:
 
     @virtual_time
     async def test_a_dismissed_connection_is_closed_and_replaced(self) -> None:
-        """It is closed although clean; a waiter gets the new one. A second call is an error."""
+        """Its being clean does not matter; a waiter gets a new one, and a second call is an error."""
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
             waiting = start(core)
@@ -740,7 +740,7 @@ class TestClose:
 
     @virtual_time
     async def test_close_waits_for_leased_connections(self) -> None:
-        """It waits up to its time limit, and no longer than necessary."""
+        """The wait lasts up to the time limit, and no longer than necessary."""
         async with running(Driver(), 1, 1) as core:
             user = asyncio.create_task(use(core, 2.0))
             await settle()
@@ -767,7 +767,7 @@ class TestClose:
     async def test_close_ends_at_its_limit_although_a_connection_is_leased(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """It closes that connection and logs a warning."""
+        """Closing that connection logs a warning."""
         driver = Driver()
         async with running(driver, 1, 1) as core:
             await take(core)
@@ -894,7 +894,7 @@ class TestClose:
 
     @virtual_time
     async def test_close_cancels_a_connect_that_hangs(self) -> None:
-        """It takes no time."""
+        """Closing takes no time."""
         driver = Driver(open=never)
         async with running(driver, 2, 2) as core:
             began = now()
@@ -1016,7 +1016,7 @@ class TestClose:
     async def test_a_request_served_before_the_close_that_runs_after_it_is_counted_once(
         self,
     ) -> None:
-        """It counts as failed: its connection was closed before its task ran."""
+        """The request counts as failed: its connection was closed before its task ran."""
         core = make_core(Driver(), 1, 1)
         core.open()
         await settle()
@@ -1035,7 +1035,7 @@ class TestClose:
 class TestLoops:
     @virtual_time
     async def test_a_pool_that_is_not_open_raises_wrong_loop(self) -> None:
-        """It is attached to no event loop yet."""
+        """The pool is attached to no event loop yet."""
         core = make_core(Driver())
         assert core.acquire_now() is None
         with pytest.raises(PoolWrongLoop, match="'test' is not open"):
@@ -1336,7 +1336,7 @@ class TestInsight:
 
 @virtual_time
 async def test_a_pool_that_is_garbage_leaves_no_timer(caplog: pytest.LogCaptureFixture) -> None:
-    """It is abandoned without I/O; its connections are returned, to be closed."""
+    """The pool is abandoned without I/O; its connections are returned, to be closed."""
     caplog.set_level(logging.INFO)
     driver = Driver()
     core = make_core(driver, 2, 2)

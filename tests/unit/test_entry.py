@@ -12,7 +12,7 @@ from asyncpool._core.stacks import three
 
 
 def test_an_entry_exists_before_its_connection() -> None:
-    """It is OPENING and has no connection."""
+    """The entry is OPENING and has no connection."""
     entry: Entry[str] = Entry(5.0)
     assert entry.state is State.OPENING
     assert not hasattr(entry, "conn")
@@ -49,7 +49,7 @@ def test_an_entry_takes_no_other_attributes() -> None:
 
 
 def test_the_repr_has_the_state_and_the_uses() -> None:
-    """It has nothing of the connection, which may contain a password."""
+    """The connection, which may contain a password, is not shown."""
     entry: Entry[str] = Entry(0.0)
     entry.conn = "password=secret"
     assert repr(entry) == "<Entry opening uses=0>"

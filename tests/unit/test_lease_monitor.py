@@ -77,7 +77,7 @@ class TestDeadlock:
 
     @virtual_time
     async def test_a_lease_bound_to_a_block_counts(self) -> None:
-        """It was made by a bare `acquire` before."""
+        """The lease was made by a bare `acquire` before."""
         async with running(Driver(), 1, 1) as core:
             conn = await core.acquire(None)
             assert core.bind(conn) == core.lease_number(conn) == 1
@@ -87,7 +87,7 @@ class TestDeadlock:
 
     @virtual_time
     async def test_there_is_no_deadlock_while_a_connection_is_opened_or_cleaned(self) -> None:
-        """It will serve a waiter."""
+        """That connection will serve a waiter."""
         driver = Driver(reset=lambda: asyncio.sleep(2.0))
         async with running(driver, 2, 2, timeout=60.0) as core:
             conn = await core.acquire(None)
@@ -260,7 +260,7 @@ class TestForgotten:
 class TestOverdue:
     @virtual_time
     async def test_a_long_lease_is_reported_once(self) -> None:
-        """It is reported at `leak_timeout`, and the next lease anew."""
+        """The report comes at `leak_timeout`; the next lease is reported anew."""
         told: list[tuple[float, str]] = []
 
         def on_leak(_: Entry[Any], what: str) -> None:

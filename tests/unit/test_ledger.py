@@ -202,7 +202,7 @@ class TestTakeAndGive:
         assert [waiter.served for waiter in waiters] == entries
 
     def test_an_expired_connection_is_not_put_into_service(self) -> None:
-        """It neither becomes idle nor goes to a waiter."""
+        """The connection neither becomes idle nor goes to a waiter."""
         ledger = make_ledger()
         entry = add(ledger, "a", 0.0, expires_at=10.0)
         lend(ledger)
@@ -263,7 +263,7 @@ class TestTakeAndGive:
 
 class TestSizes:
     def test_a_resize_returns_the_idle_connections_above_max_size(self) -> None:
-        """They are the least recently used ones, and no more than necessary."""
+        """The least recently used ones are returned, and no more than necessary."""
         ledger = make_ledger(max_size=4)
         entries = [add(ledger, name, float(at)) for at, name in enumerate("abcd")]
         leased = lend(ledger)
@@ -368,7 +368,7 @@ class TestDue:
         assert ledger.expired(20.0) == [old, doomed]
 
     def test_a_long_lease_is_overdue_until_it_is_reported(self) -> None:
-        """It is overdue from its instant on; a shared lease is never overdue."""
+        """The lease is overdue from its instant on; a shared lease never is."""
         ledger = make_ledger(leak_timeout=10.0)
         add(ledger, "a")
         entry = lend(ledger)
@@ -396,7 +396,7 @@ class TestDue:
         assert ledger.ping_due(15.0) == [silent, used, pinged]
 
     def test_nothing_becomes_due_before_next_due(self) -> None:
-        """It is the earliest end of a lifetime, of `max_idle` or of `ping_interval`."""
+        """The instant is the earliest end of a lifetime, of `max_idle` or of `ping_interval`."""
         numbers = {"max_idle": 30.0, "ping_interval": 20.0, "max_lifetime": 100.0}
         ledger = make_ledger(1, 4, **numbers)
         assert ledger.next_due(0.0) == 20.0
@@ -424,19 +424,19 @@ class TestDue:
         assert ledger.next_due(5.0) == 15.0
 
     def test_a_new_connection_does_not_become_due_before_next_due(self) -> None:
-        """It lives for at least 95 % of `max_lifetime`."""
+        """A new connection lives for at least 95 % of `max_lifetime`."""
         ledger = make_ledger(max_lifetime=10.0)
         assert ledger.next_due(0.0) == 9.5
 
     def test_the_expiry_of_a_leased_connection_is_planned(self) -> None:
-        """It may be idle by then."""
+        """The connection may be idle by then."""
         ledger = make_ledger()
         add(ledger, "a", 0.0, expires_at=10.0)
         lend(ledger)
         assert ledger.next_due(0.0) == 10.0
 
     def test_an_expired_leased_connection_needs_no_round(self) -> None:
-        """It is refused at its release; nothing can be done before."""
+        """The connection is refused at its release; nothing can be done before."""
         ledger = make_ledger()
         add(ledger, "a", 0.0, expires_at=10.0)
         lend(ledger)

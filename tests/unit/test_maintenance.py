@@ -39,7 +39,7 @@ async def grow(core: Core[FakeConn], size: int) -> None:
 class TestIdle:
     @virtual_time
     async def test_one_round_closes_the_whole_surplus_down_to_min_size(self) -> None:
-        """It closes neither one per round nor one too many."""
+        """The round closes neither one connection only nor one too many."""
         driver = Driver()
         async with running(driver, 2, 10, keeper=True, max_idle=60.0) as core:
             await grow(core, 10)
@@ -123,7 +123,7 @@ class TestLifetime:
 
     @virtual_time
     async def test_an_expired_connection_above_min_size_is_not_replaced(self) -> None:
-        """It is not needed."""
+        """The pool does not need another one."""
         driver = Driver()
         async with running(driver, 1, 5, keeper=True, max_lifetime=100.0) as core:
             await grow(core, 5)
@@ -175,7 +175,7 @@ class TestPings:
 
     @virtual_time
     async def test_a_connection_that_fails_its_ping_is_replaced(self) -> None:
-        """It is not leased again."""
+        """The broken connection is not leased again."""
         driver = Driver()
         async with running(driver, 2, 2, keeper=True, ping_interval=30.0) as core:
             driver.script["ping"].append(fails)
@@ -188,7 +188,7 @@ class TestPings:
     async def test_a_connection_lost_with_its_answer_is_replaced(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It answered, and its loss is known already."""
+        """The connection answered, and its loss is known already."""
         driver = Driver()
         async with running(driver, 1, 1) as core:
             (entry,) = core.ledger.idle

@@ -33,7 +33,7 @@ def test_the_same_seed_gives_the_same_delays() -> None:
 
 
 def test_an_outage_is_true_from_its_first_failure_to_its_end() -> None:
-    """It keeps its start and the last error."""
+    """The outage keeps its start and the last error."""
     outage = Outage(Random(0))
     assert not outage
     outage.failed(10.0, OSError("first"), began=9.0)

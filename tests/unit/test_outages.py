@@ -48,7 +48,7 @@ async def failure(work: object) -> BaseException:
 class TestAccess:
     @virtual_time
     async def test_refused_access_fails_waiting_requests_at_once(self) -> None:
-        """They do not wait for their timeout, and the cause is the server's error."""
+        """The requests do not wait for their timeout; the cause is the server's error."""
         driver = Driver(open=partial(refused, WRONG))
         async with running(driver, 0, 4) as core:
             found = await asyncio.gather(*(failure(use(core)) for _ in range(5)))
@@ -149,7 +149,7 @@ class TestAccess:
 
     @virtual_time
     async def test_a_wait_for_min_size_shortens_the_back_off(self) -> None:
-        """It does so like a waiting request, even after a long pause."""
+        """The effect is that of a waiting request, even after a long pause."""
         driver = Driver(open=partial(refused, WRONG))
         async with running(driver, 1, 1) as core:
             await asyncio.sleep(300.0)
@@ -218,7 +218,7 @@ class TestLongOutage:
 
     @virtual_time
     async def test_requests_wait_for_a_connect_under_way(self) -> None:
-        """It may succeed; a connect that is late does not count."""
+        """The connect may succeed; one that is late does not count."""
         driver = Driver(open=fails)
         async with running(driver, 0, 4, timeout=30.0, fail_fast_after=10.0) as core:
             assert isinstance(await failure(use(core)), PoolUnavailable)
@@ -238,7 +238,7 @@ class TestKeeping:
     async def test_an_old_failure_does_not_make_requests_fail_during_a_restart(
         self, blip: bool
     ) -> None:
-        """It was the only failure, because no other connection was needed until now."""
+        """The failure was the only one, because no other connection was needed until now."""
         told: list[float] = []
 
         async def alarm() -> None:
@@ -264,7 +264,7 @@ class TestKeeping:
 
     @virtual_time
     async def test_a_check_of_an_old_connection_ends_no_outage(self) -> None:
-        """It says nothing about new connects, which stay rare."""
+        """The check says nothing about new connects, which stay rare."""
 
         async def passes(_: object) -> None:
             """Pass."""
@@ -417,7 +417,7 @@ class TestFailures:
 
     @virtual_time
     async def test_after_a_loss_in_use_the_others_are_pinged(self) -> None:
-        """They are pinged at once, so that the next user does not meet the same failure."""
+        """The pings start at once, so that the next user does not meet the same failure."""
         driver = Driver()
         async with running(driver, 3, 4) as core:
             conn = await core.acquire(None)

@@ -209,7 +209,7 @@ class TestMinSize:
 
     @virtual_time
     async def test_a_pool_of_min_size_zero_opens_nothing_without_a_request(self) -> None:
-        """It is full from the beginning."""
+        """The pool is full from the beginning."""
         driver = Driver()
         async with running(driver, 0, 5) as core:
             assert core.store.full.is_set()
@@ -372,7 +372,7 @@ class TestOutage:
 
     @virtual_time
     async def test_the_last_error_is_kept_with_its_instant(self) -> None:
-        """It has no traceback, because the frames hold the pool."""
+        """The error has no traceback, because the frames hold the pool."""
         driver = Driver(open=fails)
         async with running(driver, 0, 1) as core:
             assert (core.store.last_error, core.store.last_error_at) == (None, 0.0)
@@ -389,7 +389,7 @@ class TestOutage:
 
     @virtual_time
     async def test_reconnect_failed_is_told_once_an_outage(self) -> None:
-        """It is called after `reconnect_timeout` seconds, and again for the next outage."""
+        """The call comes after `reconnect_timeout` seconds, and again in the next outage."""
         told: list[float] = []
 
         async def tell() -> None:
@@ -470,7 +470,7 @@ class TestOutage:
 
     @virtual_time
     async def test_a_short_outage_does_not_call_reconnect_failed(self) -> None:
-        """It is over before `reconnect_timeout`."""
+        """The outage is over before `reconnect_timeout`."""
         told: list[float] = []
 
         async def tell() -> None:
@@ -608,7 +608,7 @@ class TestDropped:
 
 @virtual_time
 async def test_a_connection_drained_while_opening_is_replaced() -> None:
-    """It may have been made with outdated settings."""
+    """The connection may have been made with outdated settings."""
     driver = Driver()
     driver.script["open"].append(slow(1.0))
     async with running(driver, 1, 1) as core:

@@ -127,7 +127,7 @@ class TestOrder:
 class TestDepartures:
     @virtual_time
     async def test_a_waiter_that_leaves_is_removed_at_once(self) -> None:
-        """It is not counted, not listed and not served."""
+        """The waiter is not counted, not listed and not served."""
         wait_queue = make_queue()
         first, second = join(wait_queue, now(), math.inf), join(wait_queue, now(), math.inf)
         assert wait_queue.leave(first) is None
@@ -295,7 +295,7 @@ class TestDeadlines:
 
     @virtual_time
     async def test_the_timer_does_not_keep_context_variables_alive(self) -> None:
-        """It runs in an empty context, because it serves all waiters."""
+        """The timer runs in an empty context, because it serves all waiters."""
 
         class Request:
             """A large object that a framework keeps in a context variable."""
