@@ -616,7 +616,7 @@ class TestReturns:
 
     @virtual_time
     async def test_a_dismissed_connection_is_closed_and_replaced(self) -> None:
-        """Its being clean does not matter; a waiter gets a new one, and a second call is an error."""
+        """Even a clean one is closed; a waiter gets a new one, and a second call is an error."""
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
             waiting = start(core)
