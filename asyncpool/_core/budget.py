@@ -186,8 +186,7 @@ class Budget:
     def _set_shortage(self, ledger: SupportsLedger, number: int) -> None:
         """Store how many connections a pool would open if there were room."""
         if number <= 0:
-            if self._shortage.pop(ledger, None) and not self._shortage:
-                self._clear_shortage()
+            self._shortage.pop(ledger, None)
             return
         if not self._shortage:
             for holder in self._holders:

@@ -13,7 +13,6 @@ import anyio
 from asyncpool._core.driver import C
 from asyncpool._core.entry import Entry, State
 from asyncpool._core.error_factory import ErrorFactory
-from asyncpool._core.redact import described
 from asyncpool._core.store import ConnectionStore, outcome
 
 
@@ -59,8 +58,7 @@ class Check(Generic[C]):
         if error is None:
             store.mark_healthy(entry)
             return True
-        said = described(error)
-        store.record("check failed", f"check failed, replaced: {said}", error=said)
+        store.record_error("check failed", error)
         if entry.lent_at == entry.opened_at:
             # Like a failed connect: back off, or new connections would be opened without a pause.
             store.connect_failed(error, entry)

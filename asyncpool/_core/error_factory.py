@@ -52,8 +52,9 @@ class ErrorFactory:
             attempts = _attempts(outage.failures)
             parts.append(f"connecting has failed ({attempts}): {redacted(outage.error)}")
         if (budget := ledger.budget) is not None and budget.size >= budget.max_connections:
-            numbers = f"pools={budget.pools}, connections={budget.size}"
-            parts.append(f"the shared budget is used up ({numbers})")
+            parts.append(
+                f"{budget.pools} pools have used up the budget's {budget.size} connections"
+            )
         if oldest is not None and not why:
             place = next((f", borrowed at {each}" for each in oldest.borrowed_at()), "")
             whose = f"held by {oldest.holder_name}{place}"
@@ -117,10 +118,7 @@ class ErrorFactory:
     def too_many(self, waiting: int) -> TooManyRequests:
         """The error where `max_waiting` requests are waiting already."""
         limit = self._ledger.settings.max_waiting
-        msg = (
-            f"{waiting} requests are already waiting (max_waiting={limit}):"
-            " shed load, or raise max_waiting or max_size"
-        )
+        msg = f"{waiting} requests are already waiting (max_waiting={limit}): shed load or raise it"
         return TooManyRequests(msg, waiting=waiting, max_waiting=limit)
 
     def closed(self) -> PoolClosed:

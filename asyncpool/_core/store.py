@@ -96,6 +96,11 @@ class ConnectionStore(Generic[C]):
         """Log an event and keep it for `explain()`; see `Events.record`."""
         self.events.record(self.name, self.time(), kind, text, level, facts)
 
+    def record_error(self, kind: str, error: BaseException, level: int = logging.INFO) -> None:
+        """Record that work on a connection has failed."""
+        said = described(error)
+        self.record(kind, f"{kind}: {said}", level, error=said)
+
     def count_use(self, entry: Entry[C]) -> float:
         """Count the duration of an ended lease; return the current instant."""
         entry.used_at = now = self.time()
@@ -170,8 +175,7 @@ class ConnectionStore(Generic[C]):
         try:
             with anyio.fail_after(self.ledger.settings.clean_timeout):
                 if first is not None and (error := await outcome(first)) is not None:
-                    text = f"{described(error)} while cleaning"
-                    self.record("cleaning failed", text, error=described(error))
+                    self.record_error("cleaning failed", error)
                 if self.ledger.settings.keeps_idle or self.ledger.queue.length:
                     await self.driver.reset(entry.conn)
         except BaseException as error:
@@ -180,8 +184,7 @@ class ConnectionStore(Generic[C]):
                 raise
             if self.closing:
                 return
-            said = described(error)
-            self.record("reset failed", f"reset failed, replaced: {said}", WARNING, error=said)
+            self.record_error("reset failed", error, WARNING)
         else:
             self.put(entry, self.time())
 
@@ -376,13 +379,8 @@ class ConnectionStore(Generic[C]):
 
     def _start_late_timer(self, connect: asyncio.Task[None], entry: Entry[C]) -> None:
         """After `late_after` seconds, stop counting on this connect, so that another may start."""
-        timer = asyncio.get_running_loop().call_later(
-            self.ledger.settings.late_after,
-            _mark_late,
-            weakref.ref(self),
-            entry,
-            context=Context(),
-        )
+        mark, after = partial(_mark_late, weakref.ref(self), entry), self.ledger.settings.late_after
+        timer = asyncio.get_running_loop().call_later(after, mark, context=Context())
         connect.add_done_callback(lambda _: timer.cancel(), context=Context())
 
     async def _ping(self, entry: Entry[C]) -> bool:
@@ -395,8 +393,7 @@ class ConnectionStore(Generic[C]):
             if not isinstance(error, Exception):
                 raise
             self._set_last_error(error)
-            said = described(error)
-            self.record("ping failed", f"ping failed, replaced: {said}", error=said)
+            self.record_error("ping failed", error)
             return False
         entry.healthy_at = self.time()
         self.counters.ping.add(entry.healthy_at - began)
@@ -411,16 +408,12 @@ class ConnectionStore(Generic[C]):
         now, probe, budget = self.time(), self._probing, self.ledger.budget
         under_way = probe is not None and probe.state is State.OPENING and not probe.late
         outage, unmet = self.outage, self.ledger.unmet()
-        at = (
-            outage.retry_at
-            if self.ledger.queue.length or self._fill_callers
-            else outage.idle_retry_at
-        )
+        urgent = self.ledger.queue.length or self._fill_callers
+        at = outage.retry_at if urgent else outage.idle_retry_at
         may_open = not under_way and self.ledger.wanted() > 0
         if budget is not None:
-            budget._set_shortage(
-                self.ledger, not (under_way or may_open) and now >= at and unmet > 0
-            )
+            is_short = not (under_way or may_open) and now >= at and unmet > 0
+            budget._set_shortage(self.ledger, is_short)
         if under_way or not (may_open or unmet):
             return
         if now >= at:
@@ -442,8 +435,7 @@ class ConnectionStore(Generic[C]):
         try:
             with anyio.move_on_after(self.ledger.settings.close_timeout):
                 if (error := await outcome(partial(self.driver.close, entry.conn))) is not None:
-                    text = f"{described(error)} while closing"
-                    self.record("closing failed", text, error=described(error))
+                    self.record_error("closing failed", error)
         finally:
             self.remove(entry)
 
