@@ -53,7 +53,7 @@ class ErrorFactory:
             parts.append(f"connecting has failed ({attempts}): {redacted(outage.error)}")
         if (budget := ledger.budget) is not None and budget.size >= budget.max_connections:
             parts.append(
-                f"{budget.pools} pools have used up the budget's {budget.size} connections"
+                f"the budget is used up (pools={budget.pools}, connections={budget.size})"
             )
         if oldest is not None and not why:
             place = next((f", borrowed at {each}" for each in oldest.borrowed_at()), "")
