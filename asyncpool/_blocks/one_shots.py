@@ -21,6 +21,7 @@ from psycopg.abc import Params, Query
 from asyncpool._blocks.blocks import SupportsBorrowing
 from asyncpool._blocks.commit import commit, restore_autocommit, set_autocommit
 from asyncpool._blocks.hints import explain_placeholders
+from asyncpool._core.settings import duration
 from asyncpool._pipeline.dispatcher import Dispatcher
 from asyncpool._pipeline.request import Request
 from asyncpool._pipeline.results import ALL_ROWS, FIRST_ROW, FIRST_VALUE, TAG, Answer
@@ -51,6 +52,7 @@ async def borrowed(
     Raises:
         PoolTimeout: the time is up; a statement that was sent may have run.
     """
+    timeout = None if timeout is None else duration("timeout", timeout)
     started, session = get_running_loop().time(), pool._sessions.get(current_task())
     if request is not None:
         started, conn = request.started_at, request.entry.conn

@@ -185,6 +185,24 @@ async def test_a_time_limit_is_the_whole_calls(
         assert (await at_rest(pool)).connects == 1
 
 
+@pytest.mark.parametrize(("timeout", "kind"), [("5", TypeError), (-1, ValueError)])
+@pytest.mark.parametrize("call", ["execute", "executemany", "batch"])
+async def test_a_time_limit_that_is_none_is_refused_before_a_connection_is_borrowed(
+    dsn: str, call: str, timeout: Any, kind: type[Exception]
+) -> None:
+    """No lease is left that nobody ends."""
+    calls: dict[str, Shot] = {
+        "execute": lambda pool: pool.execute("SELECT 1; SELECT 2", timeout=timeout),
+        "executemany": lambda pool: pool.executemany("SELECT %s", [[1]], timeout=timeout),
+        "batch": lambda pool: pool.batch(["SELECT 1"], timeout=timeout),
+    }
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        await pool.wait()
+        with pytest.raises(kind, match="timeout must be"):
+            await calls[call](pool)
+        assert pool.stats().leased == 0
+
+
 async def test_a_batch_gives_rows_or_tags(dsn: str) -> None:
     """The results come in the order of the statements."""
     async with AsyncConnectionPool(dsn, min_size=1, kwargs={"row_factory": dict_row}) as pool:
