@@ -115,6 +115,8 @@ class Transport(SocketWatcher):
         if self.channel is not None:
             gen.close()
             raise psycopg.ProgrammingError(RETURNED)
+        if (status := self.pgconn.transaction_status) != ACTIVE:  # else it is a further step
+            self.was_open = True if status in UNDER_WAY else None
         want = next(gen)
         if get_running_loop() is not self.loop:
             self.move_to_running_loop()

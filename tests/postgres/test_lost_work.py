@@ -19,6 +19,8 @@ from ._tools import BOTH_LOOPS, Backends, Proxy, all_usable, at_rest, eventually
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    Earlier = Callable[[AsyncConnectionPool, Backends], Awaitable[None]]
+
 LOOPS = BOTH_LOOPS
 
 KINDS = ["connection", "transaction", "session", "cursor", "acquire"]
@@ -55,6 +57,87 @@ async def test_a_block_whose_connection_died_raises_at_its_end(
                 with suppress(psycopg.OperationalError):
                     await target.execute("SELECT 1")
         await all_usable(pool)
+        assert backends.rows(table) == []
+
+
+async def is_notified(pool: AsyncConnectionPool, backends: Backends) -> None:
+    """A notification comes to the idle connection."""
+    seen: list[Any] = []
+    async with pool.connection() as conn:
+        conn.add_notify_handler(seen.append)
+        await conn.execute("LISTEN lost_work")
+    backends.ask("NOTIFY lost_work")
+    await eventually(lambda: seen)
+
+
+async def is_returned_by_close(pool: AsyncConnectionPool, _: Backends) -> None:
+    """`close()` returns the connection, with nothing open."""
+    conn = await pool.getconn()
+    await conn.close()
+    await at_rest(pool)
+
+
+async def is_returned_in_a_transaction(pool: AsyncConnectionPool, _: Backends) -> None:
+    """`close()` returns the connection, which the pool rolls back."""
+    conn = await pool.getconn()
+    await conn.execute("BEGIN")
+    await conn.close()
+    await at_rest(pool)
+
+
+EARLIER = pytest.mark.parametrize(
+    "earlier", [is_notified, is_returned_by_close, is_returned_in_a_transaction]
+)
+
+
+@EARLIER
+@pytest.mark.parametrize("kind", ["connection", "session", "cursor", "acquire"])
+async def test_what_happened_before_a_block_does_not_hide_the_loss_of_its_work(
+    dsn: str, backends: Backends, table: str, kind: str, earlier: Earlier
+) -> None:
+    """The connection dies during a statement, when libpq does not say what is open."""
+    async with AsyncConnectionPool(dsn, min_size=1, close_returns=True) as pool:
+        await earlier(pool, backends)
+        with pytest.raises(psycopg.OperationalError, match="the connection is closed"):  # noqa: PT012
+            async with getattr(pool, kind)() as target:
+                await target.execute(f"INSERT INTO {table} VALUES (1)")
+                with suppress(psycopg.OperationalError):
+                    await target.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        assert backends.rows(table) == []
+
+
+@EARLIER
+async def test_what_happened_before_a_block_in_autocommit_mode_is_not_lost_in_it(
+    dsn: str, backends: Backends, table: str, earlier: Earlier
+) -> None:
+    """Each of the block's statements has told its own end."""
+    keywords = {"autocommit": True}
+    async with AsyncConnectionPool(dsn, min_size=1, close_returns=True, kwargs=keywords) as pool:
+        await earlier(pool, backends)
+        async with pool.connection() as conn:
+            await conn.execute(f"INSERT INTO {table} VALUES (1)")
+            with suppress(psycopg.OperationalError):
+                await conn.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        assert backends.rows(table) == [1]
+
+
+@pytest.mark.parametrize("copying", [False, True])
+async def test_a_transaction_begun_by_hand_in_autocommit_mode_is_not_lost_in_silence(
+    dsn: str, backends: Backends, table: str, copying: bool
+) -> None:
+    """Also where the connection dies between two steps of a COPY."""
+    async with AsyncConnectionPool(dsn, min_size=1, kwargs={"autocommit": True}) as pool:
+        with pytest.raises(psycopg.OperationalError, match="the connection is closed"):  # noqa: PT012
+            async with pool.connection() as conn:
+                await conn.execute("BEGIN")
+                await conn.execute(f"INSERT INTO {table} VALUES (1)")
+                with suppress(psycopg.OperationalError):
+                    if copying:
+                        async with conn.cursor().copy(f"COPY {table} FROM STDIN") as copy:
+                            await copy.write("2\n")
+                            backends.terminate()
+                    else:
+                        await conn.execute("SELECT pg_terminate_backend(pg_backend_pid())")
         assert backends.rows(table) == []
 
 
