@@ -25,7 +25,7 @@ from asyncpool._core.settings import duration
 from asyncpool._pipeline.dispatcher import Dispatcher
 from asyncpool._pipeline.request import Request
 from asyncpool._pipeline.results import ALL_ROWS, FIRST_ROW, FIRST_VALUE, TAG, Answer
-from asyncpool._psycopg.driver import ACT, IDLE, INERROR, INTRANS, begins_specially
+from asyncpool._psycopg.driver import ACT, IDLE, begins_specially
 from asyncpool._sql.kinds import Kind
 
 logger = logging.getLogger("asyncpool")
@@ -85,7 +85,10 @@ async def borrowed(
         if mode_changed and not conn.closed:
             turn_back = await restore_autocommit(pool._driver, conn, autocommit=False)
         elif (
-            failing and outside_transaction and conn.pgconn.transaction_status in (INTRANS, INERROR)
+            failing
+            and outside_transaction
+            and not conn.closed
+            and not pool._driver.is_at_rest(conn)
         ):
             turn_back = partial(pool._driver.roll_back, conn)
         if session is None:

@@ -15,7 +15,7 @@ from psycopg.pq import TransactionStatus
 
 from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout, PoolWrongLoop, ReleaseError
 
-from ._tools import LIMIT, all_usable, backend_of, eventually, in_time, without_suspending
+from ._tools import LIMIT, all_usable, at_rest, backend_of, eventually, in_time, without_suspending
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ._tools import Backends
 
     Conn = psycopg.AsyncConnection[Any]
+    Many = Callable[[AsyncConnectionPool, str], Coroutine[Any, Any, Any]]
 
 IDLE, INTRANS = psycopg.pq.TransactionStatus.IDLE, psycopg.pq.TransactionStatus.INTRANS
 BEFORE_3_3 = tuple(map(int, psycopg.__version__.split(".")[:2])) < (3, 3)
@@ -743,6 +744,50 @@ async def test_a_storm_of_cancellations_keeps_all_or_nothing(
         assert set(found) <= {1}
         assert len(found) % 4 == 0, len(found)
         await pool.execute("DROP TABLE notes")
+
+
+async def isolate(conn: Conn) -> None:
+    """Give a connection's transactions a characteristic of their own."""
+    await conn.set_isolation_level(psycopg.IsolationLevel.SERIALIZABLE)
+
+
+SLOW = "INSERT INTO {} SELECT 1 FROM pg_sleep(%s)"
+MANY: dict[str, Many] = {
+    "batch": lambda pool, table: pool.batch([(SLOW.format(table), [n]) for n in (0, 60)]),
+    "executemany": lambda pool, table: pool.executemany(SLOW.format(table), [[0], [60]]),
+}
+
+
+@pytest.mark.parametrize("mode", [{"kwargs": {"autocommit": True}}, {"configure": isolate}])
+@pytest.mark.parametrize("stop", ["scope", "timeout"])
+@pytest.mark.parametrize("many", MANY)
+async def test_several_statements_that_are_cancelled_in_a_session_are_undone(  # noqa: PLR0917
+    dsn: str, backends: Backends, table: str, mode: dict[str, Any], stop: str, many: str
+) -> None:
+    """Also where no mode is put back after them; what the session does next is committed."""
+    async with AsyncConnectionPool(dsn, min_size=1, **mode) as pool:
+        async with pool.session():
+            if stop == "scope":
+                with anyio.CancelScope() as scope:
+                    stopping = asyncio.create_task(stop_later(backends, scope.cancel))
+                    await MANY[many](pool, table)
+            else:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(None) as limit:
+                        stopping = asyncio.create_task(
+                            stop_later(backends, lambda: limit.reschedule(0))
+                        )
+                        await MANY[many](pool, table)
+            await stopping
+            await pool.execute(f"INSERT INTO {table} VALUES (2)")
+        assert backends.rows(table) == [2]
+        assert (await at_rest(pool)).connects == 1
+
+
+async def stop_later(backends: Backends, stop: Callable[[], None]) -> None:
+    """Stop what runs once the server has come to the statement that lasts."""
+    await eventually(lambda: backends.running("pg_sleep"))
+    stop()
 
 
 async def test_work_that_cannot_be_undone_costs_the_session_its_connection(dsn: str) -> None:
