@@ -11,6 +11,7 @@ import logging
 import sys
 from asyncio import current_task
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Protocol
@@ -34,10 +35,14 @@ from asyncpool._blocks.session import Join, Session
 from asyncpool._core.entry import Entry
 from asyncpool._core.pool import Core
 from asyncpool._core.stacks import Trace, three
+from asyncpool._psycopg.connection import Connection
 from asyncpool._psycopg.driver import ACT, PsycopgDriver
 from asyncpool.errors import PoolError, ReleaseError
 
 Exc = type[BaseException] | None
+
+PLAIN_TRANSACTIONS = {Connection.transaction, psycopg.AsyncConnection.transaction}
+"""Those that a class has where it does not override the method."""
 
 JOINED = 0
 """The lease number of a block inside a session; a real lease number is never 0."""
@@ -215,7 +220,7 @@ class Transaction(Generic[ACT]):
         conn = await self._pool.getconn(self._timeout)
         self._number = self._pool._core.bind(conn)
         try:
-            self._transaction = conn.transaction()
+            self._transaction = transaction_on(conn)
             await self._transaction.__aenter__()
         except BaseException:
             self._pool._give_back(conn, failing=True)
@@ -260,6 +265,18 @@ class Transaction(Generic[ACT]):
         except BaseException:
             self._pool._give_back(self._conn, failing=True)
             raise
+
+
+def transaction_on(conn: ACT) -> AbstractAsyncContextManager[psycopg.AsyncTransaction]:
+    """Return `conn.transaction()`, without its generator where the class does not override it.
+
+    The event loop ends a generator that is dropped, with a ROLLBACK, when the connection may be
+    another borrower's.
+    """
+    method = conn.transaction
+    if getattr(method, "__func__", None) in PLAIN_TRANSACTIONS:
+        return psycopg.AsyncTransaction(method.__self__)  # type: ignore[attr-defined]
+    return method()
 
 
 class Cursor(Generic[ACT]):

@@ -18,7 +18,14 @@ from typing import Any, Generic
 
 import psycopg
 
-from asyncpool._blocks.blocks import JOINED, Exc, Lease, is_still_leased, reject_early_return
+from asyncpool._blocks.blocks import (
+    JOINED,
+    Exc,
+    Lease,
+    is_still_leased,
+    reject_early_return,
+    transaction_on,
+)
 from asyncpool._blocks.commit import (
     closed_error,
     commit,
@@ -238,7 +245,7 @@ class OnLease(Generic[ACT]):
     async def __aenter__(self) -> ACT:
         conn = self._conn = await self._lease.__aenter__()
         try:
-            self._transaction = conn.transaction()
+            self._transaction = transaction_on(conn)
             await self._transaction.__aenter__()
         except BaseException as error:
             await self._lease.__aexit__(type(error), error, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -293,6 +294,40 @@ async def test_a_block_that_returned_its_connection_does_not_take_it_from_the_ne
                 other = await pool.acquire()
         assert pool.stats().leased == 1
         await pool.release(other)
+
+
+class ReturnsByPutconn(AsyncConnectionPool):
+    """A subclass whose blocks return by its own `putconn`."""
+
+    async def putconn(self, conn: Any, *args: Any, **kwargs: Any) -> None:
+        """Return."""
+        await super().putconn(conn, *args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [AsyncConnectionPool, ReturnsByPutconn])
+async def test_a_transaction_that_returned_its_connection_does_not_end_the_next_ones(
+    dsn: str, table: str, backends: Backends, kind: type[AsyncConnectionPool]
+) -> None:
+    """A statement in it was cancelled, after which the connection can be cleaned and is kept."""
+    async with kind(dsn, min_size=1, max_size=1) as pool:
+
+        async def interrupted() -> None:
+            async with pool.transaction() as conn:
+                query = asyncio.create_task(conn.execute("SELECT pg_sleep(60)"))
+                await eventually(lambda: backends.running("pg_sleep"))
+                query.cancel()
+                await asyncio.wait({query})
+                await pool.putconn(conn)
+
+        with pytest.raises(ReleaseError, match="inside of the block") as caught:
+            await interrupted()
+        async with pool.transaction() as conn:
+            await conn.execute(f"INSERT INTO {table} VALUES (1)")
+            del caught
+            gc.collect()
+            await conn.execute(f"INSERT INTO {table} VALUES (2)")
+        assert (await at_rest(pool)).connects == 1
+    assert backends.rows(table) == [1, 2]
 
 
 async def test_a_failing_transaction_leaves_the_users_error_its_traceback(dsn: str) -> None:
