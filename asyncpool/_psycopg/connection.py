@@ -334,6 +334,9 @@ class Pipeline(psycopg.AsyncPipeline):
         else:
             conn._transport.has_leftovers = True
             self.level -= 1
+            if self.level == 0:
+                # With no pipeline its next step would be another, and have no Sync.
+                conn._transport.drop(but=PIPELINE_END)
 
 
 def _without_none(**limits: float | None) -> dict[str, Any]:

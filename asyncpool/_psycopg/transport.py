@@ -446,6 +446,16 @@ class Transport(SocketWatcher):
             if future is not None:
                 future.cancel()
 
+    def drop(self, *, but: object) -> None:
+        """End a generator that nobody waits for before its next step, but for one of this code."""
+        gen, future = self._gen, self._future
+        if gen is None or getattr(gen, "gi_code", None) is but:
+            return
+        self._end()
+        gen.close()
+        if future is not None and not future.done():
+            future.set_result(None)
+
     def _end(self) -> None:
         self._gen = self._future = self._context = None
         if self._writing:

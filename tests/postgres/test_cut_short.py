@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
@@ -223,6 +223,31 @@ async def test_after_a_cancelled_pipeline_every_operation_works(
     await cut(work)
     assert await use(conn) == [(1,)]
     await conn.close()
+
+
+@pytest.mark.parametrize("others", [0, 2])
+async def test_what_a_pipeline_was_cancelled_with_is_not_sent_after_its_end(
+    dsn: str, backends: Backends, table: str, others: int
+) -> None:
+    """The first statement waits for its BEGIN; a scope cuts that, and the pipeline's end."""
+    async with Proxy(dsn) as proxy:
+        conn = await Connection.connect(proxy.dsn)
+        proxy.delay = 0.1  # the cancel request comes after the answer to the BEGIN
+        proxy.open_way.clear()
+        with anyio.CancelScope() as scope:
+            async with AsyncExitStack() as outer:
+                for _ in range(others):
+                    await outer.enter_async_context(conn.pipeline())
+                async with conn.pipeline():
+                    asyncio.get_running_loop().call_soon(scope.cancel)
+                    await conn.execute(f"INSERT INTO {table} VALUES (%s)", [1])
+        assert scope.cancelled_caught
+        proxy.open_way.set()
+        cur = await in_time(conn.execute(f"SELECT count(*) FROM {table}"))
+        assert await cur.fetchone() == (0,)
+        await conn.commit()
+        assert backends.rows(table) == []
+        await conn.close()
 
 
 async def test_a_pipeline_refuses_what_psycopgs_refuses(dsn: str) -> None:
