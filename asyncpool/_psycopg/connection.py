@@ -325,6 +325,16 @@ class Connection(psycopg.AsyncConnection[Row]):
 class Pipeline(psycopg.AsyncPipeline):
     """A pipeline of a watched connection; the transport ends it where its end was cancelled."""
 
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        self.level += 1
+        return self
+
+    def _enter_gen(self) -> PQGen[None]:
+        """Leave the level to `__aenter__`, which a caller that was cancelled does not reach."""
+        yield from super()._enter_gen()
+        self.level -= 1
+
     def _exit(self, error: BaseException | None = None) -> None:
         conn: Any = self._conn
         cancelled, conn._pipeline_end_cancelled = conn._pipeline_end_cancelled, False

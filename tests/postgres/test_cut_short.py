@@ -250,6 +250,25 @@ async def test_what_a_pipeline_was_cancelled_with_is_not_sent_after_its_end(
         await conn.close()
 
 
+async def test_a_pipeline_cancelled_as_it_is_entered_in_another_is_not_entered(dsn: str) -> None:
+    """It first waits for what was sent in the other, which is left at its own end."""
+    async with Proxy(dsn) as proxy:
+        conn = await Connection.connect(proxy.dsn, autocommit=True)
+        with suppress(psycopg.errors.QueryCanceled):
+            async with conn.pipeline():
+                await conn.execute("SELECT 1")
+                proxy.open_way.clear()
+                with anyio.CancelScope() as scope:
+                    asyncio.get_running_loop().call_soon(scope.cancel)
+                    async with conn.pipeline():
+                        raise AssertionError("it was entered")
+                assert scope.cancelled_caught
+                proxy.open_way.set()
+        assert not conn.pgconn.pipeline_status
+        assert await backend_of(conn) == conn.pgconn.backend_pid
+        await conn.close()
+
+
 async def test_a_pipeline_refuses_what_psycopgs_refuses(dsn: str) -> None:
     """A pipeline refuses the operations that psycopg's refuses."""
     conn = await Connection.connect(dsn, autocommit=True)
