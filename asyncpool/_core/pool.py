@@ -338,7 +338,7 @@ class Core(Generic[C]):
                 self.lease_monitor.start()
             if len(ledger.entries) < limits.max_size:
                 self.store.refill()
-            if self.store.outage.failures and self.store.is_unavailable():
+            if waiter.waiting and self.store.outage.failures and self.store.is_unavailable():
                 raise self.errors.unavailable()
         except BaseException as error:
             self._leave(waiter)

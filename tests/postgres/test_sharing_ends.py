@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from contextlib import suppress
 from functools import partial
@@ -11,7 +12,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool, PoolTimeout, TooManyRequests
+from asyncpool import (
+    AsyncConnectionPool,
+    AsyncNullConnectionPool,
+    PoolTimeout,
+    PoolUnavailable,
+    TooManyRequests,
+)
 
 from ._sharing import all_leased, all_waiting, warm
 from ._tools import BOTH_LOOPS, at_rest, in_time
@@ -75,6 +82,25 @@ async def test_results_are_read_before_their_connection_is_closed(dsn: str, afte
         await asyncio.create_task(run())
     finally:
         loop.set_task_factory(None)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="there are no eager tasks")
+async def test_an_outage_that_is_seen_at_once_leaves_no_error_that_nobody_awaits() -> None:
+    """Under tasks that start eagerly a connect may fail before the statement begins to wait."""
+    loop, unseen = asyncio.get_running_loop(), list[dict[str, Any]]()
+    if not isinstance(loop, asyncio.BaseEventLoop):
+        pytest.skip("uvloop's tasks do not start eagerly on every Python")
+    loop.set_task_factory(asyncio.eager_task_factory)
+    loop.set_exception_handler(lambda _, context: unseen.append(context))
+    nobody = "host=/nonexistent"
+    async with AsyncConnectionPool(nobody, min_size=0, max_size=1, fail_fast_after=0) as pool:
+        with pytest.raises(PoolUnavailable, match="failures=1"):
+            await pool.execute("SELECT 1")
+        stats = pool.stats()
+        assert (stats.requests_failed, stats.waiting) == (1, 0)
+    del pool
+    gc.collect()
+    assert not unseen
 
 
 async def test_a_connection_that_its_last_borrower_has_closed_is_not_kept(dsn: str) -> None:
