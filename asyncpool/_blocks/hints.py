@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import psycopg
@@ -35,6 +36,8 @@ HINTS = {
 
 
 NUMBERED = re.compile(r"\$[1-9]")
+REFUSAL = re.compile(r"the query has \d+ placeholders")
+"""What psycopg says of values for which a query has no placeholders."""
 
 
 def explain_placeholders(error: Exception, query: object, params: object) -> None:
@@ -44,8 +47,10 @@ def explain_placeholders(error: Exception, query: object, params: object) -> Non
         error: the error that psycopg raised.
         query, params: the statement.
     """
-    refused = getattr(error, "sqlstate", None) is None  # by psycopg: nothing was sent
-    if refused and params is not None and isinstance(query, str) and NUMBERED.search(query):
+    if params is None or not isinstance(query, str) or not NUMBERED.search(query):
+        return
+    # Any other error is a row factory's or a value's, and the statement may have run.
+    if not isinstance(params, Sequence | Mapping) or REFUSAL.match(str(error)):
         msg = f"{error}: psycopg's placeholder is %s, not $1: pass the values as a sequence"
         raise psycopg.ProgrammingError(msg) from error
 

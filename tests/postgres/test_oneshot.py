@@ -270,3 +270,24 @@ async def test_numbered_placeholders_are_explained(dsn: str, call: str, values: 
         with pytest.raises(psycopg.ProgrammingError, match="placeholder is %s, not \\$1"):
             await getattr(pool, call)("SELECT $1::int", values)
         assert await pool.fetchval("SELECT %s::int", [5]) == 5
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(1, "^a row wants two arguments$"), (object(), "^cannot adapt type 'object'[^$]*$")],
+    ids=["row factory", "value"],
+)
+async def test_an_error_of_something_else_than_placeholders_stays_as_it_is(
+    dsn: str, value: object, said: str
+) -> None:
+    """Though the text has a dollar sign and a number in it."""
+
+    def refuse(_: object) -> Any:
+        raise TypeError("a row wants two arguments")
+
+    async def configure(conn: psycopg.AsyncConnection[Any]) -> None:
+        conn.row_factory = lambda _: refuse
+
+    async with AsyncConnectionPool(dsn, min_size=1, configure=configure) as pool:
+        with pytest.raises((TypeError, psycopg.ProgrammingError), match=said):
+            await pool.fetchone("SELECT %s, 'costs $5'", [value])
