@@ -215,7 +215,9 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         self._changed = Overrides(type(self), ORIGINALS)
         self._overrides = bool(self._changed)
         """Whether a subclass overrides a method that borrows or returns a connection."""
-        self._lease: type[Lease[ACT]] = Lease if leak_timeout is None else TracedLease
+        self._traces = leak_timeout is not None
+        """Whether the place where each connection is borrowed is recorded."""
+        self._lease: type[Lease[ACT]] = TracedLease if self._traces else Lease
         if any(name in self._changed for name in NAMES[1:]):
             self._lease = ByMethods
         self._firsts: dict[ACT, Callable[[], Awaitable[object]]] = {}
@@ -814,7 +816,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
 
     def _mark_leased(self, conn: ACT) -> None:
         conn._pool = self  # type: ignore[assignment]
-        if self._lease is TracedLease:
+        if self._traces:
             note(self._core.ledger.leased[conn], above(sys._getframe(1)))
 
     def _not_leased(self, conn: object) -> ReleaseError:

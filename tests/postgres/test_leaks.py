@@ -153,9 +153,18 @@ async def test_a_lease_that_lasts_too_long_is_told_once_with_all_that_is_known(
         assert pool.stats().leaks == 1
 
 
+class OwnGetconn(AsyncConnectionPool[Any]):
+    """A subclass that changes how a connection is borrowed."""
+
+    async def getconn(self, timeout: float | None = None, **_: Any) -> Any:
+        """Borrow."""
+        return await super().getconn(timeout)
+
+
+@pytest.mark.parametrize("kind", [AsyncConnectionPool, OwnGetconn])
 @pytest.mark.parametrize("block", BLOCKS)
 async def test_each_way_to_borrow_is_traced(
-    dsn: str, caplog: pytest.LogCaptureFixture, block: str
+    dsn: str, caplog: pytest.LogCaptureFixture, block: str, kind: type[Pool]
 ) -> None:
     """Also if the connection is handed over by a releasing task."""
 
@@ -163,7 +172,7 @@ async def test_each_way_to_borrow_is_traced(
         async with BLOCKS[block](pool):
             await leave.wait()
 
-    async with AsyncConnectionPool(dsn, min_size=1, leak_timeout=0.2) as pool:
+    async with kind(dsn, min_size=1, leak_timeout=0.2) as pool:
         conn = await pool.acquire()
         leave = asyncio.Event()
         task = asyncio.create_task(borrower(pool, leave))
