@@ -11,6 +11,8 @@ from types import CodeType, FrameType
 from typing import Any
 
 PACKAGE = str(Path(__file__).parents[1])
+BETWEEN = PACKAGE, contextlib.__file__
+"""What may be between the program and the pool's innermost frame."""
 LOOP = tuple(
     str(Path(asyncio.__file__).with_name(name))
     for name in ("events.py", "base_events.py", "runners.py")
@@ -73,7 +75,7 @@ def caller(driver: str, depth: int = 16) -> str:
     Returns:
         An empty string if there is none, as in a task that runs only the pool's code.
     """
-    between = (PACKAGE, contextlib.__file__, driver)
+    between = (*BETWEEN, driver)
     frame: FrameType | None = sys._getframe(1)
     for _ in range(depth):
         if frame is None or frame.f_code.co_filename.startswith(LOOP):
@@ -93,4 +95,4 @@ def _place(code: CodeType, line: int | None) -> str:
 
 
 def _is_ours(code: CodeType) -> bool:
-    return code.co_filename.startswith(PACKAGE)
+    return code.co_filename.startswith(BETWEEN)

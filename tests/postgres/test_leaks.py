@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
@@ -184,6 +184,25 @@ async def test_each_way_to_borrow_is_traced(
         assert f"{__file__}:{line} in" in report
         leave.set()
         await task
+
+
+ONE_SHOTS: dict[str, Callable[[Pool], Awaitable[Any]]] = {
+    "executemany": lambda pool: pool.executemany("SELECT pg_sleep(%s)", [[0.5]]),
+    "batch": lambda pool: pool.batch([("SELECT pg_sleep(%s)", [0.5])]),
+    "execute": lambda pool: pool.execute("SELECT 1; SELECT pg_sleep(0.5)"),
+}
+
+
+@pytest.mark.parametrize("shot", ONE_SHOTS)
+async def test_a_one_shot_is_traced_to_the_program(
+    dsn: str, caplog: pytest.LogCaptureFixture, shot: str
+) -> None:
+    """Not to the library that is between the pool's own frames."""
+    async with AsyncConnectionPool(dsn, min_size=1, leak_timeout=0.2) as pool:
+        await ONE_SHOTS[shot](pool)
+    (told,) = warnings(caplog, "longer than leak_timeout")
+    assert f"borrowed at {__file__}:" in told
+    assert "contextlib" not in told
 
 
 async def use_it_in_every_way(pool: Pool) -> None:
