@@ -497,7 +497,10 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
             if not filled:
                 failure = self._core.errors.unavailable()
                 await self.close()
-                raise failure
+                try:
+                    raise failure
+                finally:
+                    del failure  # its traceback has this frame
         except TimeoutError:
             ready, cause = snapshot(self._core), self._core.store.last_error
             await self.close()

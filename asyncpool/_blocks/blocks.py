@@ -248,8 +248,11 @@ class Transaction(Generic[ACT]):
             # A new exception: the caller's would lose its traceback in the background task.
             undo = partial(end, psycopg.Rollback, psycopg.Rollback(), None)
             pool._give_back(conn, failing=True, first=undo)
-            if broken:
-                raise refusal
+            try:
+                if broken:
+                    raise refusal
+            finally:
+                del refusal  # its traceback has this frame
             return False
         try:
             handled = bool(await run_shielded(partial(end, kind, error, tb)))
@@ -400,16 +403,19 @@ class SessionBlock(Generic[ACT]):
         unfinished: psycopg.Error | None = session.unfinished_error(mode_changed=mode is not None)
         if unfinished is None and kind is None and session.holds() and has_failed(conn):
             unfinished = failed_error(conn)
-        if unfinished is None and mode is None and not (session.busy and session.holds()):
-            await lease.__aexit__(kind, error, tb)
-        else:
-            await lease.give_up(undo_all)
-            if unfinished is not None and kind is None:
-                raise unfinished
-        if undone is not None:
-            # The caller that counts on this work may be in another task than this one.
-            pool._core.store.record("work undone", str(undone), logging.ERROR)
-            raise undone
+        try:
+            if unfinished is None and mode is None and not (session.busy and session.holds()):
+                await lease.__aexit__(kind, error, tb)
+            else:
+                await lease.give_up(undo_all)
+                if unfinished is not None and kind is None:
+                    raise unfinished
+            if undone is not None:
+                # The caller that counts on this work may be in another task than this one.
+                pool._core.store.record("work undone", str(undone), logging.ERROR)
+                raise undone
+        finally:
+            del unfinished, undone  # their tracebacks have this frame
 
 
 def _unregister(

@@ -78,8 +78,8 @@ async def borrowed(
     except TimeoutError:
         if not limit.expired():
             raise
-        failure = pool._core.errors.unanswered(cast("float", timeout))
-        raise failure from failure.__cause__
+        # In no variable: this frame would keep it, and it this frame.
+        raise pool._core.errors.unanswered(cast("float", timeout))  # noqa: B904 - it has its cause
     finally:
         turn_back: Callable[[], Awaitable[object]] | None = None
         if mode_changed and not conn.closed:

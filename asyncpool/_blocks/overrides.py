@@ -275,8 +275,11 @@ class OnLease(Generic[ACT]):
         if handled:
             kind, error, tb = None, None, None
         await lease.__aexit__(kind, error, tb)
-        if refusal is not None:
-            raise refusal
+        try:
+            if refusal is not None:
+                raise refusal
+        finally:
+            del refusal, error  # its traceback has this frame
         return handled
 
 

@@ -205,9 +205,12 @@ class Session(Generic[ACT]):
             self._joins.pop()
             return True
         join.out_of_order = True
-        if not failing:
-            raise error
-        self.core.store.record("return failed", str(error))
+        try:
+            if not failing:
+                raise error
+            self.core.store.record("return failed", str(error))
+        finally:
+            del error  # its traceback has this frame
         return False
 
     async def undo_out_of_order(self) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -16,7 +19,7 @@ from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from ._tools import Backends, Proxy, all_usable, at_rest, eventually, in_time
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from asyncpool.testing import Server
 
@@ -441,3 +444,67 @@ async def test_a_check_may_leave_its_transaction_open(dsn: str) -> None:
         assert await pool.fetchval("SELECT 1") == 1
         async with pool.connection() as conn:
             assert conn.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
+
+
+async def ends_late(pool: AsyncConnectionPool) -> None:
+    """Run several statements for longer than allowed."""
+    await pool.executemany("SELECT pg_sleep(%s)", [[60]], timeout=0.05)
+
+
+async def fails_unseen(pool: AsyncConnectionPool, block: str) -> None:
+    """Handle an error in a block, which is refused at its end."""
+    async with getattr(pool, block)() as conn:
+        with suppress(psycopg.errors.DivisionByZero):
+            await conn.execute("SELECT 1/0")
+
+
+async def leaves_a_block(pool: AsyncConnectionPool) -> None:
+    """End a block inside of a session when another inside of it is open."""
+    async with pool.session():
+        outer = pool.transaction()
+        await outer.__aenter__()
+        await pool.transaction().__aenter__()
+        await outer.__aexit__(None, None, None)
+
+
+async def is_refused(pool: AsyncConnectionPool) -> None:
+    """Wait for the connections of a pool whose database does not exist."""
+    conninfo = make_conninfo(str(pool.conninfo), dbname="nowhere")
+    async with AsyncConnectionPool(conninfo, min_size=1) as other:
+        await other.wait()
+
+
+class OwnPutconn(AsyncConnectionPool):
+    """A subclass that changes how a connection is returned."""
+
+    async def putconn(self, conn: Any, *args: Any, **kwargs: Any) -> None:
+        """Return."""
+        await super().putconn(conn, *args, **kwargs)
+
+
+FAILURES: dict[str, tuple[Callable[[AsyncConnectionPool], Awaitable[None]], type[Any]]] = {
+    "late": (ends_late, AsyncConnectionPool),
+    "transaction": (lambda pool: fails_unseen(pool, "transaction"), AsyncConnectionPool),
+    "session": (lambda pool: fails_unseen(pool, "session"), AsyncConnectionPool),
+    "by methods": (lambda pool: fails_unseen(pool, "transaction"), OwnPutconn),
+    "out of turn": (leaves_a_block, AsyncConnectionPool),
+    "refused": (is_refused, AsyncConnectionPool),
+}
+
+
+@pytest.mark.parametrize("way", FAILURES)
+async def test_an_error_that_was_handled_goes_with_its_frames(dsn: str, way: str) -> None:
+    """No reference cycle keeps it, and with it the connection and the pool, until a collection."""
+    fail, kind = FAILURES[way]
+    gc.collect()
+    gc.disable()
+    try:
+        async with kind(dsn, min_size=1) as pool:
+            try:
+                await fail(pool)
+            except psycopg.Error as error:
+                seen = weakref.ref(error)
+            await at_rest(pool)
+            assert await eventually(lambda: seen() is None)
+    finally:
+        gc.enable()
