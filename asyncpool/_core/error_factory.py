@@ -52,9 +52,7 @@ class ErrorFactory:
             attempts = _attempts(outage.failures)
             parts.append(f"connecting has failed ({attempts}): {redacted(outage.error)}")
         if (budget := ledger.budget) is not None and budget.size >= budget.max_connections:
-            parts.append(
-                f"the budget is used up (pools={budget.pools}, connections={budget.size})"
-            )
+            parts.append(f"the budget is used up (pools={budget.pools}, connections={budget.size})")
         if oldest is not None and not why:
             place = next((f", borrowed at {each}" for each in oldest.borrowed_at()), "")
             whose = f"held by {oldest.holder_name}{place}"
