@@ -90,7 +90,7 @@ _XML = """
 """
 # These read the catalogs or the backend's own state, and lock only catalogs, for reading.
 _SESSION = """
-    current_database current_schema current_schemas current_setting getdatabaseencoding
+    current_database current_setting getdatabaseencoding
     inet_client_addr inet_client_port inet_server_addr inet_server_port pg_backend_pid
     pg_client_encoding pg_conf_load_time pg_postmaster_start_time version
     pg_column_size pg_size_bytes pg_size_pretty pg_typeof pg_wal_lsn_diff
@@ -142,10 +142,13 @@ HARMFUL = words(
     schema_to_xml_and_xmlschema schema_to_xmlschema database_to_xml database_to_xml_and_xmlschema
     database_to_xmlschema ts_rewrite ts_stat brin_desummarize_range brin_summarize_new_values
     brin_summarize_range gin_clean_pending_list txid_status amvalidate random_normal
-    plpgsql_validator
+    plpgsql_validator fmgr_c_validator fmgr_internal_validator fmgr_sql_validator
+    current_schema current_schemas
     """
 )
 """Built-in functions that are not harmless and whose names do not begin with "pg_".
 
 Such a function can be called like a column: `SELECT g.setseed FROM generate_series(1, 1) AS g`.
+A validator parses the body of a function, which locks tables or loads a library. `current_schema`,
+a function or a bare word, creates the temporary schema where that is the first of `search_path`.
 """

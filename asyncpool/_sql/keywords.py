@@ -70,7 +70,7 @@ SYNTAX = words(
 
     between bigint bit boolean char character coalesce dec decimal exists extract float greatest
     grouping int integer interval least national nchar normalize nullif numeric overlay position
-    precision real row smallint substring time timestamp treat trim varchar
+    precision real row smallint substring time timestamp trim varchar
 
     json json_array json_arrayagg json_exists json_object json_objectagg json_query json_scalar
     json_serialize json_table json_value
@@ -79,6 +79,8 @@ SYNTAX = words(
     """
 )
 """Words that may stand before a parenthesis and cannot be the name of a function there.
+
+`treat` is not among them: `TREAT(x AS name)` calls the function `pg_catalog.name`.
 
 Up to PostgreSQL 15 the JSON words can be. A user's function with such a name is taken on trust.
 """

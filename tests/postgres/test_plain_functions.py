@@ -20,6 +20,8 @@ OF_NO_USE |= {"uuidv4", "uuidv7"}
 STABLE_ONLY_BY_NAME = {
     *("txid_current", "pg_current_xact_id", "pg_export_snapshot", "pg_get_viewdef"),
     *("table_to_xml", "schema_to_xml", "database_to_xml", "query_to_xml", "pg_relation_filepath"),
+    *("fmgr_c_validator", "fmgr_internal_validator", "fmgr_sql_validator"),
+    *("current_schema", "current_schemas"),
 }
 
 
@@ -58,6 +60,7 @@ def test_no_volatile_function_can_be_called_in_a_plain_read(
     names = {name for (name,) in conn.execute(sql.encode())} | HARMFUL | STABLE_ONLY_BY_NAME
     assert len(names) > 100
     calls = ["{}()", "pg_catalog.{}(1)", '"{}"(1)', "(1).{}", "$1.{}", "(ARRAY[1])[1].{}", "g.{}"]
+    calls += ["TREAT(1 AS {})", "treat (g AS pg_catalog.{})"]
     plain = {
         call.format(name)
         for name in names - VOLATILE - OF_NO_USE
@@ -158,9 +161,19 @@ UNION ALL SELECT 'xid', pg_current_xact_id_if_assigned()::text, ''
 WHERE pg_current_xact_id_if_assigned() IS NOT NULL"""
 
 
-def test_a_call_takes_no_lock_and_no_transaction_id(conn: psycopg.Connection[Any]) -> None:
-    """In a read-only transaction, where none is refused; but for reading catalogs."""
-    conn.execute("CREATE TYPE pg_temp.color AS ENUM ('red')")
+@pytest.mark.parametrize("path", ["public", "pg_temp, public"])
+def test_a_call_takes_no_lock_and_no_transaction_id(
+    conn: psycopg.Connection[Any], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a read-only transaction, where none is refused; but for reading catalogs.
+
+    Also where the temporary schema is the first of the path and does not exist yet.
+    """
+    conn.execute(f"SET search_path = {path}".encode())
+    if path == "public":
+        conn.execute("CREATE TYPE pg_temp.color AS ENUM ('red')")
+    else:
+        monkeypatch.setitem(VALUES, "anyenum", "NULL")
     done, failed, taken = 0, [], {}
     for call in calls(conn):
         for text in attempts(call):
@@ -181,3 +194,34 @@ def test_a_call_takes_no_lock_and_no_transaction_id(conn: psycopg.Connection[Any
             failed.append(f"{call}: {message}")
     assert not taken
     assert done > 4 * len(failed), failed
+
+
+def test_a_call_written_as_a_column_takes_no_lock_and_no_transaction_id(
+    conn: psycopg.Connection[Any],
+) -> None:
+    """`g.name` calls a function of one argument: each that a plain read may name is tried."""
+    conn.execute("CREATE TEMP TABLE written (a int)")
+    conn.execute(
+        "CREATE FUNCTION pg_temp.writes() RETURNS void LANGUAGE sql"
+        " AS 'INSERT INTO pg_temp.written VALUES (1)'"
+    )
+    oid = conn.execute("SELECT 'pg_temp.writes()'::regprocedure::oid").fetchall()[0][0]
+    values = VALUES | {"oid": f"{oid}::oid", "regprocedure": f"{oid}::regprocedure"}
+    sql = f"""SELECT proname, typname FROM pg_proc JOIN pg_type ON pg_type.oid = proargtypes[0]
+        WHERE {CATALOG} AND pronargs = 1 AND prokind = 'f'"""
+    done, taken = 0, {}
+    for name, kind in conn.execute(sql.encode()).fetchall():
+        value = values.get(kind, f"NULL::{kind}")
+        text = f"SELECT g.{name} FROM unnest(ARRAY[{value}]) AS g"
+        if classify(text) is not Kind.READ:
+            continue
+        with conn.transaction(force_rollback=True):
+            try:
+                conn.execute(text.encode())
+            except psycopg.Error:
+                continue
+            done += 1
+            if found := conn.execute(LOCKS).fetchall():
+                taken[text] = found
+    assert not taken
+    assert done > 200

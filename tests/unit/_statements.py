@@ -126,8 +126,8 @@ SELECT * FROM xmltable('/r' PASSING xmlparse(document '<r/>') COLUMNS i FOR ORDI
 SELECT json_object('{a,b}'), json_build_object('a', 1), row_to_json(t), to_jsonb(t) FROM t
 SELECT j -> 'a', j ->> 'a', j #> '{a}', j @> '{}', j ? 'a', j ?| array['a'], j @? '$.a' FROM t
 SELECT jsonb_path_query(j, '$.a[*]'), jsonb_set(j, '{a}', '1') FROM t
-SELECT current_user, session_user, current_date, current_timestamp, localtime, current_schema
-SELECT current_timestamp(3), localtimestamp(0), current_time(0), current_schema()
+SELECT current_user, session_user, current_date, current_timestamp, localtime
+SELECT current_timestamp(3), localtimestamp(0), current_time(0)
 SELECT now(), clock_timestamp(), random(), gen_random_uuid(), version(), pg_backend_pid()
 SELECT current_setting('work_mem'), current_setting('x.y', true), pg_typeof(1)
 SELECT pg_catalog.lower('A'), pg_catalog."upper"('a'), "lower"('A'), PG_CATALOG.Length('a')
@@ -291,6 +291,12 @@ SELECT 1 OPERATOR(pg_catalog.+) 2
 SELECT (1) OPERATOR(public.+) (2)
 SELECT (1) OPERATOR(pg_catalog.+) foo(2)
 SELECT (5).pg_sleep
+SELECT TREAT(5 AS setseed)
+SELECT treat ('f()'::regprocedure::oid AS fmgr_sql_validator)
+SELECT g.fmgr_sql_validator FROM unnest(ARRAY['f()'::regprocedure::oid]) AS g
+SELECT current_schema
+SELECT current_schema()
+SELECT pg_catalog.current_schemas(true)
 SELECT (t).foo FROM t
 SELECT $1.pg_sleep
 SELECT %s.pg_sleep
