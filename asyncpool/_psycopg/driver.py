@@ -36,7 +36,7 @@ from asyncpool._psycopg.conninfo import (
 )
 from asyncpool._psycopg.cursor import TESTED, Cursor
 from asyncpool._psycopg.dsn import limits_for
-from asyncpool._psycopg.handle import ConnectionHandle
+from asyncpool._psycopg.handle import Baseline, ConnectionHandle
 from asyncpool._psycopg.transport import ACTIVE, BAD, Transport
 
 if sys.version_info >= (3, 13):
@@ -61,6 +61,8 @@ ResetLevel = Literal["rollback", "session", "discard"]
 
 LOCK_TIMEOUT = 0.5
 """Seconds to wait for a task that still uses a connection that was returned."""
+CLOSE_TIMEOUT = 2.0
+"""Seconds to close a connection that could not be configured."""
 
 IDLE = int(TransactionStatus.IDLE)
 INTRANS = int(TransactionStatus.INTRANS)
@@ -140,12 +142,19 @@ class PsycopgDriver(Generic[ACT]):
     async def _open(self, secrets: set[str]) -> ACT:
         conn = await self._connect(secrets)
         try:
+            # Made first, since it reaches the backend whatever `configure` does to the connection.
+            self._handles[conn] = handle = ConnectionHandle(conn)
             if self._configure is not None:
                 await call("configure", partial(self.call_with, self._configure, conn))
                 _require_idle(conn, "configure")
-            self._handles[conn] = handle = ConnectionHandle(conn)
+                handle.baseline = Baseline.of(conn)
+        except GeneratorExit:  # nothing can be awaited any more
+            if os.getpid() == self._pid:
+                self.drop(conn)
+            raise
         except BaseException:
-            await conn.close()
+            with anyio.move_on_after(CLOSE_TIMEOUT), suppress(Exception):
+                await (self.close(conn) if conn in self._handles else close(conn))
             raise
         self._any_watched |= handle.transport is not None
         conn._pool = None

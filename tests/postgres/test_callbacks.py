@@ -11,10 +11,11 @@ import pytest
 from asyncpool import (
     AsyncConnectionPool,
     AsyncNullConnectionPool,
+    Connection,
     PoolClosed,
     PoolTimeout,
 )
-from asyncpool._psycopg import callbacks
+from asyncpool._psycopg import callbacks, driver
 
 from ._tools import BOTH_LOOPS, Backends, all_usable, at_rest, eventually, in_time
 
@@ -279,3 +280,83 @@ async def test_a_time_limit_inside_a_callable_is_its_own_error(dsn: str) -> None
         assert isinstance(caught.value.__cause__, TimeoutError)
         assert "did not return" not in str(caught.value)
         assert (await at_rest(pool)).requests_timed_out == 1
+
+
+class CloseFails(Connection[Any]):
+    """Its own `close()` raises."""
+
+    async def close(self) -> None:
+        """Fail."""
+        raise RuntimeError("close failed")
+
+
+class CloseHangs(Connection[Any]):
+    """Its own `close()` never returns."""
+
+    async def close(self) -> None:
+        """Hang."""
+        await asyncio.Event().wait()
+
+
+@pytest.mark.usefixtures("short_limit")
+@pytest.mark.parametrize("own", [Connection, psycopg.AsyncConnection])
+async def test_a_configure_that_is_interrupted_leaves_no_backend_behind(
+    dsn: str, backends: Backends, own: Any
+) -> None:
+    """Its statement is cancelled and its backend gone before the next connection is opened."""
+    seen: list[int] = []
+
+    async def configure(conn: psycopg.AsyncConnection[Any]) -> None:
+        seen.append(len(backends.pids()))
+        await conn.execute("SELECT pg_sleep(60)")
+
+    pool = AsyncConnectionPool(
+        dsn, min_size=1, max_size=1, configure=configure, connection_class=own
+    )
+    await pool.open()
+    await eventually(lambda: len(seen) >= 3)
+    await pool.close()
+    assert set(seen) == {1}
+    assert not backends.pids()
+
+
+@pytest.mark.parametrize("own", [CloseFails, CloseHangs])
+async def test_a_close_of_the_users_own_keeps_no_connection_that_configure_failed_on(
+    dsn: str, backends: Backends, own: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is closed in any case, and the next one may succeed."""
+    monkeypatch.setattr(driver, "CANCEL_TIMEOUT", 0.1)
+    conns = []
+
+    async def configure(conn: psycopg.AsyncConnection[Any]) -> None:
+        conns.append(conn)
+        if len(conns) <= 2:
+            raise ValueError("not yet")
+
+    options: dict[str, Any] = {"connection_class": own, "configure": configure}
+    async with AsyncConnectionPool(dsn, min_size=0, max_size=1, **options) as pool:
+        assert await in_time(pool.fetchval("SELECT 1")) == 1
+        assert len(conns) == 3
+        assert len(backends.pids()) == 1
+
+
+async def test_a_configure_that_is_abandoned_with_its_loop_closes_its_socket(
+    dsn: str, backends: Backends
+) -> None:
+    """Nothing can be awaited any more."""
+
+    def run() -> None:
+        loop = asyncio.new_event_loop()
+        pool = AsyncConnectionPool(dsn, min_size=1, configure=configure, open=False)
+        loop.run_until_complete(pool.open())
+        loop.run_until_complete(asyncio.wait_for(begun.wait(), 10))
+        loop.close()
+        asyncio.run(pool.close())
+
+    async def configure(conn: psycopg.AsyncConnection[Any]) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    begun = asyncio.Event()
+    await asyncio.to_thread(run)
+    await eventually(lambda: not backends.pids())
