@@ -30,6 +30,8 @@ from asyncpool._core.redact import described, redacted
 from asyncpool.faults import Fault
 
 WARNING = logging.WARNING
+CANCELLED_PAUSE = 0.1
+"""Seconds until the next connect after one that was cancelled, but not by the pool."""
 
 logger = logging.getLogger("asyncpool")
 
@@ -156,6 +158,8 @@ class ConnectionStore(Generic[C]):
             raise
         self._openers.add(task)
         task.add_done_callback(self._openers.discard, context=Context())
+        ended = partial(_never_began, weakref.ref(self), entry)
+        task.add_done_callback(ended, context=Context())
         if not task.done():
             self._start_late_timer(task, entry)
         return entry
@@ -206,6 +210,17 @@ class ConnectionStore(Generic[C]):
         if lasts and not self.outage.reported and self._on_outage is not None:
             self.outage.reported = True
             self.tasks.spawn(self._on_outage(), "reconnect_failed")
+
+    def connect_cancelled(self, error: BaseException) -> None:
+        """Try again soon after a connect that something other than the pool has ended.
+
+        Not at once: it may be the end of the event loop, which cancels every task.
+        """
+        if not self.closing:
+            name = type(error).__name__
+            text = f"a connect was ended by {name}, will retry: the pool did not cancel it"
+            self.record("connect cancelled", text, WARNING, error=name)
+            self._try_again_at(self.time() + CANCELLED_PAUSE)
 
     def mark_healthy(self, entry: Entry[C]) -> None:
         """Record that a connection works; if it was opened since the outage began, end that."""
@@ -419,7 +434,11 @@ class ConnectionStore(Generic[C]):
         if now >= at:
             if may_open:
                 self._probing = self.open_one()
-        elif self.next_probe_at > at:
+        else:
+            self._try_again_at(at)
+
+    def _try_again_at(self, at: float) -> None:
+        if self.next_probe_at > at:
             self.stop_retrying()
             self.next_probe_at = at  # kept here: uvloop's handle has no `when()` if due at once
             self._retry = asyncio.get_running_loop().call_at(
@@ -451,14 +470,16 @@ async def outcome(work: Callable[[], Awaitable[object]]) -> Exception | None:
 
 async def _open(store: weakref.ref[ConnectionStore[C]], driver: Driver[C], entry: Entry[C]) -> None:
     # The pool is held weakly: a hanging connect must not keep a dropped pool alive.
+    home = running_loop()
     try:
         conn = await driver.open()
     except BaseException as error:
         if (alive := store()) is not None:
             if isinstance(error, Exception):
                 alive.connect_failed(error, entry)
-            # A cancelled connect means that the pool or the loop ends: open no other one.
             alive.remove(entry, refill=isinstance(error, Exception))
+            if not isinstance(error, Exception) and running_loop() is home:
+                alive.connect_cancelled(error)
         if not isinstance(error, Exception):
             # The frames hold the socket, and asyncio.run() keeps the task until it is collected.
             error.__traceback__ = None
@@ -470,10 +491,21 @@ async def _open(store: weakref.ref[ConnectionStore[C]], driver: Driver[C], entry
         await driver.close(conn)
 
 
+def _never_began(
+    store: weakref.ref[ConnectionStore[C]], entry: Entry[C], task: asyncio.Task[None]
+) -> None:
+    # A task that is cancelled before its first step runs none of its code.
+    if entry.state is State.OPENING and (alive := store()) is not None:
+        alive.remove(entry, refill=False)
+        alive.connect_cancelled(asyncio.CancelledError())
+
+
 def _retry_connect(store: weakref.ref[ConnectionStore[C]]) -> None:
     if (alive := store()) is not None:
         alive.stop_retrying()
         alive.refill()
+        if alive.ledger.budget is not None:
+            alive.ledger.budget._offer()
 
 
 def _mark_late(store: weakref.ref[ConnectionStore[C]], entry: Entry[C]) -> None:

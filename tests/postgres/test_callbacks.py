@@ -93,6 +93,44 @@ async def test_a_callable_that_is_always_cancelled_is_the_cause_of_the_timeout(
         await eventually(lambda: not backends.pids())
 
 
+async def cancel_this_task() -> None:
+    """Cancel the connect from inside of it."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(0)
+
+
+async def raise_generator_exit() -> None:
+    """Raise what ends a coroutine."""
+    raise GeneratorExit
+
+
+@pytest.mark.parametrize("kind", POOLS)
+@pytest.mark.parametrize("end", [cancel_this_task, raise_generator_exit])
+@pytest.mark.parametrize("name", CALLABLES)
+async def test_a_callable_that_ends_the_connects_task_is_called_again(
+    dsn: str,
+    name: str,
+    end: Callable[[], Awaitable[None]],
+    kind: type[AsyncConnectionPool],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whoever waits for the connect gets another one, and the log says so."""
+    calls = 0
+
+    async def before() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            await end()
+
+    async with pool_of(kind, dsn, name, before, min_size=0, max_size=1) as pool:
+        assert await in_time(pool.fetchval("SELECT 1"), 5.0) == 1
+    assert "a connect was ended by" in caplog.text
+    caplog.clear()  # a GeneratorExit is logged as a crash
+
+
 async def test_a_connect_of_the_users_own_class_may_be_cancelled_too(dsn: str) -> None:
     """Such a `connect` counts as a failed connect too."""
     calls = 0

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from asyncpool import Budget
+from asyncpool._core.store import CANCELLED_PAUSE
 from asyncpool._core.wait_queue import Waiter
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class BudgetLaws:
             self._broken(f"{self.budget}: there are {sockets} sockets, {entries} entries")
         short = list(islice(self._claims(), max(0, self._expected_room) + 1))
         if not short:
+            return
+        if any(_pauses(laws) for laws in self._pools):
             return
         if self.budget.size < self.budget.max_connections:
             self._broken(f"{self.budget}: a request waits although there is room")
@@ -78,10 +81,16 @@ class BudgetLaws:
                     when for when, number in self._claims() if self._pools[number] is not laws
                 )
                 earlier = sum(1 for when in others if when < laws.arrived_at(head))
-                if earlier > self._expected_room:
+                pausing = any(_pauses(laws) for laws in self._pools)
+                if earlier > self._expected_room and not pausing:
                     self._broken(
                         f"{self.budget}: {earlier} were overtaken by another pool's request"
                     )
             return serve(item)
 
         queue.serve = served  # type: ignore[method-assign]
+
+
+def _pauses(laws: Laws) -> bool:
+    """Return whether a pool retries in a moment, as after a connect that was cancelled."""
+    return laws.core.store.next_probe_at <= laws.loop.time() + CANCELLED_PAUSE

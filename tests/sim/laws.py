@@ -312,6 +312,13 @@ class Laws:
         if used != sorted(used):
             broken("idle connections are not in the order of their last use")
         self._check_stats(len(waiting))
+        self._check_progress(len(waiting))
+
+    def _check_progress(self, waiting: int) -> None:
+        """Check that a connect is planned where a request waits and no connection exists."""
+        store, ledger = self.core.store, self.core.ledger
+        if waiting and not (ledger.entries or ledger.budget or store._retry or store.closing):
+            self._broken("a request waits, and nothing is opened or will be")
 
     def _check_stats(self, waiting: int) -> None:
         """Check that the pool's numbers of requests add up and agree with those kept here."""

@@ -150,6 +150,15 @@ class Machine(RuleBasedStateMachine):
                 call.set_result("ok")
             self._settle()
 
+    @precondition(lambda self: self.core.store._openers)
+    @rule()
+    def cancel_connects(self) -> None:
+        """Somebody cancels the pool's connects."""
+        self._note("cancel_connects()")
+        for task in sorted(self.core.store._openers, key=lambda task: task.get_name()):
+            task.cancel()
+        self._settle()
+
     @rule(index=INDEX)
     def lose(self, index: int) -> None:
         """Lose a connection."""

@@ -319,6 +319,11 @@ def offer_no_room(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Budget, "_offer", lambda _: None)
 
 
+def forget_who_waits_for_a_connect(patch: pytest.MonkeyPatch) -> None:
+    """A lost wake-up: nothing follows a connect that was cancelled, but not by the pool."""
+    patch.setattr(ConnectionStore, "connect_cancelled", lambda *_: None)
+
+
 def open_without_counting(patch: pytest.MonkeyPatch) -> None:
     """One too many: connections opened by a pool are not counted in the budget."""
     spend = Budget._note_reserved

@@ -57,6 +57,7 @@ class World(SeededLoop):
         random = Random(seed)
         super().__init__(random, random.choice(ORDERS))
         self.eager = random.random() < 0.2
+        self._striker = Random(f"connects of {seed}")
         self.broken: LawBroken | None = None
         self.pools: list[Laws] = []
         self.users = Users(self, random, self.pools)
@@ -166,6 +167,7 @@ class World(SeededLoop):
             )
         for _ in range(random.randrange(5, 40)):
             self._happen(random.choice(self.pools))
+            self._strike_connects()
             await asyncio.sleep(random.choice([0, 0, 0, 0.001, 0.2, 1.0, 5.0]))
         end = random.choice(["in good weather", "in good weather", "at once", "in an outage"])
         if end == "in good weather":
@@ -214,6 +216,13 @@ class World(SeededLoop):
             case "weather":
                 error, slow = random.choice([0.0, 0.1]), random.choice([0.0, 0.3])
                 laws.driver.climate = Climate(error=error, slow=slow)
+
+    def _strike_connects(self) -> None:
+        """Cancel some connects that the pool has not cancelled."""
+        for laws in self.pools:
+            for task in sorted(laws.core.store._openers, key=hash):
+                if self._striker.random() < 0.05:
+                    task.cancel()
 
     def _wait_until_full(self, core: Core[FakeConn]) -> None:
         """Wait as `wait()` does for a pool that is full; the task may be cancelled."""

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import pytest
 
+from asyncpool import Budget
 from asyncpool._core.entry import State
 from asyncpool._core.pool import Core
 from asyncpool._core.store import _open
@@ -36,6 +37,11 @@ from tests.unit._tools import (
 async def wait_until_full(core: Core[FakeConn]) -> float:
     await core.store.full.wait()
     return now()
+
+
+def connects() -> list[asyncio.Task[object]]:
+    """The tasks of the pool's that are connecting."""
+    return [each for each in asyncio.all_tasks() if each.get_name() == "test: connect"]
 
 
 async def fail_slowly() -> None:
@@ -161,16 +167,79 @@ class TestGrowth:
             assert core.store.counters.connect_time == pytest.approx(2 * 2.0)
 
     @virtual_time
-    async def test_a_cancelled_connect_is_not_retried(self) -> None:
-        """A background task is cancelled only when the event loop ends; that is no outage."""
+    async def test_a_cancelled_connect_is_not_retried_at_once(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What cancels a background task may end the event loop; that is no outage."""
         driver = Driver(open=never)
         async with running(driver, 1, 1) as core:
-            (task,) = [each for each in asyncio.all_tasks() if each.get_name() == "test: connect"]
+            (task,) = connects()
             task.cancel()
             await settle()
             assert task.cancelled()
             assert (core.ledger.size, len(driver.times("open"))) == (0, 1)
             assert not core.store.outage
+            assert "a connect was ended by CancelledError" in caplog.text
+
+    @virtual_time
+    async def test_whoever_waits_for_a_connect_that_is_cancelled_gets_another(self) -> None:
+        """A moment later, as often as it happens."""
+        driver = Driver(open=slow(1.0))
+        async with running(driver, 0, 1) as core:
+            request = asyncio.create_task(use(core, 0.0))
+            for _ in range(3):
+                await asyncio.sleep(0.2)
+                for task in connects():
+                    task.cancel()
+            assert await request < 2.0
+
+    @virtual_time
+    async def test_a_connect_that_is_cancelled_in_an_outage_is_tried_again(self) -> None:
+        """With the pause of the outage, or the one after a cancellation."""
+        driver = Driver(open=slow(0.5))
+        driver.script["open"] += [fails, never]
+        async with running(driver, 0, 1) as core:
+            request = asyncio.create_task(use(core, 0.0))
+            await asyncio.sleep(0.2)
+            (task,) = connects()
+            task.cancel()
+            assert await request < 2.0
+
+    @virtual_time
+    async def test_the_place_of_a_connect_that_is_cancelled_is_offered_to_other_pools(self) -> None:
+        """To whoever waits in one of them for the room in a budget."""
+        budget = Budget(1)
+        first, second = Driver(open=never), Driver()
+        async with running(first, 0, 1, budget=budget) as core:
+            with pytest.raises(PoolTimeout):
+                await core.acquire(0.1)
+            other = make_core(second, 0, 1, budget=budget)
+            other.open()
+            request = asyncio.create_task(use(other, 0.0))
+            await settle()
+            for task in connects():
+                task.cancel()
+            assert await request < 2.0
+            await other.close(0)
+
+    @virtual_time
+    async def test_a_connect_that_is_cancelled_before_it_has_begun_keeps_no_place(self) -> None:
+        """None of its code has run; whoever waits gets another."""
+        driver = Driver()
+        async with running(driver, 0, 1) as core:
+            core.store.open_one()
+            request = asyncio.create_task(use(core, 0.0))
+            for task in connects():
+                task.cancel()
+            assert await request < 2.0
+            assert len(driver.times("open")) == 1
+
+    @virtual_time
+    async def test_a_connect_that_ends_with_its_pool_is_not_tried_again(self) -> None:
+        """Cancelled by the pool, it leaves no timer."""
+        async with running(Driver(open=never), 1, 1):
+            pass
+        assert timers() == []
 
     @virtual_time
     async def test_a_cancelled_connect_keeps_no_references(self) -> None:
