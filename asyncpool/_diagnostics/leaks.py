@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -12,11 +14,18 @@ from psycopg.pq import TransactionStatus
 
 from asyncpool._core.entry import Entry
 from asyncpool._core.pool import Core
-from asyncpool._core.redact import without_passwords
+from asyncpool._core.redact import HIDDEN
 from asyncpool._core.stacks import where
+from asyncpool._sql.lexer import tokens
 
 MAX_STATEMENT_LENGTH = 500
 """Characters of a statement that are reported."""
+MAX_LENGTH_READ = 10 * MAX_STATEMENT_LENGTH
+"""Characters of a statement that are searched for passwords."""
+_BEFORE_SECRETS = re.compile(r"passw|secret|crypt|dblink|\bconnection\b", re.IGNORECASE)
+"""The names in a statement whose strings may be passwords."""
+_IN_SECRETS = re.compile(r"passw|secret|://", re.IGNORECASE)
+"""A part of a string that may have a password in it."""
 
 
 def tell_of_leak(core: Core[Any], entry: Entry[Any], what: str) -> None:
@@ -67,8 +76,36 @@ def last_statement(conn: psycopg.AsyncConnection[Any]) -> str | None:
     query = getattr(conn, "_last_said", None)
     if query is None:
         return None
-    text = without_passwords(_text(query))
-    return text if len(text) <= MAX_STATEMENT_LENGTH else f"{text[:MAX_STATEMENT_LENGTH]}..."
+    text = _text(query)
+    shown = without_passwords(text[:MAX_LENGTH_READ])
+    is_whole = len(text) <= MAX_LENGTH_READ and len(shown) <= MAX_STATEMENT_LENGTH
+    return shown if is_whole else f"{shown[:MAX_STATEMENT_LENGTH]}..."
+
+
+def without_passwords(sql: str) -> str:
+    """Return a statement without the strings that may contain a password.
+
+    Whether a backslash escapes depends on the session: a string in either reading counts.
+    """
+    parts: list[str] = []
+    at = 0
+    for start, end in sorted({*_secrets(sql, escapes=False), *_secrets(sql, escapes=True)}):
+        if start >= at:
+            parts += sql[at:start], HIDDEN
+        at = max(at, end)
+    return "".join([*parts, sql[at:]])
+
+
+def _secrets(sql: str, *, escapes: bool) -> Iterator[tuple[int, int]]:
+    """Yield the places of the strings to hide; a string without an end is of kind "bad"."""
+    found = list(tokens(sql, escapes=escapes))
+    names = (each.text for each in found if each.kind in ("word", "quoted"))
+    names_secrets = any(map(_BEFORE_SECRETS.search, names))
+    for token in found:
+        if token.kind in ("string", "bad"):
+            text = sql[token.start : token.end]
+            if names_secrets or _IN_SECRETS.search(text):
+                yield token.start, token.end
 
 
 def _text(query: Any) -> str:

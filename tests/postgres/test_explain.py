@@ -202,6 +202,56 @@ async def test_a_password_that_a_statement_sets_is_not_told(
 
 
 @pytest.mark.parametrize(
+    "statement",
+    [
+        f"CREATE SUBSCRIPTION s CONNECTION 'host=h password={HIDDEN}' PUBLICATION p",
+        f"CREATE SUBSCRIPTION s CONNECTION 'host=h pass'\n'word={HIDDEN}' PUBLICATION p",
+        f"ALTER ROLE nobody PASSWORD /* c */ '{HIDDEN}'",
+        f"ALTER ROLE nobody PASSWORD -- c\n'{HIDDEN}'",
+        f"ALTER ROLE nobody PASSWORD N'{HIDDEN}'",
+        f"ALTER ROLE nobody PASSWORD 'a'\n'{HIDDEN}'",
+        f"ALTER ROLE nobody PASSWORD 'a\\'{HIDDEN}'",
+        f"ALTER ROLE nobody PASSWORD '{HIDDEN}",
+        f"ALTER ROLE nobody PASSWORD 'a{' ' * 10_000}{HIDDEN}'",
+        f"SELECT dblink_connect('host=h password = {HIDDEN}')",
+        f"SELECT 'postgresql://me:{HIDDEN}@host/db'",
+        f"CREATE USER MAPPING FOR u SERVER s OPTIONS (user 'u', \"password\" '{HIDDEN}')",
+        f"UPDATE users SET \"password\" = '{HIDDEN}'",
+        f"INSERT INTO users (name, password) VALUES ('u', '{HIDDEN}')",
+        f"SELECT crypt('{HIDDEN}', gen_salt('bf'))",
+        f"DO $do$BEGIN EXECUTE $x$ALTER ROLE nobody PASSWORD '{HIDDEN}'$x$; END$do$",
+    ],
+)
+async def test_a_password_in_a_statement_is_not_told(
+    dsn: str, statement: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However it is written there; the statement itself may fail."""
+    async with (
+        AsyncConnectionPool(dsn, min_size=1, leak_timeout=0.05) as pool,
+        pool.connection() as conn,
+    ):
+        with suppress(psycopg.Error):
+            await conn.execute(statement.encode())
+        await eventually(lambda: "last statement" in caplog.text)
+        told = pool.explain()
+    assert told.leases[0].last_sql.startswith(statement[:2])
+    assert HIDDEN not in f"{told} {told!r} {caplog.text}"
+
+
+@pytest.mark.timeout(60)
+async def test_a_long_statement_is_told_in_no_time(dsn: str) -> None:
+    """With the square of its length it would take minutes."""
+    for part in (" ", "password ", "'"):
+        async with (
+            AsyncConnectionPool(dsn, min_size=1, leak_timeout=60) as pool,
+            pool.connection() as conn,
+        ):
+            with suppress(psycopg.Error):
+                await conn.execute(f"SELECT 1 AS password{part * 50_000}".encode())
+            assert 10 < len(pool.explain().leases[0].last_sql) < 1000
+
+
+@pytest.mark.parametrize(
     "conninfo",
     [
         f"host=127.0.0.1 port=1 password={HIDDEN}",
