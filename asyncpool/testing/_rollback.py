@@ -88,8 +88,6 @@ async def _rollback_pool(
     given |= options
     keywords: Mapping[str, Any] = await _resolve(given.pop("kwargs", None)) or {}
     conninfo = await _resolve(conninfo)
-    # It checks the connection string; psycopg's own error would quote a malformed one.
-    AsyncConnectionPool(conninfo, open=False)
     params, own = _split(conninfo, keywords)
     async with TransactionProxy(params, patience, nested=nested) as proxy:
         local = {key: value for key, value in params.items() if key not in ROUTE}
@@ -110,7 +108,9 @@ async def _resolve(given: Any) -> Any:
 def _split(conninfo: str, keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Separate libpq's parameters from the keywords of psycopg's connect()."""
     known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
-    params = conninfo_to_dict(conninfo, **{k: v for k, v in keywords.items() if k in known})
+    options = {k: v for k, v in keywords.items() if k in known}
+    AsyncConnectionPool(conninfo, kwargs=options, open=False)  # psycopg's errors quote mistakes
+    params = conninfo_to_dict(conninfo, **options)
     if params.get("sslmode") in SECURE or params.get("gssencmode") == "require":
         msg = (
             "the connection string requires encryption, and a rollback pool speaks to the server"

@@ -534,6 +534,15 @@ async def test_bad_input_is_refused_at_the_call(dsn: str) -> None:
         async with rollback_pool(f"{dsn} password=two words"):
             raise AssertionError
     assert "words" not in f"{malformed.value} {malformed.value.__context__}"
+    kwargs = {"host": "postgresql://user:two-words@nowhere.invalid/db"}
+    for source in (
+        rollback_pool("", kwargs=kwargs),
+        rollback_pool(AsyncConnectionPool("", kwargs=lambda: kwargs, open=False)),
+    ):
+        with pytest.raises(ValueError, match="stands for the host") as misplaced:
+            async with source:
+                raise AssertionError
+        assert "words" not in f"{misplaced.value} {misplaced.value.__context__}"
     with pytest.raises(TypeError, match="max_sise"):
         async with rollback_pool(dsn, max_sise=3):
             raise AssertionError
