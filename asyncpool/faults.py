@@ -58,7 +58,7 @@ CAPACITY_MESSAGE = re.compile(
 # Options that libpq refuses before it connects, and a service that the service file lacks.
 OPTION_MESSAGE = re.compile(
     r"invalid (\S+ value|port number): |invalid integer value .* for connection option"
-    r"|could not match \d+ (port numbers|host names) to|weak sslmode "
+    r"|could not match \d+ (port numbers|host names) (?:to|with)|weak sslmode "
     r"|invalid SSL protocol version range|support is not compiled in|definition of service"
 )
 ATTEMPT = re.compile(r"^- host: ", re.MULTILINE)

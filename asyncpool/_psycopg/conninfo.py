@@ -6,8 +6,10 @@ password. The errors raised here name an option at most, and never show a value.
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import socket
 from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -46,7 +48,11 @@ INTEGERS = (
     *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count"),
     "tcp_user_timeout",
 )
-PSYCOPG_KEYWORDS = frozenset(signature(psycopg.AsyncConnection.connect).parameters)
+INTEGER = re.compile(r"\s*[+-]?[0-9]+\s*", re.ASCII)
+PSYCOPG_KEYWORDS = frozenset(signature(psycopg.AsyncConnection.connect).parameters) - {
+    "conninfo",
+    "kwargs",
+}
 """The keywords of `connect` that psycopg takes itself."""
 NO_SOCKET_FOLDER = "/dev/null/asyncpool"
 """A socket folder that cannot exist: a connect to it fails immediately, without a network."""
@@ -107,14 +113,11 @@ def check_params(params: Mapping[str, Any]) -> None:
         if not _is_text(str(value)):
             raise _bad_value(name)
     for name in INTEGERS:
-        numbers = (
-            str(_value_or_zero(params, name)).split(",")
-            if name == "port"
-            else [_value_or_zero(params, name)]
-        )
-        if not all(_is_number(int, number) for number in numbers):
+        value = _value_or_zero(params, name)
+        numbers = str(value).split(",") if name == "port" else [value]
+        if not all(map(_is_integer, numbers)):
             raise _bad_value(name)
-    if not _is_number(float, _value_or_zero(params, "connect_timeout")):
+    if not _is_duration(_value_or_zero(params, "connect_timeout")):
         raise _bad_value("connect_timeout")
 
 
@@ -130,6 +133,10 @@ def check_options(
     """
     if not _connects_as_psycopg(connection_class):
         return
+    for name in kwargs:
+        if not isinstance(name, str):
+            msg = f"the names in kwargs must be str, not {type(name).__name__}"
+            raise ConninfoError(msg)
     given = {name: value for name, value in kwargs.items() if value is not None}
     libpq_kwargs = {name: value for name, value in given.items() if name not in PSYCOPG_KEYWORDS}
     merged = {**params, **libpq_kwargs}
@@ -137,6 +144,11 @@ def check_options(
     for name in libpq_kwargs:
         if name not in _known_options():
             raise _unknown_option(name)
+    if "context" in given and not hasattr(given["context"], "adapters"):
+        msg = f"context in kwargs must have adapters, not be of {type(given['context']).__name__}"
+        raise ConninfoError(msg)
+    if not _are_addresses(merged):
+        raise _bad_value("hostaddr")
     refused = REFUSED_VALUE.search(_libpq_error(merged))
     if refused is not None and (name := next(filter(None, refused.groups()))) in merged:
         raise _bad_value(name)
@@ -172,10 +184,31 @@ def _value_or_zero(params: Mapping[str, Any], name: str) -> Any:
     return 0 if value is None or not str(value).strip() else value
 
 
-def _is_number(kind: type[int] | type[float], value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
+    """Return whether libpq reads a value as an integer; an empty one means its default."""
+    text = str(value)
+    if not text:
+        return True
+    return INTEGER.fullmatch(text) is not None and -(2**31) <= int(text) < 2**31
+
+
+def _is_duration(value: Any) -> bool:
+    """Return whether a value is a number of seconds that psycopg accepts."""
     try:
-        kind(value or 0)  # libpq uses its default for an empty value
+        return not isinstance(value, bool) and math.isfinite(float(value))
     except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _are_addresses(params: Mapping[str, Any]) -> bool:
+    """Return whether `hostaddr` has a numeric address for each host."""
+    hosts, addresses = (str(params.get(name) or "").split(",") for name in ("host", "hostaddr"))
+    if hosts != [""] and addresses != [""] and len(hosts) != len(addresses):
+        return False
+    try:
+        for address in filter(None, addresses):
+            socket.getaddrinfo(address, None, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
         return False
     return True
 

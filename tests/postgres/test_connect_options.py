@@ -40,6 +40,10 @@ class Own(psycopg.AsyncConnection[Any]):
         ("port=1,2,3", "port"),
         ("connect_timeout=soon", "connect_timeout"),
         ("keepalives_idle=soon", "keepalives_idle"),
+        ("keepalives_idle=1_0", "keepalives_idle"),
+        ("connect_timeout=inf", "connect_timeout"),
+        ("hostaddr=localhost", "hostaddr"),
+        ("hostaddr=127.0.0.1,127.0.0.1", "hostaddr"),
     ],
 )
 async def test_a_mistake_of_a_callable_is_told_at_once(
@@ -61,7 +65,11 @@ async def test_a_mistake_of_a_callable_is_told_at_once(
 
 async def test_a_mistake_that_only_connect_sees_is_reported_immediately(dsn: str) -> None:
     """The class has its own `connect`, so the constructor cannot check its options."""
-    for kwargs in ({"aplication_name": "x"}, {"sslmode": "requre"}):
+    for kwargs in (
+        {"aplication_name": "x"},
+        {"sslmode": "requre"},
+        {"hostaddr": "127.0.0.1,127.0.0.1"},
+    ):
         async with AsyncConnectionPool(
             dsn, kwargs=kwargs, connection_class=Own, min_size=0, max_size=2, timeout=60
         ) as pool:

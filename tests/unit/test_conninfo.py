@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import psycopg
@@ -104,6 +105,51 @@ def test_a_value_that_libpq_refuses_is_an_error_immediately(name: str, value: st
             AsyncConnectionPool(conninfo)
     with pytest.raises(ValueError, match=f"option {name} "):
         AsyncConnectionPool(kwargs={name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("connect_timeout", value) for value in ("inf", "nan", "1e400", math.inf, True)),
+        *(("port", value) for value in ("5_432", "٥٤٣٢", "5432,5_433", True)),
+        *(("keepalives", value) for value in (True, False, 1.0, "1_0", "99999999999")),
+        *(("hostaddr", value) for value in ("localhost", "127.0.0.1,localhost")),
+    ],
+)
+def test_a_value_that_no_connect_can_succeed_with_is_told_at_once(name: str, value: Any) -> None:
+    """It would be tried again until the time limit of whoever waits."""
+    with pytest.raises(ValueError, match=f"option {name} "):
+        AsyncConnectionPool(kwargs={name: value})
+    if isinstance(value, str):
+        with pytest.raises(ValueError, match=f"option {name} "):
+            AsyncConnectionPool(f"{name}={value}")
+
+
+def test_hosts_and_their_addresses_that_do_not_match_are_told_at_once() -> None:
+    """An address for each host, or none."""
+    with pytest.raises(ValueError, match="option hostaddr "):
+        AsyncConnectionPool("host=a,b hostaddr=127.0.0.1")
+    AsyncConnectionPool("host=a,b hostaddr=127.0.0.1", kwargs={"hostaddr": "127.0.0.1,::1"})
+    AsyncConnectionPool("host=a,b hostaddr=127.0.0.1,")
+    AsyncConnectionPool("hostaddr=127.0.0.1,::1")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"conninfo": "host=a"}, "option conninfo,"),
+        ({"kwargs": {}}, "option kwargs,"),
+        ({"context": 3}, "context in kwargs must have adapters, not be of int"),
+        ({3: 3}, "names in kwargs must be str, not int"),
+    ],
+)
+def test_keywords_that_connect_cannot_take_are_told_at_once(
+    kwargs: dict[Any, Any], message: str
+) -> None:
+    """With what is wrong with them."""
+    with pytest.raises(ValueError, match=message):
+        AsyncConnectionPool(kwargs=kwargs)
+    AsyncConnectionPool(kwargs={"context": psycopg.adapters, "row_factory": None})
 
 
 def test_a_keyword_replaces_the_value_of_the_string() -> None:
