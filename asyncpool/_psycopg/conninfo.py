@@ -252,11 +252,14 @@ def _known_options() -> set[str]:
 
 def _may_be_shown(name: str, conninfo: str) -> bool:
     """Whether a name that libpq does not know is an option's, and not a part of a password."""
-    if get_close_matches(name, _known_options(), 1, 0.75):
+    is_url = conninfo.startswith(URLS)
+    pairs = conninfo.partition("?")[2] if is_url else conninfo
+    follows_secret = re.search("pass|secret|key", pairs.partition(name)[0])
+    if not follows_secret and not (is_url and "@" in unquote(pairs)):
         return True
-    if conninfo.startswith(URLS):
-        return "@" not in unquote(conninfo.partition("?")[2])
-    return not re.search("pass|secret|key", conninfo.partition(name)[0])
+    # Otherwise it is shown only if it is an option's name with a letter or two missing.
+    near = get_close_matches(name, _known_options(), 1, 0.9)
+    return bool(near) and set(name) <= set(near[0]) and len(name) < len(near[0])
 
 
 def _unknown_option(name: str) -> ConninfoError:

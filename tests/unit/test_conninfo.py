@@ -11,6 +11,8 @@ import pytest
 from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool, PoolManager
 
 SECRET = "zqx7-kvw9"  # noqa: S105 - it opens nothing
+WORD = "Zq2xK"
+"""A piece of a password that has something of the name of an option behind it."""
 
 
 class Own(psycopg.AsyncConnection[Any]):
@@ -206,6 +208,13 @@ URL = f"postgresql://user:{SECRET}@localhost/db"
         (f"postgresql://user:{SECRET}@x@localhost/db", {}),
         (f"host=localhost password=my {SECRET}", {}),
         (f"host=localhost password=my {SECRET.replace('-', '_')}=x", {}),
+        (f"host=localhost password=x {WORD}password=x", {}),
+        (f"host=localhost password=x {WORD}K password=x", {}),
+        (f"host=localhost password=x sslpassword{WORD}=x", {}),
+        (f"host=localhost password=x application_name_{WORD}=x", {}),
+        (f"host=localhost sslpassword=x {WORD}_passfile=x", {}),
+        (f"postgresql://localhost/db?password=x&{WORD}password=x", {}),
+        (f"postgresql://localhost/db?user=u&{WORD}password=x@y", {}),
         (f"host=localhost password='{SECRET}", {}),
         (f"host=localhost password={SECRET}\udc80", {}),
         (f"host=localhost password={SECRET}\0x", {}),
@@ -219,7 +228,7 @@ def test_a_password_in_the_wrong_place_is_refused_and_not_shown(
         AsyncConnectionPool(conninfo, kwargs=kwargs)
     error: BaseException | None = caught.value
     while error is not None:
-        for part in (SECRET, SECRET.replace("-", "_")):
+        for part in (SECRET, SECRET.replace("-", "_"), WORD):
             assert part not in f"{error} {error!r}"
         error = error.__cause__ or error.__context__
 
