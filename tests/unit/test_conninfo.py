@@ -233,6 +233,13 @@ def test_a_password_in_the_wrong_place_is_refused_and_not_shown(
         error = error.__cause__ or error.__context__
 
 
+@pytest.mark.parametrize("name", ["user", "dbname"])
+def test_a_name_that_looks_like_a_url_is_refused(name: str) -> None:
+    """A URL in the wrong place may have a password in it, which the server's error would quote."""
+    with pytest.raises(ValueError, match=f"stands for the {name}"):
+        AsyncConnectionPool(f"host=localhost {name}=a://b")
+
+
 def test_a_url_in_the_environment_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """psycopg would resolve it as a host and quote it in its error."""
     monkeypatch.setenv("PGHOST", URL)
