@@ -420,7 +420,7 @@ async def close(conn: psycopg.AsyncConnection[Any]) -> None:
     try:
         # Only an overridden close() suspends.
         with anyio.move_on_after(CANCEL_TIMEOUT, shield=True):
-            await conn.close()
+            await call("close", conn.close, math.inf)
     except Exception:
         logger.warning("error in close() of %r", conn, exc_info=True)
     finally:

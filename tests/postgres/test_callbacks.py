@@ -17,7 +17,7 @@ from asyncpool import (
 )
 from asyncpool._psycopg import callbacks, driver
 
-from ._tools import BOTH_LOOPS, Backends, all_usable, at_rest, eventually, in_time
+from ._tools import BOTH_LOOPS, Backends, Proxy, all_usable, at_rest, eventually, in_time
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -334,6 +334,30 @@ class CloseHangs(Connection[Any]):
     async def close(self) -> None:
         """Hang."""
         await asyncio.Event().wait()
+
+
+class CloseIsCancelled(Connection[Any]):
+    """Its own `close()` raises CancelledError by itself."""
+
+    async def close(self) -> None:
+        """Await what somebody has cancelled."""
+        await of_a_cancelled_future()
+
+
+async def test_a_close_that_was_cancelled_still_waits_for_the_server(
+    dsn: str, backends: Backends
+) -> None:
+    """Its place is free once the server has hung up, as with any other close."""
+    async with Proxy(dsn) as proxy:
+        proxy.tells_of_the_end = False
+        pool = AsyncConnectionPool(proxy.dsn, min_size=1, connection_class=CloseIsCancelled)
+        async with pool:
+            await at_rest(pool)
+            closing = asyncio.create_task(pool.close())
+            await eventually(lambda: not backends.pids())
+            assert pool.stats().closing == 1
+            proxy.cut()
+            await in_time(closing)
 
 
 @pytest.mark.usefixtures("short_limit")
