@@ -38,6 +38,7 @@ from asyncpool._psycopg.cursor import TESTED, Cursor
 from asyncpool._psycopg.dsn import limits_for
 from asyncpool._psycopg.handle import Baseline, ConnectionHandle
 from asyncpool._psycopg.transport import ACTIVE, BAD, Transport
+from asyncpool.faults import ConninfoError
 
 if sys.version_info >= (3, 13):
     from typing import TypeVar
@@ -350,11 +351,18 @@ class PsycopgDriver(Generic[ACT]):
         conninfo, kwargs = self.conninfo, self.kwargs
         if callable(conninfo):
             conninfo = await call("conninfo", conninfo)
+            if not isinstance(conninfo, str):
+                msg = f"the callable conninfo must give a str, not {type(conninfo).__name__}"
+                raise ConninfoError(msg)
         params = check_conninfo(conninfo)
         secrets |= secrets_of(conninfo, params)
         if callable(kwargs):
             kwargs = await call("kwargs", kwargs)
-        kwargs = dict(kwargs or {})
+        try:
+            kwargs = dict(kwargs or {})
+        except (TypeError, ValueError):
+            msg = f"the callable kwargs must give a mapping, not {type(kwargs).__name__}"
+            raise ConninfoError(msg) from None
         secrets |= secrets_of("", kwargs)
         check_options(params, kwargs, self.connection_class)
         kwargs |= limits_for(params, kwargs)

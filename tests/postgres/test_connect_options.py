@@ -63,6 +63,18 @@ async def test_a_mistake_of_a_callable_is_told_at_once(
             assert message.partition(".")[0] in (pool.explain().last_error or "")
 
 
+@pytest.mark.parametrize("kind", POOLS)
+@pytest.mark.parametrize("name", ["conninfo", "kwargs"])
+async def test_a_callable_that_gives_something_else_is_told_at_once(
+    dsn: str, kind: type[AsyncConnectionPool], name: str
+) -> None:
+    """By its name and the type of what it gives."""
+    source: dict[str, Any] = {"conninfo": dsn} | {name: lambda: 3}
+    async with kind(**source, min_size=0, max_size=2, timeout=60) as pool:
+        with pytest.raises(PoolUnavailable, match=f"callable {name} must give .*, not int"):
+            await in_time(pool.getconn())
+
+
 async def test_a_mistake_that_only_connect_sees_is_reported_immediately(dsn: str) -> None:
     """The class has its own `connect`, so the constructor cannot check its options."""
     for kwargs in (
