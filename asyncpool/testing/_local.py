@@ -69,8 +69,12 @@ class LocalServer:
 
     def initialize(self, halt: Event) -> LocalServer:
         """Create a data folder and start the server; on failure, remove everything."""
-        with self._folder.file_for_server("password", self._password) as file:
-            return self._fill(halt, "initdb", *INITDB, f"--pwfile={file}")
+        try:
+            with self._folder.file_for_server("password", self._password) as file:
+                return self._fill(halt, "initdb", *INITDB, f"--pwfile={file}")
+        except BaseException:
+            self.close()  # again, where it was started: that does nothing
+            raise
 
     def _fill(self, halt: Event, program: str, *arguments: str, **variables: str) -> LocalServer:
         """Create the data folder with `program` and start; on failure, remove everything."""

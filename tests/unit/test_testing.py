@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from asyncpool.testing import ServerUnavailable, ServerUnsupported, _discovery, _reaper, postgres
+from asyncpool.testing import (
+    ServerUnavailable,
+    ServerUnsupported,
+    _discovery,
+    _local,
+    _reaper,
+    postgres,
+)
 from asyncpool.testing._backend import (
     SOURCES,
     Absent,
@@ -254,6 +261,23 @@ class TestFolder:
         assert folder.path.parent == base
         folder.close()
         assert list(base.iterdir()) == []
+
+    def test_a_server_whose_password_cannot_be_written_leaves_no_folder(
+        self, base: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As where the disk is full."""
+        installation: Any = SimpleNamespace(for_user=lambda _: None)
+        monkeypatch.setattr(_local, "run_as", dict)
+        server = _local.LocalServer(installation, Spec())
+
+        def fail(*_: object) -> None:
+            raise OSError("no space left")
+
+        monkeypatch.setattr(Path, "write_text", fail)
+        with pytest.raises(OSError, match="no space left"):
+            server.initialize(threading.Event())
+        assert list(base.iterdir()) == []
+        server.close()
 
     def test_only_abandoned_folders_are_swept(self, base: Path) -> None:
         """A locked folder is in use; a new folder may not have its lock yet."""
