@@ -218,7 +218,7 @@ async def begin(pool):
     await asyncio.sleep(0.1)
     query.cancel()
     await asyncio.wait({query})
-    assert conn._wire.draining is not None
+    assert conn._transport.draining is not None
     return conn
 
 runner = asyncio.Runner()
@@ -227,7 +227,7 @@ conn = runner.run(begin(pool))
 before = conn.info.backend_pid
 number = os.fork()
 if number == 0:
-    drain = conn._wire.draining
+    drain = conn._transport.draining
     drain._log_destroy_pending = False
     drain.get_coro().close()  # as the collector does
     gc.collect()

@@ -319,7 +319,7 @@ async def test_a_transaction_that_returned_its_connection_does_not_end_the_next_
                 await asyncio.wait({query})
                 await pool.putconn(conn)
 
-        with pytest.raises(ReleaseError, match="inside of the block") as caught:
+        with pytest.raises(ReleaseError, match="inside the block") as caught:
             await interrupted()
         async with pool.transaction() as conn:
             await conn.execute(f"INSERT INTO {table} VALUES (1)")
