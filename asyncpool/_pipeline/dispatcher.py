@@ -18,7 +18,7 @@ from asyncpool._core.entry import Entry
 from asyncpool._core.pool import Core
 from asyncpool._core.settings import duration
 from asyncpool._core.wait_queue import Waiter
-from asyncpool._pipeline.channel import Channel
+from asyncpool._pipeline.channel import MAX_REQUESTS, Channel
 from asyncpool._pipeline.profiles import StatementProfiles
 from asyncpool._pipeline.request import AGAIN, Request
 from asyncpool._psycopg.driver import is_shareable
@@ -244,17 +244,17 @@ class Dispatcher:
 
     def _pick(self) -> Channel | None:
         """Return the channel for a quick plain read; None: it needs another connection."""
-        core, best = self.core, None
+        core, best, fewest = self.core, None, MAX_REQUESTS
         if core.ledger.queue.length:
             return None
         now = core.store.time()
         for channel in self.channels:
-            fits = channel.room and self._may_continue(channel, now)
-            if fits and (best is None or len(channel.requests) < len(best.requests)):
-                best = channel
+            count = len(channel.requests)
+            if count < fewest and channel.room and self._may_continue(channel, now):
+                best, fewest = channel, count
         if best is None or best.is_slow:
             return None
-        crowded = len(best.requests) * best.pace > MAX_DELAY
+        crowded = fewest * best.pace > MAX_DELAY
         return None if crowded and len(self.channels) < min(self.width, WIDTH_FOR_LOAD) else best
 
     def _may_continue(self, channel: Channel, now: float) -> bool:

@@ -55,9 +55,11 @@ class StatementCache:
         """
         request.statement = statement = self._find(request.query, request.params)
         pgq, prepared = statement.pgq, self._prepared
-        request.size = len(pgq.query)
-        if pgq.params:
-            request.size += sum(len(value) for value in pgq.params if value is not None)
+        size = len(pgq.query)
+        for value in pgq.params or ():
+            if value is not None:
+                size += len(value)
+        request.size = size
         request.key = key = (pgq.query, pgq.types)
         name = prepared._names.get(key)
         if name is not None and request.prepare is not False and self._prepares:
