@@ -84,12 +84,7 @@ async def borrowed(
         turn_back: Callable[[], Awaitable[object]] | None = None
         if mode_changed and not conn.closed:
             turn_back = await restore_autocommit(pool._driver, conn, autocommit=False)
-        elif (
-            failing
-            and outside_transaction
-            and not conn.closed
-            and not pool._driver.is_at_rest(conn)
-        ):
+        elif failing and outside_transaction and not (conn.closed or pool._driver.is_at_rest(conn)):
             turn_back = partial(pool._driver.roll_back, conn)
         if session is None:
             await pool._return_conn(conn, failing=failing, first=turn_back)

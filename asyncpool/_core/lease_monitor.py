@@ -8,7 +8,6 @@ do none of this work.
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 import weakref
 from collections.abc import Callable
@@ -18,10 +17,7 @@ from typing import Any, Generic
 from asyncpool._core.driver import C
 from asyncpool._core.entry import Entry
 from asyncpool._core.error_factory import ErrorFactory
-from asyncpool._core.events import fields
 from asyncpool._core.store import ConnectionStore
-
-logger = logging.getLogger("asyncpool")
 
 PAUSE = 0.25
 """Seconds between two checks while requests wait."""
@@ -108,10 +104,8 @@ class LeaseMonitor(Generic[C]):
         if self._on_leak is not None:
             try:
                 self._on_leak(entry, what)
-            except Exception:
-                name = self._store.name
-                text = "pool %r: the leak callback failed"
-                logger.exception(text, name, extra=fields(name, "leak"))
+            except Exception:  # noqa: BLE001 - it is logged
+                self._store.log_exception("leak", "the leak callback failed")
 
     def _break_deadlock(self) -> None:
         """Fail the last waiter if tasks that wait for another connection hold all of them.

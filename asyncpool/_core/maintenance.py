@@ -7,17 +7,13 @@ weakly.
 from __future__ import annotations
 
 import asyncio
-import logging
 import weakref
 
 import anyio
 
 from asyncpool._core.driver import C
 from asyncpool._core.entry import Entry, State
-from asyncpool._core.events import fields
 from asyncpool._core.pool import Core
-
-logger = logging.getLogger("asyncpool")
 
 SHORTEST_PAUSE = 0.5
 """Seconds; work that falls due within a shorter time is done in the same round."""
@@ -32,13 +28,8 @@ async def keep(pool: weakref.ref[Core[C]]) -> None:
         if (core := pool()) is not None:
             try:
                 await make_round(core)
-            except Exception:
-                name = core.settings.name
-                logger.exception(
-                    "pool %r: a maintenance round failed",
-                    name,
-                    extra=fields(name, "round failed"),
-                )
+            except Exception:  # noqa: BLE001 - it is logged
+                core.store.log_exception("round failed", "a maintenance round failed")
         del core
 
 

@@ -28,7 +28,6 @@ from asyncpool._core.check import Check
 from asyncpool._core.driver import C, Driver
 from asyncpool._core.entry import RETIRED, Entry
 from asyncpool._core.error_factory import ErrorFactory
-from asyncpool._core.events import fields
 from asyncpool._core.failures import FailureHandler
 from asyncpool._core.lease_monitor import LeaseMonitor
 from asyncpool._core.ledger import IDLE, LEASED, Ledger
@@ -37,8 +36,6 @@ from asyncpool._core.store import ConnectionStore
 from asyncpool._core.wait_queue import Waiter
 from asyncpool.errors import PoolClosed, PoolTimeout, ReleaseError
 from asyncpool.faults import Fault, classify
-
-logger = logging.getLogger("asyncpool")
 
 CLOCK_TOLERANCE = 0.01
 """Largest difference in seconds at which uvloop's clock counts as `time.monotonic`."""
@@ -399,10 +396,8 @@ class Core(Generic[C]):
         if waited >= self.slow_wait:
             try:
                 self.on_slow_wait(waited)
-            except Exception:  # the request must not fail because of the callback
-                name = self.settings.name
-                text = "pool %r: the on_slow_wait callback failed"
-                logger.exception(text, name, extra=fields(name, "slow wait"))
+            except Exception:  # noqa: BLE001 - it is logged
+                self.store.log_exception("slow wait", "the on_slow_wait callback failed")
 
     def admit(self) -> None:
         """Raise an error unless the pool is usable on the running event loop."""

@@ -103,6 +103,10 @@ class ConnectionStore(Generic[C]):
         said = described(error)
         self.record(kind, f"{kind}: {said}", level, error=said)
 
+    def log_exception(self, kind: str, text: str) -> None:
+        """Log the exception that is being handled, with its traceback."""
+        logger.exception("pool %r: %s", self.name, text, extra=fields(self.name, kind))
+
     def count_use(self, entry: Entry[C]) -> float:
         """Count the duration of an ended lease; return the current instant."""
         entry.used_at = now = self.time()
@@ -198,12 +202,11 @@ class ConnectionStore(Generic[C]):
         self.counters.connects_failed += 1
         self._set_last_error(error)
         said, before = described(error), self.outage.error
+        cause = redacted(error) or said
         if not self.outage or self.outage.has_lapsed(entry.opened_at):
-            text = f"cannot connect, will retry: {redacted(error) or said}"
-            self.record("outage", text, WARNING, error=said)
+            self.record("outage", f"cannot connect, will retry: {cause}", WARNING, error=said)
         elif before is None or described(before) != said:
-            text = f"still cannot connect: {redacted(error) or said}"
-            self.record("connect failed", text, error=said)
+            self.record("connect failed", f"still cannot connect: {cause}", error=said)
         self.outage.failed(now, error, entry.opened_at, self.fault_of(error))
         self.ledger.keep_expired = True
         lasts = now - self.outage.since >= self.ledger.settings.reconnect_timeout
@@ -289,13 +292,8 @@ class ConnectionStore(Generic[C]):
         """Return what an error means for the pool; None if it concerns only its statement."""
         try:
             return self._classify(error)
-        except Exception:
-            logger.exception(
-                "pool %r: classify failed for %s",
-                self.name,
-                described(error),
-                extra=fields(self.name, "classify failed"),
-            )
+        except Exception:  # noqa: BLE001 - it is logged
+            self.log_exception("classify failed", f"classify failed for {described(error)}")
             return None
 
     def stop_opening(self) -> None:

@@ -149,11 +149,7 @@ class Dispatcher:
         if channel.closed:
             return
         if channel.shared and queue.length and self._may_continue(channel, core.store.time()):
-            while (
-                channel.room
-                and isinstance(head := queue.head(), QueuedRequest)
-                and head.request.shares
-            ):
+            while channel.room and _shares(queue.head()):
                 queue.serve(cast("Entry[Any]", channel))
         if not channel.is_done:
             return
@@ -260,6 +256,10 @@ class Dispatcher:
     def _may_continue(self, channel: Channel, now: float) -> bool:
         """Whether more may be sent on a channel: its connection is not about to be closed."""
         return channel.entry.expires_at > now and not self.core.ledger.oversize
+
+
+def _shares(waiter: object) -> bool:
+    return isinstance(waiter, QueuedRequest) and waiter.request.shares
 
 
 class QueuedRequest(Waiter[Entry[Any]]):
