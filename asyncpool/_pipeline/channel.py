@@ -410,9 +410,8 @@ class Channel:
             self._owner.spawn(self._cancel(), "cancel")
 
     async def _cancel(self) -> None:
-        self._cancel_target = next(
-            (each for each in self.requests if each.future is not None), None
-        )
+        callers = (each for each in self.requests if each.future is not None)
+        self._cancel_target = next(callers, None)
         self._target_ended = ended = self.transport.loop.create_future()
         if self._cancel_target is None:
             ended.set_result(None)

@@ -205,17 +205,14 @@ class Dispatcher:
             sent = channel.send(request)
         finally:
             if not sent:
-                self._close_later(channel)
+                # Not at once: a queue of requests that cannot be sent would recurse once for each.
+                get_running_loop().call_soon(self.on_progress, channel)
         if not sent:
             request.end(AGAIN)
         elif request.limit != math.inf:
             left = request.started_at + request.limit - self.core.store.time()
             request.timer = get_running_loop().call_later(left, self._expire, request)
         return sent
-
-    def _close_later(self, channel: Channel) -> None:
-        # Not at once: a queue of requests that cannot be sent would recurse once for each.
-        get_running_loop().call_soon(self.on_progress, channel)
 
     def _abandon(
         self, request: Request, waiter: QueuedRequest | None, error: BaseException

@@ -37,11 +37,6 @@ class StatementProfile:
         self.advice: str | None = None
         """A warning about the text that has not been logged yet."""
 
-    @property
-    def is_slow(self) -> bool:
-        """Whether the statement was slow and has not had enough quick runs since."""
-        return self.credit < -1
-
     def record_quick(self) -> None:
         """Record a quick run."""
         if self.credit < 0 and self.kind is Kind.READ:

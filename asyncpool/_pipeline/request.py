@@ -115,7 +115,7 @@ class Request:
     def needs_own_connection(self) -> bool:
         """Whether it is expected to need a connection to itself; a new read is not."""
         profile = self.profile
-        return profile.kind is not Kind.READ or profile.is_slow or self.size > LARGE
+        return profile.kind is not Kind.READ or profile.credit < -1 or self.size > LARGE
 
     @property
     def is_awaited(self) -> bool:
