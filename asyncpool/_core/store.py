@@ -83,6 +83,8 @@ class ConnectionStore(Generic[C]):
         self._retry: asyncio.Handle | None = None
         self.next_probe_at = math.inf
         """When the next probe of an outage starts; `math.inf` if none is planned."""
+        self._cancelled_by = ""
+        """The exception that ended a connect, other than the pool's own; until it is retried."""
         self._probing: Entry[C] | None = None
         self._fill_callers = 0
         """The number of callers waiting in `fill`."""
@@ -217,13 +219,22 @@ class ConnectionStore(Generic[C]):
     def connect_cancelled(self, error: BaseException) -> None:
         """Try again soon after a connect that something other than the pool has ended.
 
-        Not at once: it may be the end of the event loop, which cancels every task.
+        Nothing is done or logged before that: the event loop may end, which cancels every task.
         """
         if not self.closing:
-            name = type(error).__name__
-            text = f"a connect was ended by {name}, will retry: the pool did not cancel it"
-            self.record("connect cancelled", text, WARNING, error=name)
+            self._cancelled_by = type(error).__name__
             self._try_again_at(self.time() + CANCELLED_PAUSE)
+
+    def retry(self) -> None:
+        """Start the connects that were put off."""
+        self.stop_retrying()
+        if name := self._cancelled_by:
+            self._cancelled_by = ""
+            text = f"a connect was ended by {name} and is retried: the pool did not cancel it"
+            self.record("connect cancelled", text, WARNING, error=name)
+        self.refill()
+        if self.ledger.budget is not None:
+            self.ledger.budget._offer()
 
     def mark_healthy(self, entry: Entry[C]) -> None:
         """Record that a connection works; if it was opened since the outage began, end that."""
@@ -500,10 +511,7 @@ def _never_began(
 
 def _retry_connect(store: weakref.ref[ConnectionStore[C]]) -> None:
     if (alive := store()) is not None:
-        alive.stop_retrying()
-        alive.refill()
-        if alive.ledger.budget is not None:
-            alive.ledger.budget._offer()
+        alive.retry()
 
 
 def _mark_late(store: weakref.ref[ConnectionStore[C]], entry: Entry[C]) -> None:

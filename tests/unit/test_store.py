@@ -179,7 +179,10 @@ class TestGrowth:
             assert task.cancelled()
             assert (core.ledger.size, len(driver.times("open"))) == (0, 1)
             assert not core.store.outage
-            assert "a connect was ended by CancelledError" in caplog.text
+            assert "ended by CancelledError" not in caplog.text
+            await asyncio.sleep(0.2)
+            assert (core.ledger.size, len(driver.times("open"))) == (1, 2)
+            assert "a connect was ended by CancelledError and is retried" in caplog.text
 
     @virtual_time
     async def test_whoever_waits_for_a_connect_that_is_cancelled_gets_another(self) -> None:
