@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
-from asyncpool._core.entry import Entry
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.redact import redacted
 from asyncpool._core.stacks import where
@@ -42,7 +42,7 @@ class ErrorFactory:
         ledger, now, outage = self._ledger, self._store.time(), self._store.outage
         limits, leased = ledger.settings, ledger.leased
         waiting = max(1, ledger.waiting)  # the request that gets this error counts
-        oldest = min(leased.values(), key=_lent_at, default=None)
+        oldest = min(leased.values(), key=attrgetter("lent_at"), default=None)
         longest = 0.0 if oldest is None else now - oldest.lent_at
         sizes = f"max_size={limits.bound_in_words}, size={ledger.size}, leased={len(leased)}"
         parts = [f"{what} within {timeout:g} s ({sizes}, waiting={waiting})"]
@@ -144,7 +144,3 @@ class ErrorFactory:
 
 def _attempts(number: int) -> str:
     return "1 attempt" if number == 1 else f"{number} attempts"
-
-
-def _lent_at(entry: Entry[Any]) -> float:
-    return entry.lent_at

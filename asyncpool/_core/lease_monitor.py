@@ -123,16 +123,13 @@ class LeaseMonitor(Generic[C]):
             holders.add(entry.holder)
         found = [each for each in ledger.queue if each.task in holders]
         if len({each.task for each in found}) == len(holders):
-            ledger.queue.fail(found[-1], self._errors.deadlock(sorted(holders, key=_name)))
+            error = self._errors.deadlock(sorted(holders, key=asyncio.Task.get_name))
+            ledger.queue.fail(found[-1], error)
 
 
 def _check(lease_monitor: weakref.ref[LeaseMonitor[Any]]) -> None:
     if (alive := lease_monitor()) is not None:
         alive.check()
-
-
-def _name(task: asyncio.Task[Any]) -> str:
-    return task.get_name()
 
 
 def _references(entry: Entry[Any]) -> int:

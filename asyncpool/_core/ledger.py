@@ -15,6 +15,7 @@ import math
 from bisect import insort
 from collections.abc import Callable
 from dataclasses import replace
+from operator import attrgetter
 from typing import Generic
 
 from asyncpool._core.budget import Budget
@@ -130,7 +131,7 @@ class Ledger(Generic[C]):
             return False
         entry.state = IDLE
         if entry.used_at < now:
-            insort(self.idle, entry, key=_last_use)
+            insort(self.idle, entry, key=attrgetter("used_at"))
         else:
             self.idle.append(entry)
         return True
@@ -283,7 +284,3 @@ class Ledger(Generic[C]):
         return too_many or (
             self.oversize and self.budget is not None and self.budget._must_yield(self)
         )
-
-
-def _last_use(entry: Entry[C]) -> float:
-    return entry.used_at

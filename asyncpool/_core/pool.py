@@ -328,9 +328,8 @@ class Core(Generic[C]):
                 raise self.errors.too_many(queue.length)
             queue.admit(waiter)
             if ledger.budget is not None:
-                ledger.budget._note_waiter(
-                    ledger, waiter, now if arrived_at is None else arrived_at
-                )
+                since = now if arrived_at is None else arrived_at
+                ledger.budget._note_waiter(ledger, waiter, since)
             if self.lease_monitor.timer is None:
                 self.lease_monitor.start()
             if len(ledger.entries) < limits.max_size:
