@@ -71,9 +71,9 @@ def test_what_libpq_repeats_of_a_conninfo_has_no_password(said: str) -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("part", ["://a:", "://", "password ", "password='", '"', 'URI: "', "key="])
-def test_a_long_text_is_redacted_in_no_time(part: str) -> None:
+def test_a_long_text_is_redacted_in_linear_time(part: str) -> None:
     """With the square of its length it would take minutes."""
-    assert redacted(part * 100_000)
+    assert redacted(part * 400_000)
 
 
 @pytest.mark.parametrize(
