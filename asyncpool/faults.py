@@ -15,7 +15,7 @@ __all__ = ["Fault", "classify"]
 
 
 class Fault(Enum):
-    """What an error concerns beyond its statement."""
+    """The part of the system that an error concerns, beyond its own statement."""
 
     CONNECTION = "connection"
     """The connection is broken: it is closed on its return, and replaced."""

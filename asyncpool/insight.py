@@ -103,9 +103,9 @@ class Explanation:
     last_error_age: float | None
     """Seconds since `last_error`."""
     doing: tuple[str, ...]
-    """What the pool does in the background now."""
+    """The work in the background now, a sentence each."""
     advice: tuple[str, ...]
-    """What the application can do."""
+    """Recommendations for the application, a sentence each."""
     budget: str | None
     """The connections of all pools that share its `Budget`."""
 

@@ -37,7 +37,7 @@ HINTS = {
 
 NUMBERED = re.compile(r"\$[1-9]")
 REFUSAL = re.compile(r"the query has \d+ placeholders")
-"""What psycopg says of values for which a query has no placeholders."""
+"""The beginning of psycopg's error where a query has no placeholder for its values."""
 
 
 def explain_placeholders(error: Exception, query: object, params: object) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 PACKAGE = str(Path(__file__).parents[1])
 BETWEEN = PACKAGE, contextlib.__file__
-"""What may be between the program and the pool's innermost frame."""
+"""The beginnings of the file names whose frames are skipped on the way to the program."""
 LOOP = tuple(
     str(Path(asyncio.__file__).with_name(name))
     for name in ("events.py", "base_events.py", "runners.py")
