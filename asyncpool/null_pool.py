@@ -132,12 +132,12 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
     def _return(
         self,
         conn: ACT,
-        first: Callable[[], Awaitable[object]] | None = None,
+        cleanup: Callable[[], Awaitable[object]] | None = None,
         *,
-        dismiss: bool = False,
+        discard: bool = False,
     ) -> None:
         in_transaction = conn.pgconn.transaction_status in (INTRANS, INERROR)
-        if first is None and in_transaction and not conn.lock.locked():
+        if cleanup is None and in_transaction and not conn.lock.locked():
             # Not conn.rollback(): psycopg refuses it inside a transaction() block.
-            first = partial(run, conn, b"ROLLBACK")
-        super()._return(conn, first, dismiss=dismiss)
+            cleanup = partial(run, conn, b"ROLLBACK")
+        super()._return(conn, cleanup, discard=discard)

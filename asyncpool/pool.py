@@ -35,24 +35,24 @@ from asyncpool._blocks.one_shots import OneShots
 from asyncpool._blocks.options import PoolOptions
 from asyncpool._blocks.overrides import (
     NAMES,
-    ByConnection,
-    ByMethods,
-    OnLease,
+    ConnectionOverrideLease,
+    LeaseTransaction,
+    OverriddenLease,
     Overrides,
     borrow,
-    give_back,
+    release_through_override,
 )
 from asyncpool._blocks.session import Session
 from asyncpool._core.budget import Budget
-from asyncpool._core.maintenance import keep, ping_all
+from asyncpool._core.maintenance import ping_all, run_maintenance
 from asyncpool._core.pool import Core
 from asyncpool._core.settings import Settings, count, duration, sizes
-from asyncpool._core.stacks import above
+from asyncpool._core.stacks import capture
 from asyncpool._diagnostics.explain import explain
-from asyncpool._diagnostics.leaks import tell_of_leak
-from asyncpool._diagnostics.snapshot import beside, snapshot
+from asyncpool._diagnostics.leaks import log_leak
+from asyncpool._diagnostics.snapshot import snapshot, snapshot_from_any_thread
 from asyncpool._pipeline.dispatcher import Dispatcher
-from asyncpool._psycopg.callbacks import settle
+from asyncpool._psycopg.callbacks import resolve
 from asyncpool._psycopg.connection import Connection
 from asyncpool._psycopg.driver import (
     ACT,
@@ -64,7 +64,12 @@ from asyncpool._psycopg.driver import (
     ping,
     version,
 )
-from asyncpool._psycopg.process import close_over, forks_with, has_outlived, start_over
+from asyncpool._psycopg.process import (
+    close_after_loop_ended,
+    loop_has_ended,
+    renew,
+    renew_after_fork,
+)
 from asyncpool.errors import (
     PoolClosed,
     PoolError,
@@ -212,30 +217,30 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         self._driver.owner = weakref.ref(self)
         self._check = check
         self._budget = budget
-        self._changed = Overrides(type(self), ORIGINALS)
-        self._overrides = bool(self._changed)
+        self._overridden = Overrides(type(self), ORIGINALS)
+        self._is_overridden = bool(self._overridden)
         """Whether a subclass overrides a method that borrows or returns a connection."""
         self._traces = leak_timeout is not None
         """Whether the place where each connection is borrowed is recorded."""
         self._lease: type[Lease[ACT]] = TracedLease if self._traces else Lease
-        if any(name in self._changed for name in NAMES[1:]):
-            self._lease = ByMethods
-        self._firsts: dict[ACT, Callable[[], Awaitable[object]]] = {}
+        if any(name in self._overridden for name in NAMES[1:]):
+            self._lease = OverriddenLease
+        self._cleanups: dict[ACT, Callable[[], Awaitable[object]]] = {}
         """By connection: the work to do first when a subclass's method returns it."""
         self._blocks: dict[ACT, Lease[ACT]] = {}
         """By connection of a one-shot: its block, if a subclass overrides `connection`."""
         self._classify = classify
         self._reconnect_failed: Callable[[Any], Any] | None = reconnect_failed
         self._slow_wait: tuple[float, Callable[[float], None]] = (math.inf, _ignore)
-        self._pipeline = bool(pipeline) and not self._overrides
+        self._pipeline = bool(pipeline) and not self._is_overridden
         self._shared_size = None if shared_size is None else count("shared_size", shared_size)
         self._core = self._new_core()
         self._last_pop = snapshot(self._core)
-        forks_with(self)
+        renew_after_fork(self)
 
     def __repr__(self) -> str:
         now = snapshot(self._core)
-        bound = self._core.settings.bound_in_words
+        bound = self._core.settings.max_size_text
         sizes = f"size={now.size}/{bound} idle={now.idle} leased={now.leased}"
         return f"<{type(self).__name__} {self.name!r} {sizes} waiting={now.waiting}>"
 
@@ -270,8 +275,8 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
 
         A subclass may override `connection`.
         """
-        if self._overrides and self._changed.applies("connection"):
-            return ByConnection(self, self.connection(timeout))
+        if self._is_overridden and self._overridden.applies("connection"):
+            return ConnectionOverrideLease(self, self.connection(timeout))
         return AsyncConnectionPool.connection(self, timeout)
 
     def transaction(self, timeout: float | None = None) -> Transaction[ACT]:
@@ -287,8 +292,8 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
                 statement, so that the transaction cannot be committed.
             psycopg.OperationalError: `PoolTimeout` and all others of `connection`.
         """
-        if self._overrides and current_task() not in self._sessions:
-            return cast("Transaction[ACT]", OnLease(self._block(timeout)))
+        if self._is_overridden and current_task() not in self._sessions:
+            return cast("Transaction[ACT]", LeaseTransaction(self._block(timeout)))
         return Transaction(self, timeout)
 
     def session(self, timeout: float | None = None) -> SessionBlock[ACT]:
@@ -363,9 +368,9 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         Raises:
             PoolTimeout, TooManyRequests, PoolClosed: as for `connection`.
         """
-        if not self._overrides:
+        if not self._is_overridden:
             return Acquisition(self, timeout)
-        if self._changed.applies("getconn"):
+        if self._overridden.applies("getconn"):
             return Acquisition(self, timeout, self.getconn)
         return Acquisition(self, timeout, partial(AsyncConnectionPool.getconn, self))
 
@@ -380,18 +385,18 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
                 returned.
             PoolClosed: the pool was closed during the lease, and uncommitted work is lost.
         """
-        if self._overrides and self._changed.leads("release", "putconn", conn):
-            await self._changed.give_back(self, "putconn", conn)
+        if self._is_overridden and self._overridden.leads("release", "putconn", conn):
+            await self._overridden.release_through_override(self, "putconn", conn)
             return
         if getattr(conn, "_pool", None) is not self:
             raise self._not_leased(conn)
-        if not (self._sessions or self._modes or self._keys.held):
+        if not (self._sessions or self._autocommit_modes or self._keys.held):
             # The fast path: the common case of the code below, inlined.
             if self._core.release_now(conn):
                 conn._pool = None
                 return
         elif (session := self._sessions.get(conn)) is not None:
-            session.take_back()
+            session.end_use()
             return
         warn_of_open_work(self._core, conn)
         self._return(conn)
@@ -436,18 +441,18 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         if key is not None:
             self._keys.require(key, conn)
         if not close:
-            if self._overrides and self._changed.leads("putconn", "release", conn):
-                await self._changed.give_back(self, "release", conn)
+            if self._is_overridden and self._overridden.leads("putconn", "release", conn):
+                await self._overridden.release_through_override(self, "release", conn)
             else:
                 await AsyncConnectionPool.release(self, conn)
             return
         if getattr(conn, "_pool", None) is not self:
             raise self._not_leased(conn)
         if (session := self._sessions.get(conn)) is not None:
-            session.take_back()
+            session.end_use()
             session.entry.retire()
             return
-        self._return(conn, dismiss=True)
+        self._return(conn, discard=True)
         self._keys.forget(conn)
 
     # Opening and closing
@@ -467,8 +472,8 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
             PoolTimeout: as for `wait`.
         """
         self._forked = False
-        if has_outlived(self._core) and not self._core.closed:
-            start_over(self)
+        if loop_has_ended(self._core) and not self._core.closed:
+            renew(self)
         if not self._core.opened and not self._core.closed:
             self._start()
         self._core.admit()
@@ -521,8 +526,8 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
             timeout: seconds to wait for leased connections, before they are closed too.
         """
         timeout = duration("timeout", timeout)
-        if has_outlived(self._core):
-            await close_over(self)
+        if loop_has_ended(self._core):
+            await close_after_loop_ended(self)
         await self._core.close(timeout)
 
     async def closeall(self) -> None:
@@ -594,7 +599,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         The default calls the constructor's `reconnect_failed`; a subclass may override it.
         """
         if self._reconnect_failed is not None:
-            await settle(partial(self._reconnect_failed, self))
+            await resolve(partial(self._reconnect_failed, self))
 
     @staticmethod
     async def check_connection(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -653,7 +658,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         A thread without an event loop may call it too: the snapshot is then made on the pool's
         loop. If that loop is busy for a second, the durations are those of the last snapshot.
         """
-        return beside(self._core)
+        return snapshot_from_any_thread(self._core)
 
     def get_stats(self) -> dict[str, int]:
         """Return the statistics under the keys of psycopg_pool's `get_stats`."""
@@ -717,11 +722,11 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         core = Core(
             self._settings,
             self._driver,
-            check=None if self._check is None else partial(self._driver.ask, self._check),
+            check=None if self._check is None else partial(self._driver.run_check, self._check),
             on_outage=partial(_handle_outage, pool),
             classify=self._classify,
             on_leak=partial(_report_leak, pool),
-            listens=self._driver.listens,
+            is_listening=self._driver.is_listening,
             budget=self._budget,
         )
         enabled = self._pipeline and self._shared_size != 0 and can_share(self.connection_class)
@@ -730,7 +735,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         )
         core.slow_wait, core.on_slow_wait = self._slow_wait
         self._keys: Keys[ACT] = Keys(core)
-        self._modes: dict[ACT, bool] = {}
+        self._autocommit_modes: dict[ACT, bool] = {}
         self._sessions: dict[object, Session[ACT]] = {}
         return core
 
@@ -741,11 +746,11 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
 
     def _start(self) -> None:
         self._core.open()
-        self._core.store.tasks.spawn(keep(weakref.ref(self._core)), "keeper")
+        self._core.store.tasks.spawn(run_maintenance(weakref.ref(self._core)), "keeper")
 
     def _leave_ended_loop(self) -> None:
-        if self._lazy and has_outlived(self._core) and not self._core.closed:
-            start_over(self)
+        if self._lazy and loop_has_ended(self._core) and not self._core.closed:
+            renew(self)
 
     def _ensure_open(self) -> None:
         self._leave_ended_loop()
@@ -761,9 +766,9 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
 
     async def _borrow_conn(self, timeout: float | None) -> ACT:
         """Borrow a connection for a one-shot."""
-        if not self._overrides:
+        if not self._is_overridden:
             return await self._borrow(timeout)
-        if not self._changed.applies("connection"):
+        if not self._overridden.applies("connection"):
             return cast("ACT", await borrow(self, timeout))
         block = self._block(timeout)
         conn = await block.__aenter__()
@@ -775,7 +780,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         conn: ACT,
         *,
         failing: bool,
-        first: Callable[[], Awaitable[object]] | None = None,
+        cleanup: Callable[[], Awaitable[object]] | None = None,
         as_is: bool = False,
     ) -> None:
         """Return the connection of a one-shot, or of a block that commits nothing.
@@ -786,32 +791,32 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
             first: work to do with the connection before its reset.
             as_is: whether to leave a transaction uncommitted that a subclass's method has begun.
         """
-        if not self._overrides:
-            self._give_back(conn, failing=failing, first=first)
+        if not self._is_overridden:
+            self._release_lease(conn, failing=failing, cleanup=cleanup)
             return
         block = self._blocks.pop(conn, None)
         if block is None:
             try:
-                if not (failing or as_is or first):
+                if not (failing or as_is or cleanup):
                     await commit(self._core, self._driver, conn)
             except BaseException:
-                await give_back(self, conn, failing=True)
+                await release_through_override(self, conn, failing=True)
                 raise
-            await give_back(self, conn, failing=failing, first=first)
-        elif failing or first is not None:
-            await block.give_up(first or partial(self._driver.roll_back, conn))
+            await release_through_override(self, conn, failing=failing, cleanup=cleanup)
+        elif failing or cleanup is not None:
+            await block.abort(cleanup or partial(self._driver.roll_back, conn))
         else:
             await block.__aexit__(None, None, None)
 
     async def _borrow(self, timeout: float | None) -> ACT:
-        conn = self._lend_now()
+        conn = self._acquire_now()
         if conn is None:
             self._ensure_open()
             conn = await self._core.acquire(timeout)
             self._mark_leased(conn)
         return conn
 
-    def _lend_now(self) -> ACT | None:
+    def _acquire_now(self) -> ACT | None:
         conn = self._core.acquire_now()
         if conn is not None:
             self._mark_leased(conn)
@@ -820,7 +825,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
     def _mark_leased(self, conn: ACT) -> None:
         conn._pool = self  # type: ignore[assignment]
         if self._traces:
-            note(self._core.ledger.leased[conn], above(sys._getframe(1)))
+            note(self._core.ledger.leased[conn], capture(sys._getframe(1)))
 
     def _not_leased(self, conn: object) -> ReleaseError:
         owner = getattr(conn, "_pool", None)
@@ -832,32 +837,32 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
     def _return(
         self,
         conn: ACT,
-        first: Callable[[], Awaitable[object]] | None = None,
+        cleanup: Callable[[], Awaitable[object]] | None = None,
         *,
-        dismiss: bool = False,
+        discard: bool = False,
     ) -> None:
-        if self._firsts:
-            first = self._firsts.pop(conn, None) or first
-        if self._modes and (mode := self._modes.pop(conn, None)) is not None:
-            first = partial(self._driver.turn_back, conn, autocommit=mode)
+        if self._cleanups:
+            cleanup = self._cleanups.pop(conn, None) or cleanup
+        if self._autocommit_modes and (mode := self._autocommit_modes.pop(conn, None)) is not None:
+            cleanup = partial(self._driver.restore_autocommit, conn, autocommit=mode)
         conn._pool = None
         try:
-            if dismiss:
-                self._core.dismiss(conn)
+            if discard:
+                self._core.discard(conn)
             else:
-                self._core.release(conn, first)
+                self._core.release(conn, cleanup)
         except PoolWrongLoop:
             conn._pool = self  # type: ignore[assignment]
             raise
 
-    def _give_back(
-        self, conn: ACT, *, failing: bool, first: Callable[[], Awaitable[object]] | None = None
+    def _release_lease(
+        self, conn: ACT, *, failing: bool, cleanup: Callable[[], Awaitable[object]] | None = None
     ) -> None:
         try:
             if self._sessions and (session := self._sessions.get(conn)) is not None:
-                session.take_back()
+                session.end_use()
             else:
-                self._return(conn, first)
+                self._return(conn, cleanup)
         except PoolError as error:
             if not failing:
                 raise
@@ -875,7 +880,7 @@ def _ignore(waited: float) -> None:
 
 def _report_leak(pool: weakref.ref[AsyncConnectionPool[Any]], *leak: Any) -> None:
     if (alive := pool()) is not None:
-        tell_of_leak(alive._core, *leak)
+        log_leak(alive._core, *leak)
 
 
 async def _handle_outage(pool: weakref.ref[AsyncConnectionPool[Any]]) -> None:

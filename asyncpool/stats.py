@@ -93,7 +93,7 @@ class PoolStats:
     """Pings that were answered."""
 
 
-def spread(counters: Counters) -> dict[str, Times]:
+def distributions(counters: Counters) -> dict[str, Times]:
     """Return the distributions of the durations; unchanged ones are not computed again."""
     found = {name: times(getattr(counters, name), counters.snapshots.get(name)) for name in TIMES}
     counters.snapshots = found
@@ -111,10 +111,10 @@ def times(histogram: Histogram, before: Times | None = None) -> Times:
 def since(now: PoolStats, before: PoolStats) -> PoolStats:
     """Return the sizes of `now`, and what was counted between the two snapshots."""
     counted: dict[str, Any] = {name: getattr(now, name) - getattr(before, name) for name in COUNTED}
-    spread: dict[str, Any] = {
+    distributions: dict[str, Any] = {
         name: _between(getattr(now, name), getattr(before, name)) for name in TIMES
     }
-    return replace(now, requests=now.requests - before.requests, **counted, **spread)
+    return replace(now, requests=now.requests - before.requests, **counted, **distributions)
 
 
 def psycopg_keys(stats: PoolStats) -> dict[str, int]:

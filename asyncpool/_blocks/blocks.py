@@ -34,7 +34,7 @@ from asyncpool._blocks.generators import enclosing
 from asyncpool._blocks.session import Join, Session
 from asyncpool._core.entry import Entry
 from asyncpool._core.pool import Core
-from asyncpool._core.stacks import Trace, three
+from asyncpool._core.stacks import Trace, capture_three
 from asyncpool._psycopg.connection import Connection
 from asyncpool._psycopg.driver import ACT, PsycopgDriver
 from asyncpool.errors import PoolError, ReleaseError
@@ -54,7 +54,7 @@ class SupportsBorrowing(Protocol[ACT]):
     close_returns: bool
     _core: Core[ACT]
     _driver: PsycopgDriver[ACT]
-    _modes: dict[ACT, bool]
+    _autocommit_modes: dict[ACT, bool]
     """The autocommit mode to restore when a leased connection is released in the other mode."""
     _sessions: dict[object, Session[ACT]]
     """The active sessions, each under its task and under its connection."""
@@ -72,20 +72,20 @@ class SupportsBorrowing(Protocol[ACT]):
         conn: ACT,
         *,
         failing: bool,
-        first: Callable[[], Awaitable[object]] | None = None,
+        cleanup: Callable[[], Awaitable[object]] | None = None,
         as_is: bool = False,
     ) -> None:
-        """Release such a connection; a background task runs `first` before the reset."""
+        """Release such a connection; a background task runs `cleanup` before the reset."""
         ...
 
-    def _lend_now(self) -> ACT | None:
+    def _acquire_now(self) -> ACT | None:
         """Acquire an idle connection, if there is one."""
         ...
 
     def _ensure_open(self) -> None: ...
 
-    def _give_back(
-        self, conn: ACT, *, failing: bool, first: Callable[[], Awaitable[object]] | None = None
+    def _release_lease(
+        self, conn: ACT, *, failing: bool, cleanup: Callable[[], Awaitable[object]] | None = None
     ) -> None: ...
 
 
@@ -134,14 +134,14 @@ class Lease(Generic[ACT]):
         if not is_still_leased(pool, conn, self._number):
             reject_early_return(pool, conn, failing=kind is not None)
             return
-        # If close() has taken the connection, _give_back() raises.
+        # If close() has taken the connection, _release_lease() raises.
         if kind is None and pool._core.lease_number(conn):
             try:
                 await commit(pool._core, pool._driver, conn)
             except BaseException:
-                pool._give_back(conn, failing=True)
+                pool._release_lease(conn, failing=True)
                 raise
-        pool._give_back(conn, failing=kind is not None)
+        pool._release_lease(conn, failing=kind is not None)
 
     @property
     def pool(self) -> SupportsBorrowing[ACT]:
@@ -163,12 +163,12 @@ class Lease(Generic[ACT]):
             return self._join.is_open()
         return is_still_leased(self._pool, self._entry.conn, self._number)
 
-    async def give_up(self, first: Callable[[], Awaitable[object]]) -> None:
-        """End a failed block; a background task runs `first`."""
+    async def abort(self, cleanup: Callable[[], Awaitable[object]]) -> None:
+        """End a failed block; a background task runs `cleanup`."""
         if self.joined:
-            await self._join.leave(psycopg.Rollback(), first=first)
+            await self._join.leave(psycopg.Rollback(), cleanup=cleanup)
         elif self.holds():
-            self._pool._give_back(self._entry.conn, failing=True, first=first)
+            self._pool._release_lease(self._entry.conn, failing=True, cleanup=cleanup)
 
 
 class TracedLease(Lease[ACT]):
@@ -184,14 +184,14 @@ class TracedLease(Lease[ACT]):
         if entry is None:
             conn = await super().__aenter__()
             if not self.joined:
-                note(self._entry, three(sys._getframe(1)))
+                note(self._entry, capture_three(sys._getframe(1)))
             return conn
         leased: Any = entry.conn
         leased._pool = pool
-        leased._traced, leased._last_said = True, None
+        leased._traced, leased._last_query = True, None
         self._entry = entry
         self._number = entry.traced_in = entry.uses
-        entry.trace = three(sys._getframe(1))
+        entry.trace = capture_three(sys._getframe(1))
         return entry.conn
 
 
@@ -199,7 +199,7 @@ def note(entry: Entry[ACT], trace: Trace) -> None:
     """Record where a connection was acquired."""
     entry.trace, entry.traced_in = trace, entry.uses
     conn: Any = entry.conn
-    conn._traced, conn._last_said = True, None
+    conn._traced, conn._last_query = True, None
 
 
 class Transaction(Generic[ACT]):
@@ -223,7 +223,7 @@ class Transaction(Generic[ACT]):
             self._transaction = transaction_on(conn)
             await self._transaction.__aenter__()
         except BaseException:
-            self._pool._give_back(conn, failing=True)
+            self._pool._release_lease(conn, failing=True)
             raise
         self._conn = conn
         return conn
@@ -238,7 +238,7 @@ class Transaction(Generic[ACT]):
             reject_early_return(pool, conn, failing=kind is not None)
             return False
         if not pool._core.lease_number(conn):
-            pool._give_back(conn, failing=kind is not None)
+            pool._release_lease(conn, failing=kind is not None)
             return False
         if kind is None:
             await self._wait_for_cancelled()
@@ -247,7 +247,7 @@ class Transaction(Generic[ACT]):
             refusal = closed_error(conn) if conn.closed else failed_error(conn)
             # A new exception: the caller's would lose its traceback in the background task.
             undo = partial(end, psycopg.Rollback, psycopg.Rollback(), None)
-            pool._give_back(conn, failing=True, first=undo)
+            pool._release_lease(conn, failing=True, cleanup=undo)
             try:
                 if broken:
                     raise refusal
@@ -257,16 +257,16 @@ class Transaction(Generic[ACT]):
         try:
             handled = bool(await run_shielded(partial(end, kind, error, tb)))
         except BaseException:
-            pool._give_back(conn, failing=True)
+            pool._release_lease(conn, failing=True)
             raise
-        pool._give_back(conn, failing=False)
+        pool._release_lease(conn, failing=False)
         return handled
 
     async def _wait_for_cancelled(self) -> None:
         try:
             await wait_for_cancelled(self._pool._driver, self._conn)
         except BaseException:
-            self._pool._give_back(self._conn, failing=True)
+            self._pool._release_lease(self._conn, failing=True)
             raise
 
 
@@ -291,7 +291,15 @@ class Cursor(Generic[ACT]):
         autocommit: the autocommit mode during the block; None: the connection's own.
     """
 
-    __slots__ = ("_autocommit", "_conn", "_cursor", "_first", "_lease", "_make", "_mode_changed")
+    __slots__ = (
+        "_autocommit",
+        "_conn",
+        "_cursor",
+        "_lease",
+        "_make",
+        "_mode_changed",
+        "_restores_mode",
+    )
 
     def __init__(
         self, lease: Lease[ACT], make: Callable[[ACT], Any], autocommit: bool | None = None
@@ -307,8 +315,8 @@ class Cursor(Generic[ACT]):
             if self._autocommit is not None:
                 self._mode_changed = await set_autocommit(conn, autocommit=self._autocommit)
             if self._mode_changed:
-                modes = self._lease.pool._modes
-                self._first = conn not in modes
+                modes = self._lease.pool._autocommit_modes
+                self._restores_mode = conn not in modes
                 modes.setdefault(conn, not self._autocommit)
             self._cursor = self._make(conn)
         except BaseException as error:
@@ -333,12 +341,12 @@ class Cursor(Generic[ACT]):
     async def _end(self, kind: Exc, error: BaseException | None, tb: TracebackType | None) -> None:
         lease = self._lease
         if self._mode_changed and lease.holds() and not self._conn.closed:
-            if self._first:  # else an outer block of the session restores the mode
-                lease.pool._modes.pop(self._conn, None)
+            if self._restores_mode:  # else an outer block of the session restores the mode
+                lease.pool._autocommit_modes.pop(self._conn, None)
             mode = not self._autocommit
-            first = await restore_autocommit(lease.pool._driver, self._conn, autocommit=mode)
-            if first is not None:
-                await lease.give_up(first)
+            cleanup = await restore_autocommit(lease.pool._driver, self._conn, autocommit=mode)
+            if cleanup is not None:
+                await lease.abort(cleanup)
                 return
         await lease.__aexit__(kind, error, tb)
 
@@ -384,20 +392,20 @@ class SessionBlock(Generic[ACT]):
         pool, conn = self._pool, session.conn
         _unregister(pool, session, session.task)
         _unregister(pool, session, conn)
-        if session.is_clean and conn not in pool._modes:
+        if session.is_clean and conn not in pool._autocommit_modes:
             await lease.__aexit__(kind, error, tb)
             return
         undo_all: Callable[[], Awaitable[object]] = session.undo_all
-        if (mode := pool._modes.pop(conn, None)) is not None:
-            turn_back = partial(pool._driver.turn_back, conn, autocommit=mode)
-            undo_all = partial(session.undo_all, turn_back)
+        if (mode := pool._autocommit_modes.pop(conn, None)) is not None:
+            restore = partial(pool._driver.restore_autocommit, conn, autocommit=mode)
+            undo_all = partial(session.undo_all, restore)
         try:
             if kind is None and (session.undo_error or (session.busy and session.holds())):
                 await session.wait_ready(None)
             elif kind is None and session.holds():
                 await wait_for_cancelled(pool._driver, conn)
         except BaseException:
-            await lease.give_up(undo_all)
+            await lease.abort(undo_all)
             raise
         undone = session.undone_outside_error() if kind is GeneratorExit else None
         unfinished: psycopg.Error | None = session.unfinished_error(mode_changed=mode is not None)
@@ -407,7 +415,7 @@ class SessionBlock(Generic[ACT]):
             if unfinished is None and mode is None and not (session.busy and session.holds()):
                 await lease.__aexit__(kind, error, tb)
             else:
-                await lease.give_up(undo_all)
+                await lease.abort(undo_all)
                 if unfinished is not None and kind is None:
                     raise unfinished
             if undone is not None:
@@ -454,7 +462,7 @@ class Acquisition(Coroutine[Any, Any, ACT]):
     def __await__(self) -> Generator[Any, Any, ACT]:
         pool = self._pool
         if self._coroutine is None and self._get is None and not pool._sessions:
-            conn = pool._lend_now()
+            conn = pool._acquire_now()
             if conn is not None:
                 return conn
         return (yield from self._started().__await__())
@@ -489,7 +497,7 @@ class Acquisition(Coroutine[Any, Any, ACT]):
 
     async def _end(self, conn: ACT, *, failing: bool) -> None:
         pool = self._pool
-        plain = self._get is None and not (pool._sessions or pool._modes)
+        plain = self._get is None and not (pool._sessions or pool._autocommit_modes)
         if plain and pool._core.release_now(conn):
             conn._pool = None
             return
@@ -510,7 +518,7 @@ def is_still_leased(pool: SupportsBorrowing[ACT], conn: ACT, number: int) -> boo
     """
     owner: object = conn._pool
     lease = pool._core.lease_number(conn)
-    taken = pool._core.closed or conn in pool._core.left_behind
+    taken = pool._core.closed or conn in pool._core.orphaned
     return owner is pool and (lease == number or (not lease and taken))
 
 

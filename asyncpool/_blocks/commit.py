@@ -49,8 +49,8 @@ async def commit(core: Core[ACT], driver: PsycopgDriver[ACT], conn: ACT) -> None
 
 async def wait_for_cancelled(driver: PsycopgDriver[ACT], conn: ACT) -> None:
     """Wait until a cancelled operation has ended, so that its outcome is known."""
-    if driver.has_left(conn):
-        await run_shielded(partial(driver.settle, conn))
+    if driver.has_leftovers(conn):
+        await run_shielded(partial(driver.finish_cancelled, conn))
 
 
 def require_no_lost_work(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -146,8 +146,8 @@ async def restore_autocommit(
 
     psycopg changes the mode outside transactions only, and a cancelled statement may still run.
     """
-    if driver.is_at_rest(conn):
+    if driver.is_idle(conn):
         with suppress(Exception):  # the pool finds the same error at the release
             await conn.set_autocommit(autocommit)  # does not suspend
             return None
-    return partial(driver.turn_back, conn, autocommit=autocommit)
+    return partial(driver.restore_autocommit, conn, autocommit=autocommit)

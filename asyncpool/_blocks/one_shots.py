@@ -25,7 +25,7 @@ from asyncpool._core.settings import duration
 from asyncpool._pipeline.dispatcher import Dispatcher
 from asyncpool._pipeline.request import Request
 from asyncpool._pipeline.results import ALL_ROWS, FIRST_ROW, FIRST_VALUE, TAG, Answer
-from asyncpool._psycopg.driver import ACT, IDLE, begins_specially
+from asyncpool._psycopg.driver import ACT, IDLE, has_transaction_characteristics
 from asyncpool._sql.kinds import Kind
 
 logger = logging.getLogger("asyncpool")
@@ -67,7 +67,7 @@ async def borrowed(
     mode_changed, failing = False, True
     limit = asyncio.timeout_at(started + timeout if timeout and timeout != math.inf else None)
     try:
-        commits = outside_transaction and begins_specially(conn)
+        commits = outside_transaction and has_transaction_characteristics(conn)
         if outside_transaction and not commits:
             mode_changed = await set_autocommit(conn, autocommit=True)
         async with limit:
@@ -81,15 +81,15 @@ async def borrowed(
         # In no variable: this frame would keep it, and it this frame.
         raise pool._core.errors.unanswered(cast("float", timeout))  # noqa: B904 - it has its cause
     finally:
-        turn_back: Callable[[], Awaitable[object]] | None = None
+        restore: Callable[[], Awaitable[object]] | None = None
         if mode_changed and not conn.closed:
-            turn_back = await restore_autocommit(pool._driver, conn, autocommit=False)
-        elif failing and outside_transaction and not (conn.closed or pool._driver.is_at_rest(conn)):
-            turn_back = partial(pool._driver.roll_back, conn)
+            restore = await restore_autocommit(pool._driver, conn, autocommit=False)
+        elif failing and outside_transaction and not (conn.closed or pool._driver.is_idle(conn)):
+            restore = partial(pool._driver.roll_back, conn)
         if session is None:
-            await pool._return_conn(conn, failing=failing, first=turn_back)
-        elif turn_back is not None:
-            await session.undo(turn_back)
+            await pool._return_conn(conn, failing=failing, cleanup=restore)
+        elif restore is not None:
+            await session.undo(restore)
 
 
 @asynccontextmanager

@@ -59,7 +59,7 @@ class PoolOptions:
     @property
     def max_size(self) -> int:
         """The maximum number of connections, 0 for no limit; `resize()` changes it."""
-        return self._core.settings.bound
+        return self._core.settings.max_size_or_zero
 
     @property
     def timeout(self) -> float:

@@ -82,7 +82,7 @@ class Overrides:
         alone = other in self._codes and name not in self._codes
         return alone and conn not in self._returning and self.applies(other)
 
-    async def give_back(self, pool: object, name: str, conn: object) -> None:
+    async def release_through_override(self, pool: object, name: str, conn: object) -> None:
         """Release a connection through the method of that name."""
         self._returning.add(conn)
         try:
@@ -99,40 +99,40 @@ def _code_of(method: Any) -> CodeType | None:
 async def borrow(pool: Any, timeout: float | None) -> Any:
     """Acquire a connection through `getconn` or `acquire`, whichever is overridden."""
     for name in ("getconn", "acquire"):
-        if pool._changed.applies(name):
+        if pool._overridden.applies(name):
             return await getattr(pool, name)(timeout=timeout)
     return await pool._borrow(timeout)
 
 
-async def give_back(
-    pool: Any, conn: Any, *, failing: bool, first: Callable[[], Awaitable[object]] | None = None
+async def release_through_override(
+    pool: Any, conn: Any, *, failing: bool, cleanup: Callable[[], Awaitable[object]] | None = None
 ) -> None:
     """Release a connection through `putconn` or `release`, whichever is overridden.
 
     If the block has failed, its work is rolled back first.
     """
-    changed = pool._changed
+    changed = pool._overridden
     name = next((each for each in ("putconn", "release") if each in changed), None)
     if name is None:
-        pool._give_back(conn, failing=failing, first=first)
+        pool._release_lease(conn, failing=failing, cleanup=cleanup)
         return
-    first = first or pool._firsts.pop(conn, None)
-    if first is None and failing and not pool._driver.is_clean(conn):
-        first = partial(pool._driver.roll_back, conn)
+    cleanup = cleanup or pool._cleanups.pop(conn, None)
+    if cleanup is None and failing and not pool._driver.is_clean(conn):
+        cleanup = partial(pool._driver.roll_back, conn)
     try:
-        if first is not None:
+        if cleanup is not None:
             with suppress(Exception):  # the pool finds the same error at the release
-                await run_shielded(first)
+                await run_shielded(cleanup)
     finally:
         try:
-            await changed.give_back(pool, name, conn)
+            await changed.release_through_override(pool, name, conn)
         except PoolError as error:
             if not failing:
                 raise
             pool._core.store.record("return failed", str(error))
 
 
-class ByMethods(Lease[ACT]):
+class OverriddenLease(Lease[ACT]):
     """`connection()` of a pool whose class overrides how a connection is acquired or released."""
 
     __slots__ = ("_conn",)
@@ -163,9 +163,9 @@ class ByMethods(Lease[ACT]):
             try:
                 await commit(pool._core, pool._driver, conn)
             except BaseException:
-                await give_back(pool, conn, failing=True)
+                await release_through_override(pool, conn, failing=True)
                 raise
-        await give_back(pool, conn, failing=kind is not None)
+        await release_through_override(pool, conn, failing=kind is not None)
 
     def holds(self) -> bool:
         """See `Lease`."""
@@ -173,18 +173,18 @@ class ByMethods(Lease[ACT]):
             return self._join.is_open()
         return self._number == FOREIGN or is_still_leased(self._pool, self._conn, self._number)
 
-    async def give_up(self, first: Callable[[], Awaitable[object]]) -> None:
+    async def abort(self, cleanup: Callable[[], Awaitable[object]]) -> None:
         """See `Lease`."""
         if self.joined:
-            await self._join.leave(psycopg.Rollback(), first=first)
+            await self._join.leave(psycopg.Rollback(), cleanup=cleanup)
         elif self.holds():
-            await give_back(self._pool, self._conn, failing=True, first=first)
+            await release_through_override(self._pool, self._conn, failing=True, cleanup=cleanup)
 
     def _is_ours(self) -> bool:
         return self._number == FOREIGN or bool(self._pool._core.lease_number(self._conn))
 
 
-class ByConnection(ByMethods[ACT]):
+class ConnectionOverrideLease(OverriddenLease[ACT]):
     """The lease of other blocks and one-shots if a subclass overrides `connection`.
 
     Args:
@@ -215,22 +215,22 @@ class ByConnection(ByMethods[ACT]):
     ) -> None:
         await self._manager.__aexit__(kind, error, tb)
 
-    async def give_up(self, first: Callable[[], Awaitable[object]]) -> None:
+    async def abort(self, cleanup: Callable[[], Awaitable[object]]) -> None:
         """See `Lease`."""
         pool: Any = self._pool
         if self.joined:
-            self._join.first = first
+            self._join.cleanup = cleanup
         else:
-            pool._firsts[self._conn] = first
+            pool._cleanups[self._conn] = cleanup
         error = psycopg.Rollback()
         try:
             with suppress(psycopg.Rollback):
                 await self._manager.__aexit__(type(error), error, None)
         finally:
-            pool._firsts.pop(self._conn, None)
+            pool._cleanups.pop(self._conn, None)
 
 
-class OnLease(Generic[ACT]):
+class LeaseTransaction(Generic[ACT]):
     """`transaction()` of a pool whose class overrides how a connection is acquired or released.
 
     Args:

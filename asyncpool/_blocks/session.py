@@ -28,9 +28,9 @@ from asyncpool._blocks.commit import (
 )
 from asyncpool._blocks.generators import Generator
 from asyncpool._core.pool import Core
-from asyncpool._core.redact import described
+from asyncpool._core.redact import describe
 from asyncpool._core.settings import duration
-from asyncpool._psycopg.cursor import OWN, Lock
+from asyncpool._psycopg.cursor import SELF_DEADLOCK, Lock
 from asyncpool._psycopg.driver import ACT, IDLE, PsycopgDriver
 from asyncpool._psycopg.transport import ACTIVE
 from asyncpool.errors import PoolDeadlock, PoolError, ReleaseError
@@ -102,9 +102,11 @@ class Session(Generic[ACT]):
         limit = self.core.settings.timeout if timeout is None else duration("timeout", timeout)
         if await self._waits_for_itself():
             name = self.task.get_name()
-            raise PoolDeadlock(f"deadlock in the session of {name!r}: {OWN}", holders={name: []})
-        if not self.busy and self.holds() and self.driver.has_left(self.conn):
-            self._start(self._run_after(None, partial(self.driver.settle, self.conn)))
+            raise PoolDeadlock(
+                f"deadlock in the session of {name!r}: {SELF_DEADLOCK}", holders={name: []}
+            )
+        if not self.busy and self.holds() and self.driver.has_leftovers(self.conn):
+            self._start(self._run_after(None, partial(self.driver.finish_cancelled, self.conn)))
         if self.busy:
             assert self._pending is not None, "bug: busy without a background task"
             await asyncio.wait({self._pending}, timeout=None if limit == math.inf else limit)
@@ -133,7 +135,7 @@ class Session(Generic[ACT]):
             conn.pgconn.transaction_status == ACTIVE
             and conn._pipeline is None
             and not self.busy
-            and not self.driver.has_left(conn)
+            and not self.driver.has_leftovers(conn)
         )
 
     async def _wait_for_lock(self, limit: float) -> None:
@@ -166,12 +168,12 @@ class Session(Generic[ACT]):
         return join
 
     async def borrow(self, timeout: float | None) -> ACT:
-        """Return the connection for a use that `take_back` ends."""
+        """Return the connection for a use that `end_use` ends."""
         await self.wait_ready(timeout)
         self._borrowed += 1
         return self.conn
 
-    def take_back(self) -> None:
+    def end_use(self) -> None:
         """End a use without a block; the session keeps the connection.
 
         Raises:
@@ -326,7 +328,7 @@ class Session(Generic[ACT]):
         except Exception as error:  # noqa: BLE001 - whatever it was, the rest must not be kept
             if self.holds() and not self.conn.closed:
                 self.undo_error = error.with_traceback(None)
-                said = described(error)
+                said = describe(error)
                 text = f"work of a session could not be undone, its connection is closed: {said}"
                 self.core.store.record("reset failed", text, logging.WARNING, error=said)
                 self.core.store.discard(self.entry)
@@ -347,13 +349,13 @@ class Join(Generic[ACT]):
         """Whether the block has ended, but out of order."""
         self.strict = block is not None
         """Whether the end of the block raises if its transaction has failed."""
-        self.first: Work[object] | None = None
+        self.cleanup: Work[object] | None = None
         """Work for the background task after the block is undone."""
         self._session = session
         self._begun = False
 
     async def leave(
-        self, error: BaseException | None, *, first: Work[object] | None = None
+        self, error: BaseException | None, *, cleanup: Work[object] | None = None
     ) -> bool:
         """End the block: commit its work, leave it to the outer transaction, or undo it.
 
@@ -369,7 +371,7 @@ class Join(Generic[ACT]):
             return False
         try:
             if error is not None:
-                await session.undo(partial(self.undo, first or self.first))
+                await session.undo(partial(self.undo, cleanup or self.cleanup))
             else:
                 await self._finish()
         finally:

@@ -171,7 +171,7 @@ class Budget:
             self._queue = deque(each for each in queue if each[2].waiting)
             self._compacted_length = len(self._queue)
 
-    def _room_for(self, ledger: SupportsLedger) -> int:
+    def room_for(self, ledger: SupportsLedger) -> int:
         """Return how many connections a pool may open now."""
         room = self._limit - self._size
         if room <= 0 or not self._shortage:

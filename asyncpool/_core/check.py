@@ -59,7 +59,7 @@ class Check(Generic[C]):
             store.mark_healthy(entry)
             return True
         store.record_error("check failed", error)
-        if entry.lent_at == entry.opened_at:
+        if entry.leased_at == entry.opened_at:
             # Like a failed connect: back off, or new connections would be opened without a pause.
             store.connect_failed(error, entry)
         entry.uses -= 1

@@ -32,7 +32,7 @@ class Counters:
     use: Histogram = field(default_factory=Histogram)
     """Durations of leases except shared ones, which last as long as any one-shot uses them.
 
-    Durations of `wait` and `use` are only noted; `ConnectionStore.sort_times` adds them to the
+    Durations of `wait` and `use` are only noted; `ConnectionStore.flush_times` adds them to the
     buckets.
     """
     connect: Histogram = field(default_factory=Histogram)

@@ -30,21 +30,20 @@ RETIRED = -math.inf
 class Entry(Generic[C]):
     """The record of one connection; it exists before the connection does.
 
-    Instants are `loop.time()`. `lent_at` and `holder` describe the lease while the state is LEASED.
+    Instants are `loop.time()`. `leased_at` and `holder` describe the lease in the state LEASED.
     A `..._in` attribute stores the value of `uses`, which numbers the entry's leases.
     """
 
     __slots__ = (
         "__weakref__",
+        "cached_in_lease",
         "conn",
         "expires_at",
         "healthy_at",
         "holder",
-        "kept",
-        "kept_in",
         "late",
+        "leased_at",
         "left_at",
-        "lent_at",
         "manual_in",
         "number",
         "opened_at",
@@ -52,6 +51,7 @@ class Entry(Generic[C]):
         "reported_in",
         "shared",
         "state",
+        "statement_cache",
         "trace",
         "traced_in",
         "used_at",
@@ -73,17 +73,17 @@ class Entry(Generic[C]):
         """Last successful ping, or when the connection was opened."""
         self.left_at = now
         """Start of the last ping or close."""
-        self.lent_at = now
+        self.leased_at = now
         self.holder: asyncio.Task[Any] | str | None = None
         """The task that holds the lease; its name, if it has ended; None during a hand-over."""
         self.uses = 0
         self.late = False
         self.shared = False
         """Whether one-shot statements of several tasks share the lease."""
-        self.kept: object = None
+        self.statement_cache: object = None
         """State that one-shot statements keep from one shared lease to the next."""
-        self.kept_in = 0
-        """The lease in which `kept` was stored; after any later lease it is out of date."""
+        self.cached_in_lease = 0
+        """The lease that stored `statement_cache`; after any later lease it is out of date."""
         self.manual_in = 0
         """The last lease made outside a context manager; any task may return it."""
         self.reported_in = 0

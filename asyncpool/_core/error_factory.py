@@ -42,9 +42,9 @@ class ErrorFactory:
         ledger, now, outage = self._ledger, self._store.time(), self._store.outage
         limits, leased = ledger.settings, ledger.leased
         waiting = max(1, ledger.waiting)  # the request that gets this error counts
-        oldest = min(leased.values(), key=attrgetter("lent_at"), default=None)
-        longest = 0.0 if oldest is None else now - oldest.lent_at
-        sizes = f"max_size={limits.bound_in_words}, size={ledger.size}, leased={len(leased)}"
+        oldest = min(leased.values(), key=attrgetter("leased_at"), default=None)
+        longest = 0.0 if oldest is None else now - oldest.leased_at
+        sizes = f"max_size={limits.max_size_text}, size={ledger.size}, leased={len(leased)}"
         parts = [f"{what} within {timeout:g} s ({sizes}, waiting={waiting})"]
         if why:
             parts.append(why)
@@ -60,7 +60,7 @@ class ErrorFactory:
         error = PoolTimeout(
             "; ".join(parts),
             timeout=timeout,
-            max_size=limits.bound,
+            max_size=limits.max_size_or_zero,
             size=ledger.size,
             leased=len(leased),
             waiting=waiting,
@@ -79,7 +79,7 @@ class ErrorFactory:
         error = PoolUnavailable(
             f"no connection available: {what} for {lasts:.1f} s ({_attempts(outage.failures)});"
             f" the pool keeps trying in the background; last error: {last}",
-            max_size=self._ledger.settings.bound,
+            max_size=self._ledger.settings.max_size_or_zero,
             size=self._ledger.size,
             waiting=self._ledger.waiting,
             failures=outage.failures,
@@ -136,7 +136,7 @@ class ErrorFactory:
             )
         return PoolWrongLoop(f"pool {self._ledger.settings.name!r} {what}")
 
-    def left_behind(self, conn: object) -> PoolWrongLoop:
+    def orphaned(self, conn: object) -> PoolWrongLoop:
         """The error for a connection leased on an event loop that has ended."""
         what = "was leased on an event loop that has ended, and is closed: its work is lost"
         return PoolWrongLoop(f"pool {self._ledger.settings.name!r}: {conn!r} {what}")

@@ -14,7 +14,7 @@ from typing import Any, Generic
 
 from asyncpool._core.driver import C
 from asyncpool._core.entry import RETIRED, Entry, State
-from asyncpool._core.redact import described
+from asyncpool._core.redact import describe
 from asyncpool._core.store import ConnectionStore
 from asyncpool.faults import Fault
 
@@ -52,7 +52,7 @@ class FailureHandler(Generic[C]):
             now = store.time()
             if now - self._replaced_at >= PAUSE:
                 self._replaced_at = now
-                said = "" if error is None else described(error)
+                said = "" if error is None else describe(error)
                 text = f"replacing all connections: {said}"
                 store.record("failover", text, logging.WARNING, error=said)
                 store.drain()

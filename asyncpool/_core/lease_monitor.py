@@ -40,13 +40,13 @@ class LeaseMonitor(Generic[C]):
         store: ConnectionStore[C],
         errors: ErrorFactory,
         on_leak: Callable[[Entry[C], str], None] | None,
-        listens: Callable[[C], bool],
+        is_listening: Callable[[C], bool],
     ) -> None:
         self._store = store
         self._ledger = store.ledger
         self._errors = errors
         self._on_leak = on_leak
-        self._listens = listens
+        self._listens = is_listening
         self.timer: asyncio.TimerHandle | None = None
         """The timer of the next check; None if no request has been waiting."""
         self._leases = 0
@@ -72,7 +72,7 @@ class LeaseMonitor(Generic[C]):
         if not ledger.queue.length:
             return
         self.start()
-        self._store.sort_times()
+        self._store.flush_times()
         self.reclaim()
         if self._leases == before:
             self._break_deadlock()
@@ -138,7 +138,7 @@ def _references(entry: Entry[Any]) -> int:
 
 def _is_unreferenced(entry: Entry[Any]) -> bool:
     """Whether only the pool refers to this leased connection."""
-    entry.kept = None  # out of date, and it may refer to the connection
+    entry.statement_cache = None  # out of date, and it may refer to the connection
     return _references(entry) <= LEAST_REFERENCES
 
 

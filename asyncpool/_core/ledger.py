@@ -53,7 +53,7 @@ class Ledger(Generic[C]):
         """The number of the newest entry, from 1."""
         self._past_leases = 0
         """The leases of removed entries."""
-        self.shares = 0
+        self.shared_leases = 0
         """Shared leases; `leases` omits them, because their one-shots are counted one by one."""
         self.keep_expired = False
         """Whether expired connections are kept, because an outage prevents replacing them."""
@@ -73,14 +73,14 @@ class Ledger(Generic[C]):
         return self.queue.length
 
     @property
-    def staying(self) -> int:
+    def remaining(self) -> int:
         """The size without entries that are being closed."""
         return len(self.entries) - self.closing
 
     @property
     def leases(self) -> int:
         """The number of times a connection was leased to a single request."""
-        return self._past_leases + sum(entry.uses for entry in self.entries) - self.shares
+        return self._past_leases + sum(entry.uses for entry in self.entries) - self.shared_leases
 
     def reserve(self, now: float) -> Entry[C]:
         """Create an entry for a connection that is about to be opened."""
@@ -155,7 +155,7 @@ class Ledger(Generic[C]):
         """Set new sizes; return the idle entries above `max_size`."""
         self.settings = replace(self.settings, min_size=min_size, max_size=max_size)
         self._is_over_limit()
-        return self.idle[: max(0, self.staying - max_size)]
+        return self.idle[: max(0, self.remaining - max_size)]
 
     def drain(self, before: float = math.inf) -> list[Entry[C]]:
         """Retire the connections opened until that instant; return the idle ones.
@@ -198,16 +198,16 @@ class Ledger(Generic[C]):
         need = max(limits.min_size - size, asked)
         need = min(limits.max_size - size, need)
         if need > 0 and self.budget is not None:
-            need = min(need, self.budget._room_for(self))
+            need = min(need, self.budget.room_for(self))
         return max(0, need)
 
     def is_full(self) -> bool:
         """Whether the limits allow no further connection."""
         if len(self.entries) >= self.settings.max_size:
             return True
-        return self.budget is not None and not self.budget._room_for(self)
+        return self.budget is not None and not self.budget.room_for(self)
 
-    def unmet(self) -> int:
+    def shortfall(self) -> int:
         """Return how many connections the waiters still need, ignoring the budget's limit."""
         need = self.queue.demand - (self.opening - self.late)
         return max(0, min(self.settings.max_size - len(self.entries), need))
@@ -218,7 +218,7 @@ class Ledger(Generic[C]):
             return []
         latest = now - self.settings.max_idle
         due = [entry for entry in self.idle if entry.used_at <= latest]
-        return due[: max(0, self.staying - self.settings.min_size)]
+        return due[: max(0, self.remaining - self.settings.min_size)]
 
     def expired(self, now: float) -> list[Entry[C]]:
         """Idle entries that have expired and are not being replaced."""
@@ -240,7 +240,7 @@ class Ledger(Generic[C]):
         return [
             entry
             for entry in self.leased.values()
-            if entry.lent_at <= latest and entry.reported_in != entry.uses and not entry.shared
+            if entry.leased_at <= latest and entry.reported_in != entry.uses and not entry.shared
         ]
 
     def next_due(self, now: float) -> float:
@@ -254,7 +254,7 @@ class Ledger(Generic[C]):
                 if entry.expires_at > now:
                     instants.append(entry.expires_at)
                 if entry.reported_in != entry.uses and not entry.shared:
-                    instants.append(max(entry.lent_at + limits.leak_timeout, now))
+                    instants.append(max(entry.leased_at + limits.leak_timeout, now))
             elif entry.state is IDLE:
                 if not self.keep_expired:
                     instants.append(entry.expires_at)
@@ -265,7 +265,7 @@ class Ledger(Generic[C]):
 
     def _lease(self, entry: Entry[C], now: float) -> None:
         entry.state = LEASED
-        entry.lent_at = now
+        entry.leased_at = now
         entry.uses += 1
         self.leased[entry.conn] = entry
 
@@ -279,7 +279,7 @@ class Ledger(Generic[C]):
 
     def _is_over_limit(self) -> bool:
         """Whether the next returned connection has to be closed; updates `oversize`."""
-        too_many = self.staying > self.settings.max_size
+        too_many = self.remaining > self.settings.max_size
         self.oversize = too_many or (self.budget is not None and self.budget._is_short)
         return too_many or (
             self.oversize and self.budget is not None and self.budget._must_yield(self)

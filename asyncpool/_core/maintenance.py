@@ -19,7 +19,7 @@ SHORTEST_PAUSE = 0.5
 """Seconds; work that falls due within a shorter time is done in the same round."""
 
 
-async def keep(pool: weakref.ref[Core[C]]) -> None:
+async def run_maintenance(pool: weakref.ref[Core[C]]) -> None:
     """Run rounds until the pool is collected; closing the pool cancels this."""
     while (core := pool()) is not None:
         pause = _pause(core)
@@ -41,12 +41,12 @@ async def make_round(core: Core[C]) -> None:
     for entry in ledger.surplus(now):
         core.store.discard(entry)
     for entry in ledger.expired(now):
-        ready = ledger.staying - ledger.opening
+        ready = ledger.remaining - ledger.opening
         if ready > ledger.settings.min_size or ledger.is_full():
             core.store.discard(entry)
         elif not core.store.outage and ledger.opening < ledger.settings.open_at_once:
             core.store.open_one(instead_of=entry)
-    core.store.sort_times()
+    core.store.flush_times()
     core.lease_monitor.report_overdue()
     core.lease_monitor.reclaim()
     core.store.refill()

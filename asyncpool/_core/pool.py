@@ -70,7 +70,7 @@ class Core(Generic[C]):
         on_outage: Callable[[], Coroutine[Any, Any, None]] | None = None,
         classify: Callable[[BaseException], Fault | None] = classify,
         on_leak: Callable[[Entry[C], str], None] | None = None,
-        listens: Callable[[C], bool] = lambda _: False,
+        is_listening: Callable[[C], bool] = lambda _: False,
         budget: Budget | None = None,
         random: Random | None = None,
     ) -> None:
@@ -80,7 +80,7 @@ class Core(Generic[C]):
         self.store.on_failure = FailureHandler(self.store).handle
         self.store.on_unavailable = self._fail_waiters
         self.errors = ErrorFactory(self.ledger, self.store)
-        self.lease_monitor = LeaseMonitor(self.store, self.errors, on_leak, listens)
+        self.lease_monitor = LeaseMonitor(self.store, self.errors, on_leak, is_listening)
         self._driver = driver
         self._check = None if check is None else Check(check, self.store, self.errors)
         self.checks = check is not None
@@ -92,7 +92,7 @@ class Core(Generic[C]):
         self._fast_release_loop: asyncio.AbstractEventLoop | None = None
         """The event loop on which `release_now` may take back clean connections."""
         self._closing: asyncio.Task[None] | None = None
-        self.left_behind: weakref.WeakSet[C] = weakref.WeakSet()
+        self.orphaned: weakref.WeakSet[C] = weakref.WeakSet()
         """Connections leased on an event loop that has ended."""
         self._counters = self.store.counters
         self._uses = self._counters.use.fresh
@@ -137,7 +137,7 @@ class Core(Generic[C]):
         self._now = self.store.time = time.monotonic if plain else self.home.time
         self.opened_at = self._now()
         limits = self.settings
-        self.store.record("opened", f"open, with {limits.min_size} to {limits.bound_in_words}")
+        self.store.record("opened", f"open, with {limits.min_size} to {limits.max_size_text}")
         if self.settings.keeps_idle:
             self._fast_release_loop = self.home
             self._fast_acquire_loop = self.home if self._check is None else None
@@ -166,7 +166,7 @@ class Core(Generic[C]):
             entry.state = LEASED
             conn = entry.conn
             ledger.leased[conn] = entry
-            entry.lent_at = now = self._now()
+            entry.leased_at = now = self._now()
             if (entry.watched and now - entry.used_at < FRESH) or self._driver.is_alive(conn):
                 entry.uses += 1
                 entry.holder = current_task()
@@ -186,7 +186,7 @@ class Core(Generic[C]):
             return False
         entry.holder = None
         entry.used_at = now = self._now()
-        spent = now - entry.lent_at
+        spent = now - entry.leased_at
         self._counters.use_time += spent
         self._uses.append(spent)
         # The two common cases of `Ledger.give`, inlined to save a call.
@@ -196,7 +196,7 @@ class Core(Generic[C]):
                 self.store.discard(entry)
         elif ledger.queue.length:
             # Handed directly to the next waiter: the state stays LEASED.
-            entry.lent_at = now
+            entry.leased_at = now
             entry.uses += 1
             ledger.queue.serve(entry)
         else:
@@ -205,7 +205,7 @@ class Core(Generic[C]):
             ledger.idle.append(entry)
         return True
 
-    def release(self, conn: C, first: Callable[[], Awaitable[object]] | None = None) -> None:
+    def release(self, conn: C, cleanup: Callable[[], Awaitable[object]] | None = None) -> None:
         """Take back a connection; roll it back and reset it in a background task if needed.
 
         Args:
@@ -217,18 +217,18 @@ class Core(Generic[C]):
             PoolClosed: `close` has already closed the connection.
             PoolWrongLoop: this is not the event loop on which it was leased.
         """
-        if first is None and self.release_now(conn):
+        if cleanup is None and self.release_now(conn):
             return
         entry, store = self._end_lease(conn), self.store
         if not self._driver.is_alive(conn):
             store.counters.returns_bad += 1
             store.discard(entry)
-        elif first is None and store.closing:
+        elif cleanup is None and store.closing:
             store.discard(entry)
-        elif first is None and self._needs_no_reset(conn):
+        elif cleanup is None and self._needs_no_reset(conn):
             store.put(entry, entry.used_at)
         else:
-            store.tasks.spawn(store.clean(entry, first), "reset")
+            store.tasks.spawn(store.clean(entry, cleanup), "reset")
 
     def release_shared(self, entry: Entry[C]) -> None:
         """Take back a connection that requests have shared; its lease is not counted as a use."""
@@ -238,7 +238,7 @@ class Core(Generic[C]):
         self._uses.pop()
         counters.shared_time += counters.use_time - before
 
-    def dismiss(self, conn: C) -> None:
+    def discard(self, conn: C) -> None:
         """Take back a connection and close it; open another one if needed.
 
         Raises:
@@ -293,11 +293,11 @@ class Core(Generic[C]):
                         await waiter.wait()
                     entry = self.served(waiter)
                 except BaseException as error:
-                    self.gave_up(waiter, error)
+                    self.abandon_wait(waiter, error)
                     raise
                 finally:
                     self.report_wait(waiter.waited)
-            if self.is_fit(entry):
+            if self.is_usable(entry):
                 try:
                     if check is None or await check.passes(entry, timeout, deadline):
                         return entry
@@ -349,36 +349,36 @@ class Core(Generic[C]):
         entry, waiter.served = waiter.served, None
         assert entry is not None, "bug: a waiter woke up with neither item nor error"
         entry.holder, waiter.task = waiter.task, None
-        waiter.waited = entry.lent_at - waiter.joined_at
+        waiter.waited = entry.leased_at - waiter.joined_at
         self._counters.note_wait(waiter.waited)
         return entry
 
-    def is_fit(self, entry: Entry[C]) -> bool:
+    def is_usable(self, entry: Entry[C]) -> bool:
         """Whether a newly leased entry is usable; if not, discard it."""
         if entry.expires_at == RETIRED:
             self.ledger.cancel_lease(entry)
             self.store.discard(entry)
             return False
-        fresh = entry.watched and entry.lent_at - entry.used_at < FRESH
+        fresh = entry.watched and entry.leased_at - entry.used_at < FRESH
         if not fresh and not self._driver.is_alive(entry.conn):
             self.ledger.cancel_lease(entry)
             self.store.discard_lost(entry)
             return False
         return True
 
-    def gave_up(self, waiter: Waiter[Entry[C]], error: BaseException) -> None:
+    def abandon_wait(self, waiter: Waiter[Entry[C]], error: BaseException) -> None:
         """Remove a waiter whose wait ended in an error, and count the request."""
         waiter.waited = self._now() - waiter.joined_at
         self._counters.note_wait(waiter.waited)
         self._leave(waiter)
         self._count(error)
 
-    def pass_on(self, entry: Entry[C]) -> bool:
+    def hand_over(self, entry: Entry[C]) -> bool:
         """Lease a clean connection to the first waiter; return False if it must be released."""
         ledger, expired = self.ledger, entry.expires_at <= self._now()
         if expired or ledger.oversize or self._fast_release_loop is not running_loop():
             return False
-        entry.lent_at = self.store.count_use(entry)
+        entry.leased_at = self.store.count_use(entry)
         entry.uses += 1
         return ledger.queue.serve(entry)
 
@@ -411,8 +411,8 @@ class Core(Generic[C]):
             self.admit()
         for entry in self.ledger.resize(min_size, max_size):
             self.store.discard(entry)
-        bound = self.settings.bound_in_words
-        self.store.record("resized", f"resized: min_size={min_size}, max_size={bound}")
+        max_size_or_zero = self.settings.max_size_text
+        self.store.record("resized", f"resized: min_size={min_size}, max_size={max_size_or_zero}")
         if self.opened:
             self.store.refill()
 
@@ -478,8 +478,8 @@ class Core(Generic[C]):
                     " lost"
                 )
                 raise PoolClosed(msg)
-            if conn in self.left_behind:
-                raise self.errors.left_behind(conn)
+            if conn in self.orphaned:
+                raise self.errors.orphaned(conn)
             what = "it belongs to another pool or was released already"
             msg = f"pool {self.settings.name!r} has not leased {conn!r}: {what}"
             raise ReleaseError(msg)
@@ -521,7 +521,7 @@ class Core(Generic[C]):
                 f"closed while in use: {entry.conn!r}",
                 logging.WARNING,
                 task=entry.holder_name,
-                age=self.store.time() - entry.lent_at,
+                age=self.store.time() - entry.leased_at,
             )
             self.store.discard(entry)
         await self._wait_until_empty(self.store.time() + 0.25)

@@ -46,7 +46,7 @@ def redacted(said: object) -> str:
     return text
 
 
-def described(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """Return the class and the redacted text of an error; only the class if it has no text."""
     return f"{type(error).__name__}: {redacted(error)}".removesuffix(": ")
 

@@ -72,14 +72,14 @@ class Settings:
             object.__setattr__(self, each.name, number)
 
     @property
-    def bound(self) -> int:
+    def max_size_or_zero(self) -> int:
         """`max_size` as reported to users; 0 means no limit."""
         return 0 if self.max_size == UNBOUNDED else self.max_size
 
     @property
-    def bound_in_words(self) -> str:
+    def max_size_text(self) -> str:
         """`max_size` for a message; "unlimited" means no limit."""
-        return str(self.bound or "unlimited")
+        return str(self.max_size_or_zero or "unlimited")
 
 
 def sizes(min_size: int, max_size: int | None, *, keeps_idle: bool = True) -> tuple[int, int]:

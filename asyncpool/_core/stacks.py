@@ -22,7 +22,7 @@ Trace = tuple[Any, ...]
 """Pairs of a code object and an instruction, flattened, innermost first."""
 
 
-def above(frame: FrameType, depth: int = 8) -> Trace:
+def capture(frame: FrameType, depth: int = 8) -> Trace:
     """Return a frame and its callers, at most `depth` frames."""
     found: list[Any] = []
     below: FrameType | None = frame
@@ -32,8 +32,8 @@ def above(frame: FrameType, depth: int = 8) -> Trace:
     return tuple(found)
 
 
-def three(frame: FrameType) -> Trace:
-    """Return a frame and two callers; three times as fast as `above`, as each request needs it."""
+def capture_three(frame: FrameType) -> Trace:
+    """Return a frame and two callers; three times as fast as `capture`, for each request."""
     if (second := frame.f_back) is None:
         return frame.f_code, frame.f_lasti
     if (third := second.f_back) is None:

@@ -26,7 +26,7 @@ from asyncpool._core.entry import RETIRED, Entry, State
 from asyncpool._core.events import Events, fields
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.outage import Outage
-from asyncpool._core.redact import described, redacted
+from asyncpool._core.redact import describe, redacted
 from asyncpool.faults import Fault
 
 WARNING = logging.WARNING
@@ -102,7 +102,7 @@ class ConnectionStore(Generic[C]):
 
     def record_error(self, kind: str, error: BaseException, level: int = logging.INFO) -> None:
         """Record that work on a connection has failed."""
-        said = described(error)
+        said = describe(error)
         self.record(kind, f"{kind}: {said}", level, error=said)
 
     def log_exception(self, kind: str, text: str) -> None:
@@ -112,8 +112,8 @@ class ConnectionStore(Generic[C]):
     def count_use(self, entry: Entry[C]) -> float:
         """Count the duration of an ended lease; return the current instant."""
         entry.used_at = now = self.time()
-        self.counters.use_time += now - entry.lent_at
-        self.counters.use.fresh.append(now - entry.lent_at)
+        self.counters.use_time += now - entry.leased_at
+        self.counters.use.fresh.append(now - entry.leased_at)
         return now
 
     def put(self, entry: Entry[C], now: float) -> None:
@@ -150,7 +150,7 @@ class ConnectionStore(Generic[C]):
             if self.outage or self.closing:
                 return  # the connect failed at once; its failure has scheduled the next step
         if ledger.budget is not None:
-            ledger.budget._set_shortage(ledger, min(ledger.unmet(), at_once - ledger.opening))
+            ledger.budget._set_shortage(ledger, min(ledger.shortfall(), at_once - ledger.opening))
 
     def open_one(self, instead_of: Entry[C] | None = None) -> Entry[C]:
         """Start opening a connection; the limits must allow it. Then retire the other entry."""
@@ -180,11 +180,11 @@ class ConnectionStore(Generic[C]):
         entry.left_at = self.time()
         return self._ping(entry)
 
-    async def clean(self, entry: Entry[C], first: Callable[[], Awaitable[object]] | None) -> None:
+    async def clean(self, entry: Entry[C], cleanup: Callable[[], Awaitable[object]] | None) -> None:
         """Clean a released connection and put it into service, or discard it."""
         try:
             with anyio.fail_after(self.ledger.settings.clean_timeout):
-                if first is not None and (error := await outcome(first)) is not None:
+                if cleanup is not None and (error := await outcome(cleanup)) is not None:
                     self.record_error("cleaning failed", error)
                 if self.ledger.settings.keeps_idle or self.ledger.queue.length:
                     await self.driver.reset(entry.conn)
@@ -203,11 +203,11 @@ class ConnectionStore(Generic[C]):
         now = self.time()
         self.counters.connects_failed += 1
         self._set_last_error(error)
-        said, before = described(error), self.outage.error
+        said, before = describe(error), self.outage.error
         cause = redacted(error) or said
         if not self.outage or self.outage.has_lapsed(entry.opened_at):
             self.record("outage", f"cannot connect, will retry: {cause}", WARNING, error=said)
-        elif before is None or described(before) != said:
+        elif before is None or describe(before) != said:
             self.record("connect failed", f"still cannot connect: {cause}", error=said)
         self.outage.failed(now, error, entry.opened_at, self.fault_of(error))
         self.ledger.keep_expired = True
@@ -262,7 +262,7 @@ class ConnectionStore(Generic[C]):
         if ledger.budget is not None and ledger.budget._has_shortage(ledger):
             return False
         limit = ledger.settings.fail_fast_after
-        return ledger.staying == ledger.late and self.outage.is_unavailable(self.time(), limit)
+        return ledger.remaining == ledger.late and self.outage.is_unavailable(self.time(), limit)
 
     async def fill(self) -> bool:
         """Wait until `min_size` connections are open; return False if waiting is useless.
@@ -288,11 +288,11 @@ class ConnectionStore(Generic[C]):
         ledger = self.ledger
         for entry in ledger.drain():
             self.discard(entry)
-        if not self.closing and ledger.staying - ledger.opening < ledger.settings.min_size:
+        if not self.closing and ledger.remaining - ledger.opening < ledger.settings.min_size:
             self.full.clear()
         self.refill()
 
-    def sort_times(self) -> None:
+    def flush_times(self) -> None:
         """Move the noted durations of leases and waits into their histograms."""
         ledger, counters = self.ledger, self.counters
         lent = sum(not entry.shared for entry in ledger.leased.values())
@@ -304,7 +304,7 @@ class ConnectionStore(Generic[C]):
         try:
             return self._classify(error)
         except Exception:  # noqa: BLE001 - it is logged
-            self.log_exception("classify failed", f"classify failed for {described(error)}")
+            self.log_exception("classify failed", f"classify failed for {describe(error)}")
             return None
 
     def stop_opening(self) -> None:
@@ -363,7 +363,7 @@ class ConnectionStore(Generic[C]):
             self._connects_succeeded += 1
             self.ledger.trial_wanted = False
             self.wake_fill_callers()
-        elif self.ledger.staying - self.ledger.opening >= limits.min_size:
+        elif self.ledger.remaining - self.ledger.opening >= limits.min_size:
             self.full.set()
         if self.healthy_when_opened or entry.state is (
             State.IDLE if limits.keeps_idle else State.CLOSING
@@ -431,14 +431,14 @@ class ConnectionStore(Generic[C]):
         """In an outage, start one connect at a time, once the back-off is over."""
         now, probe, budget = self.time(), self._probing, self.ledger.budget
         under_way = probe is not None and probe.state is State.OPENING and not probe.late
-        outage, unmet = self.outage, self.ledger.unmet()
+        outage, shortfall = self.outage, self.ledger.shortfall()
         urgent = self.ledger.queue.length or self._fill_callers
         at = outage.retry_at if urgent else outage.idle_retry_at
         may_open = not under_way and self.ledger.wanted() > 0
         if budget is not None:
-            is_short = not (under_way or may_open) and now >= at and unmet > 0
+            is_short = not (under_way or may_open) and now >= at and shortfall > 0
             budget._set_shortage(self.ledger, is_short)
-        if under_way or not (may_open or unmet):
+        if under_way or not (may_open or shortfall):
             return
         if now >= at:
             if may_open:

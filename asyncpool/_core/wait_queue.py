@@ -61,12 +61,12 @@ class Waiter(asyncio.Condition, Generic[T]):
     because it allocates 1,070 bytes.
     """
 
-    alone = True
+    needs_own_connection = True
     """Whether this waiter needs a connection of its own."""
 
     __slots__ = (
         "_waiters",
-        "counted_alone",
+        "counted_own",
         "deadline",
         "error",
         "joined_at",
@@ -86,8 +86,8 @@ class Waiter(asyncio.Condition, Generic[T]):
         """Duration of the wait, set when it ends."""
         self.waiting = False
         """Whether it is in the queue."""
-        self.counted_alone = True
-        """The value of `alone` that `alone_count` includes."""
+        self.counted_own = True
+        """The value of `needs_own_connection` that `own_demand` includes."""
         self.task: asyncio.Task[Any] | None = None
         """The waiting task."""
         self.served: T | None = None
@@ -131,9 +131,9 @@ class WaitQueue(Generic[T]):
         self._last_ticket = 0
         self.length = 0
         """The number of waiters."""
-        self.alone_count = 0
+        self.own_demand = 0
         """The waiters that need a connection each; all others together need one."""
-        self.unseen_errors = 0
+        self.undelivered_errors = 0
         """Waiters that were failed and whose tasks have not run since."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -149,7 +149,7 @@ class WaitQueue(Generic[T]):
     @property
     def demand(self) -> int:
         """The number of connections that the waiters need."""
-        return self.alone_count + (self.length > self.alone_count)
+        return self.own_demand + (self.length > self.own_demand)
 
     def admit(self, waiter: Waiter[T]) -> None:
         """Add a waiter; from now on it may be served, even before it calls `wait`.
@@ -165,8 +165,8 @@ class WaitQueue(Generic[T]):
             before = sum(1 for _ in takewhile(lambda w: w.ticket <= ticket, places))
             places.insert(before, waiter)
         self.length = length = self.length + 1
-        waiter.waiting, waiter.counted_alone = True, waiter.alone
-        self.alone_count += waiter.counted_alone
+        waiter.waiting, waiter.counted_own = True, waiter.needs_own_connection
+        self.own_demand += waiter.counted_own
         if deadline != math.inf:
             if not deadlines or deadlines[-1].deadline <= deadline:
                 deadlines.append(waiter)
@@ -182,7 +182,7 @@ class WaitQueue(Generic[T]):
         if waiter.waiting:
             self._remove(waiter)
         elif waiter.error is not None:
-            self.unseen_errors -= 1
+            self.undelivered_errors -= 1
         served, waiter.served = waiter.served, None
         # The queue keeps the waiter for a while; the waiter must not keep these alive.
         waiter.error = waiter.task = None
@@ -206,17 +206,17 @@ class WaitQueue(Generic[T]):
         return True
 
     def recount(self) -> None:
-        """Update `alone_count` after `alone` of some waiters has changed."""
-        self.alone_count = 0
+        """Update `own_demand` after `needs_own_connection` of some waiters has changed."""
+        self.own_demand = 0
         for waiter in self:
-            waiter.counted_alone = waiter.alone
-            self.alone_count += waiter.counted_alone
+            waiter.counted_own = waiter.needs_own_connection
+            self.own_demand += waiter.counted_own
 
     def fail(self, waiter: Waiter[T], error: BaseException) -> None:
         """End one wait with an error."""
         waiter.error = error
         self._remove(waiter)
-        self.unseen_errors += 1
+        self.undelivered_errors += 1
         waiter.notify()
 
     def fail_all(self, error: Callable[[], BaseException]) -> None:
@@ -237,7 +237,7 @@ class WaitQueue(Generic[T]):
     def _remove(self, waiter: Waiter[T]) -> None:
         waiter.waiting = False
         self.length -= 1
-        self.alone_count -= waiter.counted_alone
+        self.own_demand -= waiter.counted_own
 
     def _set_timer(self, deadline: float) -> None:
         if self._timer is not None:

@@ -12,7 +12,7 @@ from psycopg.pq import TransactionStatus
 
 from asyncpool._core.entry import Entry, State
 from asyncpool._core.pool import Core
-from asyncpool._core.redact import described
+from asyncpool._core.redact import describe
 from asyncpool._core.stacks import where
 from asyncpool._diagnostics.leaks import backend_of, last_statement, transaction_of
 from asyncpool._diagnostics.snapshot import snapshot
@@ -42,7 +42,7 @@ def explain(core: Core[Any]) -> Explanation:
         leases=tuple(held),
         waiters=tuple(_waiters(core, now)),
         events=tuple(_events(core, now)),
-        last_error=None if error is None else described(error),
+        last_error=None if error is None else describe(error),
         last_error_age=None if error is None else now - store.last_error_at,
         doing=tuple(_doing(core, stats, now)),
         advice=tuple(_advice(core, stats, held)),
@@ -60,7 +60,7 @@ def leases(core: Core[Any]) -> list[LeaseInfo]:
 def _lease(entry: Entry[Any], now: float) -> LeaseInfo:
     conn, holder, stack = entry.conn, entry.holder, entry.borrowed_at()
     return LeaseInfo(
-        age=now - entry.lent_at,
+        age=now - entry.leased_at,
         holder=entry.holder_name,
         connection=repr(conn),
         borrowed_at=stack[0] if stack else "",
@@ -96,7 +96,7 @@ def _state_since(entry: Entry[Any]) -> float:
     if entry.state is State.OPENING:
         return entry.opened_at
     if entry.state is State.LEASED:
-        return entry.lent_at
+        return entry.leased_at
     if entry.state is State.IDLE:
         return max(entry.used_at, entry.healthy_at)
     if entry.state is State.CLOSING:
@@ -142,7 +142,7 @@ def _status(core: Core[Any], stats: PoolStats) -> str:
         f"{getattr(stats, state)} {state}"
         for state in ("idle", "leased", "opening", "cleaning", "closing")
     )
-    sizes = f"size {stats.size} of {stats.min_size} to {core.settings.bound_in_words}"
+    sizes = f"size {stats.size} of {stats.min_size} to {core.settings.max_size_text}"
     return f"pool {stats.name!r}: {sizes}: {states}"
 
 
@@ -176,9 +176,9 @@ def _doing(core: Core[Any], stats: PoolStats, now: float) -> list[str]:
         found.append(f"cleaning or pinging {stats.cleaning}")
     if leaving := sum(each.is_retired for each in ledger.leased.values()):
         found.append(f"draining: {leaving} will be replaced when returned")
-    if (surplus := ledger.staying - core.settings.max_size) > 0:
+    if (surplus := ledger.remaining - core.settings.max_size) > 0:
         found.append(f"shrinking: {surplus} will be closed when returned")
-    if ledger.budget is not None and ledger.unmet() and not ledger.budget._room_for(ledger):
+    if ledger.budget is not None and ledger.shortfall() and not ledger.budget.room_for(ledger):
         found.append("waiting for room in the budget")
     return found
 

@@ -28,7 +28,7 @@ _IN_SECRETS = re.compile(r"passw|secret|://", re.IGNORECASE)
 """A part of a string that may have a password in it."""
 
 
-def tell_of_leak(core: Core[Any], entry: Entry[Any], what: str) -> None:
+def log_leak(core: Core[Any], entry: Entry[Any], what: str) -> None:
     """Log all that is known of a lease, without parameters and passwords.
 
     Args:
@@ -37,7 +37,7 @@ def tell_of_leak(core: Core[Any], entry: Entry[Any], what: str) -> None:
         what: the reason, which completes "a connection ...".
     """
     holder = entry.holder
-    age = core.store.time() - entry.lent_at
+    age = core.store.time() - entry.leased_at
     parts = [f"a connection {what}: {age:.1f} s, by {entry.holder_name}"]
     if borrowed := entry.borrowed_at():
         parts.append("borrowed at " + "\n    from ".join(borrowed))
@@ -73,7 +73,7 @@ def backend_of(conn: psycopg.AsyncConnection[Any]) -> int | None:
 
 def last_statement(conn: psycopg.AsyncConnection[Any]) -> str | None:
     """Return the shortened text of the last statement, without its values; None if unknown."""
-    query = getattr(conn, "_last_said", None)
+    query = getattr(conn, "_last_query", None)
     if query is None:
         return None
     text = _text(query)

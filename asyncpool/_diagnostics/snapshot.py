@@ -11,13 +11,13 @@ from typing import Any
 from asyncpool._core.counters import COUNTED
 from asyncpool._core.entry import State
 from asyncpool._core.pool import Core
-from asyncpool.stats import PoolStats, spread
+from asyncpool.stats import PoolStats, distributions
 
 LOOP_TIMEOUT = 1.0
 """Seconds that another thread waits for the pool's loop."""
 
 
-def beside(core: Core[Any]) -> PoolStats:
+def snapshot_from_any_thread(core: Core[Any]) -> PoolStats:
     """Return a snapshot for a call from any thread, made on the pool's loop if that answers."""
     home = core.home
     if home is None or not home.is_running() or asyncio._get_running_loop() is not None:
@@ -32,33 +32,33 @@ def beside(core: Core[Any]) -> PoolStats:
         home.call_soon_threadsafe(make, context=Context())
         return made.result(LOOP_TIMEOUT)
     made.cancel()
-    return snapshot(core, settle=False)
+    return snapshot(core, flush=False)
 
 
-def snapshot(core: Core[Any], *, settle: bool = True) -> PoolStats:
+def snapshot(core: Core[Any], *, flush: bool = True) -> PoolStats:
     """Return the sizes by state and the counters.
 
     Args:
         core: the pool.
-        settle: whether to sort the recorded times into the histograms first; False in another
+        flush: whether to move the recorded times into the histograms first; False in another
             thread than the pool's.
     """
-    if settle:
-        core.store.sort_times()
+    if flush:
+        core.store.flush_times()
     ledger, counters = core.ledger, core.store.counters
     states = [entry.state for entry in list(ledger.entries)]
     waiting = ledger.waiting
     served = ledger.leases + counters.requests_shared
     # A request whose waiter has an error has failed, though its task has not counted it yet.
     counted = {name: getattr(counters, name) for name in COUNTED}
-    counted["requests_failed"] += ledger.queue.unseen_errors
+    counted["requests_failed"] += ledger.queue.undelivered_errors
     durations: dict[str, Any] = dict(
-        spread(counters) if settle or not counters.snapshots else counters.snapshots
+        distributions(counters) if flush or not counters.snapshots else counters.snapshots
     )
     return PoolStats(
         name=core.settings.name,
         min_size=core.settings.min_size,
-        max_size=core.settings.bound,
+        max_size=core.settings.max_size_or_zero,
         size=ledger.size,
         opening=states.count(State.OPENING),
         idle=states.count(State.IDLE),

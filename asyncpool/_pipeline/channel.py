@@ -23,7 +23,7 @@ from asyncpool._core.entry import Entry
 from asyncpool._pipeline.profiles import INTERNAL, SLOW, StatementProfiles
 from asyncpool._pipeline.request import AGAIN, LARGE, Request
 from asyncpool._pipeline.statement_cache import cache_of
-from asyncpool._psycopg.cancellation import insist
+from asyncpool._psycopg.cancellation import cancel_until_ended
 from asyncpool._psycopg.transport import DRAIN_TIMEOUT
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Channel:
         """Whether the connection can be used again, as far as its transport knows."""
         transport = self.transport
         return (
-            transport.settled and not transport.amiss and transport.up and self.pgconn.status == OK
+            transport.is_ready and not transport.flags and transport.up and self.pgconn.status == OK
         )
 
     @property
@@ -184,7 +184,7 @@ class Channel:
             with suppress(psycopg.Error):  # the connection is busy at the interpreter's exit
                 self.pgconn.exit_pipeline_mode()
             if self.conn._notify_handlers:
-                self.transport.catch_up()
+                self.transport.read_unsolicited()
 
     # Callbacks of the event loop.
 
@@ -210,7 +210,7 @@ class Channel:
         if pgconn.status == BAD:
             if (fatal := self._fatal_error()) is not None:
                 self.transport.report_error(fatal)
-            self.transport.lose()
+            self.transport.mark_lost()
             self.lost()
         elif done:
             if self.requests and self.requests[0].is_abandoned:
@@ -221,7 +221,7 @@ class Channel:
         """Flush libpq's send buffer."""
         try:
             if self.pgconn.flush() == 0:
-                self.transport.write_no_more()
+                self.transport.unwatch_writable()
         except psycopg.Error:
             self.readable()
 
@@ -289,21 +289,21 @@ class Channel:
         self.load += request.size
         self.requests.append(request)
         if pgconn.flush():
-            self.transport.write_on()
+            self.transport.watch_writable()
 
     def _cork(self) -> None:
         """Combine the statements of one turn of the loop in a packet while the server is busy."""
         if not self._corked:
-            self.transport.hold(True)
+            self.transport.cork(True)
             self.transport.loop.call_soon(self._uncork)
         elif self._corked % MAX_CORKED == 0:
-            self.transport.hold(False)
-            self.transport.hold(True)
+            self.transport.cork(False)
+            self.transport.cork(True)
         self._corked += 1
 
     def _uncork(self) -> None:
         self._corked = 0
-        self.transport.hold(False)
+        self.transport.cork(False)
 
     def _complete(self, request: Request) -> None:
         if request.future is None:
@@ -419,11 +419,11 @@ class Channel:
             request.may_be_cancelled = self.shared
         try:
             async with asyncio.timeout(DRAIN_TIMEOUT):
-                await insist(self.conn, ended)
+                await cancel_until_ended(self.conn, ended)
         except (psycopg.Error, OSError, TimeoutError) as error:
             logger.info("a statement could not be cancelled, its connection is closed: %r", error)
             self.pgconn.finish()
-            self.transport.lose()
+            self.transport.mark_lost()
         finally:
             self.is_cancelling, self._cancel_target = False, None
             if self.transport.loop.is_closed():

@@ -131,7 +131,7 @@ class Dispatcher:
                 waiter.waited = self.core.store.time() - waiter.joined_at
                 self.core.store.counters.note_wait(waiter.waited)
                 waiter.context.run(self._send, channel, request)
-            elif self.core.is_fit(channel):
+            elif self.core.is_usable(channel):
                 waiter.context.run(self._begin, self.core.served(waiter), request)
             else:
                 waiter.served = None
@@ -157,7 +157,11 @@ class Dispatcher:
         if not channel.shared and self._passes_on and channel.is_clean:
             self._passed_on = channel
             head = queue.head()
-            if isinstance(head, QueuedRequest) and head.request.is_awaited and core.pass_on(entry):
+            if (
+                isinstance(head, QueuedRequest)
+                and head.request.is_awaited
+                and core.hand_over(entry)
+            ):
                 return
             self._passed_on = None
         channel.close()
@@ -179,7 +183,7 @@ class Dispatcher:
         """Send a request on a connection leased for it, or leave the connection to its caller."""
         channel, self._passed_on = self._passed_on, None
         if channel is not None and channel.entry is entry:
-            entry.kept_in = entry.uses
+            entry.cached_in_lease = entry.uses
         else:
             if not is_shareable(entry.conn):
                 request.entry = entry
@@ -189,7 +193,7 @@ class Dispatcher:
         channel.shared = shared = request.shares and len(self.channels) < self.width
         if shared:
             entry.holder, entry.shared = None, True
-            self.core.ledger.shares += 1
+            self.core.ledger.shared_leases += 1
             self.channels.append(channel)
         if not self._send(channel, request):
             return
@@ -220,7 +224,7 @@ class Dispatcher:
         """Clean up after a request whose caller no longer waits."""
         core, counters = self.core, self.core.store.counters
         if waiter is not None and waiter.task is not None:
-            core.gave_up(waiter, error)
+            core.abandon_wait(waiter, error)
             return
         if request.shared:
             late = request.channel is not None and isinstance(error, PoolTimeout)
@@ -278,7 +282,7 @@ class QueuedRequest(Waiter[Entry[Any]]):
         self.task = current_task()
 
     @property
-    def alone(self) -> bool:  # type: ignore[override]
+    def needs_own_connection(self) -> bool:  # type: ignore[override]
         """Whether the request is expected to need a connection to itself."""
         return self.request.needs_own_connection
 

@@ -148,7 +148,7 @@ class StatementCache:
 
 def cache_of(entry: Entry[Any]) -> StatementCache:
     """Return the cache of a connection just leased: a new one if another lease came between."""
-    if (kept := entry.kept) is None or entry.kept_in != entry.uses - 1:
-        kept = entry.kept = StatementCache(entry.conn)
-    entry.kept_in = entry.uses
+    if (kept := entry.statement_cache) is None or entry.cached_in_lease != entry.uses - 1:
+        kept = entry.statement_cache = StatementCache(entry.conn)
+    entry.cached_in_lease = entry.uses
     return cast("StatementCache", kept)

@@ -35,7 +35,7 @@ async def call(name: str, make: Callable[[], Any], limit: float | None = None) -
     limit = CALL_TIMEOUT if limit is None else limit
     try:
         with anyio.move_on_after(limit):
-            return await settle(make)
+            return await resolve(make)
     except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
@@ -47,7 +47,7 @@ async def call(name: str, make: Callable[[], Any], limit: float | None = None) -
     raise TimeoutError(msg)
 
 
-async def settle(make: Callable[[], Any]) -> Any:
+async def resolve(make: Callable[[], Any]) -> Any:
     """Call a plain or an async function, and return its value."""
     value = make()
     return await value if inspect.isawaitable(value) else value

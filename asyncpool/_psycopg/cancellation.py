@@ -51,7 +51,9 @@ async def send_request(cancel: PGcancelConn) -> None:
         await waiting.wait_conn_async(_request(cancel), interval=POLL_INTERVAL)
 
 
-async def insist(conn: psycopg.AsyncConnection[Any], end: asyncio.Future[Any] | None) -> None:
+async def cancel_until_ended(
+    conn: psycopg.AsyncConnection[Any], end: asyncio.Future[Any] | None
+) -> None:
     """Send cancel requests until the query has ended.
 
     Args:

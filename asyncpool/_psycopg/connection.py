@@ -81,7 +81,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         """psycopg's generators that must run before the next operation."""
         self._traced = False
         """Whether to record the last statement."""
-        self._last_said: Query | None = None
+        self._last_query: Query | None = None
         """The last statement that a cursor executed, if `_traced`."""
         self._pipeline_end_cancelled = False
         """Whether a pipeline was cancelled while it waited for its end."""

@@ -28,7 +28,7 @@ TEXT, BINARY = Format.TEXT, Format.BINARY
 
 CLOSE_TURNS = 5
 """Turns of the event loop in which it closes a generator that was dropped."""
-OWN = (
+SELF_DEADLOCK = (
     "this task has a stream(), COPY or notifies() open on the connection and would wait for itself"
     " for ever: end it first, or use another connection"
 )
@@ -53,7 +53,7 @@ class Lock(asyncio.Lock):
 
     async def __aenter__(self) -> None:
         if self._locked and await self.is_own():
-            raise psycopg.ProgrammingError(OWN)
+            raise psycopg.ProgrammingError(SELF_DEADLOCK)
         await self.acquire()
         # No loop runs where the garbage collector ends a block.
         self.holder = asyncio.current_task() if running_loop() is not None else None
@@ -170,7 +170,7 @@ class Cursor(psycopg.AsyncCursor[Row]):
 
     def _start_query(self, query: Query | None = None) -> PQGen[None]:
         if self._conn._traced:
-            self._conn._last_said = query
+            self._conn._last_query = query
         if self._adapters is not None:
             yield from super()._start_query(query)
             return

@@ -25,7 +25,7 @@ from psycopg.rows import TupleRow, tuple_row
 
 from asyncpool._core.driver import Notify
 from asyncpool._core.redact import conceal
-from asyncpool._psycopg.callbacks import call, settle
+from asyncpool._psycopg.callbacks import call, resolve
 from asyncpool._psycopg.cancellation import CANCEL_TIMEOUT
 from asyncpool._psycopg.connection import Connection
 from asyncpool._psycopg.conninfo import (
@@ -259,17 +259,17 @@ class PsycopgDriver(Generic[ACT]):
                 conn._num_transactions += 1  # the generator below subtracts one
                 await conn.wait(block._rollback_gen(None))
 
-    def has_left(self, conn: ACT) -> bool:
+    def has_leftovers(self, conn: ACT) -> bool:
         """Whether a cancelled operation is not finished yet."""
         transport: Transport | None = getattr(conn, "_transport", None)
         return transport is not None and (transport.draining is not None or transport.has_leftovers)
 
-    async def settle(self, conn: ACT) -> None:
+    async def finish_cancelled(self, conn: ACT) -> None:
         """Finish a cancelled operation, for a borrower that keeps the connection."""
         async with conn.lock:
             await self._handles[conn].finish_leftovers(conn)
 
-    async def turn_back(self, conn: ACT, *, autocommit: bool) -> None:
+    async def restore_autocommit(self, conn: ACT, *, autocommit: bool) -> None:
         """Roll back and change the mode; if that fails, the next reset discards the connection."""
         try:
             await self.roll_back(conn)
@@ -278,7 +278,7 @@ class PsycopgDriver(Generic[ACT]):
             self._handles[conn].must_discard = True
             raise
 
-    def is_at_rest(self, conn: ACT) -> bool:
+    def is_idle(self, conn: ACT) -> bool:
         """Whether no transaction or operation is open, so that setting attributes needs no wait."""
         transport: Transport | None = getattr(conn, "_transport", None)
         return (
@@ -288,7 +288,7 @@ class PsycopgDriver(Generic[ACT]):
             and (
                 transport is None
                 or (
-                    transport.settled
+                    transport.is_ready
                     and not transport.has_leftovers
                     and not transport.session_ended
                 )
@@ -312,7 +312,7 @@ class PsycopgDriver(Generic[ACT]):
             transport: Transport | None = conn._transport  # type: ignore[attr-defined]
         except AttributeError:
             return True  # psycopg's own
-        return transport is None or (transport.settled and not transport.amiss)
+        return transport is None or (transport.is_ready and not transport.flags)
 
     def is_alive(self, conn: ACT) -> bool:
         """Whether libpq and the socket show no end of the session, without waiting."""
@@ -324,7 +324,7 @@ class PsycopgDriver(Generic[ACT]):
         handle = self._handles.get(conn)
         return handle is None or conn.pgconn.transaction_status != IDLE or handle.is_up(conn)
 
-    def listens(self, conn: ACT) -> bool:
+    def is_listening(self, conn: ACT) -> bool:
         """Whether the notification handlers differ from those that `configure` has added."""
         handle = self._handles.get(conn)
         return handle is not None and conn._notify_handlers != handle.baseline.notify_handlers
@@ -333,7 +333,7 @@ class PsycopgDriver(Generic[ACT]):
         """Call `notify` on errors and on a loss; False for psycopg's own, which are not watched."""
         return self._handles[conn].watch(notify)
 
-    async def ask(self, check: Callable[[ACT], Awaitable[None] | None], conn: ACT) -> None:
+    async def run_check(self, check: Callable[[ACT], Awaitable[None] | None], conn: ACT) -> None:
         """Call the user's check, and roll back the transaction that it may have started."""
         await self.call_with(check, conn)
         if conn.pgconn.transaction_status in (INTRANS, INERROR):
@@ -343,7 +343,7 @@ class PsycopgDriver(Generic[ACT]):
         """Call the user's callback, with the connection's `_pool` set meanwhile."""
         conn._pool = self.owner()  # type: ignore[assignment]
         try:
-            await settle(lambda: callback(conn))
+            await resolve(lambda: callback(conn))
         finally:
             conn._pool = None
 
@@ -506,11 +506,11 @@ def is_shareable(conn: Any) -> bool:
         and conn._transport is not None
         and not conn.closed
         and conn.cursor_factory is Cursor
-        and not begins_specially(conn)
+        and not has_transaction_characteristics(conn)
     )
 
 
-def begins_specially(conn: psycopg.AsyncConnection[Any]) -> bool:
+def has_transaction_characteristics(conn: psycopg.AsyncConnection[Any]) -> bool:
     """Whether transactions have characteristics such as read-only, and need a BEGIN with them."""
     return not conn.autocommit and not (
         conn.read_only is None and conn.isolation_level is None and conn.deferrable is None

@@ -144,7 +144,7 @@ class ConnectionHandle:
             # become a standby when the connection is reset.
             if not self._began_as_standby:
                 self._standby_error = error
-                self.transport.amiss |= MAYBE_STANDBY
+                self.transport.flags |= MAYBE_STANDBY
         else:
             self._notify(error, lost=lost)
 
@@ -152,15 +152,15 @@ class ConnectionHandle:
         """Return whether a query was cancelled since the last call."""
         if self.transport is None:
             return False
-        was = self.transport.amiss
-        self.transport.amiss &= ~INTERRUPTED
+        was = self.transport.flags
+        self.transport.flags &= ~INTERRUPTED
         return bool(was & INTERRUPTED)
 
     def take_standby_error(self) -> BaseException | None:
         """Return an error since the last call for which the server may have become a standby."""
         standby_error, self._standby_error = self._standby_error, None
         if self.transport is not None:
-            self.transport.amiss &= ~MAYBE_STANDBY
+            self.transport.flags &= ~MAYBE_STANDBY
         return standby_error
 
     def report_standby(self, standby_error: BaseException) -> None:

@@ -39,17 +39,17 @@ class SupportsRenewal(Protocol[ACT]):
     def _renew(self) -> None: ...
 
 
-def forks_with(pool: SupportsRenewal[Any]) -> None:
+def renew_after_fork(pool: SupportsRenewal[Any]) -> None:
     """Register a pool, so that a forked child abandons the parent's sessions."""
     _pools.add(pool)
 
 
-def has_outlived(core: Core[Any]) -> bool:
+def loop_has_ended(core: Core[Any]) -> bool:
     """Whether the event loop on which the core was opened is closed."""
     return core.home is not None and core.home.is_closed()
 
 
-def start_over(pool: SupportsRenewal[ACT]) -> set[asyncio.Task[Any]]:
+def renew(pool: SupportsRenewal[ACT]) -> set[asyncio.Task[Any]]:
     """Abandon the connections of a closed loop, and give the pool a core that was never opened.
 
     A pool that was not closed is logged as a WARNING. A ResourceWarning would become an error of
@@ -70,7 +70,7 @@ def start_over(pool: SupportsRenewal[ACT]) -> set[asyncio.Task[Any]]:
     tasks = set()
     for conn in conns:
         if conn in leased:
-            core.left_behind.add(conn)
+            core.orphaned.add(conn)
         else:
             conn._pool = None
         if driver.is_busy(conn):
@@ -81,9 +81,9 @@ def start_over(pool: SupportsRenewal[ACT]) -> set[asyncio.Task[Any]]:
     return tasks
 
 
-async def close_over(pool: SupportsRenewal[Any]) -> None:
+async def close_after_loop_ended(pool: SupportsRenewal[Any]) -> None:
     """Replace the core and close the pool, after all that the server is busy with has ended."""
-    tasks = start_over(pool)
+    tasks = renew(pool)
     pool._core.store.closing = True  # set first, so that a cancellation below does not prevent it
     if tasks:
         with anyio.CancelScope(shield=True):

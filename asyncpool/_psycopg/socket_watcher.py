@@ -48,7 +48,7 @@ class SocketWatcher:
         """Whether the server has announced the end of the session; it answers nothing more."""
         self.session_end_error: BaseException | None = None
         """The announcement, as the error for the next use of the connection; raised once."""
-        self.settled = False
+        self.is_ready = False
         """Whether the socket is watched and no cancelled query is being ended."""
         self.draining: asyncio.Task[None] | None = None
         """The task that ends a cancelled query."""
@@ -94,7 +94,7 @@ class SocketWatcher:
         # The loop keeps the context of this call; an empty one keeps no caller's variables alive.
         Context().run(self.loop.add_reader, self._fd, self._on_readable)
         self.reading = True
-        self.settled = self.draining is None
+        self.is_ready = self.draining is None
 
     def move_to_running_loop(self) -> None:
         """Move the registration to the running event loop."""
@@ -108,7 +108,7 @@ class SocketWatcher:
         raise AssertionError("bug: the subclass does not handle a readable socket")
 
     def _on_writable(self) -> None:
-        """Called by the loop when there is room to write, after `write_on`."""
+        """Called by the loop when there is room to write, after `watch_writable`."""
         raise AssertionError("bug: the subclass does not handle a writable socket")
 
     def _ready(self, want: int) -> int:
@@ -123,25 +123,25 @@ class SocketWatcher:
         """Whether there is something to read at this moment."""
         return bool(self.poll_events() & ~select.POLLOUT)
 
-    def hold(self, on: bool) -> None:
+    def cork(self, on: bool) -> None:
         """Hold small packets back, or send them now; nothing where the socket cannot do that."""
         if CORK is not None and self.socket.family != socket.AF_UNIX:
             with suppress(OSError):  # the socket may be closed
                 self.socket.setsockopt(socket.IPPROTO_TCP, CORK, on)
 
-    def write_on(self) -> None:
+    def watch_writable(self) -> None:
         """Have `_on_writable` called when there is room to write."""
         if not self._writing:
             Context().run(self.loop.add_writer, self._fd, self._on_writable)
             self._writing = True
 
-    def write_no_more(self) -> None:
+    def unwatch_writable(self) -> None:
         """Stop the calls of `_on_writable`."""
         if self._writing:
             self._writing = False
             self.loop.remove_writer(self._fd)
 
-    def lose(self) -> None:
+    def mark_lost(self) -> None:
         """Stop watching a session that has ended, and report the loss."""
         self.up = False
         self._unwatch()
@@ -159,13 +159,13 @@ class SocketWatcher:
 
     def _stop_reading(self) -> None:
         if self.reading:
-            self.reading = self.settled = False
+            self.reading = self.is_ready = False
             self.loop.remove_reader(self._fd)
 
     def _unwatch(self) -> None:
         if self.loop.is_closed() or os.getpid() != self._pid:
             # A forked child shares the selector with its parent.
-            self.reading = self.settled = self._writing = False
+            self.reading = self.is_ready = self._writing = False
             return
         self._stop_reading()
-        self.write_no_more()
+        self.unwatch_writable()

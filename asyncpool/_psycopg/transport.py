@@ -26,7 +26,7 @@ from psycopg import waiting
 from psycopg.pq import ConnStatus, TransactionStatus
 
 from asyncpool._core.background import force_close
-from asyncpool._psycopg.cancellation import insist, read_leftovers
+from asyncpool._psycopg.cancellation import cancel_until_ended, read_leftovers
 from asyncpool._psycopg.socket_watcher import HUNG_UP, READY_R, SocketWatcher
 
 logger = logging.getLogger("asyncpool")
@@ -42,7 +42,7 @@ BAD = int(ConnStatus.BAD)
 BUSY_TIME = 0.005
 """Seconds that work which never waits may occupy the event loop."""
 INTERRUPTED, MAYBE_STANDBY = 1, 2
-"""Flags of `amiss`: a query was cancelled, and the server may have become a standby."""
+"""Values of `flags`: a query was cancelled, and the server may have become a standby."""
 DRAIN_TIMEOUT = 5.0
 """Seconds that a cancelled query may take to end; then its connection is closed."""
 
@@ -87,7 +87,7 @@ class Transport(SocketWatcher):
         self.pgconn = conn.pgconn
         self.keep_socket = False
         """Whether `close()` of the connection leaves the socket open for the pool to close."""
-        self.amiss = 0
+        self.flags = 0
         """Flags of what has happened since the connection was last made clean."""
         self.has_leftovers = False
         """Whether the next wait must first check for the rest of a cancelled operation."""
@@ -145,7 +145,7 @@ class Transport(SocketWatcher):
                 and isinstance(sys.exception(), asyncio.CancelledError | GeneratorExit)
             ):
                 # Cancelled in the turn of its result, which has begun a COPY or a stream().
-                self.amiss |= INTERRUPTED
+                self.flags |= INTERRUPTED
                 self.has_leftovers = True
         elif active or conn._pipeline is not None:
             self._start_drain(conn)
@@ -188,7 +188,7 @@ class Transport(SocketWatcher):
         if error is not None:
             self.record_transaction()
             self.pgconn.finish()
-            self.lose()
+            self.mark_lost()
             raise error
 
     async def wait_drained(self) -> None:
@@ -263,12 +263,12 @@ class Transport(SocketWatcher):
         if events & HUNG_UP:
             return False
         if events & select.POLLIN and self._gen is None:
-            self.catch_up()
+            self.read_unsolicited()
         return self.up and not self.session_ended
 
     def release(self) -> socket.socket:
         """Stop watching; a caller that still waits gets an error. Return the socket, still open."""
-        self.lose()
+        self.mark_lost()
         loop_closed = self.loop.is_closed()
         if self.draining is not None:
             force_close(self.draining) if loop_closed else self.draining.cancel()
@@ -300,7 +300,7 @@ class Transport(SocketWatcher):
             if self.channel is not None:
                 self.channel.readable()
             else:
-                self.catch_up()
+                self.read_unsolicited()
         elif self._want & WAIT_R:
             self._advance(READY_R)
         else:
@@ -328,7 +328,7 @@ class Transport(SocketWatcher):
                 now = monotonic()
                 since = since or now
                 if now - since > BUSY_TIME or not (ready := self._ready(want)):
-                    self.write_on()
+                    self.watch_writable()
                     break
                 want = send(gen.send, ready)
             else:
@@ -348,7 +348,7 @@ class Transport(SocketWatcher):
 
     def _on_written(self) -> None:
         """Stop waiting to write, and read again, which may have been stopped meanwhile."""
-        self.write_no_more()
+        self.unwatch_writable()
         self.resume()
 
     def _on_error(self, future: asyncio.Future[Any], error: BaseException) -> None:
@@ -357,9 +357,9 @@ class Transport(SocketWatcher):
             future.set_exception(error)
         self.report_error(error)
         if self.pgconn.status == BAD:
-            self.lose()
+            self.mark_lost()
 
-    def catch_up(self) -> None:
+    def read_unsolicited(self) -> None:
         """Read notices, notifications and the end of the session while no operation runs."""
         conn, pgconn = self._conn(), self.pgconn
         backlog = getattr(conn, "_notifies_backlog", None)
@@ -382,7 +382,7 @@ class Transport(SocketWatcher):
                 pgconn.consume_input()
                 pgconn.is_busy()  # passes notices to their handlers
             if pgconn.status == BAD:
-                self.lose()
+                self.mark_lost()
                 return
             if not self.is_hung_up():
                 break
@@ -402,8 +402,8 @@ class Transport(SocketWatcher):
 
     def _start_drain(self, conn: psycopg.AsyncConnection[Any]) -> None:
         """Start the task that cancels the query on the server and reads it to its end."""
-        self.settled = False
-        self.amiss |= INTERRUPTED
+        self.is_ready = False
+        self.flags |= INTERRUPTED
         if self.loop.is_closed():
             self.close_connection()
             return
@@ -416,9 +416,9 @@ class Transport(SocketWatcher):
     async def _drain(self, conn: Any, future: asyncio.Future[Any] | None) -> None:
         try:
             async with asyncio.timeout(DRAIN_TIMEOUT):
-                await insist(conn, future)
+                await cancel_until_ended(conn, future)
                 if future is not None and conn._pipeline is None and self._is_in_query():
-                    await insist(conn, None)  # only one row has ended
+                    await cancel_until_ended(conn, None)  # only one row has ended
         except BaseException as error:
             # A cancel request that may still arrive would cancel the next query.
             self.ended_by = psycopg.OperationalError(
@@ -432,7 +432,7 @@ class Transport(SocketWatcher):
                 future.exception()  # expected: mark it as retrieved
             self.draining = None
             self.has_leftovers = self._is_in_query() or bool(conn._deferred)
-            self.settled = self.reading
+            self.is_ready = self.reading
 
     def close_connection(self) -> None:
         """Close the connection and cancel the future of the operation that runs on it."""
@@ -440,7 +440,7 @@ class Transport(SocketWatcher):
         if os.getpid() == self._pid:  # a forked child leaves the session to its parent
             self.record_transaction()
             self.pgconn.finish()
-        self.lose()
+        self.mark_lost()
         if gen is not None:
             self._end()
             if future is not None:
@@ -459,4 +459,4 @@ class Transport(SocketWatcher):
     def _end(self) -> None:
         self._gen = self._future = self._context = None
         if self._writing:
-            self.write_no_more()
+            self.unwatch_writable()

@@ -76,14 +76,14 @@ async def test_a_histogram_has_every_use_and_every_wait(dsn: str) -> None:
                 await conn.execute("SELECT 1/0")
         await at_rest(pool)
         counters = pool._core.store.counters
-        pool._core.store.sort_times()
+        pool._core.store.flush_times()
         assert counters.use.count == 70 + 10 + 1
         assert counters.use.sum == pytest.approx(counters.use_time) == pool.stats().use_time
         assert counters.wait.count == pool.stats().requests_queued
         assert counters.wait.sum == pool.stats().wait_time > 0
         await in_time(asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(200))))
         stats = await at_rest(pool)
-        pool._core.store.sort_times()
+        pool._core.store.flush_times()
         assert counters.use.count == 81 + 200 - stats.requests_shared
         assert counters.shared_time > 0
         assert counters.use.sum + counters.shared_time == pytest.approx(pool.stats().use_time)

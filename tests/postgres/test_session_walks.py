@@ -199,7 +199,7 @@ class Program:
             self.wrong,
             self.wrong_one_shot,
             self.end,
-            self.beside,
+            self.snapshot_from_any_thread,
         ]
         step = self.rng.choice(steps)
         self.record(getattr(step, "__name__", ""))
@@ -259,7 +259,7 @@ class Program:
             await self.conn.rollback()
             self.model.roll_back()
 
-    async def beside(self) -> None:
+    async def snapshot_from_any_thread(self) -> None:
         """Use a connection by a key and one in another task: neither joins the session."""
         number, keep = self.new(), self.rng.random() < 0.5
         if self.rng.random() < 0.5:
@@ -341,7 +341,7 @@ async def test_the_table_has_what_a_model_has(dsn: str, kind: Any, autocommit: b
                 await in_time(program.run(), 60)
                 found = [x for (x,) in await pool.fetchall("SELECT x FROM walked ORDER BY x")]
                 assert found == sorted(program.model.rows)
-                assert (pool._sessions, pool._modes) == ({}, {})
+                assert (pool._sessions, pool._autocommit_modes) == ({}, {})
             except BaseException as error:
                 error.add_note("\n".join([f"seed {seed}", *program.history]))
                 raise

@@ -20,7 +20,7 @@ from psycopg.types.string import TextLoader
 
 from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from asyncpool._pipeline import channel as channels
-from asyncpool._psycopg.cancellation import insist
+from asyncpool._psycopg.cancellation import cancel_until_ended
 
 from ._tools import BOTH_LOOPS, Proxy, at_rest, eventually, in_time
 
@@ -625,11 +625,11 @@ async def test_a_cancel_request_that_hits_the_next_statement_costs_it_nothing(
 
     async def insist_too_long(conn: Any, end: Any) -> None:
         nonlocal hits
-        await insist(conn, None)
+        await cancel_until_ended(conn, None)
         await end
         # The server signals twice for each cancel request, so the statement may be hit already.
         await eventually(lambda: backends.running(after) or pool.stats().waiting)
-        await insist(conn, None)  # a request that is late
+        await cancel_until_ended(conn, None)  # a request that is late
         hits += 1
 
     monkeypatch.setattr(channels, "insist", insist_too_long)

@@ -54,7 +54,7 @@ class Immediate(Waiter[Entry[FakeConn]]):
         assert entry is not None
         self.used = entry
         try:
-            if self.core.is_fit(entry):
+            if self.core.is_usable(entry):
                 self.future.set_result(self.core.served(self).conn)
                 return
             self.served = None
@@ -140,7 +140,7 @@ class Laws:
             list(queue._places),
             (
                 queue.length,
-                queue.unseen_errors,
+                queue.undelivered_errors,
                 ledger.opening,
                 ledger.late,
                 ledger.closing,
@@ -214,7 +214,7 @@ class Laws:
             return conn
         except BaseException as error:
             if waiter.task is not None:
-                core.gave_up(waiter, error)
+                core.abandon_wait(waiter, error)
             elif waiter.future.exception() is None:
                 # It was used, like a statement that was sent; its caller is cancelled.
                 self.leased += 1
@@ -230,7 +230,7 @@ class Laws:
         head = self.core.ledger.queue.head()
         entry = self.core.ledger.leased.get(conn)
         fits = isinstance(head, Immediate) and not head.future.done()
-        if entry is not None and fits and self.driver.is_clean(conn) and self.core.pass_on(entry):
+        if entry is not None and fits and self.driver.is_clean(conn) and self.core.hand_over(entry):
             return
         try:
             self.core.release(conn)
@@ -252,7 +252,7 @@ class Laws:
         failed = sum(self.outcomes[error.__name__] for error in REFUSALS)
         counters = self.core.store.counters
         self.require(counters.requests_failed == failed, f"{failed} failures, {counters}")
-        self.core.store.sort_times()
+        self.core.store.flush_times()
         self.require(
             counters.use.count == self.leased, f"{counters.use.count} uses, {self.leased} leases"
         )
@@ -304,7 +304,7 @@ class Laws:
             broken("leased: table and states differ")
         if len(waiting) != queue.length:
             broken("the queue is miscounted")
-        if queue.unseen_errors != len(self.failed):
+        if queue.undelivered_errors != len(self.failed):
             broken("failed waiters are miscounted")
         if idle and waiting:
             broken("a request waits beside an idle connection")

@@ -21,7 +21,7 @@ import anyio
 
 from asyncpool import Budget
 from asyncpool._core.entry import Entry, State
-from asyncpool._core.maintenance import keep, make_round
+from asyncpool._core.maintenance import make_round, run_maintenance
 from asyncpool._core.pool import Core
 from asyncpool._core.settings import Settings
 from asyncpool._diagnostics.snapshot import snapshot
@@ -155,7 +155,7 @@ class World(SeededLoop):
         random = self.random
         for laws in self.pools:
             laws.core.open()
-            keeper = keep(weakref.ref(laws.core))
+            keeper = run_maintenance(weakref.ref(laws.core))
             self._keepers.append(laws.core.store.tasks.spawn(keeper, "keeper"))
             laws.driver.climate = Climate(
                 error=random.choice([0.0, 0.05, 0.3]),

@@ -16,7 +16,7 @@ import looptime
 from asyncpool import Budget
 from asyncpool._core.driver import Notify
 from asyncpool._core.entry import Entry
-from asyncpool._core.maintenance import keep
+from asyncpool._core.maintenance import run_maintenance
 from asyncpool._core.pool import Core
 from asyncpool._core.settings import Settings
 from asyncpool._core.wait_queue import Waiter, WaitQueue
@@ -186,7 +186,7 @@ def make_core(
     on_outage: Callable[[], Coroutine[Any, Any, None]] | None = None,
     classify: Callable[[BaseException], Fault | None] = classify,
     on_leak: Callable[[Entry[FakeConn], str], None] | None = None,
-    listens: Callable[[FakeConn], bool] = lambda _: False,
+    is_listening: Callable[[FakeConn], bool] = lambda _: False,
     budget: Budget | None = None,
     **numbers: Any,
 ) -> Core[FakeConn]:
@@ -199,7 +199,7 @@ def make_core(
         on_outage=on_outage,
         classify=classify,
         on_leak=on_leak,
-        listens=listens,
+        is_listening=is_listening,
         budget=budget,
         random=Random(0),
     )
@@ -213,7 +213,7 @@ async def running(
     core = make_core(driver, min_size, max_size, **rest)
     core.open()
     if keeper:
-        core.store.tasks.spawn(keep(weakref.ref(core)), "keeper")
+        core.store.tasks.spawn(run_maintenance(weakref.ref(core)), "keeper")
     await settle()
     try:
         yield core

@@ -621,9 +621,9 @@ class TestReturns:
             conn = await take(core)
             waiting = start(core)
             await settle()
-            core.dismiss(conn)
+            core.discard(conn)
             with pytest.raises(ReleaseError):
-                core.dismiss(conn)
+                core.discard(conn)
             fresh = await waiting
             assert fresh is not conn
             core.release(fresh)
@@ -1072,7 +1072,7 @@ class TestLoops:
         """The error says that the work is lost, not that the connection is foreign."""
         async with running(Driver()) as core:
             conn = FakeConn(7)
-            core.left_behind.add(conn)
+            core.orphaned.add(conn)
             with pytest.raises(
                 PoolWrongLoop, match="<conn 7> was leased on an event loop that has"
             ):
@@ -1229,7 +1229,7 @@ class TestForeignLoops:
             core.open()
             for _ in range(100):
                 await use(core)
-            core.store.sort_times()
+            core.store.flush_times()
             await core.close(0)
             return core.store.counters.use.recent()
 

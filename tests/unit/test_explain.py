@@ -27,7 +27,7 @@ async def test_each_connection_has_its_state_and_the_time_in_it() -> None:
         assert (second.number, second.state, second.lease) == (2, "idle", None)
         assert second.since == pytest.approx(2.0, abs=0.001)
         assert first.age == pytest.approx(5.0, abs=0.001)
-        core.dismiss(conn)
+        core.discard(conn)
         await asyncio.sleep(1.0)
         first, *_ = explain(core).connections
         assert (first.state, first.since) == ("closing", 1.0)

@@ -153,7 +153,7 @@ class TestForgotten:
             async def forget() -> None:
                 conn = await core.acquire(None)
                 conn.clean = False
-                core.ledger.leased[conn].kept = [conn]  # as one-shot statements do
+                core.ledger.leased[conn].statement_cache = [conn]  # as one-shot statements do
                 await asyncio.sleep(5.0)
 
             await asyncio.create_task(forget(), name="careless")
@@ -188,7 +188,7 @@ class TestForgotten:
     async def test_a_listening_connection_is_not_reclaimed(self) -> None:
         """Its notification handlers work without a holder."""
         driver = Driver()
-        async with running(driver, 1, 1, listens=lambda conn: conn.number == 1) as core:
+        async with running(driver, 1, 1, is_listening=lambda conn: conn.number == 1) as core:
 
             async def forget() -> None:
                 await core.acquire(None)

@@ -55,7 +55,7 @@ class TestLaws:
         entry = add(ledger, "a", 1.0)
         assert waiter.served is entry
         assert ledger.idle == []
-        assert (entry.state, entry.lent_at, entry.uses) == (State.LEASED, 1.0, 1)
+        assert (entry.state, entry.leased_at, entry.uses) == (State.LEASED, 1.0, 1)
         assert ledger.leased == {"a": entry}
 
     def test_an_entry_counts_from_its_reservation_until_it_is_removed(self) -> None:
@@ -239,26 +239,26 @@ class TestTakeAndGive:
         ledger = make_ledger()
         add(ledger, "a")
         lend(ledger).uses += 2
-        ledger.shares += 2
+        ledger.shared_leases += 2
         assert ledger.leases == 1
 
     def test_requests_that_may_share_need_one_connection_together(self) -> None:
-        """This holds while `alone` is false; every other request needs its own."""
+        """This holds while `needs_own_connection` is false; every other request needs its own."""
 
         class Read(Waiter[Any]):
-            alone = False
+            needs_own_connection = False
 
         ledger = make_ledger(max_size=10)
         reads = [Read(number, 0.0, math.inf) for number in range(3)]
         for read in reads:
             ledger.queue.admit(read)
-        assert (ledger.waiting, ledger.wanted(), ledger.unmet()) == (3, 1, 1)
+        assert (ledger.waiting, ledger.wanted(), ledger.shortfall()) == (3, 1, 1)
         join(ledger.queue, 0.0, math.inf)
-        assert (ledger.waiting, ledger.wanted(), ledger.unmet()) == (4, 2, 2)
+        assert (ledger.waiting, ledger.wanted(), ledger.shortfall()) == (4, 2, 2)
         for read in reads[:2]:
-            read.alone = True
+            read.needs_own_connection = True
         ledger.queue.recount()
-        assert (ledger.waiting, ledger.wanted(), ledger.unmet()) == (4, 4, 4)
+        assert (ledger.waiting, ledger.wanted(), ledger.shortfall()) == (4, 4, 4)
 
 
 class TestSizes:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from asyncpool._core.maintenance import keep, make_round, ping_all
+from asyncpool._core.maintenance import make_round, ping_all, run_maintenance
 from asyncpool._core.pool import Core
 from asyncpool._diagnostics.snapshot import snapshot
 from tests.sim.fake import FakeConn
@@ -352,7 +352,7 @@ class TestRounds:
         """Between rounds it holds the pool weakly."""
         core = make_core(Driver(), 2, max_idle=10.0)
         core.open()
-        keeper = asyncio.create_task(keep(weakref.ref(core)))
+        keeper = asyncio.create_task(run_maintenance(weakref.ref(core)))
         await settle()
         dead = weakref.ref(core)
         del core

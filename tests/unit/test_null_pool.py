@@ -46,8 +46,8 @@ def test_no_maximum_or_zero_is_no_bound(given: tuple[int, int | None], meant: in
     """As in psycopg_pool; it is told as 0."""
     assert sizes(*given, keeps_idle=False) == (0, meant)
     numbers = Settings("test", 0, meant)
-    assert numbers.bound == (given[1] or 0)
-    assert numbers.bound_in_words == (str(given[1]) if given[1] else "unlimited")
+    assert numbers.max_size_or_zero == (given[1] or 0)
+    assert numbers.max_size_text == (str(given[1]) if given[1] else "unlimited")
 
 
 @pytest.mark.parametrize("min_size", [1, 4])

@@ -73,10 +73,10 @@ async def test_the_spread_of_uses_and_waits_has_each_of_them_once() -> None:
             conn = await core.acquire(None)
             waiting = [asyncio.create_task(use(core, 0.5)) for _ in range(3)]
             await asyncio.sleep(2.0)
-            core.store.sort_times()
+            core.store.flush_times()
             core.release(conn)
             await asyncio.gather(*waiting)
-        core.store.sort_times()
+        core.store.flush_times()
         assert counters.use.count == core.ledger.leases == 3 * 1504
         assert counters.use.sum == pytest.approx(counters.use_time)
         assert counters.use.max == pytest.approx(2.0)

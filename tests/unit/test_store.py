@@ -729,7 +729,7 @@ class TestTimes:
             await settle()
             counters.use_time += 7.0
             counters.shared_time += 7.0  # shared leases are not in the histogram
-            core.store.sort_times()
+            core.store.flush_times()
             assert counters.connect.count == 1
             assert counters.connect.sum == counters.connect_time == pytest.approx(0.25)
             assert counters.wait.count == 3000
@@ -773,7 +773,7 @@ async def test_every_failure_is_recorded_with_its_reason(
             (entry,) = core.ledger.idle
             return entry.conn
 
-        core.release(await core.acquire(5.0), first=fails)
+        core.release(await core.acquire(5.0), cleanup=fails)
         conn = await replaced()
         conn.clean = False
         driver.script["reset"].append(fails)
