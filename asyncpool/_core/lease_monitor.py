@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import weakref
 from collections.abc import Callable
-from contextvars import Context
 from typing import Any, Generic
 
 from asyncpool._core.driver import C
 from asyncpool._core.entry import Entry
 from asyncpool._core.error_factory import ErrorFactory
 from asyncpool._core.store import ConnectionStore
+from asyncpool._core.timer import Timer
 
 PAUSE = 0.25
 """Seconds between two checks while requests wait."""
@@ -47,27 +46,18 @@ class LeaseMonitor(Generic[C]):
         self._errors = errors
         self._on_leak = on_leak
         self._listens = is_listening
-        self.timer: asyncio.TimerHandle | None = None
-        """The timer of the next check; None if no request has been waiting."""
+        self.timer = Timer(self._check)
+        """Set to the next check while requests wait."""
         self._leases = 0
         """The number of leases at the last check."""
 
     def start(self) -> None:
         """Start checking every `PAUSE` seconds, as long as requests wait."""
         self._leases = self._ledger.leases
-        self.timer = asyncio.get_running_loop().call_later(
-            PAUSE, _check, weakref.ref(self), context=Context()
-        )
+        self.timer.set(asyncio.get_running_loop().time() + PAUSE)
 
-    def stop(self) -> None:
-        """Cancel the timer of the next check."""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-
-    def check(self) -> None:
+    def _check(self, due: float) -> None:
         """Reclaim forgotten connections; end a deadlock if nothing was leased since then."""
-        self.timer = None
         ledger, before = self._ledger, self._leases
         if not ledger.queue.length:
             return
@@ -125,11 +115,6 @@ class LeaseMonitor(Generic[C]):
         if len({each.task for each in found}) == len(holders):
             error = self._errors.deadlock(sorted(holders, key=asyncio.Task.get_name))
             ledger.queue.fail(found[-1], error)
-
-
-def _check(lease_monitor: weakref.ref[LeaseMonitor[Any]]) -> None:
-    if (alive := lease_monitor()) is not None:
-        alive.check()
 
 
 def _references(entry: Entry[Any]) -> int:

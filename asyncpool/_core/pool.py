@@ -330,7 +330,7 @@ class Core(Generic[C]):
             if ledger.budget is not None:
                 since = now if arrived_at is None else arrived_at
                 ledger.budget._note_waiter(ledger, waiter, since)
-            if self.lease_monitor.timer is None:
+            if self.lease_monitor.timer.at == math.inf:
                 self.lease_monitor.start()
             if len(ledger.entries) < limits.max_size:
                 self.store.refill()
@@ -437,7 +437,7 @@ class Core(Generic[C]):
             leased = len(self.ledger.leased)
             self.store.record("closed", f"closing, with {leased} connections in use")
             self.ledger.queue.fail_all(self.errors.closed)
-            self.lease_monitor.stop()
+            self.lease_monitor.timer.cancel()
             self.store.full.set()
             shut = self._close_all(self.store.time() + timeout)
             self._closing = get_running_loop().create_task(shut, context=contextvars.Context())
@@ -449,9 +449,9 @@ class Core(Generic[C]):
         ended = self.home is not None and self.home.is_closed() and not forked
         self._fast_acquire_loop = self._fast_release_loop = self.home = None
         self.store.closing = True
-        self.store.stop_retrying()
+        self.store.retry_timer.cancel()
         self.ledger.queue.stop()
-        self.lease_monitor.stop()
+        self.lease_monitor.timer.cancel()
         conns = [entry.conn for entry in self.ledger.entries if hasattr(entry, "conn")]
         if self.ledger.budget is not None:
             self.ledger.budget._leave(self.ledger, forked=forked)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import weakref
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Awaitable, Callable, Coroutine
@@ -27,6 +26,7 @@ from asyncpool._core.events import Events, fields
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.outage import Outage
 from asyncpool._core.redact import describe, redacted
+from asyncpool._core.timer import Timer
 from asyncpool.faults import Fault
 
 WARNING = logging.WARNING
@@ -80,9 +80,8 @@ class ConnectionStore(Generic[C]):
         self._classify = classify
         self._random = random
         self._openers: set[asyncio.Task[None]] = set()
-        self._retry: asyncio.Handle | None = None
-        self.next_probe_at = math.inf
-        """When the next probe of an outage starts; `math.inf` if none is planned."""
+        self.retry_timer = Timer(self._retry)
+        """Set to the start of the next probe of an outage, or of a connect that was put off."""
         self._cancelled_by = ""
         """The exception that ended a connect, other than the pool's own; until it is retried."""
         self._probing: Entry[C] | None = None
@@ -225,9 +224,8 @@ class ConnectionStore(Generic[C]):
             self._cancelled_by = type(error).__name__
             self._try_again_at(self.time() + CANCELLED_PAUSE)
 
-    def retry(self) -> None:
+    def _retry(self, due: float) -> None:
         """Start the connects that were put off."""
-        self.stop_retrying()
         if name := self._cancelled_by:
             self._cancelled_by = ""
             text = f"a connect was ended by {name} and is retried: the pool did not cancel it"
@@ -309,15 +307,9 @@ class ConnectionStore(Generic[C]):
 
     def stop_opening(self) -> None:
         """Cancel every connect under way; each entry is removed when its task ends."""
-        self.stop_retrying()
+        self.retry_timer.cancel()
         for task in self._openers:
             task.cancel()
-
-    def stop_retrying(self) -> None:
-        """Cancel the timer of the next probe."""
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry, self.next_probe_at = None, math.inf
 
     async def abandon(self) -> None:
         """Stop the background tasks, then close the remaining connections without waiting."""
@@ -399,7 +391,7 @@ class ConnectionStore(Generic[C]):
     def _end_outage(self) -> None:
         self.outage.end()
         self.ledger.keep_expired = False
-        self.stop_retrying()
+        self.retry_timer.cancel()
 
     def _start_late_timer(self, connect: asyncio.Task[None], entry: Entry[C]) -> None:
         """After `late_after` seconds, stop counting on this connect, so that another may start."""
@@ -447,12 +439,8 @@ class ConnectionStore(Generic[C]):
             self._try_again_at(at)
 
     def _try_again_at(self, at: float) -> None:
-        if self.next_probe_at > at:
-            self.stop_retrying()
-            self.next_probe_at = at  # kept here: uvloop's handle has no `when()` if due at once
-            self._retry = asyncio.get_running_loop().call_at(
-                at, _retry_connect, weakref.ref(self), context=Context()
-            )
+        if self.retry_timer.at > at:
+            self.retry_timer.set(at)
 
     def _set_last_error(self, error: Exception) -> None:
         # Without the traceback, whose frames keep the pool alive.
@@ -507,11 +495,6 @@ def _never_began(
     if entry.state is State.OPENING and (alive := store()) is not None:
         alive.remove(entry, refill=False)
         alive.connect_cancelled(asyncio.CancelledError())
-
-
-def _retry_connect(store: weakref.ref[ConnectionStore[C]]) -> None:
-    if (alive := store()) is not None:
-        alive.retry()
 
 
 def _mark_late(store: weakref.ref[ConnectionStore[C]], entry: Entry[C]) -> None:

@@ -44,12 +44,12 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextvars import Context
 from itertools import takewhile
 from typing import Any, Generic, TypeVar
+
+from asyncpool._core.timer import Timer
 
 T = TypeVar("T")
 
@@ -135,8 +135,8 @@ class WaitQueue(Generic[T]):
         """The waiters that need a connection each; all others together need one."""
         self.undelivered_errors = 0
         """Waiters that were failed and whose tasks have not run since."""
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = math.inf
+        self._timer = Timer(self._on_timer)
+        """Set to the earliest deadline, or to an earlier one of a waiter that has left."""
 
     def __iter__(self) -> Iterator[Waiter[T]]:
         return (waiter for waiter in self._places if waiter.waiting)
@@ -172,8 +172,8 @@ class WaitQueue(Generic[T]):
                 deadlines.append(waiter)
             else:
                 heapq.heappush(self._early, waiter)
-            if deadline < self._timer_at:
-                self._set_timer(deadline)
+            if deadline < self._timer.at:
+                self._timer.set(deadline)
         if len(places) + len(deadlines) + len(self._early) > 4 * length + 128:
             self._compact()
 
@@ -229,23 +229,12 @@ class WaitQueue(Generic[T]):
         """Cancel the timer."""
         self._deadlines.clear()
         self._early.clear()
-        self._timer_at = math.inf
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.cancel()
 
     def _remove(self, waiter: Waiter[T]) -> None:
         waiter.waiting = False
         self.length -= 1
         self.own_demand -= waiter.counted_own
-
-    def _set_timer(self, deadline: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        # In an empty context: the timer must not keep the waiter's context variables alive.
-        loop = asyncio.get_running_loop()
-        self._timer_at = deadline
-        self._timer = loop.call_at(deadline, _on_timer, weakref.ref(self), context=Context())
 
     def _compact(self) -> None:
         self._places = deque(self)
@@ -253,13 +242,12 @@ class WaitQueue(Generic[T]):
         self._early = [each for each in self._early if each.waiting]
         heapq.heapify(self._early)
 
-    def _on_timer(self) -> None:
+    def _on_timer(self, due: float) -> None:
         # With a coarse clock the timer may run slightly before its deadline: treat that as due.
-        now = max(asyncio.get_running_loop().time(), self._timer_at)
-        self._timer, self._timer_at = None, math.inf
+        now = max(asyncio.get_running_loop().time(), due)
         while (waiter := self._next_to_expire()) is not None:
             if waiter.deadline > now:
-                self._set_timer(waiter.deadline)
+                self._timer.set(waiter.deadline)
                 return
             self.fail(waiter, self._overdue(waiter))
 
@@ -273,8 +261,3 @@ class WaitQueue(Generic[T]):
         if queue and heap:
             return min(queue[0], heap[0])
         return queue[0] if queue else heap[0] if heap else None
-
-
-def _on_timer(queue: weakref.ref[WaitQueue[T]]) -> None:
-    if (alive := queue()) is not None:
-        alive._on_timer()

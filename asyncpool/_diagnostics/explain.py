@@ -161,7 +161,7 @@ def _doing(core: Core[Any], stats: PoolStats, now: float) -> list[str]:
     found = []
     store, ledger = core.store, core.ledger
     if store.outage:
-        next_at = store.next_probe_at
+        next_at = store.retry_timer.at
         lasts = f"connecting has been failing for {now - store.outage.since:.1f} s"
         if stats.opening:
             found.append(f"{lasts}: probing")

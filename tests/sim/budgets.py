@@ -93,4 +93,4 @@ class BudgetLaws:
 
 def _pauses(laws: Laws) -> bool:
     """Return whether a pool retries in a moment, as after a connect that was cancelled."""
-    return laws.core.store.next_probe_at <= laws.loop.time() + CANCELLED_PAUSE
+    return laws.core.store.retry_timer.at <= laws.loop.time() + CANCELLED_PAUSE

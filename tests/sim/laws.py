@@ -7,6 +7,7 @@ check every pool; both acquire and release through `Laws.borrow` and `Laws.give_
 from __future__ import annotations
 
 import asyncio
+import math
 from asyncio import Task, current_task
 from collections import Counter
 from collections.abc import Callable
@@ -317,7 +318,8 @@ class Laws:
     def _check_progress(self, waiting: int) -> None:
         """Check that a connect is planned where a request waits and no connection exists."""
         store, ledger = self.core.store, self.core.ledger
-        if waiting and not (ledger.entries or ledger.budget or store._retry or store.closing):
+        planned = store.retry_timer.at < math.inf
+        if waiting and not (ledger.entries or ledger.budget or planned or store.closing):
             self._broken("a request waits, and nothing is opened or will be")
 
     def _check_stats(self, waiting: int) -> None:

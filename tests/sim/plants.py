@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from asyncpool._core.entry import Entry, State
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.pool import Core
 from asyncpool._core.store import ConnectionStore
+from asyncpool._core.timer import Timer
 from asyncpool._core.wait_queue import Waiter, WaitQueue
 from tests.sim.fake import FakeConn
 
@@ -154,7 +156,12 @@ def make_idle_beside_waiters(patch: pytest.MonkeyPatch) -> None:
 
 def forget_the_retry_timer(patch: pytest.MonkeyPatch) -> None:
     """A forgotten timer: that of the next probe outlives the pool."""
-    patch.setattr(ConnectionStore, "stop_retrying", lambda self: setattr(self, "_retry", None))
+
+    def stop_opening(self: ConnectionStore[Any]) -> None:
+        for task in self._openers:
+            task.cancel()
+
+    patch.setattr(ConnectionStore, "stop_opening", stop_opening)
 
 
 def forget_the_queues_timer(patch: pytest.MonkeyPatch) -> None:
@@ -164,13 +171,13 @@ def forget_the_queues_timer(patch: pytest.MonkeyPatch) -> None:
 
 def keep_the_first_timer(patch: pytest.MonkeyPatch) -> None:
     """A forgotten deadline: the timer is not set anew for an earlier deadline."""
-    set_timer = WaitQueue._set_timer
+    set_timer = Timer.set
 
-    def set_once(self: WaitQueue[Any], deadline: float) -> None:
-        if self._timer is None:
-            set_timer(self, deadline)
+    def set_once(self: Timer, at: float) -> None:
+        if self.at == math.inf:
+            set_timer(self, at)
 
-    patch.setattr(WaitQueue, "_set_timer", set_once)
+    patch.setattr(Timer, "set", set_once)
 
 
 def subtract_served_waiters_twice(patch: pytest.MonkeyPatch) -> None:

@@ -360,7 +360,7 @@ class TestOutage:
                 store.time = lambda instant=instant: instant  # type: ignore[misc]
                 store.outage.retry_at = store.outage.idle_retry_at = instant + 0.0004
                 store.refill()
-                assert store.next_probe_at == instant + 0.0004
+                assert store.retry_timer.at == instant + 0.0004
                 store.refill()
                 store.time = clock
             await core.close(0)
@@ -498,7 +498,7 @@ class TestOutage:
         async with running(driver, 3, 3, late_after=60.0) as core:
             await asyncio.sleep(4.9)
             driver.usual["open"] = ok
-            core.store.stop_retrying()
+            core.store.retry_timer.cancel()
             core.store.outage.idle_retry_at = 50.0
             core.store.refill()
             await asyncio.sleep(0.1)
@@ -512,7 +512,7 @@ class TestOutage:
         async with running(driver, 1, 1) as core:
             await asyncio.sleep(10.0)
             core.store.outage.retry_at, core.store.outage.idle_retry_at = 11.0, 60.0
-            core.store.stop_retrying()
+            core.store.retry_timer.cancel()
             core.store.refill()
             assert [timer.when() for timer in timers()] == [60.0]
             driver.usual["open"] = ok

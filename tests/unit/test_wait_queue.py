@@ -318,7 +318,7 @@ class TestDeadlines:
         """The clock of the loop may be coarser than the deadline."""
         wait_queue = make_queue()
         waiter = join(wait_queue, now(), 1.0)
-        wait_queue._on_timer()
+        wait_queue._on_timer(1.0)
         assert isinstance(waiter.error, Late)
         wait_queue.stop()
 
