@@ -16,6 +16,7 @@ import psycopg
 from asyncpool._core.entry import State
 from asyncpool._core.pool import Core
 from asyncpool._core.redact import redacted
+from asyncpool._core.runtime import Phase
 from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool._psycopg.driver import ACT
 
@@ -62,13 +63,13 @@ async def check_health(core: Core[ACT], timeout: float) -> HealthReport:
     latency, failed = await _measure_latency(core, timeout) if core.usable else (None, False)
     keeps_idle = core.settings.keeps_idle
     reached = latency is not None and not keeps_idle
-    stats, outage = snapshot(core), core.store.outage
+    stats, outage = snapshot(core), core.outages.outage
     serving = stats.size - stats.opening - stats.closing
     reason = ""
     status: Status = "ok"
     if core.closed:
         status, reason = "down", "the pool is closed"
-    elif not core.opened:
+    elif core.runtime.phase is not Phase.OPEN:
         status, reason = "down", "the pool is not open yet"
     elif not core.usable:
         status, reason = "down", "the pool is open on another event loop"
@@ -94,8 +95,8 @@ async def check_health(core: Core[ACT], timeout: float) -> HealthReport:
         cleaning = f", {stats.cleaning} being cleaned" if stats.cleaning else ""
         reason = f"no connection is idle ({stats.leased} in use{cleaning}): none was pinged"
     version, role = _server_facts(core)
-    error = core.store.last_error
-    age = core.store.time() - core.store.last_error_at if error is not None else None
+    error = core.outages.last_error
+    age = core.runtime.time() - core.outages.last_error_at if error is not None else None
     return HealthReport(
         status=status,
         reason=reason,
@@ -114,20 +115,20 @@ async def check_health(core: Core[ACT], timeout: float) -> HealthReport:
 
 async def _measure_latency(core: Core[ACT], timeout: float) -> tuple[float | None, bool]:
     """Return the seconds of a ping or connect, and whether it failed; None, False: neither ran."""
-    ledger, started, answered = core.ledger, core.store.time(), False
+    ledger, started, answered = core.ledger, core.runtime.time(), False
     if not core.settings.keeps_idle:
         if ledger.leased and ledger.size >= core.settings.max_size:
             return None, False
         with anyio.move_on_after(timeout):
-            answered = await core.store.fill()
+            answered = await core.readiness.wait()
     elif ledger.idle:
-        ping = core.store.tasks.spawn(core.store.ping(ledger.idle[-1]), "health")
+        ping = core.runtime.tasks.spawn(core.store.ping(ledger.idle[-1]), "health")
         with anyio.move_on_after(timeout):
             await asyncio.wait({ping})
         answered = ping.done() and not ping.cancelled() and ping.result()
     else:
         return None, False
-    return (core.store.time() - started, False) if answered else (None, True)
+    return (core.runtime.time() - started, False) if answered else (None, True)
 
 
 def _server_facts(core: Core[ACT]) -> tuple[str | None, Literal["primary", "standby"] | None]:

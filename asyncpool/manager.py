@@ -18,6 +18,7 @@ import psycopg
 
 from asyncpool._blocks.blocks import Exc, Lease
 from asyncpool._core.budget import Budget
+from asyncpool._core.runtime import Phase
 from asyncpool._core.settings import count, duration
 from asyncpool._psycopg.conninfo import check_conninfo
 from asyncpool._psycopg.driver import Conninfo
@@ -220,8 +221,8 @@ class PoolManager(Generic[K]):
                 self._start_closing(pool, 0.0)
 
     def _start_closing(self, pool: Pool, timeout: float) -> None:
-        if not pool._core.opened:
-            pool._core.store.closing = True  # a pool that was never opened has nothing to close
+        if pool._core.runtime.phase in (Phase.NEW, Phase.FORKED):
+            pool._core.close_unopened()  # a pool that was never opened has nothing to close
             return
         work = pool.close(timeout)
         task = asyncio.get_running_loop().create_task(work, context=Context())

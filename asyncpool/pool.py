@@ -46,6 +46,7 @@ from asyncpool._blocks.session import Session
 from asyncpool._core.budget import Budget
 from asyncpool._core.maintenance import ping_all, run_maintenance
 from asyncpool._core.pool import Core
+from asyncpool._core.runtime import Phase
 from asyncpool._core.settings import Settings, count, duration, sizes
 from asyncpool._core.stacks import capture
 from asyncpool._diagnostics.explain import explain
@@ -196,7 +197,6 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         self.close_returns = close_returns
         self.num_workers = num_workers
         self._lazy = open is None or bool(open)
-        self._forked = False
         min_size, max_size = sizes(min_size, max_size, keeps_idle=self._keeps_idle)
         self._settings = Settings(
             name=name or f"pool-{next(_numbers)}",
@@ -471,10 +471,9 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
             PoolWrongLoop: the pool is open on another loop.
             PoolTimeout: as for `wait`.
         """
-        self._forked = False
         if loop_has_ended(self._core) and not self._core.closed:
             renew(self)
-        if not self._core.opened and not self._core.closed:
+        if self._core.runtime.phase in (Phase.NEW, Phase.FORKED):
             self._start()
         self._core.admit()
         if wait:
@@ -498,7 +497,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         self._core.admit()
         try:
             async with asyncio.timeout(timeout):
-                filled = await self._core.store.fill()
+                filled = await self._core.readiness.wait()
             if not filled:
                 failure = self._core.errors.unavailable()
                 await self.close()
@@ -507,7 +506,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
                 finally:
                     del failure  # its traceback has this frame
         except TimeoutError:
-            ready, cause = snapshot(self._core), self._core.store.last_error
+            ready, cause = snapshot(self._core), self._core.outages.last_error
             await self.close()
             opened = f"{ready.size - ready.opening} of {ready.min_size} connections were opened"
             what = opened if self._keeps_idle else "no connection was opened"
@@ -540,7 +539,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
     @property
     def closed(self) -> bool:
         """Whether the pool cannot be used: closed, or not open yet."""
-        return self._core.closed or not self._core.opened
+        return self._core.runtime.phase is not Phase.OPEN
 
     @property
     def connection_class(self) -> type[ACT]:
@@ -573,7 +572,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         self._ensure_open()
         self._core.admit()
         work = ping_all(self._core, list(self._core.ledger.idle))
-        task = self._core.store.tasks.spawn(work, "check")
+        task = self._core.runtime.tasks.spawn(work, "check")
         await asyncio.wait({task})
         if task.cancelled():
             self._core.admit()  # raises if the pool was closed during the pings
@@ -709,7 +708,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
 
     def __del__(self) -> None:
         core = getattr(self, "_core", None)
-        if core is None or not core.opened or core.closed:
+        if core is None or core.runtime.phase is not Phase.OPEN:
             return
         warnings.warn(f"{self!r} was dropped without close()", ResourceWarning, 2, source=self)
         for conn in core.abandon_all():
@@ -746,7 +745,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
 
     def _start(self) -> None:
         self._core.open()
-        self._core.store.tasks.spawn(run_maintenance(weakref.ref(self._core)), "keeper")
+        self._core.runtime.tasks.spawn(run_maintenance(weakref.ref(self._core)), "keeper")
 
     def _leave_ended_loop(self) -> None:
         if self._lazy and loop_has_ended(self._core) and not self._core.closed:
@@ -754,9 +753,10 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
 
     def _ensure_open(self) -> None:
         self._leave_ended_loop()
-        if self._core.opened or self._core.closed:
+        phase = self._core.runtime.phase
+        if phase is Phase.OPEN or phase is Phase.CLOSED:
             return
-        if self._forked:
+        if phase is Phase.FORKED:
             msg = f"pool {self.name!r} was opened before a fork: await pool.open() in the child"
             raise PoolForked(msg)
         if not self._lazy:
@@ -866,7 +866,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
         except PoolError as error:
             if not failing:
                 raise
-            self._core.store.record("return failed", str(error))
+            self._core.runtime.record("return failed", str(error))
 
 
 give_hints(AsyncConnectionPool)

@@ -175,12 +175,12 @@ async def advise(
         raise ValueError(msg)
     if p99_wait is not None:
         p99_wait = duration("p99_wait", p99_wait)
-    stats, counters, now = snapshot(core), core.store.counters, core.store.time()
+    stats, counters, now = snapshot(core), core.runtime.counters, core.runtime.time()
     leased = core.ledger.leased.values()
     ages = [now - entry.leased_at for entry in leased if not entry.shared]
     shared = counters.shared_time + sum(now - entry.leased_at for entry in leased if entry.shared)
     uses = counters.use.count + len(ages)
-    window = max(now - core.opened_at, 0.0) if core.opened else 0.0
+    window = max(now - core.opened_at, 0.0) if core.opened_at else 0.0
     requests = max(stats.requests - stats.requests_shared, uses)
     mean_use = (counters.use.sum + sum(ages)) / uses if uses else 0.0
     arrivals = requests / window if window else 0.0

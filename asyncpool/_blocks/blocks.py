@@ -108,7 +108,7 @@ class Lease(Generic[ACT]):
             self._entry, self._number = session.entry, JOINED
             return session.conn
         core = pool._core
-        entry = core.take_now() if core.ledger.idle else None
+        entry = core.take_now()
         if entry is None:
             if not core.usable:
                 pool._ensure_open()
@@ -180,7 +180,7 @@ class TracedLease(Lease[ACT]):
         # The fast path of Lease.__aenter__ and note(), inlined to save two calls.
         pool = self._pool
         core = pool._core
-        entry = core.take_now() if core.ledger.idle and not pool._sessions else None
+        entry = None if pool._sessions else core.take_now()
         if entry is None:
             conn = await super().__aenter__()
             if not self.joined:
@@ -420,7 +420,7 @@ class SessionBlock(Generic[ACT]):
                     raise unfinished
             if undone is not None:
                 # The caller that counts on this work may be in another task than this one.
-                pool._core.store.record("work undone", str(undone), logging.ERROR)
+                pool._core.runtime.record("work undone", str(undone), logging.ERROR)
                 raise undone
         finally:
             del unfinished, undone  # their tracebacks have this frame

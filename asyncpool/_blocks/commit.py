@@ -103,10 +103,10 @@ def warn_of_open_work(core: Core[ACT], conn: ACT) -> None:
 def warn(core: Core[ACT], kind: str, text: str, conn: ACT) -> None:
     """Log a warning about the application's code, once for each place in it."""
     place = caller(DRIVER)
-    if core.store.events.is_first(kind, place):
+    if core.runtime.events.is_first(kind, place):
         at = f", at {place}" if place else ""
         more = "logged once for this place"
-        core.store.record(kind, f"{text}{at}: {conn!r}; {more}", logging.WARNING, place=place)
+        core.runtime.record(kind, f"{text}{at}: {conn!r}; {more}", logging.WARNING, place=place)
 
 
 async def run_shielded(work: Callable[[], Awaitable[T]]) -> T:

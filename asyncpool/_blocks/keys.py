@@ -46,7 +46,7 @@ class Keys(Generic[ACT]):
         _require_hashable(key)
         core = self._core
         limit = core.settings.timeout if timeout is None else duration("timeout", timeout)
-        left, deadline = limit, core.store.time() + limit
+        left, deadline = limit, core.runtime.time() + limit
         while (conn := self.find(key)) is None:
             if (acquiring := self._acquiring.get(key)) is None:
                 return await self._acquire(key, acquire(left))
@@ -54,7 +54,7 @@ class Keys(Generic[ACT]):
                 why = f"another task waits for the connection of the key {key!r}"
                 raise core.errors.timed_out(limit, why)
             await asyncio.wait({acquiring}, timeout=None if left == math.inf else left)
-            left = max(deadline - core.store.time(), 0.0)
+            left = max(deadline - core.runtime.time(), 0.0)
         return conn
 
     def find(self, key: Hashable) -> ACT | None:

@@ -129,7 +129,7 @@ async def release_through_override(
         except PoolError as error:
             if not failing:
                 raise
-            pool._core.store.record("return failed", str(error))
+            pool._core.runtime.record("return failed", str(error))
 
 
 class OverriddenLease(Lease[ACT]):

@@ -210,7 +210,7 @@ class Session(Generic[ACT]):
         try:
             if not failing:
                 raise error
-            self.core.store.record("return failed", str(error))
+            self.core.runtime.record("return failed", str(error))
         finally:
             del error  # its traceback has this frame
         return False
@@ -293,7 +293,7 @@ class Session(Generic[ACT]):
         return ReleaseError(f"pool {pool!r}: {self.conn!r}, in the session of {task!r}, {what}")
 
     def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        self._pending = task = self.core.store.tasks.spawn(work, "session")
+        self._pending = task = self.core.runtime.tasks.spawn(work, "session")
         return task
 
     async def _run_in_pool_task(self, work: Work[T]) -> T:
@@ -330,7 +330,7 @@ class Session(Generic[ACT]):
                 self.undo_error = error.with_traceback(None)
                 said = describe(error)
                 text = f"work of a session could not be undone, its connection is closed: {said}"
-                self.core.store.record("reset failed", text, logging.WARNING, error=said)
+                self.core.runtime.record("reset failed", text, logging.WARNING, error=said)
                 self.core.store.discard(self.entry)
 
 

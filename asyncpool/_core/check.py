@@ -13,6 +13,9 @@ import anyio
 from asyncpool._core.driver import C
 from asyncpool._core.entry import Entry, State
 from asyncpool._core.error_factory import ErrorFactory
+from asyncpool._core.ledger import Ledger
+from asyncpool._core.outage_controller import OutageController
+from asyncpool._core.runtime import Runtime
 from asyncpool._core.store import ConnectionStore, outcome
 
 
@@ -21,14 +24,27 @@ class Check(Generic[C]):
 
     Args:
         check: the user's callback; if it raises, the connection is replaced.
-        store: the connections.
+        ledger: the leases.
+        runtime: the clock and the background tasks.
+        outages: gets the failures of new connections.
+        store: closes the connections that fail.
         errors: makes the errors for the request.
     """
 
     def __init__(
-        self, check: Callable[[C], Awaitable[None]], store: ConnectionStore[C], errors: ErrorFactory
+        self,
+        check: Callable[[C], Awaitable[None]],
+        ledger: Ledger[C],
+        runtime: Runtime,
+        *,
+        outages: OutageController[C],
+        store: ConnectionStore[C],
+        errors: ErrorFactory,
     ) -> None:
         self._check = check
+        self._ledger = ledger
+        self._runtime = runtime
+        self._outages = outages
         self._store = store
         self._errors = errors
 
@@ -37,31 +53,31 @@ class Check(Generic[C]):
         store = self._store
         if not timeout:
             # The request may not wait for a connection, but it has to wait for the check.
-            deadline += store.ledger.settings.ping_timeout
+            deadline += self._ledger.settings.ping_timeout
         # In a background task, so that the caller's deadline and cancellation always take effect.
         work = outcome(partial(self._check, entry.conn))
-        task = store.tasks.spawn(work, "check", contextvars.copy_context())
+        task = self._runtime.tasks.spawn(work, "check", contextvars.copy_context())
         try:
-            await asyncio.wait({task}, timeout=deadline - store.time())
+            await asyncio.wait({task}, timeout=deadline - self._runtime.time())
             if not task.done():
                 why = "the check of a connection did not finish"
                 raise self._errors.timed_out(timeout, why)
-            if entry.state is not State.LEASED or (task.cancelled() and store.closing):
+            if entry.state is not State.LEASED or (task.cancelled() and self._runtime.closed):
                 raise self._errors.closed()
             # If the check itself raised CancelledError, that is raised here, as in psycopg_pool.
             error = task.result()
         except BaseException:
-            store.ledger.cancel_lease(entry)
-            if store.ledger.take_back(entry.conn) is not None:
-                store.tasks.spawn(self._finish(entry, task), "check")
+            self._ledger.cancel_lease(entry)
+            if self._ledger.take_back(entry.conn) is not None:
+                self._runtime.tasks.spawn(self._finish(entry, task), "check")
             raise
         if error is None:
             store.mark_healthy(entry)
             return True
-        store.record_error("check failed", error)
+        self._runtime.record_error("check failed", error)
         if entry.leased_at == entry.opened_at:
             # Like a failed connect: back off, or new connections would be opened without a pause.
-            store.connect_failed(error, entry)
+            self._outages.connect_failed(error, entry)
         entry.uses -= 1
         store.discard_lost(entry)
         return False
@@ -71,10 +87,10 @@ class Check(Generic[C]):
         store = self._store
         error: Exception | None = TimeoutError()
         try:
-            with anyio.move_on_after(store.ledger.settings.clean_timeout):
+            with anyio.move_on_after(self._ledger.settings.clean_timeout):
                 error = await check
         finally:
             if error is None:
-                store.tasks.spawn(store.clean(entry, None), "reset")
+                self._runtime.tasks.spawn(store.clean(entry, None), "reset")
             else:
                 store.discard_lost(entry)

@@ -32,8 +32,7 @@ class Counters:
     use: Histogram = field(default_factory=Histogram)
     """Durations of leases except shared ones, which last as long as any one-shot uses them.
 
-    Durations of `wait` and `use` are only noted; `ConnectionStore.flush_times` adds them to the
-    buckets.
+    Durations of `wait` and `use` are only noted; `flush_times` adds them to the buckets.
     """
     connect: Histogram = field(default_factory=Histogram)
     """Durations of successful connects."""
@@ -46,6 +45,26 @@ class Counters:
         """Note the duration of a wait in seconds."""
         self.wait_time += duration
         self.wait.fresh.append(duration)
+
+    def note_use(self, duration: float) -> None:
+        """Note the duration of a lease in seconds."""
+        self.use_time += duration
+        self.use.fresh.append(duration)
+
+    def note_shared_use(self, duration: float) -> None:
+        """Note the duration of a shared lease in seconds."""
+        self.use_time += duration
+        self.shared_time += duration
+
+    def flush_times(self, ended_leases: int, waiting: int) -> None:
+        """Move the noted durations into their histograms.
+
+        Args:
+            ended_leases: the number of leases that have ended, without shared ones.
+            waiting: the number of requests that still wait.
+        """
+        self.use.flush(ended_leases, self.use_time - self.shared_time)
+        self.wait.flush(self.requests_queued - waiting, self.wait_time)
 
 
 TIMES = ("wait", "use", "connect", "ping")

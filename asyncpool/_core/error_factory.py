@@ -11,9 +11,10 @@ from operator import attrgetter
 from typing import Any
 
 from asyncpool._core.ledger import Ledger
+from asyncpool._core.outage import Outage
 from asyncpool._core.redact import redacted
+from asyncpool._core.runtime import Runtime
 from asyncpool._core.stacks import where
-from asyncpool._core.store import ConnectionStore
 from asyncpool.errors import (
     PoolClosed,
     PoolDeadlock,
@@ -30,16 +31,18 @@ class ErrorFactory:
 
     Args:
         ledger: the source of the numbers.
-        store: the source of the outage.
+        outage: the source of connect errors.
+        runtime: the clock and the pool's name.
     """
 
-    def __init__(self, ledger: Ledger[Any], store: ConnectionStore[Any]) -> None:
+    def __init__(self, ledger: Ledger[Any], outage: Outage, runtime: Runtime) -> None:
         self._ledger = ledger
-        self._store = store
+        self._outage = outage
+        self._runtime = runtime
 
     def timed_out(self, timeout: float, why: str = "", what: str = "no connection") -> PoolTimeout:
         """The error at the end of a request's timeout; its cause is the last connect error."""
-        ledger, now, outage = self._ledger, self._store.time(), self._store.outage
+        ledger, now, outage = self._ledger, self._runtime.time(), self._outage
         limits, leased = ledger.settings, ledger.leased
         waiting = max(1, ledger.waiting)  # the request that gets this error counts
         oldest = min(leased.values(), key=attrgetter("leased_at"), default=None)
@@ -71,7 +74,7 @@ class ErrorFactory:
 
     def unavailable(self) -> PoolUnavailable:
         """The error where waiting is useless; its cause is the last connect error."""
-        now, outage = self._store.time(), self._store.outage
+        now, outage = self._runtime.time(), self._outage
         lasts = now - outage.since
         access = outage.fault is Fault.ACCESS
         what = "access has been refused" if access else "connecting has been failing"
@@ -121,7 +124,7 @@ class ErrorFactory:
 
     def closed(self) -> PoolClosed:
         """The error for any use of a closed pool."""
-        return PoolClosed(f"pool {self._ledger.settings.name!r} is closed")
+        return PoolClosed(f"pool {self._runtime.name!r} is closed")
 
     def wrong_loop(self, home: asyncio.AbstractEventLoop | None) -> PoolWrongLoop:
         """The error on an event loop other than the one that opened the pool."""
@@ -134,12 +137,12 @@ class ErrorFactory:
                 "is open on another event loop: use one pool per event loop, each on the loop that"
                 " opened it"
             )
-        return PoolWrongLoop(f"pool {self._ledger.settings.name!r} {what}")
+        return PoolWrongLoop(f"pool {self._runtime.name!r} {what}")
 
     def orphaned(self, conn: object) -> PoolWrongLoop:
         """The error for a connection leased on an event loop that has ended."""
         what = "was leased on an event loop that has ended, and is closed: its work is lost"
-        return PoolWrongLoop(f"pool {self._ledger.settings.name!r}: {conn!r} {what}")
+        return PoolWrongLoop(f"pool {self._runtime.name!r}: {conn!r} {what}")
 
 
 def _attempts(number: int) -> str:

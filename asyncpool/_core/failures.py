@@ -14,7 +14,10 @@ from typing import Any, Generic
 
 from asyncpool._core.driver import C
 from asyncpool._core.entry import RETIRED, Entry, State
+from asyncpool._core.ledger import Ledger
+from asyncpool._core.outage_controller import OutageController
 from asyncpool._core.redact import describe
+from asyncpool._core.runtime import Runtime
 from asyncpool._core.store import ConnectionStore
 from asyncpool.faults import Fault
 
@@ -25,9 +28,25 @@ BURST, BURST_TIME = 3, 0.1
 
 
 class FailureHandler(Generic[C]):
-    """Handles the failures of one pool's connections."""
+    """Handles the failures of one pool's connections.
 
-    def __init__(self, store: ConnectionStore[C]) -> None:
+    Args:
+        ledger: the connections.
+        runtime: the clock, tasks and events.
+        outages: says what an error means.
+        store: pings and replaces connections.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger[C],
+        runtime: Runtime,
+        outages: OutageController[C],
+        store: ConnectionStore[C],
+    ) -> None:
+        self._ledger = ledger
+        self._runtime = runtime
+        self._outages = outages
         self._store = store
         self._losses: deque[float] = deque(maxlen=BURST)
         """When connections were last lost without an error from the server."""
@@ -38,7 +57,7 @@ class FailureHandler(Generic[C]):
         store = self._store
         # A retired entry closes anyway: its failure, perhaps the same one again, is not handled.
         new = not entry.is_retired
-        fault = None if error is None else store.fault_of(error)
+        fault = None if error is None else self._outages.fault_of(error)
         in_use = entry.state is State.LEASED
         if lost and entry.state is State.IDLE:
             store.discard_lost(entry)
@@ -49,19 +68,19 @@ class FailureHandler(Generic[C]):
         if not new:
             return
         if fault is Fault.FAILOVER:
-            now = store.time()
+            now = self._runtime.time()
             if now - self._replaced_at >= PAUSE:
                 self._replaced_at = now
                 said = "" if error is None else describe(error)
                 text = f"replacing all connections: {said}"
-                store.record("failover", text, logging.WARNING, error=said)
+                self._runtime.record("failover", text, logging.WARNING, error=said)
                 store.drain()
         elif fault is Fault.SERVER or (lost and error is None and (in_use or self._is_burst())):
             self._ping_idle()
 
     def _is_burst(self) -> bool:
         """Count a loss; return whether it is one of several in a short time."""
-        losses, now = self._losses, self._store.time()
+        losses, now = self._losses, self._runtime.time()
         losses.append(now)
         if len(losses) < BURST or now - losses[0] > BURST_TIME:
             return False
@@ -70,11 +89,11 @@ class FailureHandler(Generic[C]):
 
     def _ping_idle(self) -> None:
         """Ping all idle connections before they are leased again."""
-        store, now = self._store, self._store.time()
-        for entry in list(store.ledger.idle):
+        store, now = self._store, self._runtime.time()
+        for entry in list(self._ledger.idle):
             # An eager ping may already have closed other entries.
             if entry.state is State.IDLE:
-                store.tasks.spawn(self._ping_one(entry, store.ping(entry), now), "ping")
+                self._runtime.tasks.spawn(self._ping_one(entry, store.ping(entry), now), "ping")
 
     async def _ping_one(
         self, entry: Entry[C], ping: Coroutine[Any, Any, bool], since: float
@@ -82,10 +101,10 @@ class FailureHandler(Generic[C]):
         store = self._store
         if await ping:
             # Retired although it answered the ping: the server is shutting down.
-            store.counters.lost += entry.expires_at == RETIRED
-        elif any(each.opened_at <= since for each in store.ledger.entries if not each.is_retired):
+            self._runtime.counters.lost += entry.expires_at == RETIRED
+        elif any(each.opened_at <= since for each in self._ledger.entries if not each.is_retired):
             text = "the server is shutting down or has failed: replacing all connections"
-            store.record("server leaving", text, logging.WARNING)
-            for each in store.ledger.drain(since):
+            self._runtime.record("server leaving", text, logging.WARNING)
+            for each in self._ledger.drain(since):
                 store.discard_lost(each)
             store.refill()

@@ -15,7 +15,8 @@ from typing import Any, Generic
 from asyncpool._core.driver import C
 from asyncpool._core.entry import Entry
 from asyncpool._core.error_factory import ErrorFactory
-from asyncpool._core.store import ConnectionStore
+from asyncpool._core.ledger import Ledger
+from asyncpool._core.runtime import Runtime
 from asyncpool._core.timer import Timer
 
 PAUSE = 0.25
@@ -26,23 +27,29 @@ class LeaseMonitor(Generic[C]):
     """Checks the leases of one pool.
 
     Args:
-        store: the connections.
+        ledger: the leases.
+        runtime: the clock and the counters.
         errors: makes the error for a deadlock.
         on_leak: called with the entry and a description when a lease lasts too long or is
             reclaimed.
-        listens: whether a connection must stay open without a holder, because it is being listened
-            on.
+        is_listening: whether a connection must stay open without a holder, because it is being
+            listened on.
+        release: takes back a forgotten connection.
     """
 
     def __init__(
         self,
-        store: ConnectionStore[C],
+        ledger: Ledger[C],
+        runtime: Runtime,
         errors: ErrorFactory,
         on_leak: Callable[[Entry[C], str], None] | None,
         is_listening: Callable[[C], bool],
+        *,
+        release: Callable[[C], None],
     ) -> None:
-        self._store = store
-        self._ledger = store.ledger
+        self._ledger = ledger
+        self._runtime = runtime
+        self._release = release
         self._errors = errors
         self._on_leak = on_leak
         self._listens = is_listening
@@ -62,7 +69,7 @@ class LeaseMonitor(Generic[C]):
         if not ledger.queue.length:
             return
         self.start()
-        self._store.flush_times()
+        self._runtime.counters.flush_times(ledger.ended_leases, ledger.waiting)
         self.reclaim()
         if self._leases == before:
             self._break_deadlock()
@@ -78,24 +85,22 @@ class LeaseMonitor(Generic[C]):
             bare = entry.manual_in == entry.uses and isinstance(entry.holder, str)
             if bare and not self._listens(entry.conn) and _is_unreferenced(entry):
                 self._report(entry, "was never returned and is reclaimed")
-                self._store.count_use(entry)
-                if self._ledger.take_back(entry.conn) is not None:
-                    self._store.tasks.spawn(self._store.clean(entry, None), "reset")
+                self._release(entry.conn)
 
     def report_overdue(self) -> None:
         """Report each lease that has lasted longer than `leak_timeout`, once."""
-        for entry in self._ledger.overdue(self._store.time()):
+        for entry in self._ledger.overdue(self._runtime.time()):
             self._report(entry, "has been in use for longer than leak_timeout")
 
     def _report(self, entry: Entry[C], what: str) -> None:
         if entry.reported_in != entry.uses:
             entry.reported_in = entry.uses
-            self._store.counters.leaks += 1
+            self._runtime.counters.leaks += 1
         if self._on_leak is not None:
             try:
                 self._on_leak(entry, what)
             except Exception:  # noqa: BLE001 - it is logged
-                self._store.log_exception("leak", "the leak callback failed")
+                self._runtime.log_exception("leak", "the leak callback failed")
 
     def _break_deadlock(self) -> None:
         """Fail the last waiter if tasks that wait for another connection hold all of them.

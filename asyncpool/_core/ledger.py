@@ -82,6 +82,11 @@ class Ledger(Generic[C]):
         """The number of times a connection was leased to a single request."""
         return self._past_leases + sum(entry.uses for entry in self.entries) - self.shared_leases
 
+    @property
+    def ended_leases(self) -> int:
+        """The part of `leases` that has ended."""
+        return self.leases - sum(not entry.shared for entry in self.leased.values())
+
     def reserve(self, now: float) -> Entry[C]:
         """Create an entry for a connection that is about to be opened."""
         assert len(self.entries) < self.settings.max_size, "bug: a place reserved above max_size"
@@ -110,8 +115,37 @@ class Ledger(Generic[C]):
     def take(self, now: float) -> Entry[C]:
         """Lease the most recently used idle connection; there must be one."""
         entry = self.idle.pop()
-        self._lease(entry, now)
+        entry.state = LEASED
+        entry.leased_at = now
+        entry.uses += 1
+        self.leased[entry.conn] = entry
         return entry
+
+    def give_back(self, entry: Entry[C], now: float) -> bool:
+        """Put a clean leased entry into service, as `give` does.
+
+        Its lease ends; if requests wait, that of the first one begins.
+        """
+        conn = entry.conn
+        entry.used_at = now
+        entry.holder = None
+        if entry.expires_at <= now or self.oversize:
+            del self.leased[conn]
+            return self.give(entry, now)
+        if self.queue.length:
+            entry.leased_at = now
+            entry.uses += 1
+            return self.queue.serve(entry)
+        del self.leased[conn]
+        if not self.settings.keeps_idle:
+            return False
+        entry.state = IDLE
+        self.idle.append(entry)
+        return True
+
+    def may_hand_over(self, entry: Entry[C], now: float) -> bool:
+        """Whether a clean leased entry may go to the next request."""
+        return entry.expires_at > now and not self.oversize
 
     def give(self, entry: Entry[C], now: float) -> bool:
         """Put an entry into service: hand it to the first waiter, or make it idle.

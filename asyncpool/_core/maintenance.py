@@ -29,24 +29,24 @@ async def run_maintenance(pool: weakref.ref[Core[C]]) -> None:
             try:
                 await make_round(core)
             except Exception:  # noqa: BLE001 - it is logged
-                core.store.log_exception("round failed", "a maintenance round failed")
+                core.runtime.log_exception("round failed", "a maintenance round failed")
         del core
 
 
 async def make_round(core: Core[C]) -> None:
     """Run one round of maintenance."""
-    now = core.store.time()
+    now = core.runtime.time()
     ledger = core.ledger
-    core.store.forget_lapsed_outage()
+    core.outages.forget_lapsed()
     for entry in ledger.surplus(now):
         core.store.discard(entry)
     for entry in ledger.expired(now):
         ready = ledger.remaining - ledger.opening
         if ready > ledger.settings.min_size or ledger.is_full():
             core.store.discard(entry)
-        elif not core.store.outage and ledger.opening < ledger.settings.open_at_once:
+        elif not core.outages.outage and ledger.opening < ledger.settings.open_at_once:
             core.store.open_one(instead_of=entry)
-    core.store.flush_times()
+    core.flush_times()
     core.lease_monitor.report_overdue()
     core.lease_monitor.reclaim()
     core.store.refill()
@@ -70,7 +70,7 @@ async def ping_all(core: Core[C], entries: list[Entry[C]]) -> None:
 
 
 def _pause(core: Core[C]) -> float:
-    now = core.store.time()
+    now = core.runtime.time()
     limits = core.settings
     shortest = min(limits.max_idle, limits.ping_interval, limits.max_lifetime, limits.leak_timeout)
     least = min(SHORTEST_PAUSE, shortest) / 2

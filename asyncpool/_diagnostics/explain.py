@@ -13,6 +13,7 @@ from psycopg.pq import TransactionStatus
 from asyncpool._core.entry import Entry, State
 from asyncpool._core.pool import Core
 from asyncpool._core.redact import describe
+from asyncpool._core.runtime import Phase
 from asyncpool._core.stacks import where
 from asyncpool._diagnostics.leaks import backend_of, last_statement, transaction_of
 from asyncpool._diagnostics.snapshot import snapshot
@@ -32,8 +33,8 @@ TRANSACTION_STATES = {
 
 def explain(core: Core[Any]) -> Explanation:
     """Return the pool's sizes, leases, waiters, errors, current activity and advice."""
-    stats, held, store = snapshot(core), leases(core), core.store
-    now, error = store.time(), store.last_error
+    stats, held, outages = snapshot(core), leases(core), core.outages
+    now, error = core.runtime.time(), outages.last_error
     return Explanation(
         name=stats.name,
         status=_status(core, stats),
@@ -43,7 +44,7 @@ def explain(core: Core[Any]) -> Explanation:
         waiters=tuple(_waiters(core, now)),
         events=tuple(_events(core, now)),
         last_error=None if error is None else describe(error),
-        last_error_age=None if error is None else now - store.last_error_at,
+        last_error_age=None if error is None else now - outages.last_error_at,
         doing=tuple(_doing(core, stats, now)),
         advice=tuple(_advice(core, stats, held)),
         budget=_budget(core),
@@ -52,7 +53,7 @@ def explain(core: Core[Any]) -> Explanation:
 
 def leases(core: Core[Any]) -> list[LeaseInfo]:
     """Return the leases, the longest first."""
-    now = core.store.time()
+    now = core.runtime.time()
     found = [_lease(entry, now) for entry in core.ledger.leased.values()]
     return sorted(found, key=lambda lease: -lease.age)
 
@@ -133,7 +134,7 @@ def _events(core: Core[Any], now: float) -> list[Event]:
             text=each.text if each.times == 1 else f"{each.text} ({each.times} times)",
             level="warning" if each.level >= logging.WARNING else "info",
         )
-        for each in reversed(core.store.events.last)
+        for each in reversed(core.runtime.events.last)
     ]
 
 
@@ -156,13 +157,13 @@ def _budget(core: Core[Any]) -> str | None:
 def _doing(core: Core[Any], stats: PoolStats, now: float) -> list[str]:
     if core.closed:
         return [f"closing: {stats.size} connections still open"] if stats.size else []
-    if not core.opened:
+    if core.runtime.phase is not Phase.OPEN:
         return ["not open yet"]
     found = []
-    store, ledger = core.store, core.ledger
-    if store.outage:
-        next_at = store.retry_timer.at
-        lasts = f"connecting has been failing for {now - store.outage.since:.1f} s"
+    outage, ledger = core.outages.outage, core.ledger
+    if outage:
+        next_at = core.outages.retry.at
+        lasts = f"connecting has been failing for {now - outage.since:.1f} s"
         if stats.opening:
             found.append(f"{lasts}: probing")
         elif next_at < math.inf:
@@ -187,7 +188,7 @@ def _advice(core: Core[Any], stats: PoolStats, held: list[LeaseInfo]) -> list[st
     if core.closed:
         return ["the pool is closed: create a new one"]
     found = []
-    if core.store.outage:
+    if core.outages.outage:
         found.append("connecting fails: see the last error; the pool keeps trying by itself")
     if stats.waiting and stats.leased == core.settings.max_size:
         found.append(

@@ -37,7 +37,7 @@ def log_leak(core: Core[Any], entry: Entry[Any], what: str) -> None:
         what: the reason, which completes "a connection ...".
     """
     holder = entry.holder
-    age = core.store.time() - entry.leased_at
+    age = core.runtime.time() - entry.leased_at
     parts = [f"a connection {what}: {age:.1f} s, by {entry.holder_name}"]
     if borrowed := entry.borrowed_at():
         parts.append("borrowed at " + "\n    from ".join(borrowed))
@@ -48,7 +48,7 @@ def log_leak(core: Core[Any], entry: Entry[Any], what: str) -> None:
     parts.append(f"transaction status {transaction_of(entry.conn).name}")
     if (statement := last_statement(entry.conn)) is not None:
         parts.append(f"last statement {statement!r}")
-    core.store.record(
+    core.runtime.record(
         "leak",
         "\n  ".join(parts),
         logging.WARNING,

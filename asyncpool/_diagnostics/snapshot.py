@@ -44,8 +44,8 @@ def snapshot(core: Core[Any], *, flush: bool = True) -> PoolStats:
             thread than the pool's.
     """
     if flush:
-        core.store.flush_times()
-    ledger, counters = core.ledger, core.store.counters
+        core.flush_times()
+    ledger, counters = core.ledger, core.runtime.counters
     states = [entry.state for entry in list(ledger.entries)]
     waiting = ledger.waiting
     served = ledger.leases + counters.requests_shared

@@ -53,7 +53,7 @@ class Dispatcher:
         self.profiles = StatementProfiles()
         self.channels: list[Channel] = []
         """The shared channels."""
-        self.spawn: Callable[[Coroutine[Any, Any, None], str], object] = core.store.tasks.spawn
+        self.spawn: Callable[[Coroutine[Any, Any, None], str], object] = core.runtime.tasks.spawn
 
     @property
     def width(self) -> int:
@@ -73,9 +73,9 @@ class Dispatcher:
             psycopg.Error: the values cannot be converted, or the connection was lost.
         """
         core, loop = self.core, get_running_loop()
-        if core.home is not loop or core.closed:
+        if not core.usable:
             core.admit()
-        request.started_at = started_at = core.store.time()
+        request.started_at = started_at = core.runtime.time()
         wait = core.settings.timeout if timeout is None else duration("timeout", timeout)
         if timeout:
             request.limit = wait
@@ -88,12 +88,16 @@ class Dispatcher:
                 self._send(channel, request)
             elif (entry := core.take_now()) is not None:
                 self._begin(entry, request)
-            elif core.checks:
-                left = timeout if came is None else max(started_at + wait - core.store.time(), 0.0)
+            elif core.check is not None:
+                left = (
+                    timeout if came is None else max(started_at + wait - core.runtime.time(), 0.0)
+                )
                 self._begin(await core.acquire_entry(left), request)
             else:
                 ticket = ticket or (core.ledger.queue.ticket() if came is None else 0)
-                waiter = QueuedRequest(self, request, ticket, core.store.time(), started_at + wait)
+                waiter = QueuedRequest(
+                    self, request, ticket, core.runtime.time(), started_at + wait
+                )
                 core.queue(waiter, wait, came)
             try:
                 outcome = await future
@@ -109,7 +113,7 @@ class Dispatcher:
                     core.report_wait(waiter.waited)
                     del waiter.request, waiter.context  # the queue keeps the waiter for a while
             if outcome is not AGAIN:
-                core.store.counters.requests_shared += request.shared
+                core.runtime.counters.requests_shared += request.shared
                 return request.entry is None
             came = started_at
 
@@ -127,9 +131,7 @@ class Dispatcher:
             return  # its caller is leaving and hands on a connection that it was served
         try:
             if has_place:
-                waiter.task = None
-                waiter.waited = self.core.store.time() - waiter.joined_at
-                self.core.store.counters.note_wait(waiter.waited)
+                self.core.end_wait(waiter, self.core.runtime.time())
                 waiter.context.run(self._send, channel, request)
             elif self.core.is_usable(channel):
                 waiter.context.run(self._begin, self.core.served(waiter), request)
@@ -148,7 +150,7 @@ class Dispatcher:
         queue = core.ledger.queue
         if channel.closed:
             return
-        if channel.shared and queue.length and self._may_continue(channel, core.store.time()):
+        if channel.shared and queue.length and self._may_continue(channel, core.runtime.time()):
             while channel.room and _shares(queue.head()):
                 queue.serve(cast("Entry[Any]", channel))
         if not channel.is_done:
@@ -214,7 +216,7 @@ class Dispatcher:
         if not sent:
             request.end(AGAIN)
         elif request.limit != math.inf:
-            left = request.started_at + request.limit - self.core.store.time()
+            left = request.started_at + request.limit - self.core.runtime.time()
             request.timer = get_running_loop().call_later(left, self._expire, request)
         return sent
 
@@ -222,7 +224,7 @@ class Dispatcher:
         self, request: Request, waiter: QueuedRequest | None, error: BaseException
     ) -> None:
         """Clean up after a request whose caller no longer waits."""
-        core, counters = self.core, self.core.store.counters
+        core, counters = self.core, self.core.runtime.counters
         if waiter is not None and waiter.task is not None:
             core.abandon_wait(waiter, error)
             return
@@ -244,7 +246,7 @@ class Dispatcher:
         core, best, fewest = self.core, None, MAX_REQUESTS
         if core.ledger.queue.length:
             return None
-        now = core.store.time()
+        now = core.runtime.time()
         for channel in self.channels:
             count = len(channel.requests)
             if count < fewest and channel.room and self._may_continue(channel, now):

@@ -297,13 +297,14 @@ class PsycopgDriver(Generic[ACT]):
 
     def is_clean(self, conn: ACT) -> bool:
         """Whether the connection is idle and needs no reset before the next lease."""
+        pgconn = conn.pgconn
         if (
-            conn.pgconn.transaction_status != self._clean_status
+            pgconn.transaction_status != self._clean_status
             or conn._pipeline is not None
-            or conn.pgconn.pipeline_status
+            or pgconn.pipeline_status
             or conn._num_transactions
             or conn._tpc is not None
-            or conn.lock.locked()
+            or conn.lock._locked  # type: ignore[attr-defined]
         ):
             return False
         if not self._any_watched:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import anyio
 
 from asyncpool._core.pool import Core
+from asyncpool._core.runtime import Phase
 from asyncpool._core.settings import Settings
 from asyncpool._core.store import outcome
 from asyncpool._psycopg.driver import ACT, PsycopgDriver
@@ -34,7 +35,6 @@ class SupportsRenewal(Protocol[ACT]):
     _core: Core[ACT]
     _driver: PsycopgDriver[ACT]
     _settings: Settings
-    _forked: bool
 
     def _renew(self) -> None: ...
 
@@ -66,7 +66,7 @@ def renew(pool: SupportsRenewal[ACT]) -> set[asyncio.Task[Any]]:
     if not closed:
         counts = f"{len(conns)} connections are abandoned, {len(leased)} of them in use"
         what = "was not closed before its event loop ended"
-        core.store.record("left behind", f"{what}: {counts}", logging.WARNING)
+        core.runtime.record("left behind", f"{what}: {counts}", logging.WARNING)
     tasks = set()
     for conn in conns:
         if conn in leased:
@@ -75,7 +75,7 @@ def renew(pool: SupportsRenewal[ACT]) -> set[asyncio.Task[Any]]:
             conn._pool = None
         if driver.is_busy(conn):
             work = _close_within(driver, conn, core.settings.close_timeout)
-            tasks.add(core.store.tasks.spawn(work, "close"))
+            tasks.add(core.runtime.tasks.spawn(work, "close"))
         else:
             driver.drop(conn)
     return tasks
@@ -84,7 +84,7 @@ def renew(pool: SupportsRenewal[ACT]) -> set[asyncio.Task[Any]]:
 async def close_after_loop_ended(pool: SupportsRenewal[Any]) -> None:
     """Replace the core and close the pool, after all that the server is busy with has ended."""
     tasks = renew(pool)
-    pool._core.store.closing = True  # set first, so that a cancellation below does not prevent it
+    pool._core.close_unopened()  # set first, so that a cancellation below does not prevent it
     if tasks:
         with anyio.CancelScope(shield=True):
             await asyncio.wait(tasks)
@@ -101,10 +101,10 @@ async def _close_within(driver: PsycopgDriver[ACT], conn: ACT, limit: float) -> 
 def _abandon_in_child() -> None:
     for pool in list(_pools):
         core = pool._core
-        if core.opened and not core.closed:
+        if core.runtime.phase is Phase.OPEN:
             _inherited.extend([core, *core.abandon_all(forked=True)])
             pool._renew()
-            pool._forked = True
+            pool._core.mark_forked()
 
 
 if hasattr(os, "register_at_fork"):

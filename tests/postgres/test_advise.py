@@ -75,15 +75,15 @@ async def test_a_histogram_has_every_use_and_every_wait(dsn: str) -> None:
             async with pool.connection() as conn:
                 await conn.execute("SELECT 1/0")
         await at_rest(pool)
-        counters = pool._core.store.counters
-        pool._core.store.flush_times()
+        counters = pool._core.runtime.counters
+        pool._core.flush_times()
         assert counters.use.count == 70 + 10 + 1
         assert counters.use.sum == pytest.approx(counters.use_time) == pool.stats().use_time
         assert counters.wait.count == pool.stats().requests_queued
         assert counters.wait.sum == pool.stats().wait_time > 0
         await in_time(asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(200))))
         stats = await at_rest(pool)
-        pool._core.store.flush_times()
+        pool._core.flush_times()
         assert counters.use.count == 81 + 200 - stats.requests_shared
         assert counters.shared_time > 0
         assert counters.use.sum + counters.shared_time == pytest.approx(pool.stats().use_time)
@@ -99,7 +99,7 @@ async def test_more_uses_than_are_kept_are_counted_all_the_same(dsn: str) -> Non
         advice = await pool.advise()
         assert advice.requests == 5000
         assert advice.samples == 1024
-        use = pool._core.store.counters.use
+        use = pool._core.runtime.counters.use
         assert use.buckets()[-1][1] == use.count == 5001  # one of them is that of `advise()`
 
 

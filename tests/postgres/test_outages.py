@@ -61,7 +61,7 @@ async def test_whoever_may_not_log_in_is_told_at_once(
                 assert isinstance(error, PoolTimeout)
                 assert "is not permitted to log in" in str(error.__cause__)
         backends.ask(f"ALTER ROLE {name} LOGIN")
-        await eventually(lambda: pool._core.store.time() > pool._core.store.outage.retry_at)
+        await eventually(lambda: pool._core.runtime.time() > pool._core.outages.outage.retry_at)
         assert await in_time(pool.fetchval("SELECT 1")) == 1
         assert pool.stats().requests_failed == 12
         assert proxy.accepted < 12
@@ -73,8 +73,8 @@ async def test_a_request_storm_is_no_storm_of_connects(dsn: str, backends: Backe
         for _ in range(100):
             await asyncio.gather(*(pool.getconn() for _ in range(10)), return_exceptions=True)
         assert pool.stats().requests_failed == 1000
-        assert proxy.accepted <= 8 + 3 * (pool._core.store.outage.failures)
-        assert pool._core.store.outage.failures < 30
+        assert proxy.accepted <= 8 + 3 * (pool._core.outages.outage.failures)
+        assert pool._core.outages.outage.failures < 30
 
 
 async def test_wait_does_not_wait_for_a_database_that_is_not_there(dsn: str) -> None:
@@ -101,7 +101,7 @@ async def test_a_database_that_is_dropped_is_told_and_found_again(
             with pytest.raises(PoolUnavailable, match="does not exist"):
                 await in_time(pool.getconn())
             backends.ask(f"CREATE DATABASE {name}")
-            await eventually(lambda: pool._core.store.time() > pool._core.store.outage.retry_at)
+            await eventually(lambda: pool._core.runtime.time() > pool._core.outages.outage.retry_at)
             assert await in_time(pool.fetchval("SELECT 1", timeout=10.0)) == 1
             await all_usable(pool)
     finally:
@@ -121,7 +121,7 @@ async def test_with_no_room_left_it_keeps_what_it_has_and_waits_for_more(
             conns = [await pool.acquire(), await pool.acquire()]
             waiting = [asyncio.create_task(pool.acquire()) for _ in range(2)]
             await eventually(lambda: pool.stats().connects_failed >= 4)  # longer than a life
-            assert pool._core.store.outage.fault is Fault.CAPACITY
+            assert pool._core.outages.outage.fault is Fault.CAPACITY
             assert not any(each.done() for each in waiting)
             pids = {conn.info.backend_pid for conn in conns}
             await pool.release(conns.pop())

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from asyncpool import Budget
-from asyncpool._core.store import CANCELLED_PAUSE
+from asyncpool._core.outage_controller import CANCELLED_PAUSE
 from asyncpool._core.wait_queue import Waiter
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class BudgetLaws:
     def _claims_of(self, laws: Laws, number: int) -> Iterator[tuple[float, int]]:
         core = laws.core
         ledger = core.ledger
-        if core.closed or core.store.outage or ledger.opening >= ledger.settings.open_at_once:
+        if core.closed or core.outages.outage or ledger.opening >= ledger.settings.open_at_once:
             return iter(())
         covered = max(0, ledger.opening - ledger.late)
         most = max(0, ledger.settings.max_size - ledger.size)
@@ -93,4 +93,4 @@ class BudgetLaws:
 
 def _pauses(laws: Laws) -> bool:
     """Return whether a pool retries in a moment, as after a connect that was cancelled."""
-    return laws.core.store.retry_timer.at <= laws.loop.time() + CANCELLED_PAUSE
+    return laws.core.outages.retry.at <= laws.loop.time() + CANCELLED_PAUSE

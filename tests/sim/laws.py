@@ -131,7 +131,7 @@ class Laws:
             self._broken(f"{self.driver.sockets} sockets for {len(entries)} entries")
         if self.driver.misuse:
             self._broken(self.driver.misuse)
-        counted = _values(self.core.store.counters)
+        counted = _values(self.core.runtime.counters)
         # Everything that the other laws depend on; lists of the same objects compare quickly.
         seen = (
             [entry.state for entry in entries],
@@ -174,7 +174,7 @@ class Laws:
             self.outcomes[type(error).__name__] += 1
             self.require(task.cancelling() == struck, f"a cancelled request raised {error!r}")
             limit = core.settings.timeout if timeout is None else timeout
-            checking = core.settings.ping_timeout if core._check and not limit else 0
+            checking = core.settings.ping_timeout if core.check and not limit else 0
             late = self.loop.time() - started - limit - checking
             late -= self.loop.held_up - held_up
             self.require(late < TOLERANCE, f"{error!r} came {late} s late")
@@ -192,7 +192,7 @@ class Laws:
         known = not conn.alive and (conn.loss_reported or not self.driver.watches)
         # A request served in a callback may lose its connection before its task runs.
         known = known and not any(isinstance(each, Immediate) for each in left)
-        self.require(not known or core._check is not None, f"{conn} was leased, known to be lost")
+        self.require(not known or core.check is not None, f"{conn} was leased, known to be lost")
         self.outcomes["served"] += 1
         self.leased += 1
         conn.leased = True
@@ -201,7 +201,7 @@ class Laws:
     async def _wait(self, timeout: float | None) -> FakeConn:
         """Wait for a connection as `acquire` does or, if no check is set, as a one-shot does."""
         core = self.core
-        if not core.usable or core.checks or self.random.random() < 0.7:
+        if not core.usable or core.check is not None or self.random.random() < 0.7:
             return await core.acquire(timeout)
         now, ticket = self.loop.time(), core.ledger.queue.ticket()
         limit = core.settings.timeout if timeout is None else timeout
@@ -245,15 +245,15 @@ class Laws:
         self.require(ledger.queue.length == 0, "a waiter is still in the queue")
         self.require(len(ledger.idle) == ledger.size, f"not all at rest: {ledger.entries}")
         self.require(ledger.size >= self.least_at_rest, "fewer than min_size without faults")
-        wanted = not ledger.trial_wanted or self.core.store._fill_callers > 0
+        wanted = not ledger.trial_wanted or self.core.readiness.callers > 0
         self.require(wanted, "a wanted trial connect was not cleared")
         self.require(
             ledger.leases == self.leased, f"{ledger.leases} leases counted, {self.leased} seen"
         )
         failed = sum(self.outcomes[error.__name__] for error in REFUSALS)
-        counters = self.core.store.counters
+        counters = self.core.runtime.counters
         self.require(counters.requests_failed == failed, f"{failed} failures, {counters}")
-        self.core.store.flush_times()
+        self.core.flush_times()
         self.require(
             counters.use.count == self.leased, f"{counters.use.count} uses, {self.leased} leases"
         )
@@ -269,7 +269,7 @@ class Laws:
         core = self.core
         self.require(not core.ledger.entries, f"entries after close: {core.ledger.entries}")
         self.require(self.driver.sockets == 0, "sockets after close")
-        self.require(len(core.store.tasks) == 0, "tasks after close")
+        self.require(len(core.runtime.tasks) == 0, "tasks after close")
         self.require(not list(core.ledger.queue), "a waiter is in the queue after close")
 
     def require(self, holds: bool, otherwise: str) -> None:
@@ -317,9 +317,9 @@ class Laws:
 
     def _check_progress(self, waiting: int) -> None:
         """Check that a connect is planned where a request waits and no connection exists."""
-        store, ledger = self.core.store, self.core.ledger
-        planned = store.retry_timer.at < math.inf
-        if waiting and not (ledger.entries or ledger.budget or planned or store.closing):
+        ledger = self.core.ledger
+        planned = self.core.outages.retry.at < math.inf
+        if waiting and not (ledger.entries or ledger.budget or planned or self.core.closed):
             self._broken("a request waits, and nothing is opened or will be")
 
     def _check_stats(self, waiting: int) -> None:

@@ -196,7 +196,7 @@ class Machine(RuleBasedStateMachine):
         """Run a round of maintenance."""
         if not self.core.closed:
             self._note("make_round()")
-            self._do(lambda: self.core.store.tasks.spawn(make_round(self.core), "round"))
+            self._do(lambda: self.core.runtime.tasks.spawn(make_round(self.core), "round"))
 
     @rule(timeout=st.sampled_from([0.0, 5.0]), cancelled=st.booleans())
     def close(self, timeout: float, cancelled: bool) -> None:
@@ -234,7 +234,7 @@ class Machine(RuleBasedStateMachine):
             self.leased.clear()
             await asyncio.sleep(1.0)
         laws.require(not self.requests, "somebody waits for ever")
-        if core.opened and not core.closed:
+        if core.usable:
             await asyncio.sleep(60.0)
             laws.check_at_rest()
             try:

@@ -17,6 +17,7 @@ from asyncpool._core.budget import Budget
 from asyncpool._core.check import Check
 from asyncpool._core.entry import Entry, State
 from asyncpool._core.ledger import Ledger
+from asyncpool._core.outage_controller import OutageController
 from asyncpool._core.pool import Core
 from asyncpool._core.store import ConnectionStore
 from asyncpool._core.timer import Timer
@@ -87,7 +88,7 @@ def remove_before_closing(patch: pytest.MonkeyPatch) -> None:
 
     async def close(self: ConnectionStore[Any], entry: Entry[Any]) -> None:
         self.remove(entry)
-        await self.driver.close(entry.conn)
+        await self._driver.close(entry.conn)
 
     patch.setattr(ConnectionStore, "_close", close)
 
@@ -208,9 +209,9 @@ def let_borrowers_clean(patch: pytest.MonkeyPatch) -> None:
     """Unclean: a connection is leased while it is being reset."""
 
     async def clean(self: ConnectionStore[Any], entry: Entry[Any], first: object) -> None:
-        self.put(entry, self.time())
+        self.put(entry, self._runtime.time())
         await asyncio.sleep(0)
-        await self.driver.reset(entry.conn)
+        await self._driver.reset(entry.conn)
 
     patch.setattr(ConnectionStore, "clean", clean)
 
@@ -219,8 +220,8 @@ def ignore_losses(patch: pytest.MonkeyPatch) -> None:
     """A leak: a connection whose reset fails is neither put back nor discarded."""
 
     async def clean(self: ConnectionStore[Any], entry: Entry[Any], first: object) -> None:
-        await self.driver.reset(entry.conn)
-        self.put(entry, self.time())
+        await self._driver.reset(entry.conn)
+        self.put(entry, self._runtime.time())
 
     patch.setattr(ConnectionStore, "clean", clean)
 
@@ -295,9 +296,9 @@ def clean_up_with_an_await(patch: pytest.MonkeyPatch) -> None:
         except asyncio.CancelledError:
             await asyncio.sleep(0)
             self.ledger.cancel_lease(entry)
-            self.store.counters.requests_cancelled += 1
+            self.runtime.counters.requests_cancelled += 1
             if self.ledger.take_back(entry.conn) is not None:
-                self.store.put(entry, self.store.time())
+                self.store.put(entry, self.runtime.time())
             raise
         return entry
 
@@ -328,7 +329,7 @@ def offer_no_room(patch: pytest.MonkeyPatch) -> None:
 
 def forget_who_waits_for_a_connect(patch: pytest.MonkeyPatch) -> None:
     """A lost wake-up: nothing follows a connect that was cancelled, but not by the pool."""
-    patch.setattr(ConnectionStore, "connect_cancelled", lambda *_: None)
+    patch.setattr(OutageController, "connect_cancelled", lambda *_: None)
 
 
 def open_without_counting(patch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ def test_the_seeds_cover_what_can_happen() -> None:
         happened["eager"] += world.eager
         happened["nothing kept"] += any(not laws.core.settings.keeps_idle for laws in world.pools)
         for laws in world.pools:
-            counters = laws.core.store.counters
+            counters = laws.core.runtime.counters
             happened["queued"] += counters.requests_queued
             happened["lost"] += counters.lost
             happened["returned broken"] += counters.returns_bad

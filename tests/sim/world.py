@@ -156,7 +156,7 @@ class World(SeededLoop):
         for laws in self.pools:
             laws.core.open()
             keeper = run_maintenance(weakref.ref(laws.core))
-            self._keepers.append(laws.core.store.tasks.spawn(keeper, "keeper"))
+            self._keepers.append(laws.core.runtime.tasks.spawn(keeper, "keeper"))
             laws.driver.climate = Climate(
                 error=random.choice([0.0, 0.05, 0.3]),
                 slow=random.choice([0.0, 0.1, 0.5]),
@@ -204,9 +204,9 @@ class World(SeededLoop):
             case "drain":
                 core.drain()
             case "round":
-                core.store.tasks.spawn(make_round(core), "round")
+                core.runtime.tasks.spawn(make_round(core), "round")
             case "ping" if ledger.idle:
-                core.store.tasks.spawn(core.store.ping(ledger.idle[-1]), "health")
+                core.runtime.tasks.spawn(core.store.ping(ledger.idle[-1]), "health")
             case "ping" if not core.settings.keeps_idle:
                 self._wait_until_full(core)
             case "news" if ledger.entries:
@@ -226,7 +226,7 @@ class World(SeededLoop):
 
     def _wait_until_full(self, core: Core[FakeConn]) -> None:
         """Wait as `wait()` does for a pool that is full; the task may be cancelled."""
-        task = core.store.tasks.spawn(core.store.fill(), "wait")
+        task = core.runtime.tasks.spawn(core.readiness.wait(), "wait")
         if self.random.random() < 0.3:
             self.plan(task, random_strike(self.random, task.cancel, at_each=True))
 
@@ -249,7 +249,7 @@ class World(SeededLoop):
                 await asyncio.sleep(0.01 if self.random.random() < 0.1 else 0.5)
             laws.check_at_rest()
             laws.require(not keeper.done(), "the maintenance task has ended")
-            if laws.core.store.outage:
+            if laws.core.outages.outage:
                 await asyncio.sleep(1.0)  # no probe starts before, and requests may fail
             # An idle connection may be lost without notice; then another has to be opened.
             at_once = any(entry.conn.alive for entry in ledger.idle)

@@ -213,7 +213,7 @@ async def running(
     core = make_core(driver, min_size, max_size, **rest)
     core.open()
     if keeper:
-        core.store.tasks.spawn(run_maintenance(weakref.ref(core)), "keeper")
+        core.runtime.tasks.spawn(run_maintenance(weakref.ref(core)), "keeper")
     await settle()
     try:
         yield core
@@ -221,7 +221,7 @@ async def running(
         await core.close(0)
     assert not core.ledger.entries
     assert driver.sockets == 0
-    assert len(core.store.tasks) == 0
+    assert len(core.runtime.tasks) == 0
     assert timers() == []
 
 

@@ -61,7 +61,7 @@ async def sharing(
 
 def opens(core: Core[FakeConn]) -> dict[str, Any]:
     """Return how the driver opens connections, to be changed by a test."""
-    driver = core.store.driver
+    driver = core._driver
     assert isinstance(driver, Driver)
     return driver.usual
 
@@ -204,7 +204,7 @@ async def test_the_place_of_a_failed_connect_goes_to_the_next_pool() -> None:
 async def test_an_outage_claims_room_only_when_its_back_off_is_over() -> None:
     """Until then, released connections are kept; after that they are closed for earlier waiters."""
     async with sharing(1, 0, 0) as (a, b):
-        budget, outage = a.ledger.budget, a.store.outage
+        budget, outage = a.ledger.budget, a.outages.outage
         assert budget is not None
         opens(a)["open"] = fails
         waiting = start(a, 60.0)
@@ -299,7 +299,7 @@ async def test_a_replacement_of_an_expired_connection_needs_room_too() -> None:
         await make_round(core)
         await settle()
         assert core.ledger.size == len(core.ledger.idle) == 1
-        assert core.store.counters.connects == 2
+        assert core.runtime.counters.connects == 2
 
 
 @virtual_time
@@ -472,7 +472,7 @@ async def test_each_place_goes_to_the_longest_waiting_request() -> None:
         await settle()
         assert len(held) == 2
         assert [task.done() for task in tasks] == [True, True, False, False]
-        assert [pool.store.counters.connects for pool in (a, b)] == [1, 1]
+        assert [pool.runtime.counters.connects for pool in (a, b)] == [1, 1]
         assert budget is not None
         assert budget.pools == 2
         for number, pool in enumerate((a, b, a, b)):

@@ -781,7 +781,7 @@ class TestClose:
     async def test_close_ends_the_wait_for_min_size(self) -> None:
         """A closed pool opens no connections."""
         async with running(Driver(open=never), 1, 1) as core:
-            waiting = asyncio.create_task(core.store.full.wait())
+            waiting = asyncio.create_task(core.readiness.full.wait())
             await core.close(0)
             await settle()
             assert waiting.done()
@@ -799,7 +799,7 @@ class TestClose:
         core.open()
         await asyncio.sleep(5.0)
         assert len(ended) == 1
-        assert len(core.store.tasks) == 0
+        assert len(core.runtime.tasks) == 0
 
     @virtual_time
     async def test_a_request_that_would_wait_again_gets_pool_closed(self) -> None:
@@ -984,7 +984,7 @@ class TestClose:
             assert task.cancelled()
             await asyncio.sleep(2.5)
             assert driver.sockets == 0
-            assert len(core.store.tasks) == 0
+            assert len(core.runtime.tasks) == 0
 
     @virtual_time
     async def test_a_cancelled_scope_does_not_interrupt_close(self) -> None:
@@ -1045,11 +1045,11 @@ class TestLoops:
     async def test_a_pool_is_usable_from_open_to_close(self) -> None:
         """This holds on its own event loop only."""
         core = make_core(Driver())
-        found = [(core.opened, core.usable, core.closed)]
+        found = [(core.home is not None, core.usable, core.closed)]
         core.open()
-        found.append((core.opened, core.usable, core.closed))
+        found.append((core.home is not None, core.usable, core.closed))
         await core.close(0)
-        found.append((core.opened, core.usable, core.closed))
+        found.append((core.home is not None, core.usable, core.closed))
         for use_it in (core.admit, lambda: core.resize(1, 1)):
             with pytest.raises(PoolClosed):
                 use_it()
@@ -1158,7 +1158,7 @@ class TestEagerTasks:
             core.release(conn)
             await asyncio.sleep(1.0)
             assert len(core.ledger.idle) == 4
-            assert core.store.counters.lost == 3
+            assert core.runtime.counters.lost == 3
         assert told == []
 
     @virtual_time
@@ -1210,7 +1210,7 @@ class TestForeignLoops:
         async def lose_it(core: Core[FakeConn], conn: FakeConn) -> None:
             lose(conn)
             await settle()
-            assert len(core.store.tasks) == 0
+            assert len(core.runtime.tasks) == 0
 
         driver = Driver()
         with asyncio.Runner(loop_factory=VirtualLoop) as home:
@@ -1229,9 +1229,9 @@ class TestForeignLoops:
             core.open()
             for _ in range(100):
                 await use(core)
-            core.store.flush_times()
+            core.flush_times()
             await core.close(0)
-            return core.store.counters.use.recent()
+            return core.runtime.counters.use.recent()
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             times = runner.run(live())
@@ -1363,12 +1363,12 @@ async def test_a_pool_abandoned_in_an_outage_leaves_no_task_and_no_timer() -> No
     core = make_core(driver, 2, 2)
     core.open()
     await settle()
-    assert core.store.outage
+    assert core.outages.outage
     assert core.abandon_all() == []
     assert core.closed
-    assert not core.opened
+    assert core.home is None
     await settle()
-    assert len(core.store.tasks) == 0
+    assert len(core.runtime.tasks) == 0
     assert timers() == []
 
 
@@ -1399,7 +1399,7 @@ def test_a_pool_whose_loop_has_ended_abandons_everything(
         force_close(task)
     assert core.ledger.idle == []
     assert set(core.abandon_all()) == set(driver.conns)
-    assert (core.ledger.size, len(core.store.tasks), core.closed) == (0, 0, True)
+    assert (core.ledger.size, len(core.runtime.tasks), core.closed) == (0, 0, True)
     for each in [core._closing] if core._closing else []:
         work: Any = each.get_coro()
         assert inspect.getcoroutinestate(work) == inspect.CORO_CLOSED

@@ -44,7 +44,7 @@ async def test_opening_and_cleaning_connections_are_reported() -> None:
         assert opening.since == pytest.approx(0.5, abs=0.001)
         assert explain(core).doing == ("opening 1",)
         await asyncio.sleep(9.0)
-        core.store.tasks.spawn(core.store.ping(core.ledger.idle[0]), "ping")
+        core.runtime.tasks.spawn(core.store.ping(core.ledger.idle[0]), "ping")
         await asyncio.sleep(2.0)
         (cleaning,) = explain(core).connections
         assert (cleaning.state, cleaning.since) == ("cleaning", 2.0)

@@ -170,7 +170,7 @@ async def live(driver: Gates, call: Call, cancellation: str, *, scoped: bool) ->
     await core.close(1.0)
     assert not core.ledger.entries
     assert driver.sockets == 0
-    assert len(core.store.tasks) == 0
+    assert len(core.runtime.tasks) == 0
 
 
 async def strike(driver: Gates, task: asyncio.Task[None], cancel: Any, when: str) -> bool:

@@ -38,7 +38,7 @@ class TestDeadlock:
             assert list(caught.value.holders) == ["greedy"]
             assert "nested" in caught.value.holders["greedy"][-1]
             assert isinstance(caught.value, PoolTimeout)
-            assert core.store.counters.requests_failed == 1
+            assert core.runtime.counters.requests_failed == 1
 
     @virtual_time
     async def test_the_last_of_several_gets_the_error_and_the_others_continue(self) -> None:
@@ -162,12 +162,12 @@ class TestForgotten:
             if waited_for:
                 await nested(core, 1)
                 assert now() == pytest.approx(5.0 + PAUSE, abs=0.001)
-                assert core.store.counters.use_time == pytest.approx(5.0 + PAUSE, abs=0.001)
+                assert core.runtime.counters.use_time == pytest.approx(5.0 + PAUSE, abs=0.001)
             else:
                 await asyncio.sleep(41.0)
                 assert core.ledger.idle
             assert told == [("careless", "was never returned and is reclaimed")]
-            assert core.store.counters.leaks == 1
+            assert core.runtime.counters.leaks == 1
             assert driver.times("reset")
 
     @virtual_time
@@ -215,7 +215,7 @@ class TestForgotten:
             await settle()
             (entry,) = core.ledger.idle
             assert entry.used_at == pytest.approx(100.0, abs=0.001)
-            assert core.store.counters.use_time == pytest.approx(100.0, abs=0.001)
+            assert core.runtime.counters.use_time == pytest.approx(100.0, abs=0.001)
 
     @virtual_time
     async def test_checks_continue_as_long_as_a_request_waits(self) -> None:
@@ -233,7 +233,7 @@ class TestForgotten:
             await settle()
             driver.conns.clear()
             assert await nested(core, 1) == pytest.approx(15.0, abs=PAUSE + 0.01)
-            assert core.store.counters.use_time == pytest.approx(5.0, abs=PAUSE + 0.01)
+            assert core.runtime.counters.use_time == pytest.approx(5.0, abs=PAUSE + 0.01)
             await careless
 
     @virtual_time
@@ -243,7 +243,7 @@ class TestForgotten:
             conn = await asyncio.create_task(core.acquire(None))
             with pytest.raises(PoolTimeout):
                 await core.acquire(5.0)
-            assert core.store.counters.leaks == 0
+            assert core.runtime.counters.leaks == 0
             core.release(conn)
 
     @virtual_time
@@ -254,7 +254,7 @@ class TestForgotten:
             await settle()
             with pytest.raises(PoolTimeout):
                 await core.acquire(5.0)
-            assert core.store.counters.leaks == 0
+            assert core.runtime.counters.leaks == 0
             core.release(task.result())
 
 
@@ -278,7 +278,7 @@ class TestOverdue:
             assert [at - since for (at, _), since in zip(told, (3.0, 38.0), strict=True)] == [
                 pytest.approx(10.0, abs=0.3)
             ] * 2
-            assert core.store.counters.leaks == 2
+            assert core.runtime.counters.leaks == 2
 
     @virtual_time
     async def test_a_leak_callback_that_fails_is_logged(

@@ -182,7 +182,7 @@ class TestPings:
             await asyncio.sleep(31.0)
             assert [conn.closed for conn in driver.conns] == [True, False, False]
             assert snapshot(core).lost == 1
-            assert core.store.last_error is not None
+            assert core.outages.last_error is not None
 
     @virtual_time
     async def test_a_connection_lost_with_its_answer_is_replaced(
@@ -196,7 +196,7 @@ class TestPings:
             assert not await core.store.ping(entry)
             monkeypatch.undo()
             await settle()
-            assert core.store.counters.lost == 1
+            assert core.runtime.counters.lost == 1
             assert [each.conn for each in core.ledger.idle] == driver.conns[1:]
 
     @virtual_time
@@ -210,7 +210,7 @@ class TestPings:
             await settle()
             assert ping.cancelled()
             assert driver.conns[0].closed
-            assert core.store.last_error is None
+            assert core.outages.last_error is None
 
     @virtual_time
     async def test_a_failed_ping_does_not_count_as_a_failed_connect(self) -> None:

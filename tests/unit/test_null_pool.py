@@ -274,11 +274,11 @@ async def test_several_who_wait_share_one_connect_and_none_is_kept() -> None:
     """It is no request."""
     driver = Driver(open=slow(0.5))
     async with keeping_none(driver) as core:
-        assert await asyncio.gather(*(core.store.fill() for _ in range(3))) == [True] * 3
+        assert await asyncio.gather(*(core.readiness.wait() for _ in range(3))) == [True] * 3
         await settle()
         assert [name for name, _ in driver.calls] == ["open", "close"]
         assert snapshot(core).requests == 0
-        assert await core.store.fill()
+        assert await core.readiness.wait()
         assert len(driver.times("open")) == 2
 
 
@@ -287,7 +287,7 @@ async def test_nothing_is_opened_once_nobody_waits_for_it_any_more() -> None:
     """As long as one of several does, it is tried, and no longer."""
     driver = Driver(open=fails)
     async with keeping_none(driver, fail_fast_after=math.inf) as core:
-        filling = [asyncio.create_task(core.store.fill()) for _ in range(3)]
+        filling = [asyncio.create_task(core.readiness.wait()) for _ in range(3)]
         await asyncio.sleep(10.0)
         for left, least, most in (([], 120, 240), (filling[:2], 120, 240), (filling[2:], 0, 1)):
             for task in left:
@@ -310,12 +310,12 @@ async def test_a_new_connection_that_nobody_checks_ends_an_outage(keeps: bool) -
     driver = Driver(open=fails)
     least = 1 if keeps else 0
     async with running(driver, least, 1, keeps_idle=keeps, check=check) as core:
-        filling = asyncio.create_task(core.store.fill())
+        filling = asyncio.create_task(core.readiness.wait())
         await asyncio.sleep(1.0)
-        assert core.store.outage
+        assert core.outages.outage
         driver.usual["open"] = ok
         await asyncio.sleep(1.0)
-        assert not core.store.outage
+        assert not core.outages.outage
         assert await filling
 
 
@@ -324,7 +324,7 @@ async def test_who_waits_for_a_connection_takes_the_one_that_was_to_be_seen() ->
     """One connect shows that it can be had, and serves a request."""
     driver = Driver(open=slow(0.5))
     async with keeping_none(driver, 1) as core:
-        seen = asyncio.create_task(core.store.fill())
+        seen = asyncio.create_task(core.readiness.wait())
         await settle()
         assert await use(core) == pytest.approx(0.5, abs=1e-3)
         assert await seen
@@ -337,10 +337,10 @@ async def test_where_all_are_lent_they_are_proof_enough() -> None:
     driver = Driver()
     async with keeping_none(driver, 1) as core:
         conn = await core.acquire(None)
-        assert await core.store.fill()
+        assert await core.readiness.wait()
         assert len(driver.times("open")) == 1
         core.release(conn)
-        assert await core.store.fill()
+        assert await core.readiness.wait()
         assert len(driver.times("open")) == 2
 
 
@@ -350,9 +350,9 @@ async def test_after_a_failed_connect_it_is_tried_again() -> None:
     driver = Driver()
     driver.script["open"].extend([fails, fails])
     async with keeping_none(driver) as core:
-        assert await core.store.fill()
+        assert await core.readiness.wait()
         assert snapshot(core).connects_failed == 2
-        assert not core.store.outage
+        assert not core.outages.outage
 
 
 @virtual_time
@@ -360,7 +360,7 @@ async def test_it_ends_where_there_is_no_use_in_waiting() -> None:
     """After `fail_fast_after`, as a request does."""
     driver = Driver(open=fails)
     async with keeping_none(driver, fail_fast_after=3.0) as core:
-        assert not await core.store.fill()
+        assert not await core.readiness.wait()
         assert 3.0 < now() < 5.0
         with pytest.raises(PoolUnavailable):
             await core.acquire(None)
@@ -376,9 +376,9 @@ async def test_a_cancelled_wait_leaves_no_wish_behind(how: str) -> None:
 
         async def wait() -> None:
             with scope:
-                await core.store.fill()
+                await core.readiness.wait()
 
-        task, other = asyncio.create_task(wait()), asyncio.create_task(core.store.fill())
+        task, other = asyncio.create_task(wait()), asyncio.create_task(core.readiness.wait())
         await settle()
         if how == "scope":
             scope.cancel()
@@ -389,7 +389,7 @@ async def test_a_cancelled_wait_leaves_no_wish_behind(how: str) -> None:
         await asyncio.wait({task})
         assert task.cancelled() is (how != "scope")
         assert await other
-        other = asyncio.create_task(core.store.fill())
+        other = asyncio.create_task(core.readiness.wait())
         await settle()
         other.cancel()
         await asyncio.sleep(2.0)
@@ -403,7 +403,7 @@ async def test_closing_ends_every_wait() -> None:
     """And leaves nothing of what was being opened."""
     driver = Driver(open=never)
     async with keeping_none(driver) as core:
-        waiting = asyncio.create_task(core.store.fill())
+        waiting = asyncio.create_task(core.readiness.wait())
         await settle()
         await core.close(0)
         await waiting
@@ -422,7 +422,7 @@ async def test_a_check_is_asked_of_each_and_a_failure_is_as_good_as_a_failed_con
             await fails()
 
     async with keeping_none(driver, 1, check=check) as core:
-        assert await core.store.fill()
+        assert await core.readiness.wait()
         assert asked == []
         conn = await core.acquire(None)
         assert len(asked) == 2

@@ -58,7 +58,7 @@ class TestAccess:
                 assert str(error.__cause__) == WRONG
                 assert "access has been refused" in str(error)
             assert (found[0].failures, core.ledger.queue.length) == (1, 0)  # type: ignore[attr-defined]
-            assert core.store.counters.requests_failed == 5
+            assert core.runtime.counters.requests_failed == 5
 
     @virtual_time
     async def test_refused_access_is_tolerated_for_a_while_if_it_worked_before(self) -> None:
@@ -110,7 +110,7 @@ class TestAccess:
             assert isinstance(await failure(use(core)), PoolUnavailable)
             await asyncio.sleep(1.1)
             assert await use(core) == pytest.approx(now())
-            assert not core.store.outage
+            assert not core.outages.outage
 
     @virtual_time
     async def test_no_request_fails_while_a_leased_connection_may_come_back(self) -> None:
@@ -131,17 +131,17 @@ class TestAccess:
         """Its event is set for a moment only."""
         driver = Driver(open=partial(refused, WRONG))
         async with running(driver, 2, 2) as core:
-            assert not await core.store.fill()
-            assert core.store.is_unavailable()
-            assert not core.store.full.is_set()
+            assert not await core.readiness.wait()
+            assert core.outages.is_unavailable()
+            assert not core.readiness.full.is_set()
             driver.usual["open"] = ok
             await asyncio.sleep(1.0)
-            assert await core.store.fill()
-            assert not core.store.is_unavailable()
-            assert core.store.full.is_set()
+            assert await core.readiness.wait()
+            assert not core.outages.is_unavailable()
+            assert core.readiness.full.is_set()
             driver.usual["open"] = fails
             core.drain()
-            filling = asyncio.create_task(core.store.fill())
+            filling = asyncio.create_task(core.readiness.wait())
             await asyncio.sleep(10.0)
             assert not filling.done()
             driver.usual["open"] = ok
@@ -154,7 +154,7 @@ class TestAccess:
         async with running(driver, 1, 1) as core:
             await asyncio.sleep(300.0)
             driver.usual["open"] = ok
-            assert await core.store.fill()
+            assert await core.readiness.wait()
             assert now() < 301.0
 
     @virtual_time
@@ -162,7 +162,7 @@ class TestAccess:
         """Afterwards attempts are half as frequent."""
         driver = Driver(open=fails)
         async with running(driver, 1, 1, fail_fast_after=math.inf) as core:
-            filling = [asyncio.create_task(core.store.fill()) for _ in range(3)]
+            filling = [asyncio.create_task(core.readiness.wait()) for _ in range(3)]
             found = []
             await asyncio.sleep(10.0)
             for left in ([], filling[:2], filling[2:]):
@@ -182,7 +182,7 @@ class TestAccess:
         driver = Driver(open=never)
         driver.script["open"] += [partial(refused, WRONG), partial(asyncio.sleep, 0.01)]
         async with running(driver, 2, 4) as core:
-            filling = asyncio.create_task(core.store.fill())
+            filling = asyncio.create_task(core.readiness.wait())
             await asyncio.sleep(3.0)
             assert not filling.done()
             filling.cancel()
@@ -327,7 +327,7 @@ class TestKeeping:
             await asyncio.sleep(60.0)
             assert len(core.ledger.idle) == 1
             assert not {each.conn for each in core.ledger.idle} & set(conns)
-            assert not core.store.outage
+            assert not core.outages.outage
 
     @virtual_time
     async def test_a_server_without_room_is_tried_once_a_second(self) -> None:
@@ -363,7 +363,7 @@ class TestFailures:
             self.tell(lent, psycopg.errors.ReadOnlySqlTransaction, lost=False)
             await settle()
             assert len(core.ledger.idle) == 3
-            assert len(core.store.tasks) == 0
+            assert len(core.runtime.tasks) == 0
 
     @virtual_time
     async def test_one_that_was_terminated_alone_is_replaced_alone(self) -> None:
@@ -376,7 +376,7 @@ class TestFailures:
             await settle()
             assert set(others) < {entry.conn for entry in core.ledger.idle}
             assert len(core.ledger.idle) == 3
-            assert (len(driver.times("ping")), core.store.counters.lost) == (2, 1)
+            assert (len(driver.times("ping")), core.runtime.counters.lost) == (2, 1)
 
     @virtual_time
     async def test_no_connection_is_leased_before_it_was_pinged(self) -> None:
@@ -450,7 +450,7 @@ class TestFailures:
             self.tell(first, psycopg.errors.AdminShutdown, lost=True)
             await asyncio.sleep(1.0)
             assert not {entry.conn for entry in core.ledger.entries} & old
-            assert core.store.counters.lost == 3
+            assert core.runtime.counters.lost == 3
             assert len(core.ledger.idle) == 3
 
     @virtual_time

@@ -66,17 +66,17 @@ async def test_a_request_counts_once_when_the_pool_ends_under_its_hand_over() ->
 async def test_the_spread_of_uses_and_waits_has_each_of_them_once() -> None:
     """Each duration is counted once, however many occur between two rounds of maintenance."""
     async with running(Driver(), 1, 1) as core:
-        counters = core.store.counters
+        counters = core.runtime.counters
         for _ in range(3):
             for _ in range(1500):
                 core.release(core.acquire_now() or await core.acquire(None))
             conn = await core.acquire(None)
             waiting = [asyncio.create_task(use(core, 0.5)) for _ in range(3)]
             await asyncio.sleep(2.0)
-            core.store.flush_times()
+            core.flush_times()
             core.release(conn)
             await asyncio.gather(*waiting)
-        core.store.flush_times()
+        core.flush_times()
         assert counters.use.count == core.ledger.leases == 3 * 1504
         assert counters.use.sum == pytest.approx(counters.use_time)
         assert counters.use.max == pytest.approx(2.0)

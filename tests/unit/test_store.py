@@ -35,7 +35,7 @@ from tests.unit._tools import (
 
 
 async def wait_until_full(core: Core[FakeConn]) -> float:
-    await core.store.full.wait()
+    await core.readiness.full.wait()
     return now()
 
 
@@ -153,7 +153,7 @@ class TestGrowth:
     async def test_background_tasks_have_the_pools_name(self) -> None:
         """The name also says what the task does."""
         async with running(Driver(open=never), 1, 1) as core:
-            assert core.store.name == "test"
+            assert core.runtime.name == "test"
             names = {task.get_name() for task in asyncio.all_tasks()}
             assert "test: connect" in names
 
@@ -164,7 +164,7 @@ class TestGrowth:
         async with running(driver, 0, 2) as core:
             await asyncio.sleep(10.0)
             await asyncio.gather(use(core), use(core))
-            assert core.store.counters.connect_time == pytest.approx(2 * 2.0)
+            assert core.runtime.counters.connect_time == pytest.approx(2 * 2.0)
 
     @virtual_time
     async def test_a_cancelled_connect_is_not_retried_at_once(
@@ -178,7 +178,7 @@ class TestGrowth:
             await settle()
             assert task.cancelled()
             assert (core.ledger.size, len(driver.times("open"))) == (0, 1)
-            assert not core.store.outage
+            assert not core.outages.outage
             assert "ended by CancelledError" not in caplog.text
             await asyncio.sleep(0.2)
             assert (core.ledger.size, len(driver.times("open"))) == (1, 2)
@@ -249,7 +249,7 @@ class TestGrowth:
         """The driver's frames refer to the socket."""
         async with running(Driver(open=never)) as core:
             entry = core.ledger.reserve(now())
-            connect = _open(weakref.ref(core.store), core.store.driver, entry)
+            connect = _open(weakref.ref(core.store), core._driver, entry)
             connect.send(None)
             with pytest.raises(asyncio.CancelledError) as caught:
                 connect.throw(asyncio.CancelledError())
@@ -284,7 +284,7 @@ class TestMinSize:
         """The pool is full from the beginning."""
         driver = Driver()
         async with running(driver, 0, 5) as core:
-            assert core.store.full.is_set()
+            assert core.readiness.full.is_set()
             await asyncio.sleep(100.0)
             assert driver.calls == []
 
@@ -352,17 +352,17 @@ class TestOutage:
             driver = Driver(open=fails)
             core = make_core(driver, 1, 1)
             core.open()
-            store, clock = core.store, core.store.time
+            runtime, clock, outage = core.runtime, core.runtime.time, core.outages.outage
             for made in range(1, 5):
                 while len(driver.times("open")) < made or core.ledger.opening:
                     await settle()
                 instant = now()
-                store.time = lambda instant=instant: instant  # type: ignore[misc]
-                store.outage.retry_at = store.outage.idle_retry_at = instant + 0.0004
-                store.refill()
-                assert store.retry_timer.at == instant + 0.0004
-                store.refill()
-                store.time = clock
+                runtime.time = lambda instant=instant: instant  # type: ignore[misc]
+                outage.retry_at = outage.idle_retry_at = instant + 0.0004
+                core.store.refill()
+                assert core.outages.retry.at == instant + 0.0004
+                core.store.refill()
+                runtime.time = clock
             await core.close(0)
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -379,7 +379,7 @@ class TestOutage:
             had_at = await asyncio.gather(*users)
             assert max(had_at) <= 6.0
             assert max(had_at) - min(had_at) < 0.01
-            assert not core.store.outage
+            assert not core.outages.outage
 
     @virtual_time
     async def test_the_probe_that_succeeds_serves_a_waiter_like_any_other(self) -> None:
@@ -447,16 +447,16 @@ class TestOutage:
         """The error has no traceback, because the frames hold the pool."""
         driver = Driver(open=fails)
         async with running(driver, 0, 1) as core:
-            assert (core.store.last_error, core.store.last_error_at) == (None, 0.0)
+            assert (core.outages.last_error, core.outages.last_error_at) == (None, 0.0)
             await asyncio.sleep(10.0)
             with pytest.raises(PoolTimeout):
                 await core.acquire(0.01)
-            assert isinstance(core.store.last_error, Broken)
-            assert core.store.last_error.__traceback__ is None
-            assert core.store.last_error_at == pytest.approx(10.0, abs=0.001)
+            assert isinstance(core.outages.last_error, Broken)
+            assert core.outages.last_error.__traceback__ is None
+            assert core.outages.last_error_at == pytest.approx(10.0, abs=0.001)
             with pytest.raises(PoolTimeout):
                 await core.acquire(1.0)
-            assert core.store.counters.connects_failed == len(driver.times("open")) > 1
+            assert core.runtime.counters.connects_failed == len(driver.times("open")) > 1
             assert not core.store._openers
 
     @virtual_time
@@ -498,8 +498,8 @@ class TestOutage:
         async with running(driver, 3, 3, late_after=60.0) as core:
             await asyncio.sleep(4.9)
             driver.usual["open"] = ok
-            core.store.retry_timer.cancel()
-            core.store.outage.idle_retry_at = 50.0
+            core.outages.retry.cancel()
+            core.outages.outage.idle_retry_at = 50.0
             core.store.refill()
             await asyncio.sleep(0.1)
             assert len(core.ledger.idle) == 3
@@ -511,8 +511,8 @@ class TestOutage:
         driver = Driver(open=fails)
         async with running(driver, 1, 1) as core:
             await asyncio.sleep(10.0)
-            core.store.outage.retry_at, core.store.outage.idle_retry_at = 11.0, 60.0
-            core.store.retry_timer.cancel()
+            core.outages.outage.retry_at, core.outages.outage.idle_retry_at = 11.0, 60.0
+            core.outages.retry.cancel()
             core.store.refill()
             assert [timer.when() for timer in timers()] == [60.0]
             driver.usual["open"] = ok
@@ -536,7 +536,7 @@ class TestOutage:
             driver.usual["open"] = ok
             conn = await waiting
             await settle()
-            assert not core.store.outage
+            assert not core.outages.outage
             assert core.ledger.size == 3
             core.release(conn)
 
@@ -576,7 +576,7 @@ class TestDiscard:
         """This holds while it closes and afterwards."""
         driver = Driver(close=slow(1.0))
         async with running(driver, 2, 2) as core:
-            assert core.store.counters.connects == 2
+            assert core.runtime.counters.connects == 2
             entry = core.ledger.idle[0]
             for state in (State.CLOSING, State.CLOSING, State.CLOSED, State.CLOSED):
                 core.store.discard(entry)
@@ -640,7 +640,7 @@ class TestDropped:
         core.open()
         await settle()
         dead = weakref.ref(core)
-        tasks = core.store.tasks
+        tasks = core.runtime.tasks
         del core
         gc.collect()
         assert dead() is None
@@ -722,14 +722,14 @@ class TestTimes:
     async def test_all_durations_count_however_many_were_noted_since_the_last_flush(self) -> None:
         """The kept ones represent the others."""
         async with running(Driver(open=slow(0.25)), 0, 1) as core:
-            counters = core.store.counters
+            counters = core.runtime.counters
             await asyncio.gather(*(use(core, 0.0001) for _ in range(3000)))
             holder = asyncio.create_task(use(core, 10.0))
             waits = [asyncio.create_task(use(core)) for _ in range(5)]
             await settle()
             counters.use_time += 7.0
             counters.shared_time += 7.0  # shared leases are not in the histogram
-            core.store.flush_times()
+            core.flush_times()
             assert counters.connect.count == 1
             assert counters.connect.sum == counters.connect_time == pytest.approx(0.25)
             assert counters.wait.count == 3000
@@ -752,7 +752,7 @@ async def test_an_outage_lapses_when_no_connect_is_due(
         with pytest.raises(PoolTimeout):
             await core.acquire(0.1)
         await asyncio.sleep(60.0)
-        assert not core.store.outage
+        assert not core.outages.outage
         assert not core.ledger.keep_expired
     kinds = [vars(each)["pool_event"] for each in caplog.records]
     assert [kind for kind in kinds if kind not in USUAL] == ["outage", "outage lapsed"]
@@ -787,8 +787,8 @@ async def test_every_failure_is_recorded_with_its_reason(
         began = now()
         driver.script["ping"].append(slow(0.25))
         assert await store.ping(core.ledger.idle[0])
-        assert store.counters.ping.count == 1
-        assert store.counters.ping.sum == pytest.approx(now() - began)
+        assert core.runtime.counters.ping.count == 1
+        assert core.runtime.counters.ping.sum == pytest.approx(now() - began)
 
         driver.script["open"] += [fails, fails, late, late]
         lose(await replaced())
@@ -816,7 +816,7 @@ async def test_every_failure_is_recorded_with_its_reason(
     facts = vars(next(each for each in caplog.records if vars(each)["pool_event"] == "outage over"))
     assert facts["pool_failures"] == 4
     assert 0 < facts["pool_duration"] < now() - outage
-    kinds = [each.kind for each in store.events.last if each.kind not in USUAL]
+    kinds = [each.kind for each in core.runtime.events.last if each.kind not in USUAL]
     assert [kind for kind in kinds if kind != "lost"] == [kind for kind, *_ in told]
     assert [n for n, kind in enumerate(kinds) if kind == "lost"] == [2, 5, 6]
 

@@ -1,0 +1,382 @@
+"""Leases connections to requests and takes them back.
+
+Leasing an idle connection and taking back a clean one are plain calls: no await, no task, no timer.
+What waits for the queue or for a check is a coroutine, which may be cancelled at any await.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import weakref
+from asyncio import _get_running_loop as running_loop
+from asyncio import current_task, get_running_loop
+from collections.abc import Awaitable, Callable
+from typing import Generic
+
+from asyncpool._core.check import Check
+from asyncpool._core.driver import C, Driver
+from asyncpool._core.entry import RETIRED, Entry
+from asyncpool._core.error_factory import ErrorFactory
+from asyncpool._core.lease_monitor import LeaseMonitor
+from asyncpool._core.ledger import Ledger
+from asyncpool._core.outage_controller import OutageController
+from asyncpool._core.runtime import Phase, Runtime
+from asyncpool._core.settings import duration
+from asyncpool._core.store import ConnectionStore
+from asyncpool._core.wait_queue import Waiter
+from asyncpool.errors import PoolClosed, PoolTimeout, ReleaseError
+
+FRESH = 0.001
+"""Seconds after its last use for which a watched connection counts as alive without being asked.
+After a longer time, a busy event loop may not have processed the loss yet."""
+
+
+class Leasing(Generic[C]):
+    """The leases of one pool.
+
+    Args:
+        ledger: decides who gets which connection.
+        runtime: the clock, tasks and counters.
+        driver: says which connections are alive and clean.
+        store: cleans and closes connections.
+        outages: says whether waiting is useless.
+        errors: makes the errors for requests.
+        lease_monitor: runs while requests wait.
+        check: checks each connection before it is leased, if the user has a check.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger[C],
+        runtime: Runtime,
+        driver: Driver[C],
+        *,
+        store: ConnectionStore[C],
+        outages: OutageController[C],
+        errors: ErrorFactory,
+        lease_monitor: LeaseMonitor[C],
+        check: Check[C] | None,
+    ) -> None:
+        self.ledger = ledger
+        self.runtime = runtime
+        self.store = store
+        self.outages = outages
+        self.errors = errors
+        self.lease_monitor = lease_monitor
+        self.check = check
+        self._driver = driver
+        self._now = runtime.time
+        """`runtime.time`, bound once more for the fast path."""
+        self._counters = runtime.counters
+        self._uses = runtime.counters.use.fresh
+        self.home: asyncio.AbstractEventLoop | None = None
+        """The event loop on which the pool was opened."""
+        self._open_on: asyncio.AbstractEventLoop | None = None
+        """The same event loop while the pool is open; None before and after that."""
+        self.orphaned: weakref.WeakSet[C] = weakref.WeakSet()
+        """Connections leased on an event loop that has ended."""
+        self.slow_wait = math.inf
+        """Duration in seconds from which a wait is reported to `on_slow_wait`, by its own task."""
+        self.on_slow_wait: Callable[[float], None] = lambda _: None
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.runtime.phase is Phase.CLOSED
+
+    @property
+    def usable(self) -> bool:
+        """Whether the pool is open on the running event loop."""
+        return self._open_on is get_running_loop()
+
+    # The hot path
+
+    def acquire_now(self) -> C | None:
+        """Lease an idle connection, or return None: then `acquire` has to be awaited."""
+        entry = self.take_now()
+        if entry is None:
+            return None
+        entry.manual_in = entry.uses
+        return entry.conn
+
+    def take_now(self) -> Entry[C] | None:
+        """Lease an idle connection and return its entry, or None as `acquire_now` does."""
+        ledger = self.ledger
+        while ledger.idle:
+            if self._open_on is not get_running_loop() or self.check is not None:
+                return None
+            entry = ledger.take(self._now())
+            # As in `is_usable`, which is not called to save the time of a call.
+            fresh = entry.watched and entry.leased_at - entry.used_at < FRESH
+            if fresh or self._driver.is_alive(entry.conn):
+                entry.holder = current_task()
+                return entry
+            self._reject(entry)
+        return None
+
+    def release_now(self, conn: C) -> bool:
+        """Take back a clean connection, or return False and do nothing: then use `release`."""
+        try:
+            if self._open_on is not get_running_loop() or not self._driver.is_clean(conn):
+                return False
+        except RuntimeError:
+            return False  # no loop is running: the caller outlived the loop that it used
+        entry = self.ledger.leased.get(conn)
+        if entry is None:
+            return False
+        now = self._now()
+        # `Counters.note_use`, inlined to save a call.
+        spent = now - entry.leased_at
+        self._counters.use_time += spent
+        self._uses.append(spent)
+        if not self.ledger.give_back(entry, now):
+            self.store.discard(entry)
+        return True
+
+    def release(self, conn: C, cleanup: Callable[[], Awaitable[object]] | None = None) -> None:
+        """Take back a connection; roll it back and reset it in a background task if needed.
+
+        Args:
+            conn: a connection leased by this pool.
+            cleanup: work to do with the connection before the reset.
+
+        Raises:
+            ReleaseError: the connection is not leased by this pool.
+            PoolClosed: `close` has already closed the connection.
+            PoolWrongLoop: this is not the event loop on which it was leased.
+        """
+        if cleanup is None and self.release_now(conn):
+            return
+        entry = self._end_lease(conn)
+        self._counters.note_use(entry.used_at - entry.leased_at)
+        self._put_away(entry, cleanup)
+
+    def release_shared(self, entry: Entry[C]) -> None:
+        """Take back a connection that requests have shared; its lease is not counted as a use."""
+        self._end_lease(entry.conn)
+        entry.shared = False
+        self._counters.note_shared_use(entry.used_at - entry.leased_at)
+        self._put_away(entry, None)
+
+    def discard(self, conn: C) -> None:
+        """Take back a connection and close it; open another one if needed.
+
+        Raises:
+            ReleaseError, PoolClosed, PoolWrongLoop: as for `release`.
+        """
+        entry = self._end_lease(conn)
+        self._counters.note_use(entry.used_at - entry.leased_at)
+        self.store.discard(entry)
+
+    def lease_number(self, conn: C) -> int:
+        """Return the number of a connection's current lease, or 0 if it is not leased."""
+        entry = self.ledger.leased.get(conn)
+        return entry.uses if entry is not None else 0
+
+    def bind(self, conn: C) -> int:
+        """Mark a new lease as made by a context manager; return its number."""
+        entry = self.ledger.leased[conn]
+        entry.manual_in = 0
+        return entry.uses
+
+    async def acquire(self, timeout: float | None) -> C:
+        """Lease a connection within `timeout` seconds; None uses the pool's own limit.
+
+        Raises:
+            PoolTimeout: no connection was available in time.
+            TooManyRequests: `max_waiting` requests are waiting already.
+            PoolClosed: the pool is closed, or was closed during the wait.
+            PoolWrongLoop: the pool is open on another event loop.
+        """
+        entry = await self.acquire_entry(timeout)
+        entry.manual_in = entry.uses
+        return entry.conn
+
+    async def acquire_entry(self, timeout: float | None) -> Entry[C]:
+        """Lease a connection as `acquire` does, and return its entry."""
+        if self._open_on is not get_running_loop():
+            self.admit()
+        ledger, check, now = self.ledger, self.check, self._now()
+        timeout = ledger.settings.timeout if timeout is None else duration("timeout", timeout)
+        deadline, arrived_at = now + timeout, None
+        # A request whose check fails keeps its position before requests that arrive meanwhile.
+        ticket = 0 if check is None else ledger.queue.ticket()
+        while True:
+            if ledger.idle:
+                entry = ledger.take(now)
+                entry.holder = current_task()
+            else:
+                ticket = ticket or ledger.queue.ticket()
+                waiter = Waiter[Entry[C]](ticket, now, deadline)
+                waiter.task = current_task()
+                self.queue(waiter, timeout, arrived_at)
+                try:
+                    while waiter.waiting:
+                        await waiter.wait()
+                    entry = self.served(waiter)
+                except BaseException as error:
+                    self.abandon_wait(waiter, error)
+                    raise
+                finally:
+                    self.report_wait(waiter.waited)
+            if self.is_usable(entry):
+                try:
+                    if check is None or await check.passes(entry, timeout, deadline):
+                        return entry
+                except BaseException as error:
+                    self._count(error)
+                    raise
+            arrived_at, now = now if arrived_at is None else arrived_at, self._now()
+
+    def queue(self, waiter: Waiter[Entry[C]], timeout: float, arrived_at: float | None) -> None:
+        """Add a request to the wait queue.
+
+        Args:
+            waiter: its `notify` is called when it is served or failed.
+            timeout: its time limit in seconds, for the error message.
+            arrived_at: when the request first arrived, if it rejoins the queue; else None.
+
+        Raises:
+            PoolTimeout, TooManyRequests, PoolClosed, PoolUnavailable: as for `acquire`.
+        """
+        ledger, now = self.ledger, waiter.joined_at
+        queue, limits = ledger.queue, ledger.settings
+        try:
+            if self.closed:
+                raise self.errors.closed()
+            if waiter.deadline <= now:
+                raise self.errors.timed_out(timeout)
+            if limits.max_waiting and queue.length >= limits.max_waiting and arrived_at is None:
+                raise self.errors.too_many(queue.length)
+            queue.admit(waiter)
+            if ledger.budget is not None:
+                since = now if arrived_at is None else arrived_at
+                ledger.budget._note_waiter(ledger, waiter, since)
+            if self.lease_monitor.timer.at == math.inf:
+                self.lease_monitor.start()
+            if len(ledger.entries) < limits.max_size:
+                self.store.refill()
+            if waiter.waiting and self.outages.is_unavailable():
+                raise self.errors.unavailable()
+        except BaseException as error:
+            self._leave(waiter)
+            self._count(error)
+            raise
+        self._counters.requests_queued += arrived_at is None
+
+    def served(self, waiter: Waiter[Entry[C]]) -> Entry[C]:
+        """Return the entry that a waiter was served, or raise its error."""
+        if waiter.error is not None:
+            raise waiter.error
+        entry, waiter.served = waiter.served, None
+        assert entry is not None, "bug: a waiter woke up with neither item nor error"
+        entry.holder = waiter.task
+        self.end_wait(waiter, entry.leased_at)
+        return entry
+
+    def abandon_wait(self, waiter: Waiter[Entry[C]], error: BaseException) -> None:
+        """Remove a waiter whose wait ended in an error, and count the request."""
+        self.end_wait(waiter, self._now())
+        self._leave(waiter)
+        self._count(error)
+
+    def end_wait(self, waiter: Waiter[Entry[C]], now: float) -> None:
+        """Note the duration of a wait, however it has ended."""
+        waiter.task = None
+        waiter.waited = now - waiter.joined_at
+        self._counters.note_wait(waiter.waited)
+
+    def report_wait(self, waited: float) -> None:
+        """Report a wait to `on_slow_wait` if it was long."""
+        if waited >= self.slow_wait:
+            try:
+                self.on_slow_wait(waited)
+            except Exception:  # noqa: BLE001 - it is logged
+                self.runtime.log_exception("slow wait", "the on_slow_wait callback failed")
+
+    def is_usable(self, entry: Entry[C]) -> bool:
+        """Whether a newly leased entry is usable; if not, discard it."""
+        if entry.expires_at == RETIRED:
+            self.ledger.cancel_lease(entry)
+            self.store.discard(entry)
+            return False
+        fresh = entry.watched and entry.leased_at - entry.used_at < FRESH
+        if not fresh and not self._driver.is_alive(entry.conn):
+            self._reject(entry)
+            return False
+        return True
+
+    def hand_over(self, entry: Entry[C]) -> bool:
+        """Lease a clean connection to the first waiter; return False if it must be released."""
+        now = self._now()
+        if self._open_on is not running_loop() or not self.ledger.may_hand_over(entry, now):
+            return False
+        self._counters.note_use(now - entry.leased_at)
+        return self.ledger.give_back(entry, now)
+
+    def admit(self) -> None:
+        """Raise an error unless the pool is usable on the running event loop."""
+        if self.closed:
+            raise self.errors.closed()
+        if self.home is not get_running_loop():
+            raise self.errors.wrong_loop(self.home)
+
+    def _reject(self, entry: Entry[C]) -> None:
+        """Undo the lease of a connection that turned out to be lost."""
+        self.ledger.cancel_lease(entry)
+        self.store.discard_lost(entry)
+
+    def _end_lease(self, conn: C) -> Entry[C]:
+        """End a lease and return its entry; the connection may need cleaning."""
+        if self.home is not running_loop() or self.home is None:
+            raise self.errors.wrong_loop(self.home)
+        entry = self.ledger.take_back(conn)
+        if entry is None:
+            if self.closed:
+                msg = (
+                    f"pool {self.runtime.name!r} was closed while this was in use: its work is lost"
+                )
+                raise PoolClosed(msg)
+            if conn in self.orphaned:
+                raise self.errors.orphaned(conn)
+            what = "it belongs to another pool or was released already"
+            msg = f"pool {self.runtime.name!r} has not leased {conn!r}: {what}"
+            raise ReleaseError(msg)
+        entry.used_at = self._now()
+        return entry
+
+    def _put_away(self, entry: Entry[C], cleanup: Callable[[], Awaitable[object]] | None) -> None:
+        """Put the entry of an ended lease into service, clean it, or discard it."""
+        store, conn = self.store, entry.conn
+        if not self._driver.is_alive(conn):
+            self._counters.returns_bad += 1
+            store.discard(entry)
+        elif cleanup is None and (self.closed or not self._needs_reset(conn)):
+            store.put(entry, entry.used_at)
+        else:
+            self.runtime.tasks.spawn(store.clean(entry, cleanup), "reset")
+
+    def _needs_reset(self, conn: C) -> bool:
+        """Whether a connection has to be reset; it need not be if it is closed after this use."""
+        ledger = self.ledger
+        kept = ledger.settings.keeps_idle or ledger.queue.length
+        return bool(kept) and not self._driver.is_clean(conn)
+
+    def _leave(self, waiter: Waiter[Entry[C]]) -> None:
+        """Remove a waiter, and pass on an entry that it was served already."""
+        entry = self.ledger.queue.leave(waiter)
+        ended = self.home is None or self.home.is_closed()
+        if entry is not None and not ended:
+            self.ledger.cancel_lease(entry)
+            if self.ledger.take_back(entry.conn) is not None:
+                self.store.put(entry, self._now())
+
+    def _count(self, error: BaseException) -> None:
+        """Count a request that was not served."""
+        counters = self.runtime.counters
+        if isinstance(error, asyncio.CancelledError):
+            counters.requests_cancelled += 1
+        else:
+            counters.requests_failed += 1
+            counters.requests_timed_out += isinstance(error, PoolTimeout)

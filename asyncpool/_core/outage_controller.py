@@ -1,0 +1,183 @@
+"""Decides what a failed or successful connect means: whether an outage begins, lasts or ends.
+
+It opens no connections. The store asks it when the next one may be opened.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic
+
+from asyncpool._core.driver import C
+from asyncpool._core.entry import Entry, State
+from asyncpool._core.ledger import Ledger
+from asyncpool._core.outage import Outage
+from asyncpool._core.redact import describe, redacted
+from asyncpool._core.runtime import Runtime
+from asyncpool._core.timer import Timer
+from asyncpool.faults import Fault
+
+CANCELLED_PAUSE = 0.1
+"""Seconds until the next connect after one that was cancelled, but not by the pool."""
+
+
+class OutageController(Generic[C]):
+    """Controls the connects of one pool while connecting fails.
+
+    Args:
+        ledger: says how many connections are wanted.
+        runtime: the clock, tasks and events.
+        outage: the state of the outage.
+        retry: the timer of the next connect.
+        on_outage: called once when connecting has failed for `reconnect_timeout` seconds.
+        classify: returns what an error means for the pool.
+    """
+
+    def __init__(  # noqa: PLR0917 - each is one of its collaborators
+        self,
+        ledger: Ledger[C],
+        runtime: Runtime,
+        outage: Outage,
+        retry: Timer,
+        on_outage: Callable[[], Coroutine[Any, Any, None]] | None,
+        classify: Callable[[BaseException], Fault | None],
+    ) -> None:
+        self._ledger = ledger
+        self._runtime = runtime
+        self.outage = outage
+        """The state of the outage, if there is one."""
+        self._on_outage = on_outage
+        self._classify = classify
+        self.retry = retry
+        """Set to the start of the next probe, or of a connect after one that was cancelled."""
+        self.last_error: Exception | None = None
+        """The error of the last connect or ping that failed, without its traceback."""
+        self.last_error_at = 0.0
+        self._cancelled_by = ""
+        """The exception that ended a connect, other than the pool's own; until it is retried."""
+        self._probing: Entry[C] | None = None
+        """The entry of the last probe."""
+
+    def fault_of(self, error: BaseException) -> Fault | None:
+        """Return what an error means for the pool; None if it concerns only its statement."""
+        try:
+            return self._classify(error)
+        except Exception:  # noqa: BLE001 - it is logged
+            text = f"classify failed for {describe(error)}"
+            self._runtime.log_exception("classify failed", text)
+            return None
+
+    def set_last_error(self, error: Exception) -> None:
+        """Keep the error of a failed connect or ping for reports."""
+        # Without the traceback, whose frames keep the pool alive.
+        self.last_error, self.last_error_at = error.with_traceback(None), self._runtime.time()
+
+    def connect_failed(self, error: Exception, entry: Entry[C]) -> None:
+        """Record a failed connect and its outage; `Outage.retry_at` says when to try again."""
+        runtime, outage, now = self._runtime, self.outage, self._runtime.time()
+        runtime.counters.connects_failed += 1
+        self.set_last_error(error)
+        said, before = describe(error), outage.error
+        cause = redacted(error) or said
+        if not outage or outage.has_lapsed(entry.opened_at):
+            text = f"cannot connect, will retry: {cause}"
+            runtime.record("outage", text, logging.WARNING, error=said)
+        elif before is None or describe(before) != said:
+            runtime.record("connect failed", f"still cannot connect: {cause}", error=said)
+        outage.failed(now, error, entry.opened_at, self.fault_of(error))
+        self._ledger.keep_expired = True
+        lasts = now - outage.since >= self._ledger.settings.reconnect_timeout
+        if lasts and not outage.reported and self._on_outage is not None:
+            outage.reported = True
+            runtime.tasks.spawn(self._on_outage(), "reconnect_failed")
+
+    def connect_cancelled(self, error: BaseException) -> None:
+        """Try again soon after a connect that something other than the pool has ended.
+
+        Nothing is done or logged before that: the event loop may end, which cancels every task.
+        """
+        if not self._runtime.closed:
+            self._cancelled_by = type(error).__name__
+            self._retry_at(self._runtime.time() + CANCELLED_PAUSE)
+
+    def report_cancelled(self) -> None:
+        """Log the end of a connect that is tried again now."""
+        if name := self._cancelled_by:
+            self._cancelled_by = ""
+            text = f"a connect was ended by {name} and is retried: the pool did not cancel it"
+            self._runtime.record("connect cancelled", text, logging.WARNING, error=name)
+
+    def may_probe(self, *, urgent: bool) -> bool:
+        """Whether a connect may start now during an outage; if later, set the timer.
+
+        There is one connect at a time, once the back-off is over.
+
+        Args:
+            urgent: whether somebody waits for a connection.
+        """
+        now, probe, budget = self._runtime.time(), self._probing, self._ledger.budget
+        under_way = probe is not None and probe.state is State.OPENING and not probe.late
+        shortage = self._ledger.shortfall()
+        at = self.outage.retry_at if urgent else self.outage.idle_retry_at
+        may_open = not under_way and self._ledger.wanted() > 0
+        if budget is not None:
+            is_short = not (under_way or may_open) and now >= at and shortage > 0
+            budget._set_shortage(self._ledger, is_short)
+        if under_way or not (may_open or shortage):
+            return False
+        if now < at:
+            self._retry_at(at)
+            return False
+        return may_open
+
+    def probe_started(self, entry: Entry[C]) -> None:
+        """Record the connect that tests the server."""
+        self._probing = entry
+
+    def mark_healthy(self, entry: Entry[C]) -> bool:
+        """Record that a connection works; return True if that has ended an outage.
+
+        A connection that was opened before the outage began says nothing about it.
+        """
+        outage = self.outage
+        outage.ever_worked = True
+        if not outage.failures or entry.opened_at < outage.since:
+            return False
+        lasted, failures = self._runtime.time() - outage.since, outage.failures
+        self._end()
+        text = f"connected again after {lasted:.1f} s and {failures} failed connects"
+        self._runtime.record(
+            "outage over", text, logging.WARNING, duration=lasted, failures=failures
+        )
+        return True
+
+    def forget_lapsed(self) -> None:
+        """End an outage during which no connect was needed for a while."""
+        if self.outage.has_lapsed(self._runtime.time()):
+            self._end()
+            text = "no connect was attempted since the last failure"
+            self._runtime.record("outage lapsed", text)
+
+    def is_unavailable(self) -> bool:
+        """Whether waiting is useless: no connection exists and none can be opened soon.
+
+        It is not useless while a connect that is not late is under way.
+        """
+        ledger = self._ledger
+        if not self.outage.failures:
+            return False
+        if ledger.budget is not None and ledger.budget._has_shortage(ledger):
+            return False
+        limit = ledger.settings.fail_fast_after
+        idle = ledger.remaining == ledger.late
+        return idle and self.outage.is_unavailable(self._runtime.time(), limit)
+
+    def _end(self) -> None:
+        self.outage.end()
+        self._ledger.keep_expired = False
+        self.retry.cancel()
+
+    def _retry_at(self, at: float) -> None:
+        if self.retry.at > at:
+            self.retry.set(at)

@@ -1,0 +1,102 @@
+"""Callers that wait until the pool has its connections, as at the start of an application."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from asyncpool._core.ledger import Ledger
+from asyncpool._core.outage_controller import OutageController
+from asyncpool._core.runtime import Runtime
+
+
+class Readiness:
+    """Whether the connections of one pool are open, and who waits for that.
+
+    Args:
+        ledger: says how many connections are open.
+        runtime: the phase of the pool.
+        outages: says whether waiting is useless.
+        refill: opens the connections that are wanted.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger[Any],
+        runtime: Runtime,
+        outages: OutageController[Any],
+        refill: Callable[[], None],
+    ) -> None:
+        self._ledger = ledger
+        self._runtime = runtime
+        self._outages = outages
+        self._refill = refill
+        self.full = asyncio.Event()
+        """Set once `min_size` connections are open at the same time."""
+        self.callers = 0
+        """The number of callers in `wait`."""
+        self._connects_succeeded = 0
+        """The number of successful connects; only counted where idle connections are not kept."""
+
+    async def wait(self) -> bool:
+        """Wait until `min_size` connections are open; return False if waiting is useless.
+
+        Where idle connections are not kept, wait for one successful connect; at `max_size`, a
+        leased connection is enough.
+        """
+        self.callers += 1
+        try:
+            if self._ledger.settings.keeps_idle:
+                return await self._wait_until_full()
+            return await self._wait_for_connect()
+        finally:
+            self.callers -= 1
+            if not self.callers:
+                self._ledger.trial_wanted = False
+
+    def note_connect(self) -> None:
+        """Record a successful connect."""
+        ledger = self._ledger
+        if not ledger.settings.keeps_idle:
+            self._connects_succeeded += 1
+            ledger.trial_wanted = False
+            self.wake()
+        elif self._has_enough():
+            self.full.set()
+
+    def note_drained(self) -> None:
+        """Record that connections were retired: new ones have to be opened."""
+        if not self._runtime.closed and not self._has_enough():
+            self.full.clear()
+
+    def wake(self) -> None:
+        """Wake the callers, so that they test again whether waiting is useless."""
+        if not self.full.is_set():
+            self.full.set()
+            self.full.clear()
+
+    def _has_enough(self) -> bool:
+        ledger = self._ledger
+        return ledger.remaining - ledger.opening >= ledger.settings.min_size
+
+    async def _wait_until_full(self) -> bool:
+        while not self.full.is_set():
+            self._refill()
+            if self._outages.is_unavailable():
+                return False
+            await self.full.wait()
+        return True
+
+    async def _wait_for_connect(self) -> bool:
+        ledger, before = self._ledger, self._connects_succeeded
+        while self._connects_succeeded == before and not self._runtime.closed:
+            if ledger.leased and ledger.size >= ledger.settings.max_size:
+                break
+            ledger.trial_wanted = True
+            self._refill()
+            if self._outages.is_unavailable():
+                return False
+            if self._connects_succeeded == before:
+                await self.full.wait()
+        return True

@@ -1,0 +1,79 @@
+"""What every part of one pool needs: its clock, background tasks, counters, events and phase."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from enum import Enum
+
+from asyncpool._core.background import BackgroundTasks
+from asyncpool._core.counters import Counters
+from asyncpool._core.events import Events, fields
+from asyncpool._core.redact import describe
+
+CLOCK_TOLERANCE = 0.01
+"""Largest difference in seconds at which uvloop's clock counts as `time.monotonic`."""
+
+logger = logging.getLogger("asyncpool")
+
+
+class Phase(Enum):
+    """The phase of a pool's life: first NEW or FORKED, then OPEN, then CLOSED."""
+
+    NEW = "not open yet"
+    FORKED = "opened before a fork"
+    """In a forked child: not open yet, and only an explicit `open` opens it."""
+    OPEN = "open"
+    CLOSED = "closed"
+    """`close` was called, or the pool was abandoned; its connections may still be closing."""
+
+
+class Runtime:
+    """The surroundings of the parts of one pool.
+
+    Args:
+        name: the name of the pool.
+    """
+
+    __slots__ = ("counters", "events", "name", "phase", "tasks", "time")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.phase = Phase.NEW
+        self.time: Callable[[], float] = lambda: 0.0
+        """The clock: `loop.time()`, or one that agrees with it. It shows 0 before `open`."""
+        self.tasks = BackgroundTasks(name)
+        self.counters = Counters()
+        self.events = Events()
+
+    @property
+    def closed(self) -> bool:
+        """Whether no connection enters service any more."""
+        return self.phase is Phase.CLOSED
+
+    def record(self, kind: str, text: str, level: int = logging.INFO, **facts: object) -> None:
+        """Log an event and keep it for `explain()`; see `Events.record`."""
+        self.events.record(self.name, self.time(), kind, text, level, facts)
+
+    def record_error(self, kind: str, error: BaseException, level: int = logging.INFO) -> None:
+        """Record that work on a connection has failed."""
+        said = describe(error)
+        self.record(kind, f"{kind}: {said}", level, error=said)
+
+    def log_exception(self, kind: str, text: str) -> None:
+        """Log the exception that is being handled, with its traceback."""
+        logger.exception("pool %r: %s", self.name, text, extra=fields(self.name, kind))
+
+
+def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """Return the fastest and finest clock that agrees with `loop.time()`.
+
+    asyncio's `time()` wraps `time.monotonic`, which alone costs half as much. uvloop's clock is the
+    same, but in whole milliseconds; many leases are shorter than that.
+    """
+    clock = type(loop).time
+    is_uvloops = getattr(clock, "__module__", "") == "uvloop.loop"
+    agrees = is_uvloops and abs(loop.time() - time.monotonic()) < CLOCK_TOLERANCE
+    return time.monotonic if agrees or clock is asyncio.BaseEventLoop.time else loop.time
