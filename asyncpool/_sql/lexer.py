@@ -27,9 +27,12 @@ class Token(NamedTuple):
     end: int
 
 
-HIGH = "\u0080-\U0010ffff"
-"""The characters outside of ASCII, each of which is a letter."""
-LETTER = f"[A-Za-z_{HIGH}]"
+# Each character outside of ASCII is a letter. A class by its complement compiles 15 times faster
+# than one with a range up to U+10FFFF.
+LETTER = r"[^\x00-@\[-\^`{-\x7f]"
+LETTER_OR_DIGIT = r"[^\x00-/:-@\[-\^`{-\x7f]"
+WORD_CHARACTER = r"[^\x00-#%-/:-@\[-\^`{-\x7f]"
+"""A letter, a digit or a dollar sign."""
 # Possessive quantifiers of more than one character are wrong in Python before 3.11.5
 # (python/cpython#106052). Instead, no quote may follow a string, so a match cannot end too early.
 PLAIN = r"[^']*+(?:''[^']*+)*'(?!')"
@@ -47,9 +50,9 @@ def _pattern(quote: str) -> re.Pattern[str]:
         | (?P<string> [eE]'{ESCAPED} | [uU]&'{PLAIN} | [bBxX]'{BITS} | '{quote} )
         | (?P<quoted> (?:[uU]&)?"[^"]*+(?:""[^"]*+)*"(?!") )
         | (?P<unended> [eEbBxX]' | [uU]&['"] | ['"] )
-        | (?P<word> {LETTER}[\w${HIGH}]*+ )
+        | (?P<word> {LETTER}{WORD_CHARACTER}*+ )
         | (?P<param> \$\d++(?!{LETTER}) )
-        | (?P<dollar> \$(?:{LETTER}[\w{HIGH}]*+)?\$ )
+        | (?P<dollar> \$(?:{LETTER}{LETTER_OR_DIGIT}*+)?\$ )
         | (?P<number>
             (?: 0[xX]{HEX} | 0[oO]{OCTAL} | 0[bB]{BINARY}
             | (?: {DIGITS}(?:\.(?:{DIGITS})?)? | \.{DIGITS} )(?:[eE][+-]?{DIGITS})? )
