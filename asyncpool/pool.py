@@ -355,7 +355,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
             autocommit,
         )
 
-    def acquire(self, timeout: float | None = None) -> Acquisition[ACT]:
+    def acquire(self, timeout: float | None = None, *, session: bool = True) -> Acquisition[ACT]:
         """Borrow a connection until `release`: `conn = await pool.acquire()`.
 
         `async with pool.acquire() as conn` returns it at the end of the block and commits nothing.
@@ -364,10 +364,14 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT]):
 
         Args:
             timeout: as for `connection`.
+            session: whether to take part in the task's `session()`, if it is in one; if false,
+                another connection is borrowed, and no method of a subclass is called.
 
         Raises:
             PoolTimeout, TooManyRequests, PoolClosed: as for `connection`.
         """
+        if not session:
+            return Acquisition(self, timeout, self._borrow)
         if not self._is_overridden:
             return Acquisition(self, timeout)
         if self._overridden.applies("getconn"):

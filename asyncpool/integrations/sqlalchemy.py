@@ -91,8 +91,10 @@ def create_async_engine(
     class Leases(LeasePool):
         lender = pool
 
+    # A subclass may override `acquire` without the keyword.
+    lease = partial(AsyncConnectionPool.acquire, pool, session=False)
     engine = sqlalchemy_asyncio.create_async_engine(
-        url, async_creator=partial(pool._borrow, None), poolclass=Leases, **options
+        url, async_creator=lease, poolclass=Leases, **options
     )
     # With it SQLAlchemy passes to `LeasePool` also connections that it would otherwise drop, such
     # as those collected as garbage.
@@ -126,7 +128,7 @@ def async_creator(pool: AsyncConnectionPool[Any]) -> Callable[[], Coroutine[Any,
         raise ValueError(msg)
 
     async def lease() -> Conn:
-        conn: Conn = await pool._borrow(None)
+        conn: Conn = await AsyncConnectionPool.acquire(pool, session=False)
         try:
             DEFAULTS.apply(conn)
         except BaseException:

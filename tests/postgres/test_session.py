@@ -85,6 +85,20 @@ async def test_all_that_a_task_borrows_in_a_session_is_one_connection(
     assert await noted(pool) == [1, 2, 3]
 
 
+async def test_acquire_can_stay_outside_the_session(dsn: str) -> None:
+    """With `session=False` it borrows another connection, awaited or as a block."""
+    async with (
+        AsyncConnectionPool(dsn, min_size=1, max_size=3) as pool,
+        pool.session() as conn,
+    ):
+        other = await pool.acquire(session=False)
+        async with pool.acquire(session=False) as third:
+            assert len({conn, other, third}) == 3
+        await pool.release(other)
+        assert await pool.acquire() is conn
+        assert pool.stats().leased == 1
+
+
 async def test_a_session_commits_at_its_end(pool: AsyncConnectionPool) -> None:
     """A session that fails is rolled back, as for `connection()`."""
     async with pool.session() as conn:
