@@ -12,13 +12,11 @@ import contextlib
 import logging
 import weakref
 from collections.abc import Callable, Coroutine
-from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any, ClassVar, cast
 
 import psycopg
 import sqlalchemy
-from psycopg.rows import tuple_row
 from psycopg.types.hstore import register_hstore
 from psycopg.types.json import set_json_dumps, set_json_loads
 from psycopg.types.string import TextLoader
@@ -31,13 +29,12 @@ from sqlalchemy.pool.base import _ConnectionRecord
 
 from asyncpool import AsyncConnectionPool, PoolError
 
+from ._connection_settings import DEFAULTS, Conn, ConnectionSettings, run_without_suspending
+
 __all__ = ["LeasePool", "async_creator", "create_async_engine"]
 
 logger = logging.getLogger("asyncpool")
 
-Conn = psycopg.AsyncConnection[Any]
-
-IDLE = psycopg.pq.TransactionStatus.IDLE
 DIALECTS = ("postgresql+psycopg", "postgresql+psycopg_async")
 INSTEAD = {
     "pool_size": "min_size of the AsyncConnectionPool",
@@ -138,47 +135,6 @@ def async_creator(pool: AsyncConnectionPool[Any]) -> Callable[[], Coroutine[Any,
         return conn
 
     return lease
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionSettings:
-    """The settings of a connection that SQLAlchemy relies on or changes."""
-
-    autocommit: bool
-    isolation_level: psycopg.IsolationLevel | None
-    read_only: bool | None
-    deferrable: bool | None
-    row_factory: Any
-
-    @classmethod
-    def of(cls, conn: Conn) -> ConnectionSettings:
-        """Read a connection's current settings."""
-        return cls(
-            conn.autocommit,
-            conn.isolation_level,
-            conn.read_only,
-            conn.deferrable,
-            conn.row_factory,
-        )
-
-    def apply(self, conn: Conn) -> None:
-        """Apply these settings to a connection; this does no I/O.
-
-        Raises:
-            psycopg.Error: the connection is closed or in a transaction.
-            RuntimeError: an operation is running on it.
-        """
-        now = ConnectionSettings.of(conn)
-        if now == self:
-            return
-        conn.row_factory = self.row_factory
-        values = astuple(self)[:-1]
-        for name, value in zip(self.__slots__, values, strict=False):
-            if value != getattr(now, name):
-                run_without_suspending(getattr(conn, f"set_{name}")(value))
-
-
-DEFAULTS = ConnectionSettings(False, None, None, None, tuple_row)
 
 
 class Record(_ConnectionRecord):
@@ -322,21 +278,6 @@ class LeasePool(NullPool):
 def driver(adapted: Any) -> Conn:
     """Return psycopg's connection inside SQLAlchemy's adapter."""
     return cast("Conn", adapted.driver_connection)
-
-
-def run_without_suspending(work: Coroutine[Any, Any, object]) -> None:
-    """Run a coroutine that does not suspend, in code that cannot await.
-
-    Raises:
-        RuntimeError: the coroutine would suspend; it was closed.
-    """
-    try:
-        work.send(None)
-    except StopIteration:
-        return
-    work.close()
-    msg = "an operation is running on the connection"
-    raise RuntimeError(msg)
 
 
 def _type_registration(
