@@ -154,6 +154,11 @@ class Record(_ConnectionRecord):
         super().__init__(leases, connect=False)
         self.leases = leases
 
+    @property
+    def is_invalidated(self) -> bool:
+        """Whether SQLAlchemy wants the connection closed instead of returned."""
+        return self._is_hard_or_soft_invalidated()
+
     def get_connection(self) -> DBAPIConnection:
         """See `ConnectionPoolEntry`."""
         adapted = super().get_connection()
@@ -238,7 +243,7 @@ class LeasePool(NullPool):
         adapted = record.dbapi_connection
         if adapted is None:
             return  # the connection is closed, or detached: then its borrower closes it
-        invalidated = record._is_hard_or_soft_invalidated()
+        invalidated = record.is_invalidated
         record.dbapi_connection = None
         if invalidated:
             self._close_connection(adapted)
@@ -284,12 +289,12 @@ def _type_registration(
     engine: AsyncEngine, options: dict[str, Any]
 ) -> Callable[[DBAPIConnection, ConnectionPoolEntry], None]:
     """Return a "connect" listener that registers the types of SQLAlchemy's dialect."""
-    dialect: Any = engine.dialect
+    adapters = engine.dialect.create_connect_args(engine.url)[1]["context"]
 
     def register(adapted: DBAPIConnection, _: ConnectionPoolEntry) -> None:
         conn = driver(adapted)
-        # The map is filled at the engine's first connection, which has happened by now.
-        if (hstore := dialect._psycopg_adapters_map.types.get("hstore")) is not None:
+        # The dialect has looked for hstore at the engine's first connection.
+        if (hstore := adapters.types.get("hstore")) is not None:
             register_hstore(hstore, conn)
         if (loads := options.get("json_deserializer")) is not None:
             set_json_loads(loads, conn)
