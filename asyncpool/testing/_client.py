@@ -6,6 +6,7 @@ import asyncio
 import struct
 from typing import TYPE_CHECKING
 
+from ._server_session import CHUNK, ServerSession
 from ._transactions import Control, controls
 
 if TYPE_CHECKING:
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
 CANCEL, ENCRYPTIONS = 80877102, (80877103, 80877104)
 TAGS = {"begin": b"BEGIN", "commit": b"COMMIT", "rollback": b"ROLLBACK"}
-TOO_MUCH = 1 << 16
 
 
 class Refused(Exception):
@@ -33,6 +33,7 @@ class Client:
     def __init__(
         self,
         proxy: TransactionProxy,
+        server: ServerSession,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         number: int,
@@ -41,6 +42,7 @@ class Client:
         self.canceled = False
         self.is_waiting = False
         self._proxy = proxy
+        self._server = server
         self._reader = reader
         self._writer = writer
         self._prefix = f"asyncpool_{number}_".encode()
@@ -65,9 +67,9 @@ class Client:
         if code & 0xFFFF:
             self._write(b"v", struct.pack("!II", code & ~0xFFFF, 0))
         self._write(b"R", bytes(4))
-        for name, value in self._proxy.parameters.items():
+        for name, value in self._server.parameters.items():
             self._write(b"S", name + b"\0" + value + b"\0")
-        self._write(b"K", struct.pack("!I", self._proxy.pid) + key)
+        self._write(b"K", struct.pack("!I", self._server.pid) + key)
         self._write(b"Z", b"I")
         return True
 
@@ -97,20 +99,20 @@ class Client:
             await self._writer.drain()
 
     async def _simple_query(self, text: bytes) -> None:
-        lexed = self._proxy.escapes
-        pieces = controls(text, escapes=lexed, encoding=self._proxy.encoding)
+        lexed = self._server.escapes
+        pieces = controls(text, escapes=lexed, encoding=self._server.encoding)
         if not pieces:
             self._write(b"I", b"")  # an empty query, such as a ping, needs no turn
         for piece, kind in pieces:
             if not await self._acquire_turn():
                 return
-            if self._proxy.escapes is not lexed and b"\\" in text:
+            if self._server.escapes is not lexed and b"\\" in text:
                 self._write_error(b"0A000", "standard_conforming_strings changed within the text")
                 self._skipping = True
             elif kind is not None:
                 await self._apply_control(kind)
             else:
-                self._proxy.send(b"Q", piece + b"\0")
+                self._server.send(b"Q", piece + b"\0")
                 await self._forward_answers()
             if self._skipping:
                 return
@@ -136,17 +138,17 @@ class Client:
                     if not self._skipping:
                         await self._apply_control(act)
                     return
-        self._proxy.send(kind, body)
+        self._server.send(kind, body)
         self._unanswered = True
 
     def _kind_of(self, text: bytes) -> Control | None:
         """Classify a text of the extended protocol, which is one statement or an error."""
-        pieces = controls(text, escapes=self._proxy.escapes, encoding=self._proxy.encoding)
+        pieces = controls(text, escapes=self._server.escapes, encoding=self._server.encoding)
         return pieces[0][1] if pieces else None
 
     async def _apply_control(self, kind: Control) -> None:
         """Apply BEGIN, COMMIT or ROLLBACK to the client's savepoint."""
-        failed, tag = self._proxy.status == b"E", TAGS.get(kind)
+        failed, tag = self._server.status == b"E", TAGS.get(kind)
         if kind == "refused":
             self._write_error(
                 b"0A000", "this statement would end the transaction of the rollback pool"
@@ -169,18 +171,18 @@ class Client:
         """Get the answers to all messages sent so far, except ReadyForQuery."""
         if self._unanswered:
             self._unanswered = False
-            self._proxy.send(b"S", b"")
+            self._server.send(b"S", b"")
             await self._forward_answers(extended=True)
 
     async def _ready(self) -> None:
         """Commit statements outside a transaction, and send the client's ReadyForQuery."""
         if self._proxy.has_savepoint(self) and not self._open:
-            commit = self._proxy.status == b"T" and not self._skipping
+            commit = self._server.status == b"T" and not self._skipping
             failure = await self._end(commit=commit)
             if failure:
                 self._write(b"E", failure)
         self._skipping = False
-        self._write(b"Z", self._proxy.status if self._open else b"I")
+        self._write(b"Z", self._server.status if self._open else b"I")
         self._proxy.release_turn(self)
 
     async def _acquire_turn(self) -> bool:
@@ -206,14 +208,14 @@ class Client:
     async def _forward_answers(self, *, extended: bool = False) -> None:
         """Pass on all of the server's answers; read them even if the client has disconnected."""
         sent = 0
-        while (message := await self._proxy.answer())[0] != b"Z":
+        while (message := await self._server.answer())[0] != b"Z":
             kind, body = message
             self._write(kind, body)
             self._skipping |= kind == b"E"
             sent += len(body)
             if kind == b"G":
                 await self._copy_in(extended=extended)
-            elif sent > TOO_MUCH:
+            elif sent > CHUNK:
                 sent = 0
                 await self._drain()
 
@@ -226,18 +228,18 @@ class Client:
             except (OSError, asyncio.IncompleteReadError):
                 kind, body = b"X", b""
             if kind == b"X":
-                self._proxy.send(b"f", b"the client has disconnected\0")
+                self._server.send(b"f", b"the client has disconnected\0")
                 if extended:
-                    self._proxy.send(b"S", b"")
+                    self._server.send(b"S", b"")
                 return
             if kind in (b"d", b"c", b"f"):
-                self._proxy.send(kind, body)
-                await self._proxy.drain()
+                self._server.send(kind, body)
+                await self._server.drain()
                 ended = kind != b"d"
             if ended and (kind == b"S" or not extended):
                 # The server ignores a Sync in the midst of data: this is the one that counts.
                 if extended:
-                    self._proxy.send(b"S", b"")
+                    self._server.send(b"S", b"")
                 return
 
     async def _drain(self) -> None:

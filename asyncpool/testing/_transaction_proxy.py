@@ -11,32 +11,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import secrets
 import shutil
 import socket
-import struct
 import tempfile
 from types import TracebackType
 from typing import Any, Self
 
 import anyio
 import psycopg
-from psycopg.conninfo import make_conninfo
 
-from ._client import TOO_MUCH, Client, Refused
+from ._client import Client, Refused
+from ._server_session import CLOSE_TIMEOUT, ServerGone, ServerSession
 
-PARAMETERS = [
-    *("server_version", "server_encoding", "client_encoding", "application_name", "DateStyle"),
-    *("default_transaction_read_only", "in_hot_standby", "is_superuser", "session_authorization"),
-    *("IntervalStyle", "TimeZone", "integer_datetimes", "standard_conforming_strings"),
-]
-CLOSE_TIMEOUT = 5.0
 CANCELED = "canceling statement due to user request"
-
-
-class ServerGone(ConnectionError):
-    """The server has ended the session, and with it the transaction."""
 
 
 class TransactionProxy:
@@ -49,7 +37,6 @@ class TransactionProxy:
     """
 
     def __init__(self, params: dict[str, Any], patience: float, *, nested: bool) -> None:
-        self._params = params
         self._patience = patience
         self._nested = nested
         self._clients: dict[bytes, Client] = {}
@@ -60,40 +47,15 @@ class TransactionProxy:
         """The clients with a savepoint, outermost first."""
         self._active: Client | None = None
         """The client whose messages are being sent to the server."""
-        self._running = False
-        """Whether the server has not finished its answer."""
-        self._is_own = False
-        """Whether the running statement is the proxy's own."""
         self._closing = False
         self._numbers = itertools.count(1)
-        self._cancelling = asyncio.Lock()
-        self._canceled = False
-        """Whether a cancel request was sent that may still arrive late."""
         self._changed = asyncio.Event()
         """Set, and replaced, when a waiting client must check again."""
-        self.status = b"T"
-        """The server's status: T, in the transaction, or E, in a failed one."""
+        self._server = ServerSession(params, self._disconnect_all)
 
     async def __aenter__(self) -> Self:
-        self._conn = await psycopg.AsyncConnection.connect(
-            make_conninfo(**self._params), autocommit=True
-        )
-        pgconn = self._conn.pgconn
-        self._cleanup.callback(pgconn.finish)
         try:
-            await self._conn.execute("BEGIN")
-            await self._conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-            self.pid = pgconn.backend_pid
-            given = ((name, pgconn.parameter_status(name.encode())) for name in PARAMETERS)
-            self.parameters = {name.encode(): value for name, value in given if value is not None}
-            # From here on only the proxy uses the socket; psycopg serves for cancel requests.
-            end = socket.socket(fileno=os.dup(pgconn.socket))
-            self._cleanup.callback(end.close)
-            end.setblocking(False)
-            unix = end.family == socket.AF_UNIX
-            connect: Any = asyncio.open_unix_connection if unix else asyncio.open_connection
-            self._answers, self._server = await connect(sock=end)
-            self._cleanup.callback(self._server.transport.abort)
+            await self._server.open(self._cleanup)
             self.host = tempfile.mkdtemp(prefix="asyncpool-rollback-")
             self._cleanup.callback(shutil.rmtree, self.host, ignore_errors=True)
             self._listen(f"{self.host}/.s.PGSQL.5432")
@@ -128,11 +90,7 @@ class TransactionProxy:
                 for task in self._tasks:
                     task.cancel()
                 await asyncio.gather(*self._tasks, return_exceptions=True)
-                if self._running:
-                    await self._conn.cancel_safe()
-                self._conn.pgconn.finish()  # it sends Terminate, and the server rolls back
-                while await self._answers.read(TOO_MUCH):
-                    pass
+                await self._server.end()
         except (OSError, psycopg.Error):
             pass
         finally:
@@ -164,7 +122,7 @@ class TransactionProxy:
             try:
                 await asyncio.wait_for(changed.wait(), self._patience)
             except TimeoutError:
-                if self._running:
+                if self._server.is_running:
                     continue
                 if self._may_nest(client):
                     break
@@ -175,7 +133,7 @@ class TransactionProxy:
                 raise Refused(b"57014", CANCELED)
         self._active = client
         if client not in self._savepoints:
-            await self.run(f"SAVEPOINT {client.savepoint}")
+            await self._server.run(f"SAVEPOINT {client.savepoint}")
             self._savepoints.append(client)
         if client.canceled:
             raise Refused(b"57014", CANCELED)
@@ -197,12 +155,12 @@ class TransactionProxy:
             # A commit checks deferred constraints. Rolling back to the second savepoint undoes
             # only that they are now immediate.
             check = "asyncpool_check"
-            failure = await self.run(
+            failure = await self._server.run(
                 f"SAVEPOINT {check}; SET CONSTRAINTS ALL IMMEDIATE;"
                 f" ROLLBACK TO SAVEPOINT {check}; RELEASE SAVEPOINT {name}"
             )
         if failure or not commit:
-            await self.run(f"ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}")
+            await self._server.run(f"ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}")
         self._savepoints.remove(client)
         return failure
 
@@ -219,7 +177,7 @@ class TransactionProxy:
             self._nested
             and self._active is None
             and client not in self._savepoints
-            and self.status == b"T"
+            and self._server.status == b"T"
         )
 
     def has_savepoint(self, client: Client) -> bool:
@@ -233,83 +191,12 @@ class TransactionProxy:
             " end that transaction first, or use rollback_pool(nested=True)"
         )
 
-    # The server's side
-
-    @property
-    def escapes(self) -> bool:
-        """Whether a backslash in a plain string is currently an escape in the session."""
-        return self.parameters.get(b"standard_conforming_strings") == b"off"
-
-    @property
-    def encoding(self) -> bytes:
-        """PostgreSQL's name of the session's client encoding."""
-        return self.parameters.get(b"client_encoding", b"UTF8")
-
-    def send(self, kind: bytes, body: bytes) -> None:
-        """Send a message to the server."""
-        self._server.write(kind + struct.pack("!I", len(body) + 4) + body)
-
-    async def drain(self) -> None:
-        """Wait until the write buffer has room."""
-        await self._server.drain()
-
-    async def answer(self) -> tuple[bytes, bytes]:
-        """Return the server's next message; "Z" is the last of an answer and sets `status`.
-
-        Raises:
-            ServerGone: the session, or its transaction, has ended.
-        """
-        self._running = True
-        try:
-            kind, length = struct.unpack("!cI", await self._answers.readexactly(5))
-            body = await self._answers.readexactly(length - 4)
-        except (OSError, asyncio.IncompleteReadError) as error:
-            raise self._lost() from error
-        if kind == b"S":
-            name, value, _ = body.split(b"\0", 2)
-            self.parameters[name] = value
-        if kind == b"Z":
-            self._running = False
-            if body == b"I":
-                raise self._lost()
-            self.status = body
-        return kind, body
-
-    def _lost(self) -> ServerGone:
+    def _disconnect_all(self) -> None:
         """Disconnect all clients and wake the waiting ones, since the transaction has ended."""
-        self._running, self._closing = False, True
+        self._closing = True
         for client in self._clients.values():
             client.close()
         self._wake()
-        return ServerGone("the session, and with it the transaction, has ended")
-
-    async def run(self, sql: str) -> bytes | None:
-        """Run a statement of the proxy's own; return the server's error, or None."""
-        await self._await_cancels()
-        self._is_own = True
-        try:
-            for _ in range(5):
-                failure = None
-                self.send(b"Q", sql.encode() + b"\0")
-                while (message := await self.answer())[0] != b"Z":
-                    if message[0] == b"E":
-                        failure = message[1]
-                # A late cancel request for an earlier statement may have hit this one.
-                if failure is None or b"C57014\0" not in failure or not sql.startswith("ROLLBACK"):
-                    break
-            return failure
-        finally:
-            self._is_own = False
-
-    async def _await_cancels(self) -> None:
-        async with self._cancelling:
-            pass
-        if self._canceled:
-            self._canceled = False
-            if self.status == b"T":
-                await self.run("SAVEPOINT asyncpool_pause; SELECT pg_catalog.pg_sleep(0.01)")
-                name = "asyncpool_pause"
-                await self.run(f"ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}")
 
     # The clients' side
 
@@ -322,12 +209,7 @@ class TransactionProxy:
             client.canceled = True
             self._wake()
             return
-        async with self._cancelling:
-            # The proxy's own statements are never cancelled: the request came too late then.
-            if client is self._active and self._running and not self._is_own:
-                self._canceled = True
-                with contextlib.suppress(psycopg.Error):  # a server reports no such error either
-                    await self._conn.cancel_safe(timeout=CLOSE_TIMEOUT)
+        await self._server.cancel(lambda: client is self._active)
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -346,7 +228,9 @@ class TransactionProxy:
     async def _serve(self, end: socket.socket) -> None:
         reader, writer = await asyncio.open_unix_connection(sock=end)
         key = secrets.token_bytes(4)
-        client = self._clients[key] = Client(self, reader, writer, next(self._numbers))
+        client = self._clients[key] = Client(
+            self, self._server, reader, writer, next(self._numbers)
+        )
         try:
             if await client.start_session(key):
                 await client.serve()
