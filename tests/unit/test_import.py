@@ -1,0 +1,26 @@
+"""What `import asyncpool` imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+IMPORTED = """
+import psycopg, sys
+before = set(sys.modules)
+import asyncpool
+print(*set(sys.modules) - before)
+"""
+OUTSIDE = {"anyio", "sniffio", "idna", "exceptiongroup", "typing_extensions"}
+"""Packages from outside: anyio and what it needs."""
+ANNEXES = {"cli", "inspector", "integrations", "metrics", "testing"}
+
+
+def test_the_import_needs_nothing_but_psycopg_and_anyio() -> None:
+    """Annexes, and the libraries that they are for, are imported by those who use them."""
+    given = subprocess.run(
+        [sys.executable, "-c", IMPORTED], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert not {name for name in given if name.split(".")[1:2] and name.split(".")[1] in ANNEXES}
+    others = {name.partition(".")[0] for name in given} - sys.stdlib_module_names
+    assert others - OUTSIDE == {"asyncpool"}
