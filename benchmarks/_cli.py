@@ -89,9 +89,7 @@ def _check_files(json_file: Path | None, picture: Path | None) -> None:
     if picture is not None and picture.suffix not in {".png", ".svg"}:
         raise typer.BadParameter(f"{picture}: a picture is a .png or .svg")
     if picture is not None and find_spec("matplotlib") is None:
-        raise typer.BadParameter(
-            "a picture needs matplotlib: pip install 'psycopg-asyncpool[bench]'"
-        )
+        raise typer.BadParameter("a picture needs matplotlib: pip install --group bench")
 
 
 def _choice(given: str, among: tuple[str, ...]) -> list[str]:

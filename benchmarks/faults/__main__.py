@@ -7,7 +7,7 @@ import sys
 from importlib.util import find_spec
 
 if missing := [name for name in ("rich", "typer") if find_spec(name) is None]:
-    sys.exit(f"{' and '.join(missing)} not found: pip install 'psycopg-asyncpool[bench]'")
+    sys.exit(f"{' and '.join(missing)} not found: pip install --group bench")
 if os.name != "posix":
     sys.exit("servers of our own need Linux or macOS")
 

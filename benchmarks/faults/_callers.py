@@ -21,7 +21,7 @@ async def _storm(stage: Stage, kind: str) -> None:
 
 async def _hang_ups(stage: Stage) -> None:
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
-        msg = f"{' and '.join(missing)} not found: pip install 'psycopg-asyncpool[examples]'"
+        msg = f"{' and '.join(missing)} not found: pip install --group bench"
         raise NotHere(msg)
     await stage.begin(limit=LIMIT, web=True)
     await stage.say("storm", kind="", seconds=1 if stage.quick else 3, rate=RATE)

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="servers of our own need POSIX"),
     pytest.mark.skipif(
         bool(MISSING),
-        reason=f"{', '.join(MISSING)} not found: pip install 'psycopg-asyncpool[bench]'",
+        reason=f"{', '.join(MISSING)} not found: pip install --group bench",
     ),
 ]
 
