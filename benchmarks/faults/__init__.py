@@ -1,1 +1,1 @@
-"""What pools make of faults, each alone on the same server: `python -m benchmarks.faults`."""
+"""Measure pools under faults, each on a server of its own: `python -m benchmarks.faults`."""

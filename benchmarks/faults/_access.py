@@ -1,4 +1,4 @@
-"""A server that answers and lets nobody in: the password, the database, the number of sessions."""
+"""Faults of a server that refuses all connects: password, database, number of sessions."""
 
 from __future__ import annotations
 
@@ -13,82 +13,82 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from asyncpool.testing import Server, postgres
-from benchmarks.faults._cast import make_database, readable
-from benchmarks.faults._scene import Scene
-from benchmarks.faults._stage import Stage
-from benchmarks.faults._through import through
+from benchmarks.faults._database import make_database, public_file
+from benchmarks.faults._fault import Fault
+from benchmarks.faults._proxied import proxied
+from benchmarks.faults._trial import Trial
 
 LIMIT = 2.0
-"""Seconds that a request may wait where waiting is of no use."""
+"""Seconds that a request may wait where waiting does not help."""
 RULES = """
 local all all scram-sha-256
 host all all 127.0.0.1/32 scram-sha-256
 host replication postgres 127.0.0.1/32 scram-sha-256
 """
 SLOTS = 14
-"""Sessions that the crowded server has: three are for superusers."""
+"""`max_connections` of the crowded server; three are reserved for superusers."""
 
 
 @asynccontextmanager
 async def _asks_for_passwords() -> AsyncIterator[Server]:
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        rules = readable(folder, "hba", RULES)
+        rules = public_file(folder, "hba", RULES)
         async with postgres(settings={"hba_file": rules}) as server:
             yield server
 
 
-async def _password(stage: Stage) -> None:
-    """Changed, and the sessions ended; later the pool's own password is the right one again."""
-    async with through(stage.dsn) as (dsn, proxy):
-        await stage.begin(dsn, limit=1 if stage.quick else LIMIT)
+async def _password(trial: Trial) -> None:
+    """Change the password and end the sessions; later set the old password again."""
+    async with proxied(trial.dsn) as (dsn, proxy):
+        await trial.start(dsn, limit=1 if trial.quick else LIMIT)
         before = proxy.accepted
-        with stage.refusing():
-            async with stage.at_rest():
-                await stage.ask("ALTER ROLE app PASSWORD 'second'")
-                await stage.terminate(await stage.pids())
-            await stage.wait(5, 2)
-            await stage.ask("ALTER ROLE app PASSWORD 'first'")
-        stage.seen.attempts = proxy.accepted - before
-        await stage.over()
+        with trial.refusing():
+            async with trial.while_idle():
+                await trial.ask("ALTER ROLE app PASSWORD 'second'")
+                await trial.terminate(await trial.pids())
+            await trial.wait(5, 2)
+            await trial.ask("ALTER ROLE app PASSWORD 'first'")
+        trial.observed.attempts = proxy.accepted - before
+        await trial.finish()
 
 
-async def _database(stage: Stage) -> None:
-    """What was written to the old one is counted before it goes."""
-    async with through(stage.dsn) as (dsn, proxy):
-        await stage.begin(dsn, limit=1 if stage.quick else LIMIT)
+async def _database(trial: Trial) -> None:
+    """Drop the database, after the numbers in its ledger were read, and create it again."""
+    async with proxied(trial.dsn) as (dsn, proxy):
+        await trial.start(dsn, limit=1 if trial.quick else LIMIT)
         before = proxy.accepted
-        with stage.refusing():
-            async with stage.at_rest():
-                stage.seen.ledger += await stage.ledger()
-                await stage.ask("DROP DATABASE app WITH (FORCE)")
-            await stage.wait(5, 2)
-            await make_database(stage.server.dsn)
-        stage.seen.attempts = proxy.accepted - before
-        await stage.over()
+        with trial.refusing():
+            async with trial.while_idle():
+                trial.observed.ledger += await trial.ledger()
+                await trial.ask("DROP DATABASE app WITH (FORCE)")
+            await trial.wait(5, 2)
+            await make_database(trial.server.dsn)
+        trial.observed.attempts = proxy.accepted - before
+        await trial.finish()
 
 
-async def _crowd(stage: Stage) -> None:
-    """Others take every free slot, and that of one of the pool's own backends when it ends."""
+async def _crowd(trial: Trial) -> None:
+    """Let other sessions take all free slots, then end one of the pool's backends."""
     crowd: list[psycopg.AsyncConnection[Any]] = []
-    name = make_conninfo(stage.dsn, application_name="faults-crowd")
-    async with through(stage.dsn) as (dsn, proxy):
-        await stage.begin(dsn)
+    name = make_conninfo(trial.dsn, application_name="faults-crowd")
+    async with proxied(trial.dsn) as (dsn, proxy):
+        await trial.start(dsn)
         before = proxy.accepted
         try:
             await _fill(crowd, name)
-            proxy.delay = 0.5  # the slot is to be gone before the pool asks for it
-            async with stage.at_rest():
-                await stage.terminate((await stage.pids())[-1:])
+            proxy.delay = 0.5  # so that another session takes the slot first
+            async with trial.while_idle():
+                await trial.terminate((await trial.pids())[-1:])
             size = len(crowd)
             while len(crowd) == size:
                 await _fill(crowd, name)
             proxy.delay = 0.0
-            await stage.wait(3, 1.5)
+            await trial.wait(3, 1.5)
         finally:
             for conn in crowd:
                 await conn.close()
-        stage.seen.attempts = proxy.accepted - before
-        await stage.over()
+        trial.observed.attempts = proxy.accepted - before
+        await trial.finish()
 
 
 async def _fill(crowd: list[psycopg.AsyncConnection[Any]], dsn: str) -> None:
@@ -98,10 +98,10 @@ async def _fill(crowd: list[psycopg.AsyncConnection[Any]], dsn: str) -> None:
     await asyncio.sleep(0.01)
 
 
-SCENES = (
-    Scene("password", "password changed for 5 s", _password, _asks_for_passwords),
-    Scene("database", "database dropped for 5 s", _database),
-    Scene(
+FAULTS = (
+    Fault("password", "password changed for 5 s", _password, _asks_for_passwords),
+    Fault("database", "database dropped for 5 s", _database),
+    Fault(
         "crowd",
         "`max_connections` reached by others for 3 s",
         _crowd,

@@ -1,4 +1,4 @@
-"""The command: which faults, which pools, and where the figures go."""
+"""The command line: it chooses the faults, the pools and the outputs."""
 
 from __future__ import annotations
 
@@ -14,43 +14,45 @@ from rich.console import Console
 from asyncpool.testing import ServerError, postgres
 from benchmarks._facts import facts, server_version
 from benchmarks._plan import ROOT
+from benchmarks.faults._faults import FAULTS
+from benchmarks.faults._figures import Cell
 from benchmarks.faults._page import PAGE, write
 from benchmarks.faults._peers import PEERS
 from benchmarks.faults._run import run
-from benchmarks.faults._scenes import SCENES
-from benchmarks.faults._stage import Stage
 from benchmarks.faults._tables import line
-from benchmarks.faults._verdict import Cell
+from benchmarks.faults._trial import Trial
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def main(  # noqa: PLR0917 - typer knows them by name
-    faults: Annotated[str, typer.Option(help="Which, by commas.")] = ",".join(SCENES),
-    pools: Annotated[str, typer.Option(help="Which, by commas.")] = ",".join(PEERS),
-    quick: Annotated[bool, typer.Option("--quick", help="Long faults are short.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures.")] = None,
+    faults: Annotated[str, typer.Option(help="Faults, by commas.")] = ",".join(FAULTS),
+    pools: Annotated[str, typer.Option(help="Pools, by commas.")] = ",".join(PEERS),
+    quick: Annotated[bool, typer.Option("--quick", help="Shorten long faults.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all figures to this file.")
+    ] = None,
     page: Annotated[
-        Path | None, typer.Option(help="Write tables and picture; the whole goes to docs/.")
+        Path | None, typer.Option(help="Write tables and picture to this page.")
     ] = None,
     again: Annotated[
-        Path | None, typer.Option(help="Take these figures instead of playing.")
+        Path | None, typer.Option(help="Read the figures from this file instead of measuring.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, hidden=True, help="Cells at once.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, hidden=True, help="Trials at the same time.")] = 1,
 ) -> None:
-    """Play each fault for each pool, one after another, and write what they made of it."""
+    """Cause each fault for each pool, one after another, and write the figures."""
     console = Console(width=None if sys.stdout.isatty() else 130)
-    some = (_choice(faults, tuple(SCENES)), _choice(pools, tuple(PEERS)))
-    if page is None and not quick and some == (list(SCENES), list(PEERS)):
+    some = (_choice(faults, tuple(FAULTS)), _choice(pools, tuple(PEERS)))
+    if page is None and not quick and some == (list(FAULTS), list(PEERS)):
         page = ROOT / PAGE
     if page is not None and not page.exists():
-        raise typer.BadParameter(f"{page}: there is no page between whose marks to write")
+        raise typer.BadParameter(f"{page}: there is no such page")
     if again is not None:
         report = json.loads(again.read_text())
     else:
         try:
-            report = asyncio.run(_play(*some, console, quick=quick, jobs=jobs))
+            report = asyncio.run(_measure(*some, console, quick=quick, jobs=jobs))
         except ServerError as error:
             console.print(f"{error}", style="red", markup=False)
             raise typer.Exit(1) from error
@@ -67,23 +69,23 @@ def _choice(given: str, among: tuple[str, ...]) -> list[str]:
     return [each for each in among if each in chosen]
 
 
-async def _play(
-    faults: list[str], pools: list[str], console: Console, *, quick: bool, jobs: int
+async def _measure(
+    keys: list[str], pools: list[str], console: Console, *, quick: bool, jobs: int
 ) -> dict[str, Any]:
-    """Everything, as the JSON has it."""
+    """Run all trials; return the report, as in the JSON."""
 
-    def tell(cell: Cell) -> None:
+    def show(cell: Cell) -> None:
         console.print(line(cell.record()), highlight=False, markup=False, soft_wrap=True)
 
     found = facts()
     async with postgres() as server:
         found["postgresql"] = await server_version(server.dsn)
-    scenes = [SCENES[key] for key in faults]
-    cells = await run(scenes, pools, tell, quick=quick, jobs=jobs)
+    faults = [FAULTS[key] for key in keys]
+    cells = await run(faults, pools, show, quick=quick, jobs=jobs)
     return {
         "facts": found,
-        "settings": {"quick": quick, "size": Stage.size, "rate": Stage.rate},
-        "scenes": {each.key: each.title for each in scenes},
+        "settings": {"quick": quick, "size": Trial.size, "rate": Trial.rate},
+        "faults": {each.key: each.title for each in faults},
         "pools": pools,
         "cells": [each.record() for each in cells],
     }

@@ -1,7 +1,7 @@
-"""The load: requests that begin by the clock, whatever became of those before them.
+"""The load: requests that start at a fixed rate, whatever the outcome of earlier ones.
 
-So a pool that lets requests wait is asked as often as one that fails them at once. Times are
-`time.monotonic()`, which is the same in every process of a machine.
+So a pool whose requests wait gets as many requests as one whose requests fail at once. Instants are
+`time.monotonic()`, which is the same in all processes of a machine.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 GRACE = 10.0
 """Seconds beyond its limit after which a request counts as hung."""
 LONG = 5.0
-"""Seconds that the statement of a request takes which is to be cut short."""
+"""Seconds that the statement of a request takes that will be cancelled."""
 
 
 @dataclass(slots=True)
 class Request:
-    """One request; what it was for, when it was due, had a connection and ended, and how."""
+    """One request: its purpose, the instants of its progress, and its outcome."""
 
     number: int
     kind: str
@@ -36,14 +36,14 @@ class Request:
     borrowed: float | None = None
     ended: float | None = None
     outcome: str = ""
-    """ok, failed or cancelled."""
+    """"ok", "failed" or "cancelled"."""
     error: str = ""
     left: float | None = None
-    """When it was cancelled."""
+    """The instant of its cancellation."""
 
 
 class Refused(Exception):
-    """An application answered with the name of its own error."""
+    """The web application answered with an error, whose name is the message."""
 
 
 class Load:
@@ -52,8 +52,8 @@ class Load:
     Args:
         peer: the pool.
         limit: seconds that a request may wait for a connection.
-        rate: requests a second.
-        way: what a request does instead of borrowing from the pool itself, given the request.
+        rate: requests per second.
+        work: what a request does; None: it writes its number.
     """
 
     def __init__(
@@ -61,35 +61,35 @@ class Load:
         peer: Peer,
         limit: float,
         rate: float,
-        way: Callable[[Request], Awaitable[None]] | None = None,
+        work: Callable[[Request], Awaitable[None]] | None = None,
     ) -> None:
         self.requests: list[Request] = []
         self._peer = peer
         self._limit = limit
         self._interval = 1 / rate
-        self._way = way or self.write
+        self._work = work or self.write
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._going = asyncio.Event()
         self._clock: asyncio.Task[None] | None = None
 
-    def begin(self) -> None:
-        """Let requests begin."""
+    def start(self) -> None:
+        """Start the load."""
         self._going.set()
         self._clock = asyncio.create_task(self._tick())
 
-    async def hold(self) -> None:
-        """Let none begin until `resume`, and return when none is under way."""
+    async def pause(self) -> None:
+        """Start no request until `resume`, and return when none is under way."""
         self._going.clear()
         while self._tasks:
             await asyncio.wait(self._tasks)
 
     def resume(self) -> None:
-        """Let them begin again."""
+        """Start requests again."""
         self._going.set()
 
-    async def lend(self, count: int, seconds: float) -> None:
-        """Let so many requests have a connection for so long, at the same moment."""
+    async def occupy(self, count: int, seconds: float) -> None:
+        """Let `count` requests hold a connection at the same time, for `seconds`."""
         self._going.clear()
         holders = [self.request("holder") for _ in range(count)]
         for each in holders:
@@ -98,16 +98,16 @@ class Load:
             await asyncio.sleep(0.005)
         self._going.set()
 
-    async def storm(self, kind: str, seconds: float, rate: float) -> None:
-        """Requests that are cut short in the middle of a long statement, beside the others."""
-        cut = {"asyncio": self._cancelled_by_asyncio, "anyio": self._cancelled_by_anyio}[kind]
+    async def cancel_many(self, kind: str, seconds: float, rate: float) -> None:
+        """Run additional requests that are cancelled in the middle of a long statement."""
+        run = {"asyncio": self._cancelled_by_asyncio, "anyio": self._cancelled_by_anyio}[kind]
         async with asyncio.TaskGroup() as group:
             for number in range(int(seconds * rate)):
-                group.create_task(cut(self.request("victim"), moment(number)))
+                group.create_task(run(self.request("cancelled"), cancel_delay(number)))
                 await asyncio.sleep(1 / rate)
 
     async def finish(self) -> None:
-        """Let none begin any more and wait for the others, those that hang excepted."""
+        """Start no more requests, and wait for the others; those that hang have failed."""
         if self._clock is not None:
             self._clock.cancel()
         if self._tasks:
@@ -118,23 +118,23 @@ class Load:
                 each.outcome, each.error = "failed", "hung"
 
     def records(self) -> list[Any]:
-        """All requests, for JSON."""
+        """Return all requests as lists for JSON."""
         return [astuple(each) for each in self.requests]
 
     async def write(self, request: Request) -> None:
-        """Enter its number in the ledger."""
+        """Insert the request's number into the ledger."""
         async with self._peer.borrow() as conn:
             request.borrowed = time.monotonic()
             await self._peer.write(conn, request.number)
 
     async def sleep(self, request: Request, seconds: float = LONG) -> None:
-        """Have a connection for long."""
+        """Borrow a connection for a long statement."""
         async with self._peer.borrow() as conn:
             request.borrowed = time.monotonic()
             await self._peer.sleep(conn, seconds)
 
     def request(self, kind: str) -> Request:
-        """A new one, due now."""
+        """Make a request that is due now."""
         return self._request(kind, time.monotonic())
 
     def _request(self, kind: str, due: float) -> Request:
@@ -149,21 +149,21 @@ class Load:
             if not self._going.is_set():
                 await self._going.wait()
                 due = time.monotonic()
-            self._start(self._request("write", due), self._way)
+            self._start(self._request("write", due), self._work)
             due += self._interval
 
-    def _start(self, request: Request, way: Callable[[Request], Awaitable[None]]) -> None:
-        task = asyncio.create_task(self._follow(request, way))
+    def _start(self, request: Request, work: Callable[[Request], Awaitable[None]]) -> None:
+        task = asyncio.create_task(self._follow(request, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _follow(self, request: Request, way: Callable[[Request], Awaitable[None]]) -> None:
+    async def _follow(self, request: Request, work: Callable[[Request], Awaitable[None]]) -> None:
         limit = asyncio.timeout(self._limit + GRACE)
         try:
             async with limit:
-                await way(request)
-        except Exception as error:  # noqa: BLE001 - whatever a pool may raise
-            failed(request, "hung" if limit.expired() else name_of(error))
+                await work(request)
+        except Exception as error:  # noqa: BLE001 - a pool may raise anything
+            mark_failed(request, "hung" if limit.expired() else error_name(error))
         else:
             request.outcome = "ok"
         finally:
@@ -179,9 +179,9 @@ class Load:
         if task.cancelled():
             request.outcome = "cancelled"
         elif error := task.exception():
-            failed(request, name_of(error))
+            mark_failed(request, error_name(error))
         else:
-            failed(request, "cancellation swallowed")
+            mark_failed(request, "cancellation swallowed")
 
     async def _cancelled_by_anyio(self, request: Request, after: float) -> None:
         scope = anyio.CancelScope(deadline=anyio.current_time() + after)
@@ -190,26 +190,26 @@ class Load:
             with scope:
                 await self.sleep(request)
         except Exception as error:  # noqa: BLE001 - as above
-            failed(request, name_of(error))
+            mark_failed(request, error_name(error))
         else:
             request.outcome = "cancelled"
         request.ended = time.monotonic()
         if not scope.cancelled_caught and not request.error:
-            failed(request, "cancellation swallowed")
+            mark_failed(request, "cancellation swallowed")
 
 
-def failed(request: Request, error: str) -> None:
-    """That is how it ended."""
+def mark_failed(request: Request, error: str) -> None:
+    """Record that a request has failed."""
     request.outcome, request.error = "failed", error
 
 
-def moment(number: int) -> float:
-    """Seconds after which the request of that number is cut short: up to 0.1, well mixed."""
+def cancel_delay(number: int) -> float:
+    """Return the seconds after which the request of that number is cancelled: 0 to 0.1, mixed."""
     return (number * 37 % 100) / 1000
 
 
-def name_of(error: BaseException) -> str:
-    """An exception's class; SQLAlchemy's wrap the driver's, an answer names the application's."""
+def error_name(error: BaseException) -> str:
+    """Return the name of an error's class; for SQLAlchemy's, of the error that it wraps."""
     if isinstance(error, Refused):
         return str(error)
     original = getattr(error, "orig", None)

@@ -1,67 +1,67 @@
-"""Backends that die, and a server that stops, dies, stands still or is not there."""
+"""Faults of backends, and of a server that is stopped, killed, paused or not started yet."""
 
 from __future__ import annotations
 
 from functools import partial
 
 from asyncpool.testing import Server
+from benchmarks.faults._fault import Fault
 from benchmarks.faults._load import LONG
-from benchmarks.faults._scene import Scene
-from benchmarks.faults._stage import Stage
+from benchmarks.faults._trial import Trial
 
 
-async def _idle(stage: Stage, count: int) -> None:
-    """Those that were used last: a pool that lends them first has them in hand at once."""
-    await stage.begin()
-    async with stage.at_rest():
-        await stage.terminate((await stage.pids())[-count:])
-    await stage.over()
+async def _idle(trial: Trial, count: int) -> None:
+    """Terminate the backends used last, which most pools lease first."""
+    await trial.start()
+    async with trial.while_idle():
+        await trial.terminate((await trial.pids())[-count:])
+    await trial.finish()
 
 
-async def _lent(stage: Stage) -> None:
-    await stage.begin()
-    await stage.say("lend", seconds=LONG)
-    with stage.striking():
-        await stage.terminate(await stage.pids())
-    await stage.over()
+async def _leased(trial: Trial) -> None:
+    await trial.start()
+    await trial.command("occupy", seconds=LONG)
+    with trial.breaking():
+        await trial.terminate(await trial.pids())
+    await trial.finish()
 
 
-async def _restarted(stage: Stage, mode: str) -> None:
-    await stage.begin()
-    async with stage.away():
-        async with stage.at_rest():
-            await _down(stage.server, mode)
-        await stage.server.start()
-    await stage.over()
+async def _restarted(trial: Trial, mode: str) -> None:
+    await trial.start()
+    async with trial.outage():
+        async with trial.while_idle():
+            await _down(trial.server, mode)
+        await trial.server.start()
+    await trial.finish()
 
 
-async def _paused(stage: Stage) -> None:
-    await stage.begin()
-    async with stage.away():
-        await stage.server.pause()
-        await stage.wait(10, 1.5)
-        await stage.server.resume()
-    await stage.over()
+async def _paused(trial: Trial) -> None:
+    await trial.start()
+    async with trial.outage():
+        await trial.server.pause()
+        await trial.wait(10, 1.5)
+        await trial.server.resume()
+    await trial.finish()
 
 
-async def _down_at_start(stage: Stage) -> None:
-    async with stage.away():
-        await stage.server.stop()
-        await stage.begin(wait=False)
-        await stage.wait(5 - stage.lead, 0.7)
-        await stage.server.start()
-    await stage.over()
+async def _down_at_start(trial: Trial) -> None:
+    async with trial.outage():
+        await trial.server.stop()
+        await trial.start(wait=False)
+        await trial.wait(5 - trial.lead, 0.7)
+        await trial.server.start()
+    await trial.finish()
 
 
-async def _down_for_long(stage: Stage) -> None:
-    """Less long than a request may wait, so that each of them could be served."""
-    await stage.begin(limit=45)
-    async with stage.away():
-        async with stage.at_rest():
-            await stage.server.stop()
-        await stage.wait(30, 2)
-        await stage.server.start()
-    await stage.over()
+async def _down_for_long(trial: Trial) -> None:
+    """Stop the server for less than the limit of requests, so that each could be served."""
+    await trial.start(limit=45)
+    async with trial.outage():
+        async with trial.while_idle():
+            await trial.server.stop()
+        await trial.wait(30, 2)
+        await trial.server.start()
+    await trial.finish()
 
 
 async def _down(server: Server, mode: str) -> None:
@@ -71,16 +71,16 @@ async def _down(server: Server, mode: str) -> None:
         await server.stop("immediate" if mode == "immediate" else "fast")
 
 
-SCENES = (
-    Scene("idle-one", "one idle backend terminated", partial(_idle, count=1)),
-    Scene("idle-all", "all idle backends terminated", partial(_idle, count=Stage.size)),
-    Scene("lent-all", "all terminated while lent", _lent),
-    Scene("restart-fast", "server restarted, fast", partial(_restarted, mode="fast")),
-    Scene(
+FAULTS = (
+    Fault("idle-one", "one idle backend terminated", partial(_idle, count=1)),
+    Fault("idle-all", "all idle backends terminated", partial(_idle, count=Trial.size)),
+    Fault("leased-all", "all terminated while leased", _leased),
+    Fault("restart-fast", "server restarted, fast", partial(_restarted, mode="fast")),
+    Fault(
         "restart-immediate", "server restarted, immediate", partial(_restarted, mode="immediate")
     ),
-    Scene("kill", "server killed (`kill -9`), started again", partial(_restarted, mode="kill")),
-    Scene("paused", "server paused (SIGSTOP) for 10 s", _paused),
-    Scene("down-at-start", "server down at start, up 5 s later", _down_at_start),
-    Scene("down-30", "server down for 30 s under load", _down_for_long),
+    Fault("kill", "server killed (`kill -9`), started again", partial(_restarted, mode="kill")),
+    Fault("paused", "server paused (SIGSTOP) for 10 s", _paused),
+    Fault("down-at-start", "server down at start, up 5 s later", _down_at_start),
+    Fault("down-30", "server down for 30 s under load", _down_for_long),
 )

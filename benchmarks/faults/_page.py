@@ -1,4 +1,4 @@
-"""The page and its picture: what is between the marks is ours to write, the rest is not."""
+"""Write the tables between the marks of the page, and the picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 
 
 def write(report: dict[str, Any], page: Path) -> None:
-    """Put the tables into the page, and the picture beside it, where there is matplotlib."""
+    """Write the tables into the page and, if matplotlib is installed, the picture next to it."""
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     facts = ", ".join(f"{name} {value}" for name, value in report["facts"].items())

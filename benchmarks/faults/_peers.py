@@ -22,11 +22,11 @@ SLEEP = "SELECT pg_sleep(%s)"
 
 @dataclass(frozen=True)
 class Setup:
-    """What is the same for all.
+    """The settings that are equal for all pools.
 
     Args:
-        dsn: a libpq connection string, of several hosts perhaps.
-        size: connections, least and most.
+        dsn: a libpq connection string, which may have several hosts.
+        size: connections, minimum and maximum.
         limit: seconds that a request may wait for a connection.
         prepares: whether the server keeps prepared statements, which PgBouncer does not.
     """
@@ -38,7 +38,7 @@ class Setup:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Keywords for a connect of psycopg's."""
+        """The keywords for psycopg's `connect()`."""
         return {} if self.prepares else {"prepare_threshold": None}
 
 
@@ -46,23 +46,23 @@ class Peer(Protocol):
     """A pool under test."""
 
     async def open(self) -> None:
-        """Make it; it may have no connections yet."""
+        """Open the pool; it may have no connections yet."""
 
     async def close(self) -> None:
-        """Close it with all its connections."""
+        """Close the pool with all its connections."""
 
     def borrow(self) -> AbstractAsyncContextManager[Any]:
-        """A connection in a transaction, which is committed in the end."""
+        """Borrow a connection for a block that is a transaction, committed at its end."""
 
     async def write(self, conn: Any, number: int) -> None:
         """Enter a number in the ledger."""
 
     async def sleep(self, conn: Any, seconds: float) -> None:
-        """Have the server sleep."""
+        """Let the server sleep."""
 
 
 class _Psycopg:
-    """What lends psycopg's connections."""
+    """A pool of psycopg's connections."""
 
     pool: Any
 
@@ -98,30 +98,30 @@ def _of_psycopg(kind: Any, setup: Setup, **options: Any) -> Peer:
 
 
 def ours(setup: Setup) -> Peer:
-    """`asyncpool.AsyncConnectionPool`."""
+    """Make an `asyncpool.AsyncConnectionPool`."""
     return _of_psycopg(import_module("asyncpool").AsyncConnectionPool, setup)
 
 
 def ours_check(setup: Setup) -> Peer:
-    """The same with a round trip before each borrowing."""
+    """Make an `asyncpool.AsyncConnectionPool` with a round trip before each lease."""
     kind = import_module("asyncpool").AsyncConnectionPool
     return _of_psycopg(kind, setup, check=kind.check_connection)
 
 
 def psycopg_pool(setup: Setup) -> Peer:
-    """`psycopg_pool.AsyncConnectionPool`."""
+    """Make a `psycopg_pool.AsyncConnectionPool`."""
     return _of_psycopg(import_module("psycopg_pool").AsyncConnectionPool, setup)
 
 
 def psycopg_pool_check(setup: Setup) -> Peer:
-    """The same with the check that it offers: a round trip before each borrowing."""
+    """Make a `psycopg_pool.AsyncConnectionPool` with its check before each lease."""
     kind = import_module("psycopg_pool").AsyncConnectionPool
     return _of_psycopg(kind, setup, check=kind.check_connection)
 
 
 @dataclass
 class Asyncpg:
-    """`asyncpg.create_pool()`, which knows other names for what a connection string says."""
+    """A pool of `asyncpg.create_pool()`, with the connection string's options as keywords."""
 
     setup: Setup
     pool: Any = field(init=False, default=None)
@@ -162,7 +162,7 @@ class Asyncpg:
 
 
 class SQLAlchemy:
-    """`create_async_engine()` on psycopg: the `AsyncAdaptedQueuePool`, without overflow."""
+    """A `create_async_engine()` on psycopg: the `AsyncAdaptedQueuePool` without overflow."""
 
     def __init__(self, setup: Setup, *, pre_ping: bool) -> None:
         async def connect() -> Any:
@@ -179,7 +179,7 @@ class SQLAlchemy:
         )
 
     async def open(self) -> None:
-        """It connects when a connection is asked for."""
+        """Do nothing: the engine connects at its first use."""
 
     async def close(self) -> None:
         await self._engine.dispose()
@@ -206,4 +206,4 @@ PEERS: dict[str, Callable[[Setup], Peer]] = {
     "sqlalchemy-pre-ping": lambda setup: SQLAlchemy(setup, pre_ping=True),
 }
 MODULES = {"psycopg_pool": "psycopg_pool", "asyncpg": "asyncpg", "sqlalchemy": "sqlalchemy"}
-"""What has to be installed for those whose names begin so."""
+"""The module that a pool needs, by the start of the pool's name."""

@@ -1,4 +1,4 @@
-"""The picture: requests that need not have failed, a square a fault and pool."""
+"""The picture: failed requests that could have been served, a square per fault and pool."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from matplotlib.patches import Rectangle
 from benchmarks.faults._peers import OURS
 
 MOST = 3.5
-"""The logarithm of the number that has the darkest square."""
+"""The logarithm of the number with the darkest square."""
 HUNG = "#3b3f46"
 ABSENT = "#f0f1f3"
 
 
 def draw(report: dict[str, Any], file: Path) -> None:
-    """Write it."""
-    pools, scenes = report["pools"], report["scenes"]
+    """Write the picture."""
+    pools, faults = report["pools"], report["faults"]
     picture = Figure(
-        figsize=(3.6 + 1.15 * len(pools), 1.4 + 0.3 * len(scenes)),
+        figsize=(3.6 + 1.15 * len(pools), 1.4 + 0.3 * len(faults)),
         layout="constrained",
         facecolor="white",
     )
     axes = picture.subplots()
-    cells = {(each["scene"], each["pool"]): each for each in report["cells"]}
-    for row, scene in enumerate(scenes):
+    cells = {(each["fault"], each["pool"]): each for each in report["cells"]}
+    for row, fault in enumerate(faults):
         for column, pool in enumerate(pools):
-            if cell := cells.get((scene, pool)):
+            if cell := cells.get((fault, pool)):
                 _square(axes, row, column, cell)
     axes.set_xlim(-0.5, len(pools) - 0.5)
-    axes.set_ylim(len(scenes) - 0.5, -0.5)
+    axes.set_ylim(len(faults) - 0.5, -0.5)
     axes.set_xticks(range(len(pools)), [name.replace("-", "\n", 1) for name in pools])
-    axes.set_yticks(range(len(scenes)), [title.replace("`", "") for title in scenes.values()])
+    axes.set_yticks(range(len(faults)), [title.replace("`", "") for title in faults.values()])
     axes.xaxis.tick_top()
     axes.tick_params(labelsize=8, length=0)
     for label in axes.get_xticklabels():

@@ -1,4 +1,4 @@
-"""One pool after another, fault by fault, each on a server of its own."""
+"""Run the trials: each fault for each pool, on a server of its own."""
 
 from __future__ import annotations
 
@@ -8,62 +8,62 @@ from importlib.util import find_spec
 
 from asyncpool.testing import Server, ServerUnsupported
 from benchmarks._network import NoNetwork
+from benchmarks.faults._fault import Fault
+from benchmarks.faults._figures import Cell, evaluate
 from benchmarks.faults._peers import MODULES
-from benchmarks.faults._scene import Scene
 from benchmarks.faults._servers import Servers
-from benchmarks.faults._stage import Hung, NotHere, Stage
-from benchmarks.faults._verdict import Cell, judge
+from benchmarks.faults._trial import Hung, Trial, Unsupported
 
 ABSENT = "not run here"
 
 
 async def run(
-    scenes: list[Scene],
+    faults: list[Fault],
     pools: list[str],
-    tell: Callable[[Cell], None],
+    report: Callable[[Cell], None],
     *,
     quick: bool = False,
     jobs: int = 1,
 ) -> list[Cell]:
-    """All cells, in order.
+    """Run all trials; return their cells in order.
 
     Args:
-        scenes, pools: which.
-        tell: gets each cell when it is done.
-        quick: whether long faults are short.
-        jobs: cells at once; with more than one, times mean nothing.
+        faults, pools: the faults and the names of the pools.
+        report: is called with each cell when it is done.
+        quick: whether long faults are shortened.
+        jobs: trials at the same time; with more than one, the times mean nothing.
     """
     gate = asyncio.Semaphore(jobs)
 
-    async def one(scene: Scene, pool: str) -> Cell:
+    async def one(fault: Fault, pool: str) -> Cell:
         async with gate:
-            cell = await play(scene, pool, servers, quick=quick)
-            tell(cell)
+            cell = await run_trial(fault, pool, servers, quick=quick)
+            report(cell)
             return cell
 
-    async with Servers(again=quick) as servers, asyncio.TaskGroup() as group:
-        cells = [group.create_task(one(scene, pool)) for scene in scenes for pool in pools]
+    async with Servers(reuse=quick) as servers, asyncio.TaskGroup() as group:
+        cells = [group.create_task(one(fault, pool)) for fault in faults for pool in pools]
     return [each.result() for each in cells]
 
 
-async def play(scene: Scene, pool: str, servers: Servers, *, quick: bool) -> Cell:
-    """One cell."""
+async def run_trial(fault: Fault, pool: str, servers: Servers, *, quick: bool) -> Cell:
+    """Run one trial; return its cell."""
     module = MODULES.get(pool.split("-", maxsplit=1)[0])
     if module is not None and find_spec(module) is None:
-        return Cell(scene.key, pool, ABSENT, f"{module} is not installed")
+        return Cell(fault.key, pool, ABSENT, f"{module} is not installed")
     try:
-        async with servers.one(scene) as server:
-            return await _on(server, scene, pool, quick=quick)
-    except (NotHere, NoNetwork, ServerUnsupported) as error:
-        return Cell(scene.key, pool, ABSENT, str(error))
+        async with servers.one(fault) as server:
+            return await _on(server, fault, pool, quick=quick)
+    except (Unsupported, NoNetwork, ServerUnsupported) as error:
+        return Cell(fault.key, pool, ABSENT, str(error))
 
 
-async def _on(server: Server, scene: Scene, pool: str, *, quick: bool) -> Cell:
-    stage = Stage(server, pool, quick=quick)
+async def _on(server: Server, fault: Fault, pool: str, *, quick: bool) -> Cell:
+    trial = Trial(server, pool, quick=quick)
     try:
-        await scene.play(stage)
+        await fault.inject(trial)
     except Hung as error:
-        return Cell(scene.key, pool, "hung", str(error))
+        return Cell(fault.key, pool, "hung", str(error))
     finally:
-        await stage.close()
-    return judge(scene.key, pool, stage.seen, limit=stage.limit, size=stage.size)
+        await trial.close()
+    return evaluate(fault.key, pool, trial.observed, limit=trial.limit, size=trial.size)

@@ -1,4 +1,4 @@
-"""Servers to break: a new one each time, or, where time is short, one again that was mended."""
+"""The servers of a run: a new one for each trial, or repaired ones in a quick run."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Self
 import psycopg
 
 from asyncpool.testing import Server, postgres
-from benchmarks.faults._cast import make_database, make_template, make_user
-from benchmarks.faults._scene import Scene
-from benchmarks.faults._stage import NotHere
+from benchmarks.faults._database import make_database, make_template, make_user
+from benchmarks.faults._fault import Fault
+from benchmarks.faults._trial import Unsupported
 
 
 class Servers:
     """All servers of a run.
 
     Args:
-        again: whether one that has nothing special is used again.
+        reuse: whether a server with default settings is used for several trials.
     """
 
-    def __init__(self, *, again: bool) -> None:
-        self._again = again
+    def __init__(self, *, reuse: bool) -> None:
+        self._reuse = reuse
         self._free: list[Server] = []
         self._stack = AsyncExitStack()
 
@@ -39,14 +39,14 @@ class Servers:
         await self._stack.aclose()
 
     @asynccontextmanager
-    async def one(self, scene: Scene) -> AsyncIterator[Server]:
-        """A server for a scene, with an empty database.
+    async def one(self, fault: Fault) -> AsyncIterator[Server]:
+        """Provide a server for a fault, with an empty database.
 
         Raises:
-            NotHere: it is one that was given by its DSN.
+            Unsupported: the server was given by its DSN.
         """
-        if not self._again or scene.server is not postgres:
-            async with scene.server() as server:
+        if not self._reuse or fault.server is not postgres:
+            async with fault.server() as server:
                 await _prepare(server)
                 await make_database(server.dsn)
                 yield server
@@ -58,19 +58,19 @@ class Servers:
             await _prepare(server)
         await make_database(server.dsn)
         yield server
-        await _mend(server)
+        await _repair(server)
         self._free.append(server)
 
 
 async def _prepare(server: Server) -> None:
     if server.source == "dsn":
-        msg = "a given server is not ours to break"
-        raise NotHere(msg)
+        msg = "faults are not caused on a server that was given by its DSN"
+        raise Unsupported(msg)
     await make_user(server.dsn)
     await make_template(server.dsn)
 
 
-async def _mend(server: Server) -> None:
+async def _repair(server: Server) -> None:
     await server.resume()
     if server.state == "stopped":
         await server.start()

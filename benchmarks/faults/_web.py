@@ -1,4 +1,4 @@
-"""A Starlette application on a pool, on uvicorn, and clients that write by it or hang up."""
+"""A Starlette application on a pool, run by uvicorn, and its clients, some of which hang up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from benchmarks.faults._load import LONG, Load, Refused, Request, failed, moment, name_of
+from benchmarks.faults._load import (
+    LONG,
+    Load,
+    Refused,
+    Request,
+    cancel_delay,
+    error_name,
+    mark_failed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -39,7 +47,7 @@ class Web:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        """As long as the application runs."""
+        """Run the application for a block."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self._port = listener.getsockname()[1]
             config = uvicorn.Config(
@@ -52,30 +60,30 @@ class Web:
             await serving
 
     async def ask(self, request: Request) -> None:
-        """A client whose request enters a number in the ledger."""
+        """Send the HTTP request that inserts a number into the ledger."""
         self._under_way[request.number] = request
         answer = await self._get(f"/write/{request.number}")
         del self._under_way[request.number]
         if not answer.startswith(b"HTTP/1.1 200"):
             raise Refused(answer.partition(b"\r\n\r\n")[2].decode())
 
-    async def storm(self, load: Load, seconds: float, rate: float) -> None:
-        """Clients that hang up in the middle of a long answer."""
+    async def cancel_many(self, load: Load, seconds: float, rate: float) -> None:
+        """Run clients that hang up in the middle of a long response."""
         async with asyncio.TaskGroup() as group:
             for number in range(int(seconds * rate)):
-                request = load.request("victim")
-                group.create_task(self._hang_up(request, moment(number)))
+                request = load.request("cancelled")
+                group.create_task(self._hang_up(request, cancel_delay(number)))
                 await asyncio.sleep(1 / rate)
 
     async def _hang_up(self, request: Request, after: float) -> None:
         try:
             async with asyncio.timeout(after):
                 await self._get("/stream")
-            failed(request, "answered too soon")
+            mark_failed(request, "answered too soon")
         except TimeoutError:
             request.outcome = "cancelled"
         except OSError as error:
-            failed(request, name_of(error))
+            mark_failed(request, error_name(error))
         request.ended = time.monotonic()
 
     async def _get(self, path: str) -> bytes:
@@ -94,8 +102,8 @@ class Web:
             async with self._peer.borrow() as conn:
                 request.borrowed = time.monotonic()
                 await self._peer.write(conn, number)
-        except Exception as error:  # noqa: BLE001 - whatever a pool may raise
-            return PlainTextResponse(name_of(error), 500)
+        except Exception as error:  # noqa: BLE001 - a pool may raise anything
+            return PlainTextResponse(error_name(error), 500)
         return PlainTextResponse("written")
 
     async def _stream(self, _: Asked) -> Response:

@@ -1,7 +1,7 @@
-"""One pool with its load, in a process of its own, that does what lines on its input say.
+"""One pool with its load, in a process of its own, controlled by commands on stdin.
 
-A line is a JSON object; each is answered by one when it is done. What hangs, or dies, is this
-process and no other.
+A command is a JSON object on a line, and so is the reply when it is done. If the pool hangs or
+crashes, only this process does.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ import warnings
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.faults._load import GRACE, Load, Request, name_of
+from benchmarks.faults._load import GRACE, Load, Request, error_name
 from benchmarks.faults._peers import PEERS, Setup
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 RETRY = 0.5
-"""Seconds after which an application whose pool did not open at its start is started again."""
+"""Seconds after which opening the pool is tried again, as if the application were restarted."""
 CLOSE = 20.0
 """Seconds after which a `close()` counts as hung."""
 
 
 class NotOpen(Exception):
-    """The pool did not open, and is tried again."""
+    """The pool is not open yet."""
 
 
 class Worker:
-    """One pool; the methods without an underscore are the commands.
+    """One pool with its load; the public methods are the commands.
 
     Args:
         pool: its name.
-        setup: as for all.
-        rate: requests a second.
+        setup: the arguments of `Setup`.
+        rate: requests per second.
         web: whether requests come through a Starlette application.
     """
 
@@ -51,12 +51,12 @@ class Worker:
         self._load = Load(self._peer, self._setup.limit, rate, self._once_open)
         self._web = None
         if web:
-            from benchmarks.faults._web import Web  # noqa: PLC0415 - they are optional
+            from benchmarks.faults._web import Web  # noqa: PLC0415 - its packages are optional
 
             self._web = Web(self._peer)
 
     async def open(self, wait: bool = True) -> None:
-        """Open the pool; if `wait`, have each of its connections used once."""
+        """Open the pool; if `wait`, use each of its connections once."""
         self._opening = asyncio.create_task(self._open())
         if wait:
             await self._opening
@@ -64,31 +64,31 @@ class Worker:
         if self._web is not None:
             await self._stack.enter_async_context(self._web.serving())
 
-    async def begin(self) -> None:
-        """Let the load begin."""
-        self._load.begin()
+    async def start(self) -> None:
+        """Start the load."""
+        self._load.start()
 
-    async def hold(self) -> None:
-        """Hold the load until `resume`; nothing is under way when this is answered."""
-        await self._load.hold()
+    async def pause(self) -> None:
+        """Pause the load until `resume`, and wait for the requests that are under way."""
+        await self._load.pause()
 
     async def resume(self) -> None:
-        """Let the load go on."""
+        """Continue the load."""
         self._load.resume()
 
-    async def lend(self, seconds: float) -> None:
-        """Have all connections lent for so long."""
-        await self._load.lend(self._setup.size, seconds)
+    async def occupy(self, seconds: float) -> None:
+        """Keep all connections in use for `seconds`."""
+        await self._load.occupy(self._setup.size, seconds)
 
-    async def storm(self, kind: str, seconds: float, rate: float) -> None:
-        """Cut requests short."""
+    async def cancel_many(self, kind: str, seconds: float, rate: float) -> None:
+        """Run requests that are cancelled, or HTTP clients that hang up."""
         if self._web is not None:
-            await self._web.storm(self._load, seconds, rate)
+            await self._web.cancel_many(self._load, seconds, rate)
         else:
-            await self._load.storm(kind, seconds, rate)
+            await self._load.cancel_many(kind, seconds, rate)
 
     async def finish(self) -> dict[str, Any]:
-        """End the load, close the pool and give the records."""
+        """End the load and close the pool; return the records."""
         await self._load.finish()
         found = self._load.records()
         if self._opening is not None:
@@ -101,14 +101,14 @@ class Worker:
         return {
             "requests": found,
             "close": time.monotonic() - start if closing.done() else None,
-            "close_error": "" if error is None else f"{name_of(error)}: {error}",
+            "close_error": "" if error is None else f"{error_name(error)}: {error}",
         }
 
     async def _open(self) -> None:
         while True:
             try:
                 await self._peer.open()
-            except Exception:  # noqa: BLE001 - whatever a pool may raise
+            except Exception:  # noqa: BLE001 - a pool may raise anything
                 await asyncio.sleep(RETRY)
             else:
                 return
@@ -128,7 +128,6 @@ class Worker:
 
     async def _once_open(self, request: Request) -> None:
         if self._opening is None or not self._opening.done():
-            # What opens in the background is open at once.
             raise NotOpen
         await (self._load.write if self._web is None else self._web.ask)(request)
 
@@ -137,34 +136,34 @@ class Worker:
         await self._peer.close()
 
 
-async def obey(worker: Worker, lines: asyncio.Queue[bytes]) -> None:
-    """Do what each line says."""
+async def run_commands(worker: Worker, lines: asyncio.Queue[bytes]) -> None:
+    """Run the commands, one after another, and print the replies."""
     while True:
-        asked = json.loads(await lines.get())
-        do: Callable[..., Awaitable[Any]] = getattr(worker, asked.pop("do"))
+        command = json.loads(await lines.get())
+        do: Callable[..., Awaitable[Any]] = getattr(worker, command.pop("do"))
         try:
-            answer = {"answer": await do(**asked)}
-        except Exception as error:  # noqa: BLE001 - it is told
-            answer = {"error": f"{name_of(error)}: {error}"}
+            answer = {"answer": await do(**command)}
+        except Exception as error:  # noqa: BLE001 - it is the reply
+            answer = {"error": f"{error_name(error)}: {error}"}
         print(json.dumps(answer), flush=True)
 
 
 async def main() -> None:
-    """What the process does."""
-    told = asyncio.StreamReader()
+    """Read commands until stdin ends."""
+    stdin = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(told), sys.stdin)
-    worker = Worker(**json.loads(await told.readline()))
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stdin), sys.stdin)
+    worker = Worker(**json.loads(await stdin.readline()))
     lines: asyncio.Queue[bytes] = asyncio.Queue()
-    obeying = asyncio.create_task(obey(worker, lines))
-    while line := await told.readline():
+    running = asyncio.create_task(run_commands(worker, lines))
+    while line := await stdin.readline():
         lines.put_nowait(line)
-    obeying.cancel()
-    os._exit(0)  # who started us is gone, whatever hangs here
+    running.cancel()
+    os._exit(0)  # the parent has ended; do not wait for a pool that hangs
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's is for the one who started us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     warnings.simplefilter("ignore")
     logging.disable()
     asyncio.run(main())

@@ -1,4 +1,4 @@
-"""What every server of the matrix has: a user of the pools' own, its database and the ledger."""
+"""What each server has: the user of the pools, its database and the table `ledger`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 TABLE = "CREATE TABLE ledger (id bigint NOT NULL)"
-"""With no key: what is written twice is to be seen."""
+"""It has no key, so that a number can be in it twice."""
 
 
-PASSWORD = "first"  # noqa: S105 - of a server that lives for a minute
+PASSWORD = "first"  # noqa: S105 - the server exists for a minute
 
 
 async def make_user(dsn: str) -> None:
-    """The user `app`, who is no superuser."""
+    """Create the user `app`, who is not a superuser."""
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
         await conn.execute(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'".encode())
 
 
 async def make_template(dsn: str) -> None:
-    """What the database is copied from, so that it is never there without its table."""
+    """Create the template of the database, so that it never exists without its table."""
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
         await conn.execute("CREATE DATABASE blank")
     there = make_conninfo(dsn, dbname="blank")
@@ -32,13 +32,13 @@ async def make_template(dsn: str) -> None:
 
 
 async def make_database(dsn: str) -> None:
-    """The database `app` with its ledger, empty."""
+    """Create the database `app` with an empty ledger."""
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
         await conn.execute("CREATE DATABASE app OWNER app TEMPLATE blank")
 
 
-def readable(folder: str, name: str, text: str) -> str:
-    """A file in a temporary folder that programs of other users may read."""
+def public_file(folder: str, name: str, text: str) -> str:
+    """Write a file that other users may read into a temporary folder; return its path."""
     Path(folder).chmod(0o755)
     file = Path(folder, name)
     file.write_text(text)

@@ -11,8 +11,8 @@ from benchmarks._proxy import Proxy
 
 
 @asynccontextmanager
-async def through(dsn: str) -> AsyncIterator[tuple[str, Proxy]]:
-    """The way through the proxy, and the proxy."""
+async def proxied(dsn: str) -> AsyncIterator[tuple[str, Proxy]]:
+    """Run a proxy to a server; yield a connection string that leads through it, and the proxy."""
     parts = conninfo_to_dict(dsn)
     proxy = Proxy(str(parts["host"]), str(parts["port"]))
     await proxy.start()

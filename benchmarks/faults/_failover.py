@@ -1,4 +1,4 @@
-"""Another server takes over, or PgBouncer stands between and is restarted."""
+"""Faults of setups with two servers: a failover, and a restart of PgBouncer."""
 
 from __future__ import annotations
 
@@ -14,55 +14,55 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from asyncpool.testing._backend import free_port
-from benchmarks.faults._cast import readable
-from benchmarks.faults._scene import Scene
-from benchmarks.faults._stage import NotHere, Stage, until
+from benchmarks.faults._database import public_file
+from benchmarks.faults._fault import Fault
+from benchmarks.faults._trial import Trial, Unsupported, wait_until
 
 
-async def _failover(stage: Stage) -> None:
-    async with stage.server.standby() as standby:
-        ports = [str(conninfo_to_dict(each.dsn)["port"]) for each in (stage.server, standby)]
+async def _failover(trial: Trial) -> None:
+    async with trial.server.standby() as standby:
+        ports = [str(conninfo_to_dict(each.dsn)["port"]) for each in (trial.server, standby)]
         both = make_conninfo(
-            stage.dsn,
+            trial.dsn,
             host="127.0.0.1,127.0.0.1",
             port=",".join(ports),
             target_session_attrs="read-write",
         )
-        await stage.begin(both)
-        async with stage.away():
-            async with stage.at_rest():
-                await stage.server.stop()
+        await trial.start(both)
+        async with trial.outage():
+            async with trial.while_idle():
+                await trial.server.stop()
             await standby.promote()
-            stage.watched = make_conninfo(standby.dsn, application_name="faults-observer")
-        await stage.over()
+            trial.observer_dsn = make_conninfo(standby.dsn, application_name="faults-observer")
+        await trial.finish()
 
 
-async def _restarted(stage: Stage) -> None:
-    """Its clients are what is counted: the backends are its own."""
-    with Bouncer(stage.dsn) as bouncer:
-        stage.count = bouncer.clients
+async def _restarted(trial: Trial) -> None:
+    """Count PgBouncer's clients instead of backends, which belong to PgBouncer."""
+    with Bouncer(trial.dsn) as bouncer:
+        trial.count = bouncer.clients
         await bouncer.start()
-        await stage.begin(bouncer.dsn, prepares=False)
-        async with stage.away():
-            async with stage.at_rest():
+        await trial.start(bouncer.dsn, prepares=False)
+        async with trial.outage():
+            async with trial.while_idle():
                 bouncer.stop()
             await asyncio.sleep(0.2)
             await bouncer.start()
-        await stage.over()
+        await trial.finish()
 
 
 class Bouncer:
-    """A PgBouncer before the server of a connection string, in transaction mode.
+    """A PgBouncer in transaction mode in front of the server of a connection string.
 
     Raises:
-        NotHere: there is none on this machine.
+        Unsupported: this machine has no PgBouncer.
     """
 
     def __init__(self, dsn: str) -> None:
         program = os.environ.get("PGBOUNCER") or shutil.which("pgbouncer")
         if program is None:
-            msg = "there is no pgbouncer on the PATH, nor in $PGBOUNCER"
-            raise NotHere(msg)
+            msg = "pgbouncer is neither on the PATH nor in $PGBOUNCER"
+            raise Unsupported(msg)
         self._program = program
         self._there = conninfo_to_dict(dsn)
         self._port = free_port()
@@ -82,8 +82,8 @@ class Bouncer:
             f"auth_type = plain\nauth_file = {folder}/users\nadmin_users = app\n"
             "pool_mode = transaction\nignore_startup_parameters = extra_float_digits\n"
         )
-        self._file = readable(folder, "ini", text)
-        users = readable(folder, "users", f'"app" "{self._there["password"]}"\n')
+        self._file = public_file(folder, "ini", text)
+        users = public_file(folder, "users", f'"app" "{self._there["password"]}"\n')
         for file in (self._file, users):
             os.chmod(file, 0o600)  # noqa: PTH101
             if os.geteuid() == 0:
@@ -95,13 +95,13 @@ class Bouncer:
         self._stack.close()
 
     async def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start PgBouncer and wait until it answers."""
         self._process = subprocess.Popen(  # noqa: ASYNC220 - it takes no time
             [self._program, self._file],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            user="nobody" if os.geteuid() == 0 else None,  # as root it refuses to run
+            user="nobody" if os.geteuid() == 0 else None,  # it refuses to run as root
         )
 
         async def answers() -> bool:
@@ -111,19 +111,19 @@ class Bouncer:
                 return False
             return True
 
-        await until(answers, 10)
+        await wait_until(answers, 10)
 
     def stop(self) -> None:
-        """End it, as it ends without waiting for its clients."""
+        """Stop PgBouncer; it does not wait for its clients."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
 
     async def clients(self) -> int:
-        """How many sessions it has of the database `app`."""
+        """Return the number of client sessions of the database `app`."""
         admin = make_conninfo(self.dsn, dbname="pgbouncer")
         connect = psycopg.AsyncConnection[Any].connect
-        # Its console knows simple queries only.
+        # The console only accepts simple queries.
         async with await connect(
             admin, autocommit=True, cursor_factory=psycopg.AsyncClientCursor
         ) as conn:
@@ -133,7 +133,7 @@ class Bouncer:
             return sum(row[place] == "app" for row in await cur.fetchall())
 
 
-SCENES = (
-    Scene("failover", "primary stopped, standby promoted", _failover),
-    Scene("pgbouncer", "PgBouncer in front, restarted", _restarted),
+FAULTS = (
+    Fault("failover", "primary stopped, standby promoted", _failover),
+    Fault("pgbouncer", "PgBouncer in front, restarted", _restarted),
 )
