@@ -1,1 +1,1 @@
-"""The adapters, one a pool."""
+"""The adapters, a module for each library."""

@@ -11,7 +11,7 @@ from benchmarks._sql import FETCH, SELECT, THREE
 
 
 class Aiopg:
-    """`create_pool(minsize=maxsize)`; `pool.acquire()`; its types registered as by default."""
+    """aiopg's pool with minsize = maxsize; it registers its types, which is the default."""
 
     borrow: Borrow
 
@@ -19,7 +19,7 @@ class Aiopg:
         self.setup = setup
 
     async def open(self) -> None:
-        """It opens them one after another."""
+        """See `Subject`; the pool opens its connections one after another."""
         size, timeout = self.setup.size, self.setup.timeout
         self.pool = await aiopg.create_pool(
             self.setup.dsn, minsize=size, maxsize=size, timeout=timeout
@@ -27,12 +27,12 @@ class Aiopg:
         self.borrow = self.pool.acquire
 
     async def close(self) -> None:
-        """Close."""
+        """See `Subject`."""
         self.pool.close()
         await self.pool.wait_closed()
 
     async def select(self) -> Any:
-        """A statement by itself, or in `cur.begin()`."""
+        """See `Subject`; by itself or in `cur.begin()`."""
         async with self.pool.acquire() as conn, conn.cursor() as cur:
             if self.setup.autocommit:
                 await cur.execute(SELECT)
@@ -42,20 +42,20 @@ class Aiopg:
                 return await cur.fetchone()
 
     async def transaction(self) -> None:
-        """On one cursor, in `cur.begin()`."""
+        """See `Subject`; on one cursor, in `cur.begin()`."""
         async with self.pool.acquire() as conn, conn.cursor() as cur, cur.begin():
             for statement in THREE:
                 await cur.execute(statement)
                 await cur.fetchone()
 
     async def fetch(self) -> Any:
-        """With `fetchall()`."""
+        """See `Subject`; by `fetchall()`."""
         async with self.pool.acquire() as conn, conn.cursor() as cur:
             await cur.execute(FETCH)
             return await cur.fetchall()
 
     async def ask(self, conn: Any) -> Any:
-        """By a new cursor each time."""
+        """See `Subject`; on a new cursor each time."""
         async with conn.cursor() as cur:
             await cur.execute(SELECT)
             return await cur.fetchone()

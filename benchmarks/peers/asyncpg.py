@@ -1,4 +1,4 @@
-"""asyncpg's Pool, as it comes and without the query by which it resets what is returned."""
+"""asyncpg's Pool, with and without its query that resets a returned connection."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks._sql import FETCH, SELECT, THREE, Load
 
 
 class Asyncpg:
-    """`create_pool(min_size=max_size)`; `pool.acquire()`, with no time limit as is its default."""
+    """asyncpg's pool with min_size = max_size; requests have no time limit by default."""
 
     borrow: Borrow
 
@@ -20,7 +20,7 @@ class Asyncpg:
         self.options: dict[str, Any] = {}
 
     async def open(self) -> None:
-        """It opens one, then the others at once."""
+        """See `Subject`; the pool opens one connection, then the others at the same time."""
         size = self.setup.size
         self.pool = await asyncpg.create_pool(
             uri(self.setup.dsn), min_size=size, max_size=size, **self.options
@@ -28,11 +28,11 @@ class Asyncpg:
         self.borrow = self.pool.acquire
 
     async def close(self) -> None:
-        """Close."""
+        """See `Subject`."""
         await self.pool.close()
 
     async def select(self) -> Any:
-        """A statement by itself, or in `conn.transaction()`: asyncpg is always in autocommit."""
+        """See `Subject`; by itself or in `conn.transaction()`: asyncpg is always in autocommit."""
         async with self.pool.acquire() as conn:
             if self.setup.autocommit:
                 return await conn.fetchrow(SELECT)
@@ -40,30 +40,30 @@ class Asyncpg:
                 return await conn.fetchrow(SELECT)
 
     async def transaction(self) -> None:
-        """In `conn.transaction()`."""
+        """See `Subject`; in `conn.transaction()`."""
         async with self.pool.acquire() as conn, conn.transaction():
             for statement in THREE:
                 await conn.fetchrow(statement)
 
     async def fetch(self) -> Any:
-        """With `fetch()`, in the binary format, which is asyncpg's only one."""
+        """See `Subject`; by `fetch()`, in the binary format, the only one of asyncpg."""
         async with self.pool.acquire() as conn:
             return await conn.fetch(FETCH)
 
     async def one_shot(self, query: str, params: list[int]) -> Any:
-        """By `pool.fetch()`, with a placeholder of its own."""
+        """See `OneShots`; by `pool.fetch()`, with asyncpg's placeholder."""
         return await self.pool.fetch(query.replace("%s", "$1"), *params)
 
     async def write_once(self, query: str, params: list[int]) -> Any:
-        """By `pool.execute()`, with a placeholder of its own."""
+        """See `OneShots`; by `pool.execute()`, with asyncpg's placeholder."""
         return await self.pool.execute(query.replace("%s", "$1"), *params)
 
     async def ask(self, conn: Any) -> Any:
-        """By `fetchrow()`, from asyncpg's own cache of prepared statements."""
+        """See `Subject`; by `fetchrow()`, which prepares the statement."""
         return await conn.fetchrow(SELECT)
 
     async def copy_out(self, conn: Any, load: Load) -> int:
-        """To a coroutine, which asyncpg gives what has arrived: many lines at a time."""
+        """See `Copier`; asyncpg passes each received block to a coroutine, many lines at a time."""
         size = 0
 
         async def take(block: bytes) -> None:
@@ -74,12 +74,12 @@ class Asyncpg:
         return size
 
     async def copy_in(self, conn: Any, load: Load) -> None:
-        """From an asynchronous iterator."""
+        """See `Copier`; from an asynchronous iterator."""
         await conn.copy_to_table(load.table, source=load.source())
 
 
 class AsyncpgNoReset(Asyncpg):
-    """With a `reset` of the user's that does nothing: asyncpg still ends open transactions."""
+    """asyncpg's pool with a `reset` that does nothing; it still ends open transactions."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)

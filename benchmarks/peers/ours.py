@@ -12,7 +12,7 @@ from benchmarks.peers._psycopg import Psycopg
 
 
 class Ours(Psycopg):
-    """min_size = max_size; `open(wait=True)`; `pool.connection()`; one-shots share connections."""
+    """asyncpool's pool with min_size = max_size; one-shots share connections."""
 
     def __init__(self, setup: Setup, **options: Any) -> None:
         self.pool = AsyncConnectionPool(
@@ -27,24 +27,24 @@ class Ours(Psycopg):
         self.borrow = self.pool.connection
 
     async def one_shot(self, query: str, params: list[int]) -> Any:
-        """By `pool.fetchall()`."""
+        """See `OneShots`; by `pool.fetchall()`."""
         return await self.pool.fetchall(query, params or None)
 
     async def write_once(self, query: str, params: list[int]) -> Any:
-        """By `pool.execute()`."""
+        """See `OneShots`; by `pool.execute()`."""
         return await self.pool.execute(query, params)
 
     async def open(self) -> None:
-        """Wait until all are open."""
+        """See `Subject`; wait until all connections are open."""
         await self.pool.open(wait=True)
 
     async def close(self) -> None:
-        """Close."""
+        """See `Subject`."""
         await self.pool.close()
 
 
 class OursPsycopgWait(Ours):
-    """With `connection_class=psycopg.AsyncConnection`, which waits as psycopg does."""
+    """asyncpool's pool of `psycopg.AsyncConnection`, whose waits are psycopg's."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup, connection_class=psycopg.AsyncConnection)

@@ -1,4 +1,4 @@
-"""psycopg_pool.AsyncConnectionPool: written as asyncpool's adapter is, to the letter."""
+"""psycopg_pool's AsyncConnectionPool, by the same code as asyncpool's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.peers._psycopg import Psycopg
 
 
 class PsycopgPool(Psycopg):
-    """min_size = max_size; `open(wait=True)`; `pool.connection()`."""
+    """psycopg_pool's pool with min_size = max_size."""
 
     def __init__(self, setup: Setup) -> None:
         self.pool = AsyncConnectionPool(
@@ -23,9 +23,9 @@ class PsycopgPool(Psycopg):
         self.borrow = self.pool.connection
 
     async def open(self) -> None:
-        """Wait until all are open."""
+        """See `Subject`; wait until all connections are open."""
         await self.pool.open(wait=True)
 
     async def close(self) -> None:
-        """Close."""
+        """See `Subject`."""
         await self.pool.close()

@@ -16,7 +16,7 @@ FETCH = text(_sql.FETCH)
 
 
 class SQLAlchemy:
-    """`pool_size`, no overflow; `engine.connect()`, and `engine.begin()` for a transaction."""
+    """SQLAlchemy's engine with `pool_size` and no overflow."""
 
     borrow: Borrow
 
@@ -33,28 +33,28 @@ class SQLAlchemy:
         self.begin = self.engine.connect if setup.autocommit else self.engine.begin
 
     async def open(self) -> None:
-        """Nothing: its pool opens a connection when one is asked for."""
+        """See `Subject`; the pool opens connections on demand."""
 
     async def close(self) -> None:
-        """Close."""
+        """See `Subject`."""
         await self.engine.dispose()
 
     async def select(self) -> Any:
-        """By the same `text()` each time, which SQLAlchemy compiles once."""
+        """See `Subject`; by the same `text()` each time, which SQLAlchemy compiles once."""
         async with self.begin() as conn:
             return (await conn.execute(SELECT)).fetchone()
 
     async def transaction(self) -> None:
-        """In `engine.begin()`."""
+        """See `Subject`; in `engine.begin()`."""
         async with self.begin() as conn:
             for statement in THREE:
                 (await conn.execute(statement)).fetchone()
 
     async def fetch(self) -> Any:
-        """With `fetchall()`."""
+        """See `Subject`; by `fetchall()`."""
         async with self.begin() as conn:
             return (await conn.execute(FETCH)).fetchall()
 
     async def ask(self, conn: Any) -> Any:
-        """By the same `text()` each time."""
+        """See `Subject`; by the same `text()` each time."""
         return (await conn.execute(SELECT)).fetchone()
