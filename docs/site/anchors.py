@@ -1,8 +1,8 @@
-"""Whether each public name and member has its entry in the reference of a site that was built.
+"""Check that each public name and member has an entry in the reference of a built site.
 
     python docs/site/anchors.py build/site
 
-It prints the names that have none, and then ends with status 1.
+It prints the names without an entry, and exits with 1 if there are any.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MODULES = [
 
 
 def expected() -> Iterator[str]:
-    """Every public name of the package and its annexes, and every public member of its classes."""
+    """Yield each public name of the package and its annexes, and each public member of a class."""
     for module in (asyncpool, *map(importlib.import_module, MODULES)):
         for name in module.__all__:
             found = getattr(module, name)
@@ -39,7 +39,7 @@ def expected() -> Iterator[str]:
 
 
 def members(kind: type) -> list[str]:
-    """The public attributes of a class that it has from a class of ours."""
+    """Return the public attributes of a class that are defined by classes of asyncpool."""
     return [
         name
         for name in dir(kind)
@@ -52,7 +52,7 @@ def members(kind: type) -> list[str]:
 
 
 def main() -> int:
-    """Compare; returns the exit status."""
+    """Compare the names with the site; return the exit status."""
     pages = Path(sys.argv[1], "reference").glob("*.html")
     anchors = {name for page in pages for name in re.findall(r'id="([\w.]+)"', page.read_text())}
     missing = sorted(set(expected()) - anchors)

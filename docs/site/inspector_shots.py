@@ -1,7 +1,7 @@
 """Take the pictures of the inspector in docs/: python docs/site/inspector_shots.py
 
-It needs playwright and a Chromium on the machine. The pool is at work on a server of its own: many
-short requests, one report that is slow, and a branch that forgets to return its connection.
+It needs playwright and a Chromium on the machine. The pool is used on a temporary server: many
+short requests, a slow report, and a handler that does not return its connection.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 async def look_up(pool: AsyncConnectionPool) -> None:
-    """A request as most are."""
+    """Run a typical short request."""
     async with pool.connection() as conn:
         await conn.execute("SELECT pg_sleep(%s)", [random.expovariate(1 / 0.02)])
 
 
 async def nightly_report(pool: AsyncConnectionPool) -> None:
-    """One that hogs a connection."""
+    """Run a report that keeps a connection for long."""
     async with pool.connection() as conn:
         await conn.execute("SELECT count(*), pg_sleep(90) FROM generate_series(1, 1000)")
 
 
 async def refund(pool: AsyncConnectionPool) -> None:
-    """One that forgets `release` in a rare branch."""
+    """Run a handler that does not release its connection."""
     conn = await pool.acquire()
     await conn.execute(
         "SELECT amount FROM pg_class, (SELECT 5 AS amount) a WHERE relname = %s", ["x"]
@@ -44,7 +44,7 @@ async def refund(pool: AsyncConnectionPool) -> None:
 
 
 async def load(pool: AsyncConnectionPool) -> None:
-    """Arrivals in waves."""
+    """Start short requests, at a rate that varies in waves."""
     tasks = set()
     for number in range(10_000):
         wave = 1 + (number // 400) % 3
@@ -55,7 +55,7 @@ async def load(pool: AsyncConnectionPool) -> None:
 
 
 async def main() -> None:
-    """Load, look, and write."""
+    """Start the server and the load, and take the pictures."""
     async with postgres() as server:
         pool = AsyncConnectionPool(
             server.dsn, name="orders", min_size=2, max_size=8, timeout=2, leak_timeout=15
@@ -71,7 +71,7 @@ async def main() -> None:
                 asyncio.create_task(refund(pool), name="POST /refunds"),
             ]
             try:
-                await pictures()
+                await take_pictures()
             finally:
                 for task in work:
                     task.cancel()
@@ -80,8 +80,8 @@ async def main() -> None:
                 await serving
 
 
-async def pictures() -> None:
-    """A light one, a dark one, one of a lease, and one of a phone."""
+async def take_pictures() -> None:
+    """Take pictures in the light theme, in the dark theme, of a lease and on a phone."""
     async with async_playwright() as play:
         browser = await play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         for name, width, scheme, wait in (

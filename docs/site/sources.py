@@ -1,7 +1,7 @@
-"""A hook of mkdocs: what the pages point at outside of docs/ becomes pages of the site.
+"""A hook of mkdocs: files outside of docs/ to which the pages link become pages of the site.
 
-The pages show by links to tests what they claim. A link to `file.py#name` leads to that function,
-which has a heading on the file's page.
+The pages link their claims to tests. A link to `file.py#name` leads to that function's heading on
+the page of the file.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ LINK = re.compile(
     r"(?P<text>(?:`(?P<test>test_\w+)`)?\]\()\.\./(?P<path>[^)\s#]+)(?:#(?P<name>[^)\s]+))?\)"
 )
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changes.md"}
-"""What has a page already."""
+"""Files that have a page already, and that page."""
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the changes, and a page for each file that a page points at."""
+    """Add the changelog, and a page for each file to which a page links."""
     named: dict[str, set[str]] = defaultdict(set)
     for file in files.documentation_pages():
         for link in LINK.finditer(file.content_string):
@@ -38,20 +38,20 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
-    """Lead the links there."""
+    """Point the links to these pages."""
     base = posixpath.dirname(page.file.src_uri)
 
-    def lead(link: re.Match[str]) -> str:
+    def pointed(link: re.Match[str]) -> str:
         path = posixpath.normpath(link["path"])
         there = posixpath.relpath(PAGES.get(path, f"source/{path}.md"), base)
         name = link["name"] or link["test"]
         return f"{link['text']}{there}{f'#{name}' if name else ''})"
 
-    return LINK.sub(lead, markdown)
+    return LINK.sub(pointed, markdown)
 
 
 def _shown(path: str, names: set[str]) -> str:
-    """The page of a file, or of a folder of programs."""
+    """Return the page of a file, or of a folder of programs."""
     there = ROOT / path
     title = f"# {path}\n\n"
     if there.is_dir():
@@ -68,7 +68,7 @@ def _shown(path: str, names: set[str]) -> str:
 
 
 def _start(text: str, name: str) -> int | None:
-    """Where a function or class begins, with its decorators."""
+    """Return where a function or class begins, with its decorators."""
     pattern = rf"^(?:@.*\n(?:[ )].*\n)*)*(?:async )?(?:def|class) {re.escape(name)}\b"
     found = re.search(pattern, text, re.MULTILINE) if name else None
     return found.start() if found else None
