@@ -2,7 +2,7 @@
 
 Run it (it creates a table `notes`; reports go to the server in REPORTS_URL, if set):
 
-    pip install psycopg-asyncpool aiohttp
+    pip install 'psycopg-asyncpool[aiohttp]'
     DATABASE_URL=postgresql://localhost/postgres PORT=8080 python examples/aiohttp_app.py
 
     curl -X POST localhost:8080/notes -d '{"text": "hello"}'

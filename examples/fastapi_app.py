@@ -2,7 +2,7 @@
 
 Run it (it creates a table `notes`; reports go to the server in REPORTS_URL, if set):
 
-    pip install psycopg-asyncpool fastapi uvicorn
+    pip install 'psycopg-asyncpool[fastapi]' uvicorn
     export DATABASE_URL=postgresql://localhost/postgres
     uvicorn --app-dir examples fastapi_app:app
 

@@ -2,7 +2,7 @@
 
 Run it (it creates a table `notes`; reports go to the server in REPORTS_URL, if set):
 
-    pip install psycopg-asyncpool litestar uvicorn
+    pip install 'psycopg-asyncpool[litestar]' uvicorn
     export DATABASE_URL=postgresql://localhost/postgres
     uvicorn --app-dir examples litestar_app:app
 
