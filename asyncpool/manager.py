@@ -16,7 +16,8 @@ from typing import Any, Generic, Self
 import anyio
 import psycopg
 
-from asyncpool._blocks.blocks import Exc, Lease
+from asyncpool._blocks.lease import Lease
+from asyncpool._blocks.supports import Exc
 from asyncpool._core.budget import Budget
 from asyncpool._core.runtime import Phase
 from asyncpool._core.settings import count, duration

@@ -18,9 +18,9 @@ from typing import Any, cast
 import psycopg
 from psycopg.abc import Params, Query
 
-from asyncpool._blocks.blocks import SupportsBorrowing
 from asyncpool._blocks.commit import commit, restore_autocommit, set_autocommit
 from asyncpool._blocks.hints import explain_placeholders
+from asyncpool._blocks.supports import SupportsBorrowing
 from asyncpool._core.settings import duration
 from asyncpool._pipeline.dispatcher import Dispatcher
 from asyncpool._pipeline.request import Request

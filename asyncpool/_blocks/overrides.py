@@ -18,14 +18,6 @@ from typing import Any, Generic
 
 import psycopg
 
-from asyncpool._blocks.blocks import (
-    JOINED,
-    Exc,
-    Lease,
-    is_still_leased,
-    reject_early_return,
-    transaction_on,
-)
 from asyncpool._blocks.commit import (
     closed_error,
     commit,
@@ -34,6 +26,9 @@ from asyncpool._blocks.commit import (
     run_shielded,
     wait_for_cancelled,
 )
+from asyncpool._blocks.lease import JOINED, Lease, is_still_leased, reject_early_return
+from asyncpool._blocks.supports import Exc
+from asyncpool._blocks.transaction import transaction_on
 from asyncpool._psycopg.driver import ACT
 from asyncpool.errors import PoolError
 

@@ -31,12 +31,13 @@ _inherited: list[object] = []
 class SupportsRenewal(Protocol[ACT]):
     """The parts of a pool that this module uses."""
 
-    name: str
     _core: Core[ACT]
     _driver: PsycopgDriver[ACT]
     _settings: Settings
+    """The settings of the next core."""
 
-    def _renew(self) -> None: ...
+    def _renew(self) -> None:
+        """Replace the core by one that was never opened."""
 
 
 def renew_after_fork(pool: SupportsRenewal[Any]) -> None:

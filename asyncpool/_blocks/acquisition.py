@@ -1,0 +1,92 @@
+"""`pool.acquire()`: a connection until it is released."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Generator
+from types import TracebackType
+from typing import Any
+
+from asyncpool._blocks.commit import (
+    require_no_lost_work,
+    warn_of_open_work,
+)
+from asyncpool._blocks.lease import is_still_leased, reject_early_return
+from asyncpool._blocks.supports import Exc, SupportsBorrowing
+from asyncpool._psycopg.driver import ACT
+
+
+class Acquisition(Coroutine[Any, Any, ACT]):
+    """`pool.acquire()`: await it, or use `async with`, which releases the connection at the end.
+
+    It is a `Coroutine`, so that `asyncio.create_task` and `wait_for` accept it.
+    """
+
+    __slots__ = ("_conn", "_coroutine", "_get", "_number", "_pool", "_timeout")
+
+    def __init__(
+        self,
+        pool: SupportsBorrowing[ACT],
+        timeout: float | None,
+        get: Callable[[float | None], Coroutine[Any, Any, ACT]] | None = None,
+    ) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._get = get
+        """The function that acquires, if a subclass of the pool overrides it."""
+        self._coroutine: Coroutine[Any, Any, ACT] | None = None
+
+    def _started(self) -> Coroutine[Any, Any, ACT]:
+        if self._coroutine is None:
+            self._coroutine = (self._get or self._pool.getconn)(self._timeout)
+        return self._coroutine
+
+    def __await__(self) -> Generator[Any, Any, ACT]:
+        pool = self._pool
+        if self._coroutine is None and self._get is None and not pool._sessions:
+            conn = pool._acquire_now()
+            if conn is not None:
+                return conn
+        return (yield from self._started().__await__())
+
+    def send(self, value: Any) -> Any:
+        """See `Coroutine`."""
+        return self._started().send(value)
+
+    def throw(self, *args: Any) -> Any:
+        """See `Coroutine`."""
+        return self._started().throw(*args)
+
+    def close(self) -> None:
+        """See `Coroutine`."""
+        if self._coroutine is not None:
+            self._coroutine.close()
+
+    async def __aenter__(self) -> ACT:
+        conn = self._conn = await self
+        core = self._pool._core
+        self._number = core.bind(conn) if core.lease_number(conn) else 0
+        return conn
+
+    async def __aexit__(
+        self, kind: Exc, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        pool, conn = self._pool, self._conn
+        if not self._number or is_still_leased(pool, conn, self._number):
+            await self._end(conn, failing=kind is not None)
+        else:
+            reject_early_return(pool, conn, failing=kind is not None)
+
+    async def _end(self, conn: ACT, *, failing: bool) -> None:
+        pool = self._pool
+        plain = self._get is None and not (pool._sessions or pool._autocommit_modes)
+        if plain and pool._core.release_now(conn):
+            conn._pool = None
+            return
+        if not failing and pool._core.lease_number(conn) and conn not in pool._sessions:
+            warn_of_open_work(pool._core, conn)
+            try:
+                require_no_lost_work(conn)
+            except BaseException:
+                await pool._return_conn(conn, failing=True)
+                raise
+        await pool._return_conn(conn, failing=failing, as_is=True)

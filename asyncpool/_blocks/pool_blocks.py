@@ -1,0 +1,298 @@
+"""The methods of the pool that borrow and return connections."""
+
+from __future__ import annotations
+
+from asyncio import current_task
+from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
+from typing import Any, cast
+
+from psycopg.rows import AsyncRowFactory
+
+from asyncpool._blocks.acquisition import Acquisition
+from asyncpool._blocks.borrowing import Borrowing
+from asyncpool._blocks.commit import commit, warn_of_open_work
+from asyncpool._blocks.cursor_block import Cursor
+from asyncpool._blocks.keys import Keys
+from asyncpool._blocks.lease import Lease
+from asyncpool._blocks.overrides import (
+    ConnectionOverrideLease,
+    LeaseTransaction,
+    Overrides,
+    borrow,
+    release_through_override,
+)
+from asyncpool._blocks.session_block import SessionBlock
+from asyncpool._blocks.transaction import Transaction
+from asyncpool._psycopg.driver import ACT
+
+
+class PoolBlocks(Borrowing[ACT]):
+    """Blocks on connections, and `getconn` and `putconn`."""
+
+    _lease: type[Lease[ACT]]
+    """The class of `connection()`'s blocks."""
+    _overridden: Overrides
+    """The methods of this class that a subclass overrides."""
+    _is_overridden: bool
+    """Whether there are any."""
+    _keys: Keys[ACT]
+    _blocks: dict[ACT, Lease[ACT]]
+    """By connection of a one-shot: its block, if a subclass overrides `connection`."""
+
+    def connection(self, timeout: float | None = None) -> Lease[ACT]:
+        """Borrow a connection for a block: `async with pool.connection() as conn`.
+
+        At the end of the block its transaction is committed in the caller's task, so that errors
+        surface there. If the block raises, the pool rolls back in a background task. If the
+        transaction has failed and the block handled the error, the commit is a rollback as in
+        psycopg, and a warning names the place.
+
+        Args:
+            timeout: seconds to wait for a connection; None: the pool's `timeout`. 0 takes an idle
+                connection or fails at once.
+
+        Raises:
+            PoolTimeout: on entry, if no connection became available in time.
+            TooManyRequests: on entry, if `max_waiting` requests wait already.
+            PoolClosed: the pool is closed, or was closed while the block waited or ran.
+            psycopg.OperationalError: on exit, if the connection was closed, by anyone, while work
+                may have been uncommitted.
+        """
+        lease = self._lease()
+        lease._pool = self
+        lease._timeout = timeout
+        return lease
+
+    def transaction(self, timeout: float | None = None) -> Transaction[ACT]:
+        """Borrow a connection for a block that is one transaction, in autocommit mode too.
+
+        `psycopg.Rollback` raised in the block rolls back and does not leave the block.
+
+        Args:
+            timeout: as for `connection`.
+
+        Raises:
+            psycopg.errors.InFailedSqlTransaction: on exit, if the block handled the error of a
+                statement, so that the transaction cannot be committed.
+            psycopg.OperationalError: `PoolTimeout` and all others of `connection`.
+        """
+        if self._is_overridden and current_task() not in self._sessions:
+            return cast("Transaction[ACT]", LeaseTransaction(self._block(timeout)))
+        return Transaction(self, timeout)
+
+    def session(self, timeout: float | None = None) -> SessionBlock[ACT]:
+        """Borrow one connection for a block and for all that this task borrows inside the block.
+
+        The work is committed at the end and rolled back on error, as with `connection`. If a
+        transaction is open, each block inside is a savepoint, and its failure undoes only its own
+        work; otherwise the block inside commits its work. One-shots run in the open transaction, or
+        by themselves if there is none. `release` of a connection borrowed inside ends only that
+        use. `getconn(key=...)` borrows another connection. Tasks started inside are not part of the
+        session. If an async generator holds the session and is abandoned, the session ends for the
+        task.
+
+        Args:
+            timeout: as for `connection`.
+
+        Raises:
+            psycopg.errors.InFailedSqlTransaction: as for `transaction`.
+            ReleaseError: on exit, if a block inside with work has not ended, has ended in another
+                task, or could not be undone: the whole session is rolled back. Also if an async
+                generator that holds the session is closed early, and the roll-back undoes work
+                done outside the generator.
+            PoolDeadlock: from a block or one-shot inside, while a stream(), COPY or notifies() of
+                the task is open on the connection.
+            psycopg.OperationalError: `PoolTimeout` and all others of `connection`.
+        """
+        return SessionBlock(self, self._block(timeout))
+
+    def cursor(
+        self,
+        *,
+        binary: bool = False,
+        row_factory: AsyncRowFactory[Any] | None = None,
+        autocommit: bool | None = None,
+        timeout: float | None = None,
+    ) -> Cursor[ACT]:
+        """Borrow a connection for a block and open a cursor on it.
+
+        The block commits and rolls back as that of `connection`.
+
+        Args:
+            binary: whether results come in PostgreSQL's binary format.
+            row_factory: the cursor's row factory; None: the connection's.
+            autocommit: the connection's mode for the block, restored however the block ends; None:
+                unchanged.
+            timeout: as for `connection`.
+
+        Raises:
+            TypeError: `autocommit` is neither a bool nor None.
+            psycopg.OperationalError: `PoolTimeout` and all others of `connection`.
+        """
+        if autocommit is not None and not isinstance(autocommit, bool):
+            msg = f"autocommit must be True, False or None, not {autocommit!r}"
+            raise TypeError(msg)
+        keywords: dict[str, Any] = {} if row_factory is None else {"row_factory": row_factory}
+        return Cursor(
+            self._block(timeout),
+            lambda conn: conn.cursor(binary=binary, **keywords),
+            autocommit,
+        )
+
+    def acquire(self, timeout: float | None = None, *, session: bool = True) -> Acquisition[ACT]:
+        """Borrow a connection until `release`: `conn = await pool.acquire()`.
+
+        `async with pool.acquire() as conn` returns it at the end of the block and commits nothing.
+        A transaction that is open when the connection is returned is rolled back, with a warning
+        that names the place.
+
+        Args:
+            timeout: as for `connection`.
+            session: whether to take part in the task's `session()`, if it is in one; if false,
+                another connection is borrowed, and no method of a subclass is called.
+
+        Raises:
+            PoolTimeout, TooManyRequests, PoolClosed: as for `connection`.
+        """
+        if not session:
+            return Acquisition(self, timeout, self._borrow)
+        if not self._is_overridden:
+            return Acquisition(self, timeout)
+        if self._overridden.applies("getconn"):
+            return Acquisition(self, timeout, self.getconn)
+        return Acquisition(self, timeout, partial(PoolBlocks.getconn, self))
+
+    async def release(self, conn: ACT) -> None:
+        """Return a connection without waiting; the pool cleans it in a background task.
+
+        Args:
+            conn: the connection that was borrowed.
+
+        Raises:
+            ReleaseError: the connection belongs to another pool or to none, or was already
+                returned.
+            PoolClosed: the pool was closed during the lease, and uncommitted work is lost.
+        """
+        if self._is_overridden and self._overridden.leads("release", "putconn", conn):
+            await self._overridden.release_through_override(self, "putconn", conn)
+            return
+        if getattr(conn, "_pool", None) is not self:
+            raise self._not_leased(conn)
+        if not (self._sessions or self._autocommit_modes or self._keys.held):
+            # The fast path: the common case of the code below, inlined.
+            if self._core.release_now(conn):
+                conn._pool = None
+                return
+        elif (session := self._sessions.get(conn)) is not None:
+            session.end_use()
+            return
+        warn_of_open_work(self._core, conn)
+        self._return(conn)
+        self._keys.forget(conn)
+
+    async def getconn(self, timeout: float | None = None, *, key: Hashable | None = None) -> ACT:
+        """Borrow a connection as `acquire` does, or the connection that belongs to a key.
+
+        A key keeps its connection from the first `getconn` until the connection is returned in any
+        way. Further calls with the key get the same connection at once, and must take turns.
+
+        Args:
+            timeout: as for `connection`.
+            key: any hashable; None: a connection for this caller alone.
+
+        Raises:
+            TypeError: the key is not hashable.
+            PoolTimeout, TooManyRequests, PoolClosed: as for `connection`.
+        """
+        if key is not None:
+            self._ensure_open()
+            self._core.admit()
+            return await self._keys.borrow(key, timeout, self._borrow)
+        if self._sessions and (session := self._sessions.get(current_task())) is not None:
+            return await session.borrow(timeout)
+        return await self._borrow(timeout)
+
+    async def putconn(self, conn: ACT, key: Hashable | None = None, *, close: bool = False) -> None:
+        """Return a connection as `release` does, and free its key if it has one.
+
+        Args:
+            conn: the connection that was borrowed.
+            key: the key that the connection must belong to; None: any or none.
+            close: whether to close the connection instead of leasing it again; the connection of a
+                session is closed at the end of the session.
+
+        Raises:
+            TypeError: the key is not hashable.
+            ReleaseError: as for `release`, or the connection does not belong to the key.
+            PoolClosed: as for `release`.
+        """
+        if key is not None:
+            self._keys.require(key, conn)
+        if not close:
+            if self._is_overridden and self._overridden.leads("putconn", "release", conn):
+                await self._overridden.release_through_override(self, "release", conn)
+            else:
+                await PoolBlocks.release(self, conn)
+            return
+        if getattr(conn, "_pool", None) is not self:
+            raise self._not_leased(conn)
+        if (session := self._sessions.get(conn)) is not None:
+            session.end_use()
+            session.entry.retire()
+            return
+        self._return(conn, discard=True)
+        self._keys.forget(conn)
+
+    def _block(self, timeout: float | None) -> Lease[ACT]:
+        """Return what `connection` does, for blocks and one-shots that build on it.
+
+        A subclass may override `connection`.
+        """
+        if self._is_overridden and self._overridden.applies("connection"):
+            return ConnectionOverrideLease(self, self.connection(timeout))
+        return PoolBlocks.connection(self, timeout)
+
+    async def _borrow_conn(self, timeout: float | None) -> ACT:
+        """Borrow a connection for a one-shot."""
+        if not self._is_overridden:
+            return await self._borrow(timeout)
+        if not self._overridden.applies("connection"):
+            return cast("ACT", await borrow(self, timeout))
+        block = self._block(timeout)
+        conn = await block.__aenter__()
+        self._blocks[conn] = block
+        return conn
+
+    async def _return_conn(
+        self,
+        conn: ACT,
+        *,
+        failing: bool,
+        cleanup: Callable[[], Awaitable[object]] | None = None,
+        as_is: bool = False,
+    ) -> None:
+        """Return the connection of a one-shot, or of a block that commits nothing.
+
+        Args:
+            conn: the connection.
+            failing: whether an error propagates, which an error of the return must not hide.
+            first: work to do with the connection before its reset.
+            as_is: whether to leave a transaction uncommitted that a subclass's method has begun.
+        """
+        if not self._is_overridden:
+            self._release_lease(conn, failing=failing, cleanup=cleanup)
+            return
+        block = self._blocks.pop(conn, None)
+        if block is None:
+            try:
+                if not (failing or as_is or cleanup):
+                    await commit(self._core, self._driver, conn)
+            except BaseException:
+                await release_through_override(self, conn, failing=True)
+                raise
+            await release_through_override(self, conn, failing=failing, cleanup=cleanup)
+        elif failing or cleanup is not None:
+            await block.abort(cleanup or partial(self._driver.roll_back, conn))
+        else:
+            await block.__aexit__(None, None, None)
