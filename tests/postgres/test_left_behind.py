@@ -116,7 +116,7 @@ async def test_a_cancel_request_that_fails_at_once_is_not_waited_for(
     if not isinstance(loop, asyncio.BaseEventLoop):
         pytest.skip("uvloop's tasks do not start eagerly on every Python")
     loop.set_task_factory(asyncio.eager_task_factory)
-    monkeypatch.setattr("asyncpool._psycopg.transport.insist", fail)
+    monkeypatch.setattr("asyncpool._psycopg.transport.cancel_until_ended", fail)
     query = asyncio.create_task(conn.execute("SELECT pg_sleep(60)"))
     await asyncio.sleep(0.05)
     query.cancel()

@@ -623,7 +623,7 @@ async def test_a_cancel_request_that_hits_the_next_statement_costs_it_nothing(
     after = f"SELECT sum(1) FROM {table}"
     hits = 0
 
-    async def insist_too_long(conn: Any, end: Any) -> None:
+    async def cancel_too_long(conn: Any, end: Any) -> None:
         nonlocal hits
         await cancel_until_ended(conn, None)
         await end
@@ -632,7 +632,7 @@ async def test_a_cancel_request_that_hits_the_next_statement_costs_it_nothing(
         await cancel_until_ended(conn, None)  # a request that is late
         hits += 1
 
-    monkeypatch.setattr(channels, "insist", insist_too_long)
+    monkeypatch.setattr(channels, "cancel_until_ended", cancel_too_long)
     async with sharing(dsn, min_size=1, max_size=1, timeout=60) as pool:
         for query in (before, after):
             await seen_as_quick(pool, query, prepare=False)
