@@ -132,10 +132,7 @@ class Channel:
     @property
     def is_clean(self) -> bool:
         """Whether the connection can be used again, as far as its transport knows."""
-        transport = self.transport
-        return (
-            transport.is_ready and not transport.flags and transport.up and self.pgconn.status == OK
-        )
+        return self.transport.is_clean and self.pgconn.status == OK
 
     @property
     def is_slow(self) -> bool:

@@ -28,6 +28,7 @@ from psycopg.pq.abc import PGresult
 from psycopg.rows import Row
 
 from asyncpool._psycopg.cursor import TESTED, Cursor, Lock, ServerCursor
+from asyncpool._psycopg.socket_watcher import LOST, READY
 from asyncpool._psycopg.transport import ACTIVE, BAD, BUSY_TIME, Transport, closed_error
 
 __all__ = ["Connection"]
@@ -209,7 +210,7 @@ class Connection(psycopg.AsyncConnection[Row]):
             pipeline.__class__ = Pipeline
 
     def _check_connection_ok(self) -> None:
-        if (transport := self._transport) is not None and transport.session_ended:
+        if (transport := self._transport) is not None and transport.session_end_error is not None:
             transport.raise_session_end_error()
         super()._check_connection_ok()
 
@@ -220,7 +221,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         transport = self._transport
         if transport is None:
             return await super().wait(gen, **_without_none(interval=interval, timeout=timeout))
-        if transport.draining is not None or transport.has_leftovers or transport.session_ended:
+        if transport.phase is not READY:
             await self._finish_leftovers(transport, gen)
             if transport.is_finished_copy_out(gen):
                 gen.close()
@@ -229,7 +230,7 @@ class Connection(psycopg.AsyncConnection[Row]):
             gen.close()
             missed, self._unread_notifies = self._unread_notifies, []
             return missed  # type: ignore[return-value]
-        if self.pgconn.status == BAD or not transport.up:
+        if self.pgconn.status == BAD or transport.phase is LOST:
             gen.close()  # on a closed connection some generators end as if all had been read
             raise closed_error()
         copying = self.pgconn.transaction_status == ACTIVE and self._pipeline is None
@@ -259,12 +260,11 @@ class Connection(psycopg.AsyncConnection[Row]):
         if (transport := self._transport) is None:
             await super()._try_cancel(timeout=timeout)
             return
-        transport.has_leftovers = True
         # The transport's task sends the request, so that the transport knows when it has arrived.
         transport.interrupt(self)
         await transport.wait_drained()
         # True where the query has ended: the next wait then skips psycopg's reading to its end.
-        transport.has_leftovers = self.pgconn.transaction_status != ACTIVE
+        transport.note_leftovers(exist=self.pgconn.transaction_status != ACTIVE)
 
     def _keep_notifications(self, gen: PQGen[Any], future: asyncio.Future[Any]) -> None:
         """Keep notifications that came in the same turn as the cancellation for the next call."""
@@ -339,10 +339,10 @@ class Pipeline(psycopg.AsyncPipeline):
         conn: Any = self._conn
         cancelled, conn._pipeline_end_cancelled = conn._pipeline_end_cancelled, False
         if not cancelled:
-            conn._transport.has_leftovers = bool(conn._deferred)
+            conn._transport.note_leftovers(exist=bool(conn._deferred))
             super()._exit(error)
         else:
-            conn._transport.has_leftovers = True
+            conn._transport.note_leftovers()
             self.level -= 1
             if self.level == 0:
                 # With no pipeline its next step would be another, and have no Sync.

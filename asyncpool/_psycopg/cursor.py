@@ -22,6 +22,7 @@ from psycopg.abc import Params, PQGen, Query
 from psycopg.pq import Format
 from psycopg.rows import Row
 
+from asyncpool._psycopg.socket_watcher import READY
 from asyncpool._psycopg.transport import Transport
 
 TEXT, BINARY = Format.TEXT, Format.BINARY
@@ -132,10 +133,7 @@ class Cursor(psycopg.AsyncCursor[Row]):
         transport, lock = conn._transport, conn.lock
         if (
             transport is None
-            or transport.draining is not None
-            or transport.has_leftovers
-            or transport.session_ended
-            or not transport.up
+            or transport.phase is not READY
             or conn._pipeline is not None
             or lock._locked
             or lock._waiters
@@ -201,11 +199,7 @@ def _is_left_in_pipeline(conn: Any) -> bool:
     The next wait ends that mode, but psycopg refuses some operations before it waits.
     """
     transport = conn._transport
-    return (
-        conn._pipeline is None
-        and transport is not None
-        and bool(transport.draining or transport.has_leftovers)
-    )
+    return conn._pipeline is None and transport is not None and transport.has_leftovers
 
 
 async def _leave_pipeline(conn: Any) -> None:

@@ -262,7 +262,7 @@ class PsycopgDriver(Generic[ACT]):
     def has_leftovers(self, conn: ACT) -> bool:
         """Whether a cancelled operation is not finished yet."""
         transport: Transport | None = getattr(conn, "_transport", None)
-        return transport is not None and (transport.draining is not None or transport.has_leftovers)
+        return transport is not None and transport.has_leftovers
 
     async def finish_cancelled(self, conn: ACT) -> None:
         """Finish a cancelled operation, for a borrower that keeps the connection."""
@@ -285,14 +285,7 @@ class PsycopgDriver(Generic[ACT]):
             conn.pgconn.transaction_status == IDLE
             and conn._pipeline is None
             and not conn.lock.locked()
-            and (
-                transport is None
-                or (
-                    transport.is_ready
-                    and not transport.has_leftovers
-                    and not transport.session_ended
-                )
-            )
+            and (transport is None or transport.is_ready)
         )
 
     def is_clean(self, conn: ACT) -> bool:
@@ -313,7 +306,7 @@ class PsycopgDriver(Generic[ACT]):
             transport: Transport | None = conn._transport  # type: ignore[attr-defined]
         except AttributeError:
             return True  # psycopg's own
-        return transport is None or (transport.is_ready and not transport.flags)
+        return transport is None or transport.is_clean
 
     def is_alive(self, conn: ACT) -> bool:
         """Whether libpq and the socket show no end of the session, without waiting."""

@@ -16,6 +16,7 @@ from psycopg.pq import DiagnosticField
 
 from asyncpool._core.driver import Notify
 from asyncpool._psycopg.cancellation import prepare, send_request
+from asyncpool._psycopg.socket_watcher import LOST
 from asyncpool._psycopg.transport import BAD, INTERRUPTED, MAYBE_STANDBY, Transport
 
 ABORT_TIMEOUT = 0.1
@@ -131,7 +132,7 @@ class ConnectionHandle:
         if self.transport is None:
             return False
         self._notify = notify
-        if self.transport.up:
+        if self.transport.phase is not LOST:
             self.transport.notify = self._on_change
         else:
             notify()
@@ -144,7 +145,7 @@ class ConnectionHandle:
             # become a standby when the connection is reset.
             if not self._began_as_standby:
                 self._standby_error = error
-                self.transport.flags |= MAYBE_STANDBY
+                self.transport.reset_reasons |= MAYBE_STANDBY
         else:
             self._notify(error, lost=lost)
 
@@ -152,15 +153,15 @@ class ConnectionHandle:
         """Return whether a query was cancelled since the last call."""
         if self.transport is None:
             return False
-        was = self.transport.flags
-        self.transport.flags &= ~INTERRUPTED
+        was = self.transport.reset_reasons
+        self.transport.reset_reasons &= ~INTERRUPTED
         return bool(was & INTERRUPTED)
 
     def take_standby_error(self) -> BaseException | None:
         """Return an error since the last call for which the server may have become a standby."""
         standby_error, self._standby_error = self._standby_error, None
         if self.transport is not None:
-            self.transport.flags &= ~MAYBE_STANDBY
+            self.transport.reset_reasons &= ~MAYBE_STANDBY
         return standby_error
 
     def report_standby(self, standby_error: BaseException) -> None:

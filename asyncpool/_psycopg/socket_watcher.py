@@ -8,7 +8,6 @@ and the number may then belong to another file while the loop still watches it.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import select
 import socket
@@ -17,6 +16,7 @@ from asyncio import get_running_loop
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
+from enum import IntEnum
 
 from psycopg import waiting
 
@@ -27,6 +27,24 @@ CORK: int | None = getattr(socket, "TCP_CORK", None)
 HUNG_UP = 0
 for _name in ("POLLHUP", "POLLERR", "POLLRDHUP"):
     HUNG_UP |= getattr(select, _name, 0)  # Windows has none of them, and no poll()
+
+
+class Phase(IntEnum):
+    """The state of a session, as far as its connection's next operation is concerned."""
+
+    READY = 0
+    """The next operation may start."""
+    LEFTOVERS = 1
+    """The rest of a cancelled operation must be finished first."""
+    DRAINING = 2
+    """A task cancels a query on the server and reads it to its end."""
+    ENDING = 3
+    """The server has announced the end of the session; it answers nothing more."""
+    LOST = 4
+    """The server has hung up, or the connection is closed on this side."""
+
+
+READY, LEFTOVERS, DRAINING, ENDING, LOST = Phase
 
 
 class SocketWatcher:
@@ -42,25 +60,27 @@ class SocketWatcher:
 
     def __init__(self, descriptor: int) -> None:
         self.loop = get_running_loop()
-        self.up = True
-        """False once the server has hung up, or the connection is closed on this side."""
-        self.session_ended = False
-        """Whether the server has announced the end of the session; it answers nothing more."""
+        """The loop that watches the socket."""
+        self.phase = READY
+        """The session's state; nothing leads back from ENDING but LOST, and from LOST nothing."""
         self.session_end_error: BaseException | None = None
         """The announcement, as the error for the next use of the connection; raised once."""
-        self.is_ready = False
-        """Whether the socket is watched and no cancelled query is being ended."""
-        self.draining: asyncio.Task[None] | None = None
-        """The task that ends a cancelled query."""
         self.notify: Callable[..., None] | None = None
         """Called for each error of a statement, and a last time when the session ends."""
         self.reading = False
+        """Whether the loop calls `_on_readable`; never once the session is LOST."""
         self._writing = False
+        """Whether the loop calls `_on_writable`; only while the socket is full."""
         self._pid = os.getpid()
+        """The process that owns the session; a forked child only closes the duplicate."""
         self._thread = threading.get_ident()
+        """The thread of the loop."""
         self._poll = select.poll()
+        """Has only this socket registered."""
         self.socket = socket.socket(fileno=socket.dup(descriptor))
+        """The duplicate, which stays open after libpq has closed its own descriptor."""
         self._fd = self.socket.fileno()
+        """Its number, also after it was closed."""
         try:
             self.socket.setblocking(False)
             self._poll.register(self._fd, select.POLLIN | select.POLLOUT | HUNG_UP)
@@ -84,17 +104,16 @@ class SocketWatcher:
 
     def report_session_end(self, error: BaseException) -> None:
         """Note that the server has announced the end of the session, and report the loss."""
-        self.session_ended, self.session_end_error = True, error
+        self.phase, self.session_end_error = max(self.phase, ENDING), error
         self._report_loss(error)
 
     def resume(self) -> None:
-        """Watch the socket for reading, unless it is watched or the session has ended."""
-        if not self.up or self.reading:
+        """Watch the socket for reading, unless it is watched or the session is lost."""
+        if self.phase is LOST or self.reading:
             return
         # The loop keeps the context of this call; an empty one keeps no caller's variables alive.
         Context().run(self.loop.add_reader, self._fd, self._on_readable)
         self.reading = True
-        self.is_ready = self.draining is None
 
     def move_to_running_loop(self) -> None:
         """Move the registration to the running event loop."""
@@ -143,7 +162,7 @@ class SocketWatcher:
 
     def mark_lost(self) -> None:
         """Stop watching a session that has ended, and report the loss."""
-        self.up = False
+        self.phase = LOST
         self._unwatch()
         self._report_loss()
 
@@ -159,13 +178,13 @@ class SocketWatcher:
 
     def _stop_reading(self) -> None:
         if self.reading:
-            self.reading = self.is_ready = False
+            self.reading = False
             self.loop.remove_reader(self._fd)
 
     def _unwatch(self) -> None:
         if self.loop.is_closed() or os.getpid() != self._pid:
             # A forked child shares the selector with its parent.
-            self.reading = self.is_ready = self._writing = False
+            self.reading = self._writing = False
             return
         self._stop_reading()
         self.unwatch_writable()

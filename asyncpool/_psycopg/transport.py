@@ -27,7 +27,15 @@ from psycopg.pq import ConnStatus, TransactionStatus
 
 from asyncpool._core.background import force_close
 from asyncpool._psycopg.cancellation import cancel_until_ended, read_leftovers
-from asyncpool._psycopg.socket_watcher import HUNG_UP, READY_R, SocketWatcher
+from asyncpool._psycopg.socket_watcher import (
+    DRAINING,
+    ENDING,
+    HUNG_UP,
+    LEFTOVERS,
+    READY,
+    READY_R,
+    SocketWatcher,
+)
 
 logger = logging.getLogger("asyncpool")
 
@@ -42,7 +50,7 @@ BAD = int(ConnStatus.BAD)
 BUSY_TIME = 0.005
 """Seconds that work which never waits may occupy the event loop."""
 INTERRUPTED, MAYBE_STANDBY = 1, 2
-"""Values of `flags`: a query was cancelled, and the server may have become a standby."""
+"""Reasons for a reset: a query was cancelled; the server may have become a standby."""
 DRAIN_TIMEOUT = 5.0
 """Seconds that a cancelled query may take to end; then its connection is closed."""
 
@@ -85,12 +93,13 @@ class Transport(SocketWatcher):
     def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
         super().__init__(conn.pgconn.socket)
         self.pgconn = conn.pgconn
+        """libpq's connection; it is finished when the connection is closed on this side."""
         self.keep_socket = False
         """Whether `close()` of the connection leaves the socket open for the pool to close."""
-        self.flags = 0
-        """Flags of what has happened since the connection was last made clean."""
-        self.has_leftovers = False
-        """Whether the next wait must first check for the rest of a cancelled operation."""
+        self.reset_reasons = 0
+        """INTERRUPTED, MAYBE_STANDBY: what has happened since the connection was last reset."""
+        self.draining: asyncio.Task[None] | None = None
+        """The task that ends a cancelled query; it outlasts DRAINING if the session ends."""
         self.was_open: bool | None = None
         """Whether a transaction was open when the connection ended; None if unknown."""
         self.ended_by: BaseException | None = None
@@ -98,10 +107,15 @@ class Transport(SocketWatcher):
         self.channel: Channel | None = None
         """The channel that runs pipelined statements on the connection, in place of a generator."""
         self._conn = weakref.ref(conn)
+        """psycopg's connection; weak, as the loop refers to the transport."""
         self._gen: Any = None
+        """The generator of the operation that waits for the socket, if any."""
         self._want = WAIT_R
+        """The states of the socket for which the generator waits."""
         self._future: asyncio.Future[Any] | None = None
+        """Done with the generator's result; None without a generator."""
         self._context: Context | None = None
+        """A copy of the caller's context, in which the generator runs; None without one."""
         # At interpreter exit the process closes the socket.
         weakref.finalize(conn, self.dispose).atexit = False
 
@@ -145,8 +159,8 @@ class Transport(SocketWatcher):
                 and isinstance(sys.exception(), asyncio.CancelledError | GeneratorExit)
             ):
                 # Cancelled in the turn of its result, which has begun a COPY or a stream().
-                self.flags |= INTERRUPTED
-                self.has_leftovers = True
+                self.reset_reasons |= INTERRUPTED
+                self.note_leftovers()
         elif active or conn._pipeline is not None:
             self._start_drain(conn)
         else:
@@ -162,6 +176,26 @@ class Transport(SocketWatcher):
         if interval is not None:
             return self.loop.call_later(interval, self.wake)
         return None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next operation may start, and the loop watches for what comes before it."""
+        return self.phase is READY and self.reading
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the next lease may have the connection without a reset."""
+        return self.phase is READY and self.reading and not self.reset_reasons
+
+    @property
+    def has_leftovers(self) -> bool:
+        """Whether a cancelled operation must be finished before the next one may start."""
+        return self.phase is DRAINING or self.phase is LEFTOVERS
+
+    def note_leftovers(self, *, exist: bool = True) -> None:
+        """Set whether a cancelled operation has left a rest, which its drain decides if it runs."""
+        if self.phase < DRAINING:
+            self.phase = LEFTOVERS if exist else READY
 
     @property
     def is_unused(self) -> bool:
@@ -213,7 +247,8 @@ class Transport(SocketWatcher):
         await self.wait_drained()
         if conn._pipeline is not None:
             return  # the pipeline's own end comes later
-        had_leftovers, self.has_leftovers = self.has_leftovers, False
+        had_leftovers = self.phase is LEFTOVERS
+        self.note_leftovers(exist=False)
         if had_leftovers and self._is_in_query():
             gen = read_leftovers(self.pgconn)
             with suppress(StopIteration):
@@ -236,7 +271,7 @@ class Transport(SocketWatcher):
     def defer(self, gen: Any, conn: Any) -> None:
         """Have a generator run to its end before the next operation."""
         conn._deferred.append(gen)
-        self.has_leftovers = True
+        self.note_leftovers()
 
     def _is_in_query(self) -> bool:
         """Whether libpq expects more of a query, or is in pipeline mode."""
@@ -264,7 +299,7 @@ class Transport(SocketWatcher):
             return False
         if events & select.POLLIN and self._gen is None:
             self.read_unsolicited()
-        return self.up and not self.session_ended
+        return self.phase < ENDING
 
     def release(self) -> socket.socket:
         """Stop watching; a caller that still waits gets an error. Return the socket, still open."""
@@ -402,8 +437,8 @@ class Transport(SocketWatcher):
 
     def _start_drain(self, conn: psycopg.AsyncConnection[Any]) -> None:
         """Start the task that cancels the query on the server and reads it to its end."""
-        self.is_ready = False
-        self.flags |= INTERRUPTED
+        self.phase = max(self.phase, DRAINING)
+        self.reset_reasons |= INTERRUPTED
         if self.loop.is_closed():
             self.close_connection()
             return
@@ -431,8 +466,9 @@ class Transport(SocketWatcher):
             if future is not None and future.done() and not future.cancelled():
                 future.exception()  # expected: mark it as retrieved
             self.draining = None
-            self.has_leftovers = self._is_in_query() or bool(conn._deferred)
-            self.is_ready = self.reading
+            if self.phase is DRAINING:
+                self.phase = READY
+                self.note_leftovers(exist=self._is_in_query() or bool(conn._deferred))
 
     def close_connection(self) -> None:
         """Close the connection and cancel the future of the operation that runs on it."""

@@ -269,7 +269,7 @@ async def test_an_announced_end_of_the_session_counts_before_the_hang_up(
                 await pool.wait()
                 backends.terminate()
                 await eventually(lambda: pool.stats().lost == 2)
-                await eventually(lambda: leased._transport.session_ended)  # type: ignore[attr-defined]
+                await eventually(lambda: leased._transport.phase.name == "ENDING")  # type: ignore[attr-defined]
                 assert not leased.closed
             proxy.tells_of_the_end = True
             assert await pool.fetchval("SELECT 1") == 1
@@ -301,7 +301,7 @@ async def test_a_block_that_begins_after_the_announced_end_raises_it(
         proxy.tells_of_the_end = False
         async with pool.connection() as leased:
             backends.terminate()
-            await eventually(lambda: leased._transport.session_ended)  # type: ignore[attr-defined]
+            await eventually(lambda: leased._transport.phase.name == "ENDING")  # type: ignore[attr-defined]
             proxy.tells_of_the_end = True
             with pytest.raises(psycopg.errors.AdminShutdown):
                 await work(leased)
