@@ -32,7 +32,7 @@ from asyncpool._core.redact import describe
 from asyncpool._core.settings import duration
 from asyncpool._psycopg.cursor import SELF_DEADLOCK, Lock
 from asyncpool._psycopg.driver import ACT, IDLE, PsycopgDriver
-from asyncpool._psycopg.transport import ACTIVE
+from asyncpool._psycopg.operation import ACTIVE
 from asyncpool.errors import PoolDeadlock, PoolError, ReleaseError
 
 T = TypeVar("T")

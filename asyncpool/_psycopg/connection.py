@@ -28,8 +28,9 @@ from psycopg.pq.abc import PGresult
 from psycopg.rows import Row
 
 from asyncpool._psycopg.cursor import TESTED, Cursor, Lock, ServerCursor
+from asyncpool._psycopg.operation import ACTIVE, BAD, BUSY_TIME
 from asyncpool._psycopg.socket_watcher import LOST, READY
-from asyncpool._psycopg.transport import ACTIVE, BAD, BUSY_TIME, Transport, closed_error
+from asyncpool._psycopg.transport import Transport, closed_error
 
 __all__ = ["Connection"]
 

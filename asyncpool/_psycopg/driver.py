@@ -37,7 +37,8 @@ from asyncpool._psycopg.conninfo import (
 from asyncpool._psycopg.cursor import TESTED, Cursor
 from asyncpool._psycopg.dsn import limits_for
 from asyncpool._psycopg.handle import Baseline, ConnectionHandle
-from asyncpool._psycopg.transport import ACTIVE, BAD, Transport
+from asyncpool._psycopg.operation import ACTIVE, BAD
+from asyncpool._psycopg.transport import Transport
 from asyncpool.faults import ConninfoError
 
 if sys.version_info >= (3, 13):

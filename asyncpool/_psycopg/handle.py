@@ -16,8 +16,9 @@ from psycopg.pq import DiagnosticField
 
 from asyncpool._core.driver import Notify
 from asyncpool._psycopg.cancellation import prepare, send_request
+from asyncpool._psycopg.operation import BAD
 from asyncpool._psycopg.socket_watcher import LOST
-from asyncpool._psycopg.transport import BAD, INTERRUPTED, MAYBE_STANDBY, Transport
+from asyncpool._psycopg.transport import INTERRUPTED, MAYBE_STANDBY, Transport
 
 ABORT_TIMEOUT = 0.1
 """Seconds in which the statements of a pipeline are cancelled one by one."""

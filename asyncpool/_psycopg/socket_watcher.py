@@ -1,6 +1,6 @@
 """A socket's registration with the event loop, and its state as seen without waiting.
 
-A subclass decides what happens when the socket is ready: see `_psycopg/transport.py`.
+A subclass decides what happens when the socket is ready: see `_psycopg/operation.py`.
 
 The event loop watches a duplicate of the descriptor. libpq closes its own when the server hangs up,
 and the number may then belong to another file while the loop still watches it.
