@@ -43,8 +43,6 @@ MAX_REQUESTS = 256
 """Maximum number of requests in flight on one connection."""
 MAX_BYTES = 1 << 20
 """Maximum bytes of requests in flight."""
-MAX_CORKED = 64
-"""Maximum number of statements in one packet; a packet each would cost more than the statement."""
 MAX_HOLD_UP = 0.03
 """Seconds for which a read may delay the reads behind it; then these are sent elsewhere."""
 CHECK_INTERVAL = 0.01
@@ -88,8 +86,6 @@ class Channel:
     """Whether the running statement keeps the channel to itself, as it delayed others."""
     is_cancelling = False
     """Whether a cancel request is under way; nothing is sent meanwhile."""
-    _corked = 0
-    """Statements that wait to be sent in one packet; 0 if each is sent at once."""
     _sent_alone = False
     """Whether the running statement was sent with none before it."""
     _cancel_target: Request | None = None
@@ -278,7 +274,7 @@ class Channel:
         if not self.requests:
             self.since, self._sent_alone = monotonic(), True
         else:
-            self._cork()
+            self.transport.cork()  # while the server is busy
             if self._timer is None:
                 self._check_later()
         pgconn.pipeline_sync()
@@ -287,20 +283,6 @@ class Channel:
         self.requests.append(request)
         if pgconn.flush():
             self.transport.watch_writable()
-
-    def _cork(self) -> None:
-        """Combine the statements of one turn of the loop in a packet while the server is busy."""
-        if not self._corked:
-            self.transport.cork(True)
-            self.transport.loop.call_soon(self._uncork)
-        elif self._corked % MAX_CORKED == 0:
-            self.transport.cork(False)
-            self.transport.cork(True)
-        self._corked += 1
-
-    def _uncork(self) -> None:
-        self._corked = 0
-        self.transport.cork(False)
 
     def _complete(self, request: Request) -> None:
         if request.future is None:

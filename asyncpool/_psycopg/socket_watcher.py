@@ -23,6 +23,8 @@ from psycopg import waiting
 READY_R, READY_W = int(waiting.READY_R), int(waiting.READY_W)
 
 CORK: int | None = getattr(socket, "TCP_CORK", None)
+MAX_CORKED = 64
+"""Maximum number of statements in one packet; a packet each would cost more than the statement."""
 
 HUNG_UP = 0
 for _name in ("POLLHUP", "POLLERR", "POLLRDHUP"):
@@ -71,6 +73,8 @@ class SocketWatcher:
         """Whether the loop calls `_on_readable`; never once the session is LOST."""
         self._writing = False
         """Whether the loop calls `_on_writable`; only while the socket is full."""
+        self._corked = 0
+        """Calls of `cork` in this turn of the loop; 0 while each write is sent at once."""
         self._pid = os.getpid()
         """The process that owns the session; a forked child only closes the duplicate."""
         self._thread = threading.get_ident()
@@ -142,8 +146,21 @@ class SocketWatcher:
         """Whether there is something to read at this moment."""
         return bool(self.poll_events() & ~select.POLLOUT)
 
-    def cork(self, on: bool) -> None:
-        """Hold small packets back, or send them now; nothing where the socket cannot do that."""
+    def cork(self) -> None:
+        """Send what this turn of the loop writes in few packets, if the socket can do that."""
+        if not self._corked:
+            self._set_cork(True)
+            self.loop.call_soon(self._uncork)
+        elif self._corked % MAX_CORKED == 0:
+            self._set_cork(False)
+            self._set_cork(True)
+        self._corked += 1
+
+    def _uncork(self) -> None:
+        self._corked = 0
+        self._set_cork(False)
+
+    def _set_cork(self, on: bool) -> None:
         if CORK is not None and self.socket.family != socket.AF_UNIX:
             with suppress(OSError):  # the socket may be closed
                 self.socket.setsockopt(socket.IPPROTO_TCP, CORK, on)
