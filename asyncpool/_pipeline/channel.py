@@ -1,43 +1,36 @@
 """A channel: one leased connection in libpq's pipeline mode, on which one-shot statements run.
 
-A Sync follows each statement, so that it is a transaction of its own and its error affects no
-other. The server runs the statements in the order in which they were sent. A channel is either
-shared and carries only plain reads, or it belongs to one statement. The dispatcher decides which
-channel a statement uses.
+A channel is either shared and carries only plain reads, or it belongs to one statement. The
+dispatcher decides which channel a statement uses. The channel finds a read that delays others, and
+cancels what nobody waits for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg
-from psycopg._preparing import Prepare
-from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
+from psycopg.pq import ConnStatus
 
-from asyncpool._core.entry import Entry
-from asyncpool._pipeline.profiles import INTERNAL, SLOW, StatementProfiles
-from asyncpool._pipeline.request import AGAIN, LARGE, Request
-from asyncpool._pipeline.statement_cache import cache_of
+from asyncpool._pipeline.exchange import BAD, Exchange
+from asyncpool._pipeline.profiles import SLOW, StatementProfiles
+from asyncpool._pipeline.request import AGAIN
 from asyncpool._psycopg.cancellation import cancel_until_ended
 from asyncpool._psycopg.transport import DRAIN_TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from psycopg.pq.abc import PGresult
-
-    from asyncpool._psycopg.transport import Transport
+    from asyncpool._core.entry import Entry
+    from asyncpool._pipeline.request import Request
 
 logger = logging.getLogger("asyncpool")
 
-SYNC, FATAL = int(ExecStatus.PIPELINE_SYNC), int(ExecStatus.FATAL_ERROR)
-ABORTED = int(ExecStatus.PIPELINE_ABORTED)
-OK, BAD = int(ConnStatus.OK), int(ConnStatus.BAD)
+OK = int(ConnStatus.OK)
 
 MAX_REQUESTS = 256
 """Maximum number of requests in flight on one connection."""
@@ -47,8 +40,6 @@ MAX_HOLD_UP = 0.03
 """Seconds for which a read may delay the reads behind it; then these are sent elsewhere."""
 CHECK_INTERVAL = 0.01
 """Seconds between two checks of a channel."""
-
-NO_SUCH_STATEMENT, CANCELLED = b"26000", b"57014"
 
 
 class SupportsChannels(Protocol):
@@ -65,7 +56,7 @@ class SupportsChannels(Protocol):
         """Handle the discovery that a statement is slow."""
 
 
-class Channel:
+class Channel(Exchange):
     """A leased connection in pipeline mode, from its construction until `close`.
 
     Args:
@@ -73,40 +64,18 @@ class Channel:
         owner: the dispatcher.
     """
 
-    shared = False
-    """Whether statements may be sent behind others; then all of them are plain reads."""
-
-    since = 0.0
-    """The instant at which the first of the requests began to run."""
     pace = 0.0
     """Recent average of the seconds that a statement took."""
-    load = 0
-    """Bytes of the requests in flight."""
     detached = False
     """Whether the running statement keeps the channel to itself, as it delayed others."""
     is_cancelling = False
     """Whether a cancel request is under way; nothing is sent meanwhile."""
-    _sent_alone = False
-    """Whether the running statement was sent with none before it."""
-    _cancel_target: Request | None = None
-    """The request that is being cancelled."""
-    _target_ended: asyncio.Future[None] | None = None
-    """Done when that request has ended."""
     closed = False
     """Whether `close` was called."""
-    _timer: asyncio.TimerHandle | None = None
 
     def __init__(self, entry: Entry[Any], owner: SupportsChannels) -> None:
-        self.entry = entry
-        self.conn = conn = entry.conn
-        self.pgconn = conn.pgconn
-        self.requests: deque[Request] = deque()
-        """The requests in flight in the order in which they were sent; the first one runs."""
-        self._cache = cache_of(entry)
-        self._to_flush = conn._prepared._to_flush
+        super().__init__(entry, owner.profiles)
         self._owner = owner
-        self.transport: Transport = conn._transport
-        self.pgconn.enter_pipeline_mode()
         self.transport.resume()
         self.transport.channel = self
 
@@ -135,31 +104,6 @@ class Channel:
         """Whether the running statement has taken so long that nothing should be sent behind it."""
         return self._work_time() > SLOW and bool(self.requests) and not self.transport.is_readable()
 
-    def send(self, request: Request) -> bool:
-        """Send a request; return False if it is too large for a shared channel.
-
-        If this raises, the request was not sent.
-
-        Raises:
-            psycopg.Error, TypeError, ...: its parameters cannot be converted.
-        """
-        if self._to_flush:
-            for _ in self._cache.evict():
-                self._append(Request(INTERNAL, b""))
-        self._cache.convert(request)
-        try:
-            if request.size > LARGE and self.shared:
-                return False
-            self._cache.send(request)
-        except BaseException:
-            with suppress(psycopg.Error):  # an error here is that of the lost connection
-                self._append(Request(INTERNAL, b""))  # a Sync after a part that may be sent
-            raise
-        finally:
-            request.statement.pgq.params = None  # the cached statement keeps no values
-        self._append(request)
-        return True
-
     def abandon(self, request: Request) -> None:
         """Handle that a caller no longer waits; cancel the request on the server if it runs."""
         if not self.shared:
@@ -178,6 +122,11 @@ class Channel:
                 self.pgconn.exit_pipeline_mode()
             if self.conn._notify_handlers:
                 self.transport.read_unsolicited()
+
+    def watch(self) -> None:
+        """Check the running statement at the time from which on it counts as slow."""
+        self._cancel_check()  # a check of the statement before this one
+        self._check_later(SLOW + (self._profiles.round_trip or 0.0))
 
     # Callbacks of the event loop.
 
@@ -235,115 +184,22 @@ class Channel:
             self._pop_first().end(AGAIN)
         self._owner.on_progress(self)
 
-    def _pop_first(self) -> Request:
-        request = self.requests.popleft()
-        request.channel = None
-        self.load -= request.size
-        if request is self._cancel_target and self._target_ended is not None:
-            self._cancel_target = None
-            self._target_ended.set_result(None)
-        return request
-
     def _stop(self) -> None:
         self.transport.channel = None
         self._cancel_check()
+
+    def _work_time(self) -> float:
+        """Return the seconds that the running statement has taken beyond the round trip."""
+        return monotonic() - self.since - (self._profiles.round_trip or 0.0)
+
+    def _check_later(self, pause: float = CHECK_INTERVAL) -> None:
+        if self._timer is None:
+            self._timer = self.transport.loop.call_later(pause, self._check)
 
     def _cancel_check(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    def _read_results(self) -> int:
-        """Complete the requests whose results have arrived; return how many."""
-        pgconn, requests, done = self.pgconn, self.requests, 0
-        while requests and not pgconn.is_busy():
-            result = pgconn.get_result()
-            if result is None:
-                if pgconn.status == BAD:
-                    break  # else this loop would not end
-            elif result.status == SYNC:
-                done += 1
-                self._complete(self._pop_first())
-            else:
-                requests[0].results.append(result)
-        return done
-
-    def _append(self, request: Request) -> None:
-        pgconn = self.pgconn
-        request.results, request.may_be_cancelled = [], False
-        if not self.requests:
-            self.since, self._sent_alone = monotonic(), True
-        else:
-            self.transport.cork()  # while the server is busy
-            if self._timer is None:
-                self._check_later()
-        pgconn.pipeline_sync()
-        request.channel, request.shared = self, self.shared
-        self.load += request.size
-        self.requests.append(request)
-        if pgconn.flush():
-            self.transport.watch_writable()
-
-    def _complete(self, request: Request) -> None:
-        if request.future is None:
-            return
-        self._cache.record_outcome(request)
-        failure = request.results[-1] if request.results else None
-        if failure is not None and failure.status == ABORTED:
-            failure = request.results[0]  # the PREPARE failed
-        if failure is None or failure.status != FATAL:
-            profile = request.profile
-            if profile.credit and not request.slow:
-                profile.record_quick()
-            if self._sent_alone:
-                self._owner.profiles.record_time(monotonic() - self.since, rises=not profile.credit)
-            if not request.future.done():
-                request.future.set_result(None)
-        elif request.is_awaited and self._may_run_again(request, failure):
-            request.end(AGAIN)
-        else:
-            request.end()
-            self.transport.report_error(self._error(failure))
-
-    def _may_run_again(self, request: Request, error: PGresult) -> bool:
-        """Whether a failed statement was not run at all, or is a read that the pool cancelled."""
-        state = error.error_field(DiagnosticField.SQLSTATE)
-        if state == CANCELLED:
-            return request.may_be_cancelled
-        if request.retried or request.state is Prepare.NO:
-            return False
-        # A context names a function that runs, so the statement has begun.
-        if error.error_field(DiagnosticField.CONTEXT) is not None:
-            return False
-        where = error.error_field(DiagnosticField.SOURCE_FUNCTION)
-        if where == b"RevalidateCachedQuery":
-            pass  # the plan is out of date: a table was altered
-        elif where != b"FetchPreparedStatement" or state != NO_SUCH_STATEMENT:
-            return False
-        self._cache.forget(request)
-        request.prepare, request.retried = False, True
-        return True
-
-    def _fatal_error(self) -> psycopg.Error | None:
-        """Return the FATAL or PANIC error that the server sent to the running statement, if any."""
-        results = self.requests[0].results if self.requests else None
-        return self._error(results[-1]) if results and _is_fatal(results[-1]) else None
-
-    def _error(self, result: PGresult) -> psycopg.Error:
-        return psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
-
-    def _work_time(self) -> float:
-        """Return the seconds that the running statement has taken beyond the round trip."""
-        return monotonic() - self.since - (self._owner.profiles.round_trip or 0.0)
-
-    def watch(self) -> None:
-        """Check the running statement at the time from which on it counts as slow."""
-        self._cancel_check()  # a check of the statement before this one
-        self._check_later(SLOW + (self._owner.profiles.round_trip or 0.0))
-
-    def _check_later(self, pause: float = CHECK_INTERVAL) -> None:
-        if self._timer is None:
-            self._timer = self.transport.loop.call_later(pause, self._check)
 
     def _check(self) -> None:
         """Record a slow running statement; on a shared channel cancel or detach it if due."""
@@ -353,7 +209,7 @@ class Channel:
         if not self.requests or self.transport.channel is not self:
             return
         first, work_time = self.requests[0], self._work_time()
-        if work_time > SLOW and not first.slow and self._owner.profiles.round_trip is not None:
+        if work_time > SLOW and not first.slow and self._profiles.round_trip is not None:
             first.slow = True
             first.profile.record_slow()
             self._owner.on_slow_read()
@@ -386,16 +242,13 @@ class Channel:
         """Cancel the running statement on the server; nothing is sent meanwhile."""
         if not self.is_cancelling:
             self.is_cancelling = True
-            self._owner.spawn(self._cancel(), "cancel")
+            target = next(each for each in self.requests if each.future is not None)
+            target.ended = self.transport.loop.create_future()
+            for request in self.requests:
+                request.may_be_cancelled = self.shared
+            self._owner.spawn(self._cancel(target.ended), "cancel")
 
-    async def _cancel(self) -> None:
-        callers = (each for each in self.requests if each.future is not None)
-        self._cancel_target = next(callers, None)
-        self._target_ended = ended = self.transport.loop.create_future()
-        if self._cancel_target is None:
-            ended.set_result(None)
-        for request in self.requests:
-            request.may_be_cancelled = self.shared
+    async def _cancel(self, ended: asyncio.Future[None]) -> None:
         try:
             async with asyncio.timeout(DRAIN_TIMEOUT):
                 await cancel_until_ended(self.conn, ended)
@@ -404,7 +257,7 @@ class Channel:
             self.pgconn.finish()
             self.transport.mark_lost()
         finally:
-            self.is_cancelling, self._cancel_target = False, None
+            self.is_cancelling = False
             if self.transport.loop.is_closed():
                 pass  # no callback can run on it
             elif self.pgconn.status != OK:
@@ -414,8 +267,3 @@ class Channel:
                 self._owner.on_progress(self)
                 if self.requests and not self.closed:
                     self._check_later()
-
-
-def _is_fatal(result: PGresult) -> bool:
-    severity = result.error_field(DiagnosticField.SEVERITY_NONLOCALIZED)
-    return severity in (b"FATAL", b"PANIC")

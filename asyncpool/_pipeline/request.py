@@ -82,6 +82,8 @@ class Request:
     """The entry of a connection on which the caller has to run the statement itself."""
     channel: Any = None
     """The `Channel` on which the request is in flight, or None."""
+    ended: asyncio.Future[None] | None = None
+    """Done when the request has left its channel; None unless it is being cancelled there."""
     shared = False
     """Whether that channel is, or was, shared."""
     size = 0
