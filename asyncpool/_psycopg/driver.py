@@ -38,6 +38,7 @@ from asyncpool._psycopg.cursor import TESTED, Cursor
 from asyncpool._psycopg.dsn import limits_for
 from asyncpool._psycopg.handle import Baseline, ConnectionHandle
 from asyncpool._psycopg.operation import ACTIVE, BAD
+from asyncpool._psycopg.socket_watcher import READY
 from asyncpool._psycopg.transport import Transport
 from asyncpool.faults import ConninfoError
 
@@ -307,7 +308,10 @@ class PsycopgDriver(Generic[ACT]):
             transport: Transport | None = conn._transport  # type: ignore[attr-defined]
         except AttributeError:
             return True  # psycopg's own
-        return transport is None or transport.is_clean
+        # `Transport.is_clean`, inlined to save a call.
+        return transport is None or (
+            transport.phase is READY and transport.reading and not transport.reset_reasons
+        )
 
     def is_alive(self, conn: ACT) -> bool:
         """Whether libpq and the socket show no end of the session, without waiting."""
