@@ -34,9 +34,15 @@ class Borrowing(SupportsBorrowing[ACT]):
         return conn
 
     def _acquire_now(self) -> ACT | None:
-        conn = self._core.acquire_now()
-        if conn is not None:
-            self._mark_leased(conn)
+        entry = self._core.take_now()
+        if entry is None:
+            return None
+        entry.manual_in = entry.uses
+        # As `_mark_leased`, which is not called to save the time of a call.
+        conn = entry.conn
+        conn._pool = self  # type: ignore[assignment]
+        if self._traces:
+            note(entry, capture(sys._getframe(1)))
         return conn
 
     def _mark_leased(self, conn: ACT) -> None:

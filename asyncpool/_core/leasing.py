@@ -74,6 +74,8 @@ class Leasing(Generic[C]):
         """The event loop on which the pool was opened."""
         self._open_on: asyncio.AbstractEventLoop | None = None
         """The same event loop while the pool is open; None before and after that."""
+        self._unchecked_on: asyncio.AbstractEventLoop | None = None
+        """`_open_on`, or None where a connection is checked before it is leased."""
         self.orphaned: weakref.WeakSet[C] = weakref.WeakSet()
         """Connections leased on an event loop that has ended."""
         self.slow_wait = math.inf
@@ -90,6 +92,10 @@ class Leasing(Generic[C]):
         """Whether the pool is open on the running event loop."""
         return self._open_on is get_running_loop()
 
+    def _set_open_on(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        self._open_on = loop
+        self._unchecked_on = loop if self.check is None else None
+
     # The hot path
 
     def acquire_now(self) -> C | None:
@@ -102,15 +108,15 @@ class Leasing(Generic[C]):
 
     def take_now(self) -> Entry[C] | None:
         """Lease an idle connection and return its entry, or None as `acquire_now` does."""
-        ledger = self.ledger
+        ledger, loop = self.ledger, self._unchecked_on
         while ledger.idle:
-            if self._open_on is not get_running_loop() or self.check is not None:
+            if loop is not get_running_loop():
                 return None
             entry = ledger.take(self._now())
             # As in `is_usable`, which is not called to save the time of a call.
             fresh = entry.watched and entry.leased_at - entry.used_at < FRESH
             if fresh or self._driver.is_alive(entry.conn):
-                entry.holder = current_task()
+                entry.holder = current_task(loop)
                 return entry
             self._reject(entry)
         return None

@@ -38,6 +38,7 @@ class Ledger(Generic[C]):
         budget: Budget | None = None,
     ) -> None:
         self.settings = settings
+        self._keeps_idle = settings.keeps_idle
         self.budget = budget
         """The limit shared with other pools, if any."""
         self.entries: set[Entry[C]] = set()
@@ -137,7 +138,7 @@ class Ledger(Generic[C]):
             entry.uses += 1
             return self.queue.serve(entry)
         del self.leased[conn]
-        if not self.settings.keeps_idle:
+        if not self._keeps_idle:
             return False
         entry.state = IDLE
         self.idle.append(entry)
@@ -161,7 +162,7 @@ class Ledger(Generic[C]):
         if self.queue.length:
             self._lease(entry, now)
             return self.queue.serve(entry)
-        if not self.settings.keeps_idle:
+        if not self._keeps_idle:
             return False
         entry.state = IDLE
         if entry.used_at < now:

@@ -114,7 +114,8 @@ class Core(Leasing[C]):
         """Attach the pool to the running event loop and start opening `min_size` connections."""
         if self.ledger.budget is not None:
             self.ledger.budget._join(self.store)
-        self.home = self._open_on = get_running_loop()
+        self.home = get_running_loop()
+        self._set_open_on(self.home)
         self._now = self.runtime.time = clock_of(self.home)
         self.opened_at = self._now()
         self.runtime.phase = Phase.OPEN
@@ -163,7 +164,8 @@ class Core(Leasing[C]):
         # First, because the new task may start eagerly and cancel the pool's tasks.
         self.runtime.tasks.exempt(current_task())
         if self._closing is None:
-            self.runtime.phase, self._open_on = Phase.CLOSED, None
+            self.runtime.phase = Phase.CLOSED
+            self._set_open_on(None)
             leased = len(self.ledger.leased)
             self.runtime.record("closed", f"closing, with {leased} connections in use")
             self.ledger.queue.fail_all(self.errors.closed)
@@ -177,7 +179,8 @@ class Core(Leasing[C]):
     def abandon_all(self, *, forked: bool = False) -> list[C]:
         """Give up everything without I/O: after a fork, a closed event loop or collection."""
         ended = self.home is not None and self.home.is_closed() and not forked
-        self._open_on = self.home = None
+        self.home = None
+        self._set_open_on(None)
         self.runtime.phase = Phase.CLOSED
         self.outages.retry.cancel()
         self.ledger.queue.stop()
