@@ -8,12 +8,13 @@ thread, and with it the event loop, until the request is sent: for minutes on a 
 from __future__ import annotations
 
 import asyncio
+from asyncio import get_running_loop
 from contextlib import suppress
 from typing import Any
 
 import psycopg
-from psycopg import capabilities, generators, waiting
-from psycopg.abc import PQGen, PQGenConn
+from psycopg import capabilities, generators
+from psycopg.abc import PQGen
 from psycopg.pq import ExecStatus, PollingStatus
 from psycopg.pq.abc import PGcancelConn, PGconn
 
@@ -24,9 +25,6 @@ REPEAT_AFTER = 0.05
 """Seconds until a cancel request is repeated; they double each time."""
 
 COPY_STATES = (ExecStatus.COPY_IN, ExecStatus.COPY_OUT)
-
-POLL_INTERVAL = 0.5
-"""Seconds after which psycopg's wait function wakes its generator; the function requires one."""
 
 
 def prepare(pgconn: PGconn) -> PGcancelConn | None:
@@ -48,7 +46,14 @@ async def send_request(cancel: PGcancelConn) -> None:
         psycopg.OperationalError: the server cannot be reached.
     """
     async with asyncio.timeout(CANCEL_TIMEOUT):
-        await waiting.wait_conn_async(_request(cancel), interval=POLL_INTERVAL)
+        cancel.start()
+        status: int = PollingStatus.WRITING
+        while status != PollingStatus.OK:
+            await _wait_ready(cancel.socket, to_read=status == PollingStatus.READING)
+            status = cancel.poll()
+            if status == PollingStatus.FAILED:
+                msg = f"the cancel request failed: {cancel.get_error_message()}"
+                raise psycopg.OperationalError(msg)
 
 
 async def cancel_until_ended(
@@ -105,16 +110,20 @@ def _read_pipeline_leftovers(pgconn: PGconn) -> PQGen[None]:
             pgconn.exit_pipeline_mode()
 
 
-def _request(cancel: PGcancelConn) -> PQGenConn[None]:
-    cancel.start()
-    wait = waiting.WAIT_W
-    while True:
-        while not (yield cancel.socket, wait):
-            pass
-        status = cancel.poll()
-        if status == PollingStatus.OK:
-            return
-        if status == PollingStatus.FAILED:
-            msg = f"the cancel request failed: {cancel.get_error_message()}"
-            raise psycopg.OperationalError(msg)
-        wait = waiting.WAIT_R if status == PollingStatus.READING else waiting.WAIT_W
+async def _wait_ready(descriptor: int, *, to_read: bool) -> None:
+    """Wait until a socket is ready to be read or written."""
+    loop = get_running_loop()
+    ready = loop.create_future()
+    watch, unwatch = (
+        (loop.add_reader, loop.remove_reader) if to_read else (loop.add_writer, loop.remove_writer)
+    )
+    watch(descriptor, _set_done, ready)
+    try:
+        await ready
+    finally:
+        unwatch(descriptor)
+
+
+def _set_done(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
