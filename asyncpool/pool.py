@@ -48,8 +48,8 @@ from asyncpool._psycopg.driver import (
     PsycopgDriver,
     ResetLevel,
     can_share,
-    version,
 )
+from asyncpool._psycopg.internals import VERSION
 from asyncpool.errors import (
     PoolError,
 )
@@ -165,7 +165,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT], PoolBlocks[ACT], Lifecycle
         if not (budget is None or isinstance(budget, Budget)):
             msg = f"budget must be an asyncpool.Budget, not {budget!r}"
             raise TypeError(msg)
-        if close_returns and version() < (3, 3):
+        if close_returns and VERSION < (3, 3):
             msg = f"close_returns needs psycopg 3.3 or later: this is {psycopg.__version__}"
             raise ValueError(msg)
         self.close_returns = close_returns

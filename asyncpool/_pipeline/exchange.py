@@ -13,12 +13,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg._preparing import Prepare
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 
 from asyncpool._pipeline.profiles import INTERNAL, StatementProfiles
 from asyncpool._pipeline.request import AGAIN, LARGE, Request
 from asyncpool._pipeline.statement_cache import cache_of
+from asyncpool._psycopg.internals import Prepare
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult

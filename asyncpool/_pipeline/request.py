@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import adapt
-from psycopg._preparing import Prepare
-from psycopg._queries import PostgresQuery
 from psycopg.abc import Params, Query
 from psycopg.pq import Format
 
+from asyncpool._psycopg.internals import PostgresQuery, Prepare
 from asyncpool._sql.kinds import Kind
 
 if TYPE_CHECKING:

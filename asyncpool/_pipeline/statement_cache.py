@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from psycopg import adapt, capabilities
-from psycopg._preparing import Prepare
 from psycopg.abc import Params, Query
 from psycopg.pq import ExecStatus
 
 from asyncpool._core.entry import Entry
 from asyncpool._pipeline.request import Request, Statement
 from asyncpool._psycopg.connection import Connection
+from asyncpool._psycopg.internals import Prepare
 
 FATAL = int(ExecStatus.FATAL_ERROR)
 

@@ -13,10 +13,12 @@ from contextlib import suppress
 from typing import Any
 
 import psycopg
-from psycopg import capabilities, generators
+from psycopg import capabilities
 from psycopg.abc import PQGen
 from psycopg.pq import ExecStatus, PollingStatus
 from psycopg.pq.abc import PGcancelConn, PGconn
+
+from asyncpool._psycopg.internals import generators
 
 CANCEL_TIMEOUT = 1.0
 """Seconds that a cancel request may take to reach the server."""

@@ -20,15 +20,22 @@ from typing import Any, Self, TypeVar, cast
 from weakref import ref
 
 import psycopg
-from psycopg import errors
 from psycopg.abc import Params, PQGen, Query
-from psycopg.generators import copy_end, notifies
-from psycopg.pq import ConnStatus, DiagnosticField
-from psycopg.pq.abc import PGresult
+from psycopg.pq import ConnStatus
 from psycopg.rows import Row
 
-from asyncpool._psycopg.cursor import TESTED, Cursor, Lock, ServerCursor
+from asyncpool._psycopg.cursor import Cursor, Lock, ServerCursor
+from asyncpool._psycopg.internals import (
+    BLOCK_END,
+    BLOCK_START,
+    COPY_END,
+    NOTIFIES,
+    PIPELINE_END,
+    VERSION,
+)
+from asyncpool._psycopg.notices import on_notice
 from asyncpool._psycopg.operation import ACTIVE, BAD, BUSY_TIME
+from asyncpool._psycopg.pipeline import Pipeline
 from asyncpool._psycopg.socket_watcher import LOST, READY
 from asyncpool._psycopg.transport import Transport, closed_error
 
@@ -37,20 +44,10 @@ __all__ = ["Connection"]
 RV = TypeVar("RV")
 
 OK = int(ConnStatus.OK)
-SHUTDOWN_CODES = {b"57P01", b"57P02"}
-"""SQLSTATE codes of a server's shutdown and of its crash."""
-
-BLOCK_START, BLOCK_END = (
-    getattr(getattr(psycopg.AsyncTransaction, name, None), "__code__", object())
-    for name in ("_enter_gen", "_exit_gen")
-)
-"""Code objects that identify the generators of a transaction block's start and end."""
-PIPELINE_END = getattr(getattr(psycopg.AsyncPipeline, "_exit_gen", None), "__code__", object())
-"""Code object that identifies the generator of a pipeline's end."""
 BASE = psycopg.AsyncConnection
 BASE_METHODS = BASE.cursor, BASE.execute
 """psycopg's own methods: the fast path is used only while neither is overridden or patched."""
-ENDS_CANCELLED_START = not psycopg.__version__.startswith("3.2.")
+ENDS_CANCELLED_START = VERSION >= (3, 3)
 """Whether psycopg runs the end of a block whose start was cancelled."""
 
 _last_yield = 0.0
@@ -91,9 +88,9 @@ class Connection(psycopg.AsyncConnection[Row]):
         """Notifications that were read for a call that was cancelled."""
         self._closed_by: asyncio.Task[Any] | None = None
         """The task whose call of `close()` has closed the connection."""
-        self.pgconn.notice_handler = partial(_on_notice, ref(self))
+        self.pgconn.notice_handler = partial(on_notice, ref(self))
         cls = type(self)
-        if TESTED and cls.wait is Connection.wait and (cls.cursor, BASE.execute) == BASE_METHODS:
+        if cls.wait is Connection.wait and (cls.cursor, BASE.execute) == BASE_METHODS:
             self.cursor_factory = Cursor
             self.server_cursor_factory = ServerCursor
 
@@ -227,7 +224,7 @@ class Connection(psycopg.AsyncConnection[Row]):
             if transport.is_finished_copy_out(gen):
                 gen.close()
                 return None  # type: ignore[return-value]
-        if self._unread_notifies and getattr(gen, "gi_code", None) is notifies.__code__:
+        if self._unread_notifies and getattr(gen, "gi_code", None) is NOTIFIES:
             gen.close()
             missed, self._unread_notifies = self._unread_notifies, []
             return missed  # type: ignore[return-value]
@@ -269,7 +266,7 @@ class Connection(psycopg.AsyncConnection[Row]):
 
     def _keep_notifications(self, gen: PQGen[Any], future: asyncio.Future[Any]) -> None:
         """Keep notifications that came in the same turn as the cancellation for the next call."""
-        if getattr(gen, "gi_code", None) is not notifies.__code__ or not future.done():
+        if getattr(gen, "gi_code", None) is not NOTIFIES or not future.done():
             return
         if not future.cancelled() and future.exception() is None:
             self._unread_notifies += future.result()
@@ -300,7 +297,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         transport.raise_session_end_error()
         try:
             await transport.wait_drained()
-            if getattr(gen, "gi_code", None) is not copy_end.__code__:
+            if getattr(gen, "gi_code", None) is not COPY_END:
                 await transport.finish_leftovers(self)
         except CancelledError as error:
             self._defer_end_of_block(transport, gen)
@@ -323,60 +320,6 @@ class Connection(psycopg.AsyncConnection[Row]):
         _last_yield = monotonic()
 
 
-class Pipeline(psycopg.AsyncPipeline):
-    """A pipeline of a watched connection; the transport ends it where its end was cancelled."""
-
-    async def __aenter__(self) -> Self:
-        await super().__aenter__()
-        self.level += 1
-        return self
-
-    def _enter_gen(self) -> PQGen[None]:
-        """Leave the level to `__aenter__`, which a caller that was cancelled does not reach."""
-        yield from super()._enter_gen()
-        self.level -= 1
-
-    def _exit(self, error: BaseException | None = None) -> None:
-        conn: Any = self._conn
-        cancelled, conn._pipeline_end_cancelled = conn._pipeline_end_cancelled, False
-        if not cancelled:
-            conn._transport.note_leftovers(exist=bool(conn._deferred))
-            super()._exit(error)
-        else:
-            conn._transport.note_leftovers()
-            self.level -= 1
-            if self.level == 0:
-                # With no pipeline its next step would be another, and have no Sync.
-                conn._transport.drop(but=PIPELINE_END)
-
-
 def _without_none(**limits: float | None) -> dict[str, Any]:
     """Drop limits that are None: psycopg's defaults are others, and not all versions have both."""
     return {name: value for name, value in limits.items() if value is not None}
-
-
-def _on_notice(conn: ref[Connection[Any]], notice: PGresult) -> None:
-    """Pass a notice to its handlers, and report one that announces an end of session or server."""
-    Connection._notice_handler(conn, notice)  # type: ignore[arg-type]
-    # Without a query under way libpq passes the server's last message on as a notice.
-    last = notice.error_field(DiagnosticField.SEVERITY_NONLOCALIZED) in (b"FATAL", b"PANIC")
-    alive = conn()
-    # An immediate shutdown and a crash are announced by a WARNING.
-    if (
-        alive is not None
-        and alive._transport is not None
-        and (last or notice.error_field(DiagnosticField.SQLSTATE) in SHUTDOWN_CODES)
-    ):
-        encoding = alive.info.encoding
-        info: dict[int, bytes | None] = {
-            field: notice.error_field(field) for field in DiagnosticField
-        }
-        try:
-            kind = errors.lookup((info[DiagnosticField.SQLSTATE] or b"").decode())
-        except KeyError:
-            kind = psycopg.OperationalError
-        error = kind(notice.get_error_message(encoding), info=info, encoding=encoding)
-        if last:
-            alive._transport.report_session_end(error)
-        else:
-            alive._transport.report_error(error)

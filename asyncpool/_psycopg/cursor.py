@@ -2,8 +2,7 @@
 
 In psycopg a statement passes three coroutines and a lock before it waits, and `conn.execute()`
 copies the connection's adapters for its cursor. The fast path is one coroutine and copies the
-adapters on first access. Any other case takes psycopg's path, and so does every statement on a
-psycopg version that is not tested.
+adapters on first access. Any other case takes psycopg's path.
 """
 
 from __future__ import annotations
@@ -33,9 +32,6 @@ SELF_DEADLOCK = (
     "this task has a stream(), COPY or notifies() open on the connection and would wait for itself"
     " for ever: end it first, or use another connection"
 )
-
-TESTED = psycopg.__version__.startswith(("3.2.", "3.3."))
-"""Whether the fast path is tested with this version of psycopg."""
 
 
 class Lock(asyncio.Lock):

@@ -34,9 +34,10 @@ from asyncpool._psycopg.conninfo import (
     secrets_of,
     unknown_option_error,
 )
-from asyncpool._psycopg.cursor import TESTED, Cursor
+from asyncpool._psycopg.cursor import Cursor
 from asyncpool._psycopg.dsn import limits_for
 from asyncpool._psycopg.handle import Baseline, ConnectionHandle
+from asyncpool._psycopg.internals import SUPPORTED
 from asyncpool._psycopg.operation import ACTIVE, BAD
 from asyncpool._psycopg.socket_watcher import READY
 from asyncpool._psycopg.transport import Transport
@@ -414,7 +415,7 @@ async def ping(conn: psycopg.AsyncConnection[Any]) -> None:
 async def run(conn: psycopg.AsyncConnection[Any], query: bytes) -> psycopg.AsyncCursor[Any]:
     """Run a statement of the pool itself, past overridden methods and the wrappers of tracers."""
     cur: psycopg.AsyncCursor[Any]
-    if TESTED and isinstance(conn, Connection):
+    if isinstance(conn, Connection):
         cur = Cursor.for_one_statement(conn, binary=False)
         cur._row_factory = tuple_row
     else:
@@ -486,7 +487,7 @@ def can_share(connection_class: type[Any]) -> bool:
 def _keeps_to_cursors(connection_class: type[Any]) -> bool:
     """Whether a class runs statements as `asyncpool.Connection` does, without overrides."""
     return (
-        TESTED
+        SUPPORTED
         and sys.platform != "win32"
         and issubclass(connection_class, Connection)
         and connection_class.execute is Connection.execute
@@ -514,12 +515,6 @@ def has_transaction_characteristics(conn: psycopg.AsyncConnection[Any]) -> bool:
     return not conn.autocommit and not (
         conn.read_only is None and conn.isolation_level is None and conn.deferrable is None
     )
-
-
-def version() -> tuple[int, int]:
-    """Return psycopg's version, such as (3, 3)."""
-    major, minor = psycopg.__version__.split(".")[:2]
-    return int(major), int(minor)
 
 
 def _is_in_mid_operation(conn: psycopg.AsyncConnection[Any]) -> bool:

@@ -16,14 +16,13 @@ from time import monotonic
 from typing import Any, Protocol
 
 import psycopg
-from psycopg import waiting
 from psycopg.pq import ConnStatus, TransactionStatus
 
-from asyncpool._psycopg.socket_watcher import READY_R, SocketWatcher
+from asyncpool._psycopg.internals import READY_R, WAIT_R, WAIT_W
+from asyncpool._psycopg.socket_watcher import SocketWatcher
 
 logger = logging.getLogger("asyncpool")
 
-WAIT_R, WAIT_W = int(waiting.WAIT_R), int(waiting.WAIT_W)
 IDLE, ACTIVE = int(TransactionStatus.IDLE), int(TransactionStatus.ACTIVE)
 UNDER_WAY = {ACTIVE, int(TransactionStatus.INTRANS), int(TransactionStatus.INERROR)}
 KNOWN = {IDLE, int(TransactionStatus.INTRANS), int(TransactionStatus.INERROR)}

@@ -18,9 +18,7 @@ from contextlib import suppress
 from contextvars import Context
 from enum import IntEnum
 
-from psycopg import waiting
-
-READY_R, READY_W = int(waiting.READY_R), int(waiting.READY_W)
+from asyncpool._psycopg.internals import READY_R, READY_W
 
 CORK: int | None = getattr(socket, "TCP_CORK", None)
 MAX_CORKED = 64

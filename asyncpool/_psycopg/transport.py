@@ -22,11 +22,10 @@ import psycopg
 
 from asyncpool._core.background import force_close
 from asyncpool._psycopg.cancellation import cancel_until_ended, read_leftovers
+from asyncpool._psycopg.internals import COPY_OUT_END
 from asyncpool._psycopg.operation import ACTIVE, OperationRunner
 from asyncpool._psycopg.socket_watcher import DRAINING, ENDING, HUNG_UP, LEFTOVERS, READY
 
-COPY_OUT_END = getattr(getattr(psycopg.AsyncCopy, "_end_copy_out_gen", None), "__code__", object())
-"""Code object that identifies psycopg's generator which reads a COPY to its end, if it has one."""
 INTERRUPTED, MAYBE_STANDBY = 1, 2
 """Reasons for a reset: a query was cancelled; the server may have become a standby."""
 DRAIN_TIMEOUT = 5.0

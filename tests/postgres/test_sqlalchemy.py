@@ -24,7 +24,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.pool import NullPool
 
 from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout
-from asyncpool._psycopg.driver import version
+from asyncpool._psycopg.internals import VERSION
 from asyncpool.integrations.sqlalchemy import async_creator, create_async_engine
 
 from ._tools import (
@@ -46,7 +46,7 @@ Kind = Literal["cancel", "cancel twice", "scope", "timeout"]
 KINDS: tuple[Kind, ...] = ("cancel", "cancel twice", "scope", "timeout")
 
 with_close_returns = pytest.mark.skipif(
-    version() < (3, 3), reason="psycopg before 3.3 does not ask a pool"
+    VERSION < (3, 3), reason="psycopg before 3.3 does not ask a pool"
 )
 
 
