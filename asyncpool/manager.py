@@ -22,7 +22,7 @@ from asyncpool._core.budget import Budget
 from asyncpool._core.runtime import Phase
 from asyncpool._core.settings import count, duration
 from asyncpool._psycopg.conninfo import check_conninfo
-from asyncpool._psycopg.driver import Conninfo
+from asyncpool._psycopg.sources import Conninfo
 from asyncpool.errors import PoolClosed
 from asyncpool.pool import AsyncConnectionPool
 from asyncpool.stats import PoolStats

@@ -11,7 +11,9 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 from asyncpool._core.budget import Budget
-from asyncpool._psycopg.driver import ACT, INERROR, INTRANS, Conninfo, Kwargs, ResetLevel, run
+from asyncpool._psycopg.driver import ACT, INERROR, INTRANS
+from asyncpool._psycopg.own_statements import ResetLevel, run
+from asyncpool._psycopg.sources import Conninfo, Kwargs
 from asyncpool.faults import Fault, classify
 from asyncpool.pool import DEFAULT_CLASS, AsyncConnectionPool
 

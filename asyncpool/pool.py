@@ -41,15 +41,11 @@ from asyncpool._diagnostics.leaks import log_leak
 from asyncpool._diagnostics.snapshot import snapshot, snapshot_from_any_thread
 from asyncpool._pipeline.dispatcher import Dispatcher
 from asyncpool._psycopg.connection import Connection
-from asyncpool._psycopg.driver import (
-    ACT,
-    Conninfo,
-    Kwargs,
-    PsycopgDriver,
-    ResetLevel,
-    can_share,
-)
+from asyncpool._psycopg.driver import ACT, PsycopgDriver
 from asyncpool._psycopg.internals import VERSION
+from asyncpool._psycopg.own_statements import ResetLevel
+from asyncpool._psycopg.sharing import can_share
+from asyncpool._psycopg.sources import Conninfo, Kwargs
 from asyncpool.errors import (
     PoolError,
 )

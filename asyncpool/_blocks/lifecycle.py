@@ -17,7 +17,8 @@ from asyncpool._core.runtime import Phase
 from asyncpool._core.settings import duration, sizes
 from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool._psycopg.callbacks import resolve
-from asyncpool._psycopg.driver import ACT, ping
+from asyncpool._psycopg.driver import ACT
+from asyncpool._psycopg.own_statements import ping
 from asyncpool.errors import (
     PoolClosed,
     PoolForked,

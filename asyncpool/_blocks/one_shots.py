@@ -25,7 +25,8 @@ from asyncpool._core.settings import duration
 from asyncpool._pipeline.dispatcher import Dispatcher
 from asyncpool._pipeline.request import Request
 from asyncpool._pipeline.results import ALL_ROWS, FIRST_ROW, FIRST_VALUE, TAG, Answer
-from asyncpool._psycopg.driver import ACT, IDLE, has_transaction_characteristics
+from asyncpool._psycopg.driver import ACT, IDLE
+from asyncpool._psycopg.sharing import has_transaction_characteristics
 from asyncpool._sql.kinds import Kind
 
 logger = logging.getLogger("asyncpool")

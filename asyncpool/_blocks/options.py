@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from asyncpool._core.pool import Core
-from asyncpool._psycopg.driver import Conninfo, Kwargs, PsycopgDriver, check_sources
+from asyncpool._psycopg.driver import PsycopgDriver
+from asyncpool._psycopg.sources import Conninfo, Kwargs, check_sources
 
 
 class PoolOptions:

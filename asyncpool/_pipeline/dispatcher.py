@@ -21,7 +21,7 @@ from asyncpool._core.wait_queue import Waiter
 from asyncpool._pipeline.channel import MAX_REQUESTS, Channel
 from asyncpool._pipeline.profiles import StatementProfiles
 from asyncpool._pipeline.request import AGAIN, Request
-from asyncpool._psycopg.driver import is_shareable
+from asyncpool._psycopg.sharing import is_shareable
 from asyncpool._sql.kinds import Kind
 from asyncpool.errors import PoolError, PoolTimeout
 

@@ -12,36 +12,26 @@ import os
 import socket
 import sys
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
 from functools import partial
-from typing import Any, Generic, Literal, get_origin
+from typing import Any, Generic, get_origin
 
 import anyio
 import psycopg
-from psycopg import capabilities
 from psycopg.pq import TransactionStatus
-from psycopg.rows import TupleRow, tuple_row
+from psycopg.rows import TupleRow
 
 from asyncpool._core.driver import Notify
 from asyncpool._core.redact import conceal
 from asyncpool._psycopg.callbacks import call, resolve
 from asyncpool._psycopg.cancellation import CANCEL_TIMEOUT
-from asyncpool._psycopg.connection import Connection
-from asyncpool._psycopg.conninfo import (
-    check_conninfo,
-    check_options,
-    secrets_of,
-    unknown_option_error,
-)
-from asyncpool._psycopg.cursor import Cursor
-from asyncpool._psycopg.dsn import limits_for
 from asyncpool._psycopg.handle import Baseline, ConnectionHandle
-from asyncpool._psycopg.internals import SUPPORTED
 from asyncpool._psycopg.operation import ACTIVE, BAD
+from asyncpool._psycopg.own_statements import RESETS, ResetLevel, is_standby, ping, run
 from asyncpool._psycopg.socket_watcher import READY
+from asyncpool._psycopg.sources import Conninfo, Kwargs, check_sources, connect
 from asyncpool._psycopg.transport import Transport
-from asyncpool.faults import ConninfoError
 
 if sys.version_info >= (3, 13):
     from typing import TypeVar
@@ -55,13 +45,6 @@ ACT = TypeVar(
     bound=psycopg.AsyncConnection[Any],
     default=psycopg.AsyncConnection[TupleRow],
 )
-T = TypeVar("T")
-
-Conninfo = str | Callable[[], str] | Callable[[], Awaitable[str]]
-Kwargs = (
-    Mapping[str, Any] | Callable[[], Mapping[str, Any]] | Callable[[], Awaitable[Mapping[str, Any]]]
-)
-ResetLevel = Literal["rollback", "session", "discard"]
 
 LOCK_TIMEOUT = 0.5
 """Seconds to wait for a task that still uses a connection that was returned."""
@@ -71,18 +54,6 @@ CLOSE_TIMEOUT = 2.0
 IDLE = int(TransactionStatus.IDLE)
 INTRANS = int(TransactionStatus.INTRANS)
 INERROR = int(TransactionStatus.INERROR)
-
-# The parts of DISCARD ALL, which itself cannot be combined with another statement in one query.
-# Source: https://www.postgresql.org/docs/current/sql-discard.html
-SESSION = (
-    "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *;"
-    " SELECT pg_advisory_unlock_all()"
-)
-RESETS: dict[str, str] = {
-    "rollback": "",
-    "session": SESSION,
-    "discard": f"{SESSION}; DEALLOCATE ALL; DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES",
-}
 
 
 class PsycopgDriver(Generic[ACT]):
@@ -144,7 +115,7 @@ class PsycopgDriver(Generic[ACT]):
         raise psycopg.OperationalError(message)
 
     async def _open(self, secrets: set[str]) -> ACT:
-        conn = await self._connect(secrets)
+        conn = await connect(self.conninfo, self.kwargs, self.connection_class, secrets)
         try:
             # Made first, since it reaches the backend whatever `configure` does to the connection.
             self._handles[conn] = handle = ConnectionHandle(conn)
@@ -224,7 +195,7 @@ class PsycopgDriver(Generic[ACT]):
             # Not every version of psycopg notices that its prepared statements are gone.
             conn._prepared.clear()
             conn._prepared._to_flush.clear()
-        if (standby_error := handle.take_standby_error()) is not None and await _is_standby(conn):
+        if (standby_error := handle.take_standby_error()) is not None and await is_standby(conn):
             handle.report_standby(standby_error)
         if statements:
             await handle.baseline.restore(conn)
@@ -347,35 +318,6 @@ class PsycopgDriver(Generic[ACT]):
         finally:
             conn._pool = None
 
-    async def _connect(self, secrets: set[str]) -> ACT:
-        conninfo, kwargs = self.conninfo, self.kwargs
-        if callable(conninfo):
-            conninfo = await call("conninfo", conninfo)
-            if not isinstance(conninfo, str):
-                msg = f"the callable conninfo must give a str, not {type(conninfo).__name__}"
-                raise ConninfoError(msg)
-        params = check_conninfo(conninfo)
-        secrets |= secrets_of(conninfo, params)
-        if callable(kwargs):
-            kwargs = await call("kwargs", kwargs)
-        try:
-            kwargs = dict(kwargs or {})
-        except (TypeError, ValueError):
-            msg = f"the callable kwargs must give a mapping, not {type(kwargs).__name__}"
-            raise ConninfoError(msg) from None
-        secrets |= secrets_of("", kwargs)
-        check_options(params, kwargs, self.connection_class)
-        kwargs |= limits_for(params, kwargs)
-        connect = partial(self.connection_class.connect, conninfo, **kwargs)
-        try:
-            conn: ACT = await call("connect", connect, math.inf)
-        except psycopg.ProgrammingError as error:
-            if (unknown := unknown_option_error(error, kwargs)) is None:
-                raise
-        else:
-            return conn
-        raise unknown  # outside of `except`, so that libpq's error is not its context
-
     async def _disconnect(self, conn: ACT, handle: ConnectionHandle) -> None:
         """End what is under way, then close psycopg's connection, whether or not that succeeds."""
         try:
@@ -407,22 +349,6 @@ class PsycopgDriver(Generic[ACT]):
                 conn._pool = owner
 
 
-async def ping(conn: psycopg.AsyncConnection[Any]) -> None:
-    """Run an empty query: one round trip that starts no transaction."""
-    await _run_in_autocommit(conn, b"")
-
-
-async def run(conn: psycopg.AsyncConnection[Any], query: bytes) -> psycopg.AsyncCursor[Any]:
-    """Run a statement of the pool itself, past overridden methods and the wrappers of tracers."""
-    cur: psycopg.AsyncCursor[Any]
-    if isinstance(conn, Connection):
-        cur = Cursor.for_one_statement(conn, binary=False)
-        cur._row_factory = tuple_row
-    else:
-        cur = psycopg.AsyncCursor(conn, row_factory=tuple_row)
-    return await cur.execute(query, prepare=False)
-
-
 async def close(conn: psycopg.AsyncConnection[Any]) -> None:
     """Call a connection's `close()`, and close it whatever an overridden one does."""
     try:
@@ -434,87 +360,6 @@ async def close(conn: psycopg.AsyncConnection[Any]) -> None:
     finally:
         if not conn.closed:
             conn.pgconn.finish()
-
-
-async def _run_in_autocommit(
-    conn: psycopg.AsyncConnection[Any], query: bytes
-) -> psycopg.AsyncCursor[Any]:
-    """Run a statement outside of any transaction."""
-    if conn.autocommit:
-        return await run(conn, query)
-    try:
-        await conn.set_autocommit(True)
-        return await run(conn, query)
-    finally:
-        with suppress(psycopg.Error):
-            await conn.set_autocommit(False)
-
-
-async def _is_standby(conn: psycopg.AsyncConnection[Any]) -> bool:
-    """Whether its server is known to be a standby.
-
-    Raises:
-        psycopg.Error: the connection is lost.
-    """
-    try:
-        cur = await _run_in_autocommit(conn, b"SELECT pg_catalog.pg_is_in_recovery()")
-    except psycopg.Error:
-        if conn.pgconn.status == BAD:
-            raise
-        # Not every server has the function or lets every user call it.
-        return conn.info.parameter_status("in_hot_standby") == "on"
-    return cur.pgresult is not None and cur.pgresult.get_value(0, 0) == b"t"
-
-
-def check_sources(conninfo: Conninfo, kwargs: Kwargs | None, connection_class: type[Any]) -> None:
-    """Raise an error if these can never make a connection."""
-    params = {} if callable(conninfo) else check_conninfo(conninfo)
-    if not (kwargs is None or callable(kwargs) or isinstance(kwargs, Mapping)):
-        msg = f"kwargs must be a mapping or a callable, not {type(kwargs).__name__}"
-        raise TypeError(msg)
-    if not callable(kwargs):
-        check_options(params, kwargs or {}, connection_class)
-
-
-def can_share(connection_class: type[Any]) -> bool:
-    """Whether one-shots on such connections may run in pipeline mode, with a cursor's results."""
-    if not capabilities.has_pipeline():
-        logger.info("libpq has no pipeline mode: each one-shot borrows a connection")
-        return False
-    return _keeps_to_cursors(connection_class)
-
-
-def _keeps_to_cursors(connection_class: type[Any]) -> bool:
-    """Whether a class runs statements as `asyncpool.Connection` does, without overrides."""
-    return (
-        SUPPORTED
-        and sys.platform != "win32"
-        and issubclass(connection_class, Connection)
-        and connection_class.execute is Connection.execute
-        and connection_class.wait is Connection.wait
-        and connection_class.cursor is Connection.cursor
-    )
-
-
-def is_shareable(conn: Any) -> bool:
-    """Whether a statement in pipeline mode gives the result that the connection's cursor gives.
-
-    The object's own class counts, so that a tracer's wrapper sees each statement.
-    """
-    return (
-        _keeps_to_cursors(type(conn))
-        and conn._transport is not None
-        and not conn.closed
-        and conn.cursor_factory is Cursor
-        and not has_transaction_characteristics(conn)
-    )
-
-
-def has_transaction_characteristics(conn: psycopg.AsyncConnection[Any]) -> bool:
-    """Whether transactions have characteristics such as read-only, and need a BEGIN with them."""
-    return not conn.autocommit and not (
-        conn.read_only is None and conn.isolation_level is None and conn.deferrable is None
-    )
 
 
 def _is_in_mid_operation(conn: psycopg.AsyncConnection[Any]) -> bool:
