@@ -7,9 +7,7 @@ with a pool: `conn._pool` is the pool while user code has the connection, else N
 from __future__ import annotations
 
 import logging
-import math
 import os
-import socket
 import sys
 import weakref
 from collections.abc import Awaitable, Callable
@@ -25,7 +23,7 @@ from psycopg.rows import TupleRow
 from asyncpool._core.driver import Notify
 from asyncpool._core.redact import conceal
 from asyncpool._psycopg.callbacks import call, resolve
-from asyncpool._psycopg.cancellation import CANCEL_TIMEOUT
+from asyncpool._psycopg.closing import close, disconnect
 from asyncpool._psycopg.handle import Baseline, ConnectionHandle
 from asyncpool._psycopg.operation import ACTIVE, BAD
 from asyncpool._psycopg.own_statements import RESETS, ResetLevel, is_standby, ping, run
@@ -145,7 +143,7 @@ class PsycopgDriver(Generic[ACT]):
             return  # a forked child leaves the session to its parent
         with closing(self._handles.pop(conn)) as handle:
             in_pipeline = bool(conn.pgconn.pipeline_status)
-            await self._disconnect(conn, handle)
+            await disconnect(conn, handle)
             await (handle.abort() if in_pipeline else handle.hang_up())
 
     def is_busy(self, conn: ACT) -> bool:
@@ -317,49 +315,6 @@ class PsycopgDriver(Generic[ACT]):
             await resolve(lambda: callback(conn))
         finally:
             conn._pool = None
-
-    async def _disconnect(self, conn: ACT, handle: ConnectionHandle) -> None:
-        """End what is under way, then close psycopg's connection, whether or not that succeeds."""
-        try:
-            with anyio.move_on_after(CANCEL_TIMEOUT):
-                await handle.finish_leftovers(conn)
-            if conn.lock.locked():
-                handle.shut_down(
-                    socket.SHUT_WR
-                )  # a borrower is inside: its next statement is to fail
-            working = conn.pgconn.transaction_status == ACTIVE
-            if working or (conn.closed and not handle.is_hung_up()):
-                await handle.cancel()
-            # A task that waits on the descriptor must leave before it is closed, or the loop would
-            # keep a stale registration. If it does not, the socket is shut down and it fails.
-            for _ in range(2):
-                with anyio.move_on_after(CANCEL_TIMEOUT / 4) as limit:
-                    async with conn.lock:
-                        pass
-                if not limit.cancelled_caught:
-                    break
-                handle.shut_down(socket.SHUT_RDWR)
-        finally:
-            # Without its pool, close() does not return the connection. It is set again, because a
-            # borrower may still release the connection.
-            owner, conn._pool = conn._pool, None
-            try:
-                await close(conn)
-            finally:
-                conn._pool = owner
-
-
-async def close(conn: psycopg.AsyncConnection[Any]) -> None:
-    """Call a connection's `close()`, and close it whatever an overridden one does."""
-    try:
-        # Only an overridden close() suspends.
-        with anyio.move_on_after(CANCEL_TIMEOUT, shield=True):
-            await call("close", conn.close, math.inf)
-    except Exception:
-        logger.warning("error in close() of %r", conn, exc_info=True)
-    finally:
-        if not conn.closed:
-            conn.pgconn.finish()
 
 
 def _is_in_mid_operation(conn: psycopg.AsyncConnection[Any]) -> bool:

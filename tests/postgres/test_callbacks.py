@@ -15,7 +15,7 @@ from asyncpool import (
     PoolClosed,
     PoolTimeout,
 )
-from asyncpool._psycopg import callbacks, driver
+from asyncpool._psycopg import callbacks, closing
 
 from ._tools import BOTH_LOOPS, Backends, Proxy, all_usable, at_rest, eventually, in_time
 
@@ -387,7 +387,7 @@ async def test_a_close_of_the_users_own_keeps_no_connection_that_configure_faile
     dsn: str, backends: Backends, own: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is closed in any case, and the next one may succeed."""
-    monkeypatch.setattr(driver, "CANCEL_TIMEOUT", 0.1)
+    monkeypatch.setattr(closing, "CANCEL_TIMEOUT", 0.1)
     conns = []
 
     async def configure(conn: psycopg.AsyncConnection[Any]) -> None:
