@@ -19,6 +19,8 @@ import psycopg
 from asyncpool._core.pool import Core
 from asyncpool._core.stacks import caller
 from asyncpool._psycopg.driver import ACT, IDLE, INERROR, INTRANS, PsycopgDriver
+from asyncpool._psycopg.internals import SUPPORTED
+from asyncpool._psycopg.open_work import in_two_phase
 from asyncpool._psycopg.transport import Transport
 from asyncpool.errors import PoolError
 
@@ -35,13 +37,14 @@ async def commit(core: Core[ACT], driver: PsycopgDriver[ACT], conn: ACT) -> None
     Raises:
         psycopg.OperationalError: the connection is closed, and its work may be lost.
     """
-    if conn.pgconn.transaction_status == IDLE and conn._tpc is None:
+    idle = conn.pgconn.transaction_status == IDLE
+    if idle and not (conn._tpc if SUPPORTED else in_two_phase(conn)):
         return  # without a wait: an open notifies() may hold the lock, the server may be dead
     await wait_for_cancelled(driver, conn)
     require_no_lost_work(conn)
     if conn.closed:
         return
-    if has_failed(conn) and conn._tpc is None:
+    if has_failed(conn) and not in_two_phase(conn):
         text = "a statement failed in a block that handled the error: its COMMIT is a rollback"
         warn(core, "failed transaction", text, conn)
     await run_shielded(conn.commit)

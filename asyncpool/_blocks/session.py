@@ -32,6 +32,13 @@ from asyncpool._core.redact import describe
 from asyncpool._core.settings import duration
 from asyncpool._psycopg.cursor import SELF_DEADLOCK, Lock
 from asyncpool._psycopg.driver import ACT, IDLE, PsycopgDriver
+from asyncpool._psycopg.open_work import (
+    in_pipeline,
+    nothing_else_open,
+    open_blocks,
+    restore_open_blocks,
+    sync,
+)
 from asyncpool._psycopg.operation import ACTIVE
 from asyncpool.errors import PoolDeadlock, PoolError, ReleaseError
 
@@ -133,7 +140,7 @@ class Session(Generic[ACT]):
         # A COPY does not hold the lock between its steps, but no other statement can begin.
         return (
             conn.pgconn.transaction_status == ACTIVE
-            and conn._pipeline is None
+            and not in_pipeline(conn)
             and not self.busy
             and not self.driver.has_leftovers(conn)
         )
@@ -257,7 +264,7 @@ class Session(Generic[ACT]):
         """Whether neither a transaction nor a pipeline is open."""
         conn = self.conn
         idle = conn.pgconn.transaction_status == IDLE
-        return idle and not (conn._num_transactions or conn._pipeline or conn._tpc)
+        return idle and nothing_else_open(conn)
 
     @property
     def is_clean(self) -> bool:
@@ -390,12 +397,12 @@ class Join(Generic[ACT]):
         """Begin the transaction or savepoint."""
         assert self.block is not None, "bug: a block without a transaction cannot begin one"
         conn = self._session.conn
-        depth = conn._num_transactions
+        number = open_blocks(conn)
         try:
             await self.block.__aenter__()
-            await _sync(conn)
+            await sync(conn)
         except BaseException:
-            conn._num_transactions = depth
+            restore_open_blocks(conn, number)
             raise
         self._begun = True
 
@@ -430,9 +437,9 @@ class Join(Generic[ACT]):
         if conn.closed:
             msg = "the connection is closed"
             raise psycopg.OperationalError(msg)
-        await _sync(conn)
+        await sync(conn)
         await self.block.__aexit__(None, None, None)
-        await _sync(conn)
+        await sync(conn)
         self._begun = False
 
 
@@ -440,9 +447,3 @@ def _is_suspended(generator: weakref.ref[Generator]) -> bool:
     """Whether a generator is alive and suspended, so that the running code is outside it."""
     alive = generator()
     return alive is not None and not alive.ag_running
-
-
-async def _sync(conn: ACT) -> None:
-    """In a pipeline, raise pending errors before the next step."""
-    if conn._pipeline is not None:
-        await conn._pipeline.sync()

@@ -13,7 +13,7 @@ import psycopg
 from asyncpool._psycopg.callbacks import call
 from asyncpool._psycopg.cancellation import CANCEL_TIMEOUT
 from asyncpool._psycopg.handle import ConnectionHandle
-from asyncpool._psycopg.transport import ACTIVE
+from asyncpool._psycopg.operation import ACTIVE
 
 logger = logging.getLogger("asyncpool")
 

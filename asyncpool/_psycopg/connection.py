@@ -31,6 +31,7 @@ from asyncpool._psycopg.internals import (
     COPY_END,
     NOTIFIES,
     PIPELINE_END,
+    SUPPORTED,
     VERSION,
 )
 from asyncpool._psycopg.notices import on_notice
@@ -323,3 +324,9 @@ class Connection(psycopg.AsyncConnection[Row]):
 def _without_none(**limits: float | None) -> dict[str, Any]:
     """Drop limits that are None: psycopg's defaults are others, and not all versions have both."""
     return {name: value for name, value in limits.items() if value is not None}
+
+
+if not SUPPORTED:
+
+    class Connection(psycopg.AsyncConnection[Row]):  # type: ignore[no-redef]
+        """psycopg's own connection, where its private parts cannot be used."""

@@ -24,8 +24,18 @@ from asyncpool._core.driver import Notify
 from asyncpool._core.redact import conceal
 from asyncpool._psycopg.callbacks import call, resolve
 from asyncpool._psycopg.closing import close, disconnect
-from asyncpool._psycopg.handle import Baseline, ConnectionHandle
-from asyncpool._psycopg.operation import ACTIVE, BAD
+from asyncpool._psycopg.handle import Baseline, ConnectionHandle, notify_handlers
+from asyncpool._psycopg.internals import SUPPORTED, UNSUPPORTED_REASON
+from asyncpool._psycopg.open_work import (
+    can_reset,
+    forget_prepared,
+    in_pipeline,
+    is_busy,
+    nothing_else_open,
+    roll_back,
+    roll_back_to,
+)
+from asyncpool._psycopg.operation import BAD
 from asyncpool._psycopg.own_statements import RESETS, ResetLevel, is_standby, ping, run
 from asyncpool._psycopg.socket_watcher import READY
 from asyncpool._psycopg.sources import Conninfo, Kwargs, check_sources, connect
@@ -98,6 +108,8 @@ class PsycopgDriver(Generic[ACT]):
             weakref.WeakKeyDictionary()
         )
         self._pid = os.getpid()
+        if UNSUPPORTED_REASON is not None:
+            logger.info("%s: the pool uses psycopg's own connections", UNSUPPORTED_REASON)
 
     async def open(self) -> ACT:
         """Connect and configure."""
@@ -148,7 +160,7 @@ class PsycopgDriver(Generic[ACT]):
 
     def is_busy(self, conn: ACT) -> bool:
         """Whether the connection's backend may be running a query."""
-        return conn.pgconn.transaction_status == ACTIVE or bool(conn.pgconn.pipeline_status)
+        return is_busy(conn)
 
     def drop(self, conn: ACT) -> None:
         """Close a connection whose event loop is closed, without waiting for the server."""
@@ -173,16 +185,13 @@ class PsycopgDriver(Generic[ACT]):
             # An abandoned iteration over notifies() takes a moment to end.
             async with conn.lock:
                 pass
-        status = conn.pgconn.transaction_status
-        open_blocks = conn._num_transactions
-        if handle.take_interrupted():
-            # A cancellation may have ended blocks before psycopg could count them off.
-            open_blocks = conn._num_transactions = 0
-        if conn.lock.locked() or open_blocks or handle.must_discard or _is_in_mid_operation(conn):
+        interrupted = handle.take_interrupted()
+        in_use = conn.lock.locked() or handle.must_discard or is_busy(conn)
+        if in_use or not await can_reset(conn, interrupted=interrupted):
             msg = f"connection returned in the middle of an operation: {conn!r}"
             raise psycopg.OperationalError(msg)
         statements = RESETS[self._reset] if isinstance(self._reset, str) else ""
-        if status != IDLE:
+        if conn.pgconn.transaction_status != IDLE:
             # Not conn.rollback(), which fails inside of a transaction() block that was left open.
             # psycopg sends no BEGIN first while a transaction is open.
             await run(conn, f"ROLLBACK; {statements}".encode())
@@ -191,8 +200,7 @@ class PsycopgDriver(Generic[ACT]):
             await run(conn, statements.encode())
         if self._reset == "discard":
             # Not every version of psycopg notices that its prepared statements are gone.
-            conn._prepared.clear()
-            conn._prepared._to_flush.clear()
+            await forget_prepared(conn)
         if (standby_error := handle.take_standby_error()) is not None and await is_standby(conn):
             handle.report_standby(standby_error)
         if statements:
@@ -210,26 +218,11 @@ class PsycopgDriver(Generic[ACT]):
         Raises:
             psycopg.Error: the transaction cannot be ended; for example, a statement is under way.
         """
-        async with conn.lock:
-            handle = self._handles[conn]
-            await handle.finish_leftovers(conn)
-            if handle.take_interrupted():
-                conn._num_transactions = 0
-            if conn._num_transactions or _is_in_mid_operation(conn):
-                msg = f"connection left in the middle of an operation: {conn!r}"
-                raise psycopg.OperationalError(msg)
-            await conn.wait(conn._rollback_gen())
+        await roll_back(conn, self._handles[conn])
 
     async def roll_back_to(self, conn: ACT, block: psycopg.AsyncTransaction) -> None:
         """Roll back a transaction block and those inside of it; otherwise as `roll_back`."""
-        async with conn.lock:
-            await self._handles[conn].finish_leftovers(conn)
-            if conn._pipeline is not None:
-                await conn.wait(conn._pipeline._sync_gen())
-            conn._num_transactions = block._stack_index
-            if conn.pgconn.transaction_status != IDLE:
-                conn._num_transactions += 1  # the generator below subtracts one
-                await conn.wait(block._rollback_gen(None))
+        await roll_back_to(conn, self._handles[conn], block)
 
     def has_leftovers(self, conn: ACT) -> bool:
         """Whether a cancelled operation is not finished yet."""
@@ -255,33 +248,45 @@ class PsycopgDriver(Generic[ACT]):
         transport: Transport | None = getattr(conn, "_transport", None)
         return (
             conn.pgconn.transaction_status == IDLE
-            and conn._pipeline is None
+            and not in_pipeline(conn)
             and not conn.lock.locked()
             and (transport is None or transport.is_ready)
         )
 
-    def is_clean(self, conn: ACT) -> bool:
-        """Whether the connection is idle and needs no reset before the next lease."""
-        pgconn = conn.pgconn
-        if (
-            pgconn.transaction_status != self._clean_status
-            or conn._pipeline is not None
-            or pgconn.pipeline_status
-            or conn._num_transactions
-            or conn._tpc is not None
-            or conn.lock._locked  # type: ignore[attr-defined]
-        ):
-            return False
-        if not self._any_watched:
-            return True
-        try:
-            transport: Transport | None = conn._transport  # type: ignore[attr-defined]
-        except AttributeError:
-            return True  # psycopg's own
-        # `Transport.is_clean`, inlined to save a call.
-        return transport is None or (
-            transport.phase is READY and transport.reading and not transport.reset_reasons
-        )
+    if SUPPORTED:
+
+        def is_clean(self, conn: ACT) -> bool:
+            """Whether the connection is idle and needs no reset before the next lease."""
+            pgconn = conn.pgconn
+            if (
+                pgconn.transaction_status != self._clean_status
+                or conn._pipeline is not None
+                or pgconn.pipeline_status
+                or conn._num_transactions
+                or conn._tpc is not None
+                or conn.lock._locked  # type: ignore[attr-defined]
+            ):
+                return False
+            if not self._any_watched:
+                return True
+            try:
+                transport: Transport | None = conn._transport  # type: ignore[attr-defined]
+            except AttributeError:
+                return True  # psycopg's own
+            # `Transport.is_clean`, inlined to save a call.
+            return transport is None or (
+                transport.phase is READY and transport.reading and not transport.reset_reasons
+            )
+
+    else:
+
+        def is_clean(self, conn: ACT) -> bool:
+            """Whether the connection is idle and needs no reset before the next lease."""
+            return (
+                conn.pgconn.transaction_status == self._clean_status
+                and not conn.lock.locked()
+                and nothing_else_open(conn)
+            )
 
     def is_alive(self, conn: ACT) -> bool:
         """Whether libpq and the socket show no end of the session, without waiting."""
@@ -296,7 +301,7 @@ class PsycopgDriver(Generic[ACT]):
     def is_listening(self, conn: ACT) -> bool:
         """Whether the notification handlers differ from those that `configure` has added."""
         handle = self._handles.get(conn)
-        return handle is not None and conn._notify_handlers != handle.baseline.notify_handlers
+        return handle is not None and notify_handlers(conn) != handle.baseline.notify_handlers
 
     def watch(self, conn: ACT, notify: Notify) -> bool:
         """Call `notify` on errors and on a loss; False for psycopg's own, which are not watched."""
@@ -315,12 +320,6 @@ class PsycopgDriver(Generic[ACT]):
             await resolve(lambda: callback(conn))
         finally:
             conn._pool = None
-
-
-def _is_in_mid_operation(conn: psycopg.AsyncConnection[Any]) -> bool:
-    """Whether something is under way that a ROLLBACK cannot end."""
-    active = conn.pgconn.transaction_status == ACTIVE or conn.pgconn.pipeline_status
-    return bool(active or conn._pipeline or conn._tpc)
 
 
 def _require_idle(conn: psycopg.AsyncConnection[Any], who: str) -> None:

@@ -46,8 +46,8 @@ class Baseline:
         own = {name: getattr(conn, name) for name in cls.__slots__ if name not in handlers}
         return cls(
             **own,
-            notice_handlers=list(conn._notice_handlers),
-            notify_handlers=list(conn._notify_handlers),
+            notice_handlers=list(notice_handlers(conn)),
+            notify_handlers=list(notify_handlers(conn)),
         )
 
     async def restore(self, conn: psycopg.AsyncConnection[Any]) -> None:
@@ -66,8 +66,18 @@ class Baseline:
         conn.cursor_factory = self.cursor_factory
         conn.server_cursor_factory = self.server_cursor_factory
         conn.prepare_threshold = self.prepare_threshold
-        conn._notice_handlers[:] = self.notice_handlers
-        conn._notify_handlers[:] = self.notify_handlers
+        notice_handlers(conn)[:] = self.notice_handlers
+        notify_handlers(conn)[:] = self.notify_handlers
+
+
+def notice_handlers(conn: psycopg.AsyncConnection[Any]) -> list[Any]:
+    """Return the connection's own list of notice handlers; an empty one if it is not known."""
+    return getattr(conn, "_notice_handlers", [])
+
+
+def notify_handlers(conn: psycopg.AsyncConnection[Any]) -> list[Any]:
+    """Return the connection's own list of notification handlers, or an empty one."""
+    return getattr(conn, "_notify_handlers", [])
 
 
 class ConnectionHandle:

@@ -10,6 +10,7 @@ from psycopg.rows import tuple_row
 
 from asyncpool._psycopg.connection import Connection
 from asyncpool._psycopg.cursor import Cursor
+from asyncpool._psycopg.internals import SUPPORTED
 from asyncpool._psycopg.operation import BAD
 
 ResetLevel = Literal["rollback", "session", "discard"]
@@ -35,7 +36,7 @@ async def ping(conn: psycopg.AsyncConnection[Any]) -> None:
 async def run(conn: psycopg.AsyncConnection[Any], query: bytes) -> psycopg.AsyncCursor[Any]:
     """Run a statement of the pool itself, past overridden methods and the wrappers of tracers."""
     cur: psycopg.AsyncCursor[Any]
-    if isinstance(conn, Connection):
+    if SUPPORTED and isinstance(conn, Connection):
         cur = Cursor.for_one_statement(conn, binary=False)
         cur._row_factory = tuple_row
     else:

@@ -15,6 +15,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from asyncpool._psycopg.internals import SUPPORTED
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import ModuleType
@@ -25,6 +27,10 @@ T = TypeVar("T")
 
 LIMIT = 15.0
 """Seconds that a test which is going to fail may take; no verdict depends on it."""
+
+
+needs_internals = pytest.mark.skipif(not SUPPORTED, reason="needs psycopg's internals")
+"""For what psycopg's own connection cannot do."""
 
 
 def new_uvloop() -> asyncio.AbstractEventLoop:

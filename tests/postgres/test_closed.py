@@ -16,7 +16,7 @@ import pytest
 
 from asyncpool import AsyncConnectionPool, Connection
 
-from ._tools import BOTH_LOOPS, Backends, eventually, in_time
+from ._tools import BOTH_LOOPS, Backends, eventually, in_time, needs_internals
 
 LOOPS = BOTH_LOOPS
 
@@ -277,6 +277,7 @@ WAITING = [sleep, sleep_many, sleep_streaming, sleep_copying, sleep_in_a_pipelin
 WAITING += [sleep_in_a_transaction]
 
 
+@needs_internals
 @pytest.mark.parametrize("operation", WAITING)
 async def test_what_waits_for_the_server_fails_when_another_task_closes_the_connection(
     conn: Connection[Any], backends: Backends, operation: Operation
@@ -293,6 +294,7 @@ async def test_what_waits_for_the_server_fails_when_another_task_closes_the_conn
     backends.terminate()  # a backend in pg_sleep does not see that its client is gone
 
 
+@needs_internals
 async def test_a_wait_for_notifications_fails_when_another_task_closes_the_connection(
     conn: Connection[Any],
 ) -> None:

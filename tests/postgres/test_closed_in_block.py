@@ -14,13 +14,14 @@ import pytest
 
 from asyncpool import AsyncConnectionPool, Connection, PoolClosed
 
-from ._tools import BOTH_LOOPS, Backends, eventually, in_time
+from ._tools import BOTH_LOOPS, Backends, eventually, in_time, needs_internals
 
 LOOPS = BOTH_LOOPS
 
 LOST = "^the connection is closed: the work of this block was not committed"
 
 
+@needs_internals
 async def test_a_transaction_whose_connection_another_task_closes_fails_at_its_end(
     conn: Connection[Any], backends: Backends, table: str
 ) -> None:
@@ -36,6 +37,7 @@ async def test_a_transaction_whose_connection_another_task_closes_fails_at_its_e
     assert backends.rows(table) == []
 
 
+@needs_internals
 async def test_a_savepoint_whose_connection_another_task_closes_fails_at_its_end(
     conn: Connection[Any],
 ) -> None:
@@ -55,6 +57,7 @@ async def test_a_savepoint_whose_connection_another_task_closes_fails_at_its_end
     assert errors == [True]
 
 
+@needs_internals
 async def test_a_transaction_that_hides_the_loss_of_its_connection_fails_at_its_end(
     conn: Connection[Any], backends: Backends
 ) -> None:
@@ -70,6 +73,7 @@ async def test_a_transaction_that_hides_the_loss_of_its_connection_fails_at_its_
         await in_time(work())
 
 
+@needs_internals
 async def test_a_transaction_whose_cancelled_statement_does_not_end_fails_at_its_end(
     conn: Connection[Any], monkeypatch: pytest.MonkeyPatch, backends: Backends
 ) -> None:
@@ -120,6 +124,7 @@ async def test_an_error_in_a_block_is_not_replaced_by_that_of_the_loss(
         await in_time(work())
 
 
+@needs_internals
 async def test_a_connection_block_fails_whose_open_transaction_another_task_has_ended(
     dsn: str, backends: Backends, table: str
 ) -> None:
@@ -135,6 +140,7 @@ async def test_a_connection_block_fails_whose_open_transaction_another_task_has_
     assert backends.rows(table) == []
 
 
+@needs_internals
 async def test_a_connection_block_fails_that_hides_the_loss_of_its_connection(
     dsn: str, backends: Backends
 ) -> None:
@@ -151,6 +157,7 @@ async def test_a_connection_block_fails_that_hides_the_loss_of_its_connection(
         await in_time(work())
 
 
+@needs_internals
 @pytest.mark.parametrize("autocommit", [True, False])
 async def test_a_connection_block_with_nothing_to_commit_raises_nothing_for_the_loss(
     dsn: str, backends: Backends, autocommit: bool

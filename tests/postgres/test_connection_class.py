@@ -13,7 +13,7 @@ from psycopg.rows import DictRow, dict_row
 
 from asyncpool import AsyncConnectionPool, Connection
 
-from ._tools import BOTH_LOOPS, Backends, Proxy, all_usable, eventually
+from ._tools import BOTH_LOOPS, Backends, Proxy, all_usable, eventually, needs_internals
 
 if TYPE_CHECKING:
     from asyncpool.testing import Server
@@ -46,7 +46,7 @@ class Watched(Connection[Any]):
         return await (await self.execute("SELECT 1")).fetchone()
 
 
-each_class = pytest.mark.parametrize("own", [Plain, Watched])
+each_class = pytest.mark.parametrize("own", [Plain, pytest.param(Watched, marks=needs_internals)])
 
 
 @each_class
@@ -138,6 +138,7 @@ async def test_notifications_that_came_while_it_was_idle_are_not_lost(
                 assert [each.payload async for each in notifies] == ["meanwhile"]
 
 
+@needs_internals
 async def test_a_class_derived_from_ours_is_watched(dsn: str, backends: Backends) -> None:
     """An attribute that its own connect() has set stays."""
     async with AsyncConnectionPool(dsn, min_size=1, connection_class=Watched) as pool:

@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 import asyncpool
 from asyncpool import AsyncConnectionPool, PoolTimeout
 
-from ._tools import Backends, at_rest, backend_of, eventually, in_time
+from ._tools import Backends, at_rest, backend_of, eventually, in_time, needs_internals
 
 if TYPE_CHECKING:
     Conn = psycopg.AsyncConnection[Any]
@@ -236,6 +236,7 @@ async def test_closing_a_connection_returns_it_where_that_is_asked_for(dsn: str)
         assert (await at_rest(pool)).connects == 1
 
 
+@needs_internals
 @with_close_returns
 async def test_closing_a_broken_connection_returns_it_too(dsn: str, backends: Backends) -> None:
     """Of which psycopg's own would leave the place lent: the pool opens another in it."""

@@ -14,7 +14,7 @@ from psycopg.rows import dict_row, scalar_row
 
 from asyncpool import AsyncConnectionPool, Connection
 
-from ._tools import BOTH_LOOPS, in_time
+from ._tools import BOTH_LOOPS, in_time, needs_internals
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -241,6 +241,7 @@ async def test_it_does_what_psycopgs_does(
     assert (type(ours) is tuple and isinstance(ours[0], type)) == (scene in FAILURES)
 
 
+@needs_internals
 async def test_an_error_has_no_traceback_of_psycopgs_insides(conn: Connection[Any]) -> None:
     """The traceback ends at the call; with psycopg it ends in `execute`."""
     with pytest.raises(psycopg.errors.DivisionByZero) as error:

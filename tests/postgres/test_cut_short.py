@@ -18,10 +18,12 @@ from psycopg import sql
 
 from asyncpool import AsyncConnectionPool, Connection
 
-from ._tools import BOTH_LOOPS, Backends, Proxy, backend_of, eventually, in_time
+from ._tools import BOTH_LOOPS, Backends, Proxy, backend_of, eventually, in_time, needs_internals
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
+
+pytestmark = needs_internals
 
 LOOPS = BOTH_LOOPS
 

@@ -25,6 +25,7 @@ from ._tools import (
     descriptors,
     eventually,
     linux,
+    needs_internals,
     never_suspends,
     run_script,
     sockets,
@@ -55,6 +56,7 @@ async def settled() -> tuple[dict[str, str], dict[str, list[str]]]:
     return descriptors(), watched()
 
 
+@needs_internals
 @pytest.mark.parametrize("pooled", [False, True], ids=["alone", "in a pool"])
 async def test_a_connection_has_one_more_than_psycopgs(dsn: str, pooled: bool) -> None:
     """In a pool too, which waits on the same one for the server's end."""
@@ -190,6 +192,7 @@ async def die(dsn: str, backends: Backends, times: int) -> None:
     await eventually(lambda: not backends.pids())
 
 
+@needs_internals
 async def test_none_is_left_of_a_thousand_connections_however_they_ended(
     dsn: str, backends: Backends
 ) -> None:
@@ -261,6 +264,7 @@ with asyncio.Runner(loop_factory=factory) as runner:
 """
 
 
+@needs_internals
 async def test_connections_are_watched_on_after_a_fork(
     dsn: str,
 ) -> None:

@@ -16,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout, PoolUnavailable
 
-from ._tools import Backends, Proxy, all_usable, at_rest, eventually, in_time
+from ._tools import Backends, Proxy, all_usable, at_rest, eventually, in_time, needs_internals
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -308,6 +308,7 @@ async def reports_of(pool: AsyncConnectionPool) -> str:
     return " ".join(repr(part) for part in parts)
 
 
+@needs_internals
 async def test_a_password_that_works_never_shows(
     dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,8 +1,10 @@
-"""An event loop that cannot watch descriptors: all goes on with psycopg's own waits."""
+"""Without a transport or without psycopg's private parts, all goes on with psycopg's own waits."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from asyncpool import AsyncConnectionPool, Connection
 from asyncpool._psycopg.transport import Transport
 
-from ._tools import Backends, Proxy, all_usable, backend_of, eventually, in_time
+from ._tools import Backends, Proxy, all_usable, backend_of, eventually, in_time, needs_internals
 
 
 class Unwatching(asyncio.SelectorEventLoop):
@@ -27,6 +29,7 @@ class Unwatching(asyncio.SelectorEventLoop):
 LOOPS = {"unwatching": Unwatching}
 
 
+@needs_internals
 async def test_every_kind_of_wait_works(dsn: str) -> None:
     """They are psycopg's."""
     async with await Connection.connect(dsn, autocommit=True) as conn:
@@ -84,6 +87,7 @@ async def test_a_silent_way_holds_up_no_other_task(dsn: str) -> None:
         assert await in_time(work) == 1
 
 
+@needs_internals
 async def test_a_system_that_cannot_watch_is_not_asked(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,3 +98,69 @@ async def test_a_system_that_cannot_watch_is_not_asked(
         async with pool.connection() as conn:
             assert await backend_of(conn)
         await all_usable(pool)
+
+
+LIFE = """
+import asyncio
+import logging
+import sys
+import types
+
+import psycopg
+
+if hidden := sys.argv[2]:
+    sys.modules[hidden] = types.ModuleType(hidden)  # psycopg has what it needs of it
+
+from asyncpool import AsyncConnectionPool, Connection
+
+
+async def life():
+    pool = AsyncConnectionPool(sys.argv[1], min_size=1, max_size=4, reset="discard")
+    async with pool:
+        assert await asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(100))) == [1] * 100
+        assert pool.stats().requests_shared == 0
+        async with pool.connection() as conn:
+            assert type(conn) is Connection
+            assert vars(Connection).keys().isdisjoint({"wait", "execute", "transaction", "cursor"})
+            assert type(await conn.execute("SELECT 1")) is psycopg.AsyncCursor
+            assert await (await conn.execute("SELECT 2", prepare=True)).fetchone() == (2,)
+        async with pool.session() as conn:
+            await conn.execute("CREATE TEMP TABLE notes (x int)")
+            async with pool.transaction():
+                await conn.execute("INSERT INTO notes VALUES (1)")
+            try:
+                async with pool.transaction():
+                    await conn.execute("SELECT 1/0")
+            except psycopg.errors.DivisionByZero:
+                pass
+            assert await pool.fetchval("SELECT count(*) FROM notes") == 1
+        conn = await pool.acquire()
+        await conn.transaction().__aenter__()
+        await pool.release(conn)
+        assert await pool.fetchval("SELECT 1") == 1
+
+
+logging.basicConfig(level=logging.INFO)
+asyncio.run(life())
+"""
+
+
+@pytest.mark.parametrize(
+    ("version", "hidden", "reason"),
+    [
+        ("3.4.0", "", "psycopg 3.4.0 was not tried"),
+        ("", "psycopg._preparing", "psycopg._preparing has no Prepare"),
+    ],
+)
+async def test_a_psycopg_with_other_insides_is_used_by_its_public_names(
+    dsn: str, version: str, hidden: str, reason: str
+) -> None:
+    """The pool logs it, and its connections are psycopg's own."""
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-c", LIFE, dsn, hidden),
+        env=os.environ | {"ASYNCPOOL_TEST_PSYCOPG": version},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, log = await child.communicate()
+    assert child.returncode == 0, log.decode()
+    assert log.decode().count(f"{reason}: the pool uses psycopg's own connections") == 1

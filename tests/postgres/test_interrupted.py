@@ -23,7 +23,10 @@ from ._tools import (
     backend_of,
     eventually,
     in_time,
+    needs_internals,
 )
+
+pytestmark = needs_internals
 
 LOOPS = BOTH_LOOPS
 

@@ -17,7 +17,16 @@ import pytest
 
 from asyncpool import AsyncConnectionPool, Connection
 
-from ._tools import BOTH_LOOPS, LIMIT, Backends, all_usable, at_rest, eventually, in_time
+from ._tools import (
+    BOTH_LOOPS,
+    LIMIT,
+    Backends,
+    all_usable,
+    at_rest,
+    eventually,
+    in_time,
+    needs_internals,
+)
 from .test_interrupted import Interrupt, each_interrupt
 
 if TYPE_CHECKING:
@@ -55,6 +64,7 @@ async def test_a_pipeline_whose_end_was_cancelled_is_left(
         await all_usable(pool)
 
 
+@needs_internals
 async def test_a_copy_cancelled_in_the_tick_of_its_answer_is_ended(
     conn: Connection[Any],
 ) -> None:
@@ -80,6 +90,7 @@ async def test_a_copy_cancelled_in_the_tick_of_its_answer_is_ended(
     assert await (await in_time(conn.execute("SELECT 1"))).fetchone() == (1,)
 
 
+@needs_internals
 def test_a_query_cancelled_as_its_loop_ends_hangs_no_other_loop(asyncpool_dsn: str) -> None:
     """What was to bring it to its end has ended with the loop: the connection is closed."""
 
@@ -103,6 +114,7 @@ def test_a_query_cancelled_as_its_loop_ends_hangs_no_other_loop(asyncpool_dsn: s
         logging.getLogger("asyncio").disabled = False
 
 
+@needs_internals
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks start eagerly since Python 3.12")
 async def test_a_cancel_request_that_fails_at_once_is_not_waited_for(
     conn: Connection[Any], backends: Backends, monkeypatch: pytest.MonkeyPatch
@@ -126,6 +138,7 @@ async def test_a_cancel_request_that_fails_at_once_is_not_waited_for(
     backends.terminate()
 
 
+@needs_internals
 @pytest.mark.parametrize("end", ["terminated", "idle in transaction"])
 async def test_why_a_lent_connection_ended_is_told_to_who_uses_it_next(
     dsn: str, backends: Backends, end: str
@@ -243,6 +256,7 @@ async def test_an_iteration_over_notifications_that_was_left_is_no_harm(dsn: str
         assert pool.stats().connects == 1
 
 
+@needs_internals
 async def test_a_handler_of_notifications_that_fails_holds_up_none_of_the_others(
     conn: Connection[Any], dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -24,6 +24,7 @@ from ._tools import (
     eventually,
     in_time,
     linux,
+    needs_internals,
     sockets,
     without_suspending,
 )
@@ -305,6 +306,7 @@ async def test_close_while_the_server_is_down_ends_at_once(server: Server) -> No
     assert pool.stats().connects == attempts
 
 
+@needs_internals
 @pytest.mark.skipif(not linux, reason="descriptors are counted in /proc")
 async def test_nothing_is_left_after_close(dsn: str, server: Server) -> None:
     """No descriptor and no task is left after work, broken connections and cancellation."""

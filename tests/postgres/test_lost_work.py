@@ -14,7 +14,7 @@ import pytest
 
 from asyncpool import AsyncConnectionPool, PoolClosed
 
-from ._tools import BOTH_LOOPS, Backends, Proxy, all_usable, at_rest, eventually
+from ._tools import BOTH_LOOPS, Backends, Proxy, all_usable, at_rest, eventually, needs_internals
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -86,7 +86,12 @@ async def is_returned_in_a_transaction(pool: AsyncConnectionPool, _: Backends) -
 
 
 EARLIER = pytest.mark.parametrize(
-    "earlier", [is_notified, is_returned_by_close, is_returned_in_a_transaction]
+    "earlier",
+    [
+        pytest.param(is_notified, marks=needs_internals),
+        is_returned_by_close,
+        is_returned_in_a_transaction,
+    ],
 )
 
 
@@ -121,6 +126,7 @@ async def test_what_happened_before_a_block_in_autocommit_mode_is_not_lost_in_it
         assert backends.rows(table) == [1]
 
 
+@needs_internals
 @pytest.mark.parametrize("copying", [False, True])
 async def test_a_transaction_begun_by_hand_in_autocommit_mode_is_not_lost_in_silence(
     dsn: str, backends: Backends, table: str, copying: bool
@@ -155,6 +161,7 @@ async def test_a_block_whose_connection_was_closed_inside_raises_at_its_end(
         assert backends.rows(table) == []
 
 
+@needs_internals
 @pytest.mark.parametrize("kind", ["connection", "session", "cursor", "acquire"])
 @pytest.mark.parametrize("end", ["closed", "terminated"])
 async def test_a_connection_that_ended_with_nothing_open_is_no_error_of_its_block(
@@ -194,6 +201,7 @@ async def test_a_block_that_the_pool_did_not_wait_for_raises_at_its_end(
         assert backends.rows(table) == []
 
 
+@needs_internals
 @pytest.mark.parametrize("kind", ["connection", "transaction", "session"])
 async def test_a_savepoint_that_could_not_be_ended_is_told_at_the_blocks_end(
     dsn: str, backends: Backends, table: str, kind: str
@@ -251,7 +259,9 @@ async def is_cancelled(conn: Any) -> None:
         await conn.execute("SELECT pg_sleep(60)")
 
 
-HANDLED = pytest.mark.parametrize("handled", [fails, is_cancelled])
+HANDLED = pytest.mark.parametrize(
+    "handled", [fails, pytest.param(is_cancelled, marks=needs_internals)]
+)
 
 
 @HANDLED

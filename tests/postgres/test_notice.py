@@ -20,7 +20,18 @@ from psycopg.conninfo import make_conninfo
 from asyncpool import AsyncConnectionPool, Connection
 from asyncpool.testing import Server
 
-from ._tools import BOTH_LOOPS, Backends, Proxy, all_usable, at_rest, eventually, in_time
+from ._tools import (
+    BOTH_LOOPS,
+    Backends,
+    Proxy,
+    all_usable,
+    at_rest,
+    eventually,
+    in_time,
+    needs_internals,
+)
+
+pytestmark = needs_internals
 
 LOOPS = BOTH_LOOPS
 

@@ -13,7 +13,7 @@ import pytest
 
 from asyncpool import AsyncNullConnectionPool, PoolClosed, PoolDeadlock, PoolTimeout
 
-from ._tools import BOTH_LOOPS, Proxy, backend_of, eventually, in_time
+from ._tools import BOTH_LOOPS, Proxy, backend_of, eventually, in_time, needs_internals
 
 if TYPE_CHECKING:
     from asyncpool.testing import Server
@@ -345,6 +345,7 @@ async def test_health_of_a_server_that_is_down(server: Server, dsn: str) -> None
         assert report.status == "ok"
 
 
+@needs_internals
 async def test_closing_in_a_block_closes(dsn: str) -> None:
     """`close_returns` is accepted without effect, as in psycopg_pool."""
     async with Pool(dsn, close_returns=True) as pool:

@@ -14,7 +14,16 @@ import pytest
 from asyncpool import AsyncConnectionPool, PoolClosed, ReleaseError
 from asyncpool.testing import ServerUnsupported, postgres
 
-from ._tools import Backends, all_usable, at_rest, backend_of, eventually, in_time, never_suspends
+from ._tools import (
+    Backends,
+    all_usable,
+    at_rest,
+    backend_of,
+    eventually,
+    in_time,
+    needs_internals,
+    never_suspends,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -96,6 +105,7 @@ async def test_any_task_may_return_a_connection(dsn: str) -> None:
         assert (await at_rest(pool)).idle == 1
 
 
+@needs_internals
 async def test_a_connection_that_its_borrower_closed_is_replaced(dsn: str) -> None:
     """`conn.close()` is not an error of the block, and the pool opens another connection."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
@@ -304,6 +314,7 @@ class ReturnsByPutconn(AsyncConnectionPool):
         await super().putconn(conn, *args, **kwargs)
 
 
+@needs_internals
 @pytest.mark.parametrize("kind", [AsyncConnectionPool, ReturnsByPutconn])
 async def test_a_transaction_that_returned_its_connection_does_not_end_the_next_ones(
     dsn: str, table: str, backends: Backends, kind: type[AsyncConnectionPool]

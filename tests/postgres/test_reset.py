@@ -13,7 +13,16 @@ from psycopg.rows import dict_row
 
 from asyncpool import AsyncConnectionPool
 
-from ._tools import Proxy, all_usable, at_rest, backend_of, eventually, in_time, never_suspends
+from ._tools import (
+    Proxy,
+    all_usable,
+    at_rest,
+    backend_of,
+    eventually,
+    in_time,
+    needs_internals,
+    never_suspends,
+)
 
 Level = Literal["rollback", "session", "discard"]
 
@@ -218,6 +227,7 @@ async def test_psycopg_does_not_evict_what_a_discard_has_dropped(dsn: str) -> No
         assert (await at_rest(pool)).connects == 1
 
 
+@needs_internals
 @pytest.mark.parametrize("state", ["clean", "in a transaction", "in a failed transaction"])
 @pytest.mark.parametrize("level", ["rollback", "session", "discard"])
 async def test_a_named_reset_takes_one_round_trip(dsn: str, level: Level, state: str) -> None:

@@ -15,7 +15,16 @@ from psycopg.pq import TransactionStatus
 
 from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout, PoolWrongLoop, ReleaseError
 
-from ._tools import LIMIT, all_usable, at_rest, backend_of, eventually, in_time, without_suspending
+from ._tools import (
+    LIMIT,
+    all_usable,
+    at_rest,
+    backend_of,
+    eventually,
+    in_time,
+    needs_internals,
+    without_suspending,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
@@ -310,6 +319,7 @@ async def test_in_autocommit_mode_a_block_inside_is_no_transaction(dsn: str) -> 
         assert await noted(pool) == [1, 2, 4]
 
 
+@needs_internals
 async def test_a_block_after_a_cancelled_statement_is_what_it_is_elsewhere(dsn: str) -> None:
     """A cancelled statement that still runs neither counts as a transaction nor keeps its mode."""
     async with (
@@ -505,6 +515,7 @@ async def test_a_dependency_that_yields_a_session_serves_its_request(
     assert await noted(pool) == [1, 2, 4, 5, 7, 8]
 
 
+@needs_internals
 async def test_a_connection_that_breaks_in_a_block_inside_is_told_by_psycopg(
     dsn: str, backends: Backends
 ) -> None:
@@ -590,7 +601,8 @@ def test_a_session_ends_with_its_event_loop(asyncpool_dsn: str) -> None:
     asyncio.run(second())
 
 
-STOPS = pytest.mark.parametrize("stop", ["cancel", "twice", "scope"])
+TWICE = [pytest.param(stop, marks=needs_internals) for stop in ("twice", "scope")]
+STOPS = pytest.mark.parametrize("stop", ["cancel", *TWICE])
 
 
 @asynccontextmanager
@@ -773,7 +785,7 @@ MANY: dict[str, Many] = {
 
 
 @pytest.mark.parametrize("mode", [{"kwargs": {"autocommit": True}}, {"configure": isolate}])
-@pytest.mark.parametrize("stop", ["scope", "timeout"])
+@pytest.mark.parametrize("stop", [pytest.param("scope", marks=needs_internals), "timeout"])
 @pytest.mark.parametrize("many", MANY)
 async def test_several_statements_that_are_cancelled_in_a_session_are_undone(  # noqa: PLR0917
     dsn: str, backends: Backends, table: str, mode: dict[str, Any], stop: str, many: str

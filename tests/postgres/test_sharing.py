@@ -22,10 +22,12 @@ from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from asyncpool._pipeline import channel as channels
 from asyncpool._psycopg.cancellation import cancel_until_ended
 
-from ._tools import BOTH_LOOPS, Proxy, at_rest, eventually, in_time
+from ._tools import BOTH_LOOPS, Proxy, at_rest, eventually, in_time, needs_internals
 
 if TYPE_CHECKING:
     from ._tools import Backends
+
+pytestmark = needs_internals
 
 LOOPS = BOTH_LOOPS
 

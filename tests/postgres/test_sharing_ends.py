@@ -21,7 +21,9 @@ from asyncpool import (
 )
 
 from ._sharing import all_leased, all_waiting, warm
-from ._tools import BOTH_LOOPS, at_rest, in_time
+from ._tools import BOTH_LOOPS, at_rest, in_time, needs_internals
+
+pytestmark = needs_internals
 
 LOOPS = BOTH_LOOPS
 

@@ -32,7 +32,7 @@ from ._sharing import (
     warm,
     writes,
 )
-from ._tools import BOTH_LOOPS, at_rest, eventually, in_time
+from ._tools import BOTH_LOOPS, at_rest, eventually, in_time, needs_internals
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from asyncpool.testing import Server
 
     from ._tools import Backends
+
+pytestmark = needs_internals
 
 LOOPS = BOTH_LOOPS
 

@@ -19,10 +19,12 @@ from psycopg.types.json import JsonbDumper
 from asyncpool import AsyncConnectionPool, Connection
 
 from ._sharing import LEFT, WAYS, all_leased, all_waiting, leave
-from ._tools import BOTH_LOOPS, at_rest, in_time
+from ._tools import BOTH_LOOPS, at_rest, in_time, needs_internals
 
 if TYPE_CHECKING:
     from psycopg.abc import AdaptContext, Buffer
+
+pytestmark = needs_internals
 
 LOOPS = BOTH_LOOPS
 

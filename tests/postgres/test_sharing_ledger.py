@@ -32,12 +32,14 @@ from ._sharing import (
     warm,
     writes,
 )
-from ._tools import BOTH_LOOPS, eventually, in_time
+from ._tools import BOTH_LOOPS, eventually, in_time, needs_internals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ._tools import Backends
+
+pytestmark = needs_internals
 
 LOOPS = BOTH_LOOPS
 

@@ -15,10 +15,12 @@ import pytest
 from asyncpool import AsyncConnectionPool, PoolTimeout
 
 from ._sharing import all_leased, all_waiting, warm
-from ._tools import BOTH_LOOPS, Proxy, at_rest, in_time
+from ._tools import BOTH_LOOPS, Proxy, at_rest, in_time, needs_internals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+pytestmark = needs_internals
 
 LOOPS = BOTH_LOOPS
 

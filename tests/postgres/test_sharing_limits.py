@@ -17,10 +17,12 @@ from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout, PoolUnavaila
 
 from ._severed import Severed
 from ._sharing import HEAVY, all_leased, all_waiting, started, warm
-from ._tools import BOTH_LOOPS, Backends, at_rest, eventually, in_time, linux
+from ._tools import BOTH_LOOPS, Backends, at_rest, eventually, in_time, linux, needs_internals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+pytestmark = needs_internals
 
 LOOPS = BOTH_LOOPS
 

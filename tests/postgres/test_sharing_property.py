@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ._program_runs import run
-from ._tools import BOTH_LOOPS
+from ._tools import BOTH_LOOPS, needs_internals
 from .sharing import Campaign, excess
 
 if TYPE_CHECKING:
     from ._tools import Backends
+
+pytestmark = needs_internals
 
 LOOPS = BOTH_LOOPS
 

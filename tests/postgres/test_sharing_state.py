@@ -13,10 +13,12 @@ from psycopg.errors import ForeignKeyViolation, ReadOnlySqlTransaction, UniqueVi
 from asyncpool import AsyncConnectionPool
 
 from ._sharing import created_function, started
-from ._tools import BOTH_LOOPS, Backends, at_rest, backend_of, in_time
+from ._tools import BOTH_LOOPS, Backends, at_rest, backend_of, in_time, needs_internals
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+pytestmark = needs_internals
 
 LOOPS = BOTH_LOOPS
 

@@ -15,10 +15,12 @@ from psycopg.errors import UniqueViolation
 from asyncpool import AsyncConnectionPool, PoolTimeout
 
 from ._sharing import HEAVY, blocked, started, warm
-from ._tools import BOTH_LOOPS, Backends, at_rest, eventually, in_time
+from ._tools import BOTH_LOOPS, Backends, at_rest, eventually, in_time, needs_internals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+pytestmark = needs_internals
 
 LOOPS = BOTH_LOOPS
 

@@ -20,7 +20,15 @@ from psycopg.conninfo import make_conninfo
 from asyncpool import AsyncConnectionPool, PoolTimeout
 from benchmarks._network import Network, NoNetwork
 
-from ._tools import Backends, all_usable, backend_of, descriptors, eventually, in_time
+from ._tools import (
+    Backends,
+    all_usable,
+    backend_of,
+    descriptors,
+    eventually,
+    in_time,
+    needs_internals,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -217,6 +225,7 @@ async def test_a_query_that_does_not_arrive_ends_with_an_error(network: Network)
         await all_usable(pool)
 
 
+@needs_internals
 async def test_idle_connections_are_found_and_replaced_with_no_request(network: Network) -> None:
     """No borrower gets one of them; the pool hears of their end from the kernel."""
     async with AsyncConnectionPool(
@@ -280,6 +289,7 @@ async def test_a_ping_ends_at_its_limit(network: Network) -> None:
         await all_usable(pool)
 
 
+@needs_internals
 @pytest.mark.parametrize("pipeline", [False, True])
 def test_a_cancelled_query_raises_at_once(
     run: Run, network: Network, backends: Backends, pipeline: bool
