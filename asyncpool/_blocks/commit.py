@@ -21,7 +21,7 @@ from asyncpool._core.stacks import caller
 from asyncpool._psycopg.driver import ACT, IDLE, INERROR, INTRANS, PsycopgDriver
 from asyncpool._psycopg.internals import SUPPORTED
 from asyncpool._psycopg.open_work import in_two_phase
-from asyncpool._psycopg.transport import Transport
+from asyncpool._psycopg.transport import transport_of
 from asyncpool.errors import PoolError
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ def require_no_lost_work(conn: psycopg.AsyncConnection[Any]) -> None:
         psycopg.OperationalError: work may have been open.
     """
     if conn.closed:
-        transport: Transport | None = getattr(conn, "_transport", None)
+        transport = transport_of(conn)
         was_open = None if transport is None else transport.was_open
         if not conn.autocommit if was_open is None else was_open:
             raise closed_error(conn)
@@ -77,7 +77,7 @@ def closed_error(conn: psycopg.AsyncConnection[Any]) -> psycopg.OperationalError
     error = psycopg.OperationalError(
         f"the connection is closed: the work of the block since its last commit is lost ({conn!r})"
     )
-    transport: Transport | None = getattr(conn, "_transport", None)
+    transport = transport_of(conn)
     error.__cause__ = None if transport is None else transport.ended_by
     return error
 

@@ -11,7 +11,7 @@ import sys
 from asyncio import current_task
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, Generic
+from typing import Generic
 
 import psycopg
 
@@ -21,6 +21,7 @@ from asyncpool._blocks.commit import (
 from asyncpool._blocks.supports import Exc, SupportsBorrowing
 from asyncpool._core.entry import Entry
 from asyncpool._core.stacks import Trace, capture_three
+from asyncpool._psycopg.connection import trace_statements
 from asyncpool._psycopg.driver import ACT
 from asyncpool.errors import ReleaseError
 
@@ -125,20 +126,19 @@ class TracedLease(Lease[ACT]):
             if not self.joined:
                 note(self._entry, capture_three(sys._getframe(1)))
             return conn
-        leased: Any = entry.conn
-        leased._pool = pool
-        leased._traced, leased._last_query = True, None
+        conn = entry.conn
+        conn._pool = pool  # type: ignore[assignment]
+        trace_statements(conn)
         self._entry = entry
         self._number = entry.traced_in = entry.uses
         entry.trace = capture_three(sys._getframe(1))
-        return entry.conn
+        return conn
 
 
 def note(entry: Entry[ACT], trace: Trace) -> None:
     """Record where a connection was acquired."""
     entry.trace, entry.traced_in = trace, entry.uses
-    conn: Any = entry.conn
-    conn._traced, conn._last_query = True, None
+    trace_statements(entry.conn)
 
 
 def is_still_leased(pool: SupportsBorrowing[ACT], conn: ACT, number: int) -> bool:

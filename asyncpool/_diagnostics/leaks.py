@@ -16,6 +16,7 @@ from asyncpool._core.entry import Entry
 from asyncpool._core.pool import Core
 from asyncpool._core.redact import HIDDEN
 from asyncpool._core.stacks import where
+from asyncpool._psycopg.connection import last_query
 from asyncpool._sql.lexer import tokens
 
 MAX_STATEMENT_LENGTH = 500
@@ -73,7 +74,7 @@ def backend_of(conn: psycopg.AsyncConnection[Any]) -> int | None:
 
 def last_statement(conn: psycopg.AsyncConnection[Any]) -> str | None:
     """Return the shortened text of the last statement, without its values; None if unknown."""
-    query = getattr(conn, "_last_query", None)
+    query = last_query(conn)
     if query is None:
         return None
     text = _text(query)

@@ -19,12 +19,12 @@ from asyncpool._pipeline.profiles import INTERNAL, StatementProfiles
 from asyncpool._pipeline.request import AGAIN, LARGE, Request
 from asyncpool._pipeline.statement_cache import cache_of
 from asyncpool._psycopg.internals import Prepare
+from asyncpool._psycopg.transport import transport_of
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
 
     from asyncpool._core.entry import Entry
-    from asyncpool._psycopg.transport import Transport
 
 SYNC, FATAL = int(ExecStatus.PIPELINE_SYNC), int(ExecStatus.FATAL_ERROR)
 ABORTED = int(ExecStatus.PIPELINE_ABORTED)
@@ -58,7 +58,9 @@ class Exchange:
         self.conn = conn = entry.conn
         self.pgconn = conn.pgconn
         """libpq's connection, in pipeline mode."""
-        self.transport: Transport = conn._transport
+        transport = transport_of(conn)
+        assert transport is not None, "bug: a connection that cannot be shared"
+        self.transport = transport
         """The connection's socket."""
         self.requests: deque[Request] = deque()
         """The requests in flight in the order in which they were sent; the first one runs."""

@@ -330,3 +330,14 @@ if not SUPPORTED:
 
     class Connection(psycopg.AsyncConnection[Row]):  # type: ignore[no-redef]
         """psycopg's own connection, where its private parts cannot be used."""
+
+
+def trace_statements(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Start to record the last statement of a connection; any before it is forgotten."""
+    traced: Any = conn
+    traced._traced, traced._last_query = True, None
+
+
+def last_query(conn: object) -> Query | None:
+    """Return the last statement of a connection if it is recorded."""
+    return getattr(conn, "_last_query", None)

@@ -39,7 +39,7 @@ from asyncpool._psycopg.operation import BAD
 from asyncpool._psycopg.own_statements import RESETS, ResetLevel, is_standby, ping, run
 from asyncpool._psycopg.socket_watcher import READY
 from asyncpool._psycopg.sources import Conninfo, Kwargs, check_sources, connect
-from asyncpool._psycopg.transport import Transport
+from asyncpool._psycopg.transport import Transport, transport_of
 
 if sys.version_info >= (3, 13):
     from typing import TypeVar
@@ -226,7 +226,7 @@ class PsycopgDriver(Generic[ACT]):
 
     def has_leftovers(self, conn: ACT) -> bool:
         """Whether a cancelled operation is not finished yet."""
-        transport: Transport | None = getattr(conn, "_transport", None)
+        transport = transport_of(conn)
         return transport is not None and transport.has_leftovers
 
     async def finish_cancelled(self, conn: ACT) -> None:
@@ -245,7 +245,7 @@ class PsycopgDriver(Generic[ACT]):
 
     def is_idle(self, conn: ACT) -> bool:
         """Whether no transaction or operation is open, so that setting attributes needs no wait."""
-        transport: Transport | None = getattr(conn, "_transport", None)
+        transport = transport_of(conn)
         return (
             conn.pgconn.transaction_status == IDLE
             and not in_pipeline(conn)
@@ -292,7 +292,7 @@ class PsycopgDriver(Generic[ACT]):
         """Whether libpq and the socket show no end of the session, without waiting."""
         if conn.pgconn.status == BAD:
             return False
-        transport: Transport | None = getattr(conn, "_transport", None)
+        transport = transport_of(conn)
         if transport is not None:
             return transport.is_up()
         handle = self._handles.get(conn)

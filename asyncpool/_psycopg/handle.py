@@ -18,7 +18,7 @@ from asyncpool._core.driver import Notify
 from asyncpool._psycopg.cancellation import prepare, send_request
 from asyncpool._psycopg.operation import BAD
 from asyncpool._psycopg.socket_watcher import LOST
-from asyncpool._psycopg.transport import INTERRUPTED, MAYBE_STANDBY, Transport
+from asyncpool._psycopg.transport import INTERRUPTED, MAYBE_STANDBY, transport_of
 
 ABORT_TIMEOUT = 0.1
 """Seconds in which the statements of a pipeline are cancelled one by one."""
@@ -91,7 +91,7 @@ class ConnectionHandle:
         self.baseline = Baseline.of(conn)
         # Made in advance: libpq makes none for a closed connection.
         self._cancel = prepare(conn.pgconn)
-        self.transport: Transport | None = getattr(conn, "_transport", None)
+        self.transport = transport_of(conn)
         self._began_as_standby = conn.info.parameter_status("in_hot_standby") == "on"
         self._standby_error: BaseException | None = None
         self.must_discard = False

@@ -262,3 +262,8 @@ class Transport(OperationRunner):
     def _is_in_query(self) -> bool:
         """Whether libpq expects more of a query, or is in pipeline mode."""
         return self.pgconn.transaction_status == ACTIVE or bool(self.pgconn.pipeline_status)
+
+
+def transport_of(conn: object) -> Transport | None:
+    """Return the transport of a connection; None if the pool does not watch its socket."""
+    return getattr(conn, "_transport", None)

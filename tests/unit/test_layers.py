@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import asyncpool
+from asyncpool._psycopg.internals import ATTRIBUTES, OPTIONAL
 
 ROOT = Path(asyncpool.__file__).parent
 FLOORS = [
@@ -39,6 +41,17 @@ ANNEXES = {
 }
 """What each may import besides its own modules: public names only, never one another's insides; but
 what tells statements apart for the tests' server is the lexer that the pool has."""
+
+OWNERS = {"self", "cls"}
+LIBRARIES = {
+    *(name for names in ATTRIBUTES.values() for name in names.split()),
+    *OPTIONAL,
+    "_exit",
+    "_get_running_loop",
+    "_getframe",
+    "_log_destroy_pending",
+}
+"""The underscore attributes of psycopg, asyncio, os and sys that are used."""
 
 
 def imports(path: Path) -> Iterator[tuple[str, str]]:
@@ -104,6 +117,49 @@ def test_there_is_no_circle_inside_a_package(package: str) -> None:
         for others in needs.values():
             others.difference_update(free)
     assert not needs
+
+
+def home(path: Path) -> str:
+    """The package of a file; the public modules count as one."""
+    return path.relative_to(ROOT).parts[0] if path.parent != ROOT else "asyncpool"
+
+
+def private_names(tree: ast.AST) -> Iterator[str]:
+    """The underscore names that a module defines, in its classes too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            if isinstance(node.value, ast.Name) and node.value.id in OWNERS:
+                yield node.attr
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__slots__":
+            yield from ast.literal_eval(node.value)
+
+
+def private_uses(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """The underscore attributes of other objects that a module uses, and the lines."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and re.match("_[^_]", node.attr):
+            owner = ast.unparse(node.value)
+            if owner not in OWNERS and not owner.startswith("super("):
+                yield node.attr, node.lineno
+
+
+@pytest.mark.parametrize("package", sorted({home(path) for path in ROOT.rglob("*.py")}))
+def test_no_package_uses_the_private_attributes_of_another(package: str) -> None:
+    """An object's underscore attributes are for the modules beside its class alone."""
+    trees = {path: ast.parse(path.read_text()) for path in ROOT.rglob("*.py")}
+    own = {path: tree for path, tree in trees.items() if home(path) == package}
+    known = {name for tree in own.values() for name in private_names(tree)} | LIBRARIES
+    found = [
+        f"{path.relative_to(ROOT)}:{line} uses {name}"
+        for path, tree in own.items()
+        for name, line in private_uses(tree)
+        if name not in known
+    ]
+    assert not found
 
 
 def test_the_core_knows_no_driver() -> None:
