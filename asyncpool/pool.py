@@ -20,7 +20,7 @@ from asyncpool._blocks.keys import Keys
 from asyncpool._blocks.lease import Lease, TracedLease
 from asyncpool._blocks.lifecycle import Lifecycle
 from asyncpool._blocks.one_shots import OneShots
-from asyncpool._blocks.options import PoolOptions
+from asyncpool._blocks.options import NO_SLOW_WAIT, PoolOptions
 from asyncpool._blocks.overrides import (
     NAMES,
     OverriddenLease,
@@ -35,7 +35,7 @@ from asyncpool._blocks.supports import Exc
 from asyncpool._core.budget import Budget
 from asyncpool._core.pool import Core
 from asyncpool._core.runtime import Phase
-from asyncpool._core.settings import Settings, count, duration, sizes
+from asyncpool._core.settings import Settings, count, sizes
 from asyncpool._diagnostics.explain import explain
 from asyncpool._diagnostics.leaks import log_leak
 from asyncpool._diagnostics.snapshot import snapshot, snapshot_from_any_thread
@@ -197,7 +197,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT], PoolBlocks[ACT], Lifecycle
         self._blocks = {}
         self._classify = classify
         self._reconnect_failed = reconnect_failed
-        self._slow_wait: tuple[float, Callable[[float], None]] = (math.inf, _ignore)
+        self._slow_wait = NO_SLOW_WAIT
         self._pipeline = bool(pipeline) and not self._is_overridden
         self._shared_size = None if shared_size is None else count("shared_size", shared_size)
         self._core = self._new_core()
@@ -267,26 +267,6 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT], PoolBlocks[ACT], Lifecycle
         before, self._last_pop = self._last_pop, now
         return psycopg_keys(since(now, before))
 
-    def on_slow_wait(self, threshold: float, callback: Callable[[float], None] | None) -> None:
-        """Set a callback for long waits for a connection, including waits that fail.
-
-        The pool calls it right after the wait, in the task that waited. A pool has one callback: a
-        new one replaces the old one.
-
-        Args:
-            threshold: seconds from which a wait is long.
-            callback: a plain function that gets the seconds of the wait; None: no callback.
-
-        Raises:
-            TypeError, ValueError: an argument is invalid.
-        """
-        limit = duration("threshold", threshold)
-        if callback is not None and not callable(callback):
-            msg = f"callback must be callable or None: got {callback!r}"
-            raise TypeError(msg)
-        self._slow_wait = (math.inf, _ignore) if callback is None else (limit, callback)
-        self._core.slow_wait, self._core.on_slow_wait = self._slow_wait
-
     def explain(self) -> Explanation:
         """Explain who has which connection, who waits, what failed and what to do.
 
@@ -345,10 +325,6 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT], PoolBlocks[ACT], Lifecycle
 give_hints(AsyncConnectionPool)
 ORIGINALS = {name: getattr(AsyncConnectionPool, name) for name in NAMES}
 """The pool's own methods, to detect which ones a subclass overrides."""
-
-
-def _ignore(waited: float) -> None:
-    """Ignore a slow wait."""
 
 
 def _report_leak(pool: weakref.ref[AsyncConnectionPool[Any]], *leak: Any) -> None:

@@ -5,16 +5,25 @@ Setting an invalid value raises and changes nothing.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Callable
 from typing import Any
 
 from asyncpool._core.pool import Core
+from asyncpool._core.settings import duration
 from asyncpool._psycopg.driver import PsycopgDriver
 from asyncpool._psycopg.sources import Conninfo, Kwargs, check_sources
+
+SlowWait = tuple[float, Callable[[float], None]]
+
+NO_SLOW_WAIT: SlowWait = (math.inf, lambda _: None)
 
 
 class PoolOptions:
     """The options of a pool as attributes."""
+
+    _slow_wait: SlowWait
+    """The threshold in seconds and the callback of `on_slow_wait`."""
 
     _core: Core[Any]
     _driver: PsycopgDriver[Any]
@@ -107,6 +116,25 @@ class PoolOptions:
     def reconnect_timeout(self, seconds: float) -> None:
         self._change(reconnect_timeout=seconds)
 
+    def on_slow_wait(self, threshold: float, callback: Callable[[float], None] | None) -> None:
+        """Set a callback for long waits for a connection, including waits that fail.
+
+        The pool calls it right after the wait, in the task that waited. A pool has one callback: a
+        new one replaces the old one.
+
+        Args:
+            threshold: seconds from which a wait is long.
+            callback: a plain function that gets the seconds of the wait; None: no callback.
+
+        Raises:
+            TypeError, ValueError: an argument is invalid.
+        """
+        limit = duration("threshold", threshold)
+        if callback is not None and not callable(callback):
+            msg = f"callback must be callable or None: got {callback!r}"
+            raise TypeError(msg)
+        self._slow_wait = NO_SLOW_WAIT if callback is None else (limit, callback)
+        self._core.slow_wait, self._core.on_slow_wait = self._slow_wait
+
     def _change(self, **numbers: Any) -> None:
-        ledger = self._core.ledger
-        ledger.settings = replace(ledger.settings, **numbers)
+        self._core.change(**numbers)

@@ -8,45 +8,36 @@ part would be committed with the rest.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import weakref
 from asyncio import current_task
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
-import anyio
 import psycopg
 
 from asyncpool._blocks.commit import (
     commit,
     failed_error,
     has_failed,
-    run_shielded,
     wait_for_cancelled,
 )
 from asyncpool._blocks.generators import Generator
+from asyncpool._blocks.session_connection import SessionConnection, Work
 from asyncpool._core.pool import Core
-from asyncpool._core.redact import describe
 from asyncpool._core.settings import duration
-from asyncpool._psycopg.cursor import SELF_DEADLOCK, Lock
-from asyncpool._psycopg.driver import ACT, IDLE, PsycopgDriver
+from asyncpool._psycopg.cursor import SELF_DEADLOCK
+from asyncpool._psycopg.driver import ACT, PsycopgDriver
 from asyncpool._psycopg.open_work import (
-    in_pipeline,
-    nothing_else_open,
     open_blocks,
     restore_open_blocks,
     sync,
 )
-from asyncpool._psycopg.operation import ACTIVE
 from asyncpool.errors import PoolDeadlock, PoolError, ReleaseError
 
-T = TypeVar("T")
-Work = Callable[[], Awaitable[T]]
 
-
-class Session(Generic[ACT]):
+class Session(SessionConnection[ACT]):
     """One lease of a connection, and the nested blocks that use it.
 
     Args:
@@ -66,24 +57,15 @@ class Session(Generic[ACT]):
         conn: ACT,
         task: asyncio.Task[Any],
     ) -> None:
-        self.conn = conn
-        self.task = task
-        self.entry = core.ledger.leased[conn]
-        self.core = core
-        self.driver = driver
-        self._number = self.entry.uses
+        super().__init__(core, driver, conn, task)
         self._joins: list[Join[ACT]] = []
         """The blocks inside, the innermost last."""
         self._borrowed = 0
         """The number of uses by `getconn()` or `acquire()`, without a block."""
-        self._pending: asyncio.Task[Any] | None = None
-        """The background task that works, or worked last, on the connection."""
         self._generators: list[weakref.ref[Generator]] = []
         """The async generators in which the session was entered."""
         self.used_outside = False
         """Whether an open transaction was used while such a generator was suspended."""
-        self.undo_error: Exception | None = None
-        """The error of an undo that failed, for which the pool discarded the connection."""
 
     def watch(self, generator: Generator, abandoned: Callable[[object], None]) -> None:
         """Watch a generator in which the session is entered.
@@ -130,29 +112,6 @@ class Session(Generic[ACT]):
         raise self._error(
             "was closed, as a part of its work could not be undone"
         ) from self.undo_error
-
-    async def _waits_for_itself(self) -> bool:
-        """Whether a stream(), COPY or notifies() of this task is open on the connection."""
-        conn = self.conn
-        lock: asyncio.Lock = conn.lock
-        if lock.locked():
-            return isinstance(lock, Lock) and await lock.is_own()
-        # A COPY does not hold the lock between its steps, but no other statement can begin.
-        return (
-            conn.pgconn.transaction_status == ACTIVE
-            and not in_pipeline(conn)
-            and not self.busy
-            and not self.driver.has_leftovers(conn)
-        )
-
-    async def _wait_for_lock(self, limit: float) -> None:
-        """Wait until another operation on the connection has ended."""
-        try:
-            async with asyncio.timeout(None if limit == math.inf else limit), self.conn.lock:
-                pass
-        except TimeoutError:
-            why = "another operation runs on the session's connection: end it first"
-            raise self.core.errors.timed_out(limit, why) from None
 
     async def join(self, timeout: float | None, *, begin: bool = False) -> Join[ACT]:
         """Begin a block inside: a savepoint if a transaction is open.
@@ -227,19 +186,6 @@ class Session(Generic[ACT]):
         while self._joins and self._joins[-1].out_of_order:
             await self.undo(self._joins.pop().undo)
 
-    async def run_in_pool_task(self, work: Work[T]) -> T:
-        """Run work in a background task, shielded from anyio scopes, and wait for it."""
-        return await run_shielded(partial(self._run_in_pool_task, work))
-
-    async def undo(self, work: Work[object]) -> None:
-        """Undo a part of the work in a background task; if that fails, discard the connection.
-
-        A `task.cancel()` ends only the wait for it; then the next use of the connection waits.
-        """
-        task = self._start(self._undo_after(self._pending if self.busy else None, work))
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait({task})
-
     async def undo_all(self, then: Work[object] | None = None) -> None:
         """Wait for the background task, then undo all blocks inside, then run `then`."""
         if self._pending is not None:
@@ -253,18 +199,6 @@ class Session(Generic[ACT]):
     def innermost(self) -> Join[ACT] | None:
         """The block inside that was entered last, if any."""
         return self._joins[-1] if self._joins else None
-
-    @property
-    def busy(self) -> bool:
-        """Whether a background task works on the connection."""
-        return self._pending is not None and not self._pending.done()
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether neither a transaction nor a pipeline is open."""
-        conn = self.conn
-        idle = conn.pgconn.transaction_status == IDLE
-        return idle and nothing_else_open(conn)
 
     @property
     def is_clean(self) -> bool:
@@ -290,55 +224,6 @@ class Session(Generic[ACT]):
             "is rolled back: the async generator that holds the session was closed early, which"
             " also undoes one-shots and blocks that the task ran outside the generator"
         )
-
-    def holds(self) -> bool:
-        """Whether the session's lease of the connection still lasts."""
-        return self.core.lease_number(self.conn) == self._number
-
-    def _error(self, what: str) -> ReleaseError:
-        pool, task = self.core.settings.name, self.task.get_name()
-        return ReleaseError(f"pool {pool!r}: {self.conn!r}, in the session of {task!r}, {what}")
-
-    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        self._pending = task = self.core.runtime.tasks.spawn(work, "session")
-        return task
-
-    async def _run_in_pool_task(self, work: Work[T]) -> T:
-        task = self._start(self._run_after(self._pending if self.busy else None, work))
-        await asyncio.wait({task})
-        if task.cancelled():
-            raise self.core.errors.closed()
-        value, error = task.result()
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error, task  # its traceback has this frame
-        return value  # type: ignore[return-value]
-
-    async def _run_after(
-        self, before: asyncio.Task[Any] | None, work: Work[T]
-    ) -> tuple[T | None, Exception | None]:
-        if before is not None:
-            await asyncio.wait({before})
-        try:
-            return await work(), None
-        except Exception as error:  # noqa: BLE001 - the waiting task raises it
-            return None, error
-
-    async def _undo_after(self, before: asyncio.Task[Any] | None, work: Work[object]) -> None:
-        try:
-            with anyio.fail_after(self.core.settings.clean_timeout):
-                if before is not None:
-                    await asyncio.wait({before})
-                await work()
-        except Exception as error:  # noqa: BLE001 - whatever it was, the rest must not be kept
-            if self.holds() and not self.conn.closed:
-                self.undo_error = error.with_traceback(None)
-                said = describe(error)
-                text = f"work of a session could not be undone, its connection is closed: {said}"
-                self.core.runtime.record("reset failed", text, logging.WARNING, error=said)
-                self.core.store.discard(self.entry)
 
 
 class Join(Generic[ACT]):

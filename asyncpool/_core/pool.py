@@ -10,6 +10,7 @@ import math
 import sys
 from asyncio import current_task, get_running_loop
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -132,6 +133,15 @@ class Core(Leasing[C]):
     def close_unopened(self) -> None:
         """Close a pool that has no connections: it was never opened."""
         self.runtime.phase = Phase.CLOSED
+
+    def change(self, **settings: Any) -> None:
+        """Change settings that need no further action, such as `timeout` or the name.
+
+        Raises:
+            TypeError, ValueError: a setting is invalid; nothing changes.
+        """
+        self.ledger.settings = changed = replace(self.settings, **settings)
+        self.runtime.name = changed.name
 
     def resize(self, min_size: int, max_size: int) -> None:
         """Set new sizes; close surplus idle connections now and leased ones when released."""

@@ -134,7 +134,8 @@ def names(file: Path) -> set[str]:
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef):
             methods = (ast.FunctionDef, ast.AsyncFunctionDef)
-            found |= {f"{node.name}.{each.name}" for each in node.body if isinstance(each, methods)}
+            inside = ast.walk(node)  # under a condition too
+            found |= {f"{node.name}.{each.name}" for each in inside if isinstance(each, methods)}
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             found.add(node.target.id)
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):

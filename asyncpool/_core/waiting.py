@@ -1,0 +1,154 @@
+"""Requests that wait for a connection: how they join the queue, and how their wait ends.
+
+Each wait is counted once, however it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from asyncio import get_running_loop
+from collections.abc import Callable
+from typing import Generic
+
+from asyncpool._core.driver import C
+from asyncpool._core.entry import Entry
+from asyncpool._core.error_factory import ErrorFactory
+from asyncpool._core.lease_monitor import LeaseMonitor
+from asyncpool._core.ledger import Ledger
+from asyncpool._core.outage_controller import OutageController
+from asyncpool._core.runtime import Phase, Runtime
+from asyncpool._core.store import ConnectionStore
+from asyncpool._core.wait_queue import Waiter
+from asyncpool.errors import PoolTimeout
+
+
+class Waiting(Generic[C]):
+    """The waits of one pool.
+
+    Args:
+        ledger: has the queue.
+        runtime: the clock and the counters.
+        store: opens the connections that are wanted.
+        outages: says whether waiting is useless.
+        errors: makes the errors for requests.
+        lease_monitor: runs while requests wait.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger[C],
+        runtime: Runtime,
+        *,
+        store: ConnectionStore[C],
+        outages: OutageController[C],
+        errors: ErrorFactory,
+        lease_monitor: LeaseMonitor[C],
+    ) -> None:
+        self.ledger = ledger
+        self.runtime = runtime
+        self.store = store
+        self.outages = outages
+        self.errors = errors
+        self.lease_monitor = lease_monitor
+        self.home: asyncio.AbstractEventLoop | None = None
+        """The event loop on which the pool was opened."""
+        self.slow_wait = math.inf
+        """Duration in seconds from which a wait is reported to `on_slow_wait`, by its own task."""
+        self.on_slow_wait: Callable[[float], None] = lambda _: None
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.runtime.phase is Phase.CLOSED
+
+    def admit(self) -> None:
+        """Raise an error unless the pool is usable on the running event loop."""
+        if self.closed:
+            raise self.errors.closed()
+        if self.home is not get_running_loop():
+            raise self.errors.wrong_loop(self.home)
+
+    def queue(self, waiter: Waiter[Entry[C]], timeout: float, arrived_at: float | None) -> None:
+        """Add a request to the wait queue.
+
+        Args:
+            waiter: its `notify` is called when it is served or failed.
+            timeout: its time limit in seconds, for the error message.
+            arrived_at: when the request first arrived, if it rejoins the queue; else None.
+
+        Raises:
+            PoolTimeout, TooManyRequests, PoolClosed, PoolUnavailable: as for `acquire`.
+        """
+        ledger, now = self.ledger, waiter.joined_at
+        queue, limits = ledger.queue, ledger.settings
+        try:
+            if self.closed:
+                raise self.errors.closed()
+            if waiter.deadline <= now:
+                raise self.errors.timed_out(timeout)
+            if limits.max_waiting and queue.length >= limits.max_waiting and arrived_at is None:
+                raise self.errors.too_many(queue.length)
+            queue.admit(waiter)
+            if ledger.budget is not None:
+                since = now if arrived_at is None else arrived_at
+                ledger.budget._note_waiter(ledger, waiter, since)
+            if self.lease_monitor.timer.at == math.inf:
+                self.lease_monitor.start()
+            if len(ledger.entries) < limits.max_size:
+                self.store.refill()
+            if waiter.waiting and self.outages.is_unavailable():
+                raise self.errors.unavailable()
+        except BaseException as error:
+            self._leave(waiter)
+            self.count_failure(error)
+            raise
+        self.runtime.counters.requests_queued += arrived_at is None
+
+    def served(self, waiter: Waiter[Entry[C]]) -> Entry[C]:
+        """Return the entry that a waiter was served, or raise its error."""
+        if waiter.error is not None:
+            raise waiter.error
+        entry, waiter.served = waiter.served, None
+        assert entry is not None, "bug: a waiter woke up with neither item nor error"
+        entry.holder = waiter.task
+        self.end_wait(waiter, entry.leased_at)
+        return entry
+
+    def abandon_wait(self, waiter: Waiter[Entry[C]], error: BaseException) -> None:
+        """Remove a waiter whose wait ended in an error, and count the request."""
+        self.end_wait(waiter, self.runtime.time())
+        self._leave(waiter)
+        self.count_failure(error)
+
+    def end_wait(self, waiter: Waiter[Entry[C]], now: float) -> None:
+        """Note the duration of a wait, however it has ended."""
+        waiter.task = None
+        waiter.waited = now - waiter.joined_at
+        self.runtime.counters.note_wait(waiter.waited)
+
+    def report_wait(self, waited: float) -> None:
+        """Report a wait to `on_slow_wait` if it was long."""
+        if waited >= self.slow_wait:
+            try:
+                self.on_slow_wait(waited)
+            except Exception:  # noqa: BLE001 - it is logged
+                self.runtime.log_exception("slow wait", "the on_slow_wait callback failed")
+
+    def _leave(self, waiter: Waiter[Entry[C]]) -> None:
+        """Remove a waiter, and pass on an entry that it was served already."""
+        entry = self.ledger.queue.leave(waiter)
+        ended = self.home is None or self.home.is_closed()
+        if entry is not None and not ended:
+            self.ledger.cancel_lease(entry)
+            if self.ledger.take_back(entry.conn) is not None:
+                self.store.put(entry, self.runtime.time())
+
+    def count_failure(self, error: BaseException) -> None:
+        """Count a request that was not served."""
+        counters = self.runtime.counters
+        if isinstance(error, asyncio.CancelledError):
+            counters.requests_cancelled += 1
+        else:
+            counters.requests_failed += 1
+            counters.requests_timed_out += isinstance(error, PoolTimeout)
