@@ -8,6 +8,7 @@ thread, and with it the event loop, until the request is sent: for minutes on a 
 from __future__ import annotations
 
 import asyncio
+import os
 from asyncio import get_running_loop
 from contextlib import suppress
 from typing import Any
@@ -119,11 +120,13 @@ async def _wait_ready(descriptor: int, *, to_read: bool) -> None:
     watch, unwatch = (
         (loop.add_reader, loop.remove_reader) if to_read else (loop.add_writer, loop.remove_writer)
     )
+    owner = os.getpid()
     watch(descriptor, _set_done, ready)
     try:
         await ready
     finally:
-        unwatch(descriptor)
+        if os.getpid() == owner:  # a forked child shares the selector with its parent
+            unwatch(descriptor)
 
 
 def _set_done(ready: asyncio.Future[None]) -> None:
