@@ -10,18 +10,14 @@ import asyncio
 import weakref
 from asyncio import _get_running_loop as running_loop
 from asyncio import current_task, get_running_loop
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 from asyncpool._core.check import Check
+from asyncpool._core.counters import Counters
 from asyncpool._core.driver import C, Driver
 from asyncpool._core.entry import RETIRED, Entry
-from asyncpool._core.error_factory import ErrorFactory
-from asyncpool._core.lease_monitor import LeaseMonitor
-from asyncpool._core.ledger import Ledger
-from asyncpool._core.outage_controller import OutageController
-from asyncpool._core.runtime import Runtime
 from asyncpool._core.settings import duration
-from asyncpool._core.store import ConnectionStore
 from asyncpool._core.wait_queue import Waiter
 from asyncpool._core.waiting import Waiting
 from asyncpool.errors import PoolClosed, ReleaseError
@@ -32,51 +28,21 @@ After a longer time, a busy event loop may not have processed the loss yet."""
 
 
 class Leasing(Waiting[C]):
-    """The leases of one pool.
+    """The leases of one pool. `Core` sets the attributes."""
 
-    Args:
-        ledger: decides who gets which connection.
-        runtime: the clock, tasks and counters.
-        driver: says which connections are alive and clean.
-        store: cleans and closes connections.
-        outages: says whether waiting is useless.
-        errors: makes the errors for requests.
-        lease_monitor: runs while requests wait.
-        check: checks each connection before it is leased, if the user has a check.
-    """
-
-    def __init__(
-        self,
-        ledger: Ledger[C],
-        runtime: Runtime,
-        driver: Driver[C],
-        *,
-        store: ConnectionStore[C],
-        outages: OutageController[C],
-        errors: ErrorFactory,
-        lease_monitor: LeaseMonitor[C],
-        check: Check[C] | None,
-    ) -> None:
-        super().__init__(
-            ledger,
-            runtime,
-            store=store,
-            outages=outages,
-            errors=errors,
-            lease_monitor=lease_monitor,
-        )
-        self.check = check
-        self._driver = driver
-        self._now = runtime.time
-        """`runtime.time`, bound once more for the fast path."""
-        self._counters = runtime.counters
-        self._uses = runtime.counters.use.fresh
-        self._open_on: asyncio.AbstractEventLoop | None = None
-        """`home` while the pool is open; None before and after that."""
-        self._unchecked_on: asyncio.AbstractEventLoop | None = None
-        """`_open_on`, or None where a connection is checked before it is leased."""
-        self.orphaned: weakref.WeakSet[C] = weakref.WeakSet()
-        """Connections leased on an event loop that has ended."""
+    check: Check[C] | None
+    """Checks each connection before it is leased, if the user has a check."""
+    orphaned: weakref.WeakSet[C]
+    """Connections leased on an event loop that has ended."""
+    _driver: Driver[C]
+    _now: Callable[[], float]
+    """`runtime.time`, bound once more for the fast path; so are the next two."""
+    _counters: Counters
+    _uses: deque[float]
+    _open_on: asyncio.AbstractEventLoop | None
+    """`home` while the pool is open; None before and after that."""
+    _unchecked_on: asyncio.AbstractEventLoop | None
+    """`_open_on`, or None where a connection is checked before it is leased."""
 
     @property
     def usable(self) -> bool:
@@ -119,15 +85,15 @@ class Leasing(Waiting[C]):
                 return False
         except RuntimeError:
             return False  # no loop is running: the caller outlived the loop that it used
-        entry = self.ledger.leased.get(conn)
-        if entry is None:
+        ledger = self.ledger
+        if (entry := ledger.leased.get(conn)) is None:
             return False
         now = self._now()
         # `Counters.note_use`, inlined to save a call.
         spent = now - entry.leased_at
         self._counters.use_time += spent
         self._uses.append(spent)
-        if not self.ledger.give_back(entry, now):
+        if not ledger.give_back(entry, now):
             self.store.discard(entry)
         return True
 

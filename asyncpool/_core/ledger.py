@@ -127,17 +127,16 @@ class Ledger(Generic[C]):
 
         Its lease ends; if requests wait, that of the first one begins.
         """
-        conn = entry.conn
         entry.used_at = now
         entry.holder = None
         if entry.expires_at <= now or self.oversize:
-            del self.leased[conn]
+            del self.leased[entry.conn]
             return self.give(entry, now)
         if self.queue.length:
             entry.leased_at = now
             entry.uses += 1
             return self.queue.serve(entry)
-        del self.leased[conn]
+        del self.leased[entry.conn]
         if not self._keeps_idle:
             return False
         entry.state = IDLE

@@ -8,6 +8,7 @@ import contextvars
 import logging
 import math
 import sys
+import weakref
 from asyncio import current_task, get_running_loop
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
@@ -49,8 +50,8 @@ class Core(Leasing[C]):
         classify: returns what an error means for the pool.
         on_leak: called with the entry and a description when a lease lasts too long or is
             reclaimed.
-        listens: whether a connection must stay open without a holder, because it is being listened
-            on.
+        is_listening: whether a connection must stay open without a holder, because it is being
+            listened on.
         budget: the limit shared with other pools.
         random: the source of jitter.
     """
@@ -69,14 +70,15 @@ class Core(Leasing[C]):
         random: Random | None = None,
     ) -> None:
         random = random or Random()
-        ledger: Ledger[C] = Ledger(settings, self._timeout_error, budget)
-        runtime, outage = Runtime(settings.name), Outage(random)
-        errors = ErrorFactory(ledger, outage, runtime)
-        outages = OutageController(
-            ledger, runtime, outage, Timer(self._on_retry), on_outage, classify
+        self.ledger = ledger = Ledger[C](settings, self._timeout_error, budget)
+        self.runtime = runtime = Runtime(settings.name)
+        outage, timer = Outage(random), Timer(self._on_retry)
+        self.errors = errors = ErrorFactory(ledger, outage, runtime)
+        self.outages = outages = OutageController(
+            ledger, runtime, outage, timer, on_outage, classify
         )
         self.readiness = Readiness(ledger, runtime, outages, self._refill)
-        store = ConnectionStore(
+        self.store = store = ConnectionStore(
             ledger,
             driver,
             runtime,
@@ -88,20 +90,19 @@ class Core(Leasing[C]):
             healthy_when_opened=check is None,
         )
         self._failures = FailureHandler(ledger, runtime, outages, store)
-        super().__init__(
-            ledger,
-            runtime,
-            driver,
-            store=store,
-            outages=outages,
-            errors=errors,
-            lease_monitor=LeaseMonitor(
-                ledger, runtime, errors, on_leak, is_listening, release=self.release
-            ),
-            check=None
-            if check is None
-            else Check(check, ledger, runtime, outages=outages, store=store, errors=errors),
+        self.lease_monitor = LeaseMonitor(
+            ledger, runtime, errors, on_leak, is_listening, release=self.release
         )
+        self.check = None
+        if check is not None:
+            self.check = Check(check, ledger, runtime, outages=outages, store=store, errors=errors)
+        self.slow_wait, self.on_slow_wait = math.inf, lambda _: None
+        self.orphaned = weakref.WeakSet()
+        self.home = self._open_on = self._unchecked_on = None
+        self._driver = driver
+        self._now = runtime.time
+        self._counters = runtime.counters
+        self._uses = runtime.counters.use.fresh
         self._closing: asyncio.Task[None] | None = None
         self.opened_at = 0.0
         """The instant at which the pool was opened."""

@@ -24,38 +24,19 @@ from asyncpool.errors import PoolTimeout
 
 
 class Waiting(Generic[C]):
-    """The waits of one pool.
+    """The waits of one pool. `Core` sets the attributes."""
 
-    Args:
-        ledger: has the queue.
-        runtime: the clock and the counters.
-        store: opens the connections that are wanted.
-        outages: says whether waiting is useless.
-        errors: makes the errors for requests.
-        lease_monitor: runs while requests wait.
-    """
-
-    def __init__(
-        self,
-        ledger: Ledger[C],
-        runtime: Runtime,
-        *,
-        store: ConnectionStore[C],
-        outages: OutageController[C],
-        errors: ErrorFactory,
-        lease_monitor: LeaseMonitor[C],
-    ) -> None:
-        self.ledger = ledger
-        self.runtime = runtime
-        self.store = store
-        self.outages = outages
-        self.errors = errors
-        self.lease_monitor = lease_monitor
-        self.home: asyncio.AbstractEventLoop | None = None
-        """The event loop on which the pool was opened."""
-        self.slow_wait = math.inf
-        """Duration in seconds from which a wait is reported to `on_slow_wait`, by its own task."""
-        self.on_slow_wait: Callable[[float], None] = lambda _: None
+    ledger: Ledger[C]
+    runtime: Runtime
+    store: ConnectionStore[C]
+    outages: OutageController[C]
+    errors: ErrorFactory
+    lease_monitor: LeaseMonitor[C]
+    home: asyncio.AbstractEventLoop | None
+    """The event loop on which the pool was opened."""
+    slow_wait: float
+    """Duration in seconds from which a wait is reported to `on_slow_wait`, by its own task."""
+    on_slow_wait: Callable[[float], None]
 
     @property
     def closed(self) -> bool:
