@@ -12,6 +12,7 @@ from random import Random
 from typing import Any, ParamSpec
 
 import looptime
+import pytest
 
 from asyncpool import Budget
 from asyncpool._core.driver import Notify
@@ -247,3 +248,34 @@ def join(
     waiter: Waiter[Any] = Waiter(line.ticket() if ticket is None else ticket, now, deadline)
     line.admit(waiter)
     return waiter
+
+
+def at_once(coroutine: Any) -> Any:
+    """Run a coroutine that must not suspend, and return its result."""
+    with pytest.raises(StopIteration) as end:
+        coroutine.send(None)
+    return end.value.value
+
+
+async def take(core: Core[FakeConn], timeout: float | None = None) -> FakeConn:
+    return core.acquire_now() or await core.acquire(timeout)
+
+
+async def take_all(core: Core[FakeConn]) -> list[FakeConn]:
+    return [await take(core) for _ in range(core.settings.max_size)]
+
+
+def start(core: Core[FakeConn], timeout: float | None = None) -> asyncio.Task[FakeConn]:
+    return asyncio.create_task(core.acquire(timeout))
+
+
+async def check_alive(conn: FakeConn) -> None:
+    """A check that takes no time."""
+    if not conn.alive:
+        raise Broken
+
+
+def go_bad(conns: list[FakeConn]) -> None:
+    """Break connections without notifying the pool."""
+    for conn in conns:
+        conn.alive = False

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from asyncpool._diagnostics.explain import MAX_WAITERS, explain
+from asyncpool._diagnostics.explain import MAX_WAITERS, explain, leases
 from asyncpool.errors import PoolTimeout
-from tests.unit._tools import Driver, fails, running, settle, slow, use, virtual_time
+from tests.unit._tools import Driver, fails, running, settle, slow, start, use, virtual_time
 
 
 @virtual_time
@@ -142,3 +142,34 @@ async def test_a_timeout_is_counted_apart_from_other_failures() -> None:
         assert (stats.requests_failed, stats.requests_timed_out) == (2, 1)
         assert (stats.wait.count, stats.wait.max) == (1, 5.0)
         assert stats.connect.count == 1
+
+
+@virtual_time
+async def test_leases_name_their_holders_with_the_longest_first() -> None:
+    """Each lease has its task and its age."""
+    async with running(Driver(), 2, 2) as core:
+        for name in ("first", "second"):
+            asyncio.create_task(use(core, 5.0), name=name)  # noqa: RUF006
+            await asyncio.sleep(1.0)
+        found = leases(core)
+        assert [lease.holder for lease in found] == ["first", "second"]
+        assert found[0].age == pytest.approx(2.0, abs=0.001)
+        await asyncio.sleep(5.0)
+        assert leases(core) == []
+
+
+@virtual_time
+async def test_the_explanation_has_numbers_holders_and_advice() -> None:
+    """The text is for a person to read."""
+    async with running(Driver(), 1, 1) as core:
+        asyncio.create_task(use(core, 40.0), name="hoarder")  # noqa: RUF006
+        await settle()
+        waiting = start(core, 60.0)
+        await asyncio.sleep(35.0)
+        text = str(explain(core))
+        assert "size 1 of 1 to 1: 0 idle, 1 leased" in text
+        assert "leased for 35.000 s by hoarder: <conn 1>" in text
+        assert "1 waiting\n  the first for 35.000 s" in text
+        assert "raise max_size" in text
+        assert "is it ever returned?" in text
+        core.release(await waiting)

@@ -1,0 +1,171 @@
+"""The user's `check` of each connection before it is leased."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+
+import pytest
+
+from asyncpool._diagnostics.snapshot import snapshot
+from asyncpool.errors import (
+    PoolTimeout,
+)
+from tests.sim.fake import Broken, FakeConn
+from tests.unit._tools import (
+    Driver,
+    check_alive,
+    go_bad,
+    never,
+    now,
+    running,
+    settle,
+    start,
+    take,
+    take_all,
+    use,
+    virtual_time,
+)
+
+
+class TestCheck:
+    @virtual_time
+    async def test_every_connection_is_checked_before_it_is_leased(self) -> None:
+        """An idle connection is checked too."""
+        checked: list[FakeConn] = []
+
+        async def check(conn: FakeConn) -> None:
+            checked.append(conn)
+
+        async with running(Driver(), 1, check=check) as core:
+            conns = [await take(core)]
+            core.release(conns[0])
+            conns.append(await take(core))
+            assert checked == conns
+
+    @virtual_time
+    async def test_a_check_runs_with_the_context_variables_of_its_caller(self) -> None:
+        """The check belongs to the request."""
+        request: ContextVar[str] = ContextVar("request", default="none")
+        found: list[str] = []
+
+        async def check(_: FakeConn) -> None:
+            found.append(request.get())
+
+        async with running(Driver(), 1, 1, check=check) as core:
+            request.set("mine")
+            await use(core)
+            assert found == ["mine"]
+
+    @virtual_time
+    async def test_after_a_failed_check_the_next_is_tried_at_once(self) -> None:
+        """Back-off applies to connects only; no time passes."""
+        driver = Driver()
+        async with running(driver, 5, 5, check=check_alive) as core:
+            good, *bad = [await take(core) for _ in range(5)]
+            for conn in (good, *bad):
+                core.release(conn)
+            go_bad(bad)
+            began = now()
+            assert await core.acquire(None) is good
+            assert now() == began
+            assert snapshot(core).lost == 4
+            await settle()
+            assert core.ledger.size == 5
+
+    @virtual_time
+    async def test_when_all_idle_ones_fail_their_check_a_new_one_is_opened_at_once(self) -> None:
+        """There is no back-off, because no connect has failed."""
+        driver = Driver()
+        async with running(driver, 3, 3, check=check_alive) as core:
+            conns = await take_all(core)
+            for conn in conns:
+                core.release(conn)
+            go_bad(conns)
+            began = now()
+            assert await core.acquire(None) not in conns
+            assert now() == began
+
+    @virtual_time
+    async def test_new_connections_that_fail_their_check_cause_a_back_off(self) -> None:
+        """A failed check of a new connection counts as a failed connect."""
+
+        async def check(conn: FakeConn) -> None:
+            raise Broken
+
+        driver = Driver()
+        async with running(driver, 0, 4, check=check) as core:
+            with pytest.raises(PoolTimeout) as late:
+                await core.acquire(5.0)
+            assert len(driver.conns) < 20
+            assert isinstance(late.value.__cause__, Broken)
+
+    @virtual_time
+    async def test_a_check_that_hangs_does_not_outlast_the_deadline(self) -> None:
+        """The caller gets its error in time, and the connection is not lost."""
+        driver, end = Driver(), asyncio.Event()
+
+        async def check(conn: FakeConn) -> None:
+            await end.wait()
+
+        async with running(driver, 1, 1, check=check) as core:
+            began = now()
+            with pytest.raises(PoolTimeout):
+                await core.acquire(2.0)
+            assert now() - began == pytest.approx(2.0)
+            assert not core.ledger.leased
+            end.set()
+            await settle()
+            assert len(core.ledger.idle) == 1
+            assert len(driver.conns) == 1
+
+    @virtual_time
+    async def test_a_check_that_goes_on_hanging_costs_the_connection(self) -> None:
+        """The connection is replaced after `clean_timeout`."""
+        driver = Driver()
+        hang = True
+
+        async def check(conn: FakeConn) -> None:
+            if hang:
+                await never()
+
+        async with running(driver, 1, 1, check=check) as core:
+            with pytest.raises(PoolTimeout):
+                await core.acquire(2.0)
+            hang = False
+            await asyncio.sleep(core.settings.clean_timeout + 0.1)
+            assert driver.conns[0].closed
+            assert await core.acquire(1.0) is driver.conns[1]
+
+    @virtual_time
+    async def test_a_caller_cancelled_during_its_check_leaks_nothing(self) -> None:
+        """The check runs to its end, and the connection becomes idle again."""
+        driver = Driver()
+
+        async def check(conn: FakeConn) -> None:
+            await asyncio.sleep(1.0)
+
+        async with running(driver, 1, 1, check=check) as core:
+            task = start(core)
+            await asyncio.sleep(0.5)
+            task.cancel()
+            await settle()
+            assert task.cancelled()
+            await asyncio.sleep(1.0)
+            assert len(core.ledger.idle) == 1
+            assert snapshot(core).requests_cancelled == 1
+
+    @virtual_time
+    async def test_with_timeout_zero_a_check_may_take_ping_timeout(self) -> None:
+        """`timeout=0` does not wait for a connection, but has to wait for its check."""
+
+        async def check(conn: FakeConn) -> None:
+            await asyncio.sleep(1.0)
+
+        async with running(Driver(), 1, 1, check=check, ping_timeout=3.0) as core:
+            core.release(await core.acquire(0))
+        async with running(Driver(), 1, 1, check=check, ping_timeout=0.5) as core:
+            began = now()
+            with pytest.raises(PoolTimeout):
+                await core.acquire(0)
+            assert now() - began == pytest.approx(0.5)
