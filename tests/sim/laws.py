@@ -27,7 +27,7 @@ from asyncpool.errors import (
     PoolUnavailable,
     TooManyRequests,
 )
-from tests.sim.fake import FakeConn, FakeDriver
+from tests.fake import FakeConn, FakeDriver
 from tests.sim.loop import VirtualLoop
 
 REFUSALS = (PoolTimeout, PoolUnavailable, PoolDeadlock, TooManyRequests, PoolClosed)

@@ -30,7 +30,7 @@ from asyncpool._core.entry import State
 from asyncpool._core.maintenance import make_round
 from asyncpool._core.pool import Core
 from asyncpool._core.settings import Settings
-from tests.sim.fake import Broken, FakeConn, FakeDriver
+from tests.fake import Broken, FakeConn, FakeDriver
 from tests.sim.laws import REFUSALS, LawBroken, Laws
 from tests.sim.loop import VirtualLoop
 
@@ -42,12 +42,12 @@ class CuedDriver(FakeDriver):
     """A driver whose calls hang until they get a cue to end."""
 
     def __init__(self) -> None:
-        super().__init__(Random(0))
+        super().__init__()
         self.calls: list[tuple[Future[str], FakeConn | None]] = []
         self.at_once = False
         """Whether every call succeeds without a cue now."""
 
-    async def weather(self, conn: FakeConn | None = None, longest_hang: float = 0.0) -> None:
+    async def call(self, name: str, conn: FakeConn | None) -> None:
         """Wait for the cue."""
         if self.at_once:
             return
@@ -61,6 +61,10 @@ class CuedDriver(FakeDriver):
             conn.die()
         if outcome != "ok":
             raise Broken
+
+    async def check(self, conn: FakeConn) -> None:
+        """The user's own check."""
+        await self.call("check", conn)
 
 
 class Machine(RuleBasedStateMachine):
@@ -85,7 +89,7 @@ class Machine(RuleBasedStateMachine):
         self.core: Core[FakeConn] = Core(
             numbers,
             self.driver,
-            check=self.driver.weather if check else None,
+            check=self.driver.check if check else None,
             random=Random(0),
         )
         self.laws = Laws(self.loop, self.core, self.driver, self._break)

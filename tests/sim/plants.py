@@ -22,7 +22,7 @@ from asyncpool._core.pool import Core
 from asyncpool._core.store import ConnectionStore
 from asyncpool._core.timer import Timer
 from asyncpool._core.wait_queue import Waiter, WaitQueue
-from tests.sim.fake import FakeConn
+from tests.fake import FakeConn
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 

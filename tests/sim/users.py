@@ -15,7 +15,7 @@ from typing import Any
 
 import anyio
 
-from tests.sim.fake import FakeConn
+from tests.fake import FakeConn
 from tests.sim.laws import REFUSALS, Laws
 from tests.sim.schedule import SeededLoop, Strike
 

@@ -26,12 +26,13 @@ from asyncpool._core.pool import Core
 from asyncpool._core.settings import Settings
 from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.faults import Fault
+from tests.fake import Broken, FakeConn
 from tests.sim.budgets import BudgetLaws
-from tests.sim.fake import CALM, Broken, Climate, FakeConn, FakeDriver, Judged, judge
 from tests.sim.laws import LawBroken, Laws
 from tests.sim.loop import NothingToDo
 from tests.sim.schedule import ORDERS, SeededLoop
 from tests.sim.users import Users, random_strike
+from tests.sim.weather import CALM, Climate, Judged, WeatherDriver, judge
 
 EVENTS = {
     "user": 8,
@@ -60,6 +61,7 @@ class World(SeededLoop):
         self._striker = Random(f"connects of {seed}")
         self.broken: LawBroken | None = None
         self.pools: list[Laws] = []
+        self.drivers: dict[Laws, WeatherDriver] = {}
         self.users = Users(self, random, self.pools)
         self._keepers: list[Task[None]] = []
         self.budget: Budget | None = None
@@ -114,7 +116,7 @@ class World(SeededLoop):
 
     def _found_pool(self, name: str) -> None:
         random = self.random
-        driver = FakeDriver(random)
+        driver = WeatherDriver(random)
         driver.watches = random.random() < 0.3
         min_size = random.choice([0, 1, 2, 4])
         # A separate random, so that the other draws do not depend on this one.
@@ -149,7 +151,9 @@ class World(SeededLoop):
         )
         # No run may depend on the addresses of its objects.
         core.ledger.entries = Ordered()  # type: ignore[assignment]
-        self.pools.append(Laws(self, core, driver, self._break, self.users.strike_at_hand_over))
+        laws = Laws(self, core, driver, self._break, self.users.strike_at_hand_over)
+        self.pools.append(laws)
+        self.drivers[laws] = driver
 
     async def _live(self) -> None:
         random = self.random
@@ -157,7 +161,7 @@ class World(SeededLoop):
             laws.core.open()
             keeper = run_maintenance(weakref.ref(laws.core))
             self._keepers.append(laws.core.runtime.tasks.spawn(keeper, "keeper"))
-            laws.driver.climate = Climate(
+            self.drivers[laws].climate = Climate(
                 error=random.choice([0.0, 0.05, 0.3]),
                 slow=random.choice([0.0, 0.1, 0.5]),
                 hang=random.choice([0.0, 0.0, 0.02, 0.1]),
@@ -174,7 +178,7 @@ class World(SeededLoop):
             await self._clear_up()
         elif end == "in an outage":
             for laws in self.pools:
-                laws.driver.climate = Climate(error=1.0)
+                self.drivers[laws].climate = Climate(error=1.0)
                 _lose_all(laws)
             await asyncio.sleep(random.choice([0.01, 0.2, 1.0]))
         await self._end()
@@ -215,7 +219,7 @@ class World(SeededLoop):
                 self.users.come(forgetful=True)
             case "weather":
                 error, slow = random.choice([0.0, 0.1]), random.choice([0.0, 0.3])
-                laws.driver.climate = Climate(error=error, slow=slow)
+                self.drivers[laws].climate = Climate(error=error, slow=slow)
 
     def _strike_connects(self) -> None:
         """Cancel some connects that the pool has not cancelled."""
@@ -233,7 +237,7 @@ class World(SeededLoop):
     async def _clear_up(self) -> None:
         """Stop the faults; every user ends, and the pools recover."""
         for laws in self.pools:
-            laws.driver.climate = CALM
+            self.drivers[laws].climate = CALM
         # Hold-ups of the loop end too, since they may last as long as a check.
         self.order = replace(self.order, hold_up=0.0)
         await self.users.gone()

@@ -15,14 +15,13 @@ import looptime
 import pytest
 
 from asyncpool import Budget
-from asyncpool._core.driver import Notify
 from asyncpool._core.entry import Entry
 from asyncpool._core.maintenance import run_maintenance
 from asyncpool._core.pool import Core
 from asyncpool._core.settings import Settings
 from asyncpool._core.wait_queue import Waiter, WaitQueue
 from asyncpool.faults import Fault, classify
-from tests.sim.fake import Broken, FakeConn
+from tests.fake import Broken, FakeConn, FakeDriver
 
 P = ParamSpec("P")
 Deed = Callable[[], Awaitable[None]]
@@ -101,73 +100,30 @@ def stubborn(until: float) -> Deed:
     return deed
 
 
-class Driver:
-    """A `Driver[FakeConn]`: each call does the next deed of its script, then the usual one."""
+class Driver(FakeDriver):
+    """A fake driver: each call does the next deed of its script, then the usual one."""
 
     def __init__(self, **usual: Deed) -> None:
+        super().__init__()
+        self.conns: list[FakeConn] = []
+        """All connections that were opened."""
         self.usual: dict[str, Deed] = dict.fromkeys(("open", "close", "ping", "reset"), ok) | usual
         self.script: dict[str, deque[Deed]] = {name: deque() for name in self.usual}
         self.calls: list[tuple[str, float]] = []
-        self.conns: list[FakeConn] = []
         self.under_way: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
-        self.sockets = 0
-        self.most_sockets = 0
-        self.watches = False
-        """Whether it claims to tell of every loss."""
 
     def times(self, name: str) -> list[float]:
         """When the calls of one method began."""
         return [at for each, at in self.calls if each == name]
 
     async def open(self) -> FakeConn:
-        """A socket exists from here on until the connect fails or the connection is closed."""
-        self.sockets += 1
-        self.most_sockets = max(self.most_sockets, self.sockets)
-        try:
-            await self._call("open")
-        except BaseException:
-            self.sockets -= 1
-            raise
-        conn = FakeConn(len(self.conns) + 1)
-        self.conns.append(conn)
+        """Open a connection, and keep it in `conns`."""
+        self.conns.append(conn := await super().open())
         return conn
 
-    async def close(self, conn: FakeConn) -> None:
-        """However it ends, the socket is gone."""
-        assert not conn.closed, f"{conn} was closed twice"
-        conn.closed = True
-        try:
-            await self._call("close")
-        finally:
-            conn.alive = False
-            self.sockets -= 1
-
-    async def ping(self, conn: FakeConn) -> None:
-        """A round trip."""
-        await self._call("ping")
-        if not conn.alive:
-            raise Broken
-
-    async def reset(self, conn: FakeConn) -> None:
-        """A round trip that makes it clean."""
-        await self._call("reset")
-        conn.clean = True
-
-    def is_clean(self, conn: FakeConn) -> bool:
-        """Clean and alive."""
-        return conn.clean and conn.alive
-
-    def is_alive(self, conn: FakeConn) -> bool:
-        """Whether it is known to be broken."""
-        return conn.alive
-
-    def watch(self, conn: FakeConn, tell: Notify) -> bool:
-        """The test calls `conn.lose()` when it lets the server go."""
-        conn.lose = tell
-        return self.watches
-
-    async def _call(self, name: str) -> None:
+    async def call(self, name: str, conn: FakeConn | None) -> None:
+        """Do the deed."""
         self.calls.append((name, now()))
         self.under_way[name] += 1
         self.most[name] = max(self.most[name], self.under_way[name])
@@ -222,6 +178,7 @@ async def running(
         await core.close(0)
     assert not core.ledger.entries
     assert driver.sockets == 0
+    assert not driver.misuse
     assert len(core.runtime.tasks) == 0
     assert timers() == []
 
@@ -233,12 +190,6 @@ async def use(core: Core[FakeConn], seconds: float = 0.0, timeout: float | None 
     await asyncio.sleep(seconds)
     core.release(conn)
     return had_at
-
-
-def lose(conn: FakeConn) -> None:
-    """Its server goes away, and the loop sees it."""
-    conn.alive = False
-    conn.lose()
 
 
 def join(

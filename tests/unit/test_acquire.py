@@ -16,12 +16,11 @@ from asyncpool.errors import (
     PoolTimeout,
     TooManyRequests,
 )
-from tests.sim.fake import Broken, FakeConn
+from tests.fake import Broken, FakeConn
 from tests.unit._tools import (
     Driver,
     at_once,
     fails,
-    lose,
     now,
     running,
     settle,
@@ -162,7 +161,7 @@ class TestQueue:
             head, following = start(core), start(core)
             await settle()
             core.release(conn)
-            lose(conn)
+            conn.die()
             other = await head
             assert other is not conn
             assert not following.done()
@@ -220,7 +219,7 @@ class TestQueue:
             await settle()
             following = start(core)
             core.release(conn)
-            lose(conn)
+            conn.die()
             core.release(await head)
             core.release(await following)
 

@@ -18,12 +18,11 @@ from asyncpool._core.background import force_close
 from asyncpool._core.maintenance import make_round
 from asyncpool._core.pool import Core
 from asyncpool._diagnostics.explain import explain
-from tests.sim.fake import FakeConn
+from tests.fake import FakeConn
 from tests.unit._tools import (
     Driver,
     VirtualLoop,
     fails,
-    lose,
     make_core,
     never,
     now,
@@ -430,7 +429,7 @@ async def test_a_request_served_a_lost_connection_keeps_its_position_across_pool
             tasks.append(asyncio.create_task(request(name, pool)))
             await asyncio.sleep(1.0)
         a.release(conn)
-        lose(conn)
+        conn.die()
         await asyncio.gather(*tasks)
     assert served == ["first", "second", "third", "fourth"]
 
@@ -447,7 +446,7 @@ async def test_a_request_that_rejoins_keeps_its_position() -> None:
             tasks.append(start(pool))
             await asyncio.sleep(0.01)
         a.release(conn)
-        lose(conn)
+        conn.die()
         await settle()
         found = [(came, books) for came, books, waiter in budget._queue if waiter.waiting]
         assert [books for _, books in found] == [b.ledger, a.ledger, b.ledger, b.ledger]

@@ -11,7 +11,7 @@ from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.errors import (
     PoolTimeout,
 )
-from tests.sim.fake import Broken, FakeConn
+from tests.fake import Broken, FakeConn
 from tests.unit._tools import (
     Driver,
     check_alive,

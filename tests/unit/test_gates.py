@@ -20,7 +20,7 @@ from asyncpool._core.maintenance import make_round
 from asyncpool._core.pool import Core
 from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.errors import PoolClosed, PoolTimeout
-from tests.sim.fake import Broken, FakeConn
+from tests.fake import Broken, FakeConn
 from tests.sim.loop import VirtualLoop
 from tests.unit._tools import Driver, make_core
 
@@ -60,7 +60,7 @@ class Gates(Driver):
 
     async def check(self, conn: FakeConn) -> None:
         """The user's own check."""
-        await self._call("check")
+        await self.call("check", conn)
 
 
 async def _acquire(core: Core[FakeConn], _: FakeConn) -> None:

@@ -12,7 +12,7 @@ from asyncpool._core.entry import Entry
 from asyncpool._core.lease_monitor import PAUSE
 from asyncpool._core.pool import Core
 from asyncpool.errors import PoolDeadlock, PoolTimeout
-from tests.sim.fake import FakeConn
+from tests.fake import FakeConn
 from tests.unit._tools import Driver, now, running, settle, virtual_time
 
 

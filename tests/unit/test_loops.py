@@ -17,12 +17,11 @@ from asyncpool.errors import (
     PoolClosed,
     PoolWrongLoop,
 )
-from tests.sim.fake import FakeConn
+from tests.fake import FakeConn
 from tests.unit._tools import (
     Driver,
     VirtualLoop,
     fails,
-    lose,
     make_core,
     never,
     ok,
@@ -123,7 +122,7 @@ class TestLoops:
             had_at = await asyncio.gather(*(use(core, 0.1) for _ in range(20)))
             assert max(had_at) < 1.0
             for conn in list(driver.conns):
-                lose(conn)
+                conn.die()
             conn = await take(core)
             conn.clean = False
             core.release(conn)
@@ -158,7 +157,7 @@ class TestEagerTasks:
         driver = Driver(ping=fails)
         async with running(driver, 4, 5) as core:
             conn = await take(core)
-            loop.call_soon(lose, conn)
+            loop.call_soon(conn.die)
             await asyncio.sleep(0.1)
             core.release(conn)
             await asyncio.sleep(1.0)
@@ -213,7 +212,7 @@ class TestForeignLoops:
             return core, await take(core)
 
         async def lose_it(core: Core[FakeConn], conn: FakeConn) -> None:
-            lose(conn)
+            conn.die()
             await settle()
             assert len(core.runtime.tasks) == 0
 

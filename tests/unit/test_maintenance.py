@@ -14,11 +14,10 @@ import pytest
 from asyncpool._core.maintenance import make_round, ping_all, run_maintenance
 from asyncpool._core.pool import Core
 from asyncpool._diagnostics.snapshot import snapshot
-from tests.sim.fake import FakeConn
+from tests.fake import FakeConn
 from tests.unit._tools import (
     Driver,
     fails,
-    lose,
     make_core,
     never,
     now,
@@ -145,7 +144,7 @@ class TestLifetime:
         driver = Driver()
         async with running(driver, 2, 3, keeper=True, max_lifetime=100.0) as core:
             driver.usual["open"] = fails
-            lose(driver.conns[0])
+            driver.conns[0].die()
             await asyncio.sleep(500.0)
             assert [entry.conn for entry in core.ledger.idle] == [driver.conns[1]]
             assert await use(core) == now()

@@ -17,11 +17,10 @@ from asyncpool._core.settings import UNBOUNDED, Settings, sizes
 from asyncpool._diagnostics.explain import explain
 from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.errors import PoolClosed, PoolTimeout, PoolUnavailable, TooManyRequests
-from tests.sim.fake import FakeConn
+from tests.fake import FakeConn
 from tests.unit._tools import (
     Driver,
     fails,
-    lose,
     never,
     now,
     ok,
@@ -222,7 +221,7 @@ async def test_a_lost_one_is_not_handed_over() -> None:
         conn = await core.acquire(None)
         waiter = asyncio.create_task(core.acquire(None))
         await settle()
-        lose(conn)
+        conn.die()
         core.release(conn)
         other = await waiter
         assert other is not conn

@@ -18,7 +18,6 @@ from asyncpool.faults import Fault, classify
 from tests.unit._tools import (
     Driver,
     fails,
-    lose,
     never,
     now,
     ok,
@@ -257,7 +256,7 @@ class TestKeeping:
             await asyncio.sleep(8 * 3600.0)
             driver.usual["open"] = fails
             for entry in list(core.ledger.idle):
-                lose(entry.conn)
+                entry.conn.die()
             asyncio.get_running_loop().call_later(2.0, driver.usual.update, {"open": ok})
             await asyncio.gather(*(use(core) for _ in range(20)))
             assert told == []
@@ -477,16 +476,16 @@ class TestFailures:
             conns = [entry.conn for entry in core.ledger.idle]
             for pause in (1.0, 0.08, 0.08):
                 await asyncio.sleep(pause)
-                lose(conns.pop())
+                conns.pop().die()
             await settle()
             assert not driver.times("ping")
             await asyncio.sleep(1.0)
             for _ in range(3):
-                lose(conns.pop())
+                conns.pop().die()
             await settle()
             asked = len(driver.times("ping"))
             assert asked > 0
-            lose(conns.pop())
+            conns.pop().die()
             await settle()
             assert len(driver.times("ping")) == asked
 
@@ -533,7 +532,7 @@ class TestFailures:
         asked: list[BaseException] = []
 
         async with running(Driver(), 2, 2, classify=asked.append) as core:
-            lose(core.ledger.idle[0].conn)
+            core.ledger.idle[0].conn.die()
             await settle()
             assert asked == []
             assert len(core.ledger.idle) == 2

@@ -10,7 +10,7 @@ import pytest
 
 from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout, ReleaseError
 from asyncpool._core.pool import Core
-from tests.sim.fake import FakeConn
+from tests.fake import FakeConn
 from tests.unit._tools import Driver, settle, virtual_time
 
 Pool = AsyncConnectionPool[Any]

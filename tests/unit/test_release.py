@@ -12,12 +12,11 @@ from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.errors import (
     ReleaseError,
 )
-from tests.sim.fake import Broken, FakeConn
+from tests.fake import Broken, FakeConn
 from tests.unit._tools import (
     Driver,
     fails,
     go_bad,
-    lose,
     never,
     now,
     running,
@@ -205,7 +204,7 @@ class TestLost:
         """The watch reports the loss without a round trip."""
         driver = Driver()
         async with running(driver, 2, 2) as core:
-            lose(driver.conns[0])
+            driver.conns[0].die()
             await settle()
             assert [entry.conn for entry in core.ledger.idle] == driver.conns[1:]
             assert len(driver.conns) == 3

@@ -13,7 +13,6 @@ from tests.unit._tools import (
     Driver,
     check_alive,
     go_bad,
-    lose,
     never,
     running,
     settle,
@@ -34,7 +33,7 @@ async def test_a_request_that_waits_again_has_queued_once() -> None:
         waiting = asyncio.create_task(core.acquire(None))
         await settle()
         core.release(conn)
-        lose(conn)
+        conn.die()
         await waiting
         stats = snapshot(core)
         assert (stats.requests, stats.requests_queued) == (2, 1)
@@ -107,7 +106,7 @@ async def test_the_states_add_up_to_the_size() -> None:
         conns = [await take(core) for _ in range(3)]
         conns[0].clean = False
         core.release(conns[0])
-        lose(conns[1])
+        conns[1].die()
         core.release(conns[1])
         driver.usual["open"] = never
         waiting = [start(core) for _ in range(3)]

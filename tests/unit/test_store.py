@@ -15,11 +15,10 @@ from asyncpool._core.entry import State
 from asyncpool._core.pool import Core
 from asyncpool._core.store import _open
 from asyncpool.errors import PoolTimeout
-from tests.sim.fake import Broken, FakeConn
+from tests.fake import Broken, FakeConn
 from tests.unit._tools import (
     Driver,
     fails,
-    lose,
     make_core,
     never,
     now,
@@ -104,7 +103,7 @@ class TestGrowth:
             await asyncio.sleep(0.2)
             assert timers() == []
             driver.usual["open"] = fails
-            lose(driver.conns[0])
+            driver.conns[0].die()
             await settle()
             assert all(timer.when() < 10.0 for timer in timers())
 
@@ -145,7 +144,7 @@ class TestGrowth:
             for _ in range(5):
                 for conn in driver.conns:
                     if not conn.closed:
-                        lose(conn)
+                        conn.die()
                 await asyncio.gather(*(use(core, 0.1) for _ in range(10)))
         assert driver.most_sockets == 3
 
@@ -295,7 +294,7 @@ class TestMinSize:
         async with running(driver, 3, 5) as core:
             await wait_until_full(core)
             for conn in driver.conns[:2]:
-                lose(conn)
+                conn.die()
             await asyncio.sleep(0.2)
             assert len(core.ledger.idle) == 3
 
@@ -474,7 +473,7 @@ class TestOutage:
             driver.usual["open"] = ok
             await asyncio.sleep(2.0)
             driver.usual["open"] = fails
-            lose(driver.conns[0])
+            driver.conns[0].die()
             ended = now()
             await asyncio.sleep(100.0)
             assert told[1:] == [pytest.approx(ended + 30.5, abs=0.6)]
@@ -712,7 +711,7 @@ async def test_a_connection_counts_until_its_socket_is_closed() -> None:
     """Otherwise there would be one backend too many."""
     driver = Driver(close=stubborn(1.5))
     async with running(driver, 1, 1) as core:
-        lose(driver.conns[0])
+        driver.conns[0].die()
         assert await use(core) == pytest.approx(1.5, abs=0.01)
     assert driver.most_sockets == 1
 
@@ -782,7 +781,7 @@ async def test_every_failure_is_recorded_with_its_reason(
         driver.script["ping"].append(fails)
         assert not await store.ping(core.ledger.idle[0])
         driver.script["close"].append(fails)
-        lose(await replaced())
+        (await replaced()).die()
         await replaced()
         began = now()
         driver.script["ping"].append(slow(0.25))
@@ -791,7 +790,7 @@ async def test_every_failure_is_recorded_with_its_reason(
         assert core.runtime.counters.ping.sum == pytest.approx(now() - began)
 
         driver.script["open"] += [fails, fails, late, late]
-        lose(await replaced())
+        (await replaced()).die()
         outage = now()
         await replaced()
     told = [
