@@ -32,8 +32,8 @@ assert sys.version_info >= (3, 12), "sys.monitoring tells which test reaches whi
 
 CORE = ["ledger", "budget", "wait_queue", "pool", "store", "failures", "lease_monitor"]
 CORE += ["check", "background", "maintenance", "entry", "outage"]
-OWN = {"pool": "core"}
-"""Test files whose name is not the module's."""
+OWN = {"pool": ["acquire", "release", "close", "loops"], "failures": ["outages"]}
+"""Test files whose names are not the module's."""
 SIM = "tests/sim/test_sim.py::test_no_law_is_broken_in_any_schedule"
 TESTS = ["tests/unit", f"{SIM}[0]", "tests/sim/test_machine.py"]
 OPTIONS = ["-qq", "-p", "no:cacheprovider", "-o", "timeout=0", "-k"]
@@ -174,7 +174,7 @@ def afresh(module: str, number: str, some: str) -> int:
         return code if name == f"asyncpool._core.{module}" else usual(self, name)
 
     setattr(importlib.machinery.SourceFileLoader, "get_code", get_code)  # noqa: B010
-    own = [f"tests/unit/test_{OWN.get(module, module)}.py"] if module != "failures" else []
+    own = [f"tests/unit/test_{name}.py" for name in OWN.get(module, [module])]
     return pytest.main([*own, *TESTS, "-x", "--assert=plain", *OPTIONS, some])
 
 

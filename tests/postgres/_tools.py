@@ -64,27 +64,6 @@ async def in_time(work: Awaitable[T], limit: float = LIMIT) -> T:
         return await work
 
 
-def never_suspends(work: Any) -> Any:
-    """The outcome of a coroutine that has to end in its first step."""
-    try:
-        work.send(None)
-    except StopIteration as end:
-        return end.value
-    finally:
-        work.close()
-    raise AssertionError("it suspended")
-
-
-def without_suspending(work: Awaitable[T]) -> T:
-    """The same for an awaitable that is entered with `await`."""
-
-    async def wait() -> T:
-        return await work
-
-    result: T = never_suspends(wait())
-    return result
-
-
 async def at_rest(pool: AsyncConnectionPool[Any]) -> PoolStats:
     """Wait until all connections are idle and as many as there must be; the books add up."""
 

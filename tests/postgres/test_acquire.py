@@ -10,6 +10,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from asyncpool import AsyncConnectionPool, PoolTimeout, TooManyRequests
+from tests._tools import at_once
 
 from ._tools import (
     Backends,
@@ -19,8 +20,6 @@ from ._tools import (
     backend_of,
     eventually,
     in_time,
-    never_suspends,
-    without_suspending,
 )
 
 
@@ -28,11 +27,11 @@ async def test_an_idle_connection_is_lent_without_suspending(dsn: str) -> None:
     """Without an await there is nothing to cancel between the request and the connection."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         await pool.wait()
-        conn = without_suspending(pool.acquire())
-        never_suspends(pool.release(conn))
+        conn = at_once(pool.acquire())
+        at_once(pool.release(conn))
         block = pool.connection()
-        never_suspends(block.__aenter__())
-        never_suspends(block.__aexit__(None, None, None))
+        at_once(block.__aenter__())
+        at_once(block.__aexit__(None, None, None))
         assert (await at_rest(pool)).requests == 2
 
 
@@ -93,9 +92,9 @@ async def test_a_timeout_of_zero_takes_an_idle_connection_or_fails_at_once(dsn: 
     """A request with `timeout=0` does not join the wait queue."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         await pool.wait()
-        conn = without_suspending(pool.acquire(timeout=0))
+        conn = at_once(pool.acquire(timeout=0))
         with pytest.raises(PoolTimeout):
-            without_suspending(pool.acquire(timeout=0))
+            at_once(pool.acquire(timeout=0))
         await pool.release(conn)
         assert pool.stats().requests_queued == 0
 

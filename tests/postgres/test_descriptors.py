@@ -18,6 +18,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from asyncpool import AsyncConnectionPool, Connection
+from tests._tools import at_once
 
 from ._tools import (
     BOTH_LOOPS,
@@ -26,7 +27,6 @@ from ._tools import (
     eventually,
     linux,
     needs_internals,
-    never_suspends,
     run_script,
     sockets,
 )
@@ -281,6 +281,6 @@ def test_a_connection_that_is_closed_where_no_loop_runs_leaves_no_descriptor(
     with asyncio.Runner() as runner:
         conn = runner.run(Connection.connect(asyncpool_dsn))
         assert sockets() > before
-    never_suspends(conn.close())
+    at_once(conn.close())
     assert conn.closed
     assert sockets() == before

@@ -10,8 +10,9 @@ import psycopg
 import pytest
 
 from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout, ReleaseError
+from tests._tools import at_once
 
-from ._tools import LIMIT, all_usable, at_rest, backend_of, eventually, in_time, without_suspending
+from ._tools import LIMIT, all_usable, at_rest, backend_of, eventually, in_time
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable
@@ -29,7 +30,7 @@ async def test_a_key_gets_its_connection_again_without_waiting(dsn: str) -> None
         yours = await pool.getconn(key=("yours", 1))
         nobodys = await pool.getconn()
         assert len({id(conn) for conn in (mine, yours, nobodys)}) == 3
-        assert without_suspending(pool.getconn(0, key="mine")) is mine
+        assert at_once(pool.getconn(0, key="mine")) is mine
         assert await asyncio.create_task(pool.getconn(0, key=("yours", 1))) is yours
         for conn, key in ((mine, "mine"), (yours, ("yours", 1)), (nobodys, None)):
             await pool.putconn(conn, key)

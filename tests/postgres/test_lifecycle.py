@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout
+from tests._tools import at_once
 
 from ._tools import (
     Backends,
@@ -26,7 +27,6 @@ from ._tools import (
     linux,
     needs_internals,
     sockets,
-    without_suspending,
 )
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ async def test_open_waits_only_if_asked_to(dsn: str) -> None:
     async with Proxy(dsn) as proxy:
         proxy.delay = 0.05
         pool = AsyncConnectionPool(proxy.dsn, min_size=3)
-        without_suspending(pool.open())
+        at_once(pool.open())
         assert pool.stats().idle == 0
         await pool.open(wait=True)
         assert pool.stats().idle == 3
@@ -108,7 +108,7 @@ async def test_wait_may_be_called_by_many_and_at_any_time(dsn: str) -> None:
             await asyncio.sleep(0)
             cancelled.cancel()
             await asyncio.gather(pool.wait(), pool.wait())
-            without_suspending(pool.wait())
+            at_once(pool.wait())
 
 
 async def test_wait_out_of_time_closes_the_pool(dsn: str) -> None:

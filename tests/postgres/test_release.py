@@ -13,6 +13,7 @@ import pytest
 
 from asyncpool import AsyncConnectionPool, PoolClosed, ReleaseError
 from asyncpool.testing import ServerUnsupported, postgres
+from tests._tools import at_once
 
 from ._tools import (
     Backends,
@@ -22,7 +23,6 @@ from ._tools import (
     eventually,
     in_time,
     needs_internals,
-    never_suspends,
 )
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ async def test_returning_never_suspends_even_when_there_is_much_to_clean(dsn: st
     async with AsyncConnectionPool(dsn, min_size=1, reset="discard") as pool:
         conn = await pool.acquire()
         await conn.execute("CREATE TEMP TABLE scratch (x int)")
-        never_suspends(pool.release(conn))
+        at_once(pool.release(conn))
         assert (pool.stats().leased, pool.stats().cleaning) == (0, 1)
         assert (await at_rest(pool)).connects == 1
 

@@ -12,6 +12,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
 from asyncpool import AsyncConnectionPool
+from tests._tools import at_once
 
 from ._tools import (
     Proxy,
@@ -21,7 +22,6 @@ from ._tools import (
     eventually,
     in_time,
     needs_internals,
-    never_suspends,
 )
 
 Level = Literal["rollback", "session", "discard"]
@@ -272,7 +272,7 @@ async def test_reset_callback_gets_every_returned_connection_out_of_its_transact
         await conn.commit()
 
     async with AsyncConnectionPool(dsn, min_size=1, reset=reset) as pool:
-        never_suspends(pool.release(await pool.acquire()))
+        at_once(pool.release(await pool.acquire()))
         async with pool.connection() as conn:
             await conn.execute("SET app.tenant_id = '42'")
         conn = await pool.acquire()

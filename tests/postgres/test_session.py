@@ -14,6 +14,7 @@ import pytest
 from psycopg.pq import TransactionStatus
 
 from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout, PoolWrongLoop, ReleaseError
+from tests._tools import at_once
 
 from ._tools import (
     LIMIT,
@@ -23,7 +24,6 @@ from ._tools import (
     eventually,
     in_time,
     needs_internals,
-    without_suspending,
 )
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ async def test_all_that_a_task_borrows_in_a_session_is_one_connection(
         async with pool.acquire() as inner:
             assert inner is conn
         assert await pool.acquire() is await pool.getconn() is conn
-        assert without_suspending(pool.acquire(0)) is conn
+        assert at_once(pool.acquire(0)) is conn
         assert await pool.fetchval("SELECT pg_backend_pid()") == pid
         assert await pool.fetchone("SELECT pg_backend_pid()") == (pid,)
         assert await pool.fetchall("SELECT pg_backend_pid()") == [(pid,)]

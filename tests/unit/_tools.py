@@ -12,7 +12,6 @@ from random import Random
 from typing import Any, ParamSpec
 
 import looptime
-import pytest
 
 from asyncpool import Budget
 from asyncpool._core.entry import Entry
@@ -199,13 +198,6 @@ def join(
     waiter: Waiter[Any] = Waiter(line.ticket() if ticket is None else ticket, now, deadline)
     line.admit(waiter)
     return waiter
-
-
-def at_once(coroutine: Any) -> Any:
-    """Run a coroutine that must not suspend, and return its result."""
-    with pytest.raises(StopIteration) as end:
-        coroutine.send(None)
-    return end.value.value
 
 
 async def take(core: Core[FakeConn], timeout: float | None = None) -> FakeConn:

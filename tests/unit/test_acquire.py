@@ -16,10 +16,10 @@ from asyncpool.errors import (
     PoolTimeout,
     TooManyRequests,
 )
+from tests._tools import at_once
 from tests.fake import Broken, FakeConn
 from tests.unit._tools import (
     Driver,
-    at_once,
     fails,
     now,
     running,

@@ -29,6 +29,7 @@ from tests.unit._tools import (
     ok,
     settle,
     slow,
+    start,
     timers,
     use,
     virtual_time,
@@ -68,10 +69,6 @@ def opens(core: Core[FakeConn]) -> dict[str, Any]:
 async def refused() -> None:
     """A connect with a wrong password."""
     raise psycopg.errors.InvalidPassword
-
-
-def start(core: Core[FakeConn], timeout: float | None = None) -> asyncio.Task[FakeConn]:
-    return asyncio.create_task(core.acquire(timeout))
 
 
 @pytest.mark.parametrize(

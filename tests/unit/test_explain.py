@@ -58,7 +58,7 @@ async def test_the_first_waiters_are_listed_in_order() -> None:
         conn = await core.acquire(None)
         waiting = []
         for number in range(MAX_WAITERS + 5):
-            waiting.append(asyncio.create_task(core.acquire(None)))
+            waiting.append(start(core))
             waiting[-1].set_name(f"w{number}")
             await asyncio.sleep(0.1)
         found = explain(core)
@@ -132,7 +132,7 @@ async def test_a_timeout_is_counted_apart_from_other_failures() -> None:
     """Timeouts are a part of the failed requests."""
     async with running(Driver(), 1, 1, max_waiting=1) as core:
         await core.acquire(None)
-        waiting = asyncio.create_task(core.acquire(5.0))
+        waiting = start(core, 5.0)
         await settle()
         with pytest.raises(Exception, match="already waiting"):
             await core.acquire(5.0)

@@ -13,7 +13,7 @@ from asyncpool._core.lease_monitor import PAUSE
 from asyncpool._core.pool import Core
 from asyncpool.errors import PoolDeadlock, PoolTimeout
 from tests.fake import FakeConn
-from tests.unit._tools import Driver, now, running, settle, virtual_time
+from tests.unit._tools import Driver, now, running, settle, start, virtual_time
 
 
 async def nested(core: Core[FakeConn], depth: int, pause: float = 0.0) -> float:
@@ -240,7 +240,7 @@ class TestForgotten:
     async def test_a_connection_that_is_still_referenced_is_not_reclaimed(self) -> None:
         """A task may end and leave its connection to another."""
         async with running(Driver(), 1, 1) as core:
-            conn = await asyncio.create_task(core.acquire(None))
+            conn = await start(core)
             with pytest.raises(PoolTimeout):
                 await core.acquire(5.0)
             assert core.runtime.counters.leaks == 0
@@ -250,7 +250,7 @@ class TestForgotten:
     async def test_the_result_of_a_task_is_a_reference(self) -> None:
         """Until it is read, the task refers to the connection."""
         async with running(Driver(), 1, 1) as core:
-            task = asyncio.create_task(core.acquire(None))
+            task = start(core)
             await settle()
             with pytest.raises(PoolTimeout):
                 await core.acquire(5.0)

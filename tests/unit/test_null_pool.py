@@ -27,6 +27,7 @@ from tests.unit._tools import (
     running,
     settle,
     slow,
+    start,
     use,
     virtual_time,
 )
@@ -97,7 +98,7 @@ async def test_it_is_reset_before_the_next_has_it() -> None:
     driver = Driver(reset=slow(2.0))
     async with keeping_none(driver, 1) as core:
         conn = await core.acquire(None)
-        waiter = asyncio.create_task(core.acquire(None))
+        waiter = start(core)
         await settle()
         conn.clean = False
         core.release(conn)
@@ -117,7 +118,7 @@ async def test_it_is_closed_if_the_next_has_left_meanwhile() -> None:
     driver = Driver(reset=slow(2.0))
     async with keeping_none(driver, 1) as core:
         conn = await core.acquire(None)
-        waiter = asyncio.create_task(core.acquire(None))
+        waiter = start(core)
         await settle()
         conn.clean = False
         core.release(conn)
@@ -154,7 +155,7 @@ async def test_a_connect_that_nobody_waits_for_any_more_is_closed() -> None:
     """Its requester was cancelled, in time or in the very turn of the hand-over."""
     driver = Driver(open=slow(1.0))
     async with keeping_none(driver) as core:
-        early, late = (asyncio.create_task(core.acquire(None)) for _ in range(2))
+        early, late = (start(core) for _ in range(2))
         await settle()
         early.cancel()
         join, driver.usual["open"] = core.ledger.queue.serve, ok
@@ -203,7 +204,7 @@ async def test_the_line_is_as_long_as_it_may_be() -> None:
     """`max_waiting` counts those who wait for a connect too."""
     driver = Driver(open=never)
     async with keeping_none(driver, 1, max_waiting=2) as core:
-        waiting = [asyncio.create_task(core.acquire(None)) for _ in range(2)]
+        waiting = [start(core) for _ in range(2)]
         await settle()
         with pytest.raises(TooManyRequests):
             await core.acquire(None)
@@ -219,7 +220,7 @@ async def test_a_lost_one_is_not_handed_over() -> None:
     driver = Driver()
     async with keeping_none(driver, 1) as core:
         conn = await core.acquire(None)
-        waiter = asyncio.create_task(core.acquire(None))
+        waiter = start(core)
         await settle()
         conn.die()
         core.release(conn)
@@ -236,7 +237,7 @@ async def test_a_drained_one_and_one_past_its_life_are_not_handed_over() -> None
     async with keeping_none(driver, 1, max_lifetime=10.0) as core:
         for cut_short in (core.drain, lambda: None):
             conn = await core.acquire(None)
-            waiter = asyncio.create_task(core.acquire(None))
+            waiter = start(core)
             await settle()
             cut_short()
             await asyncio.sleep(11.0)
@@ -253,7 +254,7 @@ async def test_a_smaller_bound_closes_what_comes_back() -> None:
     driver = Driver()
     async with keeping_none(driver, 3) as core:
         conns = [await core.acquire(None) for _ in range(3)]
-        waiter = asyncio.create_task(core.acquire(None))
+        waiter = start(core)
         await settle()
         core.resize(0, 1)
         for conn in conns[:2]:
@@ -426,7 +427,7 @@ async def test_a_check_is_asked_of_each_and_a_failure_is_as_good_as_a_failed_con
         conn = await core.acquire(None)
         assert len(asked) == 2
         assert snapshot(core).connects_failed == 1
-        waiter = asyncio.create_task(core.acquire(None))
+        waiter = start(core)
         await settle()
         core.release(conn)
         assert await waiter is conn

@@ -10,6 +10,7 @@ import pytest
 
 from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout, ReleaseError
 from asyncpool._core.pool import Core
+from tests._tools import at_once
 from tests.fake import FakeConn
 from tests.unit._tools import Driver, settle, virtual_time
 
@@ -24,17 +25,6 @@ async def open_pool(min_size: int = 1) -> Pool:
     await pool.open()
     await settle()
     return pool
-
-
-def at_once(awaitable: Any) -> Any:
-    """Return the result of an awaitable that must not suspend."""
-
-    async def wait() -> Any:
-        return await awaitable
-
-    with pytest.raises(StopIteration) as end:
-        wait().send(None)
-    return end.value.value
 
 
 class TestArguments:

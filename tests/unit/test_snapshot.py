@@ -30,7 +30,7 @@ async def test_a_request_that_waits_again_has_queued_once() -> None:
     """A request counts once even if its connection is lost right after the hand-over."""
     async with running(Driver(), 1, 1) as core:
         conn = await core.acquire(None)
-        waiting = asyncio.create_task(core.acquire(None))
+        waiting = start(core)
         await settle()
         core.release(conn)
         conn.die()
@@ -44,7 +44,7 @@ async def test_a_request_counts_from_arrival_to_end() -> None:
     """The counters add up between a waiter's deadline and the moment its task gets the error."""
     async with running(Driver(), 1, 1) as core:
         await core.acquire(None)
-        waiting = asyncio.create_task(core.acquire(1.0))
+        waiting = start(core, 1.0)
         await settle()
         end = core.ledger.queue.fail
         seen = []
@@ -65,7 +65,7 @@ async def test_a_request_counts_once_when_the_pool_ends_under_its_hand_over() ->
     """A request cancelled during its hand-over counts as cancelled, not also as served."""
     async with running(Driver(), 1, 1) as core:
         conn = await core.acquire(None)
-        waiting = asyncio.create_task(core.acquire(None))
+        waiting = start(core)
         await settle()
         core.release(conn)
         core.store.discard(core.ledger.leased[conn])  # as `close` does at its time limit

@@ -26,6 +26,7 @@ from tests.unit._tools import (
     running,
     settle,
     slow,
+    start,
     stubborn,
     timers,
     use,
@@ -122,7 +123,7 @@ class TestGrowth:
         """Connects run in background tasks."""
         driver = Driver(open=slow(1.0))
         async with running(driver, 0, 5) as core:
-            task = asyncio.create_task(core.acquire(None))
+            task = start(core)
             await asyncio.sleep(0.5)
             task.cancel()
             await asyncio.sleep(1.0)
@@ -530,7 +531,7 @@ class TestOutage:
         driver = Driver(open=fails)
         async with running(driver, 3, 3, check=check) as core:
             await asyncio.sleep(20.0)
-            waiting = asyncio.create_task(core.acquire(None))
+            waiting = start(core)
             await settle()
             driver.usual["open"] = ok
             conn = await waiting
