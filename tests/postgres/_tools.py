@@ -15,13 +15,14 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from asyncpool import AsyncConnectionPool
 from asyncpool._psycopg.internals import SUPPORTED
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import ModuleType
 
-    from asyncpool import AsyncConnectionPool, PoolStats
+    from asyncpool import PoolStats
 
 T = TypeVar("T")
 
@@ -117,6 +118,22 @@ def sockets() -> set[str]:
 
 
 linux = sys.platform == "linux"
+
+
+class OwnConnect(psycopg.AsyncConnection[Any]):
+    """A class whose `connect` may take options that the pool does not know."""
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
+        return await super().connect(conninfo, **kwargs)
+
+
+class OwnPutconn(AsyncConnectionPool):
+    """A subclass that changes how a connection is returned."""
+
+    async def putconn(self, conn: Any, *args: Any, **kwargs: Any) -> None:
+        """Return."""
+        await super().putconn(conn, *args, **kwargs)
 
 
 class Backends:

@@ -23,6 +23,7 @@ from asyncpool import Connection
 from asyncpool._psycopg.internals import VERSION
 from asyncpool.testing import Server, ServerError, postgres
 
+from ._sharing import Ledger, created_ledger
 from ._tools import Backends, eventually
 
 if TYPE_CHECKING:
@@ -85,6 +86,13 @@ def table(backends: Backends) -> Iterator[str]:
     backends.ask(f"CREATE TABLE {name} (x int)")
     yield name
     backends.ask(f"DROP TABLE IF EXISTS {name}")
+
+
+@pytest.fixture
+def ledger(backends: Backends) -> Iterator[Ledger]:
+    """The ledger of the writes of this test."""
+    with created_ledger(backends) as ledger:
+        yield ledger
 
 
 @pytest.fixture

@@ -8,26 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool, PoolUnavailable
 
-from ._tools import at_rest, in_time
+from ._tools import OwnConnect, at_rest, in_time
 
 if TYPE_CHECKING:
     from asyncpool.testing import Server
 
 POOLS = [AsyncConnectionPool, AsyncNullConnectionPool]
-
-
-class Own(psycopg.AsyncConnection[Any]):
-    """A class whose `connect` may take options that the pool does not know."""
-
-    @classmethod
-    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
-        return await super().connect(conninfo, **kwargs)
 
 
 @pytest.mark.parametrize("kind", POOLS)
@@ -83,7 +74,7 @@ async def test_a_mistake_that_only_connect_sees_is_reported_immediately(dsn: str
         {"hostaddr": "127.0.0.1,127.0.0.1"},
     ):
         async with AsyncConnectionPool(
-            dsn, kwargs=kwargs, connection_class=Own, min_size=0, max_size=2, timeout=60
+            dsn, kwargs=kwargs, connection_class=OwnConnect, min_size=0, max_size=2, timeout=60
         ) as pool:
             with pytest.raises(PoolUnavailable, match=next(iter(kwargs))):
                 await in_time(pool.getconn())

@@ -16,7 +16,16 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout, PoolUnavailable
 
-from ._tools import Backends, Proxy, all_usable, at_rest, eventually, in_time, needs_internals
+from ._tools import (
+    Backends,
+    OwnPutconn,
+    Proxy,
+    all_usable,
+    at_rest,
+    eventually,
+    in_time,
+    needs_internals,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -473,14 +482,6 @@ async def is_refused(pool: AsyncConnectionPool) -> None:
     conninfo = make_conninfo(str(pool.conninfo), dbname="nowhere")
     async with AsyncConnectionPool(conninfo, min_size=1) as other:
         await other.wait()
-
-
-class OwnPutconn(AsyncConnectionPool):
-    """A subclass that changes how a connection is returned."""
-
-    async def putconn(self, conn: Any, *args: Any, **kwargs: Any) -> None:
-        """Return."""
-        await super().putconn(conn, *args, **kwargs)
 
 
 FAILURES: dict[str, tuple[Callable[[AsyncConnectionPool], Awaitable[None]], type[Any]]] = {

@@ -17,6 +17,7 @@ from tests._tools import at_once
 
 from ._tools import (
     Backends,
+    OwnPutconn,
     all_usable,
     at_rest,
     backend_of,
@@ -306,16 +307,8 @@ async def test_a_block_that_returned_its_connection_does_not_take_it_from_the_ne
         await pool.release(other)
 
 
-class ReturnsByPutconn(AsyncConnectionPool):
-    """A subclass whose blocks return by its own `putconn`."""
-
-    async def putconn(self, conn: Any, *args: Any, **kwargs: Any) -> None:
-        """Return."""
-        await super().putconn(conn, *args, **kwargs)
-
-
 @needs_internals
-@pytest.mark.parametrize("kind", [AsyncConnectionPool, ReturnsByPutconn])
+@pytest.mark.parametrize("kind", [AsyncConnectionPool, OwnPutconn])
 async def test_a_transaction_that_returned_its_connection_does_not_end_the_next_ones(
     dsn: str, table: str, backends: Backends, kind: type[AsyncConnectionPool]
 ) -> None:

@@ -17,6 +17,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from asyncpool import AsyncConnectionPool, Connection, PoolError
 
+from ._tools import OwnConnect
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -124,15 +126,7 @@ def chain(error: BaseException | None) -> Iterator[str]:
         error = error.__context__
 
 
-class Own(psycopg.AsyncConnection[Any]):
-    """A class with its own `connect`, whose options the pool does not know."""
-
-    @classmethod
-    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
-        return await super().connect(conninfo, **kwargs)
-
-
-CLASSES = st.sampled_from([Connection, psycopg.AsyncConnection, Own])
+CLASSES = st.sampled_from([Connection, psycopg.AsyncConnection, OwnConnect])
 
 
 async def reports_of(options: dict[str, Any], *, callables: bool, kind: type[Any]) -> str:

@@ -24,7 +24,6 @@ from ._sharing import (
     WAYS,
     Ledger,
     active,
-    created_ledger,
     leave,
     leave_all,
     settled,
@@ -35,7 +34,7 @@ from ._sharing import (
 from ._tools import BOTH_LOOPS, at_rest, eventually, in_time, needs_internals
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from asyncpool.testing import Server
 
@@ -46,13 +45,6 @@ pytestmark = needs_internals
 LOOPS = BOTH_LOOPS
 
 UNPREPARED = {"prepare_threshold": None}
-
-
-@pytest.fixture
-def ledger(backends: Backends) -> Iterator[Ledger]:
-    """The ledger of the writes of this test."""
-    with created_ledger(backends) as ledger:
-        yield ledger
 
 
 @asynccontextmanager

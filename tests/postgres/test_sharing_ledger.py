@@ -24,7 +24,6 @@ from ._sharing import (
     all_waiting,
     blocked,
     created_function,
-    created_ledger,
     leave,
     leave_all,
     settled,
@@ -35,20 +34,11 @@ from ._sharing import (
 from ._tools import BOTH_LOOPS, eventually, in_time, needs_internals
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ._tools import Backends
 
 pytestmark = needs_internals
 
 LOOPS = BOTH_LOOPS
-
-
-@pytest.fixture
-def ledger(backends: Backends) -> Iterator[Ledger]:
-    """The ledger of the writes of this test."""
-    with created_ledger(backends) as ledger:
-        yield ledger
 
 
 def slow_statements(ledger: Ledger) -> dict[str, tuple[str, list[Any], list[Any]]]:
