@@ -254,6 +254,8 @@ class Proxy(Before):
         """A list is filled with what clients say."""
         self.tells_of_the_end = True
         """Whether the client learns that the server has hung up."""
+        self.hung_up = 0
+        """Connections on which the server has hung up; all that it said is passed on."""
         self.accepted = 0
         self.connecting = 0
         self.most_connecting = 0
@@ -310,6 +312,7 @@ class Proxy(Before):
                     continue
                 sink.write(data)
                 await sink.drain()
+            self.hung_up += not client
             if not client and not self.tells_of_the_end:
                 await asyncio.Event().wait()
             if not sink.transport.is_closing():

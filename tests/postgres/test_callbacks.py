@@ -187,12 +187,13 @@ async def test_closing_while_a_callable_runs_cancels_it(dsn: str, name: str) -> 
 
 async def test_a_shared_fetch_that_one_closed_pool_cancels_fails_no_other(dsn: str) -> None:
     """Without a shield the fetch is cancelled with the first pool's connect."""
-    fetch: asyncio.Task[None] | None = None
+    fetch: asyncio.Task[Any] | None = None
+    go_on = asyncio.Event()
 
     async def before() -> None:
         nonlocal fetch
         if fetch is None or fetch.cancelled():
-            fetch = asyncio.create_task(asyncio.sleep(0.2))
+            fetch = asyncio.create_task(go_on.wait())
         await fetch
 
     first = pool_of(AsyncConnectionPool, dsn, "conninfo", before, min_size=1)
@@ -202,6 +203,7 @@ async def test_a_shared_fetch_that_one_closed_pool_cancels_fails_no_other(dsn: s
         await eventually(lambda: fetch)
         await asyncio.sleep(0)
         await first.close()
+        go_on.set()
         assert await in_time(second.fetchval("SELECT 1")) == 1
 
 

@@ -234,17 +234,18 @@ async def test_a_commit_is_not_torn_by_a_scope(dsn: str) -> None:
 async def test_a_commit_that_is_cancelled_raises_and_gives_back(server: Server, dsn: str) -> None:
     """task.cancel() in a commit without an answer comes out; the connection is not lost."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        conns: list[psycopg.AsyncConnection[Any]] = []
 
         async def work() -> None:
             async with pool.connection() as conn:
                 await conn.execute("SELECT 1")
                 await server.pause()
+                conns.append(conn)
 
         task = asyncio.create_task(work())
-        await eventually(lambda: server.state == "paused")
-        await asyncio.sleep(0.05)
+        await eventually(lambda: conns and conns[0].lock.locked())
         task.cancel()
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)
         await server.resume()
         await in_time(asyncio.wait({task}))
         assert task.cancelled()
@@ -321,12 +322,13 @@ async def test_a_cancelled_opener_does_not_close_the_pool(dsn: str) -> None:
         assert pool.stats().idle == 2
 
 
-async def test_a_cancelled_one_shot_in_autocommit_leaves_the_mode_as_it_was(dsn: str) -> None:
+async def test_a_cancelled_one_shot_in_autocommit_leaves_the_mode_as_it_was(
+    dsn: str, backends: Backends
+) -> None:
     """The next borrower's connection begins a transaction, as it should."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         task = asyncio.create_task(pool.execute("SELECT pg_sleep(30)"))
-        await eventually(lambda: pool.stats().leased)
-        await asyncio.sleep(0.05)
+        await eventually(lambda: backends.running("pg_sleep"))
         task.cancel()
         await in_time(asyncio.wait({task}), 10)
         assert task.cancelled()

@@ -301,7 +301,6 @@ async def test_a_wait_for_notifications_fails_when_another_task_closes_the_conne
     """Otherwise the task would wait for ever."""
     waiting = asyncio.ensure_future(anext(conn.notifies()))
     await eventually(conn.lock.locked)
-    await asyncio.sleep(0.01)
     await conn.close()
     with pytest.raises(psycopg.OperationalError, match=CLOSED):
         await in_time(waiting)
@@ -309,7 +308,7 @@ async def test_a_wait_for_notifications_fails_when_another_task_closes_the_conne
 
 @pytest.mark.parametrize("operation", [*UNDER_WAY, *WAITING])
 async def test_what_is_under_way_when_the_pool_is_closed_fails(
-    dsn: str, operation: Operation
+    dsn: str, backends: Backends, operation: Operation
 ) -> None:
     """The operation raises, so that a part of its data is not taken for all of it."""
     pool = AsyncConnectionPool(dsn, min_size=1, max_size=1)
@@ -320,9 +319,8 @@ async def test_what_is_under_way_when_the_pool_is_closed_fails(
             await operation(conn, lambda: pool.close(timeout=0))
 
     working = asyncio.create_task(work())
-    await eventually(lambda: pool.stats().leased or working.done())
     if operation in WAITING:
-        await asyncio.sleep(0.05)
+        await eventually(lambda: backends.running("pg_sleep"))
         await pool.close(timeout=0)
     with pytest.raises(psycopg.OperationalError):
         await in_time(working)

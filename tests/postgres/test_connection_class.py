@@ -115,7 +115,7 @@ async def test_a_connection_whose_end_was_announced_is_not_leased(
         async with AsyncConnectionPool(proxy.dsn, min_size=1, connection_class=Plain) as pool:
             await all_usable(pool)
             backends.terminate()
-            await asyncio.sleep(0.1)  # until the proxy has forwarded it
+            await eventually(lambda: proxy.hung_up == 1)
             proxy.tells_of_the_end = True
             async with pool.connection() as conn:
                 assert await conn.one() == (1,)

@@ -164,8 +164,8 @@ async def test_a_block_whose_end_was_cancelled_is_not_committed_later(
             await conn.execute("INSERT INTO cut VALUES (1)")
             task = asyncio.current_task()
             assert task is not None
-            query = asyncio.create_task(conn.execute("SELECT 1 FROM pg_sleep(0.2)"))
-            await asyncio.sleep(0.05)
+            query = asyncio.create_task(conn.execute("SELECT 1 FROM pg_sleep(5)"))
+            await eventually(lambda: backends.running("pg_sleep"))
             query.cancel()
             await asyncio.wait({query})
             asyncio.get_running_loop().call_soon(task.cancel)

@@ -31,6 +31,13 @@ WAITING: dict[str, Callable[[Pool], Awaitable[object]]] = {
     "fetchval": lambda pool: pool.fetchval("SELECT 1"),
 }
 """Those that wait for the server."""
+PART_OF_THE_SIZE = {
+    "check": "cleaning",
+    "health": "cleaning",
+    "getconn": "waiting",
+    "fetchval": "leased",
+}
+"""The count that a call which waits raises, when all connections are open."""
 AT_ONCE: dict[str, Callable[[Pool], Awaitable[object]]] = {
     "drain": lambda pool: pool.drain(),
     "resize": lambda pool: pool.resize(2, 2),
@@ -89,9 +96,8 @@ async def test_whoever_waits_for_the_server_leaves_at_once(
         proxy.open_way.clear()
         held = [await pool.getconn() for _ in range(2)] if ready and name == "getconn" else []
         task, scope = cancellable(WAITING[name](pool))
-        if not ready:
-            await eventually(lambda: proxy.accepted)
-        await asyncio.sleep(0.05)
+        part = PART_OF_THE_SIZE[name] if ready else "opening"
+        await eventually(lambda: getattr(pool.stats(), part) and proxy.accepted)
         await strike(task, scope, how)
         for conn in held:
             await pool.putconn(conn)
@@ -145,7 +151,6 @@ async def test_close_ends_though_it_is_cancelled(dsn: str, how: str) -> None:
     conn = await pool.getconn()
     task, scope = cancellable(pool.close(timeout=0.5))
     await eventually(lambda: pool.closed)
-    await asyncio.sleep(0.01)
     if how == "scope":
         scope.cancel()
     else:

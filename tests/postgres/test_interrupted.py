@@ -232,7 +232,7 @@ async def test_a_stream_cancelled_as_a_row_arrives_is_ended_on_the_server(
 
     task = asyncio.create_task(read())
     await in_time(begun.wait())
-    await asyncio.sleep(0.01)
+    await eventually(lambda: backends.running("pg_sleep"))
     time.sleep(0.5)  # noqa: ASYNC251 - the row and the cancellation must be seen in one turn
     task.cancel()
     await in_time(asyncio.wait({task}))
@@ -303,7 +303,7 @@ async def test_a_cancelled_wait_for_notifications_ends_at_once(
 
     for _ in range(3):
         task = asyncio.create_task(listen())
-        await asyncio.sleep(0.01)
+        await eventually(conn.lock.locked)
         task.cancel()
         await in_time(asyncio.wait({task}))
         assert task.cancelled()
@@ -313,12 +313,12 @@ async def test_a_cancelled_wait_for_notifications_ends_at_once(
 
 
 async def test_a_cancelled_query_raises_at_once_on_a_server_that_is_stopped(
-    dsn: str, server: Server
+    dsn: str, server: Server, backends: Backends
 ) -> None:
     """The caller does not wait for the server."""
     conn = await Connection.connect(dsn, autocommit=True)
     task = asyncio.create_task(conn.execute(ENDLESS))
-    await asyncio.sleep(0.05)
+    await eventually(lambda: backends.running("pg_sleep"))
     await server.pause()
     try:
         task.cancel()
@@ -342,7 +342,9 @@ async def test_the_next_query_waits_for_the_end_of_the_cancelled_one(
         assert await in_time(backend_of(conn)) == pid
 
 
-async def test_a_second_cancellation_changes_nothing(conn: Connection[Any]) -> None:
+async def test_a_second_cancellation_changes_nothing(
+    conn: Connection[Any], backends: Backends
+) -> None:
     """The second cancellation comes while the clean-up of the first one runs."""
 
     async def work() -> None:
@@ -352,7 +354,7 @@ async def test_a_second_cancellation_changes_nothing(conn: Connection[Any]) -> N
             await conn.execute("SELECT 1")
 
     task = asyncio.create_task(work())
-    await asyncio.sleep(0.02)
+    await eventually(lambda: backends.running("pg_sleep"))
     task.cancel()
     await asyncio.sleep(0)
     task.cancel()

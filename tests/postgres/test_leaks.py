@@ -68,10 +68,11 @@ async def test_what_was_acquired_for_somebody_else_is_no_deadlock(dsn: str) -> N
 async def test_one_shots_inside_a_block_are_told_too(dsn: str, pipeline: bool) -> None:
     """Also one-shots that share a connection, for which another task waits."""
     async with AsyncConnectionPool(dsn, min_size=2, pipeline=pipeline) as pool:
+        both = asyncio.Barrier(2)
 
         async def greedy() -> None:
             async with pool.connection():
-                await asyncio.sleep(0.05)
+                await both.wait()
                 await pool.fetchval("SELECT 1")
 
         ends = await in_time(asyncio.gather(greedy(), greedy(), return_exceptions=True))

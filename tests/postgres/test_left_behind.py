@@ -97,7 +97,7 @@ def test_a_query_cancelled_as_its_loop_ends_hangs_no_other_loop(asyncpool_dsn: s
     async def leave() -> Connection[Any]:
         conn: Connection[Any] = await Connection.connect(asyncpool_dsn, autocommit=True)
         leave.task = asyncio.create_task(conn.execute("SELECT pg_sleep(60)"))  # type: ignore[attr-defined]
-        await asyncio.sleep(0.05)
+        await eventually(conn.lock.locked)
         return conn
 
     async def come(conn: Connection[Any]) -> None:
@@ -130,7 +130,7 @@ async def test_a_cancel_request_that_fails_at_once_is_not_waited_for(
     loop.set_task_factory(asyncio.eager_task_factory)
     monkeypatch.setattr("asyncpool._psycopg.transport.cancel_until_ended", fail)
     query = asyncio.create_task(conn.execute("SELECT pg_sleep(60)"))
-    await asyncio.sleep(0.05)
+    await eventually(lambda: backends.running("pg_sleep"))
     query.cancel()
     await asyncio.wait({query})
     assert query.cancelled()

@@ -130,7 +130,7 @@ async def test_close_wakes_all_who_wait(dsn: str, use: str) -> None:
         pool = AsyncConnectionPool(proxy.dsn, min_size=2)
         conn = await pool.acquire()
         waiters = [asyncio.create_task(getattr(pool, use)()) for _ in range(5)]
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
         closing = asyncio.create_task(pool.close(timeout=30))
         try:
             ends = await in_time(asyncio.gather(*waiters, return_exceptions=True), 3)
@@ -187,7 +187,9 @@ async def test_close_ends_a_query_that_runs_for_too_long(dsn: str, backends: Bac
     await eventually(lambda: not backends.pids())
 
 
-async def test_what_a_borrower_does_after_that_fails_and_does_not_hang(dsn: str) -> None:
+async def test_what_a_borrower_does_after_that_fails_and_does_not_hang(
+    dsn: str, backends: Backends
+) -> None:
     """Its next statement, its roll-back and the end of its block find the connection closed."""
 
     async def work(pool: AsyncConnectionPool) -> None:
@@ -200,10 +202,9 @@ async def test_what_a_borrower_does_after_that_fails_and_does_not_hang(dsn: str)
         pool = AsyncConnectionPool(dsn, min_size=2)
         await pool.wait()
         tasks = [asyncio.create_task(work(pool)), asyncio.create_task(pool.execute("SELECT 1"))]
-        await asyncio.sleep(0.02)
+        await in_time(tasks[1])
         tasks.append(asyncio.create_task(pool.execute("SELECT pg_sleep(60)")))
-        await eventually(lambda p=pool: p.stats().leased == 2)  # type: ignore[misc]
-        await asyncio.sleep(0.01)
+        await eventually(lambda: backends.running("pg_sleep") == 2)
         await in_time(pool.close(timeout=0), 5)
         ends = await in_time(asyncio.gather(*tasks, return_exceptions=True), 5)
         assert isinstance(ends[0], psycopg.OperationalError)
@@ -285,7 +286,7 @@ async def test_close_on_a_paused_server_ends_at_its_limit(server: Server, dsn: s
     await pool.release(to_clean)
     requests = [asyncio.create_task(pool.acquire()) for _ in range(3)]
     checking = asyncio.create_task(pool.check())
-    await asyncio.sleep(0.05)
+    await eventually(lambda: pool.stats().opening == pool.stats().waiting == 2)
     started = time.monotonic()
     await in_time(pool.close(timeout=0.5))
     assert time.monotonic() - started < 5
@@ -308,7 +309,7 @@ async def test_close_while_the_server_is_down_ends_at_once(server: Server) -> No
 
 @needs_internals
 @pytest.mark.skipif(not linux, reason="descriptors are counted in /proc")
-async def test_nothing_is_left_after_close(dsn: str, server: Server) -> None:
+async def test_nothing_is_left_after_close(dsn: str, server: Server, backends: Backends) -> None:
     """No descriptor and no task is left after work, broken connections and cancellation."""
 
     async def life() -> None:
@@ -319,7 +320,7 @@ async def test_nothing_is_left_after_close(dsn: str, server: Server) -> None:
             async with pool.connection() as conn:
                 await conn.close()
             task = asyncio.create_task(pool.execute("SELECT pg_sleep(60)"))
-            await asyncio.sleep(0.05)
+            await eventually(lambda: backends.running("pg_sleep"))
             task.cancel()
             await asyncio.wait({task})
             await pool.check()

@@ -27,7 +27,7 @@ from asyncpool import AsyncConnectionPool, PoolTimeout
 from asyncpool.metrics.otel import BUCKETS, instrument
 from asyncpool.metrics.prometheus import PoolCollector
 
-from ._tools import in_time
+from ._tools import eventually, in_time
 
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana-dashboard.json"
 PREFIX = "db.client.connection."
@@ -362,7 +362,7 @@ async def test_a_failing_callback_of_slow_waits_is_logged(
         pool.on_slow_wait(0, callback)
         async with pool.connection():
             waiting = asyncio.create_task(pool.getconn())
-            await asyncio.sleep(0.01)
+            await eventually(lambda: pool.stats().waiting)
         await pool.putconn(await waiting)
         assert len(waits) == 1
         assert waits[0] > 0

@@ -246,7 +246,9 @@ async def test_a_batch_is_all_or_nothing(dsn: str, autocommit: bool) -> None:
         assert (await at_rest(pool)).connects == 1
 
 
-async def test_a_batch_that_is_cancelled_or_late_has_not_happened(dsn: str) -> None:
+async def test_a_batch_that_is_cancelled_or_late_has_not_happened(
+    dsn: str, backends: Backends
+) -> None:
     """The batch has no effect, and its connection stays usable."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         await pool.execute("CREATE TEMP TABLE shots (x int)")
@@ -254,7 +256,7 @@ async def test_a_batch_that_is_cancelled_or_late_has_not_happened(dsn: str) -> N
         with pytest.raises(PoolTimeout):
             await pool.batch(slow, timeout=0.1)
         task = asyncio.create_task(pool.batch(slow))
-        await asyncio.sleep(0.05)
+        await eventually(lambda: backends.running("pg_sleep"))
         task.cancel()
         await asyncio.wait({task})
         assert task.cancelled()

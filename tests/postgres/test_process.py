@@ -148,7 +148,6 @@ def test_close_ends_on_every_loop(run: Run, asyncpool_dsn: str) -> None:
         await pool.acquire()
         sleeper = asyncio.create_task(pool.execute("SELECT pg_sleep(60)"))
         await eventually(lambda: pool.stats().leased == 2)
-        await asyncio.sleep(0.05)
         waiter = asyncio.create_task(pool.getconn())
         await eventually(lambda: pool.stats().waiting)
         await in_time(pool.close(timeout=0.1), 10)

@@ -164,12 +164,14 @@ async def test_every_way_to_say_it(dsn: str, query: Any) -> None:
         assert await pool.fetchall(query) == [{"x": 1}]
 
 
-async def test_a_slow_statement_holds_up_nobody_who_comes_later(dsn: str) -> None:
+async def test_a_slow_statement_holds_up_nobody_who_comes_later(
+    dsn: str, backends: Backends
+) -> None:
     """New requests use another connection, which is opened if necessary."""
     async with sharing(dsn, min_size=1, max_size=4) as pool:
         await pool.wait()
         slow = asyncio.create_task(pool.execute("SELECT pg_sleep(60)"))
-        await asyncio.sleep(0.05)
+        await eventually(lambda: backends.running("pg_sleep"))
         for _ in range(20):
             assert await in_time(pool.fetchval("SELECT 1"), 10) == 1
         assert not slow.done()
@@ -347,8 +349,7 @@ async def test_one_that_is_cancelled_before_it_was_sent_never_runs(dsn: str) -> 
         await pool.execute("CREATE TABLE never (x int)")
         async with pool.connection():
             task = asyncio.create_task(pool.execute("INSERT INTO never VALUES (1)"))
-            await asyncio.sleep(0.01)
-            assert pool.stats().waiting == 1
+            await eventually(lambda: pool.stats().waiting == 1)
             task.cancel()
             await asyncio.wait({task})
             assert pool.stats().waiting == 0
@@ -421,26 +422,28 @@ async def test_a_server_that_goes_fails_them_with_its_own_words(
         assert await in_time(asyncio.gather(*behind), 20) == list(range(20))
 
 
-async def test_one_that_was_not_sent_moves_when_the_connection_is_lost(dsn: str) -> None:
+async def test_one_that_was_not_sent_moves_when_the_connection_is_lost(
+    dsn: str, backends: Backends
+) -> None:
     """It waits behind a slow statement whose connection breaks."""
     async with Proxy(dsn) as proxy, sharing(proxy.dsn, min_size=1, shared_size=1) as pool:
         await pool.wait()
-        slow = asyncio.create_task(pool.execute("SELECT pg_sleep(1)"))
-        await asyncio.sleep(0.05)
+        slow = asyncio.create_task(pool.execute("SELECT pg_sleep(60)"))
+        await eventually(lambda: backends.running("pg_sleep"))
         behind = asyncio.create_task(pool.execute("SELECT 1"))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
         proxy.cut()
         with pytest.raises(psycopg.OperationalError):
             await slow
         assert await in_time(behind, 20) == "SELECT 1"
 
 
-async def test_closing_the_pool_ends_them(dsn: str) -> None:
+async def test_closing_the_pool_ends_them(dsn: str, backends: Backends) -> None:
     """The running statement, those behind it and those in the wait queue all end."""
     pool = sharing(dsn, min_size=1, shared_size=1)
     await pool.open(wait=True)
     tasks = [asyncio.create_task(pool.execute("SELECT pg_sleep(60)")) for _ in range(300)]
-    await asyncio.sleep(0.05)
+    await eventually(lambda: backends.running("pg_sleep"))
     await in_time(pool.close(timeout=0.1), 10)
     outcomes = await in_time(asyncio.gather(*tasks, return_exceptions=True), 10)
     assert all(isinstance(outcome, psycopg.OperationalError) for outcome in outcomes)
@@ -682,7 +685,7 @@ async def test_what_is_huge_neither_blocks_the_loop_nor_its_neighbours(dsn: str)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks start eagerly since Python 3.12")
-async def test_where_tasks_start_eagerly_it_is_the_same(dsn: str) -> None:
+async def test_where_tasks_start_eagerly_it_is_the_same(dsn: str, backends: Backends) -> None:
     """A new task, of a cancel request or a caller, then runs before its creator goes on."""
     loop = asyncio.get_running_loop()
     if not isinstance(loop, asyncio.BaseEventLoop):
@@ -691,11 +694,11 @@ async def test_where_tasks_start_eagerly_it_is_the_same(dsn: str) -> None:
     async with sharing(dsn, min_size=1, max_size=3, timeout=60) as pool:
         held = await pool.acquire()
         answers = asyncio.gather(*(pool.fetchval("SELECT %s::int", [n]) for n in range(300)))
-        await asyncio.sleep(0.05)
+        await eventually(lambda: pool.stats().waiting)
         await pool.release(held)
         assert await in_time(answers) == list(range(300))
         tasks = [asyncio.create_task(pool.fetchval("SELECT pg_sleep(60)")) for _ in range(5)]
-        await asyncio.sleep(0.05)
+        await eventually(lambda: backends.running("pg_sleep") == 3)
         for task in tasks:
             task.cancel()
         await in_time(asyncio.wait(tasks))
