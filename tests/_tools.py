@@ -1,4 +1,4 @@
-"""What the unit tests and those on a server share."""
+"""Helpers of the unit tests and of the tests on a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Options and ordering of all tests."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def is_left_out(node: ast.AST) -> bool:
 
 
 def changes(node: ast.AST, owner: ast.AST, field: str) -> Iterator[ast.AST]:
-    """What may stand in place of a node."""
+    """Return the changes that may stand in place of a node."""
     if isinstance(node, ast.stmt):
         yield from of_statement(node)
     elif isinstance(node, ast.expr):

@@ -1,4 +1,4 @@
-"""What runs a Markdown document: its Python blocks, in order, as a reader would type them.
+"""Run a Markdown document: its Python blocks, in order, as a reader would type them.
 
 All blocks of a document share one namespace and one event loop. A block may use `await` at top
 level; one that does not is run outside of the loop, so that it may call `asyncio.run`. A block that
@@ -146,7 +146,7 @@ def broken_links(path: Path) -> Iterator[str]:
 
 
 def anchors(file: Path) -> set[str]:
-    """What a link may point at in a file."""
+    """Return what a link may point at in a file."""
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".py":
         return set(re.findall(r"^ *(?:async )?def (\w+)", text, re.MULTILINE))

@@ -35,7 +35,7 @@ class Undone(Exception):
 
 
 class Books:
-    """What was written, and what has become of it."""
+    """The writes and their outcomes."""
 
     def __init__(self) -> None:
         self._numbers = count(1)
@@ -273,7 +273,7 @@ class Load:
         await asyncio.wait({task})
 
     async def cancel_by_scope(self, random: Random) -> None:
-        """The same, at every await from then on."""
+        """Cancel a scope, which cancels at every await from then on."""
         with anyio.move_on_after(random.choice([0, 0.001, 0.005, 0.02])):
             await self.one(random.choice(self._works), random)
 

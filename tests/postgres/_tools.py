@@ -1,4 +1,4 @@
-"""What the tests on a real server share: waiting for a fact, looking at the server, a proxy."""
+"""Helpers of the tests on a real server: wait for a fact, look at the server, a proxy."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class Backends:
         return {pid for (pid,) in self.ask(query, self._name)}
 
     def rows(self, table: str) -> list[Any]:
-        """What the first column of a table has, as far as it is committed."""
+        """Return the committed values of a table's first column."""
         return sorted(row[0] for row in self.ask(f"SELECT * FROM {table}"))
 
     def running(self, part: str) -> int:

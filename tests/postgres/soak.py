@@ -48,7 +48,7 @@ PATIENCE = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """What there is at the end of a phase, with the load stopped."""
+    """The resources in use at the end of a phase, with the load stopped."""
 
     memory: int
     resident: int
@@ -59,7 +59,7 @@ class Count:
 
     @property
     def flat(self) -> tuple[int, int, int, int]:
-        """What has to be the same each time."""
+        """The counts that must not grow."""
         return self.descriptors, self.tasks, self.timers, self.backends
 
 
@@ -152,7 +152,7 @@ class Soak:
             await self._ask("SELECT pg_terminate_backend(%s)", random.choice(sorted(pids)))
 
     async def all_backends(self, random: Random) -> None:
-        """The same of all."""
+        """Terminate all backends."""
         for pid in await self._pids():
             await self._ask("SELECT pg_terminate_backend(%s)", pid)
 
@@ -165,7 +165,7 @@ class Soak:
             await self.server.resume()
 
     async def restart(self, random: Random) -> None:
-        """As an administrator does."""
+        """Restart the server, as an administrator does."""
         await self.server.restart("fast")
 
     async def abort(self, random: Random) -> None:
@@ -175,7 +175,7 @@ class Soak:
         await self.server.start()
 
     async def kill(self, random: Random) -> None:
-        """As `kill -9` does."""
+        """Kill the server, as `kill -9` does."""
         await self.server.kill()
         await self.server.start()
 
@@ -266,7 +266,7 @@ class Soak:
 
 
 class Crashes(logging.Handler):
-    """What is logged as an error is none that anybody has expected."""
+    """Collect the errors that are logged; none is expected."""
 
     def __init__(self, books: Books) -> None:
         super().__init__(logging.ERROR)

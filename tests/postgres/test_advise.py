@@ -59,7 +59,7 @@ async def test_the_numbers_are_those_of_the_pool(dsn: str) -> None:
 
 
 async def test_a_histogram_has_every_use_and_every_wait(dsn: str) -> None:
-    """However it was returned; one-shots that share are counted by their connection's time."""
+    """Each return counts; one-shots that share are counted by their connection's time."""
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
 
         async def use(number: int) -> None:
@@ -115,7 +115,7 @@ async def test_one_shots_that_share_are_part_of_the_load(dsn: str) -> None:
 
 
 async def test_a_roles_own_limits_count(dsn: str, role: str, backends: Backends) -> None:
-    """Its own, the database's, and what is kept for others; a superuser has only the server's."""
+    """A role's and a database's limits count, and reserved places; a superuser has neither."""
     most, kept = (
         int(backends.ask(f"SHOW {name}")[0][0])
         for name in ("max_connections", "superuser_reserved_connections")
@@ -202,7 +202,7 @@ async def test_what_makes_no_sense_is_refused(dsn: str, given: dict[str, Any]) -
 
 
 async def test_a_closed_pool_gives_no_advice(dsn: str) -> None:
-    """As for any other use of it."""
+    """`PoolClosed` is raised, as by any other use of a closed pool."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         pass
     with pytest.raises(PoolClosed):

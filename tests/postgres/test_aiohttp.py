@@ -112,7 +112,7 @@ async def test_a_commit_that_fails_is_the_requests_failure(
 async def test_clients_that_hang_up_are_rolled_back(
     dsn: str, table: str, backends: Backends
 ) -> None:
-    """They disconnect during a query or while waiting; `handler_cancellation` is set."""
+    """Clients disconnect during a query or while waiting; `handler_cancellation` is set."""
     app = make_app(dsn, table)
     async with serve(app) as client:
         tasks = [asyncio.create_task(client.get(f"/work?x={x}&then=sleep")) for x in range(CLIENTS)]
@@ -207,7 +207,7 @@ async def test_an_existing_pool_is_used_and_left_open(dsn: str, table: str) -> N
 
 
 async def test_the_pools_are_open_during_later_cleanup_contexts(dsn: str) -> None:
-    """They are closed after those contexts have ended."""
+    """The pools are closed after those contexts have ended."""
     seen = []
     pool = AsyncConnectionPool(dsn, min_size=1)
 

@@ -77,7 +77,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
 def outcome(
     asyncpool_dsn: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, dict[str, Any], bytes]:
-    """What a run of everything has printed, its JSON and its picture."""
+    """Return what a run of all rows printed, its JSON and its picture."""
     folder = tmp_path_factory.mktemp("benchmarks")
     files = ("--json", str(folder / "figures.json"), "--picture", str(folder / "picture.svg"))
     done = run("--rounds", "2", "--dsn", asyncpool_dsn, *files)
@@ -156,7 +156,7 @@ def test_pgbench_stands_beside_the_select_with_our_share_of_its_rate(
 
 
 def test_a_machine_without_pgbench_gets_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for a pool that is not installed."""
+    """The note is that of a pool that is not installed."""
     monkeypatch.setattr(_pgbench, "find", lambda: None)
     plan = Plan(dsn="", loop="asyncio", rows=[], pools=[], rounds=1, seed=0)
     bench = Bench(plan, {}, lambda _: None)

@@ -116,7 +116,7 @@ async def test_a_callable_that_ends_the_connects_task_is_called_again(
     kind: type[AsyncConnectionPool],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Whoever waits for the connect gets another one, and the log says so."""
+    """The waiters get another connect, and the log has a line."""
     calls = 0
 
     async def before() -> None:
@@ -323,7 +323,7 @@ async def test_a_time_limit_inside_a_callable_is_its_own_error(dsn: str) -> None
 
 
 class CloseFails(Connection[Any]):
-    """Its own `close()` raises."""
+    """A connection whose own `close()` raises."""
 
     async def close(self) -> None:
         """Fail."""
@@ -331,7 +331,7 @@ class CloseFails(Connection[Any]):
 
 
 class CloseHangs(Connection[Any]):
-    """Its own `close()` never returns."""
+    """A connection whose own `close()` never returns."""
 
     async def close(self) -> None:
         """Hang."""
@@ -339,7 +339,7 @@ class CloseHangs(Connection[Any]):
 
 
 class CloseIsCancelled(Connection[Any]):
-    """Its own `close()` raises CancelledError by itself."""
+    """A connection whose own `close()` raises CancelledError by itself."""
 
     async def close(self) -> None:
         """Await what somebody has cancelled."""
@@ -349,7 +349,7 @@ class CloseIsCancelled(Connection[Any]):
 async def test_a_close_that_was_cancelled_still_waits_for_the_server(
     dsn: str, backends: Backends
 ) -> None:
-    """Its place is free once the server has hung up, as with any other close."""
+    """The place is free once the server has hung up, as with any other close."""
     async with Proxy(dsn) as proxy:
         proxy.tells_of_the_end = False
         pool = AsyncConnectionPool(proxy.dsn, min_size=1, connection_class=CloseIsCancelled)
@@ -367,7 +367,7 @@ async def test_a_close_that_was_cancelled_still_waits_for_the_server(
 async def test_a_configure_that_is_interrupted_leaves_no_backend_behind(
     dsn: str, backends: Backends, own: Any
 ) -> None:
-    """Its statement is cancelled and its backend gone before the next connection is opened."""
+    """The statement is cancelled and the backend gone before the next connection is opened."""
     seen: list[int] = []
 
     async def configure(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -388,7 +388,7 @@ async def test_a_configure_that_is_interrupted_leaves_no_backend_behind(
 async def test_a_close_of_the_users_own_keeps_no_connection_that_configure_failed_on(
     dsn: str, backends: Backends, own: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is closed in any case, and the next one may succeed."""
+    """The connection is closed in any case, and the next one may succeed."""
     monkeypatch.setattr(closing, "CANCEL_TIMEOUT", 0.1)
     conns = []
 

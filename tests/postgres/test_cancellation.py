@@ -179,7 +179,7 @@ async def test_a_waiter_cancelled_in_the_step_of_its_hand_over_passes_it_on(dsn:
 
 
 async def test_all_waiters_but_the_last_cancelled_in_one_step(dsn: str) -> None:
-    """However many leave in the moment of the hand-over, somebody has the connection."""
+    """The one waiter left gets the connection, whatever their number."""
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
         for _ in range(10):
             lent = [await pool.acquire() for _ in range(2)]
@@ -257,7 +257,7 @@ async def test_a_commit_that_is_cancelled_raises_and_gives_back(server: Server, 
 async def test_cancelled_in_a_callback_the_cancellation_comes_out(
     dsn: str, callback: str, times: int
 ) -> None:
-    """It is not swallowed and tried again, and the connection is not lost."""
+    """The callback is not tried again, and the connection is not lost."""
     inside, go_on = asyncio.Event(), asyncio.Event()
 
     async def wait(conn: Conn) -> None:

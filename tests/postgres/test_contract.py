@@ -269,7 +269,7 @@ async def test_closing_in_a_block_does_not_return_what_another_has_by_then(dsn: 
 
 @with_close_returns
 async def test_nor_does_a_block_of_acquire_or_cursor(dsn: str) -> None:
-    """The same holds for the other blocks that lend."""
+    """Blocks of `acquire()` and `cursor()` do not commit after a lost connection either."""
     async with AsyncConnectionPool(dsn, min_size=1, close_returns=True) as pool:
         async with pool.cursor() as cur:
             await cur.connection.close()

@@ -113,7 +113,7 @@ async def test_a_copy_waits_for_a_server_that_does_not_read(dsn: str) -> None:
 
 
 async def test_a_slow_reader_of_a_copy_gets_all_of_it(conn: Connection[Any]) -> None:
-    """What it does not take is not read, and nothing of it is lost."""
+    """Data is read no faster than it is consumed, and none is lost."""
     query = "COPY (SELECT n, repeat('x', 9000) FROM generate_series(1, 1000) n) TO STDOUT"
     found = []
     async with conn.cursor().copy(query) as copy:

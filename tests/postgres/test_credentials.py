@@ -78,7 +78,7 @@ async def account(another_server: Server) -> AsyncIterator[Account]:
 async def test_a_new_password_is_taken_for_new_connections_only(
     account: Account, is_async: bool
 ) -> None:
-    """What is open goes on with the old one, until its life is over or it is drained."""
+    """Open connections keep the old one until their lifetime is over or they are drained."""
     known = ["first"]
 
     def conninfo() -> str:

@@ -253,7 +253,7 @@ async def test_what_a_pipeline_was_cancelled_with_is_not_sent_after_its_end(
 
 
 async def test_a_pipeline_cancelled_as_it_is_entered_in_another_is_not_entered(dsn: str) -> None:
-    """It first waits for what was sent in the other, which is left at its own end."""
+    """The inner one waits for what the outer one sent; the outer one is left at its own end."""
     async with Proxy(dsn) as proxy:
         conn = await Connection.connect(proxy.dsn, autocommit=True)
         with suppress(psycopg.errors.QueryCanceled):

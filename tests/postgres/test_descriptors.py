@@ -268,7 +268,7 @@ with asyncio.Runner(loop_factory=factory) as runner:
 async def test_connections_are_watched_on_after_a_fork(
     dsn: str,
 ) -> None:
-    """Whatever the child does with its copies, and after it has ended."""
+    """This holds whatever the child does with its copies, and after it has ended."""
     kind = "uvloop" if "uvloop" in type(asyncio.get_running_loop()).__module__ else "asyncio"
     assert (await run_script(FORK, dsn, kind)).split() == ["watched"]
 
@@ -276,7 +276,7 @@ async def test_connections_are_watched_on_after_a_fork(
 def test_a_connection_that_is_closed_where_no_loop_runs_leaves_no_descriptor(
     asyncpool_dsn: str,
 ) -> None:
-    """As those of a pool that was dropped after its loop."""
+    """This happens to the connections of a pool that was dropped after its loop."""
     before = sockets()
     with asyncio.Runner() as runner:
         conn = runner.run(Connection.connect(asyncpool_dsn))

@@ -116,7 +116,7 @@ def test_every_link_within_the_project_leads_somewhere(path: Path) -> None:
 
 
 def test_the_architecture_page_names_what_exists() -> None:
-    """Its tree has every module but those of the annexes; its walks name what is in these files."""
+    """The tree has every module but the annexes'; the walks name what these files define."""
     package = ROOT / "asyncpool"
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     tree = text.partition("```")[2].partition("```")[0]
@@ -129,7 +129,7 @@ def test_the_architecture_page_names_what_exists() -> None:
 
 
 def names(file: Path) -> set[str]:
-    """What a module defines: functions, classes, their methods, constants with a type."""
+    """Return what a module defines: functions, classes, methods, constants with a type."""
     found: set[str] = set()
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef):
@@ -144,7 +144,7 @@ def names(file: Path) -> set[str]:
 
 
 def test_the_readmes_two_commands_are_those_that_ci_runs() -> None:
-    """What a newcomer types first is tried in a fresh environment, letter by letter."""
+    """CI runs the README's commands in a fresh environment, letter by letter."""
     assert README.exists(), "README.md is missing"
     commands = [
         line

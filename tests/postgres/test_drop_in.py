@@ -1,4 +1,4 @@
-"""What psycopg_pool's documentation says of a pool, asked of both pools by the very same tests.
+"""Rules of psycopg_pool's documentation, tested on both pools by one set of tests.
 
 Where they knowingly differ is said in `test_drop_in_differs.py`.
 """
@@ -46,7 +46,7 @@ async def in_line(pool: Any, number: int) -> None:
 
 
 async def test_a_block_commits_or_rolls_back_and_returns(lib: Any, dsn: str, table: str) -> None:
-    """As psycopg's own block does."""
+    """The block does what psycopg's own block does."""
 
     async def insert(pool: Any, number: int) -> None:
         async with pool.connection() as conn:
@@ -102,7 +102,7 @@ async def test_what_is_put_back_after_an_error_is_usable(lib: Any, dsn: str) -> 
 async def test_what_is_put_back_broken_is_replaced_and_counted(
     lib: Any, dsn: str, backends: Backends, way: str
 ) -> None:
-    """As `returns_bad`; its borrower is told nothing more."""
+    """It counts as `returns_bad`, and `putconn` raises nothing."""
     async with lib.AsyncConnectionPool(dsn, min_size=1) as pool:
         conn = await pool.getconn()
         pid = await backend_of(conn)
@@ -162,7 +162,7 @@ async def test_whoever_waits_is_served_in_turn(lib: Any, dsn: str) -> None:
 
 @pytest.mark.parametrize("own", [True, False], ids=["argument", "pool"])
 async def test_a_request_waits_for_its_time_limit(lib: Any, dsn: str, own: bool) -> None:
-    """Its own, or the pool's; then `PoolTimeout`, counted as an error, and nothing is lost."""
+    """After its own limit or the pool's, `PoolTimeout` is raised and counted; nothing is lost."""
     async with lib.AsyncConnectionPool(dsn, min_size=1, timeout=30 if own else 0.1) as pool:
         conn = await pool.getconn(timeout=10)
         with pytest.raises(lib.PoolTimeout):
@@ -217,7 +217,7 @@ async def test_configure_has_each_connection_first_and_must_leave_it_idle(
 
 @pytest.mark.parametrize("way", ["raises", "leaves a transaction", "closes"])
 async def test_a_connection_that_reset_spoils_is_replaced(lib: Any, dsn: str, way: str) -> None:
-    """It gets each connection idle, and must leave it so."""
+    """`reset` gets each connection idle, and must leave it so."""
     given: list[TransactionStatus] = []
 
     async def reset(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -348,7 +348,7 @@ async def test_sizes_that_make_no_sense_are_refused(
 
 
 async def test_a_connection_past_its_life_is_replaced_at_its_return(lib: Any, dsn: str) -> None:
-    """Its borrower has it as long as it likes."""
+    """The borrower may keep the connection beyond its lifetime."""
     async with lib.AsyncConnectionPool(dsn, min_size=1, max_lifetime=0.2) as pool:
         conn = await pool.getconn()
         pid = await backend_of(conn)

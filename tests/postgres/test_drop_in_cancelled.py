@@ -184,7 +184,7 @@ async def test_wait_and_open_may_be_called_again(dsn: str, how: str) -> None:
 @HOW
 @pytest.mark.parametrize("name", ["wait", "open", "getconn", "health", "fetchval"])
 async def test_the_same_on_a_pool_that_keeps_none(dsn: str, name: str, how: str) -> None:
-    """What was being opened for it is closed, unless somebody else wants it."""
+    """A connection opened for a cancelled request is closed, unless another request takes it."""
     async with Proxy(dsn) as proxy, AsyncNullConnectionPool(proxy.dsn, max_size=2) as pool:
         proxy.open_way.clear()
         task, scope = cancellable(WAITING[name](pool))

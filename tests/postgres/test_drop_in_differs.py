@@ -26,7 +26,7 @@ BOTH = pytest.mark.parametrize("kind", [THEIRS, OURS], ids=["psycopg_pool", "asy
 
 @BOTH
 async def test_opening_in_the_constructor(kind: Any, dsn: str) -> None:
-    """They warn; we open at the first use, and warn of nothing."""
+    """psycopg_pool warns; asyncpool opens at the first use, without a warning."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         pool = kind(dsn, min_size=1, open=True)
@@ -39,7 +39,7 @@ async def test_opening_in_the_constructor(kind: Any, dsn: str) -> None:
 
 @BOTH
 async def test_which_connection_is_lent(kind: Any, dsn: str) -> None:
-    """They lend what was idle longest, we what was used last."""
+    """psycopg_pool leases the connection idle longest, asyncpool the one used last."""
     async with kind(dsn, min_size=2) as pool:
         first, second = await pool.getconn(), await pool.getconn()
         await pool.putconn(first)
@@ -50,7 +50,7 @@ async def test_which_connection_is_lent(kind: Any, dsn: str) -> None:
 
 @BOTH
 async def test_a_timeout_of_zero(kind: Any, dsn: str) -> None:
-    """They always fail, we lend what is idle."""
+    """psycopg_pool always fails, asyncpool leases an idle connection."""
     async with kind(dsn, min_size=1) as pool:
         await pool.wait()
         if kind is OURS:
@@ -62,7 +62,7 @@ async def test_a_timeout_of_zero(kind: Any, dsn: str) -> None:
 
 @BOTH
 async def test_wait_by_two_tasks(kind: Any, dsn: str) -> None:
-    """They can tell one, and let the other down; we tell both."""
+    """psycopg_pool may wake only one of them, asyncpool wakes both."""
     async with kind(dsn, min_size=1) as pool:
         two = asyncio.gather(pool.wait(), pool.wait(), return_exceptions=True)
         outcomes = [type(each) for each in await in_time(two)]
@@ -71,7 +71,7 @@ async def test_wait_by_two_tasks(kind: Any, dsn: str) -> None:
 
 @BOTH
 async def test_wait_again_after_a_cancellation(kind: Any, dsn: str) -> None:
-    """They have lost the pool's event to it; for us nothing has happened."""
+    """psycopg_pool loses its event to the cancellation, asyncpool waits again."""
     async with kind(dsn, min_size=1) as pool:
         task = asyncio.create_task(pool.wait())
         await asyncio.sleep(0)
@@ -84,7 +84,7 @@ async def test_wait_again_after_a_cancellation(kind: Any, dsn: str) -> None:
 
 @BOTH
 async def test_wait_while_all_is_lent(kind: Any, dsn: str) -> None:
-    """They wait until enough has come back, or close the pool; we have seen enough."""
+    """psycopg_pool waits for returns, or closes the pool; asyncpool counts leased connections."""
     async with kind(dsn, min_size=1) as pool, pool.connection():
         if kind is OURS:
             await in_time(pool.wait())
@@ -97,7 +97,7 @@ async def test_wait_while_all_is_lent(kind: Any, dsn: str) -> None:
 
 @BOTH
 async def test_close_while_a_connection_is_lent(kind: Any, dsn: str) -> None:
-    """They leave it to its borrower until its return, we wait for it, then close it."""
+    """psycopg_pool leaves it to its borrower, asyncpool waits for its return, then closes it."""
     pool = kind(dsn, min_size=1, open=False)
     await pool.open()
     conn = await pool.getconn()
@@ -114,7 +114,7 @@ async def test_close_while_a_connection_is_lent(kind: Any, dsn: str) -> None:
 
 @BOTH
 async def test_a_request_out_of_time_is_in_the_line(kind: Any, dsn: str) -> None:
-    """They count it as waiting until something comes back; we do not."""
+    """psycopg_pool counts it as waiting until the next return, asyncpool does not."""
     async with kind(dsn, min_size=1) as pool:
         async with pool.connection():
             with pytest.raises((psycopg_pool.PoolTimeout, asyncpool.PoolTimeout)):
@@ -138,7 +138,7 @@ async def test_a_cancelled_request_is_an_error(kind: Any, dsn: str) -> None:
 
 @BOTH
 async def test_drain_of_a_surplus(kind: Any, dsn: str) -> None:
-    """They replace it, we let it go."""
+    """psycopg_pool replaces a surplus connection, asyncpool closes it."""
     async with kind(dsn, min_size=1, max_size=3) as pool:
         conns = [await in_time(pool.getconn()) for _ in range(3)]
         for conn in conns:
@@ -152,7 +152,7 @@ async def test_drain_of_a_surplus(kind: Any, dsn: str) -> None:
 
 @BOTH
 async def test_an_idle_connection_that_dies(kind: Any, dsn: str, backends: Backends) -> None:
-    """They lend it, we have replaced it by then."""
+    """psycopg_pool leases it, asyncpool has replaced it by then."""
     async with kind(dsn, min_size=1) as pool:
         await pool.wait()
         (pid,) = backends.pids()
@@ -167,7 +167,7 @@ async def test_an_idle_connection_that_dies(kind: Any, dsn: str, backends: Backe
 
 @BOTH
 async def test_a_block_inside_a_block_that_can_never_begin(kind: Any, dsn: str) -> None:
-    """They wait for the time limit, we say what is the matter."""
+    """psycopg_pool waits for the time limit, asyncpool raises PoolDeadlock."""
     async with kind(dsn, min_size=1) as pool, pool.connection():
         if kind is OURS:
             with pytest.raises(asyncpool.PoolDeadlock):
@@ -179,7 +179,7 @@ async def test_a_block_inside_a_block_that_can_never_begin(kind: Any, dsn: str) 
 
 @BOTH
 def test_arguments_that_make_no_sense(kind: Any) -> None:
-    """They take what they cannot use, we name it."""
+    """psycopg_pool accepts them, asyncpool refuses them by name."""
     for wrong in ({"timeout": -1}, {"max_waiting": -1}, {"max_lifetime": "5"}, {"conninfo": "?"}):
         if kind is OURS:
             with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
@@ -190,14 +190,14 @@ def test_arguments_that_make_no_sense(kind: Any) -> None:
 
 @BOTH
 def test_the_class_of_the_connections_set_later(kind: Any) -> None:
-    """They take it for the next connections, we refuse."""
+    """psycopg_pool uses it for the next connections, asyncpool refuses."""
     pool = kind("", open=False)
     with contextlib.nullcontext() if kind is THEIRS else pytest.raises(AttributeError):
         pool.connection_class = asyncpool.Connection
 
 
 def test_the_workings_of_psycopg_pool_are_its_own() -> None:
-    """What its documentation does not mention is not here."""
+    """asyncpool lacks attributes that psycopg_pool's documentation does not mention."""
     for name in ("run_task", "schedule_task", "worker"):
         assert hasattr(THEIRS, name)
         assert not hasattr(OURS, name)
@@ -218,7 +218,7 @@ async def test_what_a_pool_that_keeps_none_counts_as_queued(lib_null: Any, dsn: 
 async def test_wait_of_a_pool_that_keeps_none_at_its_bound(
     lib_null: Any, dsn: str, backends: Backends
 ) -> None:
-    """They open one more than `max_size`; we never do, and what is lent is proof enough."""
+    """psycopg_pool opens one above `max_size`; asyncpool counts a leased connection as proof."""
     ours = lib_null is asyncpool
     async with lib_null.AsyncNullConnectionPool(dsn, max_size=1) as pool, pool.connection():
         await in_time(pool.wait())

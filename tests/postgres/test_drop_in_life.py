@@ -230,7 +230,7 @@ async def test_times_are_whole_milliseconds(lib: Any, dsn: str) -> None:
 
 
 async def test_failed_connects_are_counted(lib: Any) -> None:
-    """As attempts, and as errors."""
+    """They count as attempts and as errors."""
     async with lib.AsyncConnectionPool(UNREACHABLE, min_size=1) as pool:
         await eventually(lambda: pool.get_stats().get("connections_errors", 0))
         stats = pool.get_stats()

@@ -50,7 +50,7 @@ async def test_a_server_that_is_down_at_start_is_the_cause_of_the_timeout(server
 
 
 async def test_a_request_is_served_when_the_server_comes_up(server: Server, dsn: str) -> None:
-    """It keeps its place in the line over the outage, and nobody has to do anything."""
+    """The request keeps its place in the wait queue over the outage."""
     await server.stop()
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
         waiters = [asyncio.create_task(pool.fetchval("SELECT 1")) for _ in range(5)]
@@ -113,7 +113,7 @@ async def test_an_outage_is_logged_once_not_at_every_attempt(
 
 
 async def test_attempts_become_fewer_while_an_outage_lasts(server: Server) -> None:
-    """However many wait, there is one probe at a time, with growing pauses."""
+    """There is one probe at a time, with growing pauses, however many requests wait."""
     await server.stop()
     async with AsyncConnectionPool(server.dsn, min_size=10) as pool:
         waiters = [asyncio.create_task(pool.acquire(timeout=1.5)) for _ in range(50)]
@@ -148,7 +148,7 @@ async def test_reconnect_failed_is_told_once_an_outage(server: Server, is_async:
 
 
 async def test_wait_on_a_server_that_is_down_closes_the_pool(server: Server) -> None:
-    """As psycopg_pool does; the error counts what was opened and has the cause."""
+    """psycopg_pool does so too; the error counts the open connections and has the cause."""
     await server.stop()
     pool = AsyncConnectionPool(server.dsn, min_size=2)
     with pytest.raises(PoolTimeout, match="0 of 2") as caught:
@@ -160,7 +160,7 @@ async def test_wait_on_a_server_that_is_down_closes_the_pool(server: Server) -> 
 
 
 async def test_a_check_that_fails_discards_and_the_next_is_tried(dsn: str) -> None:
-    """What was found unfit is not put back, and the borrower does not notice."""
+    """The unfit connection does not come back, and the borrower does not notice."""
     unfit: set[psycopg.AsyncConnection[Any]] = set()
 
     async def check(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -420,7 +420,7 @@ async def test_a_malformed_dsn_is_refused_without_showing_it(
 async def test_a_malformed_dsn_of_a_callable_is_not_shown_either(
     malformed: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a callable gives is known at the connect, whose error goes everywhere."""
+    """A callable's DSN is known only at the connect, whose error goes everywhere."""
     caplog.set_level(logging.DEBUG)
     async with AsyncConnectionPool(lambda: malformed, min_size=1) as pool:
         with pytest.raises(PoolTimeout) as caught:

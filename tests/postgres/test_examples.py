@@ -250,7 +250,7 @@ async def test_health_is_503_while_the_server_is_down_and_200_again_after(
 async def test_script_counts_the_rows_of_every_table(
     database: str, watcher: psycopg.AsyncConnection[Any]
 ) -> None:
-    """It prints a line a table."""
+    """The script prints one line per table."""
     for number in range(7):
         await watcher.execute(
             f'CREATE TABLE "table {number}" AS SELECT generate_series(1, {number} * 1000)'
@@ -292,7 +292,7 @@ async def test_each_job_is_done_once_though_a_worker_is_cancelled_in_the_middle(
     watcher: psycopg.AsyncConnection[Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What the cancelled worker had written is rolled back, and another worker does the job."""
+    """The cancelled worker's writes are rolled back, and another worker does the job."""
     victims: list[asyncio.Task[Any] | None] = []
     original = queue.handle
     caught = asyncio.Event()
@@ -328,7 +328,7 @@ async def test_a_job_that_fails_is_marked_and_holds_up_no_other(
     watcher: psycopg.AsyncConnection[Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its error is kept, what it wrote is not."""
+    """The job's error is kept, its writes are not."""
     original = queue.handle
 
     async def handle(conn: Any, job: int, payload: str) -> None:

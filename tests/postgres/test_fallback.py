@@ -17,7 +17,7 @@ from ._tools import Backends, Proxy, all_usable, backend_of, eventually, in_time
 
 
 class Unwatching(asyncio.SelectorEventLoop):
-    """It does for psycopg's own waits what they need, and nothing for ours."""
+    """A loop on which psycopg's own waits work, and the socket watcher does not."""
 
     def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:  # type: ignore[override]
         """See asyncio."""
@@ -31,7 +31,7 @@ LOOPS = {"unwatching": Unwatching}
 
 @needs_internals
 async def test_every_kind_of_wait_works(dsn: str) -> None:
-    """They are psycopg's."""
+    """The waits are psycopg's."""
     async with await Connection.connect(dsn, autocommit=True) as conn:
         assert conn._transport is None
         async with conn.pipeline():
@@ -50,7 +50,7 @@ async def test_every_kind_of_wait_works(dsn: str) -> None:
 
 
 async def test_a_pool_works(dsn: str, backends: Backends) -> None:
-    """It lends, grows, and ends the queries that are cancelled."""
+    """The pool leases, grows, and cancels queries."""
     async with AsyncConnectionPool(dsn, min_size=1, max_size=4) as pool:
         assert await asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(100))) == [1] * 100
         work = asyncio.create_task(pool.execute("SELECT pg_sleep(60)"))

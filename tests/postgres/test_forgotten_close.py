@@ -158,7 +158,7 @@ async def run(
 async def test_a_program_that_forgets_to_close_ends_as_it_means_to(
     dsn: str, backends: Backends, how: str
 ) -> None:
-    """Whatever its pool was doing: no traceback, no word, no hang; and the server is rid of it."""
+    """No traceback, output, hang or backend is left, whatever the pool was doing."""
     if how == "uvloop" and find_spec("uvloop") is None:
         pytest.skip("there is no uvloop")
     scripts = {
@@ -180,7 +180,7 @@ async def test_a_program_that_forgets_to_close_ends_as_it_means_to(
 
 @pytest.mark.parametrize("main", ["lent and kept", "in tasks", "with waiters"])
 async def test_a_program_that_fails_is_heard_alone(dsn: str, backends: Backends, main: str) -> None:
-    """Its traceback is the one there is."""
+    """The program's traceback is the only one."""
     fails = "async def fail():\n    await main()\n    raise ZeroDivisionError('mine')\n"
     status, _, err = await run(f"{HEAD}{MAINS[main]}\n{fails}\nasyncio.run(fail())", dsn)
     assert status == 1

@@ -195,7 +195,7 @@ async def test_gunicorns_workers_have_pools_of_their_own(
 
 
 async def pids_of_worker(client: httpx.AsyncClient, other_than: int = 0) -> list[int]:
-    """What a worker says, once one is there: its own number, and those of three sessions."""
+    """Return a worker's process id and those of its three sessions, once it answers."""
     async with asyncio.timeout(30):
         while True:
             with contextlib.suppress(httpx.TransportError):
@@ -247,5 +247,5 @@ print("done")
 
 
 async def test_a_child_leaves_a_cancelled_query_to_its_parent(dsn: str) -> None:
-    """What the parent's connection was about to do when it forked is not done in the child."""
+    """The child does not continue what the parent's connection was doing at the fork."""
     assert (await run_script(IN_MID_CANCEL, dsn)).split() == ["done"]

@@ -1,4 +1,4 @@
-"""What is said of a pool while its connections are cleaned, closed, opened or replaced."""
+"""Health of a pool while its connections are cleaned, closed, opened or replaced."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def test_a_pool_that_is_drained_is_not_down(dsn: str, min_size: int) -> No
 
 
 async def test_a_drained_pool_says_why_it_is_degraded(dsn: str) -> None:
-    """Whatever takes long: the goodbye, or the connect after it."""
+    """The reason names what takes long: the close, or the connect after it."""
     async with Proxy(dsn) as proxy, AsyncConnectionPool(proxy.dsn, min_size=2) as pool:
         await pool.wait()
         await at_rest(pool)
@@ -52,7 +52,7 @@ async def test_a_drained_pool_says_why_it_is_degraded(dsn: str) -> None:
 async def test_a_pool_whose_connections_cannot_be_replaced_is_down(
     server: Server, dsn: str
 ) -> None:
-    """As soon as a connect has failed."""
+    """The pool is down from the first failed connect on."""
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
         await pool.wait()
         await server.stop()
@@ -64,7 +64,7 @@ async def test_a_pool_whose_connections_cannot_be_replaced_is_down(
 
 
 async def test_wait_after_drain_waits_for_the_new_connections(dsn: str) -> None:
-    """As for the first ones."""
+    """`wait()` waits for them as for the first ones."""
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
         await pool.wait()
         await at_rest(pool)
@@ -82,7 +82,7 @@ async def test_wait_after_drain_waits_for_the_new_connections(dsn: str) -> None:
 
 
 async def test_close_ends_a_wait_after_drain(dsn: str) -> None:
-    """It never becomes full again."""
+    """The closed pool never becomes full again."""
     async with Proxy(dsn) as proxy:
         pool = AsyncConnectionPool(proxy.dsn, min_size=1)
         await pool.open(wait=True)

@@ -203,7 +203,7 @@ async def test_a_connection_that_broke_is_its_keys_until_it_is_put_back(
 
 
 async def test_a_key_keeps_what_nobody_else_has(dsn: str) -> None:
-    """It is no leak, as the next request by the key gets it."""
+    """The connection is not a leak, because the next request by the key gets it."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         await asyncio.create_task(pool.getconn(key="k"))
         with pytest.raises(PoolTimeout):
@@ -214,7 +214,7 @@ async def test_a_key_keeps_what_nobody_else_has(dsn: str) -> None:
 
 
 async def test_closeall_closes_what_is_lent_too(dsn: str, backends: Backends) -> None:
-    """As in psycopg2; waiters get an error and keys hold no connection."""
+    """psycopg2 does so too; waiters get an error and keys hold no connection."""
     pool = AsyncConnectionPool(dsn, min_size=2)
     conns = [await pool.getconn(key="k"), await pool.getconn()]
     waiters = [asyncio.create_task(pool.getconn(key=key)) for key in ("k2", "k2", None)]
@@ -277,7 +277,7 @@ async def test_an_exhausted_pool_says_so_at_once_where_nobody_wants_to_wait(
 
 @pytest.mark.parametrize("use", EXHAUSTED)
 async def test_a_closed_pool_lends_nothing(dsn: str, use: str) -> None:
-    """As psycopg2's "connection pool is closed"."""
+    """The error is like psycopg2's "connection pool is closed"."""
     pool = AsyncConnectionPool(dsn, min_size=1, name="books")
     await pool.open(wait=True)
     await pool.closeall()

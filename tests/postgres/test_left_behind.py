@@ -1,4 +1,4 @@
-"""What is left of a connection's work, in places where psycopg cleans up by more than one wait.
+"""Work that psycopg leaves behind where it cleans up with more than one wait.
 
 Nobody is to meet it: neither who was cancelled, nor the next borrower, nor another event loop.
 """
@@ -92,7 +92,7 @@ async def test_a_copy_cancelled_in_the_tick_of_its_answer_is_ended(
 
 @needs_internals
 def test_a_query_cancelled_as_its_loop_ends_hangs_no_other_loop(asyncpool_dsn: str) -> None:
-    """What was to bring it to its end has ended with the loop: the connection is closed."""
+    """The clean-up ended with its loop, so the connection is closed."""
 
     async def leave() -> Connection[Any]:
         conn: Connection[Any] = await Connection.connect(asyncpool_dsn, autocommit=True)
@@ -192,7 +192,7 @@ async def of_psycopg(pool: AsyncConnectionPool, die: Callable[[], Awaitable[None
 async def test_a_block_whose_server_dies_before_its_commit_does_not_end_as_if_committed(
     dsn: str, backends: Backends, block: Callable[..., Awaitable[None]]
 ) -> None:
-    """However early the end of the connection was noticed."""
+    """The block raises, however early the end of the connection was noticed."""
 
     async def die() -> None:
         backends.terminate()
@@ -230,7 +230,7 @@ async def test_a_block_ends_quietly_while_its_returned_connection_is_reset(dsn: 
 async def test_an_iteration_over_notifications_that_is_kept_is_not_the_next_borrowers(
     dsn: str,
 ) -> None:
-    """It holds the connection's lock: the connection is replaced."""
+    """The iteration holds the connection's lock: the connection is replaced."""
     async with AsyncConnectionPool(dsn, min_size=1, kwargs={"autocommit": True}) as pool:
         async with pool.connection() as conn:
             await conn.execute("LISTEN here")
@@ -244,7 +244,7 @@ async def test_an_iteration_over_notifications_that_is_kept_is_not_the_next_borr
 
 
 async def test_an_iteration_over_notifications_that_was_left_is_no_harm(dsn: str) -> None:
-    """Its lock is free a moment later, and the connection stays."""
+    """The lock is free a moment later, and the connection stays."""
     async with AsyncConnectionPool(dsn, min_size=1, kwargs={"autocommit": True}) as pool:
         for _ in range(3):
             async with pool.connection() as conn:
@@ -260,7 +260,7 @@ async def test_an_iteration_over_notifications_that_was_left_is_no_harm(dsn: str
 async def test_a_handler_of_notifications_that_fails_holds_up_none_of_the_others(
     conn: Connection[Any], dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They come with no statement sent, and the failure is logged."""
+    """The notifications arrive without a statement, and the failure is logged."""
     got: list[str] = []
 
     def handle(notify: psycopg.Notify) -> None:

@@ -190,7 +190,7 @@ async def test_close_ends_a_query_that_runs_for_too_long(dsn: str, backends: Bac
 async def test_what_a_borrower_does_after_that_fails_and_does_not_hang(
     dsn: str, backends: Backends
 ) -> None:
-    """Its next statement, its roll-back and the end of its block find the connection closed."""
+    """The next statement, the rollback and the end of the block find the connection closed."""
 
     async def work(pool: AsyncConnectionPool) -> None:
         async with pool.connection() as conn:
@@ -250,7 +250,7 @@ async def test_close_goes_on_under_a_cancelled_scope(dsn: str, backends: Backend
 async def test_a_block_of_the_pool_in_a_cancelled_scope_closes_it(
     dsn: str, backends: Backends
 ) -> None:
-    """As when a server's scope is cancelled to stop it."""
+    """A server cancels such a scope to stop an application."""
     with anyio.move_on_after(0.1):
         async with AsyncConnectionPool(dsn, min_size=2) as pool:
             await pool.wait()

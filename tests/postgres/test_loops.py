@@ -36,13 +36,13 @@ WARNING = "was not closed before its event loop ended"
 
 
 def runner_twice(new: Callable[[], asyncio.AbstractEventLoop], main: Any) -> None:
-    """As `asyncio.run` does: what is left is cancelled, then the loop is closed."""
+    """Run twice as `asyncio.run` does: cancel what is left, then close the loop."""
     with asyncio.Runner(loop_factory=new) as runner:
         runner.run(main())
 
 
 def anyio_twice(new: Callable[[], asyncio.AbstractEventLoop], main: Any) -> None:
-    """As an application of anyio's does."""
+    """Run twice as an anyio application does."""
     anyio.run(main, backend_options={"loop_factory": new})
 
 
@@ -57,7 +57,7 @@ def bare_loop(new: Callable[[], asyncio.AbstractEventLoop], main: Any) -> None:
 
 @pytest.fixture(params=["asyncio", "uvloop"])
 def new_loop(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEventLoop]:
-    """What makes a loop, of each kind."""
+    """Make a loop of each kind."""
     if request.param == "uvloop":
         pytest.importorskip("uvloop")
     return BOTH_LOOPS[request.param]
@@ -77,7 +77,7 @@ def named(asyncpool_dsn: str, application: str, backends: Backends) -> Iterator[
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What the pool has warned of."""
+    """Return the pool's warnings."""
     records = [each for each in caplog.records if each.name == "asyncpool"]
     return [each.getMessage() for each in records if each.levelno >= logging.WARNING]
 
@@ -270,7 +270,7 @@ def test_a_pool_that_opens_on_demand_only_waits_for_that(run: Run, named: str) -
 
 
 def test_sizes_stay_and_counters_begin_anew(run: Run, named: str) -> None:
-    """What was resized on the loop that has ended is so on the next; so are its own resizes."""
+    """A resize holds on the next loop too, which may resize again."""
     pool = AsyncConnectionPool(named, min_size=1)
 
     async def first() -> None:
@@ -295,7 +295,7 @@ def test_sizes_stay_and_counters_begin_anew(run: Run, named: str) -> None:
 
 
 def test_a_loop_that_has_not_ended_keeps_its_pool(named: str) -> None:
-    """It may run again: on another one the error is the same as while it runs."""
+    """The loop may run again: on another one the error is the one of a running loop."""
     pool = AsyncConnectionPool(named, min_size=1)
 
     async def elsewhere() -> None:
@@ -326,7 +326,7 @@ MODULES: dict[str, AsyncConnectionPool] = {}
 async def test_a_pool_of_a_module_serves_tests_with_a_loop_each(
     asyncpool_dsn: str, turn: int
 ) -> None:
-    """As pytest-asyncio gives them."""
+    """pytest-asyncio gives each test its own loop."""
     if turn == 0:
         MODULES["pool"] = AsyncConnectionPool(asyncpool_dsn, min_size=1)
     pool = MODULES["pool"]

@@ -346,7 +346,7 @@ async def test_what_is_returned_in_a_transaction_is_rolled_back_with_a_warning( 
     way: str,
     handled: Callable[[Any], Awaitable[None]] | None,
 ) -> None:
-    """As in psycopg_pool, but with one warning for each place in the program."""
+    """psycopg_pool does so too; here each place in the program gets one warning."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
 
         async def work(conn: Any) -> None:

@@ -286,7 +286,7 @@ async def test_units_are_those_of_the_conventions(dsn: str, reader: InMemoryMetr
 async def test_a_pool_that_was_closed_is_recorded_to_its_end(
     dsn: str, reader: InMemoryMetricReader
 ) -> None:
-    """Its last uses are recorded; its sizes are no longer reported."""
+    """The last uses are recorded; the sizes are no longer reported."""
     provider = MeterProvider([reader])
     async with AsyncConnectionPool(dsn, min_size=1, name="short") as pool:
         instrument(pool, meter_provider=provider)

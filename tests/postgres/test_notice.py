@@ -152,7 +152,7 @@ async def test_one_that_dies_while_lent_is_not_lent_again(
 async def test_those_that_the_server_ends_for_idleness_are_replaced(
     dsn: str, backends: Backends
 ) -> None:
-    """They are replaced repeatedly without a request; a busy leased one is not affected."""
+    """They are replaced each time without a request; a busy leased one is not affected."""
     limited = make_conninfo(dsn, options="-c idle_session_timeout=200")
     async with AsyncConnectionPool(limited, min_size=3, max_size=4, ping_interval=NEVER) as pool:
         work = asyncio.create_task(pool.execute("SELECT pg_sleep(1)"))

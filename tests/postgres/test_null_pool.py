@@ -52,7 +52,7 @@ async def test_each_request_has_a_connection_of_its_own(
 
 @pytest.mark.parametrize("kind", [Pool, psycopg_pool.AsyncNullConnectionPool])
 async def test_who_waits_gets_the_connection_that_comes_back(kind: Any, dsn: str) -> None:
-    """It is rolled back and reset first; `reset` is called only before a hand-over."""
+    """The connection is rolled back and reset first; `reset` is called only before a hand-over."""
     reset: list[int] = []
 
     async def note(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -132,7 +132,7 @@ async def test_the_timeout_of_wait_says_what_did_not_open() -> None:
 
 
 async def test_several_tasks_may_wait_and_one_be_cancelled(dsn: str) -> None:
-    """They share a connect, whose result the others get, and no demand for one is left."""
+    """The tasks share a connect, whose result the others get, and no demand for one is left."""
     async with Proxy(dsn) as proxy, Pool(proxy.dsn) as pool:
         proxy.delay = 0.2
         tasks = [asyncio.create_task(pool.wait()) for _ in range(4)]

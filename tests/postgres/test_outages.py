@@ -88,7 +88,7 @@ async def test_wait_does_not_wait_for_a_database_that_is_not_there(dsn: str) -> 
 async def test_a_database_that_is_dropped_is_told_and_found_again(
     dsn: str, backends: Backends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its connections die, requests fail at once after a while, and it heals when it is back."""
+    """The connections die, requests fail fast after a while, and the pool recovers with it."""
     monkeypatch.setattr(outage, "GRACE", 1.0)
     name = f"d{uuid4().hex[:8]}"
     backends.ask(f"CREATE DATABASE {name}")
@@ -173,7 +173,7 @@ FAKE_STANDBY = """
 async def test_a_server_that_has_become_a_standby_is_left_for_good(
     dsn: str, backends: Backends, caplog: pytest.LogCaptureFixture, shared: bool, autocommit: bool
 ) -> None:
-    """As behind a proxy, where sessions outlive a failover: one write fails, all are replaced.
+    """Behind a proxy sessions outlive a failover: one write fails, all connections are replaced.
 
     A session that is read-only by its user's own will is no reason.
     """

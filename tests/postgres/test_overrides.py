@@ -250,7 +250,7 @@ async def test_a_session_on_a_subclasss_connection_is_undone_where_it_fails(
 
 
 class Nested(AsyncConnectionPool):
-    """Its `connection` uses `transaction` and runs a one-shot."""
+    """A pool whose `connection` uses `transaction` and runs a one-shot."""
 
     @asynccontextmanager
     async def connection(self, timeout: float | None = None) -> AsyncIterator[Any]:  # type: ignore[override]

@@ -53,7 +53,7 @@ def test_none_is_volatile_but_those_with_a_reason(volatile: dict[str, bool]) -> 
 def test_no_volatile_function_can_be_called_in_a_plain_read(
     conn: psycopg.Connection[Any],
 ) -> None:
-    """As a function, or as a column of an alias, of a value, of a parameter, of an array."""
+    """A call may be a function's, or a column's of an alias, a value, a parameter or an array."""
     sql = f"""SELECT DISTINCT proname FROM pg_proc WHERE {CATALOG} AND provolatile = 'v'
         AND proname NOT LIKE 'binary\\_upgrade\\_%' AND NOT 'internal'::regtype = ANY (proargtypes)
         AND prorettype NOT IN ('trigger'::regtype, 'event_trigger'::regtype)"""

@@ -322,7 +322,7 @@ asyncio.run(main())
 @forks
 @pytest.mark.parametrize("script", [FORK_BETWEEN_RUNS, FORK_IN_A_TASK], ids=["preload", "task"])
 async def test_a_forked_child_leaves_the_parents_sessions_alone(dsn: str, script: str) -> None:
-    """It gets a clear error, or after `open()` a pool of its own; the parent notices nothing."""
+    """The child gets a clear error, or after `open()` its own pool; the parent notices nothing."""
     told = await run_script(script, dsn)
     (child,) = [line.split()[1] for line in told.splitlines() if line.startswith("child")]
     (parent,) = [line for line in told.splitlines() if line.startswith("parent")]
@@ -379,7 +379,7 @@ async def test_an_exit_without_close_is_quiet(dsn: str, backends: Backends) -> N
 
 @pytest.mark.skipif(find_spec("uvloop") is None, reason="uvloop is not installed")
 async def test_it_works_under_uvloops_own_run(dsn: str) -> None:
-    """As an application would start it."""
+    """An application starts uvloop this way."""
     script = """
 import asyncio, sys, uvloop
 from asyncpool import AsyncConnectionPool

@@ -29,7 +29,7 @@ Level = Literal["rollback", "session", "discard"]
 
 @dataclass
 class Trace:
-    """What a borrower does, and how the next one would see it."""
+    """A change that a borrower makes, and how the next one would see it."""
 
     done: str
     seen: str
@@ -78,7 +78,7 @@ CASES = [
 
 
 async def look(conn: psycopg.AsyncConnection[Any], trace: Trace) -> object:
-    """What a borrower sees, left in no transaction."""
+    """Return what a borrower sees, and leave no transaction open."""
     try:
         # psycopg itself is to leave no prepared statement of its own.
         rows = await (await conn.execute(trace.seen.encode(), prepare=False)).fetchall()
@@ -116,7 +116,7 @@ async def test_the_next_borrower_finds_no_trace(
 
 
 async def test_settings_of_the_connection_string_stay(dsn: str) -> None:
-    """What is given as `options` is the session's own default, and a reset goes back to it."""
+    """Values given as `options` are the session's defaults, to which a reset returns."""
     stays = make_conninfo(dsn, options="-c search_path=app -c statement_timeout=5s")
     async with AsyncConnectionPool(stays, min_size=1, reset="discard") as pool:
         async with pool.connection() as conn:
@@ -166,7 +166,7 @@ async def test_attributes_of_the_connection_are_put_back(dsn: str, level: Level)
 
 @pytest.mark.parametrize("level", ["session", "discard"])
 async def test_notifications_of_one_borrower_do_not_reach_the_next(dsn: str, level: Level) -> None:
-    """What psycopg has received for the one and not handed out goes with its LISTEN."""
+    """Notifications that psycopg received and did not deliver are dropped with their LISTEN."""
     async with AsyncConnectionPool(dsn, min_size=1, reset=level) as pool:
         async with pool.connection() as conn:
             await conn.set_autocommit(True)
@@ -199,7 +199,7 @@ async def test_handlers_of_one_borrower_do_not_hear_of_the_next(dsn: str, level:
 
 
 async def test_psycopgs_own_prepared_statements_work_on_after_discard(dsn: str) -> None:
-    """What psycopg thinks is prepared and what the server has stay the same thing."""
+    """psycopg's and the server's lists of prepared statements stay equal."""
     async with AsyncConnectionPool(dsn, min_size=1, reset="discard") as pool:
         backends = set()
         for round_ in range(4):
@@ -304,7 +304,7 @@ async def close_it(conn: psycopg.AsyncConnection[Any]) -> None:
 async def test_a_reset_that_goes_wrong_costs_the_connection_and_nothing_else(
     dsn: str, reset: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is replaced, a waiter is served, and a line in the log says why."""
+    """The connection is replaced, a waiter is served, and a line in the log has the reason."""
     async with AsyncConnectionPool(dsn, min_size=1, reset=reset) as pool:
         conn = await pool.acquire()
         waiter = asyncio.create_task(pool.acquire())

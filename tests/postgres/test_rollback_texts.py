@@ -149,7 +149,7 @@ async def test_a_byte_of_a_character_is_no_backslash(
 async def test_a_syntax_error_after_a_commit_keeps_what_came_before_it(
     pool: AsyncConnectionPool[Any], table: str, dsn: str
 ) -> None:
-    """Its statements are sent one after the other; a server reads the whole text first."""
+    """The statements are sent one after the other; a server reads the whole text first."""
     text = "{1}; COMMIT; SELEC 1"
     assert await run(pool, table, text) == [1]
     async with AsyncConnectionPool(dsn, min_size=1) as plain:

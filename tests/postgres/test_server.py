@@ -282,7 +282,7 @@ async def test_two_servers_live_side_by_side(server: Server, own: Source) -> Non
 
 
 def test_a_server_outlives_the_event_loop_it_was_made_in(own: Source) -> None:
-    """Its methods work from any running loop."""
+    """The methods of the server work from any running loop."""
     server = postgres(source=own)
     with asyncio.Runner() as first, asyncio.Runner() as second:
         entered = first.run(server.__aenter__())

@@ -456,7 +456,7 @@ async def test_a_block_inside_that_outlasts_its_session_is_told_so(
 
 
 async def test_a_session_may_end_in_another_task(pool: AsyncConnectionPool) -> None:
-    """As with a pytest fixture; no other task joins the session meanwhile."""
+    """A pytest fixture ends so; no other task joins the session meanwhile."""
 
     block = pool.session()
     conn = await asyncio.create_task(enter(block))
@@ -468,7 +468,7 @@ async def test_a_session_may_end_in_another_task(pool: AsyncConnectionPool) -> N
 
 
 async def test_a_generator_that_was_left_inside_does_no_harm(pool: AsyncConnectionPool) -> None:
-    """Its block ends later, in a task of the event loop."""
+    """The generator's block ends later, in a task of the event loop."""
 
     async def rows() -> AsyncIterator[int]:
         async with pool.connection() as conn:
@@ -489,7 +489,7 @@ async def test_a_generator_that_was_left_inside_does_no_harm(pool: AsyncConnecti
 async def test_a_dependency_that_yields_a_session_serves_its_request(
     pool: AsyncConnectionPool,
 ) -> None:
-    """As in FastAPI, the error of the request is thrown into the generator."""
+    """The error of the request is thrown into the generator, as FastAPI does."""
 
     async def session() -> AsyncGenerator[Conn]:
         async with pool.session() as conn:
@@ -817,7 +817,7 @@ async def stop_later(backends: Backends, stop: Callable[[], None]) -> None:
 
 
 async def test_work_that_cannot_be_undone_costs_the_session_its_connection(dsn: str) -> None:
-    """It must not be committed with the rest: the next use of the session raises."""
+    """The work must not be committed with the rest: the next use of the session raises."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         with pytest.raises(ReleaseError, match="could not be undone") as caught:  # noqa: PT012
             async with pool.session() as conn:

@@ -81,7 +81,7 @@ async def test_a_generator_around_an_abandoned_one_goes_on(
 async def test_what_is_done_while_a_generator_is_suspended_is_part_of_its_session(
     pool: AsyncConnectionPool, backends: Backends, table: str
 ) -> None:
-    """It is committed with the session when the generator ends."""
+    """The work is committed with the session when the generator ends."""
     async for number in rows(pool, table):
         await pool.execute(f"INSERT INTO {table} VALUES ({number})")
     assert backends.rows(table) == [-2, -1, 0, 1, 2]
@@ -155,7 +155,7 @@ async def test_what_was_committed_meanwhile_is_not_undone(
 async def test_a_dependency_that_holds_a_session_is_joined_by_what_depends_on_it(
     pool: AsyncConnectionPool, backends: Backends, table: str, fails: bool
 ) -> None:
-    """As in a web framework: in the same task, outside the generator."""
+    """A web framework runs both in one task, outside the generator."""
 
     @asynccontextmanager
     async def dependency() -> AsyncIterator[Any]:
@@ -191,7 +191,7 @@ def pid_of(conn: Any) -> int:
 async def test_a_generator_that_a_caller_keeps_may_be_resumed(
     pool: AsyncConnectionPool, backends: Backends, table: str
 ) -> None:
-    """As some frameworks do, step by step with work in between."""
+    """Some frameworks resume it step by step, with work in between."""
     numbers = rows(pool, table)
     assert await anext(numbers) == 0
     await pool.execute(f"INSERT INTO {table} VALUES (5)")

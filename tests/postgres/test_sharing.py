@@ -212,7 +212,7 @@ async def test_reads_that_wait_need_one_connection_together(dsn: str) -> None:
 
 
 async def test_statements_that_may_be_slow_grow_the_pool_at_once(dsn: str) -> None:
-    """They run in parallel, as for the same number of blocks."""
+    """The statements run in parallel, as for the same number of blocks."""
     async with sharing(dsn, min_size=1, max_size=6) as pool:
         await pool.wait()
         tasks = [asyncio.create_task(pool.fetchval("SELECT pg_sleep(60)")) for _ in range(8)]
@@ -343,7 +343,7 @@ async def test_a_cancelled_one_returns_at_once_and_ends_on_the_server(
 
 
 async def test_one_that_is_cancelled_before_it_was_sent_never_runs(dsn: str) -> None:
-    """It waits for a connection that another task holds."""
+    """The one-shot waits for a connection that another task holds."""
     async with sharing(dsn, min_size=1) as pool:
         await pool.execute("DROP TABLE IF EXISTS never")
         await pool.execute("CREATE TABLE never (x int)")
@@ -425,7 +425,7 @@ async def test_a_server_that_goes_fails_them_with_its_own_words(
 async def test_one_that_was_not_sent_moves_when_the_connection_is_lost(
     dsn: str, backends: Backends
 ) -> None:
-    """It waits behind a slow statement whose connection breaks."""
+    """The one-shot waits behind a slow statement whose connection breaks."""
     async with Proxy(dsn) as proxy, sharing(proxy.dsn, min_size=1, shared_size=1) as pool:
         await pool.wait()
         slow = asyncio.create_task(pool.execute("SELECT pg_sleep(60)"))

@@ -152,7 +152,7 @@ async def test_who_uses_a_connection_that_was_returned_harms_no_one_shot(
 
 
 async def test_a_one_shot_that_may_not_wait_is_counted_as_a_block_is(dsn: str) -> None:
-    """It counts as failed and as never queued."""
+    """The one-shot counts as failed and as never queued."""
     counted = []
     async with AsyncConnectionPool(dsn, min_size=1, max_size=1, max_waiting=1) as pool:
         for call in (pool.acquire, partial(pool.fetchval, "SELECT pg_sleep(0)")):

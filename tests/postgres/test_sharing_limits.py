@@ -284,7 +284,7 @@ async def test_a_read_that_has_to_be_moved_keeps_its_time_limit(dsn: str) -> Non
 
 @pytest.mark.parametrize("size", [1, 2])
 async def test_a_read_that_has_to_be_moved_keeps_its_place(dsn: str, size: int) -> None:
-    """It gets its result although reads and blocks keep coming after it."""
+    """The read gets its result although reads and blocks keep coming after it."""
     async with AsyncConnectionPool(dsn, min_size=size, timeout=60) as pool:
         await warm(pool, HEAVY, 1)
 
@@ -304,7 +304,7 @@ async def test_a_read_that_has_to_be_moved_keeps_its_place(dsn: str, size: int) 
 
 
 async def test_a_read_whose_connection_breaks_keeps_its_time_limit(dsn: str) -> None:
-    """It fails, or another connection answers it; it does not wait for ever."""
+    """The read fails, or another connection answers it; it does not wait for ever."""
     broken = False
 
     def choose(message: bytes) -> str | None:

@@ -170,7 +170,7 @@ CHARACTERISTICS: dict[str, tuple[Any, str]] = {
 async def test_one_shots_have_the_transaction_that_the_connection_was_given(
     dsn: str, table: str, place: str, setting: str
 ) -> None:
-    """As in a block, SHOW and a function that reads the setting report it."""
+    """SHOW and a function that reads the setting report it, as in a block."""
     configure, value = CHARACTERISTICS[setting]
     show, condition = f"SHOW {setting}", f"current_setting('{setting}') = '{value}'"
     insert = f"INSERT INTO {table} SELECT %s WHERE {condition}"

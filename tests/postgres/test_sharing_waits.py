@@ -85,7 +85,7 @@ QUICK: dict[str, Callable[[AsyncConnectionPool[Any], str], Awaitable[Any]]] = {
 async def test_a_one_shot_in_a_block_does_not_wait_for_one_that_waits_for_the_block(
     dsn: str, backends: Backends, hot: str, lock: str, quick: str
 ) -> None:
-    """It gets its result while the other still waits, as do those of other tasks."""
+    """The one-shot gets its result while the other still waits, as do those of other tasks."""
     take, values, want, wanted = LOCKS[lock]
     take, want = take.format(hot=hot), want.format(hot=hot)
     backends.ask(f"CREATE TABLE other_{hot} AS SELECT 1 AS n")

@@ -84,7 +84,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 
 def tcp_limits(conn: psycopg.AsyncConnection[Any]) -> dict[str, int]:
-    """What the kernel has been told of a connection's socket."""
+    """Return the limits that the kernel has for a connection's socket."""
     names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
     with socket.socket(fileno=os.dup(conn.pgconn.socket)) as copy:
         found = {name: copy.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names}
@@ -114,7 +114,7 @@ async def test_a_connection_has_limits_that_nobody_gave_it(
 @linux_only
 @pytest.mark.parametrize("place", ["conninfo", "kwargs", "callables"])
 async def test_the_users_limits_reach_the_socket(dsn: str, place: str) -> None:
-    """However they are given, they are what the kernel is told."""
+    """The kernel gets the limits, from wherever the user gives them."""
     limits: dict[str, Any] = {
         "keepalives_idle": 60,
         "keepalives_interval": 20,
@@ -181,7 +181,7 @@ async def test_a_unix_socket_takes_no_harm(asyncpool_server: Server) -> None:
 
 
 async def test_a_short_silence_costs_nothing(network: Network) -> None:
-    """What was sent into it arrives afterwards, and the connection stays."""
+    """Data sent during the silence arrives afterwards, and the connection stays."""
     async with AsyncConnectionPool(network.dsn, min_size=1) as pool:
         before = await pool.fetchval("SELECT pg_backend_pid()")
         network.fall_silent()
@@ -212,7 +212,7 @@ def test_a_query_under_way_ends_with_an_error(
 
 
 async def test_a_query_that_does_not_arrive_ends_with_an_error(network: Network) -> None:
-    """What it sent is not acknowledged: tcp_user_timeout ends it."""
+    """The data sent is not acknowledged: tcp_user_timeout ends the connection."""
     # With keepalives that would not notice.
     limits = SHORT | {"keepalives_idle": 60}
     async with AsyncConnectionPool(network.dsn, min_size=1, kwargs=limits) as pool:
@@ -267,7 +267,7 @@ async def test_a_request_that_makes_the_pool_grow_ends_at_its_time(network: Netw
 
 
 async def test_health_answers_in_time(network: Network) -> None:
-    """Its one ping is not answered, and says so."""
+    """The one ping gets no answer, and the report says so."""
     async with AsyncConnectionPool(network.dsn, min_size=1, ping_timeout=60) as pool:
         await pool.wait()
         network.fall_silent()
@@ -294,7 +294,7 @@ async def test_a_ping_ends_at_its_limit(network: Network) -> None:
 def test_a_cancelled_query_raises_at_once(
     run: Run, network: Network, backends: Backends, pipeline: bool
 ) -> None:
-    """Its cancel request gets no answer either, which is the pool's to wait for."""
+    """The cancel request gets no answer either; the pool waits for it in the background."""
 
     async def test() -> None:
         async with AsyncConnectionPool(network.dsn, min_size=1, pipeline=pipeline) as pool:

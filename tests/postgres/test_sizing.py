@@ -139,7 +139,7 @@ async def test_the_server_never_sees_more_than_max_size(
 
 @pytest.mark.parametrize("way", ["drained", "closed by the borrower", "cancelled in a scope"])
 async def test_a_backend_that_is_slow_to_go_still_counts(dsn: str, way: str) -> None:
-    """It drops its temporary tables first; its place is free when the server has let go of it."""
+    """The backend drops its temporary tables first; the place is free once the server hangs up."""
     many = "DO $$ BEGIN FOR i IN 1..400 LOOP EXECUTE 'CREATE TEMP TABLE t' || i || '(x text)';"
     with limited_role(dsn, 2) as limited:
         async with AsyncConnectionPool(limited, min_size=2) as pool:
@@ -217,7 +217,7 @@ async def test_a_full_pool_replaces_what_is_past_its_life_too(dsn: str, backends
 
 
 async def test_a_lease_outlives_its_connections_life(dsn: str) -> None:
-    """What is lent is retired on its return, not in the middle of its use."""
+    """A leased connection is retired at its return, not in the middle of its use."""
     async with AsyncConnectionPool(dsn, min_size=1, max_lifetime=0.2) as pool:
         async with pool.connection() as conn:
             await conn.execute("SELECT pg_sleep(0.5)")
@@ -310,7 +310,7 @@ async def test_a_pool_can_grow_and_serve_its_waiters(dsn: str) -> None:
 
 
 async def test_a_pool_can_shrink_below_what_is_lent(dsn: str, backends: Backends) -> None:
-    """What is idle goes at once, what is lent on its return, and the rest stays usable."""
+    """Idle connections close at once, leased ones at their return, and the rest stays usable."""
     async with AsyncConnectionPool(dsn, min_size=6) as pool:
         await pool.wait()
         lent = [await pool.acquire() for _ in range(4)]
@@ -350,7 +350,7 @@ async def test_drain_replaces_all_there_is(dsn: str, backends: Backends) -> None
 
 
 async def test_a_connection_that_was_being_opened_is_drained_too(dsn: str) -> None:
-    """It may have been made with what has just changed."""
+    """The connection may have been made with the setting that has just changed."""
     async with Proxy(dsn) as proxy, AsyncConnectionPool(proxy.dsn, min_size=1) as pool:
         proxy.delay = 0.1
         await eventually(lambda: proxy.connecting)

@@ -204,7 +204,7 @@ async def test_a_pool_with_other_settings_gets_its_connections_back_unchanged(ds
 
 
 async def test_psycopgs_own_connections_serve_too(dsn: str) -> None:
-    """They work without the socket watcher and the transport."""
+    """psycopg's connections work without the socket watcher and the transport."""
     async with AsyncConnectionPool(
         dsn, min_size=2, connection_class=psycopg.AsyncConnection
     ) as pool:
@@ -336,7 +336,7 @@ async def test_a_query_that_is_cancelled_leaves_a_connection_that_serves(
 async def test_a_storm_of_cancellations_loses_nothing(
     dsn: str, backends: Backends, kind: Kind
 ) -> None:
-    """They hit waiters, the first connect, queries, streams, commits and returns."""
+    """Cancellations hit waiters, the first connect, queries, streams, commits and returns."""
     rng = random.Random(kind)
     async with AsyncConnectionPool(dsn, min_size=2, max_size=4) as pool:
         engine = create_async_engine(pool)
@@ -445,7 +445,7 @@ async def test_engines_and_plain_users_wait_in_one_queue(pool: AsyncConnectionPo
 async def test_an_engine_takes_no_part_in_a_session(
     pool: AsyncConnectionPool, engine: AsyncEngine
 ) -> None:
-    """Its COMMIT and ROLLBACK would end the session's transaction."""
+    """The engine's COMMIT and ROLLBACK would end the session's transaction."""
     await pool.execute("CREATE TABLE sa_apart (x int)")
     with suppress(ZeroDivisionError):
         async with pool.session() as session:
@@ -497,7 +497,7 @@ async def test_an_invalidated_connection_is_closed(
 async def test_one_broken_connection_does_not_invalidate_the_others(
     pool: AsyncConnectionPool, engine: AsyncEngine, backends: Backends
 ) -> None:
-    """Its user gets SQLAlchemy's error and may use another connection; the others stay open."""
+    """The user gets SQLAlchemy's error and may use another connection; the others stay open."""
     await pool.wait()
     async with engine.connect() as conn, engine.connect() as other:
         pid, kept = await pid_of(conn), await pid_of(other)

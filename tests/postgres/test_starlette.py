@@ -188,7 +188,7 @@ async def test_a_transaction_without_its_middleware_is_an_error(dsn: str) -> Non
 async def test_two_tasks_of_a_request_share_its_transaction(
     dsn: str, table: str, backends: Backends
 ) -> None:
-    """They may request it concurrently; only one connection is leased."""
+    """Both may ask for it concurrently; only one connection is leased."""
 
     async def work(request: Request) -> Response:
         conns = await asyncio.gather(*(transaction(request) for _ in range(5)))
@@ -271,7 +271,7 @@ async def test_a_request_that_is_cancelled_is_rolled_back(
 
 
 async def test_the_pools_are_open_around_the_apps_own_lifespan(dsn: str) -> None:
-    """They are open from its start to its end, and closed afterwards."""
+    """The pools are open from its start to its end, and closed afterwards."""
     seen: list[Any] = []
 
     @asynccontextmanager

@@ -22,7 +22,7 @@ def _template(source: str, **values: Any) -> Any:
 @pytest.mark.parametrize("pipeline", [True, False], ids=["sharing", "borrowing"])
 @pytest.mark.parametrize("value", [7, "x'; DROP TABLE shots; --", None, [1, 2], "%s {} \\"])
 async def test_the_values_of_a_template_are_bound(dsn: str, pipeline: bool, value: Any) -> None:
-    """Whatever they are, and however often it runs: the sixth time it is prepared."""
+    """Any value is bound, also in the sixth run, which is prepared."""
     async with AsyncConnectionPool(dsn, min_size=1, pipeline=pipeline) as pool:
         kind = "_int4" if isinstance(value, list) else "int4" if value == 7 else "text"
         for _ in range(8):

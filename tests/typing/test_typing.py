@@ -1,4 +1,4 @@
-"""What users write passes a strict type checker, and does at run time what it says."""
+"""Code that users write passes a strict type checker and has these types at run time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_what_users_write_passes_mypy_in_strict_mode(tmp_path: Path) -> None:
 
 
 def test_what_users_write_passes_pyright(tmp_path: Path) -> None:
-    """The same types are inferred from the same file."""
+    """pyright infers mypy's types from the same file."""
     pytest.importorskip("pyright", reason="pyright comes with the extra `lint`")
     pyright = [sys.executable, "-m", "pyright"]
     version = subprocess.run([*pyright, "--version"], capture_output=True, check=False)

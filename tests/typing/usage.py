@@ -1,4 +1,4 @@
-"""What users write; mypy reads it in strict mode, and nobody runs it."""
+"""Code as users write it; mypy reads it in strict mode, and nobody runs it."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ async def settle() -> None:
 
 
 def timers() -> list[asyncio.TimerHandle]:
-    """What the loop has in store, besides the end of a test that hangs."""
+    """Return the timers of the loop, besides the one that ends a test that hangs."""
     scheduled = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
     return [each for each in scheduled if not each.cancelled() and each.when() < DOOMSDAY]
 

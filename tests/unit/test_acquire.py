@@ -327,7 +327,7 @@ class TestTimeout:
 
 @virtual_time
 async def test_nothing_keeps_a_request_that_has_ended() -> None:
-    """Its waiter may stay in the queue for a while, with others behind it."""
+    """The waiter may stay in the queue for a while, with others behind it."""
     places = []
 
     async def request(core: Core[FakeConn], timeout: float) -> None:

@@ -1,4 +1,4 @@
-"""What is said of statements that make no sense as a one-shot."""
+"""Advice for statements that make no sense as a one-shot."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from asyncpool._sql.kinds import Kind, advice, classify
 def test_what_belongs_to_one_connection_or_transaction(
     text: str, beginning: str, instead: str
 ) -> None:
-    """It says what happens, then what to write instead."""
+    """The advice says what happens, then what to write instead."""
     found = advice(text)
     assert found is not None
     assert found.startswith(beginning)

@@ -56,7 +56,7 @@ async def test_a_task_is_named_for_the_pool_and_its_job() -> None:
 
 @virtual_time
 async def test_a_failed_task_is_logged_and_removed(caplog: pytest.LogCaptureFixture) -> None:
-    """Its error is not lost and is not raised in another task."""
+    """The error is not lost and is not raised in another task."""
     tasks = BackgroundTasks("main")
     tasks.spawn(crash(), "reset")
     await settle()

@@ -119,7 +119,7 @@ def test_a_value_that_libpq_refuses_is_an_error_immediately(name: str, value: st
     ],
 )
 def test_a_value_that_no_connect_can_succeed_with_is_told_at_once(name: str, value: Any) -> None:
-    """It would be tried again until the time limit of whoever waits."""
+    """Otherwise the pool would try again until the waiters' time limit."""
     with pytest.raises(ValueError, match=f"option {name} "):
         AsyncConnectionPool(kwargs={name: value})
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""What has happened of late: in the log, in memory, and without secrets."""
+"""Events of a pool: in the log, in memory, and without secrets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HIDDEN = "hunter2"
 
 
 def test_only_the_last_are_kept() -> None:
-    """However long the pool lives."""
+    """The ring stays bounded, however long the pool lives."""
     events = Events()
     for number in range(KEPT + 10):
         events.note(float(number), "lost", str(number), logging.INFO)
@@ -41,7 +41,7 @@ def test_a_line_in_the_log_has_its_facts_as_fields(caplog: pytest.LogCaptureFixt
 
 
 def test_no_field_is_one_that_logging_has_itself() -> None:
-    """Whatever a fact is called, with any factory of records."""
+    """This holds for each fact's name, with any factory of log records."""
     reserved = vars(logging.makeLogRecord({})).keys() | {"message", "asctime", "taskName"}
     facts = dict.fromkeys(["name", "msg", "args", "process", "message", "taskName"], 1)
     assert not reserved & fields("main", "leak", **facts).keys()
@@ -87,5 +87,5 @@ def test_a_long_text_is_redacted_in_linear_time(part: str) -> None:
     ],
 )
 def test_what_has_no_secret_is_left_as_it_is(said: str) -> None:
-    """It is what a person needs."""
+    """A person needs the whole text."""
     assert redacted(said) == said

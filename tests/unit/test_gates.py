@@ -44,7 +44,7 @@ class Gates(Driver):
         """Called in the tick in which a call of the method aimed at ends."""
 
     def gate(self, name: str) -> Callable[[], Awaitable[None]]:
-        """What a method does."""
+        """Return what a method does."""
 
         async def pass_through() -> None:
             gate = "ok" if self.opened else self.gates[name]
@@ -202,7 +202,7 @@ async def strike(driver: Gates, task: asyncio.Task[None], cancel: Any, when: str
 
 
 async def be_whole(core: Core[FakeConn]) -> None:
-    """What hangs is given up at its time limit; then there are as many as there should be."""
+    """Wait until the pool has given up hanging calls and has its connections again."""
     await asyncio.sleep(100.0)
     ledger = core.ledger
     assert not ledger.leased

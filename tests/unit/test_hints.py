@@ -60,5 +60,5 @@ def test_a_name_that_nobody_has_is_an_ordinary_error() -> None:
 
 
 def test_what_looks_at_all_members_finds_no_such_name() -> None:
-    """As mocks and documentation do."""
+    """Mocks and documentation tools look at all members."""
     assert "fetch" not in {name for name, _ in inspect.getmembers(AsyncConnectionPool(open=False))}

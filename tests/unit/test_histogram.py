@@ -35,7 +35,7 @@ def test_the_bounds_go_from_100_microseconds_to_100_seconds() -> None:
 
 @pytest.mark.parametrize("many", [1, RECENT - 1, RECENT, RECENT + 1, 5000])
 def test_count_sum_and_max_are_exact(many: int) -> None:
-    """However many are sorted in at once."""
+    """This holds however many are sorted in at once."""
     rng = Random(many)
     durations = [rng.lognormvariate(-6, 2) for _ in range(many)]
     histogram = filled(durations)
@@ -100,7 +100,7 @@ def test_those_that_are_kept_stand_for_the_others() -> None:
 
 
 def test_those_that_are_all_there_stand_for_themselves() -> None:
-    """However many the others say there were."""
+    """This holds whatever number the others report."""
     histogram = Histogram()
     histogram.fresh.extend([0.5, 0.25])
     histogram.flush(7, 0.75)

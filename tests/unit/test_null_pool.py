@@ -43,7 +43,7 @@ def keeping_none(
     ("given", "meant"), [((0, None), UNBOUNDED), ((0, 0), UNBOUNDED), ((0, 3), 3)]
 )
 def test_no_maximum_or_zero_is_no_bound(given: tuple[int, int | None], meant: int) -> None:
-    """As in psycopg_pool; it is told as 0."""
+    """psycopg_pool does so too; the number is reported as 0."""
     assert sizes(*given, keeps_idle=False) == (0, meant)
     numbers = Settings("test", 0, meant)
     assert numbers.max_size_or_zero == (given[1] or 0)
@@ -140,7 +140,7 @@ async def test_there_are_never_more_than_the_bound() -> None:
 
 @virtual_time
 async def test_without_a_bound_all_are_served_a_few_connects_at_a_time() -> None:
-    """As many at once as any pool opens."""
+    """The pool opens as many at once as any other pool."""
     driver = Driver(open=slow(0.1))
     async with keeping_none(driver) as core:
         await asyncio.gather(*(use(core, 60.0) for _ in range(100)))
@@ -152,7 +152,7 @@ async def test_without_a_bound_all_are_served_a_few_connects_at_a_time() -> None
 
 @virtual_time
 async def test_a_connect_that_nobody_waits_for_any_more_is_closed() -> None:
-    """Its requester was cancelled, in time or in the very turn of the hand-over."""
+    """The request was cancelled in time, or in the very turn of the hand-over."""
     driver = Driver(open=slow(1.0))
     async with keeping_none(driver) as core:
         early, late = (start(core) for _ in range(2))
@@ -271,7 +271,7 @@ async def test_a_smaller_bound_closes_what_comes_back() -> None:
 
 @virtual_time
 async def test_several_who_wait_share_one_connect_and_none_is_kept() -> None:
-    """It is no request."""
+    """`wait()` is no request."""
     driver = Driver(open=slow(0.5))
     async with keeping_none(driver) as core:
         assert await asyncio.gather(*(core.readiness.wait() for _ in range(3))) == [True] * 3
@@ -284,7 +284,7 @@ async def test_several_who_wait_share_one_connect_and_none_is_kept() -> None:
 
 @virtual_time
 async def test_nothing_is_opened_once_nobody_waits_for_it_any_more() -> None:
-    """As long as one of several does, it is tried, and no longer."""
+    """The pool tries as long as one of several waits, and no longer."""
     driver = Driver(open=fails)
     async with keeping_none(driver, fail_fast_after=math.inf) as core:
         filling = [asyncio.create_task(core.readiness.wait()) for _ in range(3)]
@@ -369,7 +369,7 @@ async def test_it_ends_where_there_is_no_use_in_waiting() -> None:
 @virtual_time
 @pytest.mark.parametrize("how", ["once", "twice", "scope"])
 async def test_a_cancelled_wait_leaves_no_wish_behind(how: str) -> None:
-    """What was being opened is closed, and others go on waiting."""
+    """The connection being opened is closed, and others go on waiting."""
     driver = Driver(open=slow(0.5))
     async with keeping_none(driver) as core:
         scope = anyio.CancelScope()

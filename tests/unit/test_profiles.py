@@ -1,4 +1,4 @@
-"""What is known of one-shot statements by their text, and of the way to the server."""
+"""Profiles of one-shot statements by their text, and of the way to the server."""
 
 from __future__ import annotations
 

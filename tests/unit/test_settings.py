@@ -104,7 +104,7 @@ def test_a_duration_may_be_infinite(name: str) -> None:
 
 
 def test_without_max_size_the_pool_has_one_fixed_size() -> None:
-    """As in psycopg_pool."""
+    """psycopg_pool does so too."""
     assert sizes(3, None) == (3, 3)
 
 
@@ -124,7 +124,7 @@ def test_a_pool_without_room_is_refused(max_size: int | None) -> None:
 
 
 def test_the_integers_of_other_libraries_are_integers() -> None:
-    """Whatever has `__index__` counts, and becomes an int."""
+    """Any value with `__index__` counts, and becomes an int."""
     five: Any = Five()
     assert count("min_size", five) == 5
     assert type(count("min_size", five)) is int
@@ -137,6 +137,6 @@ def test_a_whole_number_of_seconds_becomes_a_float() -> None:
 
 
 def test_a_number_that_is_replaced_is_checked() -> None:
-    """As the attributes of a pool are, which can be set."""
+    """The attributes of a pool that can be set are checked so."""
     with pytest.raises(ValueError, match=r"^max_idle must be above zero seconds: got 0$"):
         replace(Settings(**GOOD), max_idle=0)

@@ -170,7 +170,7 @@ class TestGrowth:
     async def test_a_cancelled_connect_is_not_retried_at_once(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """What cancels a background task may end the event loop; that is no outage."""
+        """A cancelled background task may mean that the event loop ends; it is no outage."""
         driver = Driver(open=never)
         async with running(driver, 1, 1) as core:
             (task,) = connects()

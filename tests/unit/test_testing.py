@@ -256,7 +256,7 @@ class TestFolder:
         return tmp_path
 
     def test_a_folder_goes_with_close(self, base: Path) -> None:
-        """Its contents and its reaper go too."""
+        """The contents and the reaper go too."""
         folder = Folder({})
         assert folder.path.parent == base
         folder.close()
@@ -265,7 +265,7 @@ class TestFolder:
     def test_a_server_whose_password_cannot_be_written_leaves_no_folder(
         self, base: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As where the disk is full."""
+        """The disk may be full."""
         installation: Any = SimpleNamespace(for_user=lambda _: None)
         monkeypatch.setattr(_local, "run_as", dict)
         server = _local.LocalServer(installation, Spec())
@@ -603,7 +603,7 @@ class TestTransactions:
         assert [kind for _, kind in controls(text.encode())] == kinds
 
     def test_a_text_that_does_nothing_stays_as_it_is(self) -> None:
-        """Its hints, comments and semicolons stay too; other texts are split."""
+        """The hints, comments and semicolons stay too; other texts are split."""
         text = b"/*+ hint */ SELECT 1; -- END\n SELECT 2;"
         assert controls(text) == [(text, None)]
         assert controls(b"SELECT 'a;b' /* c */; COMMIT") == [
