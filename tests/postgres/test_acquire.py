@@ -23,7 +23,7 @@ from ._tools import (
 )
 
 
-async def test_an_idle_connection_is_lent_without_suspending(dsn: str) -> None:
+async def test_an_idle_connection_is_leased_without_suspending(dsn: str) -> None:
     """Without an await there is nothing to cancel between the request and the connection."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         await pool.wait()

@@ -89,7 +89,7 @@ async def test_a_histogram_has_every_use_and_every_wait(dsn: str) -> None:
         assert counters.use.sum + counters.shared_time == pytest.approx(pool.stats().use_time)
 
 
-async def test_more_uses_than_are_kept_are_counted_all_the_same(dsn: str) -> None:
+async def test_uses_beyond_those_kept_are_counted(dsn: str) -> None:
     """Between two looks; those that are kept stand for the others."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         await pool.wait()

@@ -194,7 +194,7 @@ async def test_all_waiters_but_the_last_cancelled_in_one_step(dsn: str) -> None:
             assert (stats.idle, stats.leased, stats.waiting) == (2, 0, 0)
 
 
-async def test_a_waiter_under_a_cancelled_scope_leaves_the_line(dsn: str) -> None:
+async def test_a_waiter_under_a_cancelled_scope_leaves_the_queue(dsn: str) -> None:
     """anyio cancels again at every await: that must not disturb the leaving."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         async with pool.connection():
@@ -206,7 +206,7 @@ async def test_a_waiter_under_a_cancelled_scope_leaves_the_line(dsn: str) -> Non
         assert (await at_rest(pool)).requests_cancelled == 5
 
 
-async def test_a_scope_cancelled_before_the_request_leaves_nothing_lent(dsn: str) -> None:
+async def test_a_scope_cancelled_before_the_request_leaves_nothing_leased(dsn: str) -> None:
     """Whether or not the request suspends, the block's end gives the connection back."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         await pool.wait()

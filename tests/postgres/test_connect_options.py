@@ -37,7 +37,7 @@ POOLS = [AsyncConnectionPool, AsyncNullConnectionPool]
         ("hostaddr=127.0.0.1,127.0.0.1", "hostaddr"),
     ],
 )
-async def test_a_mistake_of_a_callable_is_told_at_once(
+async def test_a_mistake_of_a_callable_is_reported_at_once(
     dsn: str, kind: type[AsyncConnectionPool], more: str, message: str
 ) -> None:
     """The error is raised as for a refused password, without waiting for further connects."""
@@ -81,7 +81,7 @@ async def test_a_mistake_that_only_connect_sees_is_reported_immediately(dsn: str
 
 
 @pytest.mark.parametrize("kind", POOLS)
-async def test_a_setting_that_the_server_does_not_know_is_told_at_once(
+async def test_a_setting_that_the_server_does_not_know_fails_at_once(
     dsn: str, kind: type[AsyncConnectionPool]
 ) -> None:
     """The error quotes the server, with the name of the setting."""

@@ -153,7 +153,7 @@ async def test_rotation_goes_on_under_load(account: Account) -> None:
         await at_rest(pool)
 
 
-async def test_a_password_that_is_wrong_for_good_is_told(account: Account) -> None:
+async def test_a_password_that_stays_wrong_is_reported(account: Account) -> None:
     """At once, where it never was right."""
     for kind in (AsyncConnectionPool, AsyncNullConnectionPool):
         async with kind(make_conninfo(account.dsn, password=WRONG)) as pool:

@@ -199,7 +199,7 @@ async def test_doctor_reports_tls(another_server: Server) -> None:
     assert "sslrootcert" in found["connect"]["advice"]
 
 
-async def test_doctor_tells_a_primary_from_a_standby() -> None:
+async def test_doctor_distinguishes_a_primary_from_a_standby() -> None:
     """Each host is checked; target_session_attrs decides which one the pool uses."""
     async with postgres() as primary:
         try:
@@ -241,7 +241,7 @@ async def test_doctor_goes_on_where_one_of_several_hosts_is_down(dsn: str) -> No
 
 @pytest.mark.parametrize("mode", ["session", "transaction", "statement"])
 @pytest.mark.parametrize("console", [True, False], ids=["console", "no console"])
-async def test_doctor_knows_how_a_pooler_shares_sessions(
+async def test_doctor_detects_how_a_pooler_shares_sessions(
     dsn: str, mode: str, console: bool
 ) -> None:
     """The doctor detects the mode, also without access to the console."""

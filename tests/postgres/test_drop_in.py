@@ -118,7 +118,7 @@ async def test_what_is_put_back_broken_is_replaced_and_counted(
         assert pool.get_stats()["returns_bad"] == 1
 
 
-async def test_only_what_the_pool_has_lent_is_taken_back(lib: Any, dsn: str) -> None:
+async def test_only_connections_leased_from_the_pool_are_accepted(lib: Any, dsn: str) -> None:
     """Another pool's, nobody's, and one that is back already are refused and left alone."""
     async with (
         lib.AsyncConnectionPool(dsn, min_size=1) as pool,
@@ -138,7 +138,7 @@ async def test_only_what_the_pool_has_lent_is_taken_back(lib: Any, dsn: str) -> 
         await idle(pool, 1)
 
 
-async def test_whoever_waits_is_served_in_turn(lib: Any, dsn: str) -> None:
+async def test_waiters_are_served_in_turn(lib: Any, dsn: str) -> None:
     """By what comes back."""
     served: list[int] = []
 
@@ -173,7 +173,7 @@ async def test_a_request_waits_for_its_time_limit(lib: Any, dsn: str, own: bool)
             pass
 
 
-async def test_the_line_is_as_long_as_max_waiting(lib: Any, dsn: str) -> None:
+async def test_the_queue_is_as_long_as_max_waiting(lib: Any, dsn: str) -> None:
     """One more gets `TooManyRequests` at once; what `max_waiting` is may be changed."""
     async with lib.AsyncConnectionPool(dsn, min_size=1, max_waiting=2) as pool:
         conn = await pool.getconn()
@@ -302,7 +302,7 @@ async def test_check_replaces_what_is_broken_and_keeps_the_rest(
             assert conn.pgconn.transaction_status == IDLE
 
 
-async def test_drain_replaces_those_that_are_lent_when_they_come_back(
+async def test_drain_replaces_leased_connections_at_their_return(
     lib: Any, dsn: str, backends: Backends
 ) -> None:
     """And those in the pool at once."""

@@ -83,7 +83,7 @@ async def strike(task: asyncio.Task[None], scope: anyio.CancelScope, how: str) -
         *((name, True) for name in ("check", "health", "getconn", "fetchval")),
     ],
 )
-async def test_whoever_waits_for_the_server_leaves_at_once(
+async def test_a_cancelled_wait_for_the_server_ends_at_once(
     dsn: str, name: str, how: str, ready: bool
 ) -> None:
     """While connections are opened, or all are there; the pool is whole when it answers again."""

@@ -38,7 +38,7 @@ async def test_opening_in_the_constructor(kind: Any, dsn: str) -> None:
 
 
 @BOTH
-async def test_which_connection_is_lent(kind: Any, dsn: str) -> None:
+async def test_which_connection_is_leased(kind: Any, dsn: str) -> None:
     """psycopg_pool leases the connection idle longest, asyncpool the one used last."""
     async with kind(dsn, min_size=2) as pool:
         first, second = await pool.getconn(), await pool.getconn()
@@ -83,7 +83,7 @@ async def test_wait_again_after_a_cancellation(kind: Any, dsn: str) -> None:
 
 
 @BOTH
-async def test_wait_while_all_is_lent(kind: Any, dsn: str) -> None:
+async def test_wait_while_all_are_leased(kind: Any, dsn: str) -> None:
     """psycopg_pool waits for returns, or closes the pool; asyncpool counts leased connections."""
     async with kind(dsn, min_size=1) as pool, pool.connection():
         if kind is OURS:
@@ -96,7 +96,7 @@ async def test_wait_while_all_is_lent(kind: Any, dsn: str) -> None:
 
 
 @BOTH
-async def test_close_while_a_connection_is_lent(kind: Any, dsn: str) -> None:
+async def test_close_while_a_connection_is_leased(kind: Any, dsn: str) -> None:
     """psycopg_pool leaves it to its borrower, asyncpool waits for its return, then closes it."""
     pool = kind(dsn, min_size=1, open=False)
     await pool.open()
@@ -113,7 +113,7 @@ async def test_close_while_a_connection_is_lent(kind: Any, dsn: str) -> None:
 
 
 @BOTH
-async def test_a_request_out_of_time_is_in_the_line(kind: Any, dsn: str) -> None:
+async def test_a_request_out_of_time_is_counted_as_waiting(kind: Any, dsn: str) -> None:
     """psycopg_pool counts it as waiting until the next return, asyncpool does not."""
     async with kind(dsn, min_size=1) as pool:
         async with pool.connection():

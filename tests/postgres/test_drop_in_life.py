@@ -63,7 +63,7 @@ async def test_closing_leaves_no_connection(lib: Any, dsn: str, backends: Backen
     await eventually(lambda: not backends.pids())
 
 
-async def test_closing_wakes_whoever_waits(lib: Any, dsn: str) -> None:
+async def test_closing_wakes_all_waiters(lib: Any, dsn: str) -> None:
     """With `PoolClosed`."""
     pool = lib.AsyncConnectionPool(dsn, min_size=1, open=False)
     await pool.open()

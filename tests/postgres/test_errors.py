@@ -124,7 +124,7 @@ async def test_attempts_become_fewer_while_an_outage_lasts(server: Server) -> No
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-async def test_reconnect_failed_is_told_once_an_outage(server: Server, is_async: bool) -> None:
+async def test_reconnect_failed_is_called_once_per_outage(server: Server, is_async: bool) -> None:
     """After `reconnect_timeout` of failures, with the pool; the pool goes on trying."""
     told: list[object] = []
 
@@ -360,7 +360,7 @@ def guarded(server: Server) -> Iterator[str]:
     observer.ask(f"DROP ROLE {role}")
 
 
-async def test_a_wrong_password_is_told_without_it(
+async def test_a_wrong_password_is_reported_without_it(
     guarded: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The server's own words come out; the password in none of them."""

@@ -163,7 +163,7 @@ async def test_notes_are_written_and_read(app: App, watcher: psycopg.AsyncConnec
     assert (await app.client.get("/health")).json() == {"status": "ok"}
 
 
-async def test_a_note_is_committed_before_its_client_hears_of_it(
+async def test_a_note_is_committed_before_the_response(
     app: App, watcher: psycopg.AsyncConnection[Any]
 ) -> None:
     """A response that says "created" is true for everybody at that moment."""

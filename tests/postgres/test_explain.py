@@ -46,7 +46,7 @@ def leases_of(pool: Pool) -> Any:
     return pool.explain().leases
 
 
-async def test_a_lease_is_told_with_all_that_is_known_of_it(dsn: str, backends: Backends) -> None:
+async def test_a_lease_is_reported_with_all_facts(dsn: str, backends: Backends) -> None:
     """The lease has the task, place, age, current stack, transaction and last statement."""
     async with AsyncConnectionPool(dsn, min_size=1, leak_timeout=60.0) as pool:
         leave = asyncio.Event()
@@ -85,7 +85,7 @@ async def test_with_psycopgs_own_connections_and_no_leak_timeout_it_says_what_it
 
 
 @pytest.mark.parametrize("pipeline", [True, False])
-async def test_who_waits_is_told_whichever_way_it_has_asked(dsn: str, pipeline: bool) -> None:
+async def test_waiters_are_reported_however_they_asked(dsn: str, pipeline: bool) -> None:
     """In order of arrival, without background tasks of the pool."""
     async with AsyncConnectionPool(dsn, min_size=1, pipeline=pipeline) as pool:
         leave = asyncio.Event()
@@ -109,7 +109,7 @@ async def test_who_waits_is_told_whichever_way_it_has_asked(dsn: str, pipeline: 
         assert pool.explain().waiters == ()
 
 
-async def test_whoever_is_not_served_learns_who_has_the_longest_lease(dsn: str) -> None:
+async def test_a_timeout_reports_the_holder_of_the_longest_lease(dsn: str) -> None:
     """The error names the task of that lease and the line that borrowed it."""
     async with AsyncConnectionPool(dsn, min_size=1, leak_timeout=60.0) as pool:
         leave = asyncio.Event()
@@ -157,7 +157,7 @@ async def test_a_leak_in_a_rare_branch_is_found_everywhere(
         await pool.release(orders[3])
 
 
-async def test_an_outage_is_two_warnings_and_told_while_it_lasts(
+async def test_an_outage_is_two_warnings_and_reported_while_it_lasts(
     server: Server, dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The first warning has the error, the second the duration and number of failures."""
@@ -185,7 +185,7 @@ async def test_an_outage_is_two_warnings_and_told_while_it_lasts(
 @pytest.mark.parametrize(
     "literal", [f"'{HIDDEN}'", f"E'a\\'{HIDDEN}'", f"'a''{HIDDEN}'", f"$x${HIDDEN}'$x$"]
 )
-async def test_a_password_that_a_statement_sets_is_not_told(
+async def test_a_password_that_a_statement_sets_is_not_shown(
     dsn: str, literal: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Neither in the leases nor in the report of a leak."""
@@ -222,7 +222,7 @@ async def test_a_password_that_a_statement_sets_is_not_told(
         f"DO $do$BEGIN EXECUTE $x$ALTER ROLE nobody PASSWORD '{HIDDEN}'$x$; END$do$",
     ],
 )
-async def test_a_password_in_a_statement_is_not_told(
+async def test_a_password_in_a_statement_is_not_shown(
     dsn: str, statement: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """However it is written there; the statement itself may fail."""
@@ -239,7 +239,7 @@ async def test_a_password_in_a_statement_is_not_told(
 
 
 @pytest.mark.timeout(60)
-async def test_a_long_statement_is_told_in_no_time(dsn: str) -> None:
+async def test_a_long_statement_is_reported_in_no_time(dsn: str) -> None:
     """With the square of its length it would take minutes."""
     for part in (" ", "password ", "'"):
         async with (
@@ -260,7 +260,7 @@ async def test_a_long_statement_is_told_in_no_time(dsn: str) -> None:
         f"host=127.0.0.1 port=1 password=two {HIDDEN}",
     ],
 )
-async def test_no_password_is_told_of_connects_that_fail(
+async def test_no_password_is_logged_of_failed_connects(
     conninfo: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also if libpq's error at connect repeats a part that it could not parse."""

@@ -179,7 +179,9 @@ async def test_a_program_that_forgets_to_close_ends_as_it_means_to(
 
 
 @pytest.mark.parametrize("main", ["lent and kept", "in tasks", "with waiters"])
-async def test_a_program_that_fails_is_heard_alone(dsn: str, backends: Backends, main: str) -> None:
+async def test_a_program_that_fails_prints_its_traceback_only(
+    dsn: str, backends: Backends, main: str
+) -> None:
     """The program's traceback is the only one."""
     fails = "async def fail():\n    await main()\n    raise ZeroDivisionError('mine')\n"
     status, _, err = await run(f"{HEAD}{MAINS[main]}\n{fails}\nasyncio.run(fail())", dsn)

@@ -67,7 +67,7 @@ async def test_a_pool_that_keeps_no_connection_is_not_down_for_having_none(dsn: 
         assert (await pool.health()).status == "down"
 
 
-async def test_health_of_an_exhausted_pool_does_not_wait_in_its_line(dsn: str) -> None:
+async def test_health_of_an_exhausted_pool_does_not_wait_in_its_queue(dsn: str) -> None:
     """The report has the waiters and no latency, as there is no connection to ping."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         async with pool.connection():
@@ -317,7 +317,7 @@ async def test_explain_names_who_holds_what(dsn: str) -> None:
     assert "closed" in str(pool.explain())
 
 
-async def test_the_repr_tells_the_sizes(dsn: str) -> None:
+async def test_the_repr_has_the_sizes(dsn: str) -> None:
     """The repr has the name, the sizes, and the idle, leased and waiting counts."""
     async with AsyncConnectionPool(dsn, min_size=1, max_size=2, name="shop") as pool:
         await pool.wait()

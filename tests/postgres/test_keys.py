@@ -213,7 +213,7 @@ async def test_a_key_keeps_what_nobody_else_has(dsn: str) -> None:
         await all_usable(pool)
 
 
-async def test_closeall_closes_what_is_lent_too(dsn: str, backends: Backends) -> None:
+async def test_closeall_closes_leased_connections_too(dsn: str, backends: Backends) -> None:
     """psycopg2 does so too; waiters get an error and keys hold no connection."""
     pool = AsyncConnectionPool(dsn, min_size=2)
     conns = [await pool.getconn(key="k"), await pool.getconn()]

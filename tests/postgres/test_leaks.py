@@ -65,7 +65,7 @@ async def test_what_was_acquired_for_somebody_else_is_no_deadlock(dsn: str) -> N
 
 
 @pytest.mark.parametrize("pipeline", [True, False])
-async def test_one_shots_inside_a_block_are_told_too(dsn: str, pipeline: bool) -> None:
+async def test_one_shots_inside_a_block_raise_a_deadlock_too(dsn: str, pipeline: bool) -> None:
     """Also one-shots that share a connection, for which another task waits."""
     async with AsyncConnectionPool(dsn, min_size=2, pipeline=pipeline) as pool:
         both = asyncio.Barrier(2)
@@ -122,7 +122,7 @@ async def test_a_connection_that_listens_is_not_taken_back(
         await pool.release(lent)
 
 
-async def test_a_lease_that_lasts_too_long_is_told_once_with_all_that_is_known(
+async def test_a_lease_that_lasts_too_long_is_reported_once_with_all_facts(
     dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The report has the task, place, age, state, and last statement without its values."""

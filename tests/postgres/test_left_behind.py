@@ -140,7 +140,7 @@ async def test_a_cancel_request_that_fails_at_once_is_not_waited_for(
 
 @needs_internals
 @pytest.mark.parametrize("end", ["terminated", "idle in transaction"])
-async def test_why_a_lent_connection_ended_is_told_to_who_uses_it_next(
+async def test_the_next_use_of_a_leased_connection_raises_why_it_ended(
     dsn: str, backends: Backends, end: str
 ) -> None:
     """Once, by the error that psycopg has for it; after that the connection is closed."""

@@ -141,7 +141,7 @@ async def test_close_wakes_all_who_wait(dsn: str, use: str) -> None:
             await in_time(closing)
 
 
-async def test_close_waits_for_what_is_lent(dsn: str) -> None:
+async def test_close_waits_for_leased_connections(dsn: str) -> None:
     """The borrower commits its work, and then the pool closes without delay."""
     pool = AsyncConnectionPool(dsn, min_size=2)
     async with pool.connection() as conn:
@@ -158,9 +158,7 @@ async def test_close_waits_for_what_is_lent(dsn: str) -> None:
         await conn.execute("DROP TABLE last_words")
 
 
-async def test_close_takes_what_is_lent_for_too_long(
-    dsn: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_close_ends_leases_at_its_limit(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
     """After `timeout` the connection is closed, and the borrower's block raises PoolClosed."""
     pool = AsyncConnectionPool(dsn, min_size=1)
     with pytest.raises(PoolClosed, match="lost"):  # noqa: PT012

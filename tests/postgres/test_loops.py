@@ -123,7 +123,7 @@ def test_the_next_loop_opens_it_afresh(
     assert not linux or sockets() == open_before
 
 
-def test_what_was_lent_is_refused_and_what_waited_or_ran_is_ended(
+def test_leased_connections_are_refused_and_requests_under_way_end(
     run: Run, named: str, backends: Backends, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Blocks, a queue of waiters, one-shots in mid-query, a cancelled one, a connection kept."""

@@ -203,7 +203,7 @@ async def test_a_block_that_the_pool_did_not_wait_for_raises_at_its_end(
 
 @needs_internals
 @pytest.mark.parametrize("kind", ["connection", "transaction", "session"])
-async def test_a_savepoint_that_could_not_be_ended_is_told_at_the_blocks_end(
+async def test_a_savepoint_that_could_not_be_ended_raises_at_the_blocks_end(
     dsn: str, backends: Backends, table: str, kind: str
 ) -> None:
     """A statement in the savepoint was cancelled, but the server could not be reached."""

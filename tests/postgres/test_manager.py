@@ -110,7 +110,7 @@ async def test_keys_are_connection_strings_where_nothing_else_is_said(dsn: str) 
         assert len(manager) == 2
 
 
-async def test_names_of_pools_tell_the_database_and_no_password(dsn: str) -> None:
+async def test_names_of_pools_have_the_database_and_no_password(dsn: str) -> None:
     """The names appear in logs and errors."""
     async with PoolManager[str](max_connections=2, name="tenants") as manager:
         pool = manager.pool("postgresql://ann:sesame@db.example/shop")

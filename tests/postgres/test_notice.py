@@ -132,7 +132,7 @@ async def test_dead_idle_connections_are_replaced_with_no_query_sent(
 
 
 @each_kill
-async def test_one_that_dies_while_lent_is_not_lent_again(
+async def test_a_connection_that_dies_while_leased_is_not_leased_again(
     dsn: str, backends: Backends, server: Server, kill: Kill
 ) -> None:
     """The borrower can see `closed` without a query; on its return the connection is discarded."""
@@ -223,7 +223,7 @@ async def test_a_notice_reaches_an_idle_connection_at_once(
     await eventually(lambda: any(each and "Notify" in each for each in got))
 
 
-async def test_the_servers_last_words_reach_an_idle_connection(
+async def test_the_servers_last_message_reaches_an_idle_connection(
     conn: Connection[Any], backends: Backends, server: Server
 ) -> None:
     """The notice and the end of file arrive together."""

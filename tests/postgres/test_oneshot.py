@@ -155,7 +155,7 @@ async def test_many_one_shots_share_the_connections(dsn: str) -> None:
         await all_usable(pool)
 
 
-async def test_a_one_shot_waits_no_longer_than_it_is_told(dsn: str) -> None:
+async def test_a_one_shot_waits_no_longer_than_its_timeout(dsn: str) -> None:
     """`timeout` limits the wait for a connection."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         async with pool.connection():

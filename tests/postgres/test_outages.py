@@ -49,7 +49,7 @@ async def refusing(dsn: str, backends: Backends, **options: Any) -> AsyncIterato
 
 
 @pytest.mark.parametrize("pipeline", [True, False])
-async def test_whoever_may_not_log_in_is_told_at_once(
+async def test_a_role_that_may_not_log_in_is_reported_at_once(
     dsn: str, backends: Backends, pipeline: bool
 ) -> None:
     """With the server's word, whichever way they ask; and served once the right is there."""
@@ -85,7 +85,7 @@ async def test_wait_does_not_wait_for_a_database_that_is_not_there(dsn: str) -> 
     assert pool.closed
 
 
-async def test_a_database_that_is_dropped_is_told_and_found_again(
+async def test_a_dropped_database_is_reported_and_found_again(
     dsn: str, backends: Backends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connections die, requests fail fast after a while, and the pool recovers with it."""

@@ -294,7 +294,7 @@ class Wrapping(AsyncConnectionPool):
 
 
 @pytest.mark.parametrize("use", [in_connection, in_transaction, acquired, released, put, one_shot])
-async def test_a_subclass_may_lend_what_it_has_put_round_a_connection(
+async def test_a_subclass_may_lease_a_wrapped_connection(
     dsn: str, backends: Backends, table: str, use: Any
 ) -> None:
     """The subclass gets the wrapper back at the release."""

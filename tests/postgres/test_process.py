@@ -47,7 +47,7 @@ def run(request: pytest.FixtureRequest) -> Run:
     return run_it
 
 
-def test_it_lends_and_hands_over_on_every_loop(run: Run, asyncpool_dsn: str) -> None:
+def test_a_pool_leases_and_hands_over_on_every_loop(run: Run, asyncpool_dsn: str) -> None:
     """The line, growth, transactions and one-shots."""
 
     async def main() -> None:

@@ -181,7 +181,7 @@ async def test_notifications_of_one_borrower_do_not_reach_the_next(dsn: str, lev
 
 
 @pytest.mark.parametrize("level", ["session", "discard"])
-async def test_handlers_of_one_borrower_do_not_hear_of_the_next(dsn: str, level: Level) -> None:
+async def test_handlers_of_one_borrower_are_not_called_for_the_next(dsn: str, level: Level) -> None:
     """A callback for notices and notifications goes with the lease in which it was added."""
     heard: list[str] = []
     async with AsyncConnectionPool(dsn, min_size=1, reset=level) as pool:

@@ -172,7 +172,7 @@ async def test_a_block_inside_a_transaction_is_a_savepoint(
 
 
 @BLOCKS
-async def test_an_error_that_a_block_inside_has_swallowed_is_told_at_its_end(
+async def test_an_error_swallowed_in_an_inner_block_is_raised_at_its_end(
     pool: AsyncConnectionPool, block: str
 ) -> None:
     """The end of the block raises: the savepoint is lost, the work before it is kept."""
@@ -394,7 +394,7 @@ async def test_what_is_put_back_to_be_closed_is_closed_with_the_session(dsn: str
         assert conn.closed
 
 
-async def test_two_that_do_not_end_in_turn_are_told_so(pool: AsyncConnectionPool) -> None:
+async def test_blocks_that_do_not_end_in_turn_raise(pool: AsyncConnectionPool) -> None:
     """The outer of two blocks that end out of order is undone; the rest of the session is kept."""
     async with pool.session() as conn:
         await note(conn, 1)
@@ -909,7 +909,7 @@ async def test_a_block_that_was_made_before_the_session_joins_it(pool: AsyncConn
         assert pool.stats().leased == 1
 
 
-async def test_a_session_is_told_of_like_any_lease(
+async def test_a_session_is_reported_like_any_lease(
     dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One warning, with the place where the session began."""
@@ -921,4 +921,4 @@ async def test_a_session_is_told_of_like_any_lease(
             assert "test_session.py" in str(pool.explain())
         assert pool.stats().leaks == 1
     text = "".join(each.getMessage() for each in caplog.records)
-    assert "in test_a_session_is_told_of_like_any_lease" in text
+    assert "in test_a_session_is_reported_like_any_lease" in text

@@ -120,7 +120,7 @@ async def test_what_is_undone_with_a_generator_that_is_closed_is_an_error_there(
     assert len(errors_of(caplog)) == 1
 
 
-async def test_a_generator_that_is_closed_early_undoes_its_own_work_without_a_word(
+async def test_a_generator_that_is_closed_early_undoes_its_own_work_silently(
     pool: AsyncConnectionPool, backends: Backends, table: str
 ) -> None:
     """Only work of the generator itself is undone, which is no error."""

@@ -410,7 +410,7 @@ async def test_large_values_both_ways(dsn: str) -> None:
         assert answers[3:] == [1] * 50
 
 
-async def test_a_server_that_goes_fails_them_with_its_own_words(
+async def test_a_server_that_goes_away_fails_them_with_its_own_error(
     dsn: str, backends: Backends
 ) -> None:
     """Statements behind the running one, which the server has not begun, run elsewhere."""
@@ -460,7 +460,7 @@ async def test_without_the_pipeline_each_borrows(dsn: str) -> None:
         await asyncio.gather(*tasks)
 
 
-async def test_a_libpq_without_a_pipeline_is_told_of_and_works(
+async def test_a_libpq_without_a_pipeline_is_reported_and_works(
     dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each one-shot then uses its own connection, and a batch takes more round trips."""

@@ -29,7 +29,7 @@ LOOPS = BOTH_LOOPS
 
 
 @pytest.mark.parametrize("ends", ["served", "late"])
-async def test_a_long_wait_of_a_one_shot_is_told_of_in_its_task(dsn: str, ends: str) -> None:
+async def test_a_long_wait_of_a_one_shot_is_reported_in_its_task(dsn: str, ends: str) -> None:
     """One report, as for a block, also if the wait fails."""
     reports: list[tuple[float, str]] = []
     async with AsyncConnectionPool(dsn, min_size=1, max_size=1) as pool:

@@ -309,7 +309,7 @@ async def test_a_pool_can_grow_and_serve_its_waiters(dsn: str) -> None:
         assert (await at_rest(pool)).size == 5
 
 
-async def test_a_pool_can_shrink_below_what_is_lent(dsn: str, backends: Backends) -> None:
+async def test_a_pool_can_shrink_below_the_number_leased(dsn: str, backends: Backends) -> None:
     """Idle connections close at once, leased ones at their return, and the rest stays usable."""
     async with AsyncConnectionPool(dsn, min_size=6) as pool:
         await pool.wait()

@@ -46,7 +46,7 @@ async def secretive(request: pytest.FixtureRequest, dsn: str, database: str) -> 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one-shot", "block"])
 @pytest.mark.parametrize("autocommit", [False, True])
-async def test_a_server_that_does_not_tell_costs_no_connection(
+async def test_a_server_without_in_hot_standby_costs_no_connection(
     secretive: str, autocommit: bool, shared: bool
 ) -> None:
     """The error is the caller's own; only a standby is a reason to replace connections."""

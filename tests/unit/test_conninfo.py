@@ -67,7 +67,7 @@ def test_connection_strings_that_libpq_accepts_are_accepted(conninfo: str) -> No
         ("", {"aplication_name": "x"}),
     ],
 )
-def test_a_misspelt_option_is_told_at_once_with_its_name(
+def test_a_misspelt_option_is_refused_at_once_by_name(
     conninfo: str, kwargs: dict[str, Any]
 ) -> None:
     """The error suggests the correct name."""
@@ -118,7 +118,7 @@ def test_a_value_that_libpq_refuses_is_an_error_immediately(name: str, value: st
         *(("hostaddr", value) for value in ("localhost", "127.0.0.1,localhost")),
     ],
 )
-def test_a_value_that_no_connect_can_succeed_with_is_told_at_once(name: str, value: Any) -> None:
+def test_a_value_that_no_connect_can_succeed_with_is_refused_at_once(name: str, value: Any) -> None:
     """Otherwise the pool would try again until the waiters' time limit."""
     with pytest.raises(ValueError, match=f"option {name} "):
         AsyncConnectionPool(kwargs={name: value})
@@ -127,7 +127,7 @@ def test_a_value_that_no_connect_can_succeed_with_is_told_at_once(name: str, val
             AsyncConnectionPool(f"{name}={value}")
 
 
-def test_hosts_and_their_addresses_that_do_not_match_are_told_at_once() -> None:
+def test_hosts_that_do_not_match_their_addresses_are_refused_at_once() -> None:
     """An address for each host, or none."""
     with pytest.raises(ValueError, match="option hostaddr "):
         AsyncConnectionPool("host=a,b hostaddr=127.0.0.1")
@@ -145,7 +145,7 @@ def test_hosts_and_their_addresses_that_do_not_match_are_told_at_once() -> None:
         ({3: 3}, "names in kwargs must be str, not int"),
     ],
 )
-def test_keywords_that_connect_cannot_take_are_told_at_once(
+def test_keywords_that_connect_cannot_take_are_refused_at_once(
     kwargs: dict[Any, Any], message: str
 ) -> None:
     """With what is wrong with them."""

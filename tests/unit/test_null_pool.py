@@ -73,7 +73,7 @@ async def test_what_nobody_waits_for_is_closed_with_no_reset() -> None:
 
 
 @virtual_time
-async def test_what_comes_back_goes_to_the_head_of_the_line() -> None:
+async def test_a_released_connection_goes_to_the_head_of_the_queue() -> None:
     """In the order of their coming, over one connection, which is closed after the last."""
     driver = Driver()
     served: list[int] = []
@@ -200,7 +200,7 @@ async def test_a_timeout_of_zero_fails_as_nothing_is_idle() -> None:
 
 
 @virtual_time
-async def test_the_line_is_as_long_as_it_may_be() -> None:
+async def test_the_queue_is_as_long_as_it_may_be() -> None:
     """`max_waiting` counts those who wait for a connect too."""
     driver = Driver(open=never)
     async with keeping_none(driver, 1, max_waiting=2) as core:
@@ -332,7 +332,7 @@ async def test_who_waits_for_a_connection_takes_the_one_that_was_to_be_seen() ->
 
 
 @virtual_time
-async def test_where_all_are_lent_they_are_proof_enough() -> None:
+async def test_wait_ends_where_all_are_leased() -> None:
     """There is no room for one more."""
     driver = Driver()
     async with keeping_none(driver, 1) as core:

@@ -185,7 +185,7 @@ class TestGrowth:
             assert "a connect was ended by CancelledError and is retried" in caplog.text
 
     @virtual_time
-    async def test_whoever_waits_for_a_connect_that_is_cancelled_gets_another(self) -> None:
+    async def test_a_waiter_for_a_cancelled_connect_gets_another(self) -> None:
         """A moment later, as often as it happens."""
         driver = Driver(open=slow(1.0))
         async with running(driver, 0, 1) as core:
@@ -460,7 +460,7 @@ class TestOutage:
             assert not core.store._openers
 
     @virtual_time
-    async def test_reconnect_failed_is_told_once_an_outage(self) -> None:
+    async def test_reconnect_failed_is_called_once_per_outage(self) -> None:
         """The call comes after `reconnect_timeout` seconds, and again in the next outage."""
         told: list[float] = []
 
