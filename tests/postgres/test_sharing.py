@@ -436,6 +436,7 @@ async def test_one_that_was_not_sent_moves_when_the_connection_is_lost(
         with pytest.raises(psycopg.OperationalError):
             await slow
         assert await in_time(behind, 20) == "SELECT 1"
+    backends.terminate()  # a backend in pg_sleep does not see that its client is gone
 
 
 async def test_closing_the_pool_ends_them(dsn: str, backends: Backends) -> None:
