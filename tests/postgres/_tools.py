@@ -118,6 +118,7 @@ def sockets() -> set[str]:
 
 
 linux = sys.platform == "linux"
+psycopg_version = tuple(int(part) for part in psycopg.__version__.split(".")[:2])
 
 
 class OwnConnect(psycopg.AsyncConnection[Any]):

@@ -20,11 +20,10 @@ from psycopg.conninfo import make_conninfo
 
 import asyncpool
 from asyncpool import Connection
-from asyncpool._psycopg.internals import VERSION
 from asyncpool.testing import Server, ServerError, postgres
 
 from ._sharing import Ledger, created_ledger
-from ._tools import Backends, eventually
+from ._tools import Backends, eventually, psycopg_version
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -62,7 +61,7 @@ async def dsn(
     """The server, for a test after which no backend, no task and no crash of one may be left."""
     caplog.set_level(logging.INFO)
     yield make_conninfo(asyncpool_dsn, application_name=application)
-    if VERSION < (3, 3):
+    if psycopg_version < (3, 3):
         # A wait of psycopg's that is cancelled takes some turns of the loop to end.
         await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()})
     others = asyncio.all_tasks() - {asyncio.current_task()}

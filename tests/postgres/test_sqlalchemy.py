@@ -8,7 +8,6 @@ import json
 import random
 from collections import Counter
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
@@ -24,7 +23,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.pool import NullPool
 
 from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout
-from asyncpool._psycopg.internals import VERSION
 from asyncpool.integrations.sqlalchemy import async_creator, create_async_engine
 
 from ._tools import (
@@ -36,6 +34,7 @@ from ._tools import (
     at_rest,
     eventually,
     in_time,
+    psycopg_version,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ Kind = Literal["cancel", "cancel twice", "scope", "timeout"]
 KINDS: tuple[Kind, ...] = ("cancel", "cancel twice", "scope", "timeout")
 
 with_close_returns = pytest.mark.skipif(
-    VERSION < (3, 3), reason="psycopg before 3.3 does not ask a pool"
+    psycopg_version < (3, 3), reason="psycopg before 3.3 does not ask a pool"
 )
 
 
@@ -394,7 +393,7 @@ async def test_an_exhausted_pool_says_so(pool: AsyncConnectionPool, engine: Asyn
         await eventually(lambda: pool.stats().waiting == 1)
         waiting.cancel()
         await asyncio.wait({waiting})
-        pool._core.ledger.settings = replace(pool._core.settings, timeout=0.05)
+        pool.timeout = 0.05
         with pytest.raises(OperationalError, match=r"leased=2, waiting=1") as caught:
             await brief.connect()
     assert isinstance(caught.value.orig, PoolTimeout)
