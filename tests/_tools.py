@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import TypeVar
+from collections.abc import Awaitable, Iterable
+from typing import Any, TypeVar
+
+import pytest
 
 T = TypeVar("T")
 
@@ -23,3 +25,10 @@ def at_once(work: Awaitable[T]) -> T:
     finally:
         steps.close()
     raise AssertionError("it suspended")
+
+
+def few(values: Iterable[T], keep: int = 1) -> list[Any]:
+    """The values of a parameter, of which the first run by default, and the rest `exhaustive`."""
+    found = list(values)
+    rest = (pytest.param(each, marks=pytest.mark.exhaustive) for each in found[keep:])
+    return [*found[:keep], *rest]

@@ -11,11 +11,12 @@ pytest_plugins = ["pytester"]
 
 TREES = {"tests", "tests/postgres"}
 """What is large enough for several processes."""
-LONG = ["test_rollback_fixture", "test_server", "test_silence", "test_soak", "test_demo"]
-LONG += ["test_sim", "test_examples", "test_leaks", "test_doctor", "test_forgotten_close"]
-LONG += ["test_sharing_ledger", "test_sharing_faults", "test_sharing_limits", "test_sharing_waits"]
-LONG += ["test_sharing_property", "test_sharing_state", "test_sharing_kept"]
-LONG += ["test_cut_short", "test_ping", "test_notice"]
+LONG = ["test_faults", "test_soak", "test_benchmarks", "test_sharing_property", "test_plants"]
+LONG += ["test_sharing_limits", "test_sharing_waits", "test_descriptors"]
+LONG += ["test_forgotten_close", "test_examples", "test_doctor", "test_demo", "test_top"]
+LONG += ["test_rollback_fixture", "test_server", "test_silence", "test_starlette", "test_sizing"]
+LONG += ["test_sharing_ledger", "test_sharing_faults", "test_interrupted", "test_sim", "test_leaks"]
+LONG += ["test_sqlalchemy", "test_forks", "test_loops", "test_ping", "test_notice"]
 """The files that take longest, in that order."""
 
 
@@ -25,8 +26,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     More would make the tests about time less sure than they are worth.
     """
     whole = all(arg.rstrip("/") in TREES for arg in config.args)
-    picked = config.option.keyword or config.option.markexpr
-    return min(3, (os.cpu_count() or 1) + 1) if whole and not picked else 0
+    return min(3, (os.cpu_count() or 1) + 1) if whole and not config.option.keyword else 0
 
 
 @pytest.hookimpl(trylast=True)

@@ -36,7 +36,7 @@ OWN = {"pool": ["acquire", "release", "close", "loops"], "failures": ["outages"]
 """Test files whose names are not the module's."""
 SIM = "tests/sim/test_sim.py::test_no_law_is_broken_in_any_schedule"
 TESTS = ["tests/unit", f"{SIM}[0]", "tests/sim/test_machine.py"]
-OPTIONS = ["-qq", "-p", "no:cacheprovider", "-o", "timeout=0", "-k"]
+OPTIONS = ["-qq", "-p", "no:cacheprovider", "-o", "timeout=0", "-m", "", "-k"]
 QUICK = "not planted and not gates and not testing and not layers and not script"
 ALL = "not planted"
 JOBS = int(os.environ.get("JOBS", os.cpu_count() or 1))

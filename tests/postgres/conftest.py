@@ -39,6 +39,19 @@ def pytest_asyncio_loop_factories(
     return loops or {"asyncio": asyncio.new_event_loop}
 
 
+SOCKETS = {"test_interrupted", "test_left_behind", "test_notice", "test_waits"}
+"""The modules whose tests on uvloop run by default too: they are about the socket and the loop."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that run on asyncio's loop too, when they run on uvloop."""
+    for item in items:
+        on_uvloop = item.name.partition("[")[2].startswith("uvloop")
+        if on_uvloop and item.path.parent.name == "postgres" and item.path.stem not in SOCKETS:
+            item.add_marker("exhaustive")
+
+
 @pytest.fixture
 def application() -> str:
     """The application_name of this test's connections."""

@@ -52,6 +52,7 @@ FIGURES |= {
 NO_PGBENCH = "pgbench is left out: there is no such program"
 
 pytestmark = [
+    pytest.mark.benchmarks,
     pytest.mark.skipif(os.name != "posix", reason="servers of our own need POSIX"),
     pytest.mark.skipif(
         bool(MISSING),

@@ -16,6 +16,7 @@ from asyncpool import (
     PoolTimeout,
 )
 from asyncpool._psycopg import callbacks, closing
+from tests._tools import few
 
 from ._tools import BOTH_LOOPS, Backends, Proxy, all_usable, at_rest, eventually, in_time
 
@@ -285,7 +286,7 @@ def short_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("short_limit")
-@pytest.mark.parametrize("kind", POOLS)
+@pytest.mark.parametrize("kind", few(POOLS))
 @pytest.mark.parametrize("name", CALLABLES)
 async def test_a_callable_that_never_returns_loses_its_place(
     dsn: str, backends: Backends, name: str, kind: type[AsyncConnectionPool]

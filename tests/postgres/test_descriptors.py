@@ -193,6 +193,7 @@ async def die(dsn: str, backends: Backends, times: int) -> None:
 
 
 @needs_internals
+@pytest.mark.exhaustive
 async def test_none_is_left_of_a_thousand_connections_however_they_ended(
     dsn: str, backends: Backends
 ) -> None:

@@ -24,6 +24,7 @@ from psycopg.conninfo import make_conninfo
 
 from asyncpool import AsyncConnectionPool
 from asyncpool.testing import Server, ServerUnsupported
+from tests._tools import few
 
 from ._tools import example
 
@@ -76,7 +77,7 @@ async def watcher(database: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         yield conn
 
 
-@pytest.fixture(params=list(COMMANDS))
+@pytest.fixture(params=few(COMMANDS))
 async def app(request: pytest.FixtureRequest, database: str) -> AsyncIterator[App]:
     """Each of the apps; at the end it stops by itself and leaves no connection."""
 
@@ -183,8 +184,8 @@ async def test_many_clients_share_few_connections(app: App) -> None:
     assert await app.backends("%") <= 10
 
 
-@pytest.mark.parametrize("clients", [1, 15])
-@pytest.mark.parametrize("path", ["/notes", "/notes/1"])
+@pytest.mark.parametrize("clients", few([15, 1]))
+@pytest.mark.parametrize("path", few(["/notes", "/notes/1"]))
 async def test_clients_that_hang_up_in_mid_query_leave_nothing_behind(
     app: App, watcher: psycopg.AsyncConnection[Any], clients: int, path: str
 ) -> None:

@@ -23,6 +23,7 @@ NEEDED = ("asyncpg", "matplotlib", "psycopg_pool", "rich", "sqlalchemy", "typer"
 MISSING = [name for name in NEEDED if find_spec(name) is None]
 
 pytestmark = [
+    pytest.mark.faults,
     pytest.mark.skipif(os.name != "posix", reason="starting servers needs POSIX"),
     pytest.mark.skipif(
         bool(MISSING),

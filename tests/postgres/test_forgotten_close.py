@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests._tools import few
+
 from ._tools import Backends, Proxy, eventually, in_time
 
 if TYPE_CHECKING:
@@ -154,7 +156,7 @@ async def run(
     return process.returncode, out.decode(), err.decode()
 
 
-@pytest.mark.parametrize("how", RUNS)
+@pytest.mark.parametrize("how", few(RUNS))
 async def test_a_program_that_forgets_to_close_ends_as_it_means_to(
     dsn: str, backends: Backends, how: str
 ) -> None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from tests._tools import few
+
 from ._tools import Backends, eventually, in_time, run_script
 
 if TYPE_CHECKING:
@@ -97,7 +99,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("how", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("how", few(["fork", "spawn", "forkserver"]))
 async def test_processes_of_every_kind_leave_the_parents_sessions_alone(
     dsn: str, how: str, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ def mutated(random: Random) -> str:
     return " ".join(parts).replace(" . ", ".")
 
 
+@pytest.mark.exhaustive
 @given(seed=st.integers(0, 2**32))
 @settings(FUZZ, max_examples=100)
 def test_no_function_is_called_that_looks_like_a_part_of_the_grammar(

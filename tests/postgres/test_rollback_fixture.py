@@ -21,6 +21,7 @@ from asyncpool import AsyncConnectionPool, Connection
 from asyncpool.integrations import fastapi
 from asyncpool.integrations.starlette import TransactionPerRequest, lifespan
 from asyncpool.testing import rollback_pool
+from tests._tools import few
 
 from ._tools import (
     BOTH_LOOPS,
@@ -368,7 +369,7 @@ async def check_all_connections(pool: AsyncConnectionPool[Any]) -> None:
     await at_rest(pool)
 
 
-@pytest.mark.parametrize("kind", ["task", "twice", "scope"])
+@pytest.mark.parametrize("kind", few(["task", "twice", "scope"]))
 @pytest.mark.parametrize("moment", ["query", "waiting", "copy"])
 async def test_what_is_cancelled_is_rolled_back_and_nothing_else(
     pool: AsyncConnectionPool[Any], table: str, backends: Backends, kind: str, moment: str

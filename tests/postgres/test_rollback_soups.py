@@ -57,6 +57,7 @@ def conn(asyncpool_dsn: str) -> Iterator[psycopg.Connection[Any]]:
         yield conn
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("mode", ["on", "off"])
 @given(parts=st.lists(STATEMENT, min_size=1, max_size=4))
 @settings(

@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from asyncpool import AsyncConnectionPool
+from tests._tools import few
 
 from ._tools import BOTH_LOOPS, all_usable, in_time
 
@@ -324,8 +325,8 @@ class Program:
         assert self.conn.autocommit == self.model.autocommit, self.history
 
 
-@pytest.mark.parametrize("autocommit", [False, True])
-@pytest.mark.parametrize("kind", [None, psycopg.AsyncConnection], ids=["ours", "psycopg"])
+@pytest.mark.parametrize("autocommit", few([False, True]))
+@pytest.mark.parametrize("kind", few([None, psycopg.AsyncConnection]), ids=["ours", "psycopg"])
 async def test_the_table_has_what_a_model_has(dsn: str, kind: Any, autocommit: bool) -> None:
     """After each of many random programs the table equals the model."""
     keywords: dict[str, Any] = {} if kind is None else {"connection_class": kind}

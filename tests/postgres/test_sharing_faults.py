@@ -15,6 +15,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from asyncpool import AsyncConnectionPool
+from tests._tools import few
 
 from ._cli import bouncer
 from ._severed import MODES, POOLER_MODES, Severed
@@ -80,6 +81,7 @@ async def test_writes_that_wait_while_the_server_is_paused_are_not_run_once_give
     ledger.check(done=(), possible=range(2))
 
 
+@pytest.mark.exhaustive
 async def test_neighbours_of_a_statement_that_cannot_be_cancelled_are_run_or_refused(
     dsn: str, backends: Backends, ledger: Ledger, server: Server
 ) -> None:
@@ -102,7 +104,7 @@ async def test_neighbours_of_a_statement_that_cannot_be_cancelled_are_run_or_ref
     ledger.check(done={n for n, outcome in enumerate(outcomes) if isinstance(outcome, str)})
 
 
-@pytest.mark.parametrize("mode", MODES + POOLER_MODES)
+@pytest.mark.parametrize("mode", few(MODES + POOLER_MODES, 3))
 async def test_no_write_is_lost_or_doubled_when_the_way_to_the_server_breaks(
     dsn: str, backends: Backends, ledger: Ledger, mode: str
 ) -> None:

@@ -17,6 +17,7 @@ from psycopg.adapt import AdaptersMap, Dumper
 from psycopg.types.json import JsonbDumper
 
 from asyncpool import AsyncConnectionPool, Connection
+from tests._tools import few
 
 from ._sharing import LEFT, WAYS, all_leased, all_waiting, leave
 from ._tools import BOTH_LOOPS, at_rest, in_time, needs_internals
@@ -316,7 +317,7 @@ CALLS: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("pipeline", [True, False])
+@pytest.mark.parametrize("pipeline", few([True, False]))
 async def test_a_preparation_that_was_cancelled_leaves_a_usable_statement(
     dsn: str, table: str, call: str, way: str, pipeline: bool
 ) -> None:

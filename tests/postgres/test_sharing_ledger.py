@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from asyncpool import AsyncConnectionPool, PoolClosed
+from tests._tools import few
 
 from ._sharing import (
     DONE,
@@ -81,7 +82,7 @@ async def test_a_write_that_waits_as_the_pool_closes_is_not_run(
     ledger.check(done=())
 
 
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("size", few([1, 3]))
 @pytest.mark.parametrize("kind", ["read", "write", "plain read"])
 async def test_a_write_behind_slow_one_shots_is_not_run_when_its_caller_has_left(
     dsn: str, backends: Backends, ledger: Ledger, kind: str, size: int
@@ -175,7 +176,7 @@ async def test_a_statement_that_cannot_be_cancelled_does_not_cost_its_neighbours
 
 
 @pytest.mark.parametrize("prepare", [None, True])
-@pytest.mark.parametrize("code", ["57014", "26000", "57P01", "40001"])
+@pytest.mark.parametrize("code", few(["57014", "26000", "57P01", "40001"], 2))
 async def test_a_statement_that_raises_an_error_of_the_server_by_itself_runs_once(
     dsn: str, backends: Backends, ledger: Ledger, code: str, prepare: bool | None
 ) -> None:
@@ -225,7 +226,7 @@ async def test_a_write_whose_prepared_statement_was_dropped_is_run_once_or_fails
     ledger.check(done)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", few(range(3)))
 async def test_random_callers_that_leave_at_random(
     dsn: str, backends: Backends, ledger: Ledger, seed: int
 ) -> None:

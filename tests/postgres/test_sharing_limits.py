@@ -43,6 +43,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("what", ["results", "parameters", "write"])
 async def test_neither_results_nor_parameters_stay_in_memory(
     dsn: str, table: str, what: str

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests._tools import few
+
 from ._program_runs import run
 from ._tools import BOTH_LOOPS, needs_internals
 from .sharing import Campaign, excess
@@ -19,7 +21,7 @@ LOOPS = BOTH_LOOPS
 
 
 @pytest.mark.parametrize("pipeline", [True, False], ids=["shared", "borrowed"])
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", few(range(16), 2))
 async def test_a_random_program_ends_as_its_model_says(
     dsn: str, backends: Backends, seed: int, pipeline: bool
 ) -> None:

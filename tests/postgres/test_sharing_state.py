@@ -11,6 +11,7 @@ import pytest
 from psycopg.errors import ForeignKeyViolation, ReadOnlySqlTransaction, UniqueViolation
 
 from asyncpool import AsyncConnectionPool
+from tests._tools import few
 
 from ._sharing import created_function, started
 from ._tools import BOTH_LOOPS, Backends, at_rest, backend_of, in_time, needs_internals
@@ -76,7 +77,7 @@ def functions(backends: Backends) -> Iterator[dict[str, str]]:
         yield {"listen": first, "setting": second}
 
 
-@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("reset", few(RESETS))
 @pytest.mark.parametrize("trace", TRACES)
 async def test_no_one_shot_meets_the_session_state_of_another(
     dsn: str, functions: dict[str, str], reset: str, trace: str
@@ -222,7 +223,7 @@ BAD_VALUES: dict[str, tuple[Any, type[Exception]]] = {
 }
 
 
-@pytest.mark.parametrize("configure", [None, autocommitting])
+@pytest.mark.parametrize("configure", few([None, autocommitting]))
 @pytest.mark.parametrize("what", BAD_VALUES)
 async def test_of_several_sets_of_values_none_stays_when_one_is_bad(
     dsn: str, table: str, what: str, configure: Any
@@ -239,7 +240,7 @@ async def test_of_several_sets_of_values_none_stays_when_one_is_bad(
         assert (await at_rest(pool)).connects == 1
 
 
-@pytest.mark.parametrize("configure", [None, autocommitting])
+@pytest.mark.parametrize("configure", few([None, autocommitting]))
 @pytest.mark.parametrize("what", BAD_VALUES)
 async def test_in_a_session_bad_values_undo_their_own_call_alone(
     dsn: str, table: str, what: str, configure: Any

@@ -13,6 +13,7 @@ import pytest
 from psycopg.errors import UniqueViolation
 
 from asyncpool import AsyncConnectionPool, PoolTimeout
+from tests._tools import few
 
 from ._sharing import HEAVY, blocked, started, warm
 from ._tools import BOTH_LOOPS, Backends, at_rest, eventually, in_time, needs_internals
@@ -80,7 +81,7 @@ QUICK: dict[str, Callable[[AsyncConnectionPool[Any], str], Awaitable[Any]]] = {
 }
 
 
-@pytest.mark.parametrize("quick", QUICK)
+@pytest.mark.parametrize("quick", few(QUICK))
 @pytest.mark.parametrize("lock", LOCKS)
 async def test_a_one_shot_in_a_block_does_not_wait_for_one_that_waits_for_the_block(
     dsn: str, backends: Backends, hot: str, lock: str, quick: str
@@ -154,7 +155,7 @@ async def test_a_session_lock_of_a_block_holds_up_who_wants_it_alone(
             await in_time(asyncio.gather(*tasks))
 
 
-@pytest.mark.parametrize("slow", ["SELECT pg_sleep(%s)", HEAVY])
+@pytest.mark.parametrize("slow", few(["SELECT pg_sleep(%s)", HEAVY]))
 async def test_a_read_is_answered_before_a_slow_one_shot_that_came_first(
     dsn: str, slow: str
 ) -> None:
@@ -197,6 +198,7 @@ async def hot_requests(pool: AsyncConnectionPool[Any], hot: str) -> list[BaseExc
     return [outcome for outcome in outcomes if outcome is not None]
 
 
+@pytest.mark.exhaustive
 async def test_updates_of_a_few_hot_rows_time_out_no_more_than_without_sharing(
     dsn: str, hot: str
 ) -> None:

@@ -19,6 +19,7 @@ from psycopg.conninfo import make_conninfo
 
 from asyncpool import AsyncConnectionPool, PoolTimeout
 from benchmarks._network import Network, NoNetwork
+from tests._tools import few
 
 from ._tools import (
     Backends,
@@ -290,7 +291,7 @@ async def test_a_ping_ends_at_its_limit(network: Network) -> None:
 
 
 @needs_internals
-@pytest.mark.parametrize("pipeline", [False, True])
+@pytest.mark.parametrize("pipeline", few([False, True]))
 def test_a_cancelled_query_raises_at_once(
     run: Run, network: Network, backends: Backends, pipeline: bool
 ) -> None:
@@ -340,6 +341,7 @@ async def becomes(pool: AsyncConnectionPool[Any], fact: Callable[[], bool]) -> N
         raise AssertionError(f"{error}\n{pool.explain()}\n{pool.stats()}") from None
 
 
+@pytest.mark.exhaustive
 def test_a_pool_under_load_goes_on_after_each_silence(run: Run, network: Network) -> None:
     """Borrowers get errors, never a hang; no place, no descriptor, no turn of the loop is lost."""
 

@@ -11,6 +11,8 @@ from .soak import Soak
 if TYPE_CHECKING:
     from asyncpool.testing import Server
 
+pytestmark = pytest.mark.soak
+
 
 @pytest.mark.parametrize("seed", [1])
 async def test_nothing_grows_under_mixed_load_and_faults(server: Server, seed: int) -> None:

@@ -24,6 +24,7 @@ from sqlalchemy.pool import NullPool
 
 from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from asyncpool.integrations.sqlalchemy import async_creator, create_async_engine
+from tests._tools import few
 
 from ._tools import (
     BOTH_LOOPS,
@@ -331,7 +332,7 @@ async def test_a_query_that_is_cancelled_leaves_a_connection_that_serves(
 
 # SQLAlchemy does not close a server-side cursor that was cancelled, with its own pool either.
 @pytest.mark.filterwarnings("ignore:.*ServerCursor.*was deleted while still open:ResourceWarning")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS))
 async def test_a_storm_of_cancellations_loses_nothing(
     dsn: str, backends: Backends, kind: Kind
 ) -> None:

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from asyncpool import Connection
+from tests._tools import few
 
 from ._tools import BOTH_LOOPS, eventually, in_time
 
@@ -21,7 +22,7 @@ HUGE = 100_000_000
 """Bytes, far more than any buffer in between."""
 
 
-@pytest.mark.parametrize("rows", [1, 100_000])
+@pytest.mark.parametrize("rows", few([100_000, 1]))
 async def test_a_result_of_100_mb_arrives(conn: Connection[Any], rows: int) -> None:
     """The result arrives as one value and as many rows."""
     query = "SELECT repeat('x', %s) FROM generate_series(1, %s)"

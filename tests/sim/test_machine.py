@@ -14,6 +14,7 @@ def test_no_script_breaks_a_law() -> None:
     search_for(150, derandomize=True)
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize(
     "plant",
     [

@@ -14,6 +14,8 @@ from tests.sim.plants import Plant
 from tests.sim.schedule import Order
 from tests.sim.world import World, outcome_of
 
+pytestmark = pytest.mark.planted
+
 RARE: dict[Plant, int] = {plants.share_the_background_tasks: 780}
 """First seed for plants that a few hundred seeds do not find, so that they are found soon."""
 
