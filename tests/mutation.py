@@ -7,7 +7,7 @@ pytest collects the tests once. Each mutant is a fork in which one function's co
 which runs the tests that reach its line, the quickest first, until one fails. Without `--all` it
 leaves out some long ones. It needs Python 3.12 and no server.
 
-What no test notices, and why none has to, is in mutation.md beside it.
+The changes that no test notices, and why, are in mutation.md beside it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from tests.mutants import ROOT, Mutant, mutants, path_of
 
 assert sys.version_info >= (3, 12), "sys.monitoring tells which test reaches which line"
 
-CORE = ["ledger", "budget", "wait_queue", "pool", "store", "failures", "lease_monitor"]
-CORE += ["check", "background", "maintenance", "entry", "outage"]
-OWN = {"pool": ["acquire", "release", "close", "loops"], "failures": ["outages"]}
+CORE = ["ledger", "budget", "wait_queue", "timer", "leasing", "pool", "store", "readiness"]
+CORE += ["failures", "lease_monitor", "check", "background", "runtime", "maintenance", "entry"]
+CORE += ["outage", "outage_controller"]
+OWN = {"leasing": ["acquire", "release"], "pool": ["close", "loops"], "readiness": ["store"]}
+OWN |= {"failures": ["outages"], "outage_controller": ["outages", "store"], "runtime": ["loops"]}
 """Test files whose names are not the module's."""
 SIM = "tests/sim/test_sim.py::test_no_law_is_broken_in_any_schedule"
 TESTS = ["tests/unit", f"{SIM}[0]", "tests/sim/test_machine.py"]
@@ -58,7 +60,7 @@ class Hunt:
         self.under_way: dict[int, Mutant] = {}
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        """In the place of pytest's own."""
+        """Run the tests on each mutant, in the place of pytest's own loop."""
         self.watch(session)
         if session.testsfailed:
             print("some tests fail as they are: see pytest's own run", file=self.out, flush=True)
@@ -134,14 +136,14 @@ class Hunt:
         os._exit(0)
 
     def wait(self) -> None:
-        """Hear what has become of one."""
+        """Wait for the end of one mutant, and count its outcome."""
         pid, status = os.wait()
         if (mutant := self.under_way.pop(pid, None)) is not None:
             verdict = "timed out" if os.WIFSIGNALED(status) else "killed" if status else "survived"
             self.count(mutant, verdict)
 
     def count(self, mutant: Mutant, verdict: str) -> None:
-        """Note what has become of one."""
+        """Count the outcome of one mutant."""
         self.tally[mutant.module][verdict] += 1
         if verdict != "killed":
             print(f"{verdict}: {mutant}", file=self.out, flush=True)
