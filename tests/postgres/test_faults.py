@@ -99,7 +99,7 @@ def test_no_request_fails_that_could_be_served(ours: list[dict[str, Any]]) -> No
 
 
 def test_what_is_acknowledged_is_in_the_ledger_once(ours: list[dict[str, Any]]) -> None:
-    """Whatever broke in the middle."""
+    """This holds in each fault."""
     assert {each["fault"]: (each["lost"], each["duplicated"]) for each in done(ours)} == {
         each["fault"]: (0, 0) for each in done(ours)
     }

@@ -44,7 +44,7 @@ class Connection(AsyncConnection[DictRow]):
     """A user's own, with a method more."""
 
     async def tenant(self) -> str:
-        """Whose data this is."""
+        """Return the owner of the data."""
         return "acme"
 
 
@@ -209,7 +209,7 @@ async def one_shots_and_reports(pool: AsyncConnectionPool) -> None:
 
 
 async def advice_is_numbers(pool: AsyncConnectionPool) -> None:
-    """What may be unknown is None."""
+    """A number that may be unknown may be None."""
     advice = await pool.advise(workers=4, p99_wait=0.01)
     assert_type(advice, Advice)
     assert_type(advice.recommended, int | None)
@@ -253,7 +253,7 @@ async def an_app_is_given_its_pools(dsn: str) -> None:
 
 
 async def a_pool_whose_work_is_undone(dsn: str) -> None:
-    """It is of the kind that it replaces."""
+    """A rollback pool has the type of the pool that it replaces."""
     async with rollback_pool(dsn, patience=1) as pool:
         assert_type(pool, AsyncConnectionPool[Plain])
     async with rollback_pool(Pool(dsn, connection_class=Connection)) as mine:

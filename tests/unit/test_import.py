@@ -1,4 +1,4 @@
-"""What `import asyncpool` imports."""
+"""The modules that `import asyncpool` imports."""
 
 from __future__ import annotations
 

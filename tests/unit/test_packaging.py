@@ -72,7 +72,7 @@ def test_each_integration_has_an_extra() -> None:
 
 
 def test_what_only_developers_need_is_no_extra() -> None:
-    """It is in dependency groups, which are not part of the package."""
+    """Dependency groups have it, which are not part of the package."""
     extras = PROJECT["project"]["optional-dependencies"].keys()
     assert not extras & PROJECT["dependency-groups"].keys()
     assert {"bench", "lint", "site"} <= PROJECT["dependency-groups"].keys()

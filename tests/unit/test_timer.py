@@ -29,7 +29,7 @@ class Owner:
 
 @virtual_time
 async def test_the_method_is_called_once_at_the_instant_set_last() -> None:
-    """It gets that instant, and runs in an empty context."""
+    """The call gets that instant, and runs in an empty context."""
     owner = Owner()
     variable.set("a request's")
     owner.timer.set(5.0)
@@ -41,7 +41,7 @@ async def test_the_method_is_called_once_at_the_instant_set_last() -> None:
 
 @virtual_time
 async def test_a_cancelled_timer_does_not_call() -> None:
-    """It can be set again, and cancelled when it is not set."""
+    """The timer can be set again, and cancelled when it is not set."""
     owner = Owner()
     owner.timer.cancel()
     owner.timer.set(1.0)
