@@ -135,7 +135,9 @@ async def test_a_cancelled_savepoint_is_rolled_back_alone(
     await conn.close()
 
 
-async def test_a_transaction_cancelled_before_its_start_was_none(dsn: str) -> None:
+async def test_a_transaction_cancelled_before_its_start_was_none(
+    dsn: str, backends: Backends
+) -> None:
     """The cancellation comes while the start waits for the end of another cancelled query."""
     conn = await Connection.connect(dsn, autocommit=True)
     await by_a_timeout(lambda: conn.execute(SLOW))
@@ -145,7 +147,7 @@ async def test_a_transaction_cancelled_before_its_start_was_none(dsn: str) -> No
             await conn.execute("SELECT 1")
 
     with suppress(asyncio.CancelledError):
-        await cancelled_right_after(conn.execute(SLOW), work())
+        await cancelled_right_after(backends, conn.execute(SLOW), work())
     await work()
     await conn.commit()
     await conn.close()
@@ -177,13 +179,18 @@ async def test_a_block_whose_end_was_cancelled_is_not_committed_later(
     await conn.close()
 
 
-async def cancelled_right_after(first: Awaitable[Any], second: Awaitable[Any]) -> None:
+async def cancelled_right_after(
+    backends: Backends, first: Awaitable[Any], second: Awaitable[Any]
+) -> None:
     """Cancel the first in its query, and the second while it waits for the end of the first."""
-    for work in (first, second):
-        task = asyncio.ensure_future(work)
-        await asyncio.sleep(0.1 if work is first else 0)
-        task.cancel()
-        await asyncio.wait({task})
+    task = asyncio.ensure_future(first)
+    await eventually(lambda: backends.running("pg_sleep"))
+    task.cancel()
+    await asyncio.wait({task})
+    task = asyncio.ensure_future(second)
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
 
 
 async def streams(conn: Connection[Any]) -> list[Any]:

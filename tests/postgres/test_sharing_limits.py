@@ -107,7 +107,7 @@ async def test_notifications_reach_their_handlers_while_reads_keep_coming(
                 await pool.fetchval("SELECT 1")
 
         async with started(*(read() for _ in range(20))) as readers:
-            await asyncio.sleep(0.05)
+            await eventually(lambda: pool.stats().requests_shared)
             for _ in range(5):
                 arrived.clear()
                 await asyncio.to_thread(backends.ask, "NOTIFY busy_channel")
