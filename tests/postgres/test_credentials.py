@@ -120,7 +120,7 @@ async def test_a_password_that_reaches_the_server_first_fails_no_request(account
             known.append("second")
             await pool.release(await in_time(waiting))
         assert pool.stats().requests_failed == 0
-        assert not pool._core.outages.outage
+        assert (await pool.health()).status == "ok"
 
 
 async def test_rotation_goes_on_under_load(account: Account) -> None:

@@ -7,12 +7,14 @@ import gc
 import weakref
 from contextlib import suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
 from asyncpool import AsyncConnectionPool, PoolTimeout
+from tests._tools import at_once
 
 from ._sharing import all_leased, all_waiting, warm
 from ._tools import BOTH_LOOPS, Proxy, at_rest, in_time, needs_internals
@@ -41,7 +43,8 @@ async def test_a_connection_returned_as_who_waits_is_cancelled_is_the_next_ones(
             await all_waiting(pool, 1)
             rest = [asyncio.ensure_future(pool.fetchval("SELECT 3")) for _ in range(others)]
             await all_waiting(pool, 1 + others)
-            steps: list[Callable[[], object]] = [task.cancel, lambda: pool._core.release(conn)]  # noqa: B023
+            release: Callable[[], object] = partial(at_once, pool.release(conn))
+            steps = [task.cancel, release]
             for step in steps if cancelled == "before" else reversed(steps):
                 step()
             await asyncio.wait({task})

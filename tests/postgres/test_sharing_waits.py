@@ -13,7 +13,7 @@ import pytest
 from psycopg.errors import UniqueViolation
 
 from asyncpool import AsyncConnectionPool, PoolTimeout
-from tests._tools import few
+from tests._tools import at_once, few
 
 from ._sharing import HEAVY, blocked, started, warm
 from ._tools import BOTH_LOOPS, Backends, at_rest, eventually, in_time, needs_internals
@@ -222,7 +222,7 @@ async def test_a_time_limit_holds_for_a_wait_and_the_statement_together(dsn: str
 
     async with AsyncConnectionPool(dsn, min_size=1, max_size=1, configure=configure) as pool:
         loop, conn = asyncio.get_running_loop(), await pool.acquire()
-        loop.call_later(0.7, pool._core.release, conn)
+        loop.call_later(0.7, lambda: at_once(pool.release(conn)))
         began = loop.time()
         with pytest.raises(PoolTimeout):
             await pool.execute("SELECT pg_sleep(20)", timeout=1)
