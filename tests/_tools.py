@@ -28,7 +28,10 @@ def at_once(work: Awaitable[T]) -> T:
 
 
 def few(values: Iterable[T], keep: int = 1) -> list[Any]:
-    """The values of a parameter, of which the first run by default, and the rest `exhaustive`."""
-    found = list(values)
-    rest = (pytest.param(each, marks=pytest.mark.exhaustive) for each in found[keep:])
-    return [*found[:keep], *rest]
+    """The values of a parameter, of which the first run by default, and the rest `exhaustive`.
+
+    A tuple is a row of several parameters.
+    """
+    rows = [each if isinstance(each, tuple) else (each,) for each in values]
+    first = [pytest.param(*each) for each in rows[:keep]]
+    return first + [pytest.param(*each, marks=pytest.mark.exhaustive) for each in rows[keep:]]

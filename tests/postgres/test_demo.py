@@ -22,6 +22,7 @@ from asyncpool import AsyncConnectionPool
 from asyncpool.cli._tables import audit, control_connection, create, drop
 from asyncpool.cli._workload import Outcome, Workload
 from asyncpool.testing import postgres
+from tests._tools import few
 
 from ._cli import HIDDEN, hidden_in
 
@@ -132,6 +133,7 @@ async def test_demo_uses_the_server_that_it_is_given(dsn: str) -> None:
     assert BALANCED in demo.output
 
 
+@pytest.mark.exhaustive
 async def test_demo_prints_a_line_a_second_where_there_is_no_terminal(dsn: str) -> None:
     """Lines are printed as events happen, without control characters."""
     async with started(dsn, "--seconds", "3", *SMALL) as demo:
@@ -189,6 +191,7 @@ async def test_interrupted_demo_still_checks_its_balances(dsn: str) -> None:
     assert BALANCED in demo.output
 
 
+@pytest.mark.exhaustive
 async def test_demo_interrupted_repeatedly_still_checks_its_balances(
     dsn: str, conn: Connection
 ) -> None:
@@ -246,6 +249,7 @@ async def test_demo_exits_with_1_when_an_acknowledged_transfer_is_lost(
     assert BALANCED not in demo.output
 
 
+@pytest.mark.exhaustive
 async def test_demo_whose_server_dies_says_so() -> None:
     """If the balances cannot be read, the status is 1, with no traceback."""
     async with (
@@ -273,16 +277,19 @@ async def test_demo_does_not_touch_an_existing_schema(dsn: str, conn: Connection
 
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
-    [
-        ([f"postgresql://u:{HIDDEN}@127.0.0.1:1/x"], 1, "port 1 failed: Connection refused"),
-        ([f"postgresql://u:{HIDDEN}@[/x"], 1, "the DSN is neither"),
-        ([f"password={HIDDEN} nonsense"], 1, "the DSN is neither"),
-        ([f"host=postgresql://u:{HIDDEN}@127.0.0.1/x"], 1, "the host in the DSN"),
-        (["host=127.0.0.1 aplication_name=x"], 1, "did you mean application_name"),
-        (["--tasks", "0"], 2, "--tasks"),
-        (["--size", "many"], 2, "--size"),
-        (["--seconds", "-1"], 2, "--seconds"),
-    ],
+    few(
+        [
+            ([f"postgresql://u:{HIDDEN}@127.0.0.1:1/x"], 1, "port 1 failed: Connection refused"),
+            ([f"postgresql://u:{HIDDEN}@[/x"], 1, "the DSN is neither"),
+            ([f"password={HIDDEN} nonsense"], 1, "the DSN is neither"),
+            ([f"host=postgresql://u:{HIDDEN}@127.0.0.1/x"], 1, "the host in the DSN"),
+            (["host=127.0.0.1 aplication_name=x"], 1, "did you mean application_name"),
+            (["--tasks", "0"], 2, "--tasks"),
+            (["--size", "many"], 2, "--size"),
+            (["--seconds", "-1"], 2, "--seconds"),
+        ],
+        2,
+    ),
 )
 async def test_demo_explains_what_it_cannot_do(
     arguments: list[str], status: int, message: str

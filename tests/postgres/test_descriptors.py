@@ -18,7 +18,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from asyncpool import AsyncConnectionPool, Connection
-from tests._tools import at_once
+from tests._tools import at_once, few
 
 from ._tools import (
     BOTH_LOOPS,
@@ -57,7 +57,7 @@ async def settled() -> tuple[dict[str, str], dict[str, list[str]]]:
 
 
 @needs_internals
-@pytest.mark.parametrize("pooled", [False, True], ids=["alone", "in a pool"])
+@pytest.mark.parametrize("pooled", few([False, True]), ids=["alone", "in a pool"])
 async def test_a_connection_has_one_more_than_psycopgs(dsn: str, pooled: bool) -> None:
     """In a pool too, which waits on the same one for the server's end."""
 

@@ -72,6 +72,7 @@ async def test_each_tenant_has_its_own_database_and_all_of_them_one_limit(
             assert len(manager) == 6
 
 
+@pytest.mark.exhaustive
 async def test_a_thousand_tenants_are_served_by_five_connections(
     dsn: str, backends: Backends
 ) -> None:

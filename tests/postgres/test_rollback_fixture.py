@@ -621,7 +621,7 @@ async def test_each_begins_with_nothing(asyncpool_rollback_pool, n):
 """
 
 
-@pytest.mark.parametrize("plugin", ["asyncio", "anyio"])
+@pytest.mark.parametrize("plugin", few(["asyncio", "anyio"]))
 def test_the_fixture_rolls_back_each_tests_work(
     pytester: pytest.Pytester, asyncpool_dsn: str, monkeypatch: pytest.MonkeyPatch, plugin: str
 ) -> None:

@@ -27,6 +27,7 @@ from asyncpool.testing import (
     postgres,
 )
 from asyncpool.testing._install import find_binaries, find_wheel
+from tests._tools import few
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -291,7 +292,7 @@ def test_a_server_outlives_the_event_loop_it_was_made_in(own: Source) -> None:
         first.run(server.__aexit__(None, None, None))
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.02, 0.1, 0.25, 0.4])
+@pytest.mark.parametrize("delay", few([0.1, 0.0, 0.02, 0.25, 0.4]))
 @pytest.mark.parametrize("kind", ["asyncio", "anyio"])
 async def test_a_cancelled_start_leaves_nothing(
     own: Source, base: Path, delay: float, kind: str
@@ -345,7 +346,7 @@ asyncio.run(main(sys.argv[1]))
 """
 
 
-@pytest.mark.parametrize("mode", ["running", "paused", "forked", "starting"])
+@pytest.mark.parametrize("mode", few(["running", "paused", "forked", "starting"]))
 def test_no_server_outlives_an_owner_that_is_killed(own: Source, base: Path, mode: str) -> None:
     """After kill -9 of its owner, the server ends within seconds and its folder is removed.
 

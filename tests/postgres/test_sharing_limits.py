@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout, PoolUnavailable, TooManyRequests
+from tests._tools import few
 
 from ._severed import Severed
 from ._sharing import HEAVY, all_leased, all_waiting, started, warm
@@ -140,7 +141,7 @@ async def cancel_many(
     return (time.process_time() - began) / number, longest
 
 
-@pytest.mark.parametrize("query", ["SELECT 1", "SELECT pg_sleep(0)"])
+@pytest.mark.parametrize("query", few(["SELECT 1", "SELECT pg_sleep(0)"]))
 async def test_queued_one_shots_are_cancelled_in_time_that_does_not_grow_with_the_queue(
     dsn: str, query: str, record_property: Callable[[str, object], None]
 ) -> None:

@@ -20,6 +20,7 @@ from asyncpool._core.maintenance import make_round
 from asyncpool._core.pool import Core
 from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.errors import PoolClosed, PoolTimeout
+from tests._tools import few
 from tests.fake import Broken, FakeConn
 from tests.sim.loop import VirtualLoop
 from tests.unit._tools import Driver, make_core
@@ -213,7 +214,7 @@ async def be_whole(core: Core[FakeConn]) -> None:
     core.release(await core.acquire(5.0))
 
 
-@pytest.mark.parametrize("scoped", [False, True], ids=["task", "scope"])
+@pytest.mark.parametrize("scoped", few([False, True]), ids=["task", "scope"])
 @pytest.mark.parametrize("cancellation", CANCELLATIONS)
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__.strip("_"))
 def test_whatever_the_driver_does_nothing_is_lost(
