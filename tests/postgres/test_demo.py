@@ -142,6 +142,7 @@ async def test_demo_prints_a_line_a_second_where_there_is_no_terminal(dsn: str) 
     assert "\x1b" not in demo.output
 
 
+@pytest.mark.exhaustive
 async def test_demo_shows_a_live_table_on_a_terminal(dsn: str) -> None:
     """The table is redrawn in place, and the hidden cursor is restored after Ctrl-C."""
     main, terminal = pty.openpty()
@@ -182,6 +183,7 @@ async def test_demo_shows_a_live_table_on_a_terminal(dsn: str) -> None:
     assert b"Traceback" not in shown
 
 
+@pytest.mark.exhaustive
 async def test_interrupted_demo_still_checks_its_balances(dsn: str) -> None:
     """Ctrl-C ends the run early, with the summary and status 130."""
     async with started(dsn, "--seconds", "60", *SMALL) as demo:
@@ -233,6 +235,7 @@ async def test_demo_interrupted_while_it_connects_leaves_at_once() -> None:
     assert "Interrupted before the first transfer." in demo.output
 
 
+@pytest.mark.exhaustive
 async def test_demo_exits_with_1_when_an_acknowledged_transfer_is_lost(
     dsn: str, conn: Connection
 ) -> None:
@@ -264,6 +267,7 @@ async def test_demo_whose_server_dies_says_so() -> None:
     assert "DROP SCHEMA asyncpool_demo CASCADE" in demo.output
 
 
+@pytest.mark.exhaustive
 async def test_demo_does_not_touch_an_existing_schema(dsn: str, conn: Connection) -> None:
     """The schema may belong to another demo or user: the user must decide."""
     await conn.execute("CREATE SCHEMA asyncpool_demo")

@@ -349,6 +349,7 @@ async def test_a_job_that_fails_is_marked_and_holds_up_no_other(
     assert await cursor.fetchall() == [("ValueError('no such colour')",)]
 
 
+@pytest.mark.exhaustive
 async def test_a_stopped_worker_finishes_its_jobs_and_the_next_one_does_the_rest(
     database: str, watcher: psycopg.AsyncConnection[Any]
 ) -> None:

@@ -125,6 +125,7 @@ async def test_all_responses_have_security_headers(dsn: str) -> None:
         assert "innerHTML" not in (await client.get("/page.js")).text
 
 
+@pytest.mark.exhaustive
 async def test_a_forgotten_release_is_shown_with_the_line_that_borrowed(dsn: str) -> None:
     """The lease shows its task, its code location and its statement without parameters."""
     async with (

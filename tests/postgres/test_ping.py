@@ -48,6 +48,7 @@ async def test_ping_of_a_server_that_answers_is_one_line_and_status_0(dsn: str) 
     assert re.fullmatch(line, found.out), found
 
 
+@pytest.mark.exhaustive
 async def test_ping_in_json_has_stable_keys(dsn: str) -> None:
     """An answer and a failure have the same keys."""
     keys = ["ok", "place", "seconds", "server_version", "role", "error"]
@@ -70,6 +71,7 @@ async def test_ping_takes_the_server_from_the_environment(dsn: str) -> None:
         assert found.out.startswith(f"ok: 127.0.0.1:{parts['port']}/postgres")
 
 
+@pytest.mark.exhaustive
 async def test_ping_of_a_silent_network_ends_when_its_time_is_up() -> None:
     """The connection is accepted and never answered."""
     with silence() as dsn:
@@ -80,6 +82,7 @@ async def test_ping_of_a_silent_network_ends_when_its_time_is_up() -> None:
     assert re.fullmatch(r"127\.0\.0\.1:\d+: no answer within 0\.5 s\n", found.err), found
 
 
+@pytest.mark.exhaustive
 async def test_ping_of_a_server_that_stalls_in_tls_ends_when_its_time_is_up() -> None:
     """The server accepts TLS, and sends nothing more."""
     async with answering(b"S") as dsn:
@@ -97,6 +100,7 @@ async def test_ping_of_a_server_in_its_start_says_so() -> None:
     assert found.err.endswith(": the database system is starting up\n")
 
 
+@pytest.mark.exhaustive
 async def test_ping_that_is_interrupted_ends_at_once() -> None:
     """Ctrl-C gives status 130 and no traceback."""
     asked = asyncio.Event()
@@ -121,6 +125,7 @@ async def test_ping_of_a_paused_server_ends_when_its_time_is_up(server: Server) 
     assert found.err.endswith("no answer within 0.5 s\n")
 
 
+@pytest.mark.exhaustive
 async def test_ping_is_bounded_while_a_name_is_looked_up(dsn: str) -> None:
     """A lookup runs in a thread that cannot be cancelled; Python would wait for its end."""
     program = (
@@ -154,6 +159,7 @@ async def test_ping_is_one_short_line_where_the_server_refuses(
     assert full.err.count("\n") == 1
 
 
+@pytest.mark.exhaustive
 async def test_ping_of_several_hosts_takes_whichever_answers(dsn: str) -> None:
     """A silent host does not delay the other; if none answers, all errors are printed."""
     port = conninfo_to_dict(dsn)["port"]
@@ -167,6 +173,7 @@ async def test_ping_of_several_hosts_takes_whichever_answers(dsn: str) -> None:
     assert found.err == "127.0.0.1:1: Connection refused; 127.0.0.1:2: Connection refused\n"
 
 
+@pytest.mark.exhaustive
 async def test_ping_honours_target_session_attrs() -> None:
     """A standby is refused if a primary is required."""
     async with postgres() as primary:
@@ -181,6 +188,7 @@ async def test_ping_honours_target_session_attrs() -> None:
     assert found.err.endswith("session is read-only\n")
 
 
+@pytest.mark.exhaustive
 async def test_ping_asks_the_server_behind_a_pooler() -> None:
     """PgBouncer itself answers a connect, so `ping` also runs a statement."""
     async with postgres() as server:

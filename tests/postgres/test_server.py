@@ -108,6 +108,7 @@ async def execute(dsn: str, query: str) -> None:
         await conn.execute(query)
 
 
+@pytest.mark.exhaustive
 async def test_each_provider_of_programs_gives_a_full_server(source: Source) -> None:
     """Every operation works on the machine's own PostgreSQL and on the wheel's."""
     async with postgres(source=source) as server:
@@ -124,6 +125,7 @@ async def test_each_provider_of_programs_gives_a_full_server(source: Source) -> 
             assert await value(replica.dsn, "SELECT answer FROM t") == 42
 
 
+@pytest.mark.exhaustive
 async def test_settings_reach_the_server_and_override_the_defaults(own: Source) -> None:
     """`settings` override our defaults; quotes, numbers and booleans keep their values."""
     settings: dict[str, str | bool] = {
@@ -137,6 +139,7 @@ async def test_settings_reach_the_server_and_override_the_defaults(own: Source) 
     assert shown == ["7", "on", "5MB", r"it's a \ name"]
 
 
+@pytest.mark.exhaustive
 async def test_a_setting_that_the_server_refuses_is_reported_with_its_log(own: Source) -> None:
     """A failed start gives the reason and leaves nothing behind."""
     with pytest.raises(ServerError, match="unrecognized configuration parameter"):
@@ -176,6 +179,7 @@ async def test_a_stopped_server_refuses_connections_until_it_is_started(
     assert await value(server.dsn, "SELECT 1") == 1
 
 
+@pytest.mark.exhaustive
 async def test_a_smart_stop_waits_for_clients_up_to_its_limit(server: Server) -> None:
     """Then it raises an error; the server stops once the client has disconnected."""
     async with connected(server.dsn):
@@ -206,6 +210,7 @@ async def test_operations_that_make_no_sense_are_refused(server: Server) -> None
     await server.kill()
 
 
+@pytest.mark.exhaustive
 async def test_kill_ends_every_process_and_the_data_survive(server: Server, base: Path) -> None:
     """Like `kill -9` of all processes; a transaction committed just before is recovered."""
     await execute(server.dsn, "CREATE TABLE kept AS SELECT 1 AS n")
@@ -219,6 +224,7 @@ async def test_kill_ends_every_process_and_the_data_survive(server: Server, base
 
 
 @pytest.mark.skipif(not Path("/proc/sysvipc/shm").exists(), reason="looks into Linux's /proc")
+@pytest.mark.exhaustive
 async def test_a_killed_server_leaves_no_shared_memory(own: Source, base: Path) -> None:
     """The segment that the killed postmaster left is removed."""
 
@@ -247,6 +253,7 @@ async def test_a_paused_server_answers_only_after_resume(server: Server) -> None
 
 
 @pytest.mark.parametrize("operation", ["stop", "kill", "restart", "nothing"])
+@pytest.mark.exhaustive
 async def test_a_paused_server_can_be_ended(server: Server, operation: str) -> None:
     """A stop resumes the server first; so does the end of the block."""
     await server.pause()
@@ -273,6 +280,7 @@ async def test_a_standby_streams_and_becomes_read_write_by_promote(server: Serve
         assert await value(replica.dsn, "SELECT pg_is_in_recovery()") is False
 
 
+@pytest.mark.exhaustive
 async def test_two_servers_live_side_by_side(server: Server, own: Source) -> None:
     """Each server has a port and a folder of its own."""
     async with postgres(source=own) as other:
@@ -282,6 +290,7 @@ async def test_two_servers_live_side_by_side(server: Server, own: Source) -> Non
     assert await value(server.dsn, "SELECT 1") == 1
 
 
+@pytest.mark.exhaustive
 def test_a_server_outlives_the_event_loop_it_was_made_in(own: Source) -> None:
     """The methods of the server work from any running loop."""
     server = postgres(source=own)
@@ -294,6 +303,7 @@ def test_a_server_outlives_the_event_loop_it_was_made_in(own: Source) -> None:
 
 @pytest.mark.parametrize("delay", few([0.1, 0.0, 0.02, 0.25, 0.4]))
 @pytest.mark.parametrize("kind", ["asyncio", "anyio"])
+@pytest.mark.exhaustive
 async def test_a_cancelled_start_leaves_nothing(
     own: Source, base: Path, delay: float, kind: str
 ) -> None:
@@ -347,6 +357,7 @@ asyncio.run(main(sys.argv[1]))
 
 
 @pytest.mark.parametrize("mode", few(["running", "paused", "forked", "starting"]))
+@pytest.mark.exhaustive
 def test_no_server_outlives_an_owner_that_is_killed(own: Source, base: Path, mode: str) -> None:
     """After kill -9 of its owner, the server ends within seconds and its folder is removed.
 
@@ -367,6 +378,7 @@ def test_no_server_outlives_an_owner_that_is_killed(own: Source, base: Path, mod
         assert _reaper.wait_until(lambda: not folders(base), 10)
 
 
+@pytest.mark.exhaustive
 def test_a_folder_without_owner_and_reaper_is_swept_with_its_server(
     own: Source, base: Path
 ) -> None:

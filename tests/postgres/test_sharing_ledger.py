@@ -147,6 +147,7 @@ async def test_a_write_that_runs_is_cancelled_when_its_caller_leaves(
     ledger.check(done=())
 
 
+@pytest.mark.exhaustive
 async def test_a_statement_that_cannot_be_cancelled_does_not_cost_its_neighbours_their_writes(
     dsn: str, backends: Backends, ledger: Ledger
 ) -> None:

@@ -128,6 +128,7 @@ async def test_top_explains_bad_arguments_and_quotes_nothing_of_them(
     assert err.count("\n") == 1
 
 
+@pytest.mark.exhaustive
 async def test_top_reports_why_it_can_show_nothing(dsn: str) -> None:
     """The error is one line, with status 1."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:

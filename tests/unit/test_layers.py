@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -54,10 +55,15 @@ LIBRARIES = {
 """The underscore attributes of psycopg, asyncio, os and sys that are used."""
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imports(path: Path) -> Iterator[tuple[str, str]]:
     """Every module that a file imports from, wherever in it, with the name that it takes."""
     package = ["asyncpool", *path.relative_to(ROOT).parent.parts]
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -150,8 +156,7 @@ def private_uses(tree: ast.AST) -> Iterator[tuple[str, int]]:
 @pytest.mark.parametrize("package", sorted({home(path) for path in ROOT.rglob("*.py")}))
 def test_no_package_uses_the_private_attributes_of_another(package: str) -> None:
     """An object's underscore attributes are for the modules beside its class alone."""
-    trees = {path: ast.parse(path.read_text()) for path in ROOT.rglob("*.py")}
-    own = {path: tree for path, tree in trees.items() if home(path) == package}
+    own = {path: parsed(path) for path in ROOT.rglob("*.py") if home(path) == package}
     known = {name for tree in own.values() for name in private_names(tree)} | LIBRARIES
     found = [
         f"{path.relative_to(ROOT)}:{line} uses {name}"
