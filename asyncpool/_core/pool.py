@@ -234,7 +234,7 @@ class Core(Leasing[C]):
         await self._wait_until_empty(deadline)
         for entry in list(self.ledger.leased.values()):
             self.runtime.record(
-                "closed while lent",
+                "closed while in use",
                 f"closed while in use: {entry.conn!r}",
                 logging.WARNING,
                 task=entry.holder_name,

@@ -86,7 +86,7 @@ def create_async_engine(
         raise ValueError(msg)
 
     class Leases(LeasePool):
-        lender = pool
+        source = pool
 
     # A subclass may override `acquire` without the keyword.
     lease = partial(AsyncConnectionPool.acquire, pool, session=False)
@@ -183,9 +183,9 @@ class Record(_ConnectionRecord):
 
 
 class LeasePool(NullPool):
-    """An engine's pool, which keeps no connections: it leases them from `lender`."""
+    """An engine's pool, which keeps no connections: it leases them from `source`."""
 
-    lender: ClassVar[AsyncConnectionPool[Any]]
+    source: ClassVar[AsyncConnectionPool[Any]]
     """The pool that owns the connections."""
 
     def __init__(self, creator: Any, **options: Any) -> None:
@@ -198,7 +198,7 @@ class LeasePool(NullPool):
 
     def status(self) -> str:
         """Describe the pool that owns the connections."""
-        return f"LeasePool of {self.lender!r}"
+        return f"LeasePool of {self.source!r}"
 
     def give_back(self, conn: Conn, original: ConnectionSettings) -> None:
         """Return a connection with its original settings; if they cannot be restored, close it."""
@@ -264,9 +264,9 @@ class LeasePool(NullPool):
 
     def _release(self, conn: Conn) -> None:
         try:
-            run_without_suspending(self.lender.release(conn))
+            run_without_suspending(self.source.release(conn))
         except PoolError as error:
-            name = self.lender.name
+            name = self.source.name
             logger.info("pool %r: %s", name, error, extra={"pool": name})
 
     def _invalidate(
