@@ -34,7 +34,7 @@ class LeaseMonitor(Generic[C]):
             reclaimed.
         is_listening: whether a connection must stay open without a holder, because it is being
             listened on.
-        release: takes back a forgotten connection.
+        reclaim: takes back a forgotten connection.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class LeaseMonitor(Generic[C]):
         on_leak: Callable[[Entry[C], str], None] | None,
         is_listening: Callable[[C], bool],
         *,
-        release: Callable[[C], None],
+        reclaim: Callable[[Entry[C]], None],
     ) -> None:
         self._ledger = ledger
         self._runtime = runtime
-        self._release = release
+        self._reclaim = reclaim
         self._errors = errors
         self._on_leak = on_leak
         self._listens = is_listening
@@ -85,7 +85,7 @@ class LeaseMonitor(Generic[C]):
             bare = entry.manual_in == entry.uses and isinstance(entry.holder, str)
             if bare and not self._listens(entry.conn) and _is_unreferenced(entry):
                 self._report(entry, "was never returned and is reclaimed")
-                self._release(entry.conn)
+                self._reclaim(entry)
 
     def report_overdue(self) -> None:
         """Report each lease that has lasted longer than `leak_timeout`, once."""

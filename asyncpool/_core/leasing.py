@@ -132,6 +132,12 @@ class Leasing(Waiting[C]):
         self._counters.note_use(entry.used_at - entry.leased_at)
         self.store.discard(entry)
 
+    def reclaim(self, entry: Entry[C]) -> None:
+        """Take back a connection that nobody returned; it is reset even if it is clean."""
+        self._end_lease(entry.conn)
+        self._counters.note_use(entry.used_at - entry.leased_at)
+        self.runtime.tasks.spawn(self.store.clean(entry, None), "reset")
+
     def lease_number(self, conn: C) -> int:
         """Return the number of a connection's current lease, or 0 if it is not leased."""
         entry = self.ledger.leased.get(conn)

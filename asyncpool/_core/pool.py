@@ -91,7 +91,7 @@ class Core(Leasing[C]):
         )
         self._failures = FailureHandler(ledger, runtime, outages, store)
         self.lease_monitor = LeaseMonitor(
-            ledger, runtime, errors, on_leak, is_listening, release=self.release
+            ledger, runtime, errors, on_leak, is_listening, reclaim=self.reclaim
         )
         self.check = None
         if check is not None:

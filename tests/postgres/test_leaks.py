@@ -253,6 +253,20 @@ async def test_what_was_never_returned_is_taken_back(
         assert pool.stats().connects == 1
 
 
+async def test_a_reclaimed_connection_does_not_keep_its_pool_alive(dsn: str) -> None:
+    """It belongs to no pool while it is idle, although it needed no rollback."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+
+        async def forget() -> None:
+            await pool.acquire()
+
+        await asyncio.create_task(forget())
+        pool._core.lease_monitor.reclaim()
+        await at_rest(pool)
+        (entry,) = pool._core.ledger.idle
+        assert entry.conn._pool is None
+
+
 async def test_what_a_cursor_still_has_is_not_taken_back(dsn: str) -> None:
     """Nor is a connection that another task uses after its borrower has ended."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
