@@ -19,7 +19,6 @@ import psycopg
 from asyncpool._blocks.lease import Lease
 from asyncpool._blocks.supports import Exc
 from asyncpool._core.budget import Budget
-from asyncpool._core.runtime import Phase
 from asyncpool._core.settings import count, duration
 from asyncpool._psycopg.conninfo import check_conninfo
 from asyncpool._psycopg.sources import Conninfo
@@ -222,7 +221,7 @@ class PoolManager(Generic[K]):
                 self._start_closing(pool, 0.0)
 
     def _start_closing(self, pool: Pool, timeout: float) -> None:
-        if pool._core.runtime.phase in (Phase.NEW, Phase.FORKED):
+        if pool._core.home is None:
             pool._core.close_unopened()  # a pool that was never opened has nothing to close
             return
         work = pool.close(timeout)

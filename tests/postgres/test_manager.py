@@ -143,6 +143,14 @@ async def test_the_least_recently_used_pool_at_rest_is_closed(dsn: str) -> None:
             assert await (await conn.execute("SHOW app.tenant")).fetchone() == ("b",)
 
 
+def test_a_pool_that_was_closed_before_it_was_opened_is_replaced_without_a_loop() -> None:
+    """Nothing has to be awaited for it."""
+    manager = PoolManager(lambda key: f"dbname={key}", max_connections=2, max_pools=1)
+    asyncio.run(manager.pool("a").close())
+    manager.pool("b")
+    assert [key in manager for key in "ab"] == [False, True]
+
+
 async def test_a_pool_that_is_in_use_is_not_closed_for_another(dsn: str) -> None:
     """There may be more than `max_pools` pools for a while; then the surplus is closed."""
     async with PoolManager(
