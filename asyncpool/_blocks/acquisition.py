@@ -32,7 +32,7 @@ class Acquisition(Coroutine[Any, Any, ACT]):
         self._pool = pool
         self._timeout = timeout
         self._get = get
-        """The function that acquires, if a subclass of the pool overrides it."""
+        """The function that acquires, if it is not the pool's own `getconn`."""
         self._coroutine: Coroutine[Any, Any, ACT] | None = None
 
     def _started(self) -> Coroutine[Any, Any, ACT]:

@@ -150,7 +150,7 @@ class PoolBlocks(Borrowing[ACT]):
         Args:
             timeout: as for `connection`.
             session: whether to take part in the task's `session()`, if it is in one; if false,
-                another connection is borrowed, and no method of a subclass is called.
+                another connection is borrowed, past a subclass's `getconn`.
 
         Raises:
             PoolTimeout, TooManyRequests, PoolClosed: as for `connection`.
@@ -277,7 +277,7 @@ class PoolBlocks(Borrowing[ACT]):
         Args:
             conn: the connection.
             failing: whether an error propagates, which an error of the return must not hide.
-            first: work to do with the connection before its reset.
+            cleanup: work to do with the connection before its reset.
             as_is: whether to leave a transaction uncommitted that a subclass's method has begun.
         """
         if not self._is_overridden:

@@ -253,7 +253,7 @@ class Join(Generic[ACT]):
 
         Args:
             error: the error that ended the block; None: there was none.
-            first: work for the background task after the block is undone.
+            cleanup: work for the background task after the block is undone.
 
         Returns:
             Whether the error is a `psycopg.Rollback` of this block.

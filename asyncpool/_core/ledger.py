@@ -6,7 +6,7 @@ It starts no tasks. The core calls it, then acts on the answer. Five laws hold b
 2. The size is `len(entries)`, counted from the reservation until the socket is closed.
 3. No method awaits.
 4. One rule, `wanted`, decides how many connections to open.
-5. Every entry enters service through `give` and leaves the ledger through `remove`.
+5. Every entry enters service through `give` or `give_back`, and leaves the ledger through `remove`.
 """
 
 from __future__ import annotations

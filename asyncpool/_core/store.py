@@ -1,7 +1,7 @@
 """The connections of a pool: it opens, pings, cleans and closes them.
 
-It does the I/O that the ledger decides on, in background tasks. Every connection enters service
-through `put` and leaves it through `discard`. Leasing is the core's part.
+It does the I/O that the ledger decides on, in background tasks. Every connection that was opened,
+pinged or cleaned enters service through `put`, and all leave it through `discard`.
 """
 
 from __future__ import annotations
