@@ -94,6 +94,7 @@ class Leasing(Waiting[C]):
         self._counters.use_time += spent
         self._uses.append(spent)
         if not ledger.give_back(entry, now):
+            self._counters.returns_bad += not self._driver.is_alive(conn)
             self.store.discard(entry)
         return True
 

@@ -231,6 +231,23 @@ async def test_a_lost_one_is_not_handed_over() -> None:
 
 
 @virtual_time
+async def test_a_loss_that_only_the_socket_shows_is_counted_too() -> None:
+    """A connection that is not watched seems clean; `is_alive` looks at its socket."""
+
+    class Unwatched(Driver):
+        def is_clean(self, conn: FakeConn) -> bool:
+            return conn.clean
+
+    async with keeping_none(Unwatched()) as core:
+        conn = await core.acquire(None)
+        conn.alive = False
+        core.release(conn)
+        await settle()
+        assert core.ledger.size == 0
+        assert snapshot(core).returns_bad == 1
+
+
+@virtual_time
 async def test_a_drained_one_and_one_past_its_life_are_not_handed_over() -> None:
     """Those who wait get a new one."""
     driver = Driver()
