@@ -77,7 +77,7 @@ class Overrides:
         alone = other in self._codes and name not in self._codes
         return alone and conn not in self._returning and self.applies(other)
 
-    async def release_through_override(self, pool: object, name: str, conn: object) -> None:
+    async def release_through(self, pool: object, name: str, conn: object) -> None:
         """Release a connection through the method of that name."""
         self._returning.add(conn)
         try:
@@ -120,7 +120,7 @@ async def release_through_override(
                 await run_shielded(cleanup)
     finally:
         try:
-            await changed.release_through_override(pool, name, conn)
+            await changed.release_through(pool, name, conn)
         except PoolError as error:
             if not failing:
                 raise

@@ -175,7 +175,7 @@ class PoolBlocks(Borrowing[ACT]):
             PoolClosed: the pool was closed during the lease, and uncommitted work is lost.
         """
         if self._is_overridden and self._overridden.leads("release", "putconn", conn):
-            await self._overridden.release_through_override(self, "putconn", conn)
+            await self._overridden.release_through(self, "putconn", conn)
             return
         if getattr(conn, "_pool", None) is not self:
             raise self._not_leased(conn)
@@ -231,7 +231,7 @@ class PoolBlocks(Borrowing[ACT]):
             self._keys.require(key, conn)
         if not close:
             if self._is_overridden and self._overridden.leads("putconn", "release", conn):
-                await self._overridden.release_through_override(self, "release", conn)
+                await self._overridden.release_through(self, "release", conn)
             else:
                 await PoolBlocks.release(self, conn)
             return

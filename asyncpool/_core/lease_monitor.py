@@ -52,7 +52,7 @@ class LeaseMonitor(Generic[C]):
         self._reclaim = reclaim
         self._errors = errors
         self._on_leak = on_leak
-        self._listens = is_listening
+        self._is_listening = is_listening
         self.timer = Timer(self._check)
         """Set to the next check while requests wait."""
         self._leases = 0
@@ -83,7 +83,7 @@ class LeaseMonitor(Generic[C]):
                 entry.holder = holder.get_name()
             # A context manager releases its connection by itself.
             bare = entry.manual_in == entry.uses and isinstance(entry.holder, str)
-            if bare and not self._listens(entry.conn) and _is_unreferenced(entry):
+            if bare and not self._is_listening(entry.conn) and _is_unreferenced(entry):
                 self._report(entry, "was never returned and is reclaimed")
                 self._reclaim(entry)
 

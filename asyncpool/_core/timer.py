@@ -31,11 +31,10 @@ class Timer:
     def set(self, at: float) -> None:
         """Call the method at that instant, and not at the one set before."""
         self.cancel()
+        loop = asyncio.get_running_loop()
+        self._handle = loop.call_at(at, _call, weakref.ref(self), context=Context())
         # Kept here, because uvloop's handle of a call that is due at once has no `when()`.
         self.at = at
-        self._handle = asyncio.get_running_loop().call_at(
-            at, _call, weakref.ref(self), context=Context()
-        )
 
     def cancel(self) -> None:
         """Do not call the method."""

@@ -29,7 +29,7 @@ for _name in ("POLLHUP", "POLLERR", "POLLRDHUP"):
     HUNG_UP |= getattr(select, _name, 0)  # Windows has none of them, and no poll()
 
 
-class Phase(IntEnum):
+class SessionPhase(IntEnum):
     """The state of a session, as far as its connection's next operation is concerned."""
 
     READY = 0
@@ -44,7 +44,7 @@ class Phase(IntEnum):
     """The server has hung up, or the connection is closed on this side."""
 
 
-READY, LEFTOVERS, DRAINING, ENDING, LOST = Phase
+READY, LEFTOVERS, DRAINING, ENDING, LOST = SessionPhase
 
 
 class SocketWatcher:

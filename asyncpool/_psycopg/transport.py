@@ -74,7 +74,7 @@ class Transport(OperationRunner):
     @property
     def has_leftovers(self) -> bool:
         """Whether a cancelled operation must be finished before the next one may start."""
-        return self.phase is DRAINING or self.phase is LEFTOVERS
+        return self.phase is LEFTOVERS or self.draining is not None
 
     @property
     def is_unused(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import shutil
 import subprocess
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ def pytest_asyncio_loop_factories(
     return loops or {"asyncio": asyncio.new_event_loop}
 
 
-SOCKETS = {"test_interrupted", "test_left_behind", "test_notice", "test_waits"}
+SOCKETS = {"test_interrupted", "test_waits"}
 """The modules whose tests on uvloop run by default too: they are about the socket and the loop."""
 
 
@@ -47,7 +48,7 @@ SOCKETS = {"test_interrupted", "test_left_behind", "test_notice", "test_waits"}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that run on asyncio's loop too, when they run on uvloop."""
     for item in items:
-        on_uvloop = item.name.partition("[")[2].startswith("uvloop")
+        on_uvloop = "uvloop" in re.split(r"\W", item.name.partition("[")[2])
         if on_uvloop and item.path.parent.name == "postgres" and item.path.stem not in SOCKETS:
             item.add_marker("exhaustive")
 

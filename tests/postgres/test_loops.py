@@ -361,6 +361,7 @@ loop.run_until_complete(main())
 
 
 @pytest.mark.parametrize("end", ["loop.close()", "", "loop.close(); kept.clear()", "sys.exit(0)"])
+@pytest.mark.exhaustive
 async def test_an_exit_with_the_loop_in_any_state_is_quiet(
     dsn: str, backends: Backends, end: str
 ) -> None:

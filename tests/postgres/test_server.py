@@ -166,6 +166,7 @@ async def test_restart_keeps_the_port_and_the_data_and_ends_connections(server: 
 
 
 @pytest.mark.parametrize("mode", ["smart", "fast", "immediate"])
+@pytest.mark.exhaustive
 async def test_a_stopped_server_refuses_connections_until_it_is_started(
     server: Server, mode: str
 ) -> None:
@@ -189,6 +190,7 @@ async def test_a_smart_stop_waits_for_clients_up_to_its_limit(server: Server) ->
     await server.stop("smart")
 
 
+@pytest.mark.exhaustive
 async def test_operations_that_make_no_sense_are_refused(server: Server) -> None:
     """The error names the server's state."""
     with pytest.raises(ServerError, match="running already"):
@@ -328,6 +330,7 @@ async def test_a_cancelled_start_leaves_nothing(
     assert folders(base) == []
 
 
+@pytest.mark.exhaustive
 async def test_a_cancelled_stop_comes_back_at_once(server: Server) -> None:
     """The caller continues although the server still waits for its client."""
     async with connected(server.dsn):

@@ -47,6 +47,7 @@ async def run(*arguments: str) -> tuple[int | None, str, str]:
         return process.returncode, out.decode(), err.decode()
 
 
+@pytest.mark.exhaustive
 async def test_top_shows_the_holder_of_each_lease(dsn: str) -> None:
     """`top` prints one snapshot if the output is no terminal; `--json` prints it unchanged."""
     async with AsyncConnectionPool(
