@@ -12,11 +12,12 @@ pytest_plugins = ["pytester"]
 TREES = {"tests", "tests/postgres"}
 """What is large enough for several processes."""
 LONG = ["test_faults", "test_soak", "test_benchmarks", "test_sharing_property", "test_plants"]
-LONG += ["test_sharing_limits", "test_sharing_waits", "test_descriptors"]
-LONG += ["test_forgotten_close", "test_examples", "test_doctor", "test_demo", "test_top"]
-LONG += ["test_rollback_fixture", "test_server", "test_silence", "test_starlette", "test_sizing"]
-LONG += ["test_sharing_ledger", "test_sharing_faults", "test_interrupted", "test_sim", "test_leaks"]
-LONG += ["test_sqlalchemy", "test_forks", "test_loops", "test_ping", "test_notice"]
+LONG += ["test_sharing_limits", "test_sharing_waits", "test_descriptors", "test_server"]
+LONG += ["test_rollback_fixture", "test_sim", "test_notice", "test_silence", "test_leaks"]
+LONG += ["test_demo", "test_sharing_ledger", "test_errors", "test_ping", "test_interrupted"]
+LONG += ["test_cut_short", "test_sizing", "test_loops", "test_callbacks", "test_sharing"]
+LONG += ["test_lost_work", "test_release", "test_doctor", "test_gates", "test_forgotten_close"]
+LONG += ["test_examples", "test_top", "test_starlette", "test_sharing_faults", "test_sqlalchemy"]
 """The files that take longest, in that order."""
 
 

@@ -343,6 +343,7 @@ async def test_a_notification_that_comes_with_the_time_out_is_kept(
     await conn.close()
 
 
+@pytest.mark.exhaustive
 async def test_a_cancel_request_that_comes_late_hits_no_other_borrower(dsn: str) -> None:
     """The connection is not leased again, because the request may still arrive."""
     await asyncio.gather(*(leave_behind(dsn, left) for left in ("a COPY", "a stream")))

@@ -21,6 +21,7 @@ def test_no_law_is_broken_in_any_schedule(start: int) -> None:
     assert not broken, "\n".join(broken)
 
 
+@pytest.mark.exhaustive
 def test_the_seeds_cover_what_can_happen() -> None:
     """A simulation in which nothing happens would break no law."""
     happened: Counter[str] = Counter()
