@@ -301,12 +301,16 @@ async def test_a_copy_in_a_cancelled_pipeline_ends_the_connection(
         "DO $$BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN NULL; END$$"
     )
 
+    sent = asyncio.Event()
+
     async def work() -> None:
         async with conn.pipeline():
             await conn.execute(swallows)
             await conn.execute("COPY cut FROM STDIN")
+            sent.set()
 
     task = asyncio.create_task(work())
+    await in_time(sent.wait())
     await eventually(lambda: backends.running("pg_sleep"))
     task.cancel()
     await asyncio.wait({task})

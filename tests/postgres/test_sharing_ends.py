@@ -47,6 +47,7 @@ async def test_a_long_wait_of_a_one_shot_is_reported_in_its_task(dsn: str, ends:
             await asyncio.sleep(0.1 if ends == "served" else 0.3)
         await asyncio.wait({task})
         assert isinstance(task.exception(), PoolTimeout) == (ends == "late")
+        await at_rest(pool)
         await pool.fetchval("SELECT pg_sleep(0.1)")
     ((waited, who),) = reports
     assert waited >= 0.05
