@@ -326,10 +326,13 @@ def _without_none(**limits: float | None) -> dict[str, Any]:
     return {name: value for name, value in limits.items() if value is not None}
 
 
-if not SUPPORTED:
+class PlainConnection(psycopg.AsyncConnection[Row]):
+    """psycopg's own connection, where its private parts cannot be used."""
 
-    class Connection(psycopg.AsyncConnection[Row]):  # type: ignore[no-redef]
-        """psycopg's own connection, where its private parts cannot be used."""
+
+if not SUPPORTED:
+    PlainConnection.__name__ = PlainConnection.__qualname__ = "Connection"
+    Connection = PlainConnection  # type: ignore[misc, assignment]
 
 
 def trace_statements(conn: psycopg.AsyncConnection[Any]) -> None:
