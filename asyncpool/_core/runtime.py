@@ -1,4 +1,4 @@
-"""What every part of one pool needs: its clock, background tasks, counters, events and phase."""
+"""The clock, background tasks, counters, events and phase of a pool, which all its parts use."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from asyncpool._core.error_factory import ErrorFactory
 from asyncpool._core.lease_monitor import LeaseMonitor
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.outage_controller import OutageController
-from asyncpool._core.runtime import Phase, Runtime
+from asyncpool._core.runtime import Runtime
 from asyncpool._core.store import ConnectionStore
 from asyncpool._core.wait_queue import Waiter
 from asyncpool.errors import PoolTimeout
@@ -41,7 +41,7 @@ class Waiting(Generic[C]):
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self.runtime.phase is Phase.CLOSED
+        return self.runtime.closed
 
     def admit(self) -> None:
         """Raise an error unless the pool is usable on the running event loop."""

@@ -1,8 +1,8 @@
-"""What is open on a connection besides a transaction, and how open work is rolled back.
+"""Find and roll back open work: a transaction, its blocks, a pipeline, a two-phase transaction.
 
-That is a transaction block, a pipeline or a two-phase transaction. psycopg's private attributes
-tell. Where these cannot be used, its public methods do, in a round trip more: `rollback()` refuses
-inside of a block and of a two-phase transaction, and sends nothing where no transaction is open.
+psycopg's private attributes say what is open. Where these cannot be used, its public methods are,
+at the cost of one more round trip: `rollback()` raises inside a block or a two-phase transaction,
+and sends nothing if no transaction is open.
 """
 
 from __future__ import annotations

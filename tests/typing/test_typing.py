@@ -19,7 +19,7 @@ from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool
 
 def test_what_users_write_passes_mypy_in_strict_mode(tmp_path: Path) -> None:
     """Types are inferred as `assert_type` says, and no ignore is idle."""
-    pytest.importorskip("mypy", reason="mypy comes with the extra `lint`")
+    pytest.importorskip("mypy", reason="mypy comes with the dependency group `lint`")
     here = Path(__file__).parent
     command = [sys.executable, "-m", "mypy", "--strict", "--warn-unused-ignores"]
     options = ["--config-file=", f"--cache-dir={tmp_path}", str(here / "usage.py")]
@@ -32,7 +32,7 @@ def test_what_users_write_passes_mypy_in_strict_mode(tmp_path: Path) -> None:
 
 def test_what_users_write_passes_pyright(tmp_path: Path) -> None:
     """pyright infers mypy's types from the same file."""
-    pytest.importorskip("pyright", reason="pyright comes with the extra `lint`")
+    pytest.importorskip("pyright", reason="pyright comes with the dependency group `lint`")
     pyright = [sys.executable, "-m", "pyright"]
     version = subprocess.run([*pyright, "--version"], capture_output=True, check=False)
     if version.returncode != 0:
