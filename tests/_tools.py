@@ -7,6 +7,9 @@ from typing import Any, TypeVar
 
 import pytest
 
+from asyncpool._core.driver import C
+from asyncpool._core.pool import Core
+
 T = TypeVar("T")
 
 
@@ -25,6 +28,14 @@ def at_once(work: Awaitable[T]) -> T:
     finally:
         steps.close()
     raise AssertionError("it suspended")
+
+
+def acquire_now(core: Core[C]) -> C | None:
+    """Lease an idle connection by hand, as `pool.acquire()` does; None: there is none."""
+    if (entry := core.take_now()) is None:
+        return None
+    entry.manual_in = entry.uses
+    return entry.conn
 
 
 def few(values: Iterable[T], keep: int = 1) -> list[Any]:

@@ -55,16 +55,8 @@ class Leasing(Waiting[C]):
 
     # The hot path
 
-    def acquire_now(self) -> C | None:
-        """Lease an idle connection, or return None: then `acquire` has to be awaited."""
-        entry = self.take_now()
-        if entry is None:
-            return None
-        entry.manual_in = entry.uses
-        return entry.conn
-
     def take_now(self) -> Entry[C] | None:
-        """Lease an idle connection and return its entry, or None as `acquire_now` does."""
+        """Lease an idle connection; return its entry, or None: then await `acquire_entry`."""
         ledger, loop = self.ledger, self._unchecked_on
         while ledger.idle:
             if loop is not get_running_loop():

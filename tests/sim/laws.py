@@ -27,6 +27,7 @@ from asyncpool.errors import (
     PoolUnavailable,
     TooManyRequests,
 )
+from tests._tools import acquire_now
 from tests.fake import FakeConn, FakeDriver
 from tests.sim.loop import VirtualLoop
 
@@ -165,7 +166,7 @@ class Laws:
             self.begun += 1
         self._requests[task], self._arrivals[task] = self.begun, started
         try:
-            conn = core.acquire_now() or await self._wait(timeout)
+            conn = acquire_now(core) or await self._wait(timeout)
         except asyncio.CancelledError:
             self.outcomes["cancelled"] += 1
             self.require(task.cancelling() > struck, "CancelledError came out of nowhere")

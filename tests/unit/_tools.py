@@ -20,6 +20,7 @@ from asyncpool._core.pool import Core
 from asyncpool._core.settings import Settings
 from asyncpool._core.wait_queue import Waiter, WaitQueue
 from asyncpool.faults import Fault, classify
+from tests._tools import acquire_now
 from tests.fake import Broken, FakeConn, FakeDriver
 
 P = ParamSpec("P")
@@ -184,7 +185,7 @@ async def running(
 
 async def use(core: Core[FakeConn], seconds: float = 0.0, timeout: float | None = None) -> float:
     """Borrow, hold and return a connection; returns the instant at which it was had."""
-    conn = core.acquire_now() or await core.acquire(timeout)
+    conn = acquire_now(core) or await core.acquire(timeout)
     had_at = now()
     await asyncio.sleep(seconds)
     core.release(conn)
@@ -201,7 +202,7 @@ def join(
 
 
 async def take(core: Core[FakeConn], timeout: float | None = None) -> FakeConn:
-    return core.acquire_now() or await core.acquire(timeout)
+    return acquire_now(core) or await core.acquire(timeout)
 
 
 async def take_all(core: Core[FakeConn]) -> list[FakeConn]:

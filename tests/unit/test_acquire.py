@@ -16,7 +16,7 @@ from asyncpool.errors import (
     PoolTimeout,
     TooManyRequests,
 )
-from tests._tools import at_once
+from tests._tools import acquire_now, at_once
 from tests.fake import Broken, FakeConn
 from tests.unit._tools import (
     Driver,
@@ -48,11 +48,11 @@ class TestNoSuspension:
         """Acquire and release are two plain calls."""
         async with running(Driver(), 1) as core:
             tasks, before = len(asyncio.all_tasks()), timers()
-            conn = core.acquire_now()
+            conn = acquire_now(core)
             assert conn is not None
             core.release(conn)
             assert (len(asyncio.all_tasks()), timers()) == (tasks, before)
-            assert core.acquire_now() is conn
+            assert acquire_now(core) is conn
 
     @virtual_time
     async def test_releasing_an_unclean_connection_does_not_suspend_either(self) -> None:
@@ -63,9 +63,9 @@ class TestNoSuspension:
             conn.clean = False
             core.release(conn)
             assert now() < 0.01
-            assert core.acquire_now() is None
+            assert acquire_now(core) is None
             await asyncio.sleep(1.5)
-            assert core.acquire_now() is conn
+            assert acquire_now(core) is conn
 
     @virtual_time
     async def test_the_most_recently_used_connection_is_leased_first(self) -> None:
@@ -74,7 +74,7 @@ class TestNoSuspension:
             first, second, third = await take(core), await take(core), await take(core)
             for conn in (third, first, second):
                 core.release(conn)
-            assert [core.acquire_now() for _ in range(3)] == [second, first, third]
+            assert [acquire_now(core) for _ in range(3)] == [second, first, third]
 
 
 class TestQueue:
@@ -100,7 +100,7 @@ class TestQueue:
             waiting = start(core)
             await settle()
             core.release(conn)
-            assert core.acquire_now() is None
+            assert acquire_now(core) is None
             newcomer = start(core)
             assert await waiting is conn
             assert not newcomer.done()
@@ -294,7 +294,7 @@ class TestTimeout:
         async with running(Driver(), 1, 1) as core:
             with pytest.raises(ValueError, match=r"^timeout must be zero or more"):
                 await core.acquire(timeout)
-            assert core.acquire_now() is not None
+            assert acquire_now(core) is not None
 
     @virtual_time
     async def test_the_deadline_is_one_instant_across_all_attempts(self) -> None:

@@ -18,6 +18,7 @@ from asyncpool._core.background import force_close
 from asyncpool._core.maintenance import make_round
 from asyncpool._core.pool import Core
 from asyncpool._diagnostics.explain import explain
+from tests._tools import acquire_now
 from tests.fake import FakeConn
 from tests.unit._tools import (
     Driver,
@@ -175,7 +176,7 @@ async def test_a_connection_is_kept_when_no_request_needs_its_room_any_more() ->
         await settle()
         a.release(conn)
         await settle()
-        assert a.acquire_now() is conn
+        assert acquire_now(a) is conn
         a.release(conn)
         assert a.release_now(conn) is False
         assert not a.ledger.oversize

@@ -11,6 +11,7 @@ from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.errors import (
     PoolClosed,
 )
+from tests._tools import acquire_now
 from tests.fake import Broken, FakeConn
 from tests.unit._tools import (
     Driver,
@@ -190,7 +191,7 @@ class TestClose:
             conn = await take(core)
             closing = asyncio.create_task(core.close(5.0))
             await settle()
-            assert core.acquire_now() is None
+            assert acquire_now(core) is None
             with pytest.raises(PoolClosed, match="pool 'test' is closed"):
                 await core.acquire(None)
             core.release(conn)

@@ -12,6 +12,7 @@ from asyncpool._core.entry import Entry
 from asyncpool._core.lease_monitor import PAUSE
 from asyncpool._core.pool import Core
 from asyncpool.errors import PoolDeadlock, PoolTimeout
+from tests._tools import acquire_now
 from tests.fake import FakeConn
 from tests.unit._tools import Driver, now, running, settle, start, virtual_time
 
@@ -69,7 +70,7 @@ class TestDeadlock:
             for take_now, ends_at in ((True, 9.0), (False, 18.0)):
                 workers = [
                     asyncio.create_task(
-                        work((take_now and core.acquire_now()) or await core.acquire(None))
+                        work((acquire_now(core) if take_now else None) or await core.acquire(None))
                     )
                     for _ in range(6)
                 ]

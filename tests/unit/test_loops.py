@@ -17,6 +17,7 @@ from asyncpool.errors import (
     PoolClosed,
     PoolWrongLoop,
 )
+from tests._tools import acquire_now
 from tests.fake import FakeConn
 from tests.unit._tools import (
     Driver,
@@ -41,7 +42,7 @@ class TestLoops:
     async def test_a_pool_that_is_not_open_raises_wrong_loop(self) -> None:
         """The pool is attached to no event loop yet."""
         core = make_core(Driver())
-        assert core.acquire_now() is None
+        assert acquire_now(core) is None
         with pytest.raises(PoolWrongLoop, match="'test' is not open"):
             await core.acquire(None)
 
@@ -258,7 +259,7 @@ async def test_a_pool_that_is_garbage_leaves_no_timer(caplog: pytest.LogCaptureF
     waiting.cancel()
     await settle()
     assert timers() == []
-    assert core.acquire_now() is None
+    assert acquire_now(core) is None
     with pytest.raises(PoolWrongLoop):
         core.release(conn)
 

@@ -14,6 +14,7 @@ import pytest
 from asyncpool._core.maintenance import make_round, ping_all, run_maintenance
 from asyncpool._core.pool import Core
 from asyncpool._diagnostics.snapshot import snapshot
+from tests._tools import acquire_now
 from tests.fake import FakeConn
 from tests.unit._tools import (
     Driver,
@@ -260,7 +261,7 @@ class TestPings:
         async with running(driver, 2, 2) as core:
             pings = asyncio.create_task(ping_all(core, list(core.ledger.idle)))
             await settle()
-            conn = core.acquire_now()
+            conn = acquire_now(core)
             assert conn is not None
             await pings
             assert len(driver.times("ping")) == 1
@@ -329,7 +330,7 @@ class TestRounds:
         loop, woken = asyncio.get_running_loop(), 0
         driver = Driver()
         async with running(driver, 1, 1, keeper=True, max_lifetime=100.0) as core:
-            conn = core.acquire_now()
+            conn = acquire_now(core)
             assert conn is not None
             await asyncio.sleep(200.0)
             while loop.time() < 300.0:

@@ -12,6 +12,7 @@ from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.errors import (
     ReleaseError,
 )
+from tests._tools import acquire_now
 from tests.fake import Broken, FakeConn
 from tests.unit._tools import (
     Driver,
@@ -99,7 +100,7 @@ class TestReturns:
                 driver.conns[0].alive = False
                 await asyncio.sleep(pause)
                 trusted = watches and not pause
-                assert (core.acquire_now() is driver.conns[0]) == trusted
+                assert (acquire_now(core) is driver.conns[0]) == trusted
 
     @virtual_time
     async def test_a_connection_lost_while_leased_is_not_leased_again(self) -> None:
@@ -184,7 +185,7 @@ class TestReturns:
             await settle()
             assert done == [[]]
             assert len(driver.times("reset")) == 1
-            assert core.acquire_now() is conn
+            assert acquire_now(core) is conn
 
     @virtual_time
     async def test_each_lease_has_its_own_number(self) -> None:
@@ -216,7 +217,7 @@ class TestLost:
         driver = Driver()
         async with running(driver, 2, 2) as core:
             driver.conns[1].alive = False
-            assert core.acquire_now() is driver.conns[0]
+            assert acquire_now(core) is driver.conns[0]
 
     @virtual_time
     async def test_a_thousand_broken_idle_connections_are_skipped(self) -> None:
@@ -226,7 +227,7 @@ class TestLost:
             while core.ledger.opening:
                 await settle()
             go_bad(driver.conns)
-            assert core.acquire_now() is None
+            assert acquire_now(core) is None
             assert await core.acquire(1.0)
 
     @virtual_time

@@ -9,6 +9,7 @@ import pytest
 
 from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.errors import PoolTimeout
+from tests._tools import acquire_now
 from tests.unit._tools import (
     Driver,
     check_alive,
@@ -82,7 +83,7 @@ async def test_the_spread_of_uses_and_waits_has_each_of_them_once() -> None:
         counters = core.runtime.counters
         for _ in range(3):
             for _ in range(1500):
-                core.release(core.acquire_now() or await core.acquire(None))
+                core.release(acquire_now(core) or await core.acquire(None))
             conn = await core.acquire(None)
             waiting = [asyncio.create_task(use(core, 0.5)) for _ in range(3)]
             await asyncio.sleep(2.0)
