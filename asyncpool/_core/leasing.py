@@ -104,16 +104,11 @@ class Leasing(Waiting[C]):
         """
         if cleanup is None and self.release_now(conn):
             return
-        entry = self._end_lease(conn)
-        self._counters.note_use(entry.used_at - entry.leased_at)
-        self._put_away(entry, cleanup)
+        self._put_away(self._end_lease(conn), cleanup)
 
     def release_shared(self, entry: Entry[C]) -> None:
         """Take back a connection that requests have shared; its lease is not counted as a use."""
-        self._end_lease(entry.conn)
-        entry.shared = False
-        self._counters.note_shared_use(entry.used_at - entry.leased_at)
-        self._put_away(entry, None)
+        self._put_away(self._end_lease(entry.conn), None)
 
     def discard(self, conn: C) -> None:
         """Take back a connection and close it; open another one if needed.
@@ -121,14 +116,11 @@ class Leasing(Waiting[C]):
         Raises:
             ReleaseError, PoolClosed, PoolWrongLoop: as for `release`.
         """
-        entry = self._end_lease(conn)
-        self._counters.note_use(entry.used_at - entry.leased_at)
-        self.store.discard(entry)
+        self.store.discard(self._end_lease(conn))
 
     def reclaim(self, entry: Entry[C]) -> None:
         """Take back a connection that nobody returned; it is reset even if it is clean."""
         self._end_lease(entry.conn)
-        self._counters.note_use(entry.used_at - entry.leased_at)
         self.runtime.tasks.spawn(self.store.clean(entry, None), "reset")
 
     def lease_number(self, conn: C) -> int:
@@ -217,7 +209,7 @@ class Leasing(Waiting[C]):
         self.store.discard_lost(entry)
 
     def _end_lease(self, conn: C) -> Entry[C]:
-        """End a lease and return its entry; the connection may need cleaning."""
+        """End and count a lease; return its entry, whose connection may need cleaning."""
         if self.home is not running_loop() or self.home is None:
             raise self.errors.wrong_loop(self.home)
         entry = self.ledger.take_back(conn)
@@ -233,6 +225,10 @@ class Leasing(Waiting[C]):
             msg = f"pool {self.runtime.name!r} has not leased {conn!r}: {what}"
             raise ReleaseError(msg)
         entry.used_at = self._now()
+        counters = self._counters
+        note = counters.note_shared_use if entry.shared else counters.note_use
+        note(entry.used_at - entry.leased_at)
+        entry.shared = False
         return entry
 
     def _put_away(self, entry: Entry[C], cleanup: Callable[[], Awaitable[object]] | None) -> None:
