@@ -16,7 +16,7 @@ from typing import Any, Generic, Self
 import anyio
 import psycopg
 
-from asyncpool._blocks.lease import Lease
+from asyncpool._blocks.connection_block import ConnectionBlock
 from asyncpool._blocks.supports import Exc
 from asyncpool._core.budget import Budget
 from asyncpool._core.settings import count, duration
@@ -130,7 +130,7 @@ class PoolManager(Generic[K]):
         self._pools.move_to_end(identity)
         return pool
 
-    def connection(self, key: K, timeout: float | None = None) -> ManagedLease[K]:
+    def connection(self, key: K, timeout: float | None = None) -> ManagedBlock[K]:
         """Borrow a connection from the pool for a key, for a block.
 
         Args:
@@ -141,7 +141,7 @@ class PoolManager(Generic[K]):
             psycopg.OperationalError: as for `AsyncConnectionPool.connection`.
             Exception: on entry, as for `pool`.
         """
-        return ManagedLease(self, key, timeout)
+        return ManagedBlock(self, key, timeout)
 
     def stats(self) -> dict[str, PoolStats]:
         """Return the statistics of each pool by the pool's name."""
@@ -230,10 +230,10 @@ class PoolManager(Generic[K]):
         task.add_done_callback(self._closing.discard, context=Context())
 
 
-class ManagedLease(Generic[K]):
+class ManagedBlock(Generic[K]):
     """`manager.connection(key)`: a block with a connection of that key's pool."""
 
-    __slots__ = ("_key", "_lease", "_manager", "_timeout")
+    __slots__ = ("_block", "_key", "_manager", "_timeout")
 
     def __init__(self, manager: PoolManager[K], key: K, timeout: float | None) -> None:
         self._manager = manager
@@ -241,14 +241,14 @@ class ManagedLease(Generic[K]):
         self._timeout = timeout
 
     async def __aenter__(self) -> psycopg.AsyncConnection[Any]:
-        self._lease: Lease[psycopg.AsyncConnection[Any]]
-        self._lease = self._manager.pool(self._key).connection(self._timeout)
-        return await self._lease.__aenter__()
+        self._block: ConnectionBlock[psycopg.AsyncConnection[Any]]
+        self._block = self._manager.pool(self._key).connection(self._timeout)
+        return await self._block.__aenter__()
 
     async def __aexit__(
         self, kind: Exc, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        await self._lease.__aexit__(kind, error, tb)
+        await self._block.__aexit__(kind, error, tb)
 
 
 def _is_unused(pool: Pool) -> bool:

@@ -15,22 +15,21 @@ from typing import Any, ClassVar, Self, cast
 import psycopg
 from psycopg.rows import TupleRow
 
+from asyncpool._blocks.connection_block import ConnectionBlock, TracedBlock
 from asyncpool._blocks.hints import give_hints
 from asyncpool._blocks.keys import Keys
-from asyncpool._blocks.lease import Lease, TracedLease
 from asyncpool._blocks.lifecycle import Lifecycle
 from asyncpool._blocks.one_shots import OneShots
 from asyncpool._blocks.options import NO_SLOW_WAIT, PoolOptions
 from asyncpool._blocks.overrides import (
     NAMES,
-    OverriddenLease,
+    OverriddenBlock,
     Overrides,
 )
 from asyncpool._blocks.pool_blocks import PoolBlocks
 from asyncpool._blocks.renewal import (
     renew_after_fork,
 )
-from asyncpool._blocks.session import Session
 from asyncpool._blocks.supports import Exc
 from asyncpool._core.budget import Budget
 from asyncpool._core.pool import Core
@@ -187,18 +186,15 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT], PoolBlocks[ACT], Lifecycle
         self._driver.owner = weakref.ref(self)
         self._check = check
         self._budget = budget
-        self._overridden = Overrides(type(self), ORIGINALS)
-        self._is_overridden = bool(self._overridden)
+        self._overridden = Overrides(type(self), ORIGINALS) or None
         self._traces = leak_timeout is not None
-        self._lease = TracedLease if self._traces else Lease
-        if any(name in self._overridden for name in NAMES[1:]):
-            self._lease = OverriddenLease
-        self._cleanups = {}
-        self._blocks = {}
+        self._block_class = TracedBlock if self._traces else ConnectionBlock
+        if self._overridden and any(name in self._overridden for name in NAMES[1:]):
+            self._block_class = OverriddenBlock
         self._classify = classify
         self._reconnect_failed = reconnect_failed
         self._slow_wait = NO_SLOW_WAIT
-        self._pipeline = bool(pipeline) and not self._is_overridden
+        self._pipeline = bool(pipeline) and self._overridden is None
         self._shared_size = None if shared_size is None else count("shared_size", shared_size)
         self._core = self._new_core()
         self._last_pop = snapshot(self._core)
@@ -312,8 +308,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT], PoolBlocks[ACT], Lifecycle
         )
         core.slow_wait, core.on_slow_wait = self._slow_wait
         self._keys: Keys[ACT] = Keys(core)
-        self._autocommit_modes: dict[ACT, bool] = {}
-        self._sessions: dict[object, Session[ACT]] = {}
+        self._sessions = {}
         return core
 
     def _renew(self) -> None:

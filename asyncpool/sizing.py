@@ -177,8 +177,10 @@ async def advise(
         p99_wait = duration("p99_wait", p99_wait)
     stats, counters, now = snapshot(core), core.runtime.counters, core.runtime.time()
     leased = core.ledger.leased.values()
-    ages = [now - entry.leased_at for entry in leased if not entry.shared]
-    shared = counters.shared_time + sum(now - entry.leased_at for entry in leased if entry.shared)
+    ages = [now - entry.leased_at for entry in leased if not entry.lease.is_shared]
+    shared = counters.shared_time + sum(
+        now - entry.leased_at for entry in leased if entry.lease.is_shared
+    )
     uses = counters.use.count + len(ages)
     window = max(now - core.opened_at, 0.0) if core.opened_at else 0.0
     requests = max(stats.requests - stats.requests_shared, uses)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import pytest
 
 from asyncpool._core.driver import C
+from asyncpool._core.lease import ManualLease
 from asyncpool._core.pool import Core
 
 T = TypeVar("T")
@@ -32,10 +33,8 @@ def at_once(work: Awaitable[T]) -> T:
 
 def acquire_now(core: Core[C]) -> C | None:
     """Lease an idle connection by hand, as `pool.acquire()` does; None: there is none."""
-    if (entry := core.take_now()) is None:
-        return None
-    entry.manual_in = entry.uses
-    return entry.conn
+    entry = core.take_now(ManualLease.new())
+    return None if entry is None else entry.conn
 
 
 def few(values: Iterable[T], keep: int = 1) -> list[Any]:

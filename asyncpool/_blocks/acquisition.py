@@ -10,18 +10,20 @@ from asyncpool._blocks.commit import (
     require_no_lost_work,
     warn_of_open_work,
 )
-from asyncpool._blocks.lease import is_still_leased, reject_early_return
+from asyncpool._blocks.connection_block import is_still_leased, reject_early_return
 from asyncpool._blocks.supports import Exc, SupportsBorrowing
+from asyncpool._core.lease import Lease
 from asyncpool._psycopg.driver import ACT
 
 
-class Acquisition(Coroutine[Any, Any, ACT]):
+class Acquisition(Lease, Coroutine[Any, Any, ACT]):
     """`pool.acquire()`: await it, or use `async with`, which releases the connection at the end.
 
-    It is a `Coroutine`, so that `asyncio.create_task` and `wait_for` accept it.
+    It is its own lease if a connection was idle. It is a `Coroutine`, so that
+    `asyncio.create_task` and `wait_for` accept it.
     """
 
-    __slots__ = ("_conn", "_coroutine", "_get", "_number", "_pool", "_timeout")
+    __slots__ = ("_conn", "_coroutine", "_entry", "_get", "_lease", "_pool", "_timeout")
 
     def __init__(
         self,
@@ -34,6 +36,12 @@ class Acquisition(Coroutine[Any, Any, ACT]):
         self._get = get
         """The function that acquires, if it is not the pool's own `getconn`."""
         self._coroutine: Coroutine[Any, Any, ACT] | None = None
+        self.notes = None
+
+    @property
+    def is_manual(self) -> bool:  # type: ignore[override]
+        """See `Lease`."""
+        return not hasattr(self, "_conn")
 
     def _started(self) -> Coroutine[Any, Any, ACT]:
         if self._coroutine is None:
@@ -43,7 +51,7 @@ class Acquisition(Coroutine[Any, Any, ACT]):
     def __await__(self) -> Generator[Any, Any, ACT]:
         pool = self._pool
         if self._coroutine is None and self._get is None and not pool._sessions:
-            conn = pool._acquire_now()
+            conn = pool._acquire_now(self)
             if conn is not None:
                 return conn
         return (yield from self._started().__await__())
@@ -64,25 +72,31 @@ class Acquisition(Coroutine[Any, Any, ACT]):
     async def __aenter__(self) -> ACT:
         conn = self._conn = await self
         core = self._pool._core
-        self._number = core.bind(conn) if core.lease_number(conn) else 0
+        self._entry = entry = core.ledger.leased.get(conn)
+        if entry is not None:
+            self._lease = None if entry.lease is self else core.bind(conn)
         return conn
 
     async def __aexit__(
         self, kind: Exc, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        pool, conn = self._pool, self._conn
-        if not self._number or is_still_leased(pool, conn, self._number):
+        pool, conn, entry = self._pool, self._conn, self._entry
+        if entry is None:  # an overridden method has returned it
+            await pool._return_conn(conn, failing=kind is not None, as_is=True)
+            return
+        lease = self if self._lease is None else self._lease
+        is_plain = entry.lease is lease and lease.notes is None and self._get is None
+        if is_plain and pool._core.release_now(entry):
+            conn._pool = None
+        elif is_still_leased(pool, conn, lease):
             await self._end(conn, failing=kind is not None)
         else:
             reject_early_return(pool, conn, failing=kind is not None)
 
     async def _end(self, conn: ACT, *, failing: bool) -> None:
         pool = self._pool
-        plain = self._get is None and not (pool._sessions or pool._autocommit_modes)
-        if plain and pool._core.release_now(conn):
-            conn._pool = None
-            return
-        if not failing and pool._core.lease_number(conn) and conn not in pool._sessions:
+        is_ours = pool._core.lease_of(conn) is not None and pool._session_of(conn) is None
+        if not failing and is_ours:
             warn_of_open_work(pool._core, conn)
             try:
                 require_no_lost_work(conn)

@@ -6,9 +6,13 @@ import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from asyncpool._blocks.lease import note
+from asyncpool._blocks.keys import Keys
+from asyncpool._blocks.overrides import Overrides
+from asyncpool._blocks.session import Session
 from asyncpool._blocks.supports import SupportsBorrowing
+from asyncpool._core.lease import Lease, ManualLease
 from asyncpool._core.stacks import capture
+from asyncpool._psycopg.connection import trace_statements
 from asyncpool._psycopg.driver import ACT
 from asyncpool.errors import (
     PoolError,
@@ -22,33 +26,37 @@ class Borrowing(SupportsBorrowing[ACT]):
 
     _traces: bool
     """Whether the place where each connection is borrowed is recorded."""
-    _cleanups: dict[ACT, Callable[[], Awaitable[object]]]
-    """By connection: the work to do first when a subclass's method returns it."""
+    _keys: Keys[ACT]
+    _overridden: Overrides[ACT] | None
+    """The methods of the pool's class that a subclass overrides, if any."""
 
     async def _borrow(self, timeout: float | None) -> ACT:
-        conn = self._acquire_now()
+        lease = ManualLease.new()
+        conn = self._acquire_now(lease)
         if conn is None:
             self._ensure_open()
-            conn = await self._core.acquire(timeout)
-            self._mark_leased(conn)
+            conn = (await self._core.acquire_entry(timeout, lease)).conn
+            conn._pool = self  # type: ignore[assignment]
+            if self._traces:
+                lease.trace = capture(sys._getframe(0))
+                trace_statements(conn)
         return conn
 
-    def _acquire_now(self) -> ACT | None:
-        entry = self._core.take_now()
+    def _acquire_now(self, lease: Lease) -> ACT | None:
+        entry = self._core.take_now(lease)
         if entry is None:
             return None
-        entry.manual_in = entry.uses
-        # As `_mark_leased`, which is not called to save the time of a call.
         conn = entry.conn
         conn._pool = self  # type: ignore[assignment]
         if self._traces:
-            note(entry, capture(sys._getframe(1)))
+            lease.trace = capture(sys._getframe(1))
+            trace_statements(conn)
         return conn
 
-    def _mark_leased(self, conn: ACT) -> None:
-        conn._pool = self  # type: ignore[assignment]
-        if self._traces:
-            note(self._core.ledger.leased[conn], capture(sys._getframe(1)))
+    def _session_of(self, conn: ACT) -> Session[ACT] | None:
+        """Return the session that has leased a connection."""
+        lease = self._core.lease_of(conn)
+        return None if lease is None or lease.notes is None else lease.notes.session
 
     def _not_leased(self, conn: object) -> ReleaseError:
         owner = getattr(conn, "_pool", None)
@@ -64,10 +72,13 @@ class Borrowing(SupportsBorrowing[ACT]):
         *,
         discard: bool = False,
     ) -> None:
-        if self._cleanups:
-            cleanup = self._cleanups.pop(conn, None) or cleanup
-        if self._autocommit_modes and (mode := self._autocommit_modes.pop(conn, None)) is not None:
-            cleanup = partial(self._driver.restore_autocommit, conn, autocommit=mode)
+        if self._overridden is not None:
+            cleanup = self._overridden.cleanups.pop(conn, None) or cleanup
+        lease = self._core.lease_of(conn)
+        notes = None if lease is None else lease.notes
+        if notes is not None and notes.autocommit is not None:
+            restore = self._driver.restore_autocommit
+            cleanup = partial(restore, conn, autocommit=notes.autocommit)
         conn._pool = None
         try:
             if discard:
@@ -77,12 +88,13 @@ class Borrowing(SupportsBorrowing[ACT]):
         except PoolWrongLoop:
             conn._pool = self  # type: ignore[assignment]
             raise
+        self._keys.forget(lease)
 
     def _release_lease(
         self, conn: ACT, *, failing: bool, cleanup: Callable[[], Awaitable[object]] | None = None
     ) -> None:
         try:
-            if self._sessions and (session := self._sessions.get(conn)) is not None:
+            if self._sessions and (session := self._session_of(conn)) is not None:
                 session.end_use()
             else:
                 self._return(conn, cleanup)

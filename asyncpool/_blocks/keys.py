@@ -1,7 +1,6 @@
 """`getconn(key=...)`: a connection stays with its key until it is released.
 
-A key holds its connection for one lease, known by its number. However that lease ends, the key is
-free again.
+A key holds its connection for one lease. However that lease ends, the key is free again.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import math
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Generic
 
+from asyncpool._core.lease import Lease
 from asyncpool._core.pool import Core
 from asyncpool._core.settings import duration
 from asyncpool._psycopg.driver import ACT
@@ -25,8 +25,8 @@ class Keys(Generic[ACT]):
     """
 
     def __init__(self, core: Core[ACT]) -> None:
-        self.held: dict[Hashable, tuple[ACT, int]] = {}
-        """The connection of each key, and the number of its lease."""
+        self.held: dict[Hashable, tuple[ACT, Lease]] = {}
+        """The connection of each key, and its lease, which may have ended."""
         self._core = core
         self._acquiring: dict[Hashable, asyncio.Future[None]] = {}
         """The keys for which a request waits; the future is done when that wait has ended."""
@@ -59,8 +59,8 @@ class Keys(Generic[ACT]):
 
     def find(self, key: Hashable) -> ACT | None:
         """Return the connection that a key holds now."""
-        conn, number = self.held.get(key, (None, 0))
-        return conn if conn is not None and self._core.lease_number(conn) == number else None
+        conn, lease = self.held.get(key, (None, None))
+        return conn if conn is not None and self._core.lease_of(conn) is lease else None
 
     def require(self, key: Hashable, conn: object) -> None:
         """Raise ReleaseError unless the key holds this connection."""
@@ -71,16 +71,18 @@ class Keys(Generic[ACT]):
             msg = f"pool {pool!r} cannot take back {conn!r} by the key {key!r}, which {has}"
             raise ReleaseError(msg)
 
-    def forget(self, conn: object) -> None:
-        """Free the key of a connection that was released."""
-        for key in [key for key, (held, _) in self.held.items() if held is conn]:
-            del self.held[key]
+    def forget(self, lease: Lease | None) -> None:
+        """Free the key of a lease that has ended, if it has one."""
+        if lease is not None and lease.notes is not None:
+            self.held.pop(lease.notes.key, None)
 
     async def _acquire(self, key: Hashable, acquired: Awaitable[ACT]) -> ACT:
         self._acquiring[key] = acquiring = asyncio.get_running_loop().create_future()
         try:
             conn = await acquired
-            self.held[key] = conn, self._core.lease_number(conn)
+            if (lease := self._core.lease_of(conn)) is not None:  # else the pool was closed
+                lease.annotate().key = key
+                self.held[key] = conn, lease
         finally:
             del self._acquiring[key]
             if not acquiring.get_loop().is_closed():

@@ -26,18 +26,25 @@ from asyncpool._blocks.commit import (
     run_shielded,
     wait_for_cancelled,
 )
-from asyncpool._blocks.lease import JOINED, Lease, is_still_leased, reject_early_return
+from asyncpool._blocks.connection_block import (
+    JOINED,
+    ConnectionBlock,
+    is_still_leased,
+    reject_early_return,
+)
 from asyncpool._blocks.supports import Exc
 from asyncpool._blocks.transaction import transaction_on
+from asyncpool._core.entry import Entry
+from asyncpool._core.lease import Lease
 from asyncpool._psycopg.driver import ACT
 from asyncpool.errors import PoolError
 
-FOREIGN = -1
-"""The lease number of an object that a subclass returns in place of a leased connection."""
+NO_ENTRY: Entry[Any] = Entry(0.0)
+"""The entry of an object that the pool has not leased."""
 NAMES = ("connection", "getconn", "putconn", "acquire", "release")
 
 
-class Overrides:
+class Overrides(Generic[ACT]):
     """The methods that the class of a pool overrides.
 
     Args:
@@ -53,9 +60,13 @@ class Overrides:
         }
         self._returning: set[object] = set()
         """The connections that an overriding method is releasing."""
+        self.cleanups: dict[ACT, Callable[[], Awaitable[object]]] = {}
+        """By connection: the work to do first when it is returned."""
+        self.blocks: dict[ACT, ConnectionBlock[ACT]] = {}
+        """By connection of a one-shot: its block, if `connection` is overridden."""
 
-    def __bool__(self) -> bool:
-        return bool(self._codes)
+    def __len__(self) -> int:
+        return len(self._codes)
 
     def __contains__(self, name: str) -> bool:
         return name in self._codes
@@ -111,7 +122,7 @@ async def release_through_override(
     if name is None:
         pool._release_lease(conn, failing=failing, cleanup=cleanup)
         return
-    cleanup = cleanup or pool._cleanups.pop(conn, None)
+    cleanup = cleanup or changed.cleanups.pop(conn, None)
     if cleanup is None and failing and not pool._driver.is_clean(conn):
         cleanup = partial(pool._driver.roll_back, conn)
     try:
@@ -127,21 +138,25 @@ async def release_through_override(
             pool._core.runtime.record("return failed", str(error))
 
 
-class OverriddenLease(Lease[ACT]):
-    """`connection()` of a pool whose class overrides how a connection is acquired or released."""
+class OverriddenBlock(ConnectionBlock[ACT]):
+    """`connection()` of a pool whose class overrides how a connection is acquired or released.
 
-    __slots__ = ("_conn",)
+    The subclass may return any object, which the pool has not leased.
+    """
+
+    __slots__ = ("_conn", "_lease")
+
+    _lease: Lease | None
+    """The lease of the connection, if the pool has leased it."""
 
     async def __aenter__(self) -> ACT:
         pool: Any = self._pool
         if pool._sessions and current_task() in pool._sessions:
             return await super().__aenter__()
         conn: ACT = await borrow(pool, self._timeout)
-        self._conn = conn
-        self._number = pool._core.lease_number(conn) or FOREIGN
-        if self._number != FOREIGN:
-            pool._core.bind(conn)
-            self._entry = pool._core.ledger.leased[conn]
+        self._conn, self._lease, self._entry = conn, None, NO_ENTRY
+        if (entry := pool._core.ledger.leased.get(conn)) is not None:
+            self._lease, self._entry = pool._core.bind(conn), entry
         return conn
 
     async def __aexit__(
@@ -166,7 +181,7 @@ class OverriddenLease(Lease[ACT]):
         """See `Lease`."""
         if self.joined:
             return self._join.is_open()
-        return self._number == FOREIGN or is_still_leased(self._pool, self._conn, self._number)
+        return self._lease is None or is_still_leased(self._pool, self._conn, self._lease)
 
     async def abort(self, cleanup: Callable[[], Awaitable[object]]) -> None:
         """See `Lease`."""
@@ -176,11 +191,11 @@ class OverriddenLease(Lease[ACT]):
             await release_through_override(self._pool, self._conn, failing=True, cleanup=cleanup)
 
     def _is_ours(self) -> bool:
-        return self._number == FOREIGN or bool(self._pool._core.lease_number(self._conn))
+        return self._lease is None or self._pool._core.lease_of(self._conn) is not None
 
 
-class ConnectionOverrideLease(OverriddenLease[ACT]):
-    """The lease of other blocks and one-shots if a subclass overrides `connection`.
+class ConnectionOverrideBlock(OverriddenBlock[ACT]):
+    """The block of other blocks and one-shots if a subclass overrides `connection`.
 
     Args:
         pool: the pool.
@@ -197,12 +212,10 @@ class ConnectionOverrideLease(OverriddenLease[ACT]):
         pool = self._pool
         session = pool._sessions.get(current_task()) if pool._sessions else None
         conn: ACT = await self._manager.__aenter__()
-        self._conn = conn
-        self._number = pool._core.lease_number(conn) or FOREIGN
+        self._conn, self._lease = conn, pool._core.lease_of(conn)
+        self._entry = pool._core.ledger.leased.get(conn, NO_ENTRY)
         if session is not None and session.conn is conn and (join := session.innermost):
-            self._number, self._join = JOINED, join
-        elif self._number != FOREIGN:
-            self._entry = pool._core.ledger.leased[conn]
+            self._entry, self._join = JOINED, join
         return conn
 
     async def __aexit__(
@@ -216,48 +229,48 @@ class ConnectionOverrideLease(OverriddenLease[ACT]):
         if self.joined:
             self._join.cleanup = cleanup
         else:
-            pool._cleanups[self._conn] = cleanup
+            pool._overridden.cleanups[self._conn] = cleanup
         error = psycopg.Rollback()
         try:
             with suppress(psycopg.Rollback):
                 await self._manager.__aexit__(type(error), error, None)
         finally:
-            pool._cleanups.pop(self._conn, None)
+            pool._overridden.cleanups.pop(self._conn, None)
 
 
-class LeaseTransaction(Generic[ACT]):
+class OverriddenTransaction(Generic[ACT]):
     """`transaction()` of a pool whose class overrides how a connection is acquired or released.
 
     Args:
-        lease: acquires and releases the connection.
+        block: acquires and releases the connection.
     """
 
-    __slots__ = ("_conn", "_lease", "_transaction")
+    __slots__ = ("_block", "_conn", "_transaction")
 
-    def __init__(self, lease: Lease[ACT]) -> None:
-        self._lease = lease
+    def __init__(self, block: ConnectionBlock[ACT]) -> None:
+        self._block = block
 
     async def __aenter__(self) -> ACT:
-        conn = self._conn = await self._lease.__aenter__()
+        conn = self._conn = await self._block.__aenter__()
         try:
             self._transaction = transaction_on(conn)
             await self._transaction.__aenter__()
         except BaseException as error:
-            await self._lease.__aexit__(type(error), error, None)
+            await self._block.__aexit__(type(error), error, None)
             raise
         return conn
 
     async def __aexit__(
         self, kind: Exc, error: BaseException | None, tb: TracebackType | None
     ) -> bool:
-        lease, conn = self._lease, self._conn
-        if not lease.holds():
-            await lease.__aexit__(kind, error, tb)
+        block, conn = self._block, self._conn
+        if not block.holds():
+            await block.__aexit__(kind, error, tb)
             return False
         refusal = None
         try:
             if kind is None:
-                await wait_for_cancelled(lease.pool._driver, conn)
+                await wait_for_cancelled(block.pool._driver, conn)
                 refusal = _refusal(conn)
             if refusal is not None:
                 kind, error = type(refusal), refusal
@@ -265,11 +278,11 @@ class LeaseTransaction(Generic[ACT]):
                 await run_shielded(partial(self._transaction.__aexit__, kind, error, tb))
             )
         except BaseException as failure:
-            await lease.__aexit__(type(failure), failure, None)
+            await block.__aexit__(type(failure), failure, None)
             raise
         if handled:
             kind, error, tb = None, None, None
-        await lease.__aexit__(kind, error, tb)
+        await block.__aexit__(kind, error, tb)
         try:
             if refusal is not None:
                 raise refusal

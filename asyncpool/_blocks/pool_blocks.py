@@ -12,13 +12,11 @@ from psycopg.rows import AsyncRowFactory
 from asyncpool._blocks.acquisition import Acquisition
 from asyncpool._blocks.borrowing import Borrowing
 from asyncpool._blocks.commit import commit, warn_of_open_work
+from asyncpool._blocks.connection_block import ConnectionBlock
 from asyncpool._blocks.cursor_block import Cursor
-from asyncpool._blocks.keys import Keys
-from asyncpool._blocks.lease import Lease
 from asyncpool._blocks.overrides import (
-    ConnectionOverrideLease,
-    LeaseTransaction,
-    Overrides,
+    ConnectionOverrideBlock,
+    OverriddenTransaction,
     borrow,
     release_through_override,
 )
@@ -30,17 +28,10 @@ from asyncpool._psycopg.driver import ACT
 class PoolBlocks(Borrowing[ACT]):
     """Blocks on connections, and `getconn` and `putconn`."""
 
-    _lease: type[Lease[ACT]]
+    _block_class: type[ConnectionBlock[ACT]]
     """The class of `connection()`'s blocks."""
-    _overridden: Overrides
-    """The methods of this class that a subclass overrides."""
-    _is_overridden: bool
-    """Whether there are any."""
-    _keys: Keys[ACT]
-    _blocks: dict[ACT, Lease[ACT]]
-    """By connection of a one-shot: its block, if a subclass overrides `connection`."""
 
-    def connection(self, timeout: float | None = None) -> Lease[ACT]:
+    def connection(self, timeout: float | None = None) -> ConnectionBlock[ACT]:
         """Borrow a connection for a block: `async with pool.connection() as conn`.
 
         At the end of the block its transaction is committed in the caller's task, so that errors
@@ -59,7 +50,7 @@ class PoolBlocks(Borrowing[ACT]):
             psycopg.OperationalError: on exit, if the connection was closed, by anyone, while work
                 may have been uncommitted.
         """
-        lease = self._lease()
+        lease = self._block_class()
         lease._pool = self
         lease._timeout = timeout
         return lease
@@ -77,8 +68,8 @@ class PoolBlocks(Borrowing[ACT]):
                 statement, so that the transaction cannot be committed.
             psycopg.OperationalError: `PoolTimeout` and all others of `connection`.
         """
-        if self._is_overridden and current_task() not in self._sessions:
-            return cast("Transaction[ACT]", LeaseTransaction(self._block(timeout)))
+        if self._overridden is not None and current_task() not in self._sessions:
+            return cast("Transaction[ACT]", OverriddenTransaction(self._block(timeout)))
         return Transaction(self, timeout)
 
     def session(self, timeout: float | None = None) -> SessionBlock[ACT]:
@@ -157,7 +148,7 @@ class PoolBlocks(Borrowing[ACT]):
         """
         if not session:
             return Acquisition(self, timeout, self._borrow)
-        if not self._is_overridden:
+        if self._overridden is None:
             return Acquisition(self, timeout)
         if self._overridden.applies("getconn"):
             return Acquisition(self, timeout, self.getconn)
@@ -174,22 +165,23 @@ class PoolBlocks(Borrowing[ACT]):
                 returned.
             PoolClosed: the pool was closed during the lease, and uncommitted work is lost.
         """
-        if self._is_overridden and self._overridden.leads("release", "putconn", conn):
-            await self._overridden.release_through(self, "putconn", conn)
+        changed, core = self._overridden, self._core
+        if changed is not None and changed.leads("release", "putconn", conn):
+            await changed.release_through(self, "putconn", conn)
             return
         if getattr(conn, "_pool", None) is not self:
             raise self._not_leased(conn)
-        if not (self._sessions or self._autocommit_modes or self._keys.held):
-            # The fast path: the common case of the code below, inlined.
-            if self._core.release_now(conn):
-                conn._pool = None
+        if (entry := core.ledger.leased.get(conn)) is not None:
+            if (notes := entry.lease.notes) is None:
+                # The fast path: the common case of the code below, inlined.
+                if core.release_now(entry):
+                    conn._pool = None
+                    return
+            elif notes.session is not None:
+                notes.session.end_use()
                 return
-        elif (session := self._sessions.get(conn)) is not None:
-            session.end_use()
-            return
-        warn_of_open_work(self._core, conn)
+        warn_of_open_work(core, conn)
         self._return(conn)
-        self._keys.forget(conn)
 
     async def getconn(self, timeout: float | None = None, *, key: Hashable | None = None) -> ACT:
         """Borrow a connection as `acquire` does, or the connection that belongs to a key.
@@ -230,38 +222,39 @@ class PoolBlocks(Borrowing[ACT]):
         if key is not None:
             self._keys.require(key, conn)
         if not close:
-            if self._is_overridden and self._overridden.leads("putconn", "release", conn):
-                await self._overridden.release_through(self, "release", conn)
+            changed = self._overridden
+            if changed is not None and changed.leads("putconn", "release", conn):
+                await changed.release_through(self, "release", conn)
             else:
                 await PoolBlocks.release(self, conn)
             return
         if getattr(conn, "_pool", None) is not self:
             raise self._not_leased(conn)
-        if (session := self._sessions.get(conn)) is not None:
+        if (session := self._session_of(conn)) is not None:
             session.end_use()
             session.entry.retire()
             return
         self._return(conn, discard=True)
-        self._keys.forget(conn)
 
-    def _block(self, timeout: float | None) -> Lease[ACT]:
+    def _block(self, timeout: float | None) -> ConnectionBlock[ACT]:
         """Return what `connection` does, for blocks and one-shots that build on it.
 
         A subclass may override `connection`.
         """
-        if self._is_overridden and self._overridden.applies("connection"):
-            return ConnectionOverrideLease(self, self.connection(timeout))
+        if self._overridden is not None and self._overridden.applies("connection"):
+            return ConnectionOverrideBlock(self, self.connection(timeout))
         return PoolBlocks.connection(self, timeout)
 
     async def _borrow_conn(self, timeout: float | None) -> ACT:
         """Borrow a connection for a one-shot."""
-        if not self._is_overridden:
+        changed = self._overridden
+        if changed is None:
             return await self._borrow(timeout)
-        if not self._overridden.applies("connection"):
+        if not changed.applies("connection"):
             return cast("ACT", await borrow(self, timeout))
         block = self._block(timeout)
         conn = await block.__aenter__()
-        self._blocks[conn] = block
+        changed.blocks[conn] = block
         return conn
 
     async def _return_conn(
@@ -280,10 +273,10 @@ class PoolBlocks(Borrowing[ACT]):
             cleanup: work to do with the connection before its reset.
             as_is: whether to leave a transaction uncommitted that a subclass's method has begun.
         """
-        if not self._is_overridden:
+        if self._overridden is None:
             self._release_lease(conn, failing=failing, cleanup=cleanup)
             return
-        block = self._blocks.pop(conn, None)
+        block = self._overridden.blocks.pop(conn, None)
         if block is None:
             try:
                 if not (failing or as_is or cleanup):

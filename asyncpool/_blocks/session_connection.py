@@ -54,7 +54,7 @@ class SessionConnection(Generic[ACT]):
         self.entry = core.ledger.leased[conn]
         self.core = core
         self.driver = driver
-        self._number = self.entry.uses
+        self.lease = self.entry.lease
         self._pending: asyncio.Task[Any] | None = None
         """The background task that works, or worked last, on the connection."""
         self.undo_error: Exception | None = None
@@ -110,7 +110,7 @@ class SessionConnection(Generic[ACT]):
 
     def holds(self) -> bool:
         """Whether the session's lease of the connection still lasts."""
-        return self.core.lease_number(self.conn) == self._number
+        return self.entry.lease is self.lease
 
     def _error(self, what: str) -> ReleaseError:
         pool, task = self.core.settings.name, self.task.get_name()

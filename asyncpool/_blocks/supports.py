@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from asyncpool._blocks.session import Session
+from asyncpool._core.lease import Lease
 from asyncpool._core.pool import Core
 from asyncpool._psycopg.driver import ACT, PsycopgDriver
 
@@ -24,10 +26,8 @@ class SupportsBorrowing(Protocol[ACT]):
 
     _core: Core[ACT]
     _driver: PsycopgDriver[ACT]
-    _autocommit_modes: dict[ACT, bool]
-    """The autocommit mode to restore when a leased connection is released in the other mode."""
-    _sessions: dict[object, Session[ACT]]
-    """The active sessions, each under its task and under its connection."""
+    _sessions: dict[asyncio.Task[Any] | None, Session[ACT]]
+    """The active sessions by their tasks."""
 
     async def getconn(self, timeout: float | None = None) -> ACT:
         """Acquire a connection."""
@@ -48,8 +48,12 @@ class SupportsBorrowing(Protocol[ACT]):
         """Release such a connection; a background task runs `cleanup` before the reset."""
         ...
 
-    def _acquire_now(self) -> ACT | None:
+    def _acquire_now(self, lease: Lease) -> ACT | None:
         """Acquire an idle connection, if there is one."""
+        ...
+
+    def _session_of(self, conn: ACT) -> Session[ACT] | None:
+        """Return the session that has leased a connection."""
         ...
 
     def _ensure_open(self) -> None: ...

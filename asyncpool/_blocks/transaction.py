@@ -17,7 +17,7 @@ from asyncpool._blocks.commit import (
     run_shielded,
     wait_for_cancelled,
 )
-from asyncpool._blocks.lease import is_still_leased, reject_early_return
+from asyncpool._blocks.connection_block import is_still_leased, reject_early_return
 from asyncpool._blocks.session import Join
 from asyncpool._blocks.supports import Exc, SupportsBorrowing
 from asyncpool._psycopg.connection import Connection
@@ -30,7 +30,7 @@ PLAIN_TRANSACTIONS = {Connection.transaction, psycopg.AsyncConnection.transactio
 class Transaction(Generic[ACT]):
     """`pool.transaction()`: a connection for a block that is one explicit transaction."""
 
-    __slots__ = ("_conn", "_join", "_number", "_pool", "_timeout", "_transaction")
+    __slots__ = ("_conn", "_join", "_lease", "_pool", "_timeout", "_transaction")
 
     def __init__(self, pool: SupportsBorrowing[ACT], timeout: float | None) -> None:
         self._pool = pool
@@ -43,7 +43,7 @@ class Transaction(Generic[ACT]):
             return session.conn
         self._join = None
         conn = await self._pool.getconn(self._timeout)
-        self._number = self._pool._core.bind(conn)
+        self._lease = self._pool._core.bind(conn)
         try:
             self._transaction = transaction_on(conn)
             await self._transaction.__aenter__()
@@ -59,10 +59,10 @@ class Transaction(Generic[ACT]):
         if self._join is not None:
             return await self._join.leave(error)
         pool, conn, end = self._pool, self._conn, self._transaction.__aexit__
-        if not is_still_leased(pool, conn, self._number):
+        if not is_still_leased(pool, conn, self._lease):
             reject_early_return(pool, conn, failing=kind is not None)
             return False
-        if not pool._core.lease_number(conn):
+        if pool._core.lease_of(conn) is None:
             pool._release_lease(conn, failing=kind is not None)
             return False
         if kind is None:

@@ -57,8 +57,8 @@ class ErrorFactory:
         if (budget := ledger.budget) is not None and budget.size >= budget.max_connections:
             parts.append(f"the budget is used up (pools={budget.pools}, connections={budget.size})")
         if oldest is not None and not why:
-            place = next((f", borrowed at {each}" for each in oldest.borrowed_at()), "")
-            whose = f"held by {oldest.holder_name}{place}"
+            place = next((f", borrowed at {each}" for each in oldest.lease.borrowed_at()), "")
+            whose = f"held by {oldest.lease.holder_name}{place}"
             parts.append(f"the longest lease is {longest:.1f} s old, {whose}: see pool.explain()")
         error = PoolTimeout(
             "; ".join(parts),

@@ -77,12 +77,12 @@ class LeaseMonitor(Generic[C]):
     def reclaim(self) -> None:
         """Take back leased connections whose holder has ended and that nothing refers to."""
         for entry in list(self._ledger.leased.values()):
-            holder = entry.holder
-            if isinstance(holder, asyncio.Task) and holder.done():
+            lease = entry.lease
+            if isinstance(lease.holder, asyncio.Task) and lease.holder.done():
                 # Only the name: the task's result may be the last reference to the connection.
-                entry.holder = holder.get_name()
+                lease.holder = lease.holder.get_name()
             # A context manager releases its connection by itself.
-            bare = entry.manual_in == entry.uses and isinstance(entry.holder, str)
+            bare = lease.is_manual and isinstance(lease.holder, str)
             if bare and not self._is_listening(entry.conn) and _is_unreferenced(entry):
                 self._report(entry, "was never returned and is reclaimed")
                 self._reclaim(entry)
@@ -93,8 +93,8 @@ class LeaseMonitor(Generic[C]):
             self._report(entry, "has been in use for longer than leak_timeout")
 
     def _report(self, entry: Entry[C], what: str) -> None:
-        if entry.reported_in != entry.uses:
-            entry.reported_in = entry.uses
+        if entry.lease.may_leak:
+            entry.lease.annotate().is_reported = True
             self._runtime.counters.leaks += 1
         if self._on_leak is not None:
             try:
@@ -113,9 +113,10 @@ class LeaseMonitor(Generic[C]):
             return
         holders: set[asyncio.Task[Any]] = set()
         for entry in ledger.leased.values():
-            if not isinstance(entry.holder, asyncio.Task) or entry.manual_in == entry.uses:
+            lease = entry.lease
+            if not isinstance(lease.holder, asyncio.Task) or lease.is_manual:
                 return
-            holders.add(entry.holder)
+            holders.add(lease.holder)
         found = [each for each in ledger.queue if each.task in holders]
         if len({each.task for each in found}) == len(holders):
             error = self._errors.deadlock(sorted(holders, key=asyncio.Task.get_name))

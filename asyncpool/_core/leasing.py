@@ -17,6 +17,7 @@ from asyncpool._core.check import Check
 from asyncpool._core.counters import Counters
 from asyncpool._core.driver import C, Driver
 from asyncpool._core.entry import RETIRED, Entry
+from asyncpool._core.lease import Lease, ManualLease
 from asyncpool._core.settings import duration
 from asyncpool._core.wait_queue import Waiter
 from asyncpool._core.waiting import Waiting
@@ -55,37 +56,35 @@ class Leasing(Waiting[C]):
 
     # The hot path
 
-    def take_now(self) -> Entry[C] | None:
+    def take_now(self, lease: Lease) -> Entry[C] | None:
         """Lease an idle connection; return its entry, or None: then await `acquire_entry`."""
         ledger, loop = self.ledger, self._unchecked_on
         while ledger.idle:
             if loop is not get_running_loop():
                 return None
-            entry = ledger.take(self._now())
+            entry = ledger.take(self._now(), lease)
             # As in `is_usable`, which is not called to save the time of a call.
             fresh = entry.watched and entry.leased_at - entry.used_at < FRESH
             if fresh or self._driver.is_alive(entry.conn):
-                entry.holder = current_task(loop)
+                lease.holder = current_task(loop)
                 return entry
             self._reject(entry)
         return None
 
-    def release_now(self, conn: C) -> bool:
-        """Take back a clean connection, or return False and do nothing: then use `release`."""
+    def release_now(self, entry: Entry[C]) -> bool:
+        """End the lease of a clean connection, or return False and do nothing: use `release`."""
+        conn = entry.conn
         try:
             if self._open_on is not get_running_loop() or not self._driver.is_clean(conn):
                 return False
         except RuntimeError:
             return False  # no loop is running: the caller outlived the loop that it used
-        ledger = self.ledger
-        if (entry := ledger.leased.get(conn)) is None:
-            return False
         now = self._now()
         # `Counters.note_use`, inlined to save a call.
         spent = now - entry.leased_at
         self._counters.use_time += spent
         self._uses.append(spent)
-        if not ledger.give_back(entry, now):
+        if not self.ledger.give_back(entry, now):
             self._counters.returns_bad += not self._driver.is_alive(conn)
             self.store.discard(entry)
         return True
@@ -102,7 +101,8 @@ class Leasing(Waiting[C]):
             PoolClosed: `close` has already closed the connection.
             PoolWrongLoop: this is not the event loop on which it was leased.
         """
-        if cleanup is None and self.release_now(conn):
+        entry = self.ledger.leased.get(conn)
+        if cleanup is None and entry is not None and self.release_now(entry):
             return
         self._put_away(self._end_lease(conn), cleanup)
 
@@ -123,16 +123,17 @@ class Leasing(Waiting[C]):
         self._end_lease(entry.conn)
         self.runtime.tasks.spawn(self.store.clean(entry, None), "reset")
 
-    def lease_number(self, conn: C) -> int:
-        """Return the number of a connection's current lease, or 0 if it is not leased."""
+    def lease_of(self, conn: C) -> Lease | None:
+        """Return the current lease of a connection; None: it is not leased."""
         entry = self.ledger.leased.get(conn)
-        return entry.uses if entry is not None else 0
+        return None if entry is None else entry.lease
 
-    def bind(self, conn: C) -> int:
-        """Mark a new lease as made by a context manager; return its number."""
-        entry = self.ledger.leased[conn]
-        entry.manual_in = 0
-        return entry.uses
+    def bind(self, conn: C) -> Lease:
+        """Note that a context manager will end the lease of a connection; return the lease."""
+        lease = self.ledger.leased[conn].lease
+        if isinstance(lease, ManualLease):
+            lease.is_manual = False
+        return lease
 
     async def acquire(self, timeout: float | None) -> C:
         """Lease a connection within `timeout` seconds; None uses the pool's own limit.
@@ -143,11 +144,10 @@ class Leasing(Waiting[C]):
             PoolClosed: the pool is closed, or was closed during the wait.
             PoolWrongLoop: the pool is open on another event loop.
         """
-        entry = await self.acquire_entry(timeout)
-        entry.manual_in = entry.uses
+        entry = await self.acquire_entry(timeout, ManualLease.new())
         return entry.conn
 
-    async def acquire_entry(self, timeout: float | None) -> Entry[C]:
+    async def acquire_entry(self, timeout: float | None, lease: Lease) -> Entry[C]:
         """Lease a connection as `acquire` does, and return its entry."""
         if self._open_on is not get_running_loop():
             self.admit()
@@ -158,8 +158,8 @@ class Leasing(Waiting[C]):
         ticket = 0 if check is None else ledger.queue.ticket()
         while True:
             if ledger.idle:
-                entry = ledger.take(now)
-                entry.holder = current_task()
+                entry = ledger.take(now, lease)
+                lease.holder = current_task()
             else:
                 ticket = ticket or ledger.queue.ticket()
                 waiter = Waiter[Entry[C]](ticket, now, deadline)
@@ -168,7 +168,7 @@ class Leasing(Waiting[C]):
                 try:
                     while waiter.waiting:
                         await waiter.wait()
-                    entry = self.served(waiter)
+                    entry = self.served(waiter, lease)
                 except BaseException as error:
                     self.abandon_wait(waiter, error)
                     raise
@@ -212,8 +212,8 @@ class Leasing(Waiting[C]):
         """End and count a lease; return its entry, whose connection may need cleaning."""
         if self.home is not running_loop() or self.home is None:
             raise self.errors.wrong_loop(self.home)
-        entry = self.ledger.take_back(conn)
-        if entry is None:
+        lease, entry = self.lease_of(conn), self.ledger.take_back(conn)
+        if entry is None or lease is None:
             if self.closed:
                 msg = (
                     f"pool {self.runtime.name!r} was closed while this was in use: its work is lost"
@@ -226,9 +226,8 @@ class Leasing(Waiting[C]):
             raise ReleaseError(msg)
         entry.used_at = self._now()
         counters = self._counters
-        note = counters.note_shared_use if entry.shared else counters.note_use
+        note = counters.note_shared_use if lease.is_shared else counters.note_use
         note(entry.used_at - entry.leased_at)
-        entry.shared = False
         return entry
 
     def _put_away(self, entry: Entry[C], cleanup: Callable[[], Awaitable[object]] | None) -> None:

@@ -21,6 +21,7 @@ from typing import Generic
 from asyncpool._core.budget import Budget
 from asyncpool._core.driver import C
 from asyncpool._core.entry import RETIRED, Entry, State
+from asyncpool._core.lease import NO_LEASE, Lease, SharedLease
 from asyncpool._core.settings import Settings
 from asyncpool._core.wait_queue import Waiter, WaitQueue
 
@@ -52,10 +53,8 @@ class Ledger(Generic[C]):
         self.closing = 0
         self._last_number = 0
         """The number of the newest entry, from 1."""
-        self._past_leases = 0
-        """The leases of removed entries."""
-        self.shared_leases = 0
-        """Shared leases; `leases` omits them, because their one-shots are counted one by one."""
+        self._other_leases = 0
+        """The leases of removed entries, less all shared ones, whose one-shots are counted."""
         self.keep_expired = False
         """Whether expired connections are kept, because an outage prevents replacing them."""
         self.oversize = False
@@ -81,12 +80,12 @@ class Ledger(Generic[C]):
     @property
     def leases(self) -> int:
         """The number of times a connection was leased to a single request."""
-        return self._past_leases + sum(entry.uses for entry in self.entries) - self.shared_leases
+        return self._other_leases + sum(entry.uses for entry in self.entries)
 
     @property
     def ended_leases(self) -> int:
         """The part of `leases` that has ended."""
-        return self.leases - sum(not entry.shared for entry in self.leased.values())
+        return self.leases - sum(not entry.lease.is_shared for entry in self.leased.values())
 
     def reserve(self, now: float) -> Entry[C]:
         """Create an entry for a connection that is about to be opened."""
@@ -113,10 +112,11 @@ class Ledger(Generic[C]):
         entry.late = True
         self.late += 1
 
-    def take(self, now: float) -> Entry[C]:
+    def take(self, now: float, lease: Lease) -> Entry[C]:
         """Lease the most recently used idle connection; there must be one."""
         entry = self.idle.pop()
         entry.state = LEASED
+        entry.lease = lease
         entry.leased_at = now
         entry.uses += 1
         self.leased[entry.conn] = entry
@@ -128,7 +128,7 @@ class Ledger(Generic[C]):
         Its lease ends; if requests wait, that of the first one begins.
         """
         entry.used_at = now
-        entry.holder = None
+        entry.lease = NO_LEASE
         if entry.expires_at <= now or self.oversize:
             del self.leased[entry.conn]
             return self.give(entry, now)
@@ -175,13 +175,18 @@ class Ledger(Generic[C]):
         entry = self.leased.pop(conn, None)
         if entry is not None:
             entry.state = State.CLEANING
-            entry.holder = None
+            entry.lease = NO_LEASE
         return entry
+
+    def share(self, entry: Entry[C]) -> None:
+        """Make the lease of an entry one that several requests share."""
+        entry.lease = SharedLease.new()
+        self._other_leases -= 1
 
     def cancel_lease(self, entry: Entry[C]) -> None:
         """Uncount a lease that served no request; the entry may be closed already."""
         if entry.state is State.CLOSED:
-            self._past_leases -= 1
+            self._other_leases -= 1
         else:
             entry.uses -= 1
 
@@ -207,7 +212,7 @@ class Ledger(Generic[C]):
             self.idle.remove(entry)
         elif entry.state is LEASED:
             self.leased.pop(entry.conn, None)
-            entry.holder = None
+            entry.lease = NO_LEASE
         elif entry.state is State.OPENING:
             self._leave_opening(entry)
         elif entry.state is State.CLOSING:
@@ -220,7 +225,7 @@ class Ledger(Generic[C]):
         """Remove an entry whose connection is closed or could not be opened."""
         self.withdraw(entry, State.CLOSED)
         self.entries.remove(entry)
-        self._past_leases += entry.uses
+        self._other_leases += entry.uses
         if self.budget is not None:
             self.budget._note_removed(self)
 
@@ -274,7 +279,7 @@ class Ledger(Generic[C]):
         return [
             entry
             for entry in self.leased.values()
-            if entry.leased_at <= latest and entry.reported_in != entry.uses and not entry.shared
+            if entry.leased_at <= latest and entry.lease.may_leak
         ]
 
     def next_due(self, now: float) -> float:
@@ -287,7 +292,7 @@ class Ledger(Generic[C]):
             if entry.state is LEASED:
                 if entry.expires_at > now:
                     instants.append(entry.expires_at)
-                if entry.reported_in != entry.uses and not entry.shared:
+                if entry.lease.may_leak:
                     instants.append(max(entry.leased_at + limits.leak_timeout, now))
             elif entry.state is IDLE:
                 if not self.keep_expired:

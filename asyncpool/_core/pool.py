@@ -24,6 +24,7 @@ from asyncpool._core.driver import C, Driver
 from asyncpool._core.entry import Entry
 from asyncpool._core.error_factory import ErrorFactory
 from asyncpool._core.failures import FailureHandler
+from asyncpool._core.lease import NO_LEASE
 from asyncpool._core.lease_monitor import LeaseMonitor
 from asyncpool._core.leasing import Leasing
 from asyncpool._core.ledger import Ledger
@@ -196,6 +197,10 @@ class Core(Leasing[C]):
         self.outages.retry.cancel()
         self.ledger.queue.stop()
         self.lease_monitor.timer.cancel()
+        for entry in self.ledger.leased.values():
+            entry.lease = NO_LEASE
+        for entry in self.ledger.leased.values():
+            entry.lease = NO_LEASE
         conns = [entry.conn for entry in self.ledger.entries if hasattr(entry, "conn")]
         if self.ledger.budget is not None:
             self.ledger.budget._leave(self.ledger, forked=forked)
@@ -237,7 +242,7 @@ class Core(Leasing[C]):
                 "closed while in use",
                 f"closed while in use: {entry.conn!r}",
                 logging.WARNING,
-                task=entry.holder_name,
+                task=entry.lease.holder_name,
                 age=self._now() - entry.leased_at,
             )
             self.store.discard(entry)

@@ -14,6 +14,7 @@ from typing import Generic
 from asyncpool._core.driver import C
 from asyncpool._core.entry import Entry
 from asyncpool._core.error_factory import ErrorFactory
+from asyncpool._core.lease import Lease
 from asyncpool._core.lease_monitor import LeaseMonitor
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.outage_controller import OutageController
@@ -86,13 +87,13 @@ class Waiting(Generic[C]):
             raise
         self.runtime.counters.requests_queued += arrived_at is None
 
-    def served(self, waiter: Waiter[Entry[C]]) -> Entry[C]:
-        """Return the entry that a waiter was served, or raise its error."""
+    def served(self, waiter: Waiter[Entry[C]], lease: Lease) -> Entry[C]:
+        """Begin the lease of the entry that a waiter was served, or raise the waiter's error."""
         if waiter.error is not None:
             raise waiter.error
         entry, waiter.served = waiter.served, None
         assert entry is not None, "bug: a waiter woke up with neither item nor error"
-        entry.holder = waiter.task
+        entry.lease, lease.holder = lease, waiter.task
         self.end_wait(waiter, entry.leased_at)
         return entry
 

@@ -59,17 +59,17 @@ def leases(core: Core[Any]) -> list[LeaseInfo]:
 
 
 def _lease(entry: Entry[Any], now: float) -> LeaseInfo:
-    conn, holder, stack = entry.conn, entry.holder, entry.borrowed_at()
+    conn, lease, stack = entry.conn, entry.lease, entry.lease.borrowed_at()
     return LeaseInfo(
         age=now - entry.leased_at,
-        holder=entry.holder_name,
+        holder=lease.holder_name,
         connection=repr(conn),
         borrowed_at=stack[0] if stack else "",
         stack=tuple(stack),
-        waits_at=_where(holder),
+        waits_at=_where(lease.holder),
         pid=_pid(conn),
         transaction=TRANSACTION_STATES[transaction_of(conn)] if hasattr(conn, "pgconn") else "",
-        last_sql=(last_statement(conn) or "") if entry.traced_in == entry.uses else "",
+        last_sql=(last_statement(conn) or "") if stack else "",
     )
 
 

@@ -37,14 +37,14 @@ def log_leak(core: Core[Any], entry: Entry[Any], what: str) -> None:
         entry: the leased entry.
         what: the reason, which completes "a connection ...".
     """
-    holder = entry.holder
+    lease = entry.lease
     age = core.runtime.time() - entry.leased_at
-    parts = [f"a connection {what}: {age:.1f} s, by {entry.holder_name}"]
-    if borrowed := entry.borrowed_at():
+    parts = [f"a connection {what}: {age:.1f} s, by {lease.holder_name}"]
+    if borrowed := lease.borrowed_at():
         parts.append("borrowed at " + "\n    from ".join(borrowed))
     else:
         parts.append("set the pool's leak_timeout to see where it was borrowed")
-    if isinstance(holder, asyncio.Task) and (waits := where(holder)):
+    if isinstance(lease.holder, asyncio.Task) and (waits := where(lease.holder)):
         parts.append("its task is at " + "\n    from ".join(waits))
     parts.append(f"transaction status {transaction_of(entry.conn).name}")
     if (statement := last_statement(entry.conn)) is not None:
@@ -53,9 +53,9 @@ def log_leak(core: Core[Any], entry: Entry[Any], what: str) -> None:
         "leak",
         "\n  ".join(parts),
         logging.WARNING,
-        task=entry.holder_name,
+        task=lease.holder_name,
         age=age,
-        borrowed_at=next(iter(entry.borrowed_at()), ""),
+        borrowed_at=next(iter(borrowed), ""),
         pid=backend_of(entry.conn),
     )
 

@@ -107,7 +107,7 @@ class Channel(Exchange):
     def abandon(self, request: Request) -> None:
         """Handle that a caller no longer waits; cancel the request on the server if it runs."""
         if not self.shared:
-            self.entry.holder = None  # the task may wait for another connection now
+            self.entry.lease.holder = None  # the task may wait for another connection now
             self._cancel_first()
         elif self.requests[0] is request:
             self._check_later()
@@ -144,7 +144,7 @@ class Channel(Exchange):
             self.transport.pass_on_notifications()
         if done:
             if not self.shared:
-                self._cache.refresh()  # a plain read changes no setting
+                self.cache.refresh()  # a plain read changes no setting
             now = monotonic()
             spent = now - self.since
             self.pace += (spent / done - self.pace) / 8

@@ -15,6 +15,7 @@ from contextvars import copy_context
 from typing import Any, cast
 
 from asyncpool._core.entry import Entry
+from asyncpool._core.lease import Lease
 from asyncpool._core.pool import Core
 from asyncpool._core.settings import duration
 from asyncpool._core.wait_queue import Waiter
@@ -86,13 +87,13 @@ class Dispatcher:
             channel = self._pick() if request.shares else None
             if channel is not None:
                 self._send(channel, request)
-            elif (entry := core.take_now()) is not None:
+            elif core.ledger.idle and (entry := core.take_now(Lease.new())) is not None:
                 self._begin(entry, request)
             elif core.check is not None:
                 left = (
                     timeout if came is None else max(started_at + wait - core.runtime.time(), 0.0)
                 )
-                self._begin(await core.acquire_entry(left), request)
+                self._begin(await core.acquire_entry(left, Lease.new()), request)
             else:
                 ticket = ticket or (core.ledger.queue.ticket() if came is None else 0)
                 waiter = QueuedRequest(
@@ -134,7 +135,8 @@ class Dispatcher:
                 self.core.end_wait(waiter, self.core.runtime.time())
                 waiter.context.run(self._send, channel, request)
             elif self.core.is_usable(channel):
-                waiter.context.run(self._begin, self.core.served(waiter), request)
+                entry = self.core.served(waiter, Lease.new())
+                waiter.context.run(self._begin, entry, request)
             else:
                 waiter.served = None
                 self.core.queue(waiter, waiter.deadline - request.started_at, request.started_at)
@@ -185,7 +187,7 @@ class Dispatcher:
         """Send a request on a connection leased for it, or leave the connection to its caller."""
         channel, self._passed_on = self._passed_on, None
         if channel is not None and channel.entry is entry:
-            entry.cached_in_lease = entry.uses
+            channel.cache.last_use = entry.uses
         else:
             if not is_shareable(entry.conn):
                 request.entry = entry
@@ -194,8 +196,7 @@ class Dispatcher:
             channel = Channel(entry, self)
         channel.shared = shared = request.shares and len(self.channels) < self.width
         if shared:
-            entry.holder, entry.shared = None, True
-            self.core.ledger.shared_leases += 1
+            self.core.ledger.share(entry)
             self.channels.append(channel)
         if not self._send(channel, request):
             return

@@ -64,7 +64,7 @@ class Exchange:
         """The connection's socket."""
         self.requests: deque[Request] = deque()
         """The requests in flight in the order in which they were sent; the first one runs."""
-        self._cache = cache_of(entry)
+        self.cache = cache_of(entry)
         """The connection's converted statements; nobody else uses it meanwhile."""
         self._to_flush = conn._prepared._to_flush
         """psycopg's queue of prepared statements to deallocate before the next statement."""
@@ -80,13 +80,13 @@ class Exchange:
             psycopg.Error, TypeError, ...: its parameters cannot be converted.
         """
         if self._to_flush:
-            for _ in self._cache.evict():
+            for _ in self.cache.evict():
                 self._append(Request(INTERNAL, b""))
-        self._cache.convert(request)
+        self.cache.convert(request)
         try:
             if request.size > LARGE and self.shared:
                 return False
-            self._cache.send(request)
+            self.cache.send(request)
         except BaseException:
             with suppress(psycopg.Error):  # an error here is that of the lost connection
                 self._append(Request(INTERNAL, b""))  # a Sync after a part that may be sent
@@ -142,7 +142,7 @@ class Exchange:
     def _complete(self, request: Request) -> None:
         if request.future is None:
             return
-        self._cache.record_outcome(request)
+        self.cache.record_outcome(request)
         failure = request.results[-1] if request.results else None
         if failure is not None and failure.status == ABORTED:
             failure = request.results[0]  # the PREPARE failed
@@ -175,7 +175,7 @@ class Exchange:
             pass  # the plan is out of date: a table was altered
         elif where != b"FetchPreparedStatement" or state != NO_SUCH_STATEMENT:
             return False
-        self._cache.forget(request)
+        self.cache.forget(request)
         request.prepare, request.retried = False, True
         return True
 

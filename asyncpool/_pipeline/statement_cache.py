@@ -44,6 +44,8 @@ class StatementCache:
         self._prepares = self._prepared.prepare_threshold is not None
         self._known: dict[tuple[str, bool], Statement] = {}
         self._settings = self._read_settings()
+        self.last_use = 0
+        """`uses` of the entry in the last lease with this cache; after any later one it is old."""
 
     def convert(self, request: Request) -> None:
         """Set the request's converted statement, its size, and whether it is or will be prepared.
@@ -148,7 +150,8 @@ class StatementCache:
 
 def cache_of(entry: Entry[Any]) -> StatementCache:
     """Return the cache of a connection just leased: a new one if another lease came between."""
-    if (kept := entry.statement_cache) is None or entry.cached_in_lease != entry.uses - 1:
+    kept = cast("StatementCache | None", entry.statement_cache)
+    if kept is None or kept.last_use != entry.uses - 1:
         kept = entry.statement_cache = StatementCache(entry.conn)
-    entry.cached_in_lease = entry.uses
-    return cast("StatementCache", kept)
+    kept.last_use = entry.uses
+    return kept

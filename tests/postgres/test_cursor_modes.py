@@ -49,7 +49,6 @@ async def test_the_mode_is_the_blocks(dsn: str, usual: bool) -> None:
             assert cur.connection.autocommit is usual
         assert await pool.fetchval("SELECT sum(x) FROM told") == 3
         assert (await at_rest(pool)).connects == 1
-        assert not pool._autocommit_modes
 
 
 async def test_to_change_the_mode_takes_no_round_trip(dsn: str) -> None:
@@ -198,7 +197,6 @@ async def test_a_cursor_that_cannot_be_made_leaves_no_mode_behind(dsn: str) -> N
                 raise AssertionError("there is no cursor")
         async with pool.connection() as conn:
             assert not conn.autocommit
-        assert not pool._autocommit_modes
 
 
 @pytest.mark.parametrize("idle", [False, True])
@@ -237,4 +235,3 @@ async def test_a_block_whose_connection_broke_raises(dsn: str, backends: Backend
                 backends.terminate(await backend_of(cur.connection))
                 await cur.execute("SELECT 1")
         await all_usable(pool)
-        assert not pool._autocommit_modes

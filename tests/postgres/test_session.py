@@ -267,7 +267,6 @@ async def test_a_cursors_mode_in_a_session_is_its_blocks(pool: AsyncConnectionPo
                 raise AssertionError("a transaction is open")
         async with pool.cursor(autocommit=False) as cur:
             await note(cur, 4)
-    assert not pool._autocommit_modes
     assert await noted(pool) == [1, 3, 4]
 
 
@@ -292,7 +291,6 @@ async def test_cursors_of_either_mode_inside_of_one_another(pool: AsyncConnectio
             await enter(left[1])
     async with pool.connection() as conn:
         assert not conn.autocommit
-    assert not pool._autocommit_modes
     assert await noted(pool) == [1, 2]
 
 
@@ -875,7 +873,6 @@ async def test_a_cursors_mode_does_not_outlast_the_session(pool: AsyncConnection
                 await asyncio.create_task(kept.__aexit__(None, None, None))
     async with pool.connection(LIMIT) as conn:
         assert not conn.autocommit
-    assert not pool._autocommit_modes
 
 
 @with_close_returns

@@ -17,6 +17,7 @@ from typing import Any
 
 from asyncpool._core.counters import COUNTED
 from asyncpool._core.entry import Entry, State
+from asyncpool._core.lease import ManualLease
 from asyncpool._core.pool import Core
 from asyncpool._core.wait_queue import Waiter
 from asyncpool._diagnostics.snapshot import snapshot
@@ -57,7 +58,7 @@ class Immediate(Waiter[Entry[FakeConn]]):
         self.used = entry
         try:
             if self.core.is_usable(entry):
-                self.future.set_result(self.core.served(self).conn)
+                self.future.set_result(self.core.served(self, ManualLease.new()).conn)
                 return
             self.served = None
             self.core.queue(self, self.deadline - self.joined_at, self.joined_at)
@@ -209,11 +210,7 @@ class Laws:
         waiter = Immediate(core, ticket, now, now + limit)
         core.queue(waiter, limit, None)
         try:
-            conn = await waiter.future
-            entry = core.ledger.leased.get(conn)
-            if entry is not None:
-                entry.manual_in = entry.uses
-            return conn
+            return await waiter.future
         except BaseException as error:
             if waiter.task is not None:
                 core.abandon_wait(waiter, error)

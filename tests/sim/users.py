@@ -135,7 +135,7 @@ class Users:
     @contextlib.asynccontextmanager
     async def _lent(self, laws: Laws) -> AsyncIterator[FakeConn]:
         conn = await laws.borrow(self.random.choice([None, None, 0, 0.3, 2.0]))
-        if laws.core.lease_number(conn):  # `close` may have taken it before this task ran
+        if laws.core.lease_of(conn) is not None:  # `close` may have taken it before this task ran
             laws.core.bind(conn)
         try:
             yield conn

@@ -178,7 +178,7 @@ async def test_a_connection_is_kept_when_no_request_needs_its_room_any_more() ->
         await settle()
         assert acquire_now(a) is conn
         a.release(conn)
-        assert a.release_now(conn) is False
+        assert a.lease_of(conn) is None
         assert not a.ledger.oversize
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 
 import pytest
 
 from asyncpool._core.entry import RETIRED, Entry, State
-from asyncpool._core.stacks import capture_three
+from asyncpool._core.lease import NO_LEASE
 
 
 def test_an_entry_exists_before_its_connection() -> None:
@@ -20,20 +19,13 @@ def test_an_entry_exists_before_its_connection() -> None:
 
 
 def test_a_new_entry_is_unused() -> None:
-    """Its instants are that of its creation, and it has no holder."""
+    """Its instants are that of its creation, and it has no lease."""
     entry: Entry[str] = Entry(3.0)
     instants = (entry.opened_at, entry.expires_at, entry.used_at, entry.healthy_at, entry.leased_at)
     assert instants == (3.0,) * 5
-    assert (
-        entry.uses,
-        entry.cached_in_lease,
-        entry.manual_in,
-        entry.reported_in,
-        entry.traced_in,
-    ) == (0,) * 5
-    assert (entry.holder, entry.statement_cache, entry.predecessor) == (None, None, None)
-    assert not any((entry.late, entry.shared, entry.watched))
-    assert entry.trace == ()
+    assert (entry.uses, entry.lease) == (0, NO_LEASE)
+    assert (entry.statement_cache, entry.predecessor) == (None, None)
+    assert not any((entry.late, entry.watched))
 
 
 def test_a_retired_entry_has_expired_at_any_instant() -> None:
@@ -57,13 +49,3 @@ def test_the_repr_has_the_state_and_the_uses() -> None:
     entry: Entry[str] = Entry(0.0)
     entry.conn = "password=secret"
     assert repr(entry) == "<Entry opening uses=0>"
-
-
-def test_the_call_site_belongs_to_one_lease() -> None:
-    """The call site of an earlier lease is another holder's."""
-    entry: Entry[object] = Entry(0.0)
-    assert entry.borrowed_at() == []
-    entry.uses, entry.trace, entry.traced_in = 1, capture_three(sys._getframe()), 1
-    assert entry.borrowed_at()[0].startswith(__file__)
-    entry.uses = 2
-    assert entry.borrowed_at() == []

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from asyncpool._core.entry import Entry
+from asyncpool._core.lease import Lease
 from asyncpool._core.lease_monitor import PAUSE
 from asyncpool._core.pool import Core
 from asyncpool.errors import PoolDeadlock, PoolTimeout
@@ -19,7 +20,7 @@ from tests.unit._tools import Driver, now, running, settle, start, virtual_time
 
 async def nested(core: Core[FakeConn], depth: int, pause: float = 0.0) -> float:
     """Hold `depth` connections at once, each in a block; return the instant of the last lease."""
-    entry = core.take_now() or await core.acquire_entry(None)
+    entry = await core.acquire_entry(None, Lease.new())
     try:
         await asyncio.sleep(pause)
         return now() if depth == 1 else await nested(core, depth - 1, pause)
@@ -82,7 +83,7 @@ class TestDeadlock:
         """The lease was made by a bare `acquire` before."""
         async with running(Driver(), 1, 1) as core:
             conn = await core.acquire(None)
-            assert core.bind(conn) == core.lease_number(conn) == 1
+            assert core.bind(conn) is core.lease_of(conn)
             with pytest.raises(PoolDeadlock):
                 await core.acquire(None)
             core.release(conn)
@@ -145,7 +146,7 @@ class TestForgotten:
         told: list[tuple[str, str]] = []
 
         def on_leak(entry: Entry[Any], what: str) -> None:
-            told.append((str(entry.holder), what))
+            told.append((str(entry.lease.holder), what))
 
         driver = Driver()
         async with running(
@@ -178,7 +179,7 @@ class TestForgotten:
         async with running(driver, 1, 1) as core:
 
             async def enter() -> Entry[FakeConn]:
-                return await core.acquire_entry(None)
+                return await core.acquire_entry(None, Lease.new())
 
             entry = await asyncio.create_task(enter())
             driver.conns.clear()

@@ -10,6 +10,7 @@ import pytest
 
 from asyncpool._core import ledger as _ledger
 from asyncpool._core.entry import RETIRED, Entry, State
+from asyncpool._core.lease import NO_LEASE, Lease, SharedLease
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.settings import Settings
 from asyncpool._core.wait_queue import Waiter
@@ -37,7 +38,7 @@ def add(ledger: Books, conn: str, now: float = 0.0, expires_at: float = math.inf
 
 
 def lend(ledger: Books, now: float = 0.0) -> Entry[str]:
-    return ledger.take(now)
+    return ledger.take(now, Lease.new())
 
 
 def take_back(ledger: Books, entry: Entry[str], now: float) -> bool:
@@ -156,7 +157,7 @@ class TestLaws:
         if state in ("idle", "leased"):
             ledger.give(entry, 0.0)
         if state == "leased":
-            lend(ledger).holder = "a task that has ended"
+            assert lend(ledger).lease is not NO_LEASE
         if state == "closing":
             ledger.withdraw(entry, State.CLOSING)
         assert entry.state.value == state
@@ -164,7 +165,7 @@ class TestLaws:
         left = (ledger.size, ledger.opening, ledger.closing, ledger.idle, ledger.leased)
         assert left == (0, 0, 0, [], {})
         assert entry.state is State.CLOSED
-        assert entry.holder is None
+        assert entry.lease is NO_LEASE
 
 
 class TestTakeAndGive:
@@ -216,10 +217,9 @@ class TestTakeAndGive:
         ledger = make_ledger()
         add(ledger, "a")
         entry = lend(ledger)
-        entry.holder = "a task that has ended"
         assert ledger.take_back("a") is entry
         assert entry.state is State.CLEANING
-        assert entry.holder is None
+        assert entry.lease is NO_LEASE
         assert ledger.take_back("a") is None
         assert ledger.take_back("stranger") is None
 
@@ -238,9 +238,16 @@ class TestTakeAndGive:
         """Each request on it counts as a lease; the shared lease itself does not."""
         ledger = make_ledger()
         add(ledger, "a")
-        lend(ledger).uses += 2
-        ledger.shared_leases += 2
-        assert ledger.leases == 1
+        for number in (1, 2):
+            entry = lend(ledger)
+            ledger.share(entry)
+            assert entry.lease.is_shared
+            assert (ledger.leases, ledger.ended_leases) == (0, 0)
+            take_back(ledger, entry, float(number))
+        entry = lend(ledger)
+        assert (ledger.leases, ledger.ended_leases) == (1, 0)
+        take_back(ledger, entry, 3.0)
+        assert (ledger.leases, ledger.ended_leases) == (1, 1)
 
     def test_requests_that_may_share_need_one_connection_together(self) -> None:
         """This holds while `needs_own_connection` is false; every other request needs its own."""
@@ -374,9 +381,9 @@ class TestDue:
         entry = lend(ledger)
         assert ledger.overdue(9.9) == []
         assert ledger.overdue(10.0) == [entry]
-        entry.shared = True
+        entry.lease.annotate().is_reported = True
         assert ledger.overdue(10.0) == []
-        entry.shared, entry.reported_in = False, entry.uses
+        entry.lease = SharedLease.new()
         assert ledger.overdue(10.0) == []
 
     def test_a_connection_being_replaced_is_not_returned_again(self) -> None:

@@ -107,7 +107,7 @@ class TestLoops:
 
         with asyncio.Runner(loop_factory=VirtualLoop) as home:
             conn = home.run(begin())
-            assert not core.release_now(conn)
+            assert not core.release_now(core.ledger.leased[conn])
             with asyncio.Runner(loop_factory=VirtualLoop) as other:
                 other.run(elsewhere())
             home.run(end())

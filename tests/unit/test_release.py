@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
+from asyncpool._core.lease import NO_LEASE
 from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.errors import (
     ReleaseError,
@@ -129,9 +130,10 @@ class TestReturns:
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
             entry = core.ledger.leased[conn]
-            assert entry.holder is asyncio.current_task()
+            assert entry.lease.holder is asyncio.current_task()
             core.release(conn)
-            assert entry.holder is None
+            assert entry.lease is NO_LEASE
+            assert entry.lease.holder is None
 
     @virtual_time
     async def test_a_dismissed_connection_is_closed_and_replaced(self) -> None:
@@ -188,15 +190,15 @@ class TestReturns:
             assert acquire_now(core) is conn
 
     @virtual_time
-    async def test_each_lease_has_its_own_number(self) -> None:
+    async def test_each_time_that_a_connection_is_leased_has_its_own_lease(self) -> None:
         """So a context manager can tell whether the connection is still leased to it."""
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
-            number = core.lease_number(conn)
+            lease = core.lease_of(conn)
             core.release(conn)
-            assert core.lease_number(conn) == 0
+            assert core.lease_of(conn) is None
             await take(core)
-            assert core.lease_number(conn) == number + 1
+            assert core.lease_of(conn) not in (None, lease)
 
 
 class TestLost:

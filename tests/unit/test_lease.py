@@ -1,0 +1,65 @@
+"""One borrowing of a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import pytest
+
+from asyncpool._core.lease import NO_LEASE, Lease, ManualLease, SharedLease
+from asyncpool._core.stacks import capture_three
+
+
+def test_a_new_lease_has_neither_holder_nor_notes() -> None:
+    """They are set when the connection is there, and when there is something to note."""
+    for kind in (Lease, ManualLease, SharedLease):
+        lease = kind.new()
+        assert (lease.holder, lease.notes, lease.borrowed_at()) == (None, None, [])
+
+
+def test_a_lease_has_a_kind() -> None:
+    """It decides whether any task may end the lease, and whether it may be a leak."""
+    kinds = {Lease: (False, False, True), ManualLease: (True, False, True)}
+    kinds[SharedLease] = (False, True, False)
+    for kind, expected in kinds.items():
+        lease = kind.new()
+        assert (lease.is_manual, lease.is_shared, lease.may_leak) == expected
+    assert (NO_LEASE.is_manual, NO_LEASE.is_shared, NO_LEASE.may_leak) == (False, False, False)
+
+
+def test_a_lease_is_reported_as_a_leak_once() -> None:
+    """The report is noted in it."""
+    lease = Lease.new()
+    notes = lease.annotate()
+    assert lease.may_leak
+    assert (notes.session, notes.autocommit, notes.key) == (None, None, None)
+    assert lease.annotate() is notes
+    notes.is_reported = True
+    assert not lease.may_leak
+
+
+def test_a_lease_takes_no_other_attributes() -> None:
+    """A misspelt name does not become state."""
+    lease = Lease.new()
+    with pytest.raises(AttributeError):
+        lease.note = None  # type: ignore[attr-defined]
+
+
+def test_the_call_site_is_that_of_the_lease() -> None:
+    """It is there if it was recorded."""
+    lease = Lease.new()
+    lease.trace = capture_three(sys._getframe())
+    assert lease.borrowed_at()[0].startswith(__file__)
+
+
+async def test_messages_name_the_holder() -> None:
+    """It may have ended, or be one-shot statements of several tasks."""
+    lease, task = Lease.new(), asyncio.current_task()
+    assert task is not None
+    assert lease.holder_name == "(one-shot statements)"
+    lease.holder = task
+    assert lease.holder_name == task.get_name()
+    lease.holder = "the till"
+    assert lease.holder_name == "the till (ended)"
+    assert NO_LEASE.holder_name == "(being handed over)"
