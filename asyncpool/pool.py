@@ -20,7 +20,7 @@ from asyncpool._blocks.hints import give_hints
 from asyncpool._blocks.keys import Keys
 from asyncpool._blocks.lifecycle import Lifecycle
 from asyncpool._blocks.one_shots import OneShots
-from asyncpool._blocks.options import NO_SLOW_WAIT, PoolOptions
+from asyncpool._blocks.options import PoolOptions
 from asyncpool._blocks.overrides import (
     NAMES,
     OverriddenBlock,
@@ -114,6 +114,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT], PoolBlocks[ACT], Lifecycle
     """
 
     _keeps_idle: ClassVar[bool] = True
+    _last_pop: PoolStats
 
     def __init__(
         self,
@@ -167,7 +168,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT], PoolBlocks[ACT], Lifecycle
         self.num_workers = num_workers
         self._lazy = open is None or bool(open)
         min_size, max_size = sizes(min_size, max_size, keeps_idle=self._keeps_idle)
-        self._settings = Settings(
+        settings = Settings(
             name=name or f"pool-{next(_numbers)}",
             min_size=min_size,
             max_size=max_size,
@@ -184,20 +185,31 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT], PoolBlocks[ACT], Lifecycle
         )
         self._driver = PsycopgDriver(conninfo, kwargs, connection_class, configure, reset)
         self._driver.owner = weakref.ref(self)
-        self._check = check
-        self._budget = budget
+        self._reconnect_failed = reconnect_failed
         self._overridden = Overrides(type(self), ORIGINALS) or None
         self._traces = leak_timeout is not None
         self._block_class = TracedBlock if self._traces else ConnectionBlock
         if self._overridden and any(name in self._overridden for name in NAMES[1:]):
             self._block_class = OverriddenBlock
-        self._classify = classify
-        self._reconnect_failed = reconnect_failed
-        self._slow_wait = NO_SLOW_WAIT
-        self._pipeline = bool(pipeline) and self._overridden is None
-        self._shared_size = None if shared_size is None else count("shared_size", shared_size)
-        self._core = self._new_core()
-        self._last_pop = snapshot(self._core)
+        pool: weakref.ref[AsyncConnectionPool[Any]] = weakref.ref(self)
+        self._make_core = partial(
+            Core[ACT],
+            driver=self._driver,
+            check=None if check is None else partial(self._driver.run_check, check),
+            on_outage=partial(_handle_outage, pool),
+            classify=classify,
+            on_leak=partial(_report_leak, pool),
+            is_listening=self._driver.is_listening,
+            budget=budget,
+        )
+        enabled = bool(pipeline) and self._overridden is None and shared_size != 0
+        self._make_dispatcher = partial(
+            Dispatcher,
+            width=None if shared_size is None else count("shared_size", shared_size),
+            enabled=enabled and can_share(connection_class),
+            passes_on=not self._driver.resets,
+        )
+        self._set_core(self._make_core(settings))
         renew_after_fork(self)
 
     def __repr__(self) -> str:
@@ -290,31 +302,17 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT], PoolBlocks[ACT], Lifecycle
             with contextlib.suppress(StopIteration, Exception):
                 conn.close().send(None)
 
-    def _new_core(self) -> Core[ACT]:
-        pool = weakref.ref(self)
-        core = Core(
-            self._settings,
-            self._driver,
-            check=None if self._check is None else partial(self._driver.run_check, self._check),
-            on_outage=partial(_handle_outage, pool),
-            classify=self._classify,
-            on_leak=partial(_report_leak, pool),
-            is_listening=self._driver.is_listening,
-            budget=self._budget,
-        )
-        enabled = self._pipeline and self._shared_size != 0 and can_share(self.connection_class)
-        self._dispatcher = Dispatcher(
-            core, self._shared_size, enabled=enabled, passes_on=not self._driver.resets
-        )
-        core.slow_wait, core.on_slow_wait = self._slow_wait
-        self._keys: Keys[ACT] = Keys(core)
+    def _set_core(self, core: Core[ACT]) -> None:
+        self._core = core
+        self._dispatcher = self._make_dispatcher(core)
+        self._keys = Keys(core)
         self._sessions = {}
-        return core
+        self._last_pop = snapshot(core)
 
     def _renew(self) -> None:
-        self._settings = self._core.settings
-        self._core = self._new_core()
-        self._last_pop = snapshot(self._core)
+        old, core = self._core, self._make_core(self._core.settings)
+        core.slow_wait, core.on_slow_wait = old.slow_wait, old.on_slow_wait
+        self._set_core(core)
 
 
 give_hints(AsyncConnectionPool)

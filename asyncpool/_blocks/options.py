@@ -14,16 +14,9 @@ from asyncpool._core.settings import duration
 from asyncpool._psycopg.driver import PsycopgDriver
 from asyncpool._psycopg.sources import Conninfo, Kwargs, check_sources
 
-SlowWait = tuple[float, Callable[[float], None]]
-
-NO_SLOW_WAIT: SlowWait = (math.inf, lambda _: None)
-
 
 class PoolOptions:
     """The options of a pool as attributes."""
-
-    _slow_wait: SlowWait
-    """The threshold in seconds and the callback of `on_slow_wait`."""
 
     _core: Core[Any]
     _driver: PsycopgDriver[Any]
@@ -133,8 +126,8 @@ class PoolOptions:
         if callback is not None and not callable(callback):
             msg = f"callback must be callable or None: got {callback!r}"
             raise TypeError(msg)
-        self._slow_wait = NO_SLOW_WAIT if callback is None else (limit, callback)
-        self._core.slow_wait, self._core.on_slow_wait = self._slow_wait
+        self._core.slow_wait = math.inf if callback is None else limit
+        self._core.on_slow_wait = callback or (lambda _: None)
 
     def _change(self, **numbers: Any) -> None:
         self._core.change(**numbers)

@@ -19,7 +19,6 @@ import anyio
 
 from asyncpool._core.pool import Core
 from asyncpool._core.runtime import Phase
-from asyncpool._core.settings import Settings
 from asyncpool._core.store import outcome
 from asyncpool._psycopg.driver import ACT, PsycopgDriver
 
@@ -33,8 +32,6 @@ class SupportsRenewal(Protocol[ACT]):
 
     _core: Core[ACT]
     _driver: PsycopgDriver[ACT]
-    _settings: Settings
-    """The settings of the next core."""
 
     def _renew(self) -> None:
         """Replace the core by one that was never opened."""

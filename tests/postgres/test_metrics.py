@@ -344,7 +344,7 @@ async def test_a_long_wait_is_an_event_of_the_span_that_waited(dsn: str) -> None
         assert event.attributes[f"{PREFIX}pool.name"] == "narrow"
         assert event.attributes[f"{PREFIX}wait_time"] == pytest.approx(0.05, abs=0.049)
         made.uninstrument()
-        assert pool._slow_wait[0] == float("inf")
+        assert pool._core.slow_wait == float("inf")
 
 
 async def test_a_failing_callback_of_slow_waits_is_logged(

@@ -20,7 +20,7 @@ Pool = AsyncConnectionPool[Any]
 async def open_pool(min_size: int = 1) -> Pool:
     """Open a pool whose connections are fakes."""
     pool: Pool = AsyncConnectionPool("", min_size=min_size, name="main")
-    core: Any = Core(pool._settings, Driver())
+    core: Any = Core(pool._core.settings, Driver())
     pool._core = core
     await pool.open()
     await settle()
