@@ -349,12 +349,15 @@ class TestFailures:
 
     @virtual_time
     async def test_after_a_failover_all_older_connections_are_closed(self) -> None:
-        """Leased ones are closed when released; newer connections stay."""
+        """Leased ones are closed when released; newer ones stay. The error is logged."""
         async with running(Driver(), 3, 4) as core:
             old = {entry.conn for entry in core.ledger.entries}
             lent = await core.acquire(None)
             self.tell(lent, psycopg.errors.ReadOnlySqlTransaction, lost=False)
             await settle()
+            (event,) = [each for each in core.runtime.events.last if each.kind == "failover"]
+            said = "replacing all connections: ReadOnlySqlTransaction: said"
+            assert (event.text, event.level) == (said, logging.WARNING)
             assert {entry.conn for entry in core.ledger.entries} & old == {lent}
             core.release(lent)
             await settle()
@@ -397,7 +400,7 @@ class TestFailures:
     async def test_when_a_ping_fails_all_older_connections_are_closed(
         self, state: type[psycopg.Error] | None
     ) -> None:
-        """This includes leased connections and one that is being opened."""
+        """This includes leased connections and one that is being opened. It is logged."""
         driver = Driver()
         async with running(driver, 6, 8) as core:
             conns = [entry.conn for entry in core.ledger.idle]
@@ -410,6 +413,9 @@ class TestFailures:
                     break
             driver.script["open"].append(partial(asyncio.sleep, 0.5))
             await asyncio.sleep(1.0)
+            events = [each for each in core.runtime.events.last if each.kind == "server leaving"]
+            said = "the server is shutting down or has failed: replacing all connections"
+            assert [(each.text, each.level) for each in events] == [(said, logging.WARNING)]
             assert {entry.conn for entry in core.ledger.entries} & set(conns) == {lent}
             core.release(lent)
             await settle()
