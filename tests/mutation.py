@@ -30,11 +30,12 @@ from tests.mutants import ROOT, Mutant, mutants, path_of
 
 assert sys.version_info >= (3, 12), "sys.monitoring tells which test reaches which line"
 
-CORE = ["ledger", "budget", "wait_queue", "timer", "leasing", "pool", "store", "readiness"]
-CORE += ["failures", "lease_monitor", "check", "background", "runtime", "maintenance", "entry"]
-CORE += ["outage", "outage_controller"]
+CORE = ["ledger", "budget", "wait_queue", "timer", "leasing", "waiting", "pool", "store"]
+CORE += ["readiness", "failures", "lease_monitor", "lease", "check", "background", "runtime"]
+CORE += ["maintenance", "entry", "outage", "outage_controller"]
 OWN = {"leasing": ["acquire", "release"], "pool": ["close", "loops"], "readiness": ["store"]}
-OWN |= {"failures": ["outages"], "outage_controller": ["outages", "store"], "runtime": ["loops"]}
+OWN |= {"waiting": ["acquire", "wait_queue"], "failures": ["outages"]}
+OWN |= {"outage_controller": ["outages", "store"], "runtime": ["loops"]}
 """Test files whose names are not the module's."""
 SIM = "tests/sim/test_sim.py::test_no_law_is_broken_in_any_schedule"
 TESTS = ["tests/unit", f"{SIM}[0]", "tests/sim/test_machine.py"]
