@@ -206,7 +206,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT], PoolBlocks[ACT], Lifecycle
         self._make_dispatcher = partial(
             Dispatcher,
             width=None if shared_size is None else count("shared_size", shared_size),
-            enabled=enabled and can_share(connection_class),
+            enabled=enabled and can_share(self.connection_class),
             passes_on=not self._driver.resets,
         )
         self._set_core(self._make_core(settings))
