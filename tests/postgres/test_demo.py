@@ -125,6 +125,7 @@ async def test_demo_starts_its_own_server_and_balances() -> None:
     assert "given up 0" in demo.output
 
 
+@pytest.mark.exhaustive
 async def test_demo_uses_the_server_that_it_is_given(dsn: str) -> None:
     """The demo's own schema is dropped (see the fixture); no password is shown."""
     async with started(dsn, "--seconds", "2", *SMALL) as demo:

@@ -15,6 +15,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout, PoolUnavailable
+from tests._tools import few
 
 from ._tools import (
     Backends,
@@ -123,7 +124,7 @@ async def test_attempts_become_fewer_while_an_outage_lasts(server: Server) -> No
         assert 3 <= pool.stats().connects_failed <= 10 + 12
 
 
-@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("is_async", few([False, True]))
 async def test_reconnect_failed_is_called_once_per_outage(server: Server, is_async: bool) -> None:
     """After `reconnect_timeout` of failures, with the pool; the pool goes on trying."""
     told: list[object] = []

@@ -199,6 +199,7 @@ async def test_a_spent_budget_gives_a_timeout_with_its_numbers(dsn: str) -> None
     assert budget.size == 0
 
 
+@pytest.mark.exhaustive
 async def test_one_shots_of_several_pools_share_the_budget(dsn: str, backends: Backends) -> None:
     """One-shots that share connections in one pool do not keep those of another pool waiting."""
     budget = Budget(2)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from asyncpool._sql.functions import HARMLESS
 from asyncpool._sql.kinds import Kind, kind_of
 from asyncpool._sql.lexer import statements
+from tests._tools import few
 from tests.unit._statements import NEWER, OTHERS, READS, SINGLES, lines
 
 from ._plain_reads import FUZZ, HARMFUL, SPECIAL, connected, only_reading, read
@@ -28,7 +29,7 @@ def conn(asyncpool_dsn: str) -> Iterator[psycopg.Connection[Any]]:
         yield conn
 
 
-@pytest.fixture(params=["on", "off"])
+@pytest.fixture(params=few(["on", "off"]))
 def mode(conn: psycopg.Connection[Any], request: pytest.FixtureRequest) -> bool:
     """Whether a backslash in a plain string escapes, as it is set in the session."""
     conn.execute(f"SET standard_conforming_strings = {request.param}")

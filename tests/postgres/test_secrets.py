@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from asyncpool import AsyncConnectionPool, Connection, PoolError
+from tests._tools import few
 
 from ._tools import OwnConnect
 
@@ -150,7 +151,7 @@ async def reports_of(options: dict[str, Any], *, callables: bool, kind: type[Any
         return f"{reports} {insight} {insight!r} {feed}"
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__.strip("_"))
+@pytest.mark.parametrize("way", few(WAYS, 2), ids=lambda way: way.__name__.strip("_"))
 @given(password=PASSWORDS, callables=st.booleans(), kind=CLASSES)
 @settings(
     max_examples=25,

@@ -212,6 +212,7 @@ def test_a_query_under_way_ends_with_an_error(
     run(test())
 
 
+@pytest.mark.exhaustive
 async def test_a_query_that_does_not_arrive_ends_with_an_error(network: Network) -> None:
     """The data sent is not acknowledged: tcp_user_timeout ends the connection."""
     # With keepalives that would not notice.
@@ -226,6 +227,7 @@ async def test_a_query_that_does_not_arrive_ends_with_an_error(network: Network)
         await all_usable(pool)
 
 
+@pytest.mark.exhaustive
 @needs_internals
 async def test_idle_connections_are_found_and_replaced_with_no_request(network: Network) -> None:
     """No borrower gets one of them; the pool hears of their end from the kernel."""
@@ -240,6 +242,7 @@ async def test_idle_connections_are_found_and_replaced_with_no_request(network: 
         await all_usable(pool)
 
 
+@pytest.mark.exhaustive
 async def test_a_request_with_a_check_ends_at_its_time(network: Network) -> None:
     """The check waits for an answer that does not come; the request does not."""
     async with AsyncConnectionPool(
@@ -267,6 +270,7 @@ async def test_a_request_that_makes_the_pool_grow_ends_at_its_time(network: Netw
         await all_usable(pool)
 
 
+@pytest.mark.exhaustive
 async def test_health_answers_in_time(network: Network) -> None:
     """The one ping gets no answer, and the report says so."""
     async with AsyncConnectionPool(network.dsn, min_size=1, ping_timeout=60) as pool:
