@@ -47,12 +47,16 @@ def database(asyncpool_dsn: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
             conn.execute("CREATE DATABASE app")
         except psycopg.errors.DuplicateDatabase:
             pytest.skip("the server has a database `app` of its own")
+        roles = set(conn.execute("SELECT quote_ident(rolname) FROM pg_roles").fetchall())
         yield
         deadline = time.monotonic() + 10  # only ours see the backend gone before close() returns
         query = "SELECT pid FROM pg_stat_activity WHERE datname = 'app'"
         while (left := conn.execute(query).fetchall()) and time.monotonic() < deadline:
             time.sleep(0.01)
         conn.execute("DROP DATABASE app (FORCE)")
+        for (role,) in conn.execute("SELECT quote_ident(rolname) FROM pg_roles").fetchall():
+            if (role,) not in roles:
+                conn.execute(f"DROP ROLE {role}".encode())
         assert left == [], "connections are left"
 
 
