@@ -26,7 +26,7 @@ from asyncpool._blocks.overrides import (
     OverriddenBlock,
     Overrides,
 )
-from asyncpool._blocks.pool_blocks import PoolBlocks
+from asyncpool._blocks.pool_transactions import PoolTransactions
 from asyncpool._blocks.renewal import (
     renew_after_fork,
 )
@@ -60,7 +60,7 @@ _numbers = itertools.count(1)
 DEFAULT_CLASS = cast("type[psycopg.AsyncConnection[TupleRow]]", Connection)
 
 
-class AsyncConnectionPool(PoolOptions, OneShots[ACT], PoolBlocks[ACT], Lifecycle[ACT]):
+class AsyncConnectionPool(PoolOptions, OneShots[ACT], PoolTransactions[ACT], Lifecycle[ACT]):
     """A bounded pool of psycopg connections for the tasks of one event loop.
 
     The constructor does no I/O and needs no running loop. The pool opens on `async with pool:`, on

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from asyncio import AbstractEventLoop
 from inspect import (
     CO_ASYNC_GENERATOR,
@@ -49,3 +50,9 @@ def _find(frame: FrameType, loop: AbstractEventLoop) -> Generator | None:
 
 def _young_objects(generation: int) -> list[Any]:
     return gc.get_objects(generation=generation)
+
+
+def is_suspended(generator: weakref.ref[Generator]) -> bool:
+    """Whether a generator is alive and suspended, so that the running code is outside it."""
+    alive = generator()
+    return alive is not None and not alive.ag_running

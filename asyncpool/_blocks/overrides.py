@@ -33,9 +33,10 @@ from asyncpool._blocks.connection_block import (
     reject_early_return,
 )
 from asyncpool._blocks.supports import Exc
-from asyncpool._blocks.transaction import transaction_on
+from asyncpool._blocks.transaction_options import TransactionOptions, prepare
 from asyncpool._core.entry import Entry
 from asyncpool._core.lease import Lease
+from asyncpool._psycopg.begin import enter
 from asyncpool._psycopg.driver import ACT
 from asyncpool.errors import PoolError
 
@@ -243,18 +244,20 @@ class OverriddenTransaction(Generic[ACT]):
 
     Args:
         block: acquires and releases the connection.
+        options: those of the transaction.
     """
 
-    __slots__ = ("_block", "_conn", "_transaction")
+    __slots__ = ("_block", "_conn", "_options", "_transaction")
 
-    def __init__(self, block: ConnectionBlock[ACT]) -> None:
+    def __init__(self, block: ConnectionBlock[ACT], options: TransactionOptions | None) -> None:
         self._block = block
+        self._options = options
 
     async def __aenter__(self) -> ACT:
         conn = self._conn = await self._block.__aenter__()
         try:
-            self._transaction = transaction_on(conn)
-            await self._transaction.__aenter__()
+            self._transaction, statements = prepare(conn, self._options)
+            await enter(self._transaction, conn, statements)
         except BaseException as error:
             await self._block.__aexit__(type(error), error, None)
             raise

@@ -16,12 +16,10 @@ from asyncpool._blocks.connection_block import ConnectionBlock
 from asyncpool._blocks.cursor_block import Cursor
 from asyncpool._blocks.overrides import (
     ConnectionOverrideBlock,
-    OverriddenTransaction,
     borrow,
     release_through_override,
 )
 from asyncpool._blocks.session_block import SessionBlock
-from asyncpool._blocks.transaction import Transaction
 from asyncpool._psycopg.driver import ACT
 
 
@@ -54,23 +52,6 @@ class PoolBlocks(Borrowing[ACT]):
         lease._pool = self
         lease._timeout = timeout
         return lease
-
-    def transaction(self, timeout: float | None = None) -> Transaction[ACT]:
-        """Borrow a connection for a block that is one transaction, in autocommit mode too.
-
-        `psycopg.Rollback` raised in the block rolls back and does not leave the block.
-
-        Args:
-            timeout: as for `connection`.
-
-        Raises:
-            psycopg.errors.InFailedSqlTransaction: on exit, if the block handled the error of a
-                statement, so that the transaction cannot be committed.
-            psycopg.OperationalError: `PoolTimeout` and all others of `connection`.
-        """
-        if self._overridden is not None and current_task() not in self._sessions:
-            return cast("Transaction[ACT]", OverriddenTransaction(self._block(timeout)))
-        return Transaction(self, timeout)
 
     def session(self, timeout: float | None = None) -> SessionBlock[ACT]:
         """Borrow one connection for a block and for all that this task borrows inside the block.

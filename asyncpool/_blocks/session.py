@@ -11,7 +11,7 @@ import asyncio
 import math
 import weakref
 from asyncio import current_task
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Generic
 
@@ -23,10 +23,12 @@ from asyncpool._blocks.commit import (
     has_failed,
     wait_for_cancelled,
 )
-from asyncpool._blocks.generators import Generator
+from asyncpool._blocks.generators import Generator, is_suspended
 from asyncpool._blocks.session_connection import SessionConnection, Work
+from asyncpool._blocks.transaction_options import TransactionOptions, prepare
 from asyncpool._core.pool import Core
 from asyncpool._core.settings import duration
+from asyncpool._psycopg.begin import enter
 from asyncpool._psycopg.cursor import SELF_DEADLOCK
 from asyncpool._psycopg.driver import ACT, PsycopgDriver
 from asyncpool._psycopg.open_work import (
@@ -105,7 +107,7 @@ class Session(SessionConnection[ACT]):
             if self.conn.lock.locked():
                 await self._wait_for_lock(limit)
             if self._generators and not self.is_idle:
-                self.used_outside |= any(map(_is_suspended, self._generators))
+                self.used_outside |= any(map(is_suspended, self._generators))
             return
         if self.core.closed:
             raise errors.closed()
@@ -113,16 +115,30 @@ class Session(SessionConnection[ACT]):
             "was closed, as a part of its work could not be undone"
         ) from self.undo_error
 
-    async def join(self, timeout: float | None, *, begin: bool = False) -> Join[ACT]:
+    async def join(
+        self,
+        timeout: float | None,
+        *,
+        begin: bool = False,
+        options: TransactionOptions | None = None,
+    ) -> Join[ACT]:
         """Begin a block inside: a savepoint if a transaction is open.
 
         Args:
             timeout: seconds to wait until the connection is free.
             begin: whether the block begins a transaction if none is open.
+            options: those of this transaction.
+
+        Raises:
+            psycopg.ProgrammingError: there are options, and a transaction or pipeline is open.
         """
         await self.wait_ready(timeout)
         nested = begin or not self.is_idle
-        join = Join(self, psycopg.AsyncTransaction(self.conn) if nested else None)
+        if options is not None and not self.is_idle:
+            msg = "a transaction is open in the session: options and retrying() need one of its own"
+            raise psycopg.ProgrammingError(msg)
+        block = prepare(self.conn, options, past_overrides=True) if nested else (None, [])
+        join = Join(self, *block)
         self._joins.append(join)
         if join.block is not None:
             try:
@@ -233,10 +249,17 @@ class Join(Generic[ACT]):
         session: the session.
         block: the block's transaction or savepoint; None: no transaction is open at its start,
             and its end commits or rolls back what its statements began.
+        statements: the statements to begin that transaction with.
     """
 
-    def __init__(self, session: Session[ACT], block: psycopg.AsyncTransaction | None) -> None:
+    def __init__(
+        self,
+        session: Session[ACT],
+        block: psycopg.AsyncTransaction | None,
+        statements: Sequence[bytes],
+    ) -> None:
         self.block = block
+        self._statements = statements
         self.out_of_order = False
         """Whether the block has ended, but out of order."""
         self.strict = block is not None
@@ -284,7 +307,7 @@ class Join(Generic[ACT]):
         conn = self._session.conn
         number = open_blocks(conn)
         try:
-            await self.block.__aenter__()
+            await enter(self.block, conn, self._statements)
             await sync(conn)
         except BaseException:
             restore_open_blocks(conn, number)
@@ -326,9 +349,3 @@ class Join(Generic[ACT]):
         await self.block.__aexit__(None, None, None)
         await sync(conn)
         self._begun = False
-
-
-def _is_suspended(generator: weakref.ref[Generator]) -> bool:
-    """Whether a generator is alive and suspended, so that the running code is outside it."""
-    alive = generator()
-    return alive is not None and not alive.ag_running

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from asyncio import current_task
-from contextlib import AbstractAsyncContextManager
 from functools import partial
 from types import TracebackType
 from typing import Generic
@@ -20,33 +19,37 @@ from asyncpool._blocks.commit import (
 from asyncpool._blocks.connection_block import is_still_leased, reject_early_return
 from asyncpool._blocks.session import Join
 from asyncpool._blocks.supports import Exc, SupportsBorrowing
-from asyncpool._psycopg.connection import Connection
+from asyncpool._blocks.transaction_options import TransactionOptions, prepare
+from asyncpool._psycopg.begin import enter
 from asyncpool._psycopg.driver import ACT
-
-PLAIN_TRANSACTIONS = {Connection.transaction, psycopg.AsyncConnection.transaction}
-"""Those that a class has where it does not override the method."""
 
 
 class Transaction(Generic[ACT]):
     """`pool.transaction()`: a connection for a block that is one explicit transaction."""
 
-    __slots__ = ("_conn", "_join", "_lease", "_pool", "_timeout", "_transaction")
+    __slots__ = ("_block", "_conn", "_join", "_lease", "_options", "_pool", "_timeout")
 
-    def __init__(self, pool: SupportsBorrowing[ACT], timeout: float | None) -> None:
+    def __init__(
+        self,
+        pool: SupportsBorrowing[ACT],
+        timeout: float | None,
+        options: TransactionOptions | None = None,
+    ) -> None:
         self._pool = pool
         self._timeout = timeout
+        self._options = options
         self._join: Join[ACT] | None = None
 
     async def __aenter__(self) -> ACT:
         if (session := self._pool._sessions.get(current_task())) is not None:
-            self._join = await session.join(self._timeout, begin=True)
+            self._join = await session.join(self._timeout, begin=True, options=self._options)
             return session.conn
         self._join = None
         conn = await self._pool.getconn(self._timeout)
         self._lease = self._pool._core.bind(conn)
         try:
-            self._transaction = transaction_on(conn)
-            await self._transaction.__aenter__()
+            self._block, statements = prepare(conn, self._options)
+            await enter(self._block, conn, statements)
         except BaseException:
             self._pool._release_lease(conn, failing=True)
             raise
@@ -58,7 +61,7 @@ class Transaction(Generic[ACT]):
     ) -> bool:
         if self._join is not None:
             return await self._join.leave(error)
-        pool, conn, end = self._pool, self._conn, self._transaction.__aexit__
+        pool, conn, end = self._pool, self._conn, self._block.__aexit__
         if not is_still_leased(pool, conn, self._lease):
             reject_early_return(pool, conn, failing=kind is not None)
             return False
@@ -93,15 +96,3 @@ class Transaction(Generic[ACT]):
         except BaseException:
             self._pool._release_lease(self._conn, failing=True)
             raise
-
-
-def transaction_on(conn: ACT) -> AbstractAsyncContextManager[psycopg.AsyncTransaction]:
-    """Return `conn.transaction()`, without its generator where the class does not override it.
-
-    The event loop ends a generator that is dropped, with a ROLLBACK, when the connection may be
-    another borrower's.
-    """
-    method = conn.transaction
-    if getattr(method, "__func__", None) in PLAIN_TRANSACTIONS:
-        return psycopg.AsyncTransaction(method.__self__)  # type: ignore[attr-defined]
-    return method()

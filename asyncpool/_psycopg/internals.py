@@ -59,7 +59,9 @@ ATTRIBUTES = {
         " _make_row _pgconn _query _reset _row_factory _set_results _start_query _tx"
     ),
     "psycopg.AsyncPipeline": "_conn _enter_gen _exit _exit_gen _sync_gen",
-    "psycopg.AsyncTransaction": "_enter_gen _exit_gen _rollback_gen _stack_index",
+    "psycopg.AsyncTransaction": (
+        "_enter_gen _exit_gen _get_enter_commands _rollback_gen _stack_index"
+    ),
     "psycopg._preparing.PrepareManager": (
         "_names _to_flush clear get maybe_add_to_cache prepare_threshold validate"
     ),

@@ -102,6 +102,16 @@ def table(backends: Backends) -> Iterator[str]:
 
 
 @pytest.fixture
+def role(backends: Backends) -> Iterator[str]:
+    """The name of a role of this test's own, which may not log in."""
+    name = f"r_{uuid4().hex[:12]}"
+    backends.ask(f"CREATE ROLE {name}")
+    yield name
+    backends.ask(f"DROP OWNED BY {name}")
+    backends.ask(f"DROP ROLE {name}")
+
+
+@pytest.fixture
 def ledger(backends: Backends) -> Iterator[Ledger]:
     """The ledger of the writes of this test."""
     with created_ledger(backends) as ledger:
