@@ -25,7 +25,7 @@ from pydantic import BaseModel
 
 from asyncpool import AsyncConnectionPool
 from asyncpool.integrations import fastapi
-from asyncpool.integrations.fastapi import Connection, Pool
+from asyncpool.integrations.fastapi import ConnectionDep, Pool
 from asyncpool.integrations.starlette import (
     CancelOnDisconnect,
     busy,
@@ -86,7 +86,7 @@ app.add_middleware(CancelOnDisconnect)
 
 
 @app.post("/notes", status_code=201)
-async def write_note(new: NewNote, conn: Connection) -> Note:
+async def write_note(new: NewNote, conn: ConnectionDep) -> Note:
     """Store a note; it is committed before the response goes out."""
     async with conn.cursor(row_factory=class_row(Note)) as cursor:
         await cursor.execute("INSERT INTO notes (text) VALUES (%s) RETURNING id, text", [new.text])
@@ -95,7 +95,7 @@ async def write_note(new: NewNote, conn: Connection) -> Note:
 
 
 @app.get("/notes")
-async def list_notes(conn: Connection) -> list[Note]:
+async def list_notes(conn: ConnectionDep) -> list[Note]:
     """List the last hundred notes."""
     async with conn.cursor(row_factory=class_row(Note)) as cursor:
         await cursor.execute("SELECT id, text FROM notes ORDER BY id DESC LIMIT 100")

@@ -25,7 +25,7 @@ from psycopg.rows import class_row
 from asyncpool import AsyncConnectionPool
 from asyncpool.integrations.litestar import (
     CancelOnDisconnect,
-    Connection,
+    ConnectionDep,
     Pool,
     PoolPlugin,
     health_handler,
@@ -75,7 +75,7 @@ async def prepare(app: Litestar) -> None:
 
 
 @post("/notes")
-async def write_note(data: JSONBody[NewNote], connection: Connection) -> Note:
+async def write_note(data: JSONBody[NewNote], connection: ConnectionDep) -> Note:
     """Store a note; it is committed before the response goes out."""
     async with connection.cursor(row_factory=class_row(Note)) as cursor:
         await cursor.execute("INSERT INTO notes (text) VALUES (%s) RETURNING id, text", [data.text])
@@ -84,7 +84,7 @@ async def write_note(data: JSONBody[NewNote], connection: Connection) -> Note:
 
 
 @get("/notes")
-async def list_notes(connection: Connection) -> list[Note]:
+async def list_notes(connection: ConnectionDep) -> list[Note]:
     """List the last hundred notes."""
     async with connection.cursor(row_factory=class_row(Note)) as cursor:
         await cursor.execute("SELECT id, text FROM notes ORDER BY id DESC LIMIT 100")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Generic
+from typing import Any, Generic, cast
+
+import psycopg
+from psycopg.rows import Row
 
 from asyncpool._blocks.commit import (
     commit,
@@ -18,7 +21,7 @@ from asyncpool._core.lease import Notes
 from asyncpool._psycopg.driver import ACT
 
 
-class Cursor(Generic[ACT]):
+class Cursor(Generic[ACT, Row]):
     """`pool.cursor()`: a cursor on a connection of its own, for a block.
 
     Args:
@@ -47,7 +50,7 @@ class Cursor(Generic[ACT]):
         self._make = make
         self._autocommit = autocommit
 
-    async def __aenter__(self) -> Any:
+    async def __aenter__(self) -> psycopg.AsyncCursor[Row]:
         conn = self._conn = await self._block.__aenter__()
         self._mode_changed = False
         self._notes: Notes | None = None
@@ -64,7 +67,7 @@ class Cursor(Generic[ACT]):
         except BaseException as error:
             await self._end(type(error), error, None)
             raise
-        return self._cursor
+        return cast("psycopg.AsyncCursor[Row]", self._cursor)
 
     async def __aexit__(
         self, kind: Exc, error: BaseException | None, tb: TracebackType | None

@@ -13,10 +13,11 @@ from asyncio import current_task, get_running_loop
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import psycopg
 from psycopg.abc import Params, Query
+from psycopg.rows import AsyncRowFactory, Row
 
 from asyncpool._blocks.commit import commit, restore_autocommit, set_autocommit
 from asyncpool._blocks.hints import explain_placeholders
@@ -195,36 +196,91 @@ class OneShots(SupportsBorrowing[ACT]):
                     await asyncio.sleep(0)
             return answers
 
+    @overload
     async def fetchall(
         self,
         query: Query,
         params: Params | None = None,
         *,
+        row_factory: AsyncRowFactory[Row],
+        timeout: float | None = None,
+        prepare: bool | None = None,
+        binary: bool = False,
+    ) -> list[Row]: ...
+
+    @overload
+    async def fetchall(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        timeout: float | None = None,
+        prepare: bool | None = None,
+        binary: bool = False,
+    ) -> list[Any]: ...
+
+    async def fetchall(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: AsyncRowFactory[Any] | None = None,
         timeout: float | None = None,
         prepare: bool | None = None,
         binary: bool = False,
     ) -> list[Any]:
-        """Return all rows of one statement, made by the connection's row factory.
+        """Return all rows of one statement.
 
-        With `binary` they are transferred in PostgreSQL's binary format. Other arguments and
-        errors are those of `execute`.
+        Other arguments and errors are those of `execute`.
+
+        Args:
+            row_factory: makes the rows, such as `class_row(Order)`; None: the connection's own.
+            binary: whether they are transferred in PostgreSQL's binary format.
         """
-        return cast(
-            "list[Any]",
-            await self._run_one(ALL_ROWS, query, params, timeout, prepare, binary=binary),
+        given = await self._run_one(
+            ALL_ROWS, query, params, timeout, prepare, binary=binary, row_factory=row_factory
         )
+        return cast("list[Any]", given)
+
+    @overload
+    async def fetchone(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: AsyncRowFactory[Row],
+        timeout: float | None = None,
+        prepare: bool | None = None,
+        binary: bool = False,
+    ) -> Row | None: ...
+
+    @overload
+    async def fetchone(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        timeout: float | None = None,
+        prepare: bool | None = None,
+        binary: bool = False,
+    ) -> Any | None: ...
 
     async def fetchone(
         self,
         query: Query,
         params: Params | None = None,
         *,
+        row_factory: AsyncRowFactory[Any] | None = None,
         timeout: float | None = None,
         prepare: bool | None = None,
         binary: bool = False,
     ) -> Any | None:
         """Return the first row of one statement, or None; otherwise like `fetchall`."""
-        return await self._run_one(FIRST_ROW, query, params, timeout, prepare, binary=binary)
+        return await self._run_one(
+            FIRST_ROW, query, params, timeout, prepare, binary=binary, row_factory=row_factory
+        )
 
     async def fetchval(
         self,
@@ -234,7 +290,7 @@ class OneShots(SupportsBorrowing[ACT]):
         timeout: float | None = None,
         prepare: bool | None = None,
         binary: bool = False,
-    ) -> Any | None:
+    ) -> Any:
         """Return the first column of the first row of one statement, or None if there is no row."""
         return await self._run_one(FIRST_VALUE, query, params, timeout, prepare, binary=binary)
 
@@ -247,6 +303,7 @@ class OneShots(SupportsBorrowing[ACT]):
         prepare: bool | None,
         *,
         binary: bool = False,
+        row_factory: AsyncRowFactory[Any] | None = None,
     ) -> Any:
         """Run one statement, through the dispatcher if it needs no cursor; return its answer."""
         read, fetch = answer
@@ -263,11 +320,14 @@ class OneShots(SupportsBorrowing[ACT]):
                 if profile.kind is not Kind.OTHER and dispatcher.enabled:
                     request = Request(profile, query, params, prepare=prepare, binary=binary)
                     if await dispatcher.run(request, timeout):
+                        if row_factory is not None:
+                            request.row_factory = row_factory
                         return read(request)
             async with borrowed(self, timeout, request) as conn:
-                return await fetch(
-                    await conn.execute(query, params, prepare=prepare, binary=binary)
-                )
+                cur = await conn.execute(query, params, prepare=prepare, binary=binary)
+                if row_factory is not None:
+                    cur.row_factory = row_factory
+                return await fetch(cur)
         except (psycopg.ProgrammingError, TypeError) as error:
             explain_placeholders(error, query, params)
             raise

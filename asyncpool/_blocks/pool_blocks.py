@@ -5,9 +5,9 @@ from __future__ import annotations
 from asyncio import current_task
 from collections.abc import Awaitable, Callable, Hashable
 from functools import partial
-from typing import Any, cast
+from typing import Any, cast, overload
 
-from psycopg.rows import AsyncRowFactory
+from psycopg.rows import AsyncRowFactory, Row
 
 from asyncpool._blocks.acquisition import Acquisition
 from asyncpool._blocks.borrowing import Borrowing
@@ -79,6 +79,26 @@ class PoolBlocks(Borrowing[ACT]):
         """
         return SessionBlock(self, self._block(timeout))
 
+    @overload
+    def cursor(
+        self,
+        *,
+        binary: bool = False,
+        row_factory: AsyncRowFactory[Row],
+        autocommit: bool | None = None,
+        timeout: float | None = None,
+    ) -> Cursor[ACT, Row]: ...
+
+    @overload
+    def cursor(
+        self,
+        *,
+        binary: bool = False,
+        row_factory: None = None,
+        autocommit: bool | None = None,
+        timeout: float | None = None,
+    ) -> Cursor[ACT, Any]: ...
+
     def cursor(
         self,
         *,
@@ -86,7 +106,7 @@ class PoolBlocks(Borrowing[ACT]):
         row_factory: AsyncRowFactory[Any] | None = None,
         autocommit: bool | None = None,
         timeout: float | None = None,
-    ) -> Cursor[ACT]:
+    ) -> Cursor[ACT, Any]:
         """Borrow a connection for a block and open a cursor on it.
 
         The block commits and rolls back as that of `connection`.

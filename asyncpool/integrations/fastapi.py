@@ -19,7 +19,7 @@ from asyncpool import AsyncConnectionPool
 from .asgi import pool_of, transaction_of
 
 __all__ = [
-    "Connection",
+    "ConnectionDep",
     "Pool",
     "RequestTransaction",
     "Transaction",
@@ -92,6 +92,6 @@ def _request_transaction(name: str) -> Callable[[HTTPConnection], Any]:
 
 
 Pool = Annotated[AsyncConnectionPool, pool()]
-Connection = Annotated[AsyncConnection, connection()]
+ConnectionDep = Annotated[AsyncConnection, connection()]
 Transaction = Annotated[AsyncConnection, transaction()]
 RequestTransaction = Annotated[AsyncConnection, request_transaction()]

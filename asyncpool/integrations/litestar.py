@@ -30,7 +30,7 @@ from .asgi import (
 
 __all__ = [
     "CancelOnDisconnect",
-    "Connection",
+    "ConnectionDep",
     "Pool",
     "PoolPlugin",
     "TransactionPerRequest",
@@ -41,7 +41,7 @@ __all__ = [
 
 Pool = NamedDependency[AsyncConnectionPool]
 """The type of a handler's parameter with a pool's name."""
-Connection = NamedDependency[AsyncConnection]
+ConnectionDep = NamedDependency[AsyncConnection]
 """The type of a handler's parameter for a connection."""
 
 BLOCKS = "asyncpool.blocks"

@@ -224,7 +224,7 @@ async def test_a_mode_that_is_none_is_an_error_at_the_call(dsn: str) -> None:
     """No connection is leased."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         with pytest.raises(TypeError, match="autocommit must be True, False or None, not 'on'"):
-            pool.cursor(autocommit="on")  # type: ignore[arg-type]
+            pool.cursor(autocommit="on")  # type: ignore[call-overload]
 
 
 async def test_a_block_whose_connection_broke_raises(dsn: str, backends: Backends) -> None:

@@ -21,7 +21,7 @@ from litestar.params import FromQuery
 
 from asyncpool import AsyncConnectionPool, PoolTimeout
 from asyncpool.integrations.litestar import (
-    Connection,
+    ConnectionDep,
     PoolPlugin,
     TransactionPerRequest,
     health_handler,
@@ -47,27 +47,27 @@ def make_app(dsn: str, table: str, *more: Any, **options: Any) -> Litestar:
 
     @get("/connection")
     async def of_connection(
-        x: FromQuery[int], status: FromQuery[int], connection: Connection
+        x: FromQuery[int], status: FromQuery[int], connection: ConnectionDep
     ) -> Response[Any]:
         await connection.execute(insert, [x])
         return then(status)
 
     @get("/transaction")
     async def of_transaction(
-        x: FromQuery[int], status: FromQuery[int], transaction: Connection
+        x: FromQuery[int], status: FromQuery[int], transaction: ConnectionDep
     ) -> Response[Any]:
         await transaction.execute(insert, [x])
         return then(status)
 
     @get("/request")
     async def of_request(
-        x: FromQuery[int], status: FromQuery[int], request_transaction: Connection
+        x: FromQuery[int], status: FromQuery[int], request_transaction: ConnectionDep
     ) -> Response[Any]:
         await request_transaction.execute(insert, [x])
         return then(status)
 
     @get("/both")
-    async def both(connection: Connection, other_connection: Connection) -> list[str]:
+    async def both(connection: ConnectionDep, other_connection: ConnectionDep) -> list[str]:
         cursors = [
             await each.execute("SHOW transaction_read_only")
             for each in (connection, other_connection)
@@ -164,7 +164,7 @@ async def test_a_dependency_that_fails_leaves_no_connection_leased(dsn: str, tab
         raise ValueError("no such colour")
 
     @get("/fails", dependencies={"another": Provide(fails)})
-    async def handler(connection: Connection, another: NamedDependency[int]) -> int:
+    async def handler(connection: ConnectionDep, another: NamedDependency[int]) -> int:
         return another
 
     app = make_app(dsn, table, handler)

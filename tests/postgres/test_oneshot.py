@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from psycopg.rows import dict_row
+from psycopg.rows import class_row, dict_row, scalar_row
 
 from asyncpool import AsyncConnectionPool, PoolTimeout
 
@@ -61,6 +62,37 @@ async def test_a_one_shot_takes_one_round_trip(dsn: str, shot: str, autocommit: 
         # The sixth time psycopg prepares the statement, which is a round trip of its own.
         assert [turns[0], turns[-1]] == [1, 1], turns
         assert sum(turns) <= 9
+
+
+@dataclass
+class Order:
+    """A row as an object."""
+
+    id: int
+    item: str
+
+
+@pytest.mark.parametrize("pipeline", [True, False])
+async def test_rows_are_made_by_the_row_factory_that_is_given(dsn: str, pipeline: bool) -> None:
+    """Of this call alone, on a channel, a borrowed connection or a session's."""
+    query = "SELECT n AS id, 'tea' AS item FROM generate_series(1, %s) n"
+    orders = [Order(1, "tea"), Order(2, "tea")]
+    async with AsyncConnectionPool(dsn, min_size=1, pipeline=pipeline) as pool:
+
+        async def check() -> None:
+            for _ in range(3):
+                assert await pool.fetchall(query, [2], row_factory=class_row(Order)) == orders
+                assert await pool.fetchone(query, [2], row_factory=class_row(Order)) == orders[0]
+                assert await pool.fetchone(query, [0], row_factory=class_row(Order)) is None
+                assert await pool.fetchall("VALUES (3), (4)", row_factory=scalar_row) == [3, 4]
+                assert await pool.fetchall(query, [1]) == [(1, "tea")]
+            with pytest.raises(TypeError, match="unexpected keyword argument 'other'"):
+                await pool.fetchall("SELECT 1 AS other", row_factory=class_row(Order))
+
+        await check()
+        async with pool.session():
+            await check()
+        await at_rest(pool)
 
 
 async def test_a_one_shot_is_committed_by_itself(dsn: str) -> None:

@@ -580,7 +580,7 @@ async def test_an_app_is_tested_with_it(dsn: str, table: str, backends: Backends
         return await rows(pool, table)
 
     @app.get("/slow")
-    async def slow(conn: fastapi.Connection) -> None:
+    async def slow(conn: fastapi.ConnectionDep) -> None:
         await conn.execute(f"INSERT INTO {table} VALUES (9)")
         await conn.execute("SELECT pg_sleep(60)")
 

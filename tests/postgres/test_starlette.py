@@ -25,7 +25,7 @@ from starlette.types import Message, Scope
 
 from asyncpool import AsyncConnectionPool
 from asyncpool.integrations import fastapi
-from asyncpool.integrations.fastapi import Connection, Pool, RequestTransaction, Transaction
+from asyncpool.integrations.fastapi import ConnectionDep, Pool, RequestTransaction, Transaction
 from asyncpool.integrations.starlette import (
     TransactionPerRequest,
     busy,
@@ -457,7 +457,7 @@ async def test_no_connection_in_time_is_503_with_retry_after(dsn: str) -> None:
 Reports = Annotated[psycopg.AsyncConnection, fastapi.connection("reports")]
 
 
-async def user(conn: Connection) -> psycopg.AsyncConnection:
+async def user(conn: ConnectionDep) -> psycopg.AsyncConnection:
     """A dependency that uses the connection too."""
     return conn
 
@@ -484,7 +484,7 @@ def api(dsn: str, table: str) -> FastAPI:
         return JSONResponse({"status": status}, status)
 
     @app.get("/connection")
-    async def connection(x: int, status: int, conn: Connection) -> Any:
+    async def connection(x: int, status: int, conn: ConnectionDep) -> Any:
         await conn.execute(insert, [x])
         return then(status)
 
@@ -499,11 +499,11 @@ def api(dsn: str, table: str) -> FastAPI:
         return then(status)
 
     @app.get("/shared")
-    async def shared(conn: Connection, of_user: User, pool: Pool) -> Any:
+    async def shared(conn: ConnectionDep, of_user: User, pool: Pool) -> Any:
         return [conn is of_user, pool.stats().leased]
 
     @app.get("/both")
-    async def both(conn: Connection, reports: Reports) -> Any:
+    async def both(conn: ConnectionDep, reports: Reports) -> Any:
         cursors = [await each.execute("SHOW transaction_read_only") for each in (conn, reports)]
         return [(await cursor.fetchone() or ("",))[0] for cursor in cursors]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Coroutine
+from dataclasses import dataclass
 from typing import Annotated, Any, assert_type
 
 from aiohttp import web
 from fastapi import FastAPI
 from psycopg import AsyncConnection, AsyncCursor
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow, class_row, dict_row, scalar_row
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -23,9 +24,13 @@ from asyncpool import (
     PoolTimeout,
 )
 from asyncpool.integrations.aiohttp import pool_context
-from asyncpool.integrations.fastapi import Connection as Depended
+from asyncpool.integrations.fastapi import (
+    ConnectionDep,
+    RequestTransaction,
+    Transaction,
+    connection,
+)
 from asyncpool.integrations.fastapi import Pool as Pooled
-from asyncpool.integrations.fastapi import RequestTransaction, Transaction, connection
 from asyncpool.integrations.sqlalchemy import create_async_engine
 from asyncpool.integrations.starlette import (
     CancelOnDisconnect,
@@ -48,6 +53,13 @@ class Connection(AsyncConnection[DictRow]):
         return "acme"
 
 
+@dataclass
+class Order:
+    """A row."""
+
+    id: int
+
+
 class Pool(AsyncConnectionPool[Connection]):
     """A user's own pool."""
 
@@ -68,8 +80,13 @@ async def the_default_connection_is_psycopgs(dsn: str) -> None:
     async with pool.session(timeout=1) as conn:
         assert_type(conn, Plain)
     async with pool.cursor(row_factory=dict_row, autocommit=True) as rows:
-        assert_type(rows, Any)
-    pool.cursor(autocommit="on")  # type: ignore[arg-type]
+        assert_type(rows, AsyncCursor[DictRow])
+        assert_type(await rows.fetchone(), DictRow | None)
+    async with pool.cursor(row_factory=class_row(Order)) as orders:
+        assert_type(await orders.fetchall(), list[Order])
+    async with pool.cursor() as plain:
+        assert_type(plain, AsyncCursor[Any])
+    pool.cursor(autocommit="on")  # type: ignore[call-overload]
 
 
 async def acquire_is_awaited_or_entered(pool: AsyncConnectionPool) -> None:
@@ -192,10 +209,23 @@ async def what_makes_no_sense_is_an_error(dsn: str) -> None:
 
 
 async def one_shots_and_reports(pool: AsyncConnectionPool) -> None:
-    """Rows of one-shots are Any, for the row factory decides."""
+    """Rows of one-shots are what a given row factory says, else Any."""
     assert_type(await pool.execute("SELECT 1"), str)
     assert_type(await pool.executemany("INSERT INTO t VALUES (%s)", [(1,)]), int)
     assert_type(await pool.fetchall("SELECT 1"), list[Any])
+    assert_type(await pool.fetchall("SELECT 1", row_factory=scalar_row), list[Any])
+    orders = await pool.fetchall("SELECT 1 AS id", row_factory=class_row(Order))
+    assert_type(orders, list[Order])
+    assert_type(await pool.fetchone("SELECT 1", row_factory=class_row(Order)), Order | None)
+    assert_type(await pool.fetchone("SELECT 1"), Any | None)
+    number: int = await pool.fetchval("SELECT 1")
+    assert_type(number, int)
+    async for attempt in pool.retrying(attempts=3, isolation="serializable"):
+        assert_type(attempt.number, int)
+        async with attempt as conn:
+            assert_type(conn, Plain)
+    async with pool.transaction(read_only=True, settings={"app.tenant": 7}, role="web") as conn:
+        assert_type(conn, Plain)
     assert_type(await pool.health(timeout=1), HealthReport)
     assert_type(pool.stats(), PoolStats)
     assert_type(pool.get_stats(), dict[str, int])
@@ -225,7 +255,11 @@ def an_engine_takes_a_pool_of_any_connections(
 
 
 async def a_handler_of_fastapi(
-    pool: Pooled, conn: Depended, block: Transaction, request: RequestTransaction, reports: Reports
+    pool: Pooled,
+    conn: ConnectionDep,
+    block: Transaction,
+    request: RequestTransaction,
+    reports: Reports,
 ) -> None:
     """Its dependencies are what they are without FastAPI."""
     assert_type(pool, AsyncConnectionPool[Plain])
