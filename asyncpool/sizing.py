@@ -64,7 +64,7 @@ class Advice:
     """The recommended size of a pool and the measured load; `str()` gives the text for people.
 
     Durations are seconds. A request is one that borrows a connection for itself; the load of
-    one-shots that share connections is `shared_load`.
+    one-shots that share connections, and of listeners, is `shared_load`.
     """
 
     window: float
@@ -81,7 +81,7 @@ class Advice:
     """The 99th percentile of the last `samples` leases."""
     samples: int
     shared_load: float
-    """The average number of connections that one-shots share."""
+    """The average number of connections that one-shots share, or that listen for notifications."""
     load: float
     """The average number of connections in use if no request waits: by Little's law, `arrivals`
     times `mean_use`, plus `shared_load`."""
@@ -242,7 +242,8 @@ def _lines(advice: Advice) -> Iterator[str]:
             )
         )
         yield f"connections needed on average: {advice.load:.2f}" + (
-            f", {advice.shared_load:.2f} of them by one-shots that share" * bool(advice.shared_load)
+            f", {advice.shared_load:.2f} of them by one-shots that share or listeners"
+            * bool(advice.shared_load)
         )
         for each in advice.expected:
             yield f"  with {each.size}: {_describe(each)}" + " (now)" * (

@@ -45,7 +45,8 @@ class ErrorFactory:
         ledger, now, outage = self._ledger, self._runtime.time(), self._outage
         limits, leased = ledger.settings, ledger.leased
         waiting = max(1, ledger.waiting)  # the request that gets this error counts
-        oldest = min(leased.values(), key=attrgetter("leased_at"), default=None)
+        passing = [each for each in leased.values() if not each.lease.is_standing]
+        oldest = min(passing, key=attrgetter("leased_at"), default=None)
         longest = 0.0 if oldest is None else now - oldest.leased_at
         sizes = f"max_size={limits.max_size_text}, size={ledger.size}, leased={len(leased)}"
         parts = [f"{what} within {timeout:g} s ({sizes}, waiting={waiting})"]
@@ -56,6 +57,8 @@ class ErrorFactory:
             parts.append(f"connecting has failed ({attempts}): {redacted(outage.error)}")
         if (budget := ledger.budget) is not None and budget.size >= budget.max_connections:
             parts.append(f"the budget is used up (pools={budget.pools}, connections={budget.size})")
+        if standing := len(leased) - len(passing):
+            parts.append(f"{standing} of them held by pool.listen()")
         if oldest is not None and not why:
             place = next((f", borrowed at {each}" for each in oldest.lease.borrowed_at()), "")
             whose = f"held by {oldest.lease.holder_name}{place}"

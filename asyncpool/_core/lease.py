@@ -38,7 +38,9 @@ class Lease:
     is_manual = False
     """Whether it was made outside a context manager, so that any task may end it."""
     is_shared = False
-    """Whether one-shot statements of several tasks share it."""
+    """Whether it serves no single request, so that it is neither a use nor a leak."""
+    is_standing = False
+    """Whether it is meant to last."""
 
     holder: asyncio.Task[Any] | str | None
     """The task that has the connection; its name, if the task has ended; None: no single task."""
@@ -94,6 +96,13 @@ class SharedLease(Lease):
 
     __slots__ = ()
     is_shared = True
+
+
+class StandingLease(SharedLease):
+    """A lease that is meant to last, as that of a connection which listens for notifications."""
+
+    __slots__ = ()
+    is_standing = True
 
 
 class NoLease(Lease):

@@ -106,7 +106,7 @@ class LeaseMonitor(Generic[C]):
         """Fail the last waiter if tasks that wait for another connection hold all of them.
 
         Only leases of context managers count: another task may release the connection of a bare
-        `acquire`.
+        `acquire`. Standing leases do not end, so the others decide.
         """
         ledger = self._ledger
         if len(ledger.leased) < max(ledger.size, ledger.settings.max_size):
@@ -114,11 +114,13 @@ class LeaseMonitor(Generic[C]):
         holders: set[asyncio.Task[Any]] = set()
         for entry in ledger.leased.values():
             lease = entry.lease
+            if lease.is_standing:
+                continue
             if not isinstance(lease.holder, asyncio.Task) or lease.is_manual:
                 return
             holders.add(lease.holder)
         found = [each for each in ledger.queue if each.task in holders]
-        if len({each.task for each in found}) == len(holders):
+        if found and len({each.task for each in found}) == len(holders):
             error = self._errors.deadlock(sorted(holders, key=asyncio.Task.get_name))
             ledger.queue.fail(found[-1], error)
 

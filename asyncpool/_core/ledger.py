@@ -21,7 +21,7 @@ from typing import Generic
 from asyncpool._core.budget import Budget
 from asyncpool._core.driver import C
 from asyncpool._core.entry import RETIRED, Entry, State
-from asyncpool._core.lease import NO_LEASE, Lease, SharedLease
+from asyncpool._core.lease import NO_LEASE, Lease, SharedLease, StandingLease
 from asyncpool._core.settings import Settings
 from asyncpool._core.wait_queue import Waiter, WaitQueue
 
@@ -182,6 +182,13 @@ class Ledger(Generic[C]):
         """Make the lease of an entry one that several requests share."""
         entry.lease = SharedLease.new()
         self._other_leases -= 1
+
+    def make_standing(self, entry: Entry[C]) -> Lease:
+        """Make the lease of an entry one that is meant to last, for the same holder."""
+        lease = StandingLease.new()
+        lease.holder, entry.lease = entry.lease.holder, lease
+        self._other_leases -= 1
+        return lease
 
     def cancel_lease(self, entry: Entry[C]) -> None:
         """Uncount a lease that served no request; the entry may be closed already."""

@@ -194,7 +194,9 @@ def _advice(core: Core[Any], stats: PoolStats, held: list[LeaseInfo]) -> list[st
         found.append(
             "all connections are in use: return them sooner, or raise max_size with resize()"
         )
-        if held[0].age > core.settings.timeout:
+        passing = [each for each in core.ledger.leased.values() if not each.lease.is_standing]
+        oldest = min((each.leased_at for each in passing), default=math.inf)
+        if core.runtime.time() - oldest > core.settings.timeout:
             found.append("the longest lease is older than the timeout: is it ever returned?")
     if held and core.settings.leak_timeout == math.inf:
         found.append("set the pool's leak_timeout to see where each connection was borrowed")

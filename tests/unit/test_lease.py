@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from asyncpool._core.lease import NO_LEASE, Lease, ManualLease, SharedLease
+from asyncpool._core.lease import NO_LEASE, Lease, ManualLease, SharedLease, StandingLease
 from asyncpool._core.stacks import capture_three
 
 
 def test_a_new_lease_has_neither_holder_nor_notes() -> None:
     """They are set when the connection is there, and when there is something to note."""
-    for kind in (Lease, ManualLease, SharedLease):
+    for kind in (Lease, ManualLease, SharedLease, StandingLease):
         lease = kind.new()
         assert (lease.holder, lease.notes, lease.borrowed_at()) == (None, None, [])
 
@@ -21,10 +21,11 @@ def test_a_new_lease_has_neither_holder_nor_notes() -> None:
 def test_a_lease_has_a_kind() -> None:
     """It decides whether any task may end the lease, and whether it may be a leak."""
     kinds = {Lease: (False, False, True), ManualLease: (True, False, True)}
-    kinds[SharedLease] = (False, True, False)
+    kinds[SharedLease] = kinds[StandingLease] = (False, True, False)
     for kind, expected in kinds.items():
         lease = kind.new()
         assert (lease.is_manual, lease.is_shared, lease.may_leak) == expected
+        assert lease.is_standing is (kind is StandingLease)
     assert (NO_LEASE.is_manual, NO_LEASE.is_shared, NO_LEASE.may_leak) == (False, False, False)
 
 

@@ -51,6 +51,27 @@ class TestDeadlock:
             assert sorted(type(end).__name__ for end in ends) == ["PoolDeadlock", *["float"] * 3]
 
     @virtual_time
+    async def test_a_lease_that_is_meant_to_last_hides_no_deadlock(self) -> None:
+        """It does not end, so the others wait for one another as if it were not there."""
+        async with running(Driver(), 2, 2, timeout=1.0) as core:
+            standing = await core.acquire_entry(None, Lease.new())
+            core.ledger.make_standing(standing)
+            with pytest.raises(PoolDeadlock):
+                await nested(core, 2)
+            core.discard(standing.conn)
+
+    @virtual_time
+    async def test_where_all_leases_are_meant_to_last_there_is_no_deadlock(self) -> None:
+        """No task waits for itself; the request has its timeout."""
+        async with running(Driver(), 1, 1, timeout=1.0) as core:
+            standing = await core.acquire_entry(None, Lease.new())
+            core.ledger.make_standing(standing)
+            with pytest.raises(PoolTimeout, match=r"1 of them held by pool.listen\(\)") as caught:
+                await core.acquire(None)
+            assert not isinstance(caught.value, PoolDeadlock)
+            core.discard(standing.conn)
+
+    @virtual_time
     async def test_there_is_no_deadlock_while_one_of_the_holders_works(self) -> None:
         """Its work may take any time; the waiters have their timeout."""
         async with running(Driver(), 2, 2, timeout=60.0) as core:

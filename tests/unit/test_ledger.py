@@ -249,6 +249,19 @@ class TestTakeAndGive:
         take_back(ledger, entry, 3.0)
         assert (ledger.leases, ledger.ended_leases) == (1, 1)
 
+    def test_a_lease_that_is_meant_to_last_is_no_use(self) -> None:
+        """It keeps its holder, and is counted as a shared one."""
+        ledger = make_ledger()
+        add(ledger, "a")
+        entry = lend(ledger)
+        entry.lease.holder = "the worker"
+        lease = ledger.make_standing(entry)
+        assert entry.lease is lease
+        assert (lease.holder, lease.is_standing, lease.may_leak) == ("the worker", True, False)
+        assert (ledger.leases, ledger.ended_leases) == (0, 0)
+        take_back(ledger, entry, 1.0)
+        assert (ledger.leases, ledger.ended_leases) == (0, 0)
+
     def test_requests_that_may_share_need_one_connection_together(self) -> None:
         """This holds while `needs_own_connection` is false; every other request needs its own."""
 
