@@ -1,5 +1,7 @@
 """An asyncio-native connection pool for psycopg 3."""
 
+from asyncpool._blocks.listener import Gap
+from asyncpool._blocks.notifications import Notifications
 from asyncpool._core.budget import Budget
 from asyncpool._psycopg.connection import Connection
 from asyncpool.errors import (
@@ -35,8 +37,10 @@ __all__ = [
     "Expectation",
     "Explanation",
     "Fault",
+    "Gap",
     "HealthReport",
     "LeaseInfo",
+    "Notifications",
     "PoolClosed",
     "PoolDeadlock",
     "PoolError",

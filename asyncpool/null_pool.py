@@ -32,7 +32,7 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
         max_size: the most connections, in every state; None or 0: no limit.
         close_returns: accepted without effect; `conn.close()` closes the connection.
         max_idle: accepted without effect, because no connection is idle.
-        ping_interval: accepted without effect, for the same reason.
+        ping_interval: seconds of silence after which a listening connection is pinged.
         pipeline: whether concurrent one-shot statements share connections; if false, each
             statement borrows a connection.
 

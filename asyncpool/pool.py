@@ -19,6 +19,7 @@ from asyncpool._blocks.connection_block import ConnectionBlock, TracedBlock
 from asyncpool._blocks.hints import give_hints
 from asyncpool._blocks.keys import Keys
 from asyncpool._blocks.lifecycle import Lifecycle
+from asyncpool._blocks.listening import Listening
 from asyncpool._blocks.one_shots import OneShots
 from asyncpool._blocks.options import PoolOptions
 from asyncpool._blocks.overrides import (
@@ -60,7 +61,9 @@ _numbers = itertools.count(1)
 DEFAULT_CLASS = cast("type[psycopg.AsyncConnection[TupleRow]]", Connection)
 
 
-class AsyncConnectionPool(PoolOptions, OneShots[ACT], PoolTransactions[ACT], Lifecycle[ACT]):
+class AsyncConnectionPool(
+    PoolOptions, OneShots[ACT], PoolTransactions[ACT], Listening[ACT], Lifecycle[ACT]
+):
     """A bounded pool of psycopg connections for the tasks of one event loop.
 
     The constructor does no I/O and needs no running loop. The pool opens on `async with pool:`, on
@@ -103,7 +106,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT], PoolTransactions[ACT], Lif
         classify: a callable that says what an error means for the pool; see `asyncpool.classify`.
         budget: a limit on the connections of several pools together.
         num_workers: at least 1; accepted for compatibility with psycopg_pool, without effect.
-        ping_interval: seconds of silence after which an idle connection is pinged.
+        ping_interval: seconds of silence after which an idle or listening connection is pinged.
         ping_timeout: seconds that a ping may take.
         pipeline: whether one-shot statements use libpq's pipeline mode, in which plain reads of
             many tasks share connections; if false, each statement borrows a connection.
@@ -307,6 +310,7 @@ class AsyncConnectionPool(PoolOptions, OneShots[ACT], PoolTransactions[ACT], Lif
         self._dispatcher = self._make_dispatcher(core)
         self._keys = Keys(core)
         self._sessions = {}
+        self._listening = set()
         self._last_pop = snapshot(core)
 
     def _renew(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import psycopg
 
+from asyncpool._blocks.notifications import Notifications
 from asyncpool._blocks.renewal import SupportsRenewal, close_after_loop_ended, loop_has_ended, renew
 from asyncpool._blocks.supports import SupportsBorrowing
 from asyncpool._core.maintenance import ping_all, run_maintenance
@@ -33,6 +34,8 @@ class Lifecycle(SupportsBorrowing[ACT], SupportsRenewal[ACT]):
     _lazy: bool
     """Whether the first use opens the pool."""
     _reconnect_failed: Callable[[Any], Any] | None
+    _listening: set[Notifications[Any]]
+    """The blocks of `listen` that have begun and not ended."""
 
     async def open(self, wait: bool = False, timeout: float = 30.0) -> None:
         """Open the pool on the running event loop; do nothing if it is open there already.
@@ -94,9 +97,10 @@ class Lifecycle(SupportsBorrowing[ACT], SupportsRenewal[ACT]):
     async def close(self, timeout: float = 5.0) -> None:
         """Close the pool: wake all waiters with PoolClosed, wait for leases, close the connections.
 
-        When it returns, no connection, task or timer of the pool is left. A cancelled anyio scope
-        does not interrupt it. If the calling task is cancelled, it gets its CancelledError at once,
-        and the pool finishes closing in the background.
+        Iterations over notifications end first, without an error. When `close` returns, no
+        connection, task or timer of the pool is left. A cancelled anyio scope does not interrupt
+        it. If the calling task is cancelled, it gets its CancelledError at once, and the pool
+        finishes closing in the background.
 
         Args:
             timeout: seconds to wait for leased connections, before they are closed too.
@@ -104,6 +108,9 @@ class Lifecycle(SupportsBorrowing[ACT], SupportsRenewal[ACT]):
         timeout = duration("timeout", timeout)
         if loop_has_ended(self._core):
             await close_after_loop_ended(self)
+        if self._core.usable:
+            for notifications in list(self._listening):
+                notifications._end()
         await self._core.close(timeout)
 
     async def closeall(self) -> None:

@@ -26,6 +26,7 @@ from asyncpool._psycopg.callbacks import call, resolve
 from asyncpool._psycopg.closing import close, disconnect
 from asyncpool._psycopg.handle import Baseline, ConnectionHandle, notify_handlers
 from asyncpool._psycopg.internals import SUPPORTED, UNSUPPORTED_REASON
+from asyncpool._psycopg.listening import Subscription
 from asyncpool._psycopg.open_work import (
     can_reset,
     forget_prepared,
@@ -241,6 +242,15 @@ class PsycopgDriver(Generic[ACT]):
             await conn.set_autocommit(autocommit)
         except Exception:
             self._handles[conn].must_discard = True
+            raise
+
+    async def stop_listening(self, subscription: Subscription[ACT]) -> None:
+        """Undo a subscription; if that fails, the next reset discards the connection."""
+        try:
+            await self.roll_back(subscription.conn)
+            await subscription.stop()
+        except Exception:
+            self._handles[subscription.conn].must_discard = True
             raise
 
     def is_idle(self, conn: ACT) -> bool:

@@ -52,10 +52,7 @@ class Baseline:
 
     async def restore(self, conn: psycopg.AsyncConnection[Any]) -> None:
         """Restore the attributes; no transaction may be open, so this does no I/O."""
-        if backlog := getattr(conn, "_notifies_backlog", None):
-            backlog.clear()
-        if missed := getattr(conn, "_unread_notifies", None):
-            missed.clear()
+        forget_notifications(conn)
         if self == Baseline.of(conn):
             return
         await conn.set_autocommit(self.autocommit)
@@ -68,6 +65,14 @@ class Baseline:
         conn.prepare_threshold = self.prepare_threshold
         notice_handlers(conn)[:] = self.notice_handlers
         notify_handlers(conn)[:] = self.notify_handlers
+
+
+def forget_notifications(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Drop the notifications that are kept for the next `notifies()`."""
+    if backlog := getattr(conn, "_notifies_backlog", None):
+        backlog.clear()
+    if missed := getattr(conn, "_unread_notifies", None):
+        missed.clear()
 
 
 def notice_handlers(conn: psycopg.AsyncConnection[Any]) -> list[Any]:

@@ -64,6 +64,22 @@ async def main():
     await kept[0].execute("SELECT 1")
     kept.append(await pool.getconn(key="k"))
 """,
+    "listening": """
+async def heard():
+    async with pool.listen("a") as notifications:
+        async for each in notifications:
+            yield each
+
+async def main():
+    kept.append(await pool.listen("b").__aenter__())
+    first = asyncio.create_task(anext(heard()))
+    while pool.stats().leased < 2:
+        await asyncio.sleep(0.01)
+    async with AsyncConnectionPool(sys.argv[1], min_size=1) as other:
+        await other.execute("SELECT pg_notify('a', 'x')")
+    assert (await first).payload == "x"
+    await left(anext(kept[0]))
+""",
     "in blocks": """
 async def main():
     block = pool.connection()

@@ -8,7 +8,7 @@ from typing import Annotated, Any, assert_type
 
 from aiohttp import web
 from fastapi import FastAPI
-from psycopg import AsyncConnection, AsyncCursor
+from psycopg import AsyncConnection, AsyncCursor, Notify
 from psycopg.rows import DictRow, class_row, dict_row, scalar_row
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.applications import Starlette
@@ -19,7 +19,9 @@ from asyncpool import (
     AsyncConnectionPool,
     AsyncNullConnectionPool,
     Explanation,
+    Gap,
     HealthReport,
+    Notifications,
     PoolStats,
     PoolTimeout,
 )
@@ -107,6 +109,19 @@ async def acquire_is_awaited_or_entered(pool: AsyncConnectionPool) -> None:
     await pool.putconn(conn, ("tenant", 7), close=True)
     await pool.getconn(key=[7])  # type: ignore[arg-type]
     await pool.closeall()
+
+
+async def gaps_are_seen_by_those_who_ask_for_them(pool: AsyncConnectionPool) -> None:
+    """So a loop that knows nothing of them need not tell them apart."""
+    async with pool.listen("orders", "users") as notifications:
+        assert_type(notifications, Notifications[Notify])
+        async for notification in notifications:
+            assert_type(notification.payload, str)
+    async with pool.listen("orders", gaps=True, timeout=1.0) as both:
+        async for item in both:
+            assert_type(item, Notify | Gap)
+            assert_type(item.lasted if isinstance(item, Gap) else item.payload, float | str)
+    pool.listen(7)  # type: ignore[call-overload]
 
 
 async def rows_are_what_the_connection_class_says(dsn: str) -> None:

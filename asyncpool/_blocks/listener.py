@@ -1,0 +1,259 @@
+"""Keeps one of a pool's connections listening, and reads what it is notified of.
+
+It runs in a background task, so no cancellation of a consumer interrupts it. A connection that is
+lost is replaced as soon as the pool has another one, and the gap is reported. One that has to be
+replaced but works is kept until the next one listens too, so that nothing is missed or doubled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic
+from uuid import uuid4
+
+import psycopg
+from psycopg import Notify
+
+from asyncpool._blocks.borrowing import Borrowing
+from asyncpool._blocks.buffer import Buffer
+from asyncpool._core.redact import describe
+from asyncpool._core.stacks import Trace
+from asyncpool._psycopg.driver import ACT
+from asyncpool._psycopg.listening import Subscription
+from asyncpool.errors import PoolClosed, PoolError, PoolTimeout
+
+RETRY_PAUSE = 1.0
+"""Seconds between two requests for a connection of which the first failed at once."""
+MOVE_TIMEOUT = 1.0
+"""Seconds to wait for a second connection, while nothing is read from the first."""
+LONGEST_ROUND = 30.0
+"""Seconds after which at the latest it is asked whether the connection is to be replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A time in which no connection listened: notifications sent in it are missed.
+
+    It stands between the notifications of before and after, and is yielded when the pool listens
+    again.
+    """
+
+    lasted: float
+    """Seconds from when the pool noticed the loss until it listened again."""
+    reason: str
+    """The error for which the last connection was given up, without secrets."""
+
+
+class Listener(Generic[ACT]):
+    """Reads the notifications of some channels into a buffer.
+
+    Args:
+        pool: lends the connections.
+        channels: the names, checked.
+        reports_gaps: whether the buffer gets a `Gap`; if not, a warning is logged.
+    """
+
+    def __init__(
+        self, pool: Borrowing[ACT], channels: tuple[str, ...], *, reports_gaps: bool
+    ) -> None:
+        self.buffer: Buffer[Notify | Gap] = Buffer()
+        self.trace: Trace = ()
+        """The call site of the block, for reports."""
+        self._pool = pool
+        self._channels = channels
+        self._reports_gaps = reports_gaps
+        self._subscription: Subscription[ACT] | None = None
+        """The connection that listens; None while there is none."""
+        self._skip_to: str | None = None
+        """The channel of the first notification of this connection that is not doubled."""
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether there is a connection that listens, as far as known."""
+        return self._subscription is not None and not self.buffer.ended
+
+    async def run(self, timeout: float | None, started: asyncio.Future[None]) -> None:
+        """Listen until cancelled, or until the pool is closed.
+
+        Args:
+            timeout: seconds to wait for the first connection.
+            started: gets the outcome of the first subscription.
+        """
+        try:
+            self._subscription = await self._subscribe(timeout)
+            if not started.done():
+                started.set_result(None)
+            while True:
+                try:
+                    await self._read(self._subscription)
+                    self._subscription = await self._move(self._subscription)
+                except (psycopg.Error, TimeoutError) as error:
+                    self._subscription = await self._resume(describe(error))
+        except Exception as error:  # noqa: BLE001 - it is raised in the consumer
+            self._end(started, error)
+        finally:
+            # To reset a connection is to read all that the server still has for it.
+            self._give_back(self._subscription, discard=self.buffer.is_full)
+            self._end(started, PoolError("the pool's task was cancelled, but not by its block"))
+
+    def _end(self, started: asyncio.Future[None], error: Exception) -> None:
+        """End with an error, unless the block has ended."""
+        if not started.done():
+            started.set_exception(error)
+        self.buffer.end(None if isinstance(error, PoolClosed) else error)
+
+    async def _subscribe(self, timeout: float | None = None) -> Subscription[ACT]:
+        """Borrow a connection and listen on it.
+
+        Raises:
+            PoolTimeout: also if the server does not answer.
+        """
+        core = self._pool._core
+        conn = await self._pool._borrow(timeout)
+        lease = core.ledger.make_standing(core.ledger.leased[conn])
+        if self._pool._traces:
+            lease.trace = self.trace
+        subscription = Subscription(conn, self._channels)
+        limit = core.settings.clean_timeout
+        try:
+            async with asyncio.timeout(limit):
+                await subscription.start()
+        except TimeoutError:
+            self._give_back(subscription, discard=True)
+            msg = f"the server has not answered LISTEN within {limit:g} s"
+            raise PoolTimeout(msg, timeout=limit) from None
+        except BaseException:
+            self._give_back(subscription)
+            raise
+        return subscription
+
+    async def _read(self, subscription: Subscription[ACT]) -> None:
+        """Read until the connection is to be replaced.
+
+        After `ping_interval` without a notification it is pinged: a network that has gone silent
+        gives no error to those who only read.
+
+        Raises:
+            psycopg.Error, TimeoutError: the connection is lost.
+        """
+        conn, silence = subscription.conn, 0.0
+        while True:
+            interval = self._pool._core.settings.ping_interval
+            pause = min(interval, LONGEST_ROUND)
+            silence += pause
+            async with aclosing(conn.notifies(timeout=pause)) as notifications:
+                async for each in notifications:
+                    silence = 0.0
+                    self._put(each)
+                    await self.buffer.wait_for_room()
+            if silence >= interval:
+                await self._ping(conn)
+                silence = 0.0
+            if self._is_due(conn):
+                return
+
+    async def _ping(self, conn: ACT) -> None:
+        limit = self._pool._core.settings.ping_timeout
+        try:
+            async with asyncio.timeout(limit):
+                await self._pool._driver.ping(conn)
+        except TimeoutError:
+            msg = f"the ping was not answered within {limit:g} s"
+            raise TimeoutError(msg) from None
+
+    def _put(self, notification: Notify) -> None:
+        if self._skip_to is not None:
+            if notification.channel == self._skip_to:
+                self._skip_to = None
+        elif notification.channel in self._channels:
+            self.buffer.put(notification)
+
+    def _is_due(self, conn: ACT) -> bool:
+        """Whether the connection is to be replaced: it is past its life, or was drained."""
+        core = self._pool._core
+        entry = core.ledger.leased.get(conn)
+        if entry is None or entry.is_retired:
+            return True
+        return entry.expires_at <= core.runtime.time() and not core.ledger.keep_expired
+
+    async def _move(self, old: Subscription[ACT]) -> Subscription[ACT]:
+        """Listen on another connection, and only then return this one.
+
+        All sessions get the notifications in the same order. So one that is sent on a channel of
+        its own marks the same place in both connections: what comes before it is read from the old
+        one, the rest from the new one.
+
+        Returns:
+            The new one; or the old one, if there is no other at the moment.
+
+        Raises:
+            psycopg.Error, TimeoutError: there will be no other, or one of the two is lost.
+        """
+        ledger, marker = self._pool._core.ledger, f"asyncpool_{uuid4().hex}"
+        if (
+            sum(each.lease.is_standing for each in ledger.leased.values())
+            >= ledger.settings.max_size
+        ):
+            msg = "its connection was to be replaced, and listeners hold all of the pool's"
+            raise PoolTimeout(msg)
+        try:
+            new = await self._subscribe(MOVE_TIMEOUT)
+        except PoolClosed:
+            raise
+        except PoolError:
+            return old
+        try:
+            async with asyncio.timeout(ledger.settings.clean_timeout):
+                await old.add(marker)
+                await new.add(marker)
+                await new.notify(marker)
+                async with aclosing(old.conn.notifies()) as notifications:
+                    async for each in notifications:
+                        if each.channel == marker:
+                            break
+                        self._put(each)
+        except BaseException:
+            self._give_back(new)
+            raise
+        self._skip_to = marker
+        self._give_back(old)
+        self._pool._core.runtime.record("listener moved", "listening on another connection")
+        return new
+
+    async def _resume(self, reason: str) -> Subscription[ACT]:
+        """Listen again after a loss, however long that takes; then report the gap."""
+        runtime = self._pool._core.runtime
+        lost_at = runtime.time()
+        self._give_back(self._subscription, discard=True)
+        self._subscription = self._skip_to = None
+        runtime.record("listener lost", f"no longer listening: {reason}")
+        while True:
+            try:
+                subscription = await self._subscribe()
+                break
+            except PoolClosed:
+                raise
+            except psycopg.Error:
+                await asyncio.sleep(RETRY_PAUSE)
+        lasted = runtime.time() - lost_at
+        if self._reports_gaps:
+            self.buffer.put(Gap(lasted, reason))
+        runtime.record(
+            "listening again",
+            f"listening on {', '.join(self._channels)} again after {lasted:.1f} s:"
+            " notifications sent meanwhile are missed",
+            logging.INFO if self._reports_gaps else logging.WARNING,
+            duration=lasted,
+        )
+        return subscription
+
+    def _give_back(self, subscription: Subscription[ACT] | None, *, discard: bool = False) -> None:
+        """Return a connection; a background task undoes the subscription."""
+        if subscription is not None:
+            undo = partial(self._pool._driver.stop_listening, subscription)
+            with suppress(PoolError):  # close() or the end of the event loop has taken it
+                self._pool._return(subscription.conn, undo, discard=discard)
