@@ -13,8 +13,8 @@ from asyncpool._sql.lexer import Token, statements
 LONG = 10_000
 """Characters; a longer text gets no advice."""
 LISTEN = (
-    "{} in a one-shot runs on a connection that then returns to the pool: run it in"
-    " `async with pool.connection() as conn` and read `conn.notifies()` there"
+    "{} in a one-shot runs on a connection that then returns to the pool: write"
+    " `async with pool.listen(channel) as notifications`"
 )
 SET = (
     "{} in a one-shot runs on any free connection, so later statements may or may not run on that"

@@ -10,8 +10,8 @@ from asyncpool._sql.kinds import Kind, advice, classify
 @pytest.mark.parametrize(
     ("text", "beginning", "instead"),
     [
-        ("LISTEN x", "LISTEN in a one-shot", "conn.notifies()"),
-        ("/* a */ unlisten *;", "UNLISTEN in a one-shot", "pool.connection()"),
+        ("LISTEN x", "LISTEN in a one-shot", "pool.listen(channel)"),
+        ("/* a */ unlisten *;", "UNLISTEN in a one-shot", "pool.listen(channel)"),
         ("SET work_mem = '1GB'", "SET in a one-shot", "options="),
         ("SET SESSION x TO 1", "SET in a one-shot", "configure="),
         ("set role admin", "SET in a one-shot", "configure="),

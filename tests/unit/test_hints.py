@@ -21,6 +21,7 @@ from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool
         ("execute_many", "executemany()"),
         ("iterate", "cur.stream()"),
         ("copy_records_to_table", "cur.copy()"),
+        ("add_listener", "pool.listen(channel)"),
         ("expire_connections", "drain()"),
         ("terminate", "close(timeout=0)"),
         ("get_size", "stats().size"),
