@@ -369,3 +369,111 @@ async def test_a_stopped_worker_finishes_its_jobs_and_the_next_one_does_the_rest
         assert set(done) <= {0, 1}
         assert sum(done) == 300 - await to_do(watcher)
     assert done == [1] * 300
+
+
+@pytest.fixture
+def listener() -> ModuleType:
+    """The module of the worker that listens."""
+    return example("listen_worker")
+
+
+ADD = "INSERT INTO orders (what) SELECT 'thing' FROM generate_series(1, %s)"
+
+
+async def handled(conn: psycopg.AsyncConnection[Any]) -> int:
+    cursor = await conn.execute("SELECT count(*) FROM orders WHERE handled_at IS NOT NULL")
+    ((number,),) = await cursor.fetchall()
+    return int(number)
+
+
+async def test_a_worker_handles_what_came_before_it_listened_and_what_comes_then(
+    listener: ModuleType, database: str, watcher: psycopg.AsyncConnection[Any]
+) -> None:
+    """When the pool is closed it ends without an error."""
+    async with AsyncConnectionPool(database, min_size=2) as pool:
+        await listener.prepare(pool)
+        await watcher.execute(ADD, [3])
+        worker = asyncio.create_task(listener.work(pool))
+        await until(lambda: handled(watcher), 3)
+        await watcher.execute(ADD, [2])
+        await until(lambda: handled(watcher), 5)
+    await asyncio.wait_for(worker, LIMIT)
+
+
+async def test_a_worker_handles_what_came_while_the_server_was_restarted(
+    listener: ModuleType,
+    database: str,
+    asyncpool_server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Orders that were added before its connection listened again are in the table."""
+    connect = psycopg.AsyncConnection.connect
+    monkeypatch.setattr(listener, "RETRY", 0.05)
+    async with AsyncConnectionPool(database, min_size=2) as pool:
+        await listener.prepare(pool)
+        worker = asyncio.create_task(listener.work(pool))
+        await pool.execute(ADD, [1])
+        try:
+            await asyncpool_server.stop()
+        except ServerUnsupported as error:
+            worker.cancel()
+            pytest.skip(str(error))
+        await asyncpool_server.start()
+        async with await connect(database, autocommit=True) as conn:
+            await conn.execute(ADD, [4])
+            await until(lambda: handled(conn), 5)
+            await conn.execute(ADD, [1])
+            await until(lambda: handled(conn), 6)
+        worker.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(worker, LIMIT)
+        assert not pool.stats().waiting
+
+
+async def test_a_worker_that_is_stopped_leaves_the_order_that_it_had_to_others(
+    listener: ModuleType,
+    database: str,
+    watcher: psycopg.AsyncConnection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A cancellation undoes what it did to the order, and its connections are returned."""
+    begun = asyncio.Event()
+
+    async def handle(order: int, what: str) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with AsyncConnectionPool(database, min_size=2) as pool:
+        await listener.prepare(pool)
+        with monkeypatch.context() as patch:
+            patch.setattr(listener, "handle", handle)
+            worker = asyncio.create_task(listener.work(pool))
+            await watcher.execute(ADD, [1])
+            await asyncio.wait_for(begun.wait(), LIMIT)
+            worker.cancel()
+            await asyncio.wait({worker})
+        assert worker.cancelled()
+        another = asyncio.create_task(listener.work(pool))
+        await until(lambda: handled(watcher), 1)
+        another.cancel()
+        await asyncio.wait({another})
+
+
+async def test_the_program_that_listens_ends_with_sigterm(
+    database: str, watcher: psycopg.AsyncConnection[Any]
+) -> None:
+    """With status 0, after the order that another process has added."""
+    program = str(EXAMPLES / "listen_worker.py")
+    async with running([program], database) as process:
+        assert process.stdout is not None
+        assert await asyncio.wait_for(process.stdout.readline(), LIMIT) == (
+            b"listening; Ctrl-C stops\n"
+        )
+        async with running([program, "add", "3 red balloons"], database) as adding:
+            output, _ = await asyncio.wait_for(adding.communicate(), LIMIT)
+        assert (adding.returncode, output) == (0, b"")
+        line = await asyncio.wait_for(process.stdout.readline(), LIMIT)
+        assert line == b"order 1: 3 red balloons\n"
+        process.send_signal(signal.SIGTERM)
+        output, _ = await asyncio.wait_for(process.communicate(), LIMIT)
+    assert (process.returncode, output) == (0, b"")
