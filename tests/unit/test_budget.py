@@ -631,3 +631,28 @@ async def test_many_pools_are_all_served() -> None:
         await asyncio.gather(*(tenant(pool) for pool in pools))
         assert len(served) == 1_000
         assert now() < 3.0
+
+
+@virtual_time
+async def test_a_pool_that_closes_leaves_its_room_to_the_others_at_once() -> None:
+    """It had room for a connect, which was cancelled and would have been tried again."""
+    async with sharing(2, 0, 0) as (a, b):
+        held = await a.acquire(None)
+        opens(a)["open"] = never
+        waits = [start(a), start(a)]
+        await settle()
+        other = start(b)
+        await settle()
+        (connect,) = [task for task in asyncio.all_tasks() if task in a.runtime.tasks]
+        connect.cancel()  # as something might do that is not the pool
+        await settle()
+        assert a.ledger.size == 1
+        assert not other.done()
+        closing = asyncio.ensure_future(a.close(5.0))
+        await settle()
+        assert now() < 0.01
+        assert other.done()
+        b.release(other.result())
+        a.release(held)
+        await closing
+        await asyncio.gather(*waits, return_exceptions=True)
