@@ -68,15 +68,18 @@ async def test_after_a_restart_of_the_server_the_gap_comes_first(
         await pool.execute("SELECT pg_notify('a', 'before')")
         await eventually(lambda: notifications._listener.buffer._items)
         await server.restart()
-        await eventually(lambda: len(notifications._listener.buffer._items) == 2)
-        backends.ask("NOTIFY a, 'after'")
+        await eventually(lambda: len(notifications._listener.buffer._items) >= 2)
         item = await in_time(anext(notifications))
         assert item.payload == "before"  # type: ignore[union-attr]
         gap = await in_time(anext(notifications))
         assert isinstance(gap, Gap)
         assert 0 < gap.lasted < 15
         assert gap.reason
-        assert await next_of(notifications) == "after"
+        payload: str | type[Gap] = Gap
+        while payload is Gap:  # again, if it had listened once more on the old server
+            backends.ask("NOTIFY a, 'after'")
+            payload = await next_of(notifications)
+        assert payload == "after"
 
 
 async def test_who_ignores_gaps_goes_on_and_the_log_has_a_warning(
