@@ -33,6 +33,7 @@ from asyncpool._blocks.renewal import (
 )
 from asyncpool._blocks.supports import Exc
 from asyncpool._core.budget import Budget
+from asyncpool._core.error_factory import OWN_CLASSES, ErrorClasses
 from asyncpool._core.pool import Core
 from asyncpool._core.runtime import Phase
 from asyncpool._core.settings import Settings, count, sizes
@@ -117,6 +118,7 @@ class AsyncConnectionPool(
     """
 
     _keeps_idle: ClassVar[bool] = True
+    _error_classes: ClassVar[ErrorClasses] = OWN_CLASSES
     _last_pop: PoolStats
 
     def __init__(
@@ -204,6 +206,7 @@ class AsyncConnectionPool(
             on_leak=partial(_report_leak, pool),
             is_listening=self._driver.is_listening,
             budget=budget,
+            error_classes=self._error_classes,
         )
         enabled = bool(pipeline) and self._overridden is None and shared_size != 0
         self._make_dispatcher = partial(

@@ -20,11 +20,7 @@ from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool._psycopg.callbacks import resolve
 from asyncpool._psycopg.driver import ACT
 from asyncpool._psycopg.own_statements import ping
-from asyncpool.errors import (
-    PoolClosed,
-    PoolForked,
-    PoolTimeout,
-)
+from asyncpool.errors import PoolForked
 
 
 class Lifecycle(SupportsBorrowing[ACT], SupportsRenewal[ACT]):
@@ -87,11 +83,10 @@ class Lifecycle(SupportsBorrowing[ACT], SupportsRenewal[ACT]):
                     del failure  # its traceback has this frame
         except TimeoutError:
             ready, cause = snapshot(self._core), self._core.outages.last_error
-            await self.close()
             opened = f"{ready.size - ready.opening} of {ready.min_size} connections were opened"
             what = opened if self._keeps_idle else "no connection was opened"
-            msg = f"not ready within {timeout:g} s: {what}, so the pool was closed"
-            raise PoolTimeout(msg, timeout=timeout, max_size=ready.max_size) from cause
+            await self.close()
+            raise self._core.errors.not_ready(timeout, what, cause) from cause
         self._core.admit()
 
     async def close(self, timeout: float = 5.0) -> None:
@@ -213,6 +208,5 @@ class Lifecycle(SupportsBorrowing[ACT], SupportsRenewal[ACT]):
             msg = f"pool {self.name!r} was opened before a fork: await pool.open() in the child"
             raise PoolForked(msg)
         if not self._lazy:
-            msg = f"pool {self.name!r} is not open yet: use `async with pool` or await pool.open()"
-            raise PoolClosed(msg)
+            raise self._core.errors.not_open()
         self._start()

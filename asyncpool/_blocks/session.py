@@ -36,7 +36,7 @@ from asyncpool._psycopg.open_work import (
     restore_open_blocks,
     sync,
 )
-from asyncpool.errors import PoolDeadlock, PoolError, ReleaseError
+from asyncpool.errors import PoolError, ReleaseError
 
 
 class Session(SessionConnection[ACT]):
@@ -92,10 +92,7 @@ class Session(SessionConnection[ACT]):
         errors = self.core.errors
         limit = self.core.settings.timeout if timeout is None else duration("timeout", timeout)
         if await self._waits_for_itself():
-            name = self.task.get_name()
-            raise PoolDeadlock(
-                f"deadlock in the session of {name!r}: {SELF_DEADLOCK}", holders={name: []}
-            )
+            raise errors.session_deadlock(self.task, SELF_DEADLOCK)
         if not self.busy and self.holds() and self.driver.has_leftovers(self.conn):
             self._start(self._run_after(None, partial(self.driver.finish_cancelled, self.conn)))
         if self.busy:

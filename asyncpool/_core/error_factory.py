@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -26,6 +27,20 @@ from asyncpool.errors import (
 from asyncpool.faults import Fault
 
 
+@dataclass(frozen=True, slots=True)
+class ErrorClasses:
+    """The classes of a pool's errors, for pools whose errors are also those of another library."""
+
+    closed: type[PoolClosed] = PoolClosed
+    timeout: type[PoolTimeout] = PoolTimeout
+    unavailable: type[PoolUnavailable] = PoolUnavailable
+    deadlock: type[PoolDeadlock] = PoolDeadlock
+    too_many: type[TooManyRequests] = TooManyRequests
+
+
+OWN_CLASSES = ErrorClasses()
+
+
 class ErrorFactory:
     """Builds the errors of one pool.
 
@@ -33,12 +48,20 @@ class ErrorFactory:
         ledger: the source of the numbers.
         outage: the source of connect errors.
         runtime: the clock and the pool's name.
+        classes: the classes of the errors.
     """
 
-    def __init__(self, ledger: Ledger[Any], outage: Outage, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        ledger: Ledger[Any],
+        outage: Outage,
+        runtime: Runtime,
+        classes: ErrorClasses = OWN_CLASSES,
+    ) -> None:
         self._ledger = ledger
         self._outage = outage
         self._runtime = runtime
+        self._classes = classes
 
     def timed_out(self, timeout: float, why: str = "", what: str = "no connection") -> PoolTimeout:
         """The error at the end of a request's timeout; its cause is the last connect error."""
@@ -63,7 +86,7 @@ class ErrorFactory:
             place = next((f", borrowed at {each}" for each in oldest.lease.borrowed_at()), "")
             whose = f"held by {oldest.lease.holder_name}{place}"
             parts.append(f"the longest lease is {longest:.1f} s old, {whose}: see pool.explain()")
-        error = PoolTimeout(
+        error = self._classes.timeout(
             "; ".join(parts),
             timeout=timeout,
             max_size=limits.max_size_or_zero,
@@ -82,7 +105,7 @@ class ErrorFactory:
         access = outage.fault is Fault.ACCESS
         what = "access has been refused" if access else "connecting has been failing"
         last = redacted(outage.error)
-        error = PoolUnavailable(
+        error = self._classes.unavailable(
             f"no connection available: {what} for {lasts:.1f} s ({_attempts(outage.failures)});"
             f" the pool keeps trying in the background; last error: {last}",
             max_size=self._ledger.settings.max_size_or_zero,
@@ -104,7 +127,7 @@ class ErrorFactory:
         places = "".join(
             f"\n  {name} waits at " + "\n    from ".join(stack) for name, stack in found.items()
         )
-        return PoolDeadlock(
+        return self._classes.deadlock(
             "deadlock: every connection is held by a task that waits for another one"
             f" (max_size={self._ledger.settings.max_size}, leased={size}, waiting={waiting}):"
             f" use one connection at a time in each task, or raise max_size{places}",
@@ -115,6 +138,12 @@ class ErrorFactory:
             holders=found,
         )
 
+    def session_deadlock(self, task: asyncio.Task[Any], why: str) -> PoolDeadlock:
+        """The error where a task would wait for its own operation on its session's connection."""
+        name = task.get_name()
+        msg = f"deadlock in the session of {name!r}: {why}"
+        return self._classes.deadlock(msg, holders={name: []})
+
     def unanswered(self, timeout: float) -> PoolTimeout:
         """The error for a sent statement whose answer did not arrive in time."""
         return self.timed_out(timeout, "the statement was sent and may have run", "no answer")
@@ -122,23 +151,55 @@ class ErrorFactory:
     def too_many(self, waiting: int) -> TooManyRequests:
         """The error where `max_waiting` requests are waiting already."""
         limit = self._ledger.settings.max_waiting
-        msg = f"{waiting} requests are already waiting (max_waiting={limit}): shed load or raise it"
-        return TooManyRequests(msg, waiting=waiting, max_waiting=limit)
+        msg = (
+            f"pool {self._runtime.name!r}: {waiting} requests are already waiting"
+            f" (max_waiting={limit}): shed load or raise it"
+        )
+        return self._classes.too_many(msg, waiting=waiting, max_waiting=limit)
+
+    def not_ready(self, timeout: float, opened: str, cause: Exception | None) -> PoolTimeout:
+        """The error where the pool did not open its connections in time, and was closed."""
+        msg = f"pool {self._runtime.name!r} was not ready within {timeout:g} s: {opened}"
+        limit = self._ledger.settings.max_size_or_zero
+        error = self._classes.timeout(f"{msg}, so it was closed", timeout=timeout, max_size=limit)
+        error.__cause__ = cause
+        return error
+
+    def not_open(self) -> PoolClosed:
+        """The error for a use before `open()` where the first use does not open the pool."""
+        how = "use `async with pool` or await pool.open()"
+        return self._classes.closed(f"pool {self._runtime.name!r} is not open yet: {how}")
+
+    def already_closed(self) -> PoolClosed:
+        """The error for any use of a closed pool."""
+        what = "is already closed, and cannot be reused: make a new pool"
+        return self._classes.closed(f"pool {self._runtime.name!r} {what}")
 
     def closed(self) -> PoolClosed:
-        """The error for any use of a closed pool."""
-        return PoolClosed(f"pool {self._runtime.name!r} is closed")
+        """The error for a request or a session during which the pool is closed."""
+        return self._classes.closed(f"pool {self._runtime.name!r} is closed")
+
+    def closed_in_use(self) -> PoolClosed:
+        """The error at the return of a connection that `close` has closed during its lease."""
+        what = "was closed while this was in use: its work is lost"
+        return self._classes.closed(f"pool {self._runtime.name!r} {what}")
 
     def wrong_loop(self, home: asyncio.AbstractEventLoop | None) -> PoolWrongLoop:
         """The error on an event loop other than the one that opened the pool."""
         if home is not None and home.is_closed():
             what = "was opened on an event loop that has ended: await pool.open() on this one"
         elif home is None:
-            what = "is not open: await pool.open() first"
+            what = "is not open yet: await pool.open() first"
+        elif home.is_running():
+            what = (
+                "is open on another event loop: use one pool per event loop, or run this on that"
+                " one with asyncio.run_coroutine_threadsafe()"
+            )
         else:
             what = (
-                "is open on another event loop: use one pool per event loop, each on the loop that"
-                " opened it"
+                "is open on another event loop, which is not running: use one pool per event loop,"
+                " or run this on that one; a pool changes to another loop only after its own was"
+                " closed"
             )
         return PoolWrongLoop(f"pool {self._runtime.name!r} {what}")
 

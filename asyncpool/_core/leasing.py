@@ -21,7 +21,7 @@ from asyncpool._core.lease import Lease, ManualLease
 from asyncpool._core.settings import duration
 from asyncpool._core.wait_queue import Waiter
 from asyncpool._core.waiting import Waiting
-from asyncpool.errors import PoolClosed, ReleaseError
+from asyncpool.errors import ReleaseError
 
 FRESH = 0.001
 """Seconds after its last use for which a watched connection counts as alive without being asked.
@@ -215,10 +215,7 @@ class Leasing(Waiting[C]):
         lease, entry = self.lease_of(conn), self.ledger.take_back(conn)
         if entry is None or lease is None:
             if self.closed:
-                msg = (
-                    f"pool {self.runtime.name!r} was closed while this was in use: its work is lost"
-                )
-                raise PoolClosed(msg)
+                raise self.errors.closed_in_use()
             if conn in self.orphaned:
                 raise self.errors.orphaned(conn)
             what = "it belongs to another pool or was released already"

@@ -22,7 +22,7 @@ from asyncpool._core.budget import Budget
 from asyncpool._core.check import Check
 from asyncpool._core.driver import C, Driver
 from asyncpool._core.entry import Entry
-from asyncpool._core.error_factory import ErrorFactory
+from asyncpool._core.error_factory import OWN_CLASSES, ErrorClasses, ErrorFactory
 from asyncpool._core.failures import FailureHandler
 from asyncpool._core.lease import NO_LEASE
 from asyncpool._core.lease_monitor import LeaseMonitor
@@ -54,6 +54,7 @@ class Core(Leasing[C]):
         is_listening: whether a connection must stay open without a holder, because it is being
             listened on.
         budget: the limit shared with other pools.
+        error_classes: the classes of the pool's errors.
         random: the source of jitter.
     """
 
@@ -68,13 +69,14 @@ class Core(Leasing[C]):
         on_leak: Callable[[Entry[C], str], None] | None = None,
         is_listening: Callable[[C], bool] = lambda _: False,
         budget: Budget | None = None,
+        error_classes: ErrorClasses = OWN_CLASSES,
         random: Random | None = None,
     ) -> None:
         random = random or Random()
         self.ledger = ledger = Ledger[C](settings, self._timeout_error, budget)
         self.runtime = runtime = Runtime(settings.name)
         outage, timer = Outage(random), Timer(self._on_retry)
-        self.errors = errors = ErrorFactory(ledger, outage, runtime)
+        self.errors = errors = ErrorFactory(ledger, outage, runtime, error_classes)
         self.outages = outages = OutageController(
             ledger, runtime, outage, timer, on_outage, classify
         )

@@ -47,7 +47,7 @@ class Waiting(Generic[C]):
     def admit(self) -> None:
         """Raise an error unless the pool is usable on the running event loop."""
         if self.closed:
-            raise self.errors.closed()
+            raise self.errors.already_closed()
         if self.home is not get_running_loop():
             raise self.errors.wrong_loop(self.home)
 
@@ -66,7 +66,7 @@ class Waiting(Generic[C]):
         queue, limits = ledger.queue, ledger.settings
         try:
             if self.closed:
-                raise self.errors.closed()
+                raise self.errors.already_closed()
             if waiter.deadline <= now:
                 raise self.errors.timed_out(timeout)
             if limits.max_waiting and queue.length >= limits.max_waiting and arrived_at is None:

@@ -179,7 +179,7 @@ async def test_the_queue_is_as_long_as_max_waiting(lib: Any, dsn: str) -> None:
         conn = await pool.getconn()
         waiting = [asyncio.create_task(pool.getconn()) for _ in range(2)]
         await in_line(pool, 2)
-        with pytest.raises(lib.TooManyRequests):
+        with pytest.raises(lib.TooManyRequests, match=f"'{pool.name}'.* 2 requests"):
             await pool.getconn()
         pool.max_waiting = 3
         waiting.append(asyncio.create_task(pool.getconn()))

@@ -50,8 +50,11 @@ async def test_a_closed_pool_is_not_opened_again(lib: Any, dsn: str) -> None:
     async with pool:
         pass
     await pool.close()
-    for use in (pool.open, pool.__aenter__, pool.getconn, pool.wait):
-        with pytest.raises(lib.PoolClosed, match="closed"):
+    for use in (pool.open, pool.__aenter__):
+        with pytest.raises(lib.PoolClosed, match="cannot be reused"):
+            await use()
+    for use in (pool.getconn, pool.wait, pool.connection().__aenter__):
+        with pytest.raises(lib.PoolClosed, match=f"'{pool.name}' is already closed"):
             await use()
 
 

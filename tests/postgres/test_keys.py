@@ -281,7 +281,7 @@ async def test_a_closed_pool_lends_nothing(dsn: str, use: str) -> None:
     pool = AsyncConnectionPool(dsn, min_size=1, name="books")
     await pool.open(wait=True)
     await pool.closeall()
-    with pytest.raises(PoolClosed, match="'books' is closed"):
+    with pytest.raises(PoolClosed, match="'books' is already closed"):
         await EXHAUSTED[use](pool)
 
 

@@ -93,9 +93,9 @@ async def test_a_closed_pool_is_not_opened_again(dsn: str) -> None:
     await pool.open(wait=True)
     await pool.close()
     for use in (pool.open, pool.wait, pool.acquire, pool.check, pool.drain, pool.__aenter__):
-        with pytest.raises(PoolClosed, match="is closed"):
+        with pytest.raises(PoolClosed, match="is already closed"):
             await use()
-    with pytest.raises(PoolClosed, match="is closed"):
+    with pytest.raises(PoolClosed, match="is already closed"):
         await pool.fetchval("SELECT 1")
 
 
@@ -230,7 +230,7 @@ async def test_a_pool_never_opened_may_be_closed(dsn: str) -> None:
     await pool.close()
     await pool.close()
     for use in (pool.acquire, pool.open):
-        with pytest.raises(PoolClosed, match="is closed"):
+        with pytest.raises(PoolClosed, match="is already closed"):
             await use()
 
 

@@ -295,11 +295,11 @@ def test_sizes_stay_and_counters_begin_anew(run: Run, named: str) -> None:
 
 
 def test_a_loop_that_has_not_ended_keeps_its_pool(named: str) -> None:
-    """The loop may run again: on another one the error is the one of a running loop."""
+    """The loop may run again; on another one the error says that it does not run now."""
     pool = AsyncConnectionPool(named, min_size=1)
 
     async def elsewhere() -> None:
-        with pytest.raises(PoolWrongLoop, match="is open on another event loop"):
+        with pytest.raises(PoolWrongLoop, match="another event loop, which is not running"):
             await in_time(pool.fetchval("SELECT 1"), 5)
 
     with asyncio.Runner() as runner:

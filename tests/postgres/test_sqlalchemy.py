@@ -408,7 +408,7 @@ async def test_a_closed_pool_says_so(dsn: str) -> None:
         engine = create_async_engine(pool)
         async with engine.connect() as conn:
             await conn.execute(text("SELECT 1"))
-    with pytest.raises(OperationalError, match="is closed") as caught:
+    with pytest.raises(OperationalError, match="is already closed") as caught:
         await engine.connect()
     assert isinstance(caught.value.orig, PoolClosed)
 

@@ -190,7 +190,7 @@ class TestQueue:
             conn = await take(core)
             tasks = [start(core) for _ in range(2)]
             await settle()
-            with pytest.raises(TooManyRequests, match=r"2 requests .*max_waiting=2") as refused:
+            with pytest.raises(TooManyRequests, match=r"'test': 2 .*max_waiting=2") as refused:
                 await core.acquire(None)
             assert (refused.value.waiting, refused.value.max_waiting) == (2, 2)
             tasks[0].cancel()

@@ -192,7 +192,7 @@ class TestClose:
             closing = asyncio.create_task(core.close(5.0))
             await settle()
             assert acquire_now(core) is None
-            with pytest.raises(PoolClosed, match="pool 'test' is closed"):
+            with pytest.raises(PoolClosed, match="pool 'test' is already closed"):
                 await core.acquire(None)
             core.release(conn)
             await closing
