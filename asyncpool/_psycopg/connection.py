@@ -99,6 +99,8 @@ class Connection(psycopg.AsyncConnection[Row]):
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
         """Connect; the arguments are those of `psycopg.AsyncConnection.connect`."""
         conn = await super().connect(conninfo, **kwargs)
+        if not isinstance(conn, Connection):
+            return conn  # a patch of psycopg's `connect` has made psycopg's own
         if sys.platform != "win32":
             try:
                 conn._transport = conn.lock.transport = Transport(conn)

@@ -206,3 +206,23 @@ async def test_a_method_that_a_tracer_has_patched_is_called(
     async with await Connection.connect(dsn) as conn:
         await conn.execute("SELECT 1")
     assert calls == ["execute", "cursor"]
+
+
+async def test_a_connect_that_was_patched_may_make_psycopgs_own_connection(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plain function in place of the class method does not know the class; the pool goes on."""
+    connect = psycopg.AsyncConnection.connect
+
+    async def patched(*args: Any, **kwargs: Any) -> Any:
+        return await connect(*args, **kwargs)
+
+    monkeypatch.setattr(psycopg.AsyncConnection, "connect", patched)
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=1) as pool:
+        for _ in range(2):
+            conn = await pool.getconn()
+            assert type(conn) is psycopg.AsyncConnection
+            await conn.execute("SELECT 1")
+            await pool.putconn(conn)
+        assert await pool.fetchval("SELECT 1") == 1
+        assert pool.stats().connects == 1
