@@ -98,6 +98,9 @@ class PsycopgDriver(Generic[ACT]):
         self.conninfo = conninfo
         self.kwargs = kwargs
         self.connection_class = connection_class
+        self.resolvers: tuple[Callable[[], Awaitable[str]], Callable[[], Awaitable[Any]]] | None
+        self.resolvers = None
+        """Callables used in place of `conninfo` and `kwargs`, if the pool resolves these itself."""
         self._configure = configure
         self._reset = reset
         self._any_watched = False
@@ -126,7 +129,8 @@ class PsycopgDriver(Generic[ACT]):
         raise psycopg.OperationalError(message)
 
     async def _open(self, secrets: set[str]) -> ACT:
-        conn = await connect(self.conninfo, self.kwargs, self.connection_class, secrets)
+        conninfo, kwargs = self.resolvers or (self.conninfo, self.kwargs)
+        conn = await connect(conninfo, kwargs, self.connection_class, secrets)
         try:
             # Made first, since it reaches the backend whatever `configure` does to the connection.
             self._handles[conn] = handle = ConnectionHandle(conn)

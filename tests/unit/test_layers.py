@@ -27,7 +27,7 @@ FLOORS = [
     ["health", "sizing"],
     ["pool"],
     ["null_pool"],
-    ["manager"],
+    ["manager", "compat"],
     ["__init__"],
 ]
 """Packages and public modules, from the ground up."""
