@@ -272,14 +272,18 @@ class AsyncConnectionPool(
         return snapshot_from_any_thread(self._core)
 
     def get_stats(self) -> dict[str, int]:
-        """Return the statistics under the keys of psycopg_pool's `get_stats`."""
-        return psycopg_keys(since(snapshot(self._core), self._last_pop))
+        """Return the statistics under the keys of psycopg_pool's `get_stats`.
+
+        As there, a returned connection is available at once if there is no `reset`, although it may
+        still have to be rolled back.
+        """
+        return self._psycopg_keys(snapshot(self._core), self._last_pop)
 
     def pop_stats(self) -> dict[str, int]:
         """Return what `get_stats` does, and restart its counters at zero."""
         now = snapshot(self._core)
         before, self._last_pop = self._last_pop, now
-        return psycopg_keys(since(now, before))
+        return self._psycopg_keys(now, before)
 
     def explain(self) -> Explanation:
         """Explain who has which connection, who waits, what failed and what to do.
@@ -307,6 +311,11 @@ class AsyncConnectionPool(
             conn._pool = None
             with contextlib.suppress(StopIteration, Exception):
                 conn.close().send(None)
+
+    def _psycopg_keys(self, now: PoolStats, before: PoolStats) -> dict[str, int]:
+        at_once = self._keeps_idle and not self._driver.resets
+        available = now.idle + now.cleaning if at_once else now.idle
+        return psycopg_keys(since(now, before), available=available)
 
     def _set_core(self, core: Core[ACT]) -> None:
         self._core = core

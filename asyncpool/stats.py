@@ -59,7 +59,7 @@ class PoolStats:
     requests: int
     """Requests that were served, failed, were cancelled, or wait."""
     requests_queued: int
-    """Requests that had to wait."""
+    """Requests that had to wait; in a null pool, those for which no connection could be opened."""
     requests_shared: int
     """Requests that were one-shot statements on a shared connection."""
     requests_failed: int
@@ -117,13 +117,18 @@ def since(now: PoolStats, before: PoolStats) -> PoolStats:
     return replace(now, requests=now.requests - before.requests, **counted, **distributions)
 
 
-def psycopg_keys(stats: PoolStats) -> dict[str, int]:
-    """Return the numbers under the keys of psycopg_pool's `get_stats`, times in whole ms."""
+def psycopg_keys(stats: PoolStats, *, available: int | None = None) -> dict[str, int]:
+    """Return the numbers under the keys of psycopg_pool's `get_stats`, times in whole ms.
+
+    Args:
+        stats: the numbers.
+        available: the value of "pool_available"; None: the idle connections.
+    """
     return {
         "pool_min": stats.min_size,
         "pool_max": stats.max_size,
         "pool_size": stats.size,
-        "pool_available": stats.idle,
+        "pool_available": stats.idle if available is None else available,
         "requests_waiting": stats.waiting,
         "requests_num": stats.requests,
         "requests_queued": stats.requests_queued,

@@ -56,7 +56,7 @@ class Lifecycle(SupportsBorrowing[ACT], SupportsRenewal[ACT]):
             await self.wait(timeout)
 
     async def wait(self, timeout: float = 30.0) -> None:
-        """Wait until `min_size` connections are open.
+        """Wait until `min_size` connections are open, and those returned before it are clean.
 
         Any number of tasks may wait at any time.
 
@@ -73,7 +73,11 @@ class Lifecycle(SupportsBorrowing[ACT], SupportsRenewal[ACT]):
         self._core.admit()
         try:
             async with asyncio.timeout(timeout):
+                if cleaning := self._core.runtime.tasks.running("reset"):
+                    await asyncio.wait(cleaning)
                 filled = await self._core.readiness.wait()
+                if not self._keeps_idle and (closing := self._core.runtime.tasks.running("close")):
+                    await asyncio.wait(closing)
             if not filled:
                 failure = self._core.errors.unavailable()
                 await self.close()

@@ -57,6 +57,10 @@ class BackgroundTasks:
         task.add_done_callback(self._ended, context=Context())
         return task
 
+    def running(self, job: str) -> set[asyncio.Task[Any]]:
+        """Return the tasks that do a job now."""
+        return {task for task in self._tasks if task.get_name() == f"{self._name}: {job}"}
+
     def exempt(self, task: asyncio.Task[Any] | None) -> None:
         """Never cancel this task: it runs a user's callback that has called `close()`."""
         if task in self._tasks:

@@ -61,7 +61,7 @@ class Counters:
 
         Args:
             ended_leases: the number of leases that have ended, without shared ones.
-            waiting: the number of requests that still wait.
+            waiting: the number of queued requests that still wait.
         """
         self.use.flush(ended_leases, self.use_time - self.shared_time)
         self.wait.flush(self.requests_queued - waiting, self.wait_time)

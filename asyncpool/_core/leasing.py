@@ -87,6 +87,7 @@ class Leasing(Waiting[C]):
         if not self.ledger.give_back(entry, now):
             self._counters.returns_bad += not self._driver.is_alive(conn)
             self.store.discard(entry)
+            self._driver.begin_close(conn)
         return True
 
     def release(self, conn: C, cleanup: Callable[[], Awaitable[object]] | None = None) -> None:

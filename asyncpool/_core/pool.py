@@ -160,7 +160,10 @@ class Core(Leasing[C]):
 
     def flush_times(self) -> None:
         """Move the noted durations of leases and waits into their histograms."""
-        self.runtime.counters.flush_times(self.ledger.ended_leases, self.ledger.waiting)
+        ledger, queued = self.ledger, self.ledger.waiting
+        if not self.settings.keeps_idle:
+            queued = sum(waiter.queued for waiter in ledger.queue)
+        self.runtime.counters.flush_times(ledger.ended_leases, queued)
 
     def drain(self) -> None:
         """Retire all current connections; leased ones are closed when released."""

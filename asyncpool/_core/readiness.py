@@ -33,7 +33,7 @@ class Readiness:
         self._outages = outages
         self._refill = refill
         self.full = asyncio.Event()
-        """Set once `min_size` connections are open at the same time."""
+        """Set while `min_size` connections are open at the same time, as far as is known."""
         self.callers = 0
         """The number of callers in `wait`."""
         self._connects_succeeded = 0
@@ -81,7 +81,8 @@ class Readiness:
         return ledger.remaining - ledger.opening >= ledger.settings.min_size
 
     async def _wait_until_full(self) -> bool:
-        while not self.full.is_set():
+        while not (self._has_enough() or self._runtime.closed):
+            self.full.clear()
             self._refill()
             if self._outages.is_unavailable():
                 return False

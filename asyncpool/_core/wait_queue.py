@@ -70,6 +70,7 @@ class Waiter(asyncio.Condition, Generic[T]):
         "deadline",
         "error",
         "joined_at",
+        "queued",
         "served",
         "task",
         "ticket",
@@ -84,6 +85,8 @@ class Waiter(asyncio.Condition, Generic[T]):
         self.deadline = deadline
         self.waited = 0.0
         """Duration of the wait, set when it ends."""
+        self.queued = True
+        """Whether it counts as a wait: it does not where a connect of its own is under way."""
         self.waiting = False
         """Whether it is in the queue."""
         self.counted_own = True

@@ -85,7 +85,9 @@ class Waiting(Generic[C]):
             self._leave(waiter)
             self.count_failure(error)
             raise
-        self.runtime.counters.requests_queued += arrived_at is None
+        # Where each request gets a connection of its own, the connect is no wait.
+        waiter.queued = limits.keeps_idle or ledger.waiting > ledger.opening
+        self.runtime.counters.requests_queued += waiter.queued and arrived_at is None
 
     def served(self, waiter: Waiter[Entry[C]], lease: Lease) -> Entry[C]:
         """Begin the lease of the entry that a waiter was served, or raise the waiter's error."""
@@ -107,7 +109,8 @@ class Waiting(Generic[C]):
         """Note the duration of a wait, however it has ended."""
         waiter.task = None
         waiter.waited = now - waiter.joined_at
-        self.runtime.counters.note_wait(waiter.waited)
+        if waiter.queued:
+            self.runtime.counters.note_wait(waiter.waited)
 
     def report_wait(self, waited: float) -> None:
         """Report a wait to `on_slow_wait` if it was long."""

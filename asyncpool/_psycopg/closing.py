@@ -27,7 +27,7 @@ async def disconnect(conn: psycopg.AsyncConnection[Any], handle: ConnectionHandl
             # A borrower is inside: its next statement is to fail.
             handle.shut_down(socket.SHUT_WR)
         working = conn.pgconn.transaction_status == ACTIVE
-        if working or (conn.closed and not handle.is_hung_up()):
+        if working or (conn.closed and not (handle.was_idle or handle.is_hung_up())):
             await handle.cancel()
         # A task that waits on the descriptor must leave before it is closed, or the loop would
         # keep a stale registration. If it does not, the socket is shut down and it fails.

@@ -204,17 +204,6 @@ def test_the_workings_of_psycopg_pool_are_its_own() -> None:
 
 
 @pytest.mark.parametrize("lib_null", [psycopg_pool, asyncpool], ids=["psycopg_pool", "asyncpool"])
-async def test_what_a_pool_that_keeps_none_counts_as_queued(lib_null: Any, dsn: str) -> None:
-    """They do not count who connects by itself; with us the pool connects, and whoever wants a
-    connection waits for it, or for one that comes back before."""
-    ours = lib_null is asyncpool
-    async with lib_null.AsyncNullConnectionPool(dsn) as pool:
-        async with pool.connection():
-            pass
-        assert pool.get_stats().get("requests_queued", 0) == (1 if ours else 0)
-
-
-@pytest.mark.parametrize("lib_null", [psycopg_pool, asyncpool], ids=["psycopg_pool", "asyncpool"])
 async def test_wait_of_a_pool_that_keeps_none_at_its_bound(
     lib_null: Any, dsn: str, backends: Backends
 ) -> None:

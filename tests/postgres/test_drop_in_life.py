@@ -45,7 +45,7 @@ async def test_open_again_does_nothing(lib: Any, dsn: str) -> None:
 
 
 async def test_a_closed_pool_is_not_opened_again(lib: Any, dsn: str) -> None:
-    """Nor used: all say `PoolClosed`."""
+    """Nor used: all say `PoolClosed`, and why."""
     pool = lib.AsyncConnectionPool(dsn, min_size=1, open=False)
     async with pool:
         pass
@@ -199,6 +199,53 @@ async def test_the_sizes_are_those_of_now(lib: Any, dsn: str) -> None:
             assert (stats["pool_size"], stats["pool_available"]) == (2, 1)
             assert stats["requests_waiting"] == 0
         await pool.putconn(conn)
+
+
+@pytest.mark.parametrize("way", ["ends", "raises", "is cancelled"])
+async def test_a_connection_is_available_once_its_block_has_ended(
+    lib: Any, dsn: str, way: str
+) -> None:
+    """However the block ends, and with a transaction open."""
+    inside = asyncio.Event()
+
+    async def block() -> None:
+        async with pool.connection() as conn:
+            await conn.execute("SELECT 1")
+            inside.set()
+            if way == "is cancelled":
+                await asyncio.Event().wait()
+            if way == "raises":
+                raise LookupError
+
+    async with lib.AsyncConnectionPool(dsn, min_size=2) as pool:
+        await pool.wait()
+        task = asyncio.create_task(block())
+        await inside.wait()
+        if way == "is cancelled":
+            task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        stats = pool.get_stats()
+        assert (stats["pool_size"], stats["pool_available"]) == (2, 2)
+        assert (stats["requests_num"], stats.get("requests_waiting", 0)) == (1, 0)
+
+
+async def test_wait_returns_once_what_was_returned_is_reset(lib: Any, dsn: str) -> None:
+    """So a connection that is being reset is not available yet."""
+    resets, may_end = [], asyncio.Event()
+
+    async def reset(conn: psycopg.AsyncConnection[Any]) -> None:
+        await may_end.wait()
+        resets.append(conn)
+
+    async with lib.AsyncConnectionPool(dsn, min_size=1, reset=reset) as pool:
+        await pool.wait()
+        async with pool.connection() as conn:
+            await conn.execute("SELECT 1")
+        assert pool.get_stats()["pool_available"] == 0
+        asyncio.get_running_loop().call_soon(may_end.set)
+        await in_time(pool.wait())
+        assert resets == [conn]
+        assert pool.get_stats()["pool_available"] == 1
 
 
 async def test_the_counters_start_again_after_pop_stats(lib: Any, dsn: str) -> None:

@@ -41,11 +41,12 @@ async def test_each_request_has_a_connection_of_its_own(
             async with pool.connection() as conn:
                 assert conn._pool is pool
                 pids.add(await backend_of(conn))
-            await eventually(lambda conn=conn: conn.closed)  # type: ignore[misc]
+            assert conn.closed
             await eventually(lambda: not backends.pids())
         assert len(pids) == 3
         stats = pool.get_stats()
         assert (stats["connections_num"], stats["requests_num"]) == (3, 3)
+        assert stats.get("requests_queued", 0) == stats.get("requests_wait_ms", 0) == 0
         assert (stats["pool_min"], stats["pool_max"]) == (0, 0)
         assert (pool.min_size, pool.max_size) == (0, 0)
 
@@ -72,7 +73,7 @@ async def test_who_waits_gets_the_connection_that_comes_back(kind: Any, dsn: str
         assert await cur.fetchone() == (None,)
         await pool.putconn(same)
         assert reset == [pid]
-        assert pool.get_stats()["connections_num"] == 1
+        assert pool.get_stats()["connections_num"] == pool.get_stats()["requests_queued"] == 1
 
 
 @pytest.mark.parametrize("kind", [Pool, psycopg_pool.AsyncNullConnectionPool])
@@ -96,6 +97,7 @@ async def test_wait_opens_one_and_keeps_none(kind: Any, dsn: str, backends: Back
     """`wait` tests whether the database is reachable."""
     async with kind(dsn, max_size=2) as pool:
         await pool.wait()
+        assert pool.get_stats()["pool_size"] == 0
         await eventually(lambda: not backends.pids())
         assert pool.get_stats()["connections_num"] == 1
         assert pool.get_stats().get("requests_num", 0) == 0

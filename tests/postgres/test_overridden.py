@@ -226,3 +226,16 @@ async def test_a_connect_that_was_patched_may_make_psycopgs_own_connection(
             await pool.putconn(conn)
         assert await pool.fetchval("SELECT 1") == 1
         assert pool.stats().connects == 1
+
+
+@pytest.mark.parametrize("cls", [Wrapped, Overridden, psycopg.AsyncConnection])
+async def test_a_null_pool_closes_each_connection_after_its_block(
+    dsn: str, backends: Backends, cls: Any
+) -> None:
+    """A wrapped one too, whose class has no `close` of its own."""
+    async with AsyncNullConnectionPool(dsn, connection_class=cls) as pool:
+        for _ in range(2):
+            async with pool.connection() as conn:
+                await conn.execute("SELECT 1")
+            await eventually(lambda: not backends.pids())
+        assert pool.stats().returns_bad == 0

@@ -24,6 +24,7 @@ from tests.unit._tools import (
     ok,
     running,
     settle,
+    slow,
     use,
     virtual_time,
 )
@@ -125,6 +126,19 @@ class TestAccess:
             assert not waiting.done()
             core.release(conn)
             await waiting
+
+    @virtual_time
+    async def test_a_wait_for_min_size_waits_again_after_a_loss(self) -> None:
+        """Connections that were open once do not count."""
+        driver = Driver(open=slow(1.0))
+        async with running(driver, 2, 2) as core:
+            assert await core.readiness.wait()
+            for entry in list(core.ledger.entries):
+                core.store.discard_lost(entry)
+            before = now()
+            assert await core.readiness.wait()
+            assert now() == pytest.approx(before + 1.0)
+            assert core.ledger.size == 2
 
     @virtual_time
     async def test_a_wait_for_min_size_fails_too(self) -> None:
