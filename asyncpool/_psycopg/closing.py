@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import socket
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -12,10 +13,23 @@ import psycopg
 
 from asyncpool._psycopg.callbacks import call
 from asyncpool._psycopg.cancellation import CANCEL_TIMEOUT
+from asyncpool._psycopg.connection import Connection
 from asyncpool._psycopg.handle import ConnectionHandle
 from asyncpool._psycopg.operation import ACTIVE
 
 logger = logging.getLogger("asyncpool")
+
+PLAIN_CLOSES = psycopg.AsyncConnection.close, Connection.close
+"""The `close` methods that do not suspend on an idle connection of a pool."""
+
+
+def begin_close(conn: psycopg.AsyncConnection[Any], handle: ConnectionHandle) -> None:
+    """Close an idle connection on this side, unless its class does more than psycopg's."""
+    if getattr(type(conn), "close", None) in PLAIN_CLOSES:
+        handle.was_idle = True
+        conn._pool = None  # or a pool with `close_returns` would take it back
+        with suppress(StopIteration):
+            conn.close().send(None)
 
 
 async def disconnect(conn: psycopg.AsyncConnection[Any], handle: ConnectionHandle) -> None:

@@ -23,8 +23,7 @@ from psycopg.rows import TupleRow
 from asyncpool._core.driver import Notify
 from asyncpool._core.redact import conceal
 from asyncpool._psycopg.callbacks import call, resolve
-from asyncpool._psycopg.closing import close, disconnect
-from asyncpool._psycopg.connection import Connection
+from asyncpool._psycopg.closing import begin_close, close, disconnect
 from asyncpool._psycopg.handle import Baseline, ConnectionHandle, notify_handlers
 from asyncpool._psycopg.internals import SUPPORTED, UNSUPPORTED_REASON
 from asyncpool._psycopg.listening import Subscription
@@ -60,9 +59,6 @@ LOCK_TIMEOUT = 0.5
 """Seconds to wait for a task that still uses a connection that was returned."""
 CLOSE_TIMEOUT = 2.0
 """Seconds to close a connection that could not be configured."""
-
-PLAIN_CLOSES = psycopg.AsyncConnection.close, Connection.close
-"""The `close` methods that do not suspend on an idle connection of a pool."""
 
 IDLE = int(TransactionStatus.IDLE)
 INTRANS = int(TransactionStatus.INTRANS)
@@ -169,11 +165,8 @@ class PsycopgDriver(Generic[ACT]):
 
     def begin_close(self, conn: ACT) -> None:
         """Close a clean connection on this side, unless its class does more than psycopg's."""
-        if getattr(type(conn), "close", None) in PLAIN_CLOSES and self.is_idle(conn):
-            self._handles[conn].was_idle = True
-            conn._pool = None  # or a pool with `close_returns` would take it back
-            with suppress(StopIteration):
-                conn.close().send(None)
+        if self.is_idle(conn):
+            begin_close(conn, self._handles[conn])
 
     def is_busy(self, conn: ACT) -> bool:
         """Whether the connection's backend may be running a query."""
