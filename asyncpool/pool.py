@@ -39,7 +39,7 @@ from asyncpool._core.runtime import Phase
 from asyncpool._core.settings import Settings, count, sizes
 from asyncpool._diagnostics.explain import explain
 from asyncpool._diagnostics.leaks import log_leak
-from asyncpool._diagnostics.snapshot import snapshot, snapshot_from_any_thread
+from asyncpool._diagnostics.snapshot import rolled_back, snapshot, snapshot_from_any_thread
 from asyncpool._pipeline.dispatcher import Dispatcher
 from asyncpool._psycopg.connection import Connection
 from asyncpool._psycopg.driver import ACT, PsycopgDriver
@@ -313,9 +313,8 @@ class AsyncConnectionPool(
                 conn.close().send(None)
 
     def _psycopg_keys(self, now: PoolStats, before: PoolStats) -> dict[str, int]:
-        at_once = self._keeps_idle and not self._driver.resets
-        available = now.idle + now.cleaning if at_once else now.idle
-        return psycopg_keys(since(now, before), available=available)
+        coming = 0 if self._driver.resets else rolled_back(self._core)
+        return psycopg_keys(since(now, before), available=now.idle + coming)
 
     def _set_core(self, core: Core[ACT]) -> None:
         self._core = core

@@ -70,3 +70,11 @@ def snapshot(core: Core[Any], *, flush: bool = True) -> PoolStats:
         **counted,
         **durations,
     )
+
+
+def rolled_back(core: Core[Any]) -> int:
+    """Return how many connections are being cleaned and will then be idle."""
+    if not core.settings.keeps_idle:
+        return 0
+    cleaning = (each for each in core.ledger.entries if each.state is State.CLEANING)
+    return sum(not each.is_retired for each in cleaning)

@@ -98,8 +98,7 @@ class PsycopgDriver(Generic[ACT]):
         self.conninfo = conninfo
         self.kwargs = kwargs
         self.connection_class = connection_class
-        self.resolvers: tuple[Callable[[], Awaitable[str]], Callable[[], Awaitable[Any]]] | None
-        self.resolvers = None
+        self.resolvers: tuple[Callable[[], Any], Callable[[], Any]] | None = None
         """Callables used in place of `conninfo` and `kwargs`, if the pool resolves these itself."""
         self._configure = configure
         self._reset = reset
