@@ -176,7 +176,8 @@ class OutageController(Generic[C]):
     def _end(self) -> None:
         self.outage.end()
         self._ledger.keep_expired = False
-        self.retry.cancel()
+        if not self._cancelled_by:  # else the room of that connect has yet to be offered
+            self.retry.cancel()
 
     def _retry_at(self, at: float) -> None:
         if self.retry.at > at:

@@ -67,6 +67,11 @@ def opens(core: Core[FakeConn]) -> dict[str, Any]:
     return driver.usual
 
 
+def connects(core: Core[FakeConn]) -> set[asyncio.Task[Any]]:
+    """Return the background tasks of a pool, which are all connects."""
+    return {task for task in asyncio.all_tasks() if task in core.runtime.tasks}
+
+
 async def refused() -> None:
     """A connect with a wrong password."""
     raise psycopg.errors.InvalidPassword
@@ -643,7 +648,7 @@ async def test_a_pool_that_closes_leaves_its_room_to_the_others_at_once() -> Non
         await settle()
         other = start(b)
         await settle()
-        (connect,) = [task for task in asyncio.all_tasks() if task in a.runtime.tasks]
+        (connect,) = connects(a)
         connect.cancel()  # as something might do that is not the pool
         await settle()
         assert a.ledger.size == 1
@@ -656,3 +661,28 @@ async def test_a_pool_that_closes_leaves_its_room_to_the_others_at_once() -> Non
         a.release(held)
         await closing
         await asyncio.gather(*waits, return_exceptions=True)
+
+
+@virtual_time
+async def test_the_room_of_a_cancelled_connect_is_offered_although_an_outage_ends() -> None:
+    """The pause before that does not end with the outage."""
+    async with sharing(2, 0, 0, max_size=2) as (a, b):
+        opens(a)["open"] = fails
+        held = start(a)
+        await settle()
+        opens(a)["open"] = slow(5.0)
+        await asyncio.sleep(0.5)
+        (first,) = connects(a)
+        (probe,) = a.ledger.entries
+        opens(a)["open"] = never
+        await asyncio.sleep(3.0)
+        (second,) = connects(a) - {first}
+        other = start(b)
+        await asyncio.sleep(probe.opened_at + 4.95 - now())
+        assert not other.done()
+        second.cancel()  # as something might do that is not the pool
+        await asyncio.sleep(0.5)
+        assert held.done()
+        assert other.done()
+        a.release(held.result())
+        b.release(other.result())
