@@ -209,13 +209,14 @@ class AsyncConnectionPool(
             error_classes=self._error_classes,
         )
         enabled = bool(pipeline) and self._overridden is None and shared_size != 0
-        self._make_dispatcher = partial(
-            Dispatcher,
-            width=None if shared_size is None else count("shared_size", shared_size),
+        width = None if shared_size is None else count("shared_size", shared_size)
+        self._set_core(self._make_core(settings))
+        self._dispatcher = Dispatcher(
+            self._core,
+            width,
             enabled=enabled and can_share(self.connection_class),
             passes_on=not self._driver.resets,
         )
-        self._set_core(self._make_core(settings))
         renew_after_fork(self)
 
     def __repr__(self) -> str:
@@ -318,7 +319,6 @@ class AsyncConnectionPool(
 
     def _set_core(self, core: Core[ACT]) -> None:
         self._core = core
-        self._dispatcher = self._make_dispatcher(core)
         self._keys = Keys(core)
         self._sessions = {}
         self._listening = set()
@@ -328,6 +328,7 @@ class AsyncConnectionPool(
         old, core = self._core, self._make_core(self._core.settings)
         core.slow_wait, core.on_slow_wait = old.slow_wait, old.on_slow_wait
         self._set_core(core)
+        self._dispatcher = self._dispatcher.renewed(core)
 
 
 give_hints(AsyncConnectionPool)

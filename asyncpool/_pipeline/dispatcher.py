@@ -56,6 +56,10 @@ class Dispatcher:
         """The shared channels."""
         self.spawn: Callable[[Coroutine[Any, Any, None], str], object] = core.runtime.tasks.spawn
 
+    def renewed(self, core: Core[Any]) -> Dispatcher:
+        """Return a dispatcher with the same options for the pool's next core."""
+        return Dispatcher(core, self._width, enabled=self.enabled, passes_on=self._passes_on)
+
     @property
     def width(self) -> int:
         """Maximum number of shared connections."""
