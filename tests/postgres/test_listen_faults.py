@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from asyncpool.testing import Server
 
 LOOPS = BOTH_LOOPS
-KINDS = pytest.mark.parametrize("kind", [Connection, psycopg.AsyncConnection])
+KINDS = pytest.mark.parametrize("kind", few([Connection, psycopg.AsyncConnection]))
 CHANNELS = "SELECT array_agg(c) FROM pg_listening_channels() AS c"
 
 
