@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ._server_session import CHUNK, ServerSession
 from ._transactions import Control, controls
-
-if TYPE_CHECKING:
-    from ._transaction_proxy import TransactionProxy
 
 CANCEL, ENCRYPTIONS = 80877102, (80877103, 80877104)
 TAGS = {"begin": b"BEGIN", "commit": b"COMMIT", "rollback": b"ROLLBACK"}
@@ -27,12 +24,32 @@ class Refused(Exception):
         self.code = code
 
 
+class SupportsTurns(Protocol):
+    """The part of the proxy that its clients use: they take turns on one server session."""
+
+    async def acquire_turn(self, client: Client) -> None:
+        """Wait for the client's turn."""
+
+    def release_turn(self, client: Client) -> None:
+        """End the client's turn."""
+
+    async def end(self, client: Client, *, commit: bool) -> bytes | None:
+        """End the client's transaction; return the server's error, if any."""
+
+    def has_savepoint(self, client: Client) -> bool:
+        """Whether a savepoint stands for the client's transaction."""
+        ...
+
+    async def cancel(self, key: bytes) -> None:
+        """Cancel what a client runs."""
+
+
 class Client:
     """A client with a transaction state and names of prepared statements of its own."""
 
     def __init__(
         self,
-        proxy: TransactionProxy,
+        proxy: SupportsTurns,
         server: ServerSession,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,

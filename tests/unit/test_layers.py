@@ -120,7 +120,7 @@ def test_a_room_imports_from_floors_below_it(room: str) -> None:
         assert not above, f"{path.relative_to(ROOT)} imports from {above}"
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", [*PACKAGES, *ANNEXES])
 def test_there_is_no_circle_inside_a_package(package: str) -> None:
     """Taking away whichever module needs no other leaves none."""
     needs = {
