@@ -353,3 +353,31 @@ async def test_nothing_keeps_a_request_that_has_ended() -> None:
             core.release(late.result())
     finally:
         gc.enable()
+
+
+@virtual_time
+async def test_a_long_wait_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """From its threshold on, served or not; a callback that fails is logged."""
+    reported: list[float] = []
+    async with running(Driver(), 1, 1) as core:
+        core.slow_wait, core.on_slow_wait = 2.0, reported.append
+        conn = await core.acquire(None)
+        with pytest.raises(PoolTimeout):
+            await core.acquire(1.0)
+        with pytest.raises(PoolTimeout):
+            await core.acquire(2.5)
+        waiting = start(core)
+        await asyncio.sleep(3.0)
+        core.release(conn)
+        core.release(await waiting)
+        assert reported == pytest.approx([2.5, 3.0], abs=0.001)
+
+        def fail(_: float) -> None:
+            raise ZeroDivisionError
+
+        core.on_slow_wait = fail
+        conn = await core.acquire(None)
+        with pytest.raises(PoolTimeout):
+            await core.acquire(2.5)
+        core.release(conn)
+    assert "the on_slow_wait callback failed" in caplog.text

@@ -201,6 +201,42 @@ class TestReturns:
             assert core.lease_of(conn) not in (None, lease)
 
 
+class TestShared:
+    @virtual_time
+    async def test_a_shared_lease_is_no_use(self) -> None:
+        """Its time is counted apart, and the connection is idle or cleaned afterwards."""
+        driver = Driver()
+        async with running(driver, 1, 1) as core:
+            for clean in (True, False):
+                conn = await take(core)
+                entry = core.ledger.leased[conn]
+                core.ledger.share(entry)
+                await asyncio.sleep(2.0)
+                conn.clean = clean
+                core.release_shared(entry)
+                await settle()
+                assert core.ledger.idle == [entry]
+            counters = core.runtime.counters
+            assert counters.shared_time == pytest.approx(4.0)
+            assert counters.use_time - counters.shared_time == pytest.approx(0.0)
+            assert (core.ledger.leases, len(driver.times("reset"))) == (0, 1)
+
+    @virtual_time
+    async def test_a_clean_connection_is_handed_to_the_first_waiter(self) -> None:
+        """That is one use and the next; an expired one is not handed over."""
+        async with running(Driver(), 1, 1) as core:
+            entry = core.ledger.leased[await take(core)]
+            waiting = start(core)
+            await asyncio.sleep(2.0)
+            assert core.hand_over(entry)
+            assert await waiting is entry.conn
+            assert core.runtime.counters.use_time == pytest.approx(2.0)
+            assert core.ledger.leases == 2
+            entry.expires_at = now()
+            assert not core.hand_over(entry)
+            core.release(entry.conn)
+
+
 class TestLost:
     @virtual_time
     async def test_a_connection_lost_while_idle_is_replaced_at_once(self) -> None:
