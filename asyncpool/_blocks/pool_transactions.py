@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from asyncio import current_task
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import cast
+from typing import TypeVar, cast
 
 from asyncpool._blocks.overrides import OverriddenTransaction
 from asyncpool._blocks.pool_blocks import PoolBlocks
-from asyncpool._blocks.retrying import Retrying
+from asyncpool._blocks.retrying import retry
 from asyncpool._blocks.transaction import Transaction
 from asyncpool._blocks.transaction_options import (
     Isolation,
@@ -20,9 +20,11 @@ from asyncpool._blocks.transaction_options import (
 from asyncpool._core.settings import count
 from asyncpool._psycopg.driver import ACT
 
+T = TypeVar("T")
+
 
 class PoolTransactions(PoolBlocks[ACT]):
-    """`transaction` and `retrying`."""
+    """`transaction` and `run_transaction`."""
 
     def transaction(
         self,
@@ -60,8 +62,9 @@ class PoolTransactions(PoolBlocks[ACT]):
         options = options_of(isolation, read_only, deferrable, settings, role)
         return self._transaction(timeout, options)
 
-    def retrying(
+    async def run_transaction(
         self,
+        work: Callable[[ACT], Awaitable[T]],
         timeout: float | None = None,
         *,
         attempts: int = 5,
@@ -70,31 +73,39 @@ class PoolTransactions(PoolBlocks[ACT]):
         deferrable: bool | None = None,
         settings: Mapping[str, Setting] | None = None,
         role: str | None = None,
-    ) -> Retrying[ACT]:
-        """Run a transaction again if it deadlocked or could not be serialized.
+    ) -> T:
+        """Run an async function in a transaction, and again if that could not be serialized.
 
-        `async for attempt in pool.retrying():` with `async with attempt as conn:` in it. Each
-        attempt is a `transaction` block on a newly borrowed connection. If the server ends it with
-        SQLSTATE 40001 or 40P01, in a statement or at the COMMIT, it is rolled back, and the next
-        attempt follows after a pause of at most 20 ms, doubled each time up to a second. Any other
-        error ends the loop, and so does the failure of the last attempt.
+        Each attempt is a `transaction` block on a newly borrowed connection. If the server ends it
+        with SQLSTATE 40001 or 40P01 (a deadlock), in a statement or at the COMMIT, it is rolled
+        back, and the next attempt follows after a pause of at most 20 ms, doubled each time up to a
+        second. Nothing else is retried.
 
         Args:
+            work: called with the connection, once for each attempt.
             timeout: as for `connection`, for each attempt.
             attempts: the largest number of attempts, at least 1.
             isolation, read_only, deferrable, settings, role: as for `transaction`.
+
+        Returns:
+            The result of the attempt that was committed; None if `work` raised `psycopg.Rollback`.
 
         Raises:
             TypeError, ValueError: an argument is invalid.
             psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected: in the last
                 attempt.
             psycopg.Error: all others of `transaction`.
+            Exception: whatever else `work` raises.
         """
+        if not callable(work):
+            msg = f"work must be an async function of a connection, not {work!r}"
+            raise TypeError(msg)
         if count("attempts", attempts) < 1:
             msg = f"attempts must be at least 1: got {attempts}"
             raise ValueError(msg)
         options = TransactionOptions(isolation, read_only, deferrable, settings, role)
-        return Retrying(partial(self._transaction, timeout, options), attempts)
+        make = partial(self._transaction, timeout, options)
+        return cast("T", await retry(make, work, attempts))
 
     def _transaction(
         self, timeout: float | None, options: TransactionOptions | None

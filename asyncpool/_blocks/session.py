@@ -132,7 +132,7 @@ class Session(SessionConnection[ACT]):
         await self.wait_ready(timeout)
         nested = begin or not self.is_idle
         if options is not None and not self.is_idle:
-            msg = "a transaction is open in the session: options and retrying() need one of its own"
+            msg = "a transaction is open in the session: transaction options need one of its own"
             raise psycopg.ProgrammingError(msg)
         block = prepare(self.conn, options, past_overrides=True) if nested else (None, [])
         join = Join(self, *block)

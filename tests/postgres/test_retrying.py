@@ -1,16 +1,23 @@
-"""`pool.retrying()`: transactions that could not be serialized are run again."""
+"""`pool.run_transaction()`: transactions that could not be serialized are run again."""
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import psycopg
 import pytest
 
-from asyncpool import AsyncConnectionPool, PoolError
+from asyncpool import AsyncConnectionPool
 
 from ._tools import Backends, all_usable, at_rest, eventually, in_time
+
+
+def has(attempts: list[str], statement: str, least: int) -> bool:
+    """Whether a statement was attempted so often."""
+    return attempts.count(statement) >= least
+
 
 FAIL = "DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '{}'; END $$"
 
@@ -19,20 +26,24 @@ async def test_concurrent_increments_are_all_done(dsn: str, table: str, backends
     """Serializable transactions that conflict are repeated until each has committed once."""
     backends.ask(f"INSERT INTO {table} VALUES (0)")
     attempts = 0
+
+    async def increment(conn: Any) -> int:
+        nonlocal attempts
+        attempts += 1
+        cur = await conn.execute(f"SELECT x FROM {table}")
+        (x,) = await cur.fetchone()
+        await asyncio.sleep(0)
+        await conn.execute(f"UPDATE {table} SET x = %s", [x + 1])
+        return int(x) + 1
+
     async with AsyncConnectionPool(dsn, min_size=4) as pool:
         await pool.wait()
-
-        async def increment() -> None:
-            nonlocal attempts
-            async for attempt in pool.retrying(attempts=50, isolation="serializable"):
-                async with attempt as conn:
-                    attempts += 1
-                    cur = await conn.execute(f"SELECT x FROM {table}")
-                    (x,) = await cur.fetchone()  # type: ignore[misc]
-                    await asyncio.sleep(0)
-                    await conn.execute(f"UPDATE {table} SET x = %s", [x + 1])
-
-        await in_time(asyncio.gather(*(increment() for _ in range(12))), 60.0)
+        runs = (
+            pool.run_transaction(increment, attempts=50, isolation="serializable")
+            for _ in range(12)
+        )
+        results = await in_time(asyncio.gather(*runs), 60.0)
+        assert sorted(results) == list(range(1, 13))
         assert backends.rows(table) == [12]
         assert attempts > 12
         await all_usable(pool)
@@ -44,23 +55,31 @@ async def test_a_conflict_found_by_the_commit_is_retried(
     """Both have read what the other writes: one of them cannot be serialized."""
     backends.ask(f"INSERT INTO {table} VALUES (0), (0)")
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
-        both_read, numbers = asyncio.Barrier(2), []
+        both, numbers = asyncio.Barrier(2), []
 
-        async def insert() -> None:
-            async for attempt in pool.retrying(isolation="serializable"):
-                async with attempt as conn:
-                    cur = await conn.execute(f"SELECT count(*) FROM {table}")
-                    (count,) = await cur.fetchone()  # type: ignore[misc]
-                    if attempt.number == 1:
-                        await both_read.wait()
-                    await conn.execute(f"INSERT INTO {table} VALUES (%s)", [count])
-                    if attempt.number == 1:
-                        await both_read.wait()
-                numbers.append((attempt.number, attempt.failed))
+        async def insert() -> int:
+            number = 0
 
-        await in_time(asyncio.gather(insert(), insert()))
+            async def work(conn: Any) -> int:
+                nonlocal number
+                number += 1
+                cur = await conn.execute(f"SELECT count(*) FROM {table}")
+                (count,) = await cur.fetchone()
+                if number == 1:
+                    await both.wait()
+                await conn.execute(f"INSERT INTO {table} VALUES (%s)", [count])
+                if number == 1:
+                    await both.wait()
+                return int(count)
+
+            result = await pool.run_transaction(work, isolation="serializable")
+            numbers.append(number)
+            return result
+
+        # What is returned is what was committed, never what a failed attempt had.
+        assert sorted(await in_time(asyncio.gather(insert(), insert()))) == [2, 3]
         assert sorted(backends.rows(table)) == [0, 0, 2, 3]
-        assert sorted(numbers) == [(1, False), (1, True), (2, False)]
+        assert sorted(numbers) == [1, 2]
 
 
 async def test_a_deadlock_is_retried(dsn: str, table: str, backends: Backends) -> None:
@@ -72,14 +91,19 @@ async def test_a_deadlock_is_retried(dsn: str, table: str, backends: Backends) -
         both_hold = asyncio.Barrier(2)
 
         async def update(*order: int) -> int:
-            async for attempt in pool.retrying():
-                async with attempt as conn:
-                    for x in order:
-                        query = f"UPDATE {table} SET x = x + 10 WHERE x %% 10 = %s"
-                        await conn.execute(query, [x])
-                        if attempt.number == 1 and x == order[0]:
-                            await both_hold.wait()
-            return attempt.number
+            number = 0
+
+            async def work(conn: Any) -> None:
+                nonlocal number
+                number += 1
+                for x in order:
+                    query = f"UPDATE {table} SET x = x + 10 WHERE x %% 10 = %s"
+                    await conn.execute(query, [x])
+                    if number == 1 and x == order[0]:
+                        await both_hold.wait()
+
+            await pool.run_transaction(work)
+            return number
 
         assert sorted(await in_time(asyncio.gather(update(1, 2), update(2, 1)))) == [1, 2]
         assert sorted(backends.rows(table)) == [21, 22]
@@ -87,16 +111,18 @@ async def test_a_deadlock_is_retried(dsn: str, table: str, backends: Backends) -
 
 @pytest.mark.parametrize("code", ["40001", "40P01"])
 async def test_the_last_failure_is_raised(dsn: str, code: str) -> None:
-    """It says how many attempts there were; the connection is returned in each pause."""
+    """It says how many attempts there were; each has the only connection."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
-        numbers = []
-        with pytest.raises(psycopg.OperationalError, match="again") as caught:  # noqa: PT012
-            async for attempt in pool.retrying(attempts=3):
-                numbers.append(attempt.number)
-                assert pool.stats().leased == 0
-                async with attempt as conn:
-                    await conn.execute(FAIL.format(code))
-        assert numbers == [1, 2, 3]
+        attempts = 0
+
+        async def work(conn: Any) -> None:
+            nonlocal attempts
+            attempts += 1
+            await conn.execute(FAIL.format(code))
+
+        with pytest.raises(psycopg.OperationalError, match="again") as caught:
+            await pool.run_transaction(work, attempts=3)
+        assert attempts == 3
         assert caught.value.sqlstate == code
         assert caught.value.__notes__ == ["gave up after 3 attempts"]
         await at_rest(pool)
@@ -106,76 +132,87 @@ async def test_the_last_failure_is_raised(dsn: str, code: str) -> None:
 async def test_no_other_error_is_retried(dsn: str, table: str, code: str) -> None:
     """Neither of the server's nor of the program's."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
-        numbers = []
-        with pytest.raises(psycopg.Error, match="again"):  # noqa: PT012
-            async for attempt in pool.retrying():
-                numbers.append(attempt.number)
-                async with attempt as conn:
-                    await conn.execute(f"INSERT INTO {table} VALUES (1)")
-                    await conn.execute(FAIL.format(code))
-        with pytest.raises(ZeroDivisionError):  # noqa: PT012
-            async for attempt in pool.retrying():
-                numbers.append(attempt.number)
-                async with attempt as conn:
-                    await conn.execute(f"INSERT INTO {table} VALUES (2)")
-                    raise ZeroDivisionError
-        assert numbers == [1, 1]
+        attempts = 0
+
+        async def refused(conn: Any) -> None:
+            nonlocal attempts
+            attempts += 1
+            await conn.execute(f"INSERT INTO {table} VALUES (1)")
+            await conn.execute(FAIL.format(code))
+
+        async def broken(conn: Any) -> None:
+            nonlocal attempts
+            attempts += 1
+            await conn.execute(f"INSERT INTO {table} VALUES (2)")
+            raise ZeroDivisionError
+
+        with pytest.raises(psycopg.Error, match="again"):
+            await pool.run_transaction(refused)
+        with pytest.raises(ZeroDivisionError):
+            await pool.run_transaction(broken)
+        assert attempts == 2
         assert await pool.fetchval(f"SELECT count(*) FROM {table}") == 0
 
 
-async def test_a_failure_that_the_block_has_handled_is_not_retried(dsn: str) -> None:
+async def test_a_failure_that_the_work_has_handled_is_not_retried(dsn: str) -> None:
     """Its transaction cannot be committed; who handles an error decides what comes next."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
-        numbers = []
-        with pytest.raises(psycopg.errors.InFailedSqlTransaction):  # noqa: PT012
-            async for attempt in pool.retrying():
-                numbers.append(attempt.number)
-                async with attempt as conn:
-                    with pytest.raises(psycopg.errors.SerializationFailure):
-                        await conn.execute(FAIL.format("40001"))
-        assert numbers == [1]
+        attempts = 0
+
+        async def work(conn: Any) -> None:
+            nonlocal attempts
+            attempts += 1
+            with pytest.raises(psycopg.errors.SerializationFailure):
+                await conn.execute(FAIL.format("40001"))
+
+        with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+            await pool.run_transaction(work)
+        assert attempts == 1
 
 
-async def test_a_rollback_ends_the_loop(dsn: str, table: str, backends: Backends) -> None:
-    """It undoes the attempt, which has not failed."""
+async def test_a_rollback_is_no_failure(dsn: str, table: str, backends: Backends) -> None:
+    """It undoes the work, and there is no result."""
+
+    async def work(conn: Any) -> int:
+        await conn.execute(f"INSERT INTO {table} VALUES (1)")
+        raise psycopg.Rollback
+
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
-        async for attempt in pool.retrying():
-            async with attempt as conn:
-                await conn.execute(f"INSERT INTO {table} VALUES (1)")
-                raise psycopg.Rollback
-        assert (attempt.number, attempt.failed) == (1, False)
+        assert await pool.run_transaction(work) is None
         assert backends.rows(table) == []
 
 
-async def test_a_loop_that_does_not_enter_its_attempt_is_an_error(dsn: str) -> None:
-    """It would never end."""
+async def test_bad_arguments_are_errors(dsn: str) -> None:
+    """No connection is borrowed."""
+
+    async def work(_: Any) -> None:
+        raise AssertionError("it was called")
+
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
-        with pytest.raises(PoolError, match="must be `async with attempt`"):
-            async for _ in pool.retrying():
-                pass
         with pytest.raises(ValueError, match="attempts must be at least 1: got 0"):
-            pool.retrying(attempts=0)
+            await pool.run_transaction(work, attempts=0)
         with pytest.raises(TypeError, match="attempts"):
-            pool.retrying(attempts="3")  # type: ignore[arg-type]
+            await pool.run_transaction(work, attempts="3")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="work must be an async function"):
+            await pool.run_transaction("SELECT 1")  # type: ignore[arg-type]
+        assert pool.stats().requests == 0
 
 
-async def test_a_cancellation_in_a_pause_or_an_attempt_ends_the_loop(
+async def test_a_cancellation_in_a_pause_or_an_attempt_ends_it(
     dsn: str, backends: Backends
 ) -> None:
     """Nothing is held in a pause, and nothing is left of an attempt."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
-        states: list[str] = []
+        attempts: list[str] = []
 
-        async def run(statement: str) -> None:
-            async for attempt in pool.retrying(attempts=100):
-                async with attempt as conn:
-                    states.append("begun")
-                    await conn.execute(statement)
+        async def work(conn: Any, statement: str) -> None:
+            attempts.append(statement)
+            await conn.execute(statement)
 
-        for statement, begun in ((FAIL.format("40001"), 4), ("SELECT pg_sleep(60)", 1)):
-            states.clear()
-            task = asyncio.create_task(run(statement))
-            await eventually(lambda begun=begun: len(states) >= begun)  # type: ignore[misc]
+        for statement, least in ((FAIL.format("40001"), 4), ("SELECT pg_sleep(60)", 1)):
+            run = pool.run_transaction(partial(work, statement=statement), attempts=100)
+            task = asyncio.create_task(run)
+            await eventually(partial(has, attempts, statement, least))
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await in_time(task)
@@ -188,16 +225,18 @@ async def test_a_cancellation_in_a_pause_or_an_attempt_ends_the_loop(
 async def test_a_session_retries_outside_its_transactions(dsn: str) -> None:
     """A savepoint cannot be serialized again; a transaction of its own can."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool, pool.session() as conn:
-        numbers: list[Any] = []
-        async for attempt in pool.retrying():
-            async with attempt as it:
-                numbers.append(attempt.number)
-                assert it is conn
-                if attempt.number < 3:
-                    await conn.execute(FAIL.format("40001"))
-        assert numbers == [1, 2, 3]
+        attempts = 0
+
+        async def work(it: Any) -> int:
+            nonlocal attempts
+            attempts += 1
+            assert it is conn
+            if attempts < 3:
+                await it.execute(FAIL.format("40001"))
+            return attempts
+
+        assert await pool.run_transaction(work) == 3
         await conn.execute("SELECT 1")
-        with pytest.raises(psycopg.ProgrammingError, match="a transaction is open"):  # noqa: PT012
-            async for attempt in pool.retrying():
-                async with attempt:
-                    raise AssertionError("it was entered")
+        with pytest.raises(psycopg.ProgrammingError, match="a transaction is open"):
+            await pool.run_transaction(work)
+        assert attempts == 3

@@ -235,10 +235,12 @@ async def one_shots_and_reports(pool: AsyncConnectionPool) -> None:
     assert_type(await pool.fetchone("SELECT 1"), Any | None)
     number: int = await pool.fetchval("SELECT 1")
     assert_type(number, int)
-    async for attempt in pool.retrying(attempts=3, isolation="serializable"):
-        assert_type(attempt.number, int)
-        async with attempt as conn:
-            assert_type(conn, Plain)
+
+    async def work(conn: Plain) -> Order:
+        cur = await conn.execute("SELECT 1")
+        return Order(cur.rowcount)
+
+    assert_type(await pool.run_transaction(work, attempts=3, isolation="serializable"), Order)
     async with pool.transaction(read_only=True, settings={"app.tenant": 7}, role="web") as conn:
         assert_type(conn, Plain)
     assert_type(await pool.health(timeout=1), HealthReport)
