@@ -173,9 +173,9 @@ async def test_bad_options_are_errors_at_the_call(dsn: str) -> None:
             ({"role": ""}, ValueError, "role must not be empty"),
         ):
             with pytest.raises(error, match=words):
-                pool.transaction(**options)  # type: ignore[arg-type]
+                pool.transaction(**options)
             with pytest.raises(error, match=words):
-                await pool.run_transaction(characteristics, **options)  # type: ignore[arg-type]
+                await pool.run_transaction(characteristics, **options)
         assert pool.stats().requests == 0
 
 
