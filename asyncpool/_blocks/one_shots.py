@@ -27,7 +27,9 @@ from asyncpool._pipeline.dispatcher import Dispatcher
 from asyncpool._pipeline.request import Request
 from asyncpool._pipeline.results import ALL_ROWS, FIRST_ROW, FIRST_VALUE, TAG, Answer
 from asyncpool._psycopg.driver import ACT, IDLE
+from asyncpool._psycopg.own_statements import run
 from asyncpool._psycopg.sharing import has_transaction_characteristics
+from asyncpool._psycopg.wrapped import execute
 from asyncpool._sql.kinds import Kind
 
 logger = logging.getLogger("asyncpool")
@@ -107,10 +109,10 @@ async def _one_transaction(conn: Any) -> AsyncIterator[None]:
         return
     async with conn.pipeline() if psycopg.Pipeline.is_supported() else nullcontext():
         if conn.autocommit:
-            await conn.execute("BEGIN", prepare=False)
+            await run(conn, b"BEGIN")
         yield
         if conn.autocommit:
-            await conn.execute("COMMIT", prepare=False)
+            await run(conn, b"COMMIT")
 
 
 class OneShots(SupportsBorrowing[ACT]):
@@ -185,7 +187,7 @@ class OneShots(SupportsBorrowing[ACT]):
             curs = []
             async with _one_transaction(conn):
                 for number, (query, params) in enumerate(pairs):
-                    curs.append(await conn.execute(query, params))
+                    curs.append(await execute(conn, query, params))
                     if not number % YIELD_EVERY:
                         await asyncio.sleep(0)
             answers: list[list[Any] | str] = []
@@ -324,7 +326,7 @@ class OneShots(SupportsBorrowing[ACT]):
                             request.row_factory = row_factory
                         return read(request)
             async with borrowed(self, timeout, request) as conn:
-                cur = await conn.execute(query, params, prepare=prepare, binary=binary)
+                cur = await execute(conn, query, params, prepare=prepare, binary=binary)
                 if row_factory is not None:
                     cur.row_factory = row_factory
                 return await fetch(cur)

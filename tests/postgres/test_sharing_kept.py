@@ -184,12 +184,16 @@ class TracedCursor(wrapt.ObjectProxy[Any]):
         await self.__wrapped__.executemany(query, *args, **kwargs)
 
 
-class Traced(wrapt.ObjectProxy[Any]):
-    """A tracer's wrapper around a connection."""
+class TracedCursors(wrapt.ObjectProxy[Any]):
+    """The wrapper of a tracer that sees only the statements of a cursor, as elastic-apm's."""
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
         """Return a traced cursor."""
         return TracedCursor(self.__wrapped__.cursor(*args, **kwargs))
+
+
+class Traced(TracedCursors):
+    """A tracer's wrapper around a connection."""
 
     async def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         """Execute through a traced cursor, as tracers do."""
@@ -206,6 +210,15 @@ class Wrapped(Connection[Any]):
         return Traced(await super().connect(*args, **kwargs))
 
 
+class WrappedCursors(Connection[Any]):
+    """A connection class whose `connect` returns a wrapper that has no `execute`."""
+
+    @classmethod
+    async def connect(cls, *args: Any, **kwargs: Any) -> Any:
+        """Connect and wrap."""
+        return TracedCursors(await super().connect(*args, **kwargs))
+
+
 SINGLE = {
     "execute": lambda pool, query: pool.execute(query),
     "fetchall": lambda pool, query: pool.fetchall(query),
@@ -214,7 +227,7 @@ SINGLE = {
 }
 
 
-@pytest.mark.parametrize("how", ["connection", "cursor", "wrapper"])
+@pytest.mark.parametrize("how", ["connection", "cursor", "wrapper", "cursors only"])
 @pytest.mark.parametrize("shot", SINGLE)
 async def test_what_was_overridden_sees_every_one_shot(dsn: str, how: str, shot: str) -> None:
     """Each one-shot is seen once, also if many run at the same time."""
@@ -222,6 +235,7 @@ async def test_what_was_overridden_sees_every_one_shot(dsn: str, how: str, shot:
         "connection": {"connection_class": Observed},
         "cursor": {"configure": with_cursors},
         "wrapper": {"connection_class": Wrapped},
+        "cursors only": {"connection_class": WrappedCursors},
     }
     async with AsyncConnectionPool(dsn, min_size=2, **options[how]) as pool:
         queries = [f"SELECT {n} AS x" for n in range(10)]
@@ -232,14 +246,15 @@ async def test_what_was_overridden_sees_every_one_shot(dsn: str, how: str, shot:
         assert (await at_rest(pool)).size == 2
 
 
-@pytest.mark.parametrize("how", ["cursor", "wrapper"])
+@pytest.mark.parametrize("how", ["cursor", "wrapper", "cursors only"])
 async def test_what_was_overridden_sees_several_sets_of_values_and_batches(
     dsn: str, table: str, how: str
 ) -> None:
-    """`executemany` and `batch` are seen, however the pool runs them."""
+    """`executemany` and `batch` are seen, without the BEGIN and COMMIT that the pool adds."""
     options: dict[str, dict[str, Any]] = {
         "cursor": {"configure": with_cursors},
         "wrapper": {"connection_class": Wrapped},
+        "cursors only": {"connection_class": WrappedCursors},
     }
     insert = f"INSERT INTO {table} VALUES (%s)"
     async with AsyncConnectionPool(dsn, min_size=1, **options[how]) as pool:
@@ -248,6 +263,7 @@ async def test_what_was_overridden_sees_several_sets_of_values_and_batches(
         assert await pool.batch(["SELECT 1", (insert, [3])]) == [[(1,)], "INSERT 0 1"]
         assert "SELECT 1" in noted
         assert noted.count(insert) >= 2
+        assert not {"BEGIN", "COMMIT"} & set(noted)
         assert await pool.fetchval(f"SELECT count(*) FROM {table}") == 3
 
 
