@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 import psycopg
+from psycopg.cursor_async import AsyncCursor  # a tracer may replace psycopg.AsyncCursor
 from psycopg.rows import tuple_row
 
 from asyncpool._psycopg.connection import Connection
@@ -40,7 +41,7 @@ async def run(conn: psycopg.AsyncConnection[Any], query: bytes) -> psycopg.Async
         cur = Cursor.for_one_statement(conn, binary=False)
         cur._row_factory = tuple_row
     else:
-        cur = psycopg.AsyncCursor(conn, row_factory=tuple_row)
+        cur = AsyncCursor(conn, row_factory=tuple_row)
     return await cur.execute(query, prepare=False)
 
 

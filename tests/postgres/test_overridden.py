@@ -127,6 +127,26 @@ async def test_the_pools_own_statements_do_not_go_through_what_is_overridden(
         assert STATEMENTS.count("SELECT 2") == 1
 
 
+async def test_the_pools_own_statements_do_not_go_through_a_patched_class_of_cursors(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tracer may replace the name in psycopg's module; psycopg's connections do not use it."""
+
+    def patched(*args: object, **kwargs: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(psycopg, "AsyncCursor", patched)
+    plain: Any = psycopg.AsyncConnection
+    async with AsyncConnectionPool(
+        dsn, min_size=1, connection_class=plain, reset="session", pipeline=False
+    ) as pool:
+        for use in (ping, fail, return_it_open):
+            await use(pool)
+        assert await pool.batch(["SELECT 1"]) == [[(1,)]]
+        await all_usable(pool)
+        assert pool.stats().returns_bad == 0
+
+
 async def test_the_null_pools_own_rollback_does_not_go_through_what_is_overridden(
     dsn: str, tracing: type[Connection[Any]]
 ) -> None:
