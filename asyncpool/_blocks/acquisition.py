@@ -10,10 +10,23 @@ from asyncpool._blocks.commit import (
     require_no_lost_work,
     warn_of_open_work,
 )
-from asyncpool._blocks.connection_block import is_still_leased, reject_early_return
+from asyncpool._blocks.connection_block import (
+    in_use_error,
+    is_still_leased,
+    reject_early_return,
+)
 from asyncpool._blocks.supports import Exc, SupportsBorrowing
 from asyncpool._core.lease import Lease
 from asyncpool._psycopg.driver import ACT
+
+
+async def _nothing() -> Any:
+    """Be the coroutine of what needs none."""
+
+
+USED = _nothing()
+"""The coroutine of an acquisition that has got an idle connection; awaiting it raises."""
+USED.close()
 
 
 class Acquisition(Lease, Coroutine[Any, Any, ACT]):
@@ -50,9 +63,12 @@ class Acquisition(Lease, Coroutine[Any, Any, ACT]):
 
     def __await__(self) -> Generator[Any, Any, ACT]:
         pool = self._pool
-        if self._coroutine is None and self._get is None and not pool._sessions:
+        if self._coroutine is not None:
+            raise in_use_error()
+        if self._get is None and not pool._sessions:
             conn = pool._acquire_now(self)
             if conn is not None:
+                self._coroutine = USED
                 return conn
         return (yield from self._started().__await__())
 

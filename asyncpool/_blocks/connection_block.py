@@ -28,33 +28,51 @@ from asyncpool.errors import ReleaseError
 
 JOINED: Entry[Any] = Entry(0.0)
 """The entry of a block inside a session, which has no lease of its own."""
+UNUSED: Entry[Any] = Entry(0.0)
+"""The entry of a block that was not entered yet."""
+PENDING: Entry[Any] = Entry(0.0)
+"""The entry of a block that waits for its connection."""
 
 
 class ConnectionBlock(Lease, Generic[ACT]):
     """`pool.connection()`: a connection for a block, committed at its end, rolled back on error.
 
-    It is its own lease. The code that constructs it sets `_pool` and `_timeout`.
+    It is its own lease. The code that constructs it sets `_pool`, `_timeout` and `_entry`.
     """
 
     __slots__ = ("_entry", "_join", "_pool", "_timeout")
 
     _pool: SupportsBorrowing[ACT]
     _timeout: float | None
+    _entry: Entry[ACT]
+    """The entry of the last connection."""
 
     async def __aenter__(self) -> ACT:
+        if self._entry is not UNUSED:
+            self._require_ended()
         pool = self._pool
         if pool._sessions and (session := pool._sessions.get(current_task())) is not None:
-            self._join = await session.join(self._timeout)
+            self._entry = PENDING
+            try:
+                self._join = await session.join(self._timeout)
+            except BaseException:
+                self._entry = UNUSED
+                raise
             self._entry = JOINED
             return session.conn
         self.notes = None
         core = pool._core
         entry = core.take_now(self)
         if entry is None:
-            if not core.usable:
-                pool._ensure_open()
-                core = pool._core
-            entry = await core.acquire_entry(self._timeout, self)
+            self._entry = PENDING
+            try:
+                if not core.usable:
+                    pool._ensure_open()
+                    core = pool._core
+                entry = await core.acquire_entry(self._timeout, self)
+            except BaseException:
+                self._entry = UNUSED
+                raise
         conn = entry.conn
         conn._pool = pool  # type: ignore[assignment]
         self._entry = entry
@@ -103,6 +121,13 @@ class ConnectionBlock(Lease, Generic[ACT]):
             return self._join.is_open()
         return is_still_leased(self._pool, self._entry.conn, self)
 
+    def _require_ended(self) -> None:
+        """Raise RuntimeError if the block is entered while it has a connection already."""
+        entry = self._entry
+        joined = entry is JOINED and self._join.lasts
+        if joined or entry is PENDING or entry.lease is self:
+            raise in_use_error()
+
     async def abort(self, cleanup: Callable[[], Awaitable[object]]) -> None:
         """End a failed block; a background task runs `cleanup`."""
         if self.joined:
@@ -118,6 +143,8 @@ class TracedBlock(ConnectionBlock[ACT]):
 
     async def __aenter__(self) -> ACT:
         # The fast path of ConnectionBlock.__aenter__, inlined to save a call.
+        if self._entry is not UNUSED:
+            self._require_ended()
         pool = self._pool
         self.notes = None
         entry = None if pool._sessions else pool._core.take_now(self)
@@ -130,6 +157,11 @@ class TracedBlock(ConnectionBlock[ACT]):
         self.trace = capture_three(sys._getframe(1))
         trace_statements(conn)
         return conn
+
+
+def in_use_error() -> RuntimeError:
+    """Return the error for a block that is entered before it has ended, or awaited twice."""
+    return RuntimeError("this block is in use, or was awaited before: call the pool's method again")
 
 
 def is_still_leased(pool: SupportsBorrowing[ACT], conn: ACT, lease: Lease) -> bool:

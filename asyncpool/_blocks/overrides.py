@@ -28,7 +28,10 @@ from asyncpool._blocks.commit import (
 )
 from asyncpool._blocks.connection_block import (
     JOINED,
+    PENDING,
+    UNUSED,
     ConnectionBlock,
+    in_use_error,
     is_still_leased,
     reject_early_return,
 )
@@ -154,7 +157,14 @@ class OverriddenBlock(ConnectionBlock[ACT]):
         pool: Any = self._pool
         if pool._sessions and current_task() in pool._sessions:
             return await super().__aenter__()
-        conn: ACT = await borrow(pool, self._timeout)
+        if self._entry is not UNUSED:
+            self._require_ended()
+        previous, self._entry = self._entry, PENDING
+        try:
+            conn: ACT = await borrow(pool, self._timeout)
+        except BaseException:
+            self._entry = previous
+            raise
         self._conn, self._lease, self._entry = conn, None, NO_ENTRY
         if (entry := pool._core.ledger.leased.get(conn)) is not None:
             self._lease, self._entry = pool._core.bind(conn), entry
@@ -177,6 +187,12 @@ class OverriddenBlock(ConnectionBlock[ACT]):
                 await release_through_override(pool, conn, failing=True)
                 raise
         await release_through_override(pool, conn, failing=kind is not None)
+
+    def _require_ended(self) -> None:
+        """See `ConnectionBlock`."""
+        super()._require_ended()
+        if self._entry not in (JOINED, NO_ENTRY) and self._entry.lease is self._lease:
+            raise in_use_error()
 
     def holds(self) -> bool:
         """See `Lease`."""

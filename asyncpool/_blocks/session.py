@@ -294,6 +294,11 @@ class Join(Generic[ACT]):
             and error.transaction in (None, self.block)
         )
 
+    @property
+    def lasts(self) -> bool:
+        """Whether the block has not ended."""
+        return self in self._session._joins and self._session.holds()
+
     def is_open(self) -> bool:
         """Whether the block may end now."""
         return self._session.end_error(self) is None

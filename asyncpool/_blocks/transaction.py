@@ -16,7 +16,7 @@ from asyncpool._blocks.commit import (
     run_shielded,
     wait_for_cancelled,
 )
-from asyncpool._blocks.connection_block import is_still_leased, reject_early_return
+from asyncpool._blocks.connection_block import in_use_error, is_still_leased, reject_early_return
 from asyncpool._blocks.session import Join
 from asyncpool._blocks.supports import Exc, SupportsBorrowing
 from asyncpool._blocks.transaction_options import TransactionOptions, prepare
@@ -27,7 +27,16 @@ from asyncpool._psycopg.driver import ACT
 class Transaction(Generic[ACT]):
     """`pool.transaction()`: a connection for a block that is one explicit transaction."""
 
-    __slots__ = ("_block", "_conn", "_join", "_lease", "_options", "_pool", "_timeout")
+    __slots__ = (
+        "_block",
+        "_conn",
+        "_is_in_use",
+        "_join",
+        "_lease",
+        "_options",
+        "_pool",
+        "_timeout",
+    )
 
     def __init__(
         self,
@@ -39,8 +48,27 @@ class Transaction(Generic[ACT]):
         self._timeout = timeout
         self._options = options
         self._join: Join[ACT] | None = None
+        self._is_in_use = False
 
     async def __aenter__(self) -> ACT:
+        if self._is_in_use:
+            raise in_use_error()
+        self._is_in_use = True
+        try:
+            return await self._enter()
+        except BaseException:
+            self._is_in_use = False
+            raise
+
+    async def __aexit__(
+        self, kind: Exc, error: BaseException | None, tb: TracebackType | None
+    ) -> bool:
+        try:
+            return await self._exit(kind, error, tb)
+        finally:
+            self._is_in_use = False
+
+    async def _enter(self) -> ACT:
         if (session := self._pool._sessions.get(current_task())) is not None:
             self._join = await session.join(self._timeout, begin=True, options=self._options)
             return session.conn
@@ -56,9 +84,7 @@ class Transaction(Generic[ACT]):
         self._conn = conn
         return conn
 
-    async def __aexit__(
-        self, kind: Exc, error: BaseException | None, tb: TracebackType | None
-    ) -> bool:
+    async def _exit(self, kind: Exc, error: BaseException | None, tb: TracebackType | None) -> bool:
         if self._join is not None:
             return await self._join.leave(error)
         pool, conn, end = self._pool, self._conn, self._block.__aexit__

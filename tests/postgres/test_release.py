@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from asyncpool import AsyncConnectionPool, PoolClosed, ReleaseError
+from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout, ReleaseError
 from asyncpool.testing import ServerUnsupported, postgres
 from tests._tools import at_once
 
@@ -343,3 +343,100 @@ async def test_a_failing_transaction_leaves_the_users_error_its_traceback(dsn: s
         await at_rest(pool)
         assert caught.value.__traceback__ is not None
         assert await pool.fetchval("SELECT 1") == 1
+
+
+SHARED = ("connection", "cursor", "transaction", "session", "acquire")
+
+
+@pytest.mark.parametrize("kind", [AsyncConnectionPool, OwnPutconn])
+@pytest.mark.parametrize("traced", [None, 60.0])
+@pytest.mark.parametrize("method", SHARED)
+async def test_a_block_that_is_in_use_cannot_be_entered_again(
+    method: str, traced: float | None, kind: Any, dsn: str
+) -> None:
+    """Else the first to leave it would return the connection of another task."""
+    async with kind(dsn, min_size=3, leak_timeout=traced) as pool:
+        await pool.wait()
+        block = getattr(pool, method)()
+
+        async def enter() -> None:
+            async with block:
+                pass
+
+        async with block:
+            for use in (enter(), asyncio.create_task(enter())):
+                with pytest.raises(RuntimeError, match="method again"):
+                    await in_time(use)
+            assert pool.stats().leased == 1
+        assert pool.stats().leased == 0
+        await all_usable(pool)
+
+
+@pytest.mark.parametrize("method", SHARED)
+async def test_a_block_that_waits_for_its_connection_cannot_be_entered(
+    method: str, dsn: str
+) -> None:
+    """Two tasks that wait would get two connections, and one block would return one of them."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        block = getattr(pool, method)()
+
+        async def enter() -> None:
+            async with block:
+                pass
+
+        async with pool.connection():
+            waits = asyncio.create_task(enter())
+            await eventually(lambda: pool.stats().waiting == 1)
+            with pytest.raises(RuntimeError, match="method again"):
+                await in_time(enter())
+        await in_time(waits)
+        await all_usable(pool)
+
+
+@pytest.mark.parametrize("method", ["connection", "cursor", "transaction"])
+async def test_a_joined_block_that_is_in_use_cannot_be_entered_again(method: str, dsn: str) -> None:
+    """In a session and outside of it: the block belongs to the task that is inside."""
+    async with AsyncConnectionPool(dsn, min_size=2) as pool:
+        await pool.wait()
+        block = getattr(pool, method)()
+
+        async def enter() -> None:
+            async with block:
+                pass
+
+        async with pool.session() as conn, block:
+            await conn.execute("SELECT 1")
+            for use in (enter(), asyncio.create_task(enter())):
+                with pytest.raises(RuntimeError, match="method again"):
+                    await in_time(use)
+            assert pool.stats().leased == 1
+        assert pool.stats().leased == 0
+        await all_usable(pool)
+
+
+@pytest.mark.parametrize("kind", [AsyncConnectionPool, OwnPutconn])
+@pytest.mark.parametrize("method", ["connection", "cursor", "transaction", "session"])
+async def test_a_block_that_has_ended_may_be_entered_again(
+    method: str, kind: Any, dsn: str
+) -> None:
+    """Also after a wait that failed, an error inside, or an end in a session."""
+    async with kind(dsn, min_size=1) as pool:
+        block = getattr(pool, method)(timeout=0.01)
+        await pool.wait()
+        async with block:
+            pass
+        with pytest.raises(ZeroDivisionError):
+            async with block:
+                raise ZeroDivisionError
+        await at_rest(pool)
+        async with pool.acquire():
+            with pytest.raises(PoolTimeout):
+                await block.__aenter__()
+        async with pool.session():
+            async with block:
+                pass
+            async with block:
+                pass
+        async with block:
+            pass
+        await all_usable(pool)
