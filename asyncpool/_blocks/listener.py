@@ -99,11 +99,13 @@ class Listener(Generic[ACT]):
             # To reset a connection is to read all that the server still has for it.
             self._give_back(self._subscription, discard=self.buffer.is_full)
             self._end(started, PoolError("the pool's task was cancelled, but not by its block"))
+            del started  # its error's traceback has this frame
 
     def _end(self, started: asyncio.Future[None], error: Exception) -> None:
         """End with an error, unless the block has ended."""
         if not started.done():
             started.set_exception(error)
+            self.buffer.end()
         self.buffer.end(None if isinstance(error, PoolClosed) else error)
 
     async def _subscribe(self, timeout: float | None = None) -> Subscription[ACT]:

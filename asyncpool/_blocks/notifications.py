@@ -46,8 +46,9 @@ class Notifications(Generic[T]):
         self._timeout = timeout
         self._listener = Listener(pool, channels, reports_gaps=reports_gaps)
         self._task: asyncio.Task[None] | None = None
+        self._was_entered = False
         self._started: asyncio.Future[None] | None = None
-        """Gets the outcome of the first subscription, once the block is entered."""
+        """Gets the outcome of the first subscription, while the block is being entered."""
 
     @property
     def connected(self) -> bool:
@@ -55,13 +56,14 @@ class Notifications(Generic[T]):
         return self._listener.is_listening
 
     async def __aenter__(self) -> Self:
-        if self._started is not None:
+        if self._was_entered:
             msg = "this block was entered before: call listen() again"
             raise RuntimeError(msg)
         pool = self._pool
         pool._ensure_open()
         pool._core.admit()
         self._listener.trace = capture(sys._getframe(1))
+        self._was_entered = True
         self._started = started = asyncio.get_running_loop().create_future()
         pool._listening.add(self)
         try:
@@ -73,6 +75,9 @@ class Notifications(Generic[T]):
             started.cancel()  # else its error would be reported as never retrieved
             self._end()
             raise
+        finally:
+            self._started = None
+            del started  # its error's traceback has this frame
         return self
 
     async def __aexit__(
@@ -84,7 +89,7 @@ class Notifications(Generic[T]):
         return self
 
     async def __anext__(self) -> T:
-        if self._started is None:
+        if not self._was_entered:
             msg = "iterate inside of the block: `async with pool.listen(...) as notifications`"
             raise RuntimeError(msg)
         return cast("T", await self._listener.buffer.get())

@@ -486,6 +486,25 @@ async def is_refused(pool: AsyncConnectionPool) -> None:
         await other.wait()
 
 
+async def listens_in_vain(pool: AsyncConnectionPool) -> None:
+    """Listen while another block has the only connection."""
+    async with pool.connection(), pool.listen("news", timeout=0.01):
+        pass
+
+
+async def sets_nonsense(pool: AsyncConnectionPool) -> None:
+    """Begin a transaction with a setting that the server refuses."""
+    async with pool.transaction(settings={"work_mem": "nonsense"}):
+        pass
+
+
+async def gives_up(pool: AsyncConnectionPool) -> None:
+    """Fail in each of two attempts."""
+    async for attempt in pool.retrying(attempts=2):
+        async with attempt as conn:
+            await conn.execute("DO $$ BEGIN RAISE serialization_failure; END $$")
+
+
 FAILURES: dict[str, tuple[Callable[[AsyncConnectionPool], Awaitable[None]], type[Any]]] = {
     "late": (ends_late, AsyncConnectionPool),
     "transaction": (lambda pool: fails_unseen(pool, "transaction"), AsyncConnectionPool),
@@ -493,6 +512,9 @@ FAILURES: dict[str, tuple[Callable[[AsyncConnectionPool], Awaitable[None]], type
     "by methods": (lambda pool: fails_unseen(pool, "transaction"), OwnPutconn),
     "out of turn": (leaves_a_block, AsyncConnectionPool),
     "refused": (is_refused, AsyncConnectionPool),
+    "listening": (listens_in_vain, AsyncConnectionPool),
+    "settings": (sets_nonsense, AsyncConnectionPool),
+    "retrying": (gives_up, AsyncConnectionPool),
 }
 
 
