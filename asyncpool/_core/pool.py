@@ -206,8 +206,6 @@ class Core(Leasing[C]):
         self.lease_monitor.timer.cancel()
         for entry in self.ledger.leased.values():
             entry.lease = NO_LEASE
-        for entry in self.ledger.leased.values():
-            entry.lease = NO_LEASE
         conns = [entry.conn for entry in self.ledger.entries if hasattr(entry, "conn")]
         if self.ledger.budget is not None:
             self.ledger.budget._leave(self.ledger, forked=forked)

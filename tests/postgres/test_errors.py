@@ -500,9 +500,11 @@ async def sets_nonsense(pool: AsyncConnectionPool) -> None:
 
 async def gives_up(pool: AsyncConnectionPool) -> None:
     """Fail in each of two attempts."""
-    async for attempt in pool.retrying(attempts=2):
-        async with attempt as conn:
-            await conn.execute("DO $$ BEGIN RAISE serialization_failure; END $$")
+
+    async def work(conn: psycopg.AsyncConnection[Any]) -> None:
+        await conn.execute("DO $$ BEGIN RAISE serialization_failure; END $$")
+
+    await pool.run_transaction(work, attempts=2)
 
 
 FAILURES: dict[str, tuple[Callable[[AsyncConnectionPool], Awaitable[None]], type[Any]]] = {
