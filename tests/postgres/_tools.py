@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 LIMIT = 15.0
 """Seconds that a test which is going to fail may take; no verdict depends on it."""
 
@@ -333,11 +334,11 @@ class Proxy(Before):
 
 def example(name: str) -> ModuleType:
     """The module of one of the examples."""
-    path = Path(__file__).parents[2] / "examples" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses and typing look a class's names up
     spec.loader.exec_module(module)
     return module
 

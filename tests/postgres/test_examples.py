@@ -26,10 +26,9 @@ from asyncpool import AsyncConnectionPool
 from asyncpool.testing import Server, ServerUnsupported
 from tests._tools import few
 
-from ._tools import example
+from ._tools import EXAMPLES, example
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "examples"
 LIMIT = 30.0
 """Seconds until a test gives up; nothing here should take a tenth of it."""
 COMMANDS = {
