@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from asyncpool import compat
+from asyncpool import PoolWrongLoop, compat
 
 procrastinate: Any = pytest.importorskip("procrastinate")
 
@@ -61,6 +62,57 @@ async def test_a_listening_worker_runs_jobs(database: str, way: str) -> None:
     else:
         async with app.open_async():
             await work()
+
+
+async def test_synchronous_calls_in_asgirefs_threads_run_on_the_pools_loop(database: str) -> None:
+    """Such as a synchronous task that defers another, and more calls than there are connections."""
+    connector = procrastinate.PsycopgConnector(
+        conninfo=database, pool_factory=compat.AsyncConnectionPool, min_size=1, max_size=2
+    )
+    app = procrastinate.App(connector=connector)
+    done: list[str] = []
+    second = app.task(lambda: done.append("second"), name="second")
+
+    def first() -> None:
+        assert second.defer()
+        done.append("first")
+
+    before = app.task(first, name="first")
+    to_async = pytest.importorskip("asgiref.sync").sync_to_async
+    check = to_async(app.check_connection, thread_sensitive=False)
+    async with app.open_async():
+        await app.schema_manager.apply_schema_async()
+        assert await asyncio.gather(*(check() for _ in range(10))) == [True] * 10
+        await before.defer_async()
+        await app.run_worker_async(wait=False, install_signal_handlers=False)
+    assert done == ["first", "second"]
+
+
+async def test_a_synchronous_call_in_another_thread_says_what_to_do(database: str) -> None:
+    """procrastinate runs it on an event loop of that thread's; its connector for threads serves it.
+
+    The pool goes on as before.
+    """
+    connector = procrastinate.PsycopgConnector(
+        conninfo=database, pool_factory=compat.AsyncConnectionPool, min_size=1, max_size=2
+    )
+    app = procrastinate.App(connector=connector)
+    loop = asyncio.get_running_loop()
+
+    def in_thread() -> bool:
+        threads = procrastinate.SyncPsycopgConnector(conninfo=database)
+        with procrastinate.App(connector=threads).open() as other:
+            return bool(other.check_connection())
+
+    async with app.open_async():
+        await app.schema_manager.apply_schema_async()
+        with ThreadPoolExecutor(1) as executor:
+            with pytest.raises(procrastinate.exceptions.ConnectorException) as caught:
+                await loop.run_in_executor(executor, app.check_connection)
+            assert isinstance(caught.value.__cause__, PoolWrongLoop)
+            assert "run_coroutine_threadsafe" in str(caught.value.__cause__)
+            assert await loop.run_in_executor(executor, in_thread)
+        assert await app.check_connection_async()
 
 
 async def listening(pool: Any) -> None:
