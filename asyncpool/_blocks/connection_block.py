@@ -28,8 +28,6 @@ from asyncpool.errors import ReleaseError
 
 JOINED: Entry[Any] = Entry(0.0)
 """The entry of a block inside a session, which has no lease of its own."""
-UNUSED: Entry[Any] = Entry(0.0)
-"""The entry of a block that was not entered yet."""
 PENDING: Entry[Any] = Entry(0.0)
 """The entry of a block that waits for its connection."""
 
@@ -44,11 +42,11 @@ class ConnectionBlock(Lease, Generic[ACT]):
 
     _pool: SupportsBorrowing[ACT]
     _timeout: float | None
-    _entry: Entry[ACT]
-    """The entry of the last connection."""
+    _entry: Any
+    """The entry of the last connection, JOINED or PENDING; None: it was never entered."""
 
     async def __aenter__(self) -> ACT:
-        if self._entry is not UNUSED:
+        if self._entry is not None:
             self._require_ended()
         pool = self._pool
         if pool._sessions and (session := pool._sessions.get(current_task())) is not None:
@@ -56,7 +54,7 @@ class ConnectionBlock(Lease, Generic[ACT]):
             try:
                 self._join = await session.join(self._timeout)
             except BaseException:
-                self._entry = UNUSED
+                self._entry = None
                 raise
             self._entry = JOINED
             return session.conn
@@ -71,7 +69,7 @@ class ConnectionBlock(Lease, Generic[ACT]):
                     core = pool._core
                 entry = await core.acquire_entry(self._timeout, self)
             except BaseException:
-                self._entry = UNUSED
+                self._entry = None
                 raise
         conn = entry.conn
         conn._pool = pool  # type: ignore[assignment]
@@ -143,7 +141,7 @@ class TracedBlock(ConnectionBlock[ACT]):
 
     async def __aenter__(self) -> ACT:
         # The fast path of ConnectionBlock.__aenter__, inlined to save a call.
-        if self._entry is not UNUSED:
+        if self._entry is not None:
             self._require_ended()
         pool = self._pool
         self.notes = None

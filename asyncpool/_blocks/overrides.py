@@ -29,7 +29,6 @@ from asyncpool._blocks.commit import (
 from asyncpool._blocks.connection_block import (
     JOINED,
     PENDING,
-    UNUSED,
     ConnectionBlock,
     in_use_error,
     is_still_leased,
@@ -157,7 +156,7 @@ class OverriddenBlock(ConnectionBlock[ACT]):
         pool: Any = self._pool
         if pool._sessions and current_task() in pool._sessions:
             return await super().__aenter__()
-        if self._entry is not UNUSED:
+        if self._entry is not None:
             self._require_ended()
         previous, self._entry = self._entry, PENDING
         try:

@@ -12,7 +12,7 @@ from psycopg.rows import AsyncRowFactory, Row
 from asyncpool._blocks.acquisition import Acquisition
 from asyncpool._blocks.borrowing import Borrowing
 from asyncpool._blocks.commit import commit, warn_of_open_work
-from asyncpool._blocks.connection_block import UNUSED, ConnectionBlock
+from asyncpool._blocks.connection_block import ConnectionBlock
 from asyncpool._blocks.cursor_block import Cursor
 from asyncpool._blocks.overrides import (
     ConnectionOverrideBlock,
@@ -51,7 +51,7 @@ class PoolBlocks(Borrowing[ACT]):
         lease = self._block_class()
         lease._pool = self
         lease._timeout = timeout
-        lease._entry = UNUSED
+        lease._entry = None
         return lease
 
     def session(self, timeout: float | None = None) -> SessionBlock[ACT]:
