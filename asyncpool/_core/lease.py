@@ -98,6 +98,10 @@ class SharedLease(Lease):
     is_shared = True
 
 
+SHARED_LEASE = SharedLease.new()
+"""The lease of every such channel: it has no state."""
+
+
 class StandingLease(SharedLease):
     """A lease that is meant to last, as that of a connection which listens for notifications."""
 

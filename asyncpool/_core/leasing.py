@@ -71,8 +71,12 @@ class Leasing(Waiting[C]):
             self._reject(entry)
         return None
 
-    def release_now(self, entry: Entry[C]) -> bool:
-        """End the lease of a clean connection, or return False and do nothing: use `release`."""
+    def release_now(self, entry: Entry[C], *, is_read: bool = True) -> bool:
+        """End the lease of a clean connection, or return False and do nothing: use `release`.
+
+        `is_read` is False if the results of a statement have yet to be read; then a connection that
+        does not go into service is closed a little later.
+        """
         conn = entry.conn
         try:
             if self._open_on is not get_running_loop() or not self._driver.is_clean(conn):
@@ -85,9 +89,9 @@ class Leasing(Waiting[C]):
         self._counters.use_time += spent
         self._uses.append(spent)
         if not self.ledger.give_back(entry, now):
-            self._counters.returns_bad += not self._driver.is_alive(conn)
-            self.store.discard(entry)
-            self._driver.begin_close(conn)
+            self._close_returned(entry)
+            if is_read:
+                self._driver.begin_close(conn)
         return True
 
     def release(self, conn: C, cleanup: Callable[[], Awaitable[object]] | None = None) -> None:
@@ -109,7 +113,14 @@ class Leasing(Waiting[C]):
 
     def release_shared(self, entry: Entry[C]) -> None:
         """Take back a connection that requests have shared; its lease is not counted as a use."""
-        self._put_away(self._end_lease(entry.conn), None)
+        is_here = entry.lease.is_shared and self._open_on is running_loop()
+        if is_here and self._driver.is_clean(entry.conn):
+            now = self._now()
+            self._counters.note_shared_use(now - entry.leased_at)
+            if not self.ledger.give_back(entry, now):
+                self._close_returned(entry)
+        else:
+            self._put_away(self._end_lease(entry.conn), None)
 
     def discard(self, conn: C) -> None:
         """Take back a connection and close it; open another one if needed.
@@ -203,6 +214,11 @@ class Leasing(Waiting[C]):
             return False
         self._counters.note_use(now - entry.leased_at)
         return self.ledger.give_back(entry, now)
+
+    def _close_returned(self, entry: Entry[C]) -> None:
+        """Close a returned connection that must not go into service."""
+        self._counters.returns_bad += not self._driver.is_alive(entry.conn)
+        self.store.discard(entry)
 
     def _reject(self, entry: Entry[C]) -> None:
         """Undo the lease of a connection that turned out to be lost."""

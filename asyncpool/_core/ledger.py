@@ -21,7 +21,7 @@ from typing import Generic
 from asyncpool._core.budget import Budget
 from asyncpool._core.driver import C
 from asyncpool._core.entry import RETIRED, Entry, State
-from asyncpool._core.lease import NO_LEASE, Lease, SharedLease, StandingLease
+from asyncpool._core.lease import NO_LEASE, SHARED_LEASE, Lease, StandingLease
 from asyncpool._core.settings import Settings
 from asyncpool._core.wait_queue import Waiter, WaitQueue
 
@@ -180,7 +180,7 @@ class Ledger(Generic[C]):
 
     def share(self, entry: Entry[C]) -> None:
         """Make the lease of an entry one that several requests share."""
-        entry.lease = SharedLease.new()
+        entry.lease = SHARED_LEASE
         self._other_leases -= 1
 
     def make_standing(self, entry: Entry[C]) -> Lease:

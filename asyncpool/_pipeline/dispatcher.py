@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from asyncpool._core.entry import Entry
 from asyncpool._core.lease import Lease
+from asyncpool._core.ledger import LEASED
 from asyncpool._core.pool import Core
 from asyncpool._core.settings import duration
 from asyncpool._core.wait_queue import Waiter
@@ -177,7 +178,7 @@ class Dispatcher:
             if channel.shared:
                 self.channels.remove(channel)
                 core.release_shared(entry)
-            else:
+            elif not (entry.state is LEASED and core.release_now(entry, is_read=False)):
                 core.release(entry.conn)
 
     def on_slow_read(self) -> None:

@@ -21,7 +21,7 @@ from asyncpool import (
 )
 
 from ._sharing import all_leased, all_waiting, warm
-from ._tools import BOTH_LOOPS, at_rest, in_time, needs_internals
+from ._tools import BOTH_LOOPS, Backends, at_rest, in_time, needs_internals
 
 pytestmark = needs_internals
 
@@ -85,6 +85,23 @@ async def test_results_are_read_before_their_connection_is_closed(dsn: str, afte
         await asyncio.create_task(run())
     finally:
         loop.set_task_factory(None)
+
+
+async def test_the_answer_of_a_write_is_read_before_its_connection_is_closed(
+    dsn: str, table: str, backends: Backends
+) -> None:
+    """A write that is done is not reported as failed because nobody keeps its connection."""
+    async with AsyncNullConnectionPool(dsn, max_size=2, pipeline=True) as pool:
+        for x in range(5):
+            query = f"INSERT INTO {table} VALUES (%s) RETURNING now() > '2000-01-01', now()"
+            assert await pool.fetchone(query, [x])
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=2) as pool:
+        for x in range(5, 10):
+            write = asyncio.create_task(pool.fetchone(query, [x]))
+            await asyncio.sleep(0)
+            await pool.drain()
+            assert await write
+    assert backends.rows(table) == list(range(10))
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="there are no eager tasks")
