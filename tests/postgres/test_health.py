@@ -88,6 +88,15 @@ async def test_health_on_a_stopped_server_is_down_with_the_error(server: Server,
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
         await pool.wait()
         await server.stop()
+
+        async def until_down() -> None:
+            # The lost connections may be under replacement before the first connect is refused.
+            while (status := (await pool.health()).status) != "down":
+                assert status == "degraded"
+                await asyncio.sleep(0)
+
+        await in_time(until_down())
+        await eventually(lambda: pool.explain().last_error)
         for _ in range(3):
             report = await in_time(pool.health(), 5)
             assert report.status == "down"
