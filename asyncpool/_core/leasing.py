@@ -74,8 +74,8 @@ class Leasing(Waiting[C]):
     def release_now(self, entry: Entry[C], *, is_read: bool = True) -> bool:
         """End the lease of a clean connection, or return False and do nothing: use `release`.
 
-        `is_read` is False if the results of a statement have yet to be read; then a connection that
-        does not go into service is closed a little later.
+        A pool that keeps no idle connection closes it at once, unless `is_read` is False: then the
+        results of a statement have yet to be read, and it is closed a little later, as elsewhere.
         """
         conn = entry.conn
         try:
@@ -90,7 +90,7 @@ class Leasing(Waiting[C]):
         self._uses.append(spent)
         if not self.ledger.give_back(entry, now):
             self._close_returned(entry)
-            if is_read:
+            if is_read and not self.ledger.settings.keeps_idle:
                 self._driver.begin_close(conn)
         return True
 

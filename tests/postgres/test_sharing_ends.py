@@ -21,7 +21,7 @@ from asyncpool import (
 )
 
 from ._sharing import all_leased, all_waiting, warm
-from ._tools import BOTH_LOOPS, Backends, at_rest, in_time, needs_internals
+from ._tools import BOTH_LOOPS, LIMIT, Backends, at_rest, in_time, needs_internals
 
 pytestmark = needs_internals
 
@@ -39,12 +39,13 @@ async def test_a_long_wait_of_a_one_shot_is_reported_in_its_task(dsn: str, ends:
             reports.append((waited, "" if task is None else task.get_name()))
 
         async def call() -> None:
-            await pool.fetchval("SELECT pg_sleep(0)", timeout=0.2)
+            limit = 0.2 if ends == "late" else LIMIT
+            await pool.fetchval("SELECT pg_sleep(0)", timeout=limit)
 
         pool.on_slow_wait(0.05, tell)
         async with all_leased(pool):
             task = asyncio.create_task(call(), name="who waits")
-            await asyncio.sleep(0.1 if ends == "served" else 0.3)
+            await asyncio.wait({task}, timeout=0.1 if ends == "served" else None)
         await asyncio.wait({task})
         assert isinstance(task.exception(), PoolTimeout) == (ends == "late")
         await at_rest(pool)
