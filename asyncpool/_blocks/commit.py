@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -130,27 +129,32 @@ async def run_shielded(work: Callable[[], Awaitable[T]]) -> T:
     raise PoolError(msg)
 
 
-async def set_autocommit(conn: ACT, *, autocommit: bool) -> bool:
-    """Set a connection's autocommit mode, without I/O; return whether the mode has changed.
-
-    Raises:
-        psycopg.ProgrammingError: a transaction is open.
-    """
-    if conn.autocommit == autocommit:
-        return False
-    await conn.set_autocommit(autocommit)
-    return True
-
-
-async def restore_autocommit(
+def restore_autocommit(
     driver: PsycopgDriver[ACT], conn: ACT, *, autocommit: bool
 ) -> Callable[[], Awaitable[None]] | None:
     """Restore the autocommit mode; if that has to wait, return it as work for the pool.
 
     psycopg changes the mode outside transactions only, and a cancelled statement may still run.
     """
-    if driver.is_idle(conn):
-        with suppress(Exception):  # the pool finds the same error at the release
-            await conn.set_autocommit(autocommit)  # does not suspend
-            return None
+    if driver.is_idle(conn) and _set_autocommit_now(conn, autocommit=autocommit):
+        return None
     return partial(driver.restore_autocommit, conn, autocommit=autocommit)
+
+
+def _set_autocommit_now(conn: psycopg.AsyncConnection[Any], *, autocommit: bool) -> bool:
+    """Set the mode of an idle connection without an await; return False if that is not possible.
+
+    psycopg's `wait` yields to the event loop where that has been busy for 5 ms, although the work
+    is done by then; here such a yield is skipped. An overridden method may wait for more.
+    """
+    if getattr(conn.__class__, "set_autocommit", None) is psycopg.AsyncConnection.set_autocommit:
+        work = conn.set_autocommit(autocommit)
+        try:
+            while work.send(None) is None:
+                pass
+        except StopIteration:
+            return True
+        except Exception:  # noqa: BLE001 - the pool finds the same error at the release
+            return False
+        work.close()
+    return False

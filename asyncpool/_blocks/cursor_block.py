@@ -13,7 +13,6 @@ from asyncpool._blocks.commit import (
     commit,
     restore_autocommit,
     run_shielded,
-    set_autocommit,
 )
 from asyncpool._blocks.connection_block import ConnectionBlock
 from asyncpool._blocks.supports import Exc
@@ -36,7 +35,7 @@ class Cursor(Generic[ACT, Row]):
         "_conn",
         "_cursor",
         "_make",
-        "_mode_changed",
+        "_mode",
         "_notes",
     )
 
@@ -52,17 +51,17 @@ class Cursor(Generic[ACT, Row]):
 
     async def __aenter__(self) -> psycopg.AsyncCursor[Row]:
         conn = self._conn = await self._block.__aenter__()
-        self._mode_changed = False
+        self._mode = conn.autocommit
         self._notes: Notes | None = None
         """Those in which this block has noted the mode to restore."""
         try:
-            if self._autocommit is not None:
-                self._mode_changed = await set_autocommit(conn, autocommit=self._autocommit)
+            if self._autocommit not in (None, self._mode):
+                await conn.set_autocommit(self._autocommit)
             lease = self._block.pool._core.lease_of(conn)
             if self._mode_changed and lease is not None:
                 notes = lease.annotate()
                 if notes.autocommit is None:  # else an outer block of the session restores it
-                    self._notes, notes.autocommit = notes, not self._autocommit
+                    self._notes, notes.autocommit = notes, self._mode
             self._cursor = self._make(conn)
         except BaseException as error:
             await self._end(type(error), error, None)
@@ -83,13 +82,18 @@ class Cursor(Generic[ACT, Row]):
             raise
         await self._end(kind, error, tb)
 
+    @property
+    def _mode_changed(self) -> bool:
+        """Whether the mode differs from that at the start, also where the change was cancelled."""
+        return self._conn.autocommit != self._mode
+
     async def _end(self, kind: Exc, error: BaseException | None, tb: TracebackType | None) -> None:
         block = self._block
         if self._mode_changed and block.holds() and not self._conn.closed:
             if self._notes is not None:
                 self._notes.autocommit = None
-            mode = not self._autocommit
-            cleanup = await restore_autocommit(block.pool._driver, self._conn, autocommit=mode)
+            driver = block.pool._driver
+            cleanup = restore_autocommit(driver, self._conn, autocommit=self._mode)
             if cleanup is not None:
                 await block.abort(cleanup)
                 return

@@ -19,7 +19,7 @@ import psycopg
 from psycopg.abc import Params, Query
 from psycopg.rows import AsyncRowFactory, Row
 
-from asyncpool._blocks.commit import commit, restore_autocommit, set_autocommit
+from asyncpool._blocks.commit import commit, restore_autocommit
 from asyncpool._blocks.hints import explain_placeholders
 from asyncpool._blocks.supports import SupportsBorrowing
 from asyncpool._core.settings import duration
@@ -68,12 +68,12 @@ async def borrowed(
         conn = await pool._borrow_conn(timeout)
     idle = conn.pgconn.transaction_status == IDLE
     outside_transaction = idle and (session is None or session.is_idle)
-    mode_changed, failing = False, True
+    mode, failing = conn.autocommit, True
     limit = asyncio.timeout_at(started + timeout if timeout and timeout != math.inf else None)
     try:
         commits = outside_transaction and has_transaction_characteristics(conn)
-        if outside_transaction and not commits:
-            mode_changed = await set_autocommit(conn, autocommit=True)
+        if outside_transaction and not (commits or mode):
+            await conn.set_autocommit(True)
         async with limit:
             yield conn
             if commits:
@@ -86,8 +86,9 @@ async def borrowed(
         raise pool._core.errors.unanswered(cast("float", timeout))  # noqa: B904 - it has its cause
     finally:
         restore: Callable[[], Awaitable[object]] | None = None
-        if mode_changed and not conn.closed:
-            restore = await restore_autocommit(pool._driver, conn, autocommit=False)
+        # The attribute tells it also where the change was cancelled.
+        if conn.autocommit != mode and not conn.closed:
+            restore = restore_autocommit(pool._driver, conn, autocommit=mode)
         elif failing and outside_transaction and not (conn.closed or pool._driver.is_idle(conn)):
             restore = partial(pool._driver.roll_back, conn)
         if session is None:

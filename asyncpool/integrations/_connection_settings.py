@@ -54,13 +54,16 @@ DEFAULTS = ConnectionSettings(False, None, None, None, tuple_row)
 
 
 def run_without_suspending(work: Coroutine[Any, Any, object]) -> None:
-    """Run a coroutine that does not suspend, in code that cannot await.
+    """Run a coroutine that waits for nothing, in code that cannot await.
+
+    psycopg's own `wait` yields to the event loop where that has been busy; such a yield is skipped.
 
     Raises:
-        RuntimeError: the coroutine would suspend; it was closed.
+        RuntimeError: the coroutine would wait for something; it was closed.
     """
     try:
-        work.send(None)
+        while work.send(None) is None:
+            pass
     except StopIteration:
         return
     work.close()
