@@ -15,6 +15,7 @@ from functools import partial
 from typing import Generic
 from uuid import uuid4
 
+import anyio
 import psycopg
 from psycopg import Notify
 
@@ -122,7 +123,7 @@ class Listener(Generic[ACT]):
         subscription = Subscription(conn, self._channels)
         limit = core.settings.clean_timeout
         try:
-            async with asyncio.timeout(limit):
+            with anyio.fail_after(limit):
                 await subscription.start()
         except TimeoutError:
             self._give_back(subscription, discard=True)
@@ -159,9 +160,10 @@ class Listener(Generic[ACT]):
                 return
 
     async def _ping(self, conn: ACT) -> None:
+        # anyio cancels again and again: psycopg 3.2 waits for a query to end that it cancelled.
         limit = self._pool._core.settings.ping_timeout
         try:
-            async with asyncio.timeout(limit):
+            with anyio.fail_after(limit):
                 await self._pool._driver.ping(conn)
         except TimeoutError:
             msg = f"the ping was not answered within {limit:g} s"
@@ -209,7 +211,7 @@ class Listener(Generic[ACT]):
         except PoolError:
             return old
         try:
-            async with asyncio.timeout(ledger.settings.clean_timeout):
+            with anyio.fail_after(ledger.settings.clean_timeout):
                 await old.add(marker)
                 await new.add(marker)
                 await new.notify(marker)
