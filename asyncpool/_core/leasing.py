@@ -62,10 +62,10 @@ class Leasing(Waiting[C]):
         while ledger.idle:
             if loop is not get_running_loop():
                 return None
-            entry = ledger.take(self._now(), lease)
+            now = self._now()
+            entry = ledger.take(now, lease)
             # As in `is_usable`, which is not called to save the time of a call.
-            fresh = entry.watched and entry.leased_at - entry.used_at < FRESH
-            if fresh or self._driver.is_alive(entry.conn):
+            if (entry.watched and now - entry.used_at < FRESH) or self._driver.is_alive(entry.conn):
                 lease.holder = current_task(loop)
                 return entry
             self._reject(entry)

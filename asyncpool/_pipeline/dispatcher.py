@@ -82,7 +82,7 @@ class Dispatcher:
         if not core.usable:
             core.admit()
         request.started_at = started_at = core.runtime.time()
-        wait = core.settings.timeout if timeout is None else duration("timeout", timeout)
+        wait = core.ledger.settings.timeout if timeout is None else duration("timeout", timeout)
         if timeout:
             request.limit = wait
         ticket, came = 0, None  # 0: a request served at once precedes all that will wait
