@@ -3,6 +3,7 @@
 from asyncpool._blocks.listener import Gap
 from asyncpool._blocks.notifications import Notifications
 from asyncpool._core.budget import Budget
+from asyncpool._core.label import label
 from asyncpool._psycopg.connection import Connection
 from asyncpool.errors import (
     PoolClosed,
@@ -55,4 +56,5 @@ __all__ = [
     "TooManyRequests",
     "WaiterInfo",
     "classify",
+    "label",
 ]

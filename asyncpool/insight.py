@@ -21,7 +21,7 @@ class LeaseInfo:
     age: float
     """Seconds since the connection was leased."""
     holder: str
-    """The name of the task that borrowed it."""
+    """The task that borrowed it, such as "GET /orders in Task-7": its label, if any, and name."""
     connection: str
     """The connection's repr: database and transaction state, no password."""
     borrowed_at: str = ""
@@ -37,6 +37,8 @@ class LeaseInfo:
     last_sql: str = ""
     """The text of its last statement, without parameters; known for an `asyncpool.Connection` if
     the pool has a `leak_timeout`."""
+    label: str = ""
+    """The task's label, such as the route of a request; see `asyncpool.label`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,11 @@ class WaiterInfo:
     age: float
     """Seconds since it joined the wait queue."""
     task: str
-    """The name of the task."""
+    """The task: its label, if any, and name."""
     waits_at: tuple[str, ...] = ()
     """The places in the program, innermost first."""
+    label: str = ""
+    """The task's label."""
 
 
 @dataclass(frozen=True, slots=True)

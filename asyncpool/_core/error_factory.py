@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
+from asyncpool._core.label import named
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.outage import Outage
 from asyncpool._core.redact import redacted
@@ -122,7 +123,7 @@ class ErrorFactory:
         size, waiting = len(self._ledger.leased), self._ledger.waiting
         found: dict[str, list[str]] = {}
         for number, task in enumerate(holders):
-            name = task.get_name()
+            name = named(task)
             found[f"{name} ({number})" if name in found else name] = where(task)
         places = "".join(
             f"\n  {name} waits at " + "\n    from ".join(stack) for name, stack in found.items()

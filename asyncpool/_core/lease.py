@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Hashable
 from typing import Any, Self
 
+from asyncpool._core.label import label_of, named
 from asyncpool._core.stacks import Trace, lines
 
 
@@ -43,7 +44,8 @@ class Lease:
     """Whether it is meant to last."""
 
     holder: asyncio.Task[Any] | str | None
-    """The task that has the connection; its name, if the task has ended; None: no single task."""
+    """The task that has the connection; its label and name, if it has ended; None: no single task.
+    """
     notes: Notes | None
     trace: Trace
     """The call site of `acquire`; not set if it is not recorded."""
@@ -68,10 +70,15 @@ class Lease:
 
     @property
     def holder_name(self) -> str:
-        """The holder, for messages."""
+        """The holder, with its label, for messages."""
         if isinstance(self.holder, str):
             return f"{self.holder} (ended)"
-        return "(one-shot statements)" if self.holder is None else self.holder.get_name()
+        return "(one-shot statements)" if self.holder is None else named(self.holder)
+
+    @property
+    def label(self) -> str:
+        """The label of the task that has the connection; empty if it has none or has ended."""
+        return label_of(self.holder) if isinstance(self.holder, asyncio.Task) else ""
 
     def borrowed_at(self) -> list[str]:
         """Return the call sites of `acquire`, innermost first; empty if not recorded."""
@@ -115,6 +122,7 @@ class NoLease(Lease):
     __slots__ = ()
     may_leak = False
     holder_name = "(being handed over)"
+    label = ""
 
 
 NO_LEASE = NoLease.new()

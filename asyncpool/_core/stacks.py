@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
+import sysconfig
 from itertools import islice, takewhile
 from pathlib import Path
 from types import CodeType, FrameType
@@ -13,6 +15,10 @@ from typing import Any
 PACKAGE = str(Path(__file__).parents[1])
 BETWEEN = PACKAGE, contextlib.__file__
 """The beginnings of the file names whose frames are skipped on the way to the program."""
+LIBRARIES = sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), "<frozen "
+"""The beginnings of the file names of the standard library."""
+INSTALLED = f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}"
+"""The parts of the file names of installed packages, such as frameworks."""
 LOOP = tuple(
     str(Path(asyncio.__file__).with_name(name))
     for name in ("events.py", "base_events.py", "runners.py")
@@ -43,14 +49,15 @@ def capture_three(frame: FrameType) -> Trace:
 
 
 def lines(trace: Trace) -> list[str]:
-    """Format a trace without the pool's own frames, such as "app.py:12 in handler"."""
+    """Format the program's frames of a trace, such as "app.py:12 in handler".
+
+    Frames of libraries are shown where there are no others, those of the pool never.
+    """
     places = zip(trace[::2], trace[1::2], strict=True)
     in_task = takewhile(lambda each: not each[0].co_filename.startswith(LOOP), places)
-    return [
-        _place(code, _line(code, instruction))
-        for code, instruction in in_task
-        if not _is_ours(code)
-    ]
+    others = [each for each in in_task if not _is_ours(each[0])]
+    program = [each for each in others if not _is_library(each[0])]
+    return [_place(code, _line(code, instruction)) for code, instruction in program or others]
 
 
 def where(task: asyncio.Task[Any]) -> list[str]:
@@ -77,13 +84,16 @@ def caller(driver: str, depth: int = 16) -> str:
     """
     between = (*BETWEEN, driver)
     frame: FrameType | None = sys._getframe(1)
+    found = ""
     for _ in range(depth):
         if frame is None or frame.f_code.co_filename.startswith(LOOP):
             break
         if not frame.f_code.co_filename.startswith(between):
-            return _place(frame.f_code, frame.f_lineno)
+            if not _is_library(frame.f_code):
+                return _place(frame.f_code, frame.f_lineno)
+            found = found or _place(frame.f_code, frame.f_lineno)
         frame = frame.f_back
-    return ""
+    return found
 
 
 def _line(code: CodeType, instruction: int) -> int | None:
@@ -92,6 +102,11 @@ def _line(code: CodeType, instruction: int) -> int | None:
 
 def _place(code: CodeType, line: int | None) -> str:
     return f"{code.co_filename}:{line} in {code.co_qualname}"
+
+
+def _is_library(code: CodeType) -> bool:
+    name = code.co_filename
+    return name.startswith(LIBRARIES) or any(part in name for part in INSTALLED)
 
 
 def _is_ours(code: CodeType) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from psycopg.pq import TransactionStatus
 
 from asyncpool._core.entry import Entry, State
+from asyncpool._core.label import label_of, named
 from asyncpool._core.pool import Core
 from asyncpool._core.redact import describe
 from asyncpool._core.runtime import Phase
@@ -63,6 +64,7 @@ def _lease(entry: Entry[Any], now: float) -> LeaseInfo:
     return LeaseInfo(
         age=now - entry.leased_at,
         holder=lease.holder_name,
+        label=lease.label,
         connection=repr(conn),
         borrowed_at=stack[0] if stack else "",
         stack=tuple(stack),
@@ -109,7 +111,8 @@ def _waiters(core: Core[Any], now: float) -> list[WaiterInfo]:
     return [
         WaiterInfo(
             age=now - each.joined_at,
-            task="(joining)" if each.task is None else each.task.get_name(),
+            task="(joining)" if each.task is None else named(each.task),
+            label="" if each.task is None else label_of(each.task),
             waits_at=_where(each.task),
         )
         for each in islice(core.ledger.queue, MAX_WAITERS)

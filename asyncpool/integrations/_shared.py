@@ -122,6 +122,13 @@ class LazyBlock:
             await block.__aexit__(type(error), error, error.__traceback__)
 
 
+def request_label(method: str, path: str, handler: object) -> str:
+    """Return the label of a request, such as "GET /orders/{id} (shop.read_order)"."""
+    name = getattr(handler, "__qualname__", type(handler).__qualname__)
+    module = getattr(handler, "__module__", "")
+    return f"{method} {path}" + ("" if handler is None else f" ({module}.{name})")
+
+
 def check_status(roll_back_from: object) -> None:
     """Check the lowest status that rolls back.
 

@@ -9,14 +9,15 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from psycopg import AsyncConnection
 
-from asyncpool import AsyncConnectionPool, PoolTimeout, TooManyRequests
+from asyncpool import AsyncConnectionPool, PoolTimeout, TooManyRequests, label
 
-from ._shared import LazyBlock, Source, check_source, check_status, opened, readiness
+from ._shared import LazyBlock, Source, check_source, check_status, opened, readiness, request_label
 
 __all__ = [
     "POOL",
     "busy",
     "health",
+    "label_requests",
     "pool_context",
     "ready",
     "transaction",
@@ -61,6 +62,23 @@ def pool_context(
     return context
 
 
+@web.middleware
+async def label_requests(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Middleware that labels each request, such as "GET /orders/{id} (shop.read_order)".
+
+    The label is shown wherever the pool says who has a connection.
+    """
+    with label(lambda: _label_of(request)):
+        return await handler(request)
+
+
+def _label_of(request: web.Request) -> str:
+    match = request.match_info
+    resource = match.route.resource
+    path = request.path if resource is None else resource.canonical
+    return request_label(request.method, path, match.handler)
+
+
 def transaction_per_request(
     key: Key = POOL, *, roll_back_from: int = 500, timeout: float | None = None
 ) -> Middleware:
@@ -85,7 +103,8 @@ def transaction_per_request(
         block = LazyBlock(lambda: request.config_dict[key].transaction(timeout), roll_back_from)
         request[BLOCKS] = {**request.get(BLOCKS, {}), key: block}
         try:
-            response = await handler(request)
+            with label(lambda: _label_of(request), default=True):
+                response = await handler(request)
         except web.HTTPException as answer:
             await block.answer(answer.status)
             raise

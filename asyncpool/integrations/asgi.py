@@ -8,9 +8,17 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
-from ._shared import LazyBlock, Pool, check_status
+from asyncpool import label
 
-__all__ = ["CancelOnDisconnect", "TransactionPerRequest", "pool_of", "transaction_of"]
+from ._shared import LazyBlock, Pool, check_status, request_label
+
+__all__ = [
+    "CancelOnDisconnect",
+    "LabelRequests",
+    "TransactionPerRequest",
+    "pool_of",
+    "transaction_of",
+]
 
 # Each framework has types of its own for these mappings.
 Scope = Any
@@ -20,6 +28,41 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 BLOCKS = "asyncpool.transactions"
+
+
+class LabelRequests:
+    """Middleware that labels each request, such as "GET /orders/{id} (shop.read_order)".
+
+    The label is shown wherever the pool says who has a connection. `pool_of`, and with it the
+    dependencies, labels requests by itself; this middleware does so for all that a request runs.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        with label(RequestLabel(scope)):
+            await self.app(scope, receive, send)
+
+
+class RequestLabel:
+    """The label of a request, formatted when it is shown: the route is found after middlewares."""
+
+    __slots__ = ("_scope",)
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+
+    def __call__(self) -> str:
+        """Return the method, the route's template, or else the path, and the endpoint."""
+        scope = self._scope
+        template = scope.get("path_template") or getattr(scope.get("route"), "path", "")
+        handler = scope.get("endpoint") or getattr(scope.get("route_handler"), "fn", None)
+        return request_label(scope.get("method", "WEBSOCKET"), template or scope["path"], handler)
 
 
 class TransactionPerRequest:
@@ -121,9 +164,12 @@ class CancelOnDisconnect:
 def pool_of(scope: Scope, name: str = "pool") -> Pool:
     """Return the pool of this name in the state of the app that serves the request.
 
+    The request is labelled, if it has no label yet; see `LabelRequests`.
+
     Raises:
         LookupError: there is no such pool.
     """
+    label(RequestLabel(scope), default=True)
     app = scope.get("litestar_app") or scope["app"]
     pool: Pool | None = getattr(app.state, name, None)
     if pool is None:

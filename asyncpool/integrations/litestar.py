@@ -14,13 +14,14 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.plugins import InitPlugin
 from psycopg import AsyncConnection
 
-from asyncpool import AsyncConnectionPool, PoolTimeout, TooManyRequests
+from asyncpool import AsyncConnectionPool, PoolTimeout, TooManyRequests, label
 
 from ._shared import Block, LazyBlock, RolledBack, Source, check_source, readiness, serving
 from .asgi import (
     App,
     CancelOnDisconnect,
     Receive,
+    RequestLabel,
     Scope,
     Send,
     TransactionPerRequest,
@@ -128,7 +129,10 @@ class PoolPlugin(InitPlugin):
 
 
 class RollbackLeftovers:
-    """Middleware that ends blocks which Litestar leaves open after a failed dependency."""
+    """Middleware that ends blocks which Litestar leaves open after a failed dependency.
+
+    It labels requests, too; see `LabelRequests`.
+    """
 
     def __init__(self, app: App) -> None:
         self.app = app
@@ -137,7 +141,8 @@ class RollbackLeftovers:
         """See ASGI."""
         blocks: list[LazyBlock] = scope.setdefault(BLOCKS, [])
         try:
-            await self.app(scope, receive, send)
+            with label(RequestLabel(scope)):
+                await self.app(scope, receive, send)
         finally:
             for block in blocks:
                 await block.end(RolledBack())

@@ -14,10 +14,11 @@ from starlette.routing import Route
 from asyncpool import PoolTimeout, TooManyRequests
 
 from ._shared import Pool, Source, check_source, readiness, serving
-from .asgi import CancelOnDisconnect, TransactionPerRequest, pool_of, transaction_of
+from .asgi import CancelOnDisconnect, LabelRequests, TransactionPerRequest, pool_of, transaction_of
 
 __all__ = [
     "CancelOnDisconnect",
+    "LabelRequests",
     "TransactionPerRequest",
     "busy",
     "health_route",

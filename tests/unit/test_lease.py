@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
+from itertools import chain
 
 import pytest
 
+from asyncpool._core import stacks
 from asyncpool._core.lease import NO_LEASE, Lease, ManualLease, SharedLease, StandingLease
 from asyncpool._core.stacks import capture_three
 
@@ -52,6 +55,22 @@ def test_the_call_site_is_that_of_the_lease() -> None:
     lease = Lease.new()
     lease.trace = capture_three(sys._getframe())
     assert lease.borrowed_at()[0].startswith(__file__)
+
+
+def test_frames_of_libraries_are_shown_where_there_are_no_others() -> None:
+    """Who borrows is the program; a framework's frames only stand between it and the pool."""
+    lease = Lease.new()
+    made = [
+        compile("0", name, "eval")
+        for name in (json.__file__, pytest.__file__, stacks.__file__, "/srv/shop/orders.py")
+    ]
+    lease.trace = tuple(chain.from_iterable((code, 0) for code in made))
+    assert [each.partition(":")[0] for each in lease.borrowed_at()] == ["/srv/shop/orders.py"]
+    lease.trace = lease.trace[:6]
+    assert [each.partition(":")[0] for each in lease.borrowed_at()] == [
+        json.__file__,
+        pytest.__file__,
+    ]
 
 
 async def test_messages_name_the_holder() -> None:

@@ -1,0 +1,193 @@
+"""Whoever looks at a pool sees which route, endpoint or job has its connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from typing import Any
+
+import httpx
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+import asyncpool
+from asyncpool import AsyncConnectionPool, PoolDeadlock, PoolTimeout
+from asyncpool.integrations import aiohttp as aiohttp_integration
+from asyncpool.integrations.asgi import pool_of
+from asyncpool.integrations.fastapi import ConnectionDep
+from asyncpool.integrations.starlette import LabelRequests, TransactionPerRequest, transaction
+
+from ._tools import eventually, in_time
+
+Pool = AsyncConnectionPool[Any]
+HERE = __name__
+
+
+async def label_during(pool: Pool, app: Any, path: str) -> str:
+    """The label of the one lease while a request is served, which ends with the app's gate."""
+    app.state.pool, app.state.gate = pool, asyncio.Event()
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        request = asyncio.create_task(client.get(path))
+        await eventually(lambda: pool.stats().leased and pool.explain().leases[0].label)
+        (lease,) = pool.explain().leases
+        assert lease.holder.startswith(f"{lease.label} in ")
+        assert str(pool.explain()).count(f" by {lease.label} in ") == 1
+        with pytest.raises(PoolTimeout, match="held by GET /orders/"):
+            await pool.acquire(timeout=0.001)
+        app.state.gate.set()
+        answer = await in_time(request)
+        assert answer.status_code == 200
+    return lease.label
+
+
+@pytest.fixture
+async def pool(dsn: str) -> Any:
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=1, leak_timeout=60) as pool:
+        yield pool
+
+
+def fastapi_app() -> FastAPI:
+    app = FastAPI()
+
+    @app.get("/orders/{number}")
+    async def read_order(number: int, conn: ConnectionDep) -> None:
+        await app.state.gate.wait()
+
+    return app
+
+
+async def test_a_dependency_of_fastapi_names_the_route_and_the_endpoint(pool: Pool) -> None:
+    """The template, not the path, and the function that the request ends in."""
+    assert await label_during(pool, fastapi_app(), "/orders/7") == (
+        f"GET /orders/{{number}} ({HERE}.fastapi_app.<locals>.read_order)"
+    )
+
+
+async def read_with_transaction(request: Request) -> Response:
+    await transaction(request)
+    await request.app.state.gate.wait()
+    return PlainTextResponse("done")
+
+
+async def read_on_a_pool_of_its_own(request: Request) -> Response:
+    async with request.app.state.pool.connection():
+        await request.app.state.gate.wait()
+    return PlainTextResponse("done")
+
+
+async def test_a_transaction_of_a_request_names_its_endpoint(pool: Pool) -> None:
+    """Starlette's scope has no route: then the path is shown."""
+    routes = [Route("/orders/{number}", read_with_transaction)]
+    app = Starlette(routes=routes, middleware=[Middleware(TransactionPerRequest)])
+    found = await label_during(pool, app, "/orders/7")
+    assert found in {
+        f"GET {path} ({HERE}.read_with_transaction)" for path in ("/orders/7", "/orders/{number}")
+    }
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="contexts of tasks: since Python 3.12")
+async def test_the_middleware_labels_what_never_asks_for_the_pool(pool: Pool) -> None:
+    """Also where another middleware runs the endpoint in a task of its own."""
+
+    class Plain(BaseHTTPMiddleware):
+        async def dispatch(self, request: Request, call_next: Any) -> Any:
+            return await call_next(request)
+
+    routes = [Route("/orders/{number}", read_on_a_pool_of_its_own)]
+    app = Starlette(routes=routes, middleware=[Middleware(LabelRequests), Middleware(Plain)])
+    found = await label_during(pool, app, "/orders/7")
+    assert found.endswith(f" ({HERE}.read_on_a_pool_of_its_own)")
+
+
+async def test_the_application_s_own_label_stays(pool: Pool) -> None:
+    """Finding the pool of a request does not replace it."""
+    app = Starlette()
+    app.state.pool = pool
+    scope = {"type": "http", "app": app, "method": "GET", "path": "/"}
+    with asyncpool.label("import of orders"):
+        async with pool_of(scope).connection():
+            assert pool.explain().leases[0].label == "import of orders"
+
+
+async def test_the_middleware_of_aiohttp_labels_each_request(pool: Pool) -> None:
+    """One task serves several requests of a client there, each with its own label."""
+    found: list[str] = []
+
+    async def read_order(request: web.Request) -> web.Response:
+        async with pool.connection():
+            found.append(pool.explain().leases[0].label)
+        return web.Response()
+
+    app = web.Application(middlewares=[aiohttp_integration.label_requests])
+    app.router.add_get("/orders/{number}", read_order)
+    app.router.add_get("/other", read_order)
+    async with TestClient(TestServer(app)) as client:
+        for path in ("/orders/1", "/other"):
+            assert (await client.get(path)).status == 200
+    name = f"{HERE}.{read_order.__qualname__}"
+    assert found == [f"GET /orders/{{number}} ({name})", f"GET /other ({name})"]
+
+
+async def test_litestar_s_plugin_labels_requests(dsn: str) -> None:
+    """The handler's path and function."""
+    litestar = pytest.importorskip("litestar")
+    from asyncpool.integrations.litestar import PoolPlugin
+
+    found: list[str] = []
+    pool = AsyncConnectionPool(dsn, min_size=1, open=False)
+
+    async def read_order() -> None:
+        async with pool.connection():
+            found.append(pool.explain().leases[0].label)
+
+    handler = litestar.get("/orders/{number:int}")(read_order)
+    app = litestar.Litestar([handler], plugins=[PoolPlugin(pool)])
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.lifespan(),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        assert (await client.get("/orders/7")).status_code == 200
+    name = f"{HERE}.test_litestar_s_plugin_labels_requests.<locals>.read_order"
+    assert found == [f"GET /orders/{{number}} ({name})"]
+
+
+async def test_waiters_deadlocks_and_leaks_name_the_label(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The label comes before the task's name."""
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=1, leak_timeout=0.05) as pool:
+
+        async def work() -> None:
+            with asyncpool.label("nightly report"):
+                async with pool.connection(), pool.connection(timeout=5):
+                    raise AssertionError("there is one connection")
+
+        async def wait() -> None:
+            asyncpool.label("a reader")
+            await pool.acquire()
+
+        task = asyncio.create_task(work(), name="worker")
+        await eventually(lambda: pool.stats().waiting)
+        (waiter,) = pool.explain().waiters
+        assert (waiter.label, waiter.task) == ("nightly report", "nightly report in worker")
+        with pytest.raises(PoolDeadlock, match="\n  nightly report in worker waits at "):
+            await in_time(task)
+        conn = await pool.acquire()
+        reader = asyncio.create_task(wait(), name="reader")
+        await eventually(lambda: pool.stats().waiting)
+        await pool.release(conn)
+        await in_time(reader)
+        with contextlib.suppress(PoolTimeout):
+            await pool.acquire(timeout=0.5)  # its monitor sees that the holder has ended
+        await eventually(lambda: "by a reader in reader" in caplog.text)

@@ -1,0 +1,78 @@
+"""The label of a task: what the application says, and who sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import pytest
+
+from asyncpool import label
+from asyncpool._core.label import label_of, named
+
+
+def own() -> str:
+    task = asyncio.current_task()
+    assert task is not None
+    return label_of(task)
+
+
+async def test_a_label_lasts_until_the_end_of_its_block() -> None:
+    """And then the one before it is there again."""
+    assert own() == ""
+    with label("outer"):
+        with label(lambda: "inner"):
+            assert own() == "inner"
+        assert own() == "outer"
+    assert own() == ""
+
+
+async def test_a_label_without_a_block_lasts_for_the_rest_of_the_task() -> None:
+    """It is that task's alone."""
+
+    async def work() -> str:
+        label("work")
+        await asyncio.sleep(0)
+        return own()
+
+    assert await asyncio.create_task(work()) == "work"
+    assert own() == ""
+
+
+async def test_a_default_label_does_not_replace_another_one() -> None:
+    """Nor does its end remove it."""
+    with label("first", default=True):
+        with label("second", default=True):
+            assert own() == "first"
+        assert own() == "first"
+    assert own() == ""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="contexts of tasks: since Python 3.12")
+async def test_tasks_inherit_the_label() -> None:
+    """A middleware may run the handler in another task."""
+
+    async def work() -> str:
+        return own()
+
+    with label("outer"):
+        task = asyncio.create_task(work())
+    assert await task == "outer"
+
+
+async def test_a_label_that_raises_is_no_label() -> None:
+    """An explanation must not fail for it."""
+
+    def broken() -> str:
+        raise LookupError
+
+    with label(broken):
+        task = asyncio.current_task()
+        assert task is not None
+        assert named(task) == task.get_name()
+
+
+def test_a_label_without_an_event_loop_does_no_harm() -> None:
+    """It is of no use there."""
+    with label("nothing"):
+        pass
