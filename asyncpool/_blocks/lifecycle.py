@@ -58,26 +58,25 @@ class Lifecycle(SupportsBorrowing[ACT], SupportsRenewal[ACT]):
     async def wait(self, timeout: float = 30.0) -> None:
         """Wait until `min_size` connections are open, and those returned before it are clean.
 
-        Any number of tasks may wait at any time.
+        Any number of tasks may wait at any time. If a reset takes longer than `timeout`, return
+        nevertheless: its connection is open.
 
         Args:
             timeout: seconds to wait.
 
         Raises:
-            PoolTimeout: `timeout` seconds have passed, or the server refuses access. The pool is
-                closed, as in psycopg_pool, and the last connect error is the cause.
+            PoolTimeout: fewer were open after `timeout` seconds, or the server refuses access. The
+                pool is closed, as in psycopg_pool, and the last connect error is the cause.
             PoolClosed: the pool is closed, or not open and `open` is false.
         """
         timeout = duration("timeout", timeout)
         self._ensure_open()
         self._core.admit()
+        filled = None
         try:
             async with asyncio.timeout(timeout):
-                if cleaning := self._core.runtime.tasks.running("reset"):
-                    await asyncio.wait(cleaning)
                 filled = await self._core.readiness.wait()
-                if not self._keeps_idle and (closing := self._core.runtime.tasks.running("close")):
-                    await asyncio.wait(closing)
+                filled = filled and await self._settle()
             if not filled:
                 failure = self._core.errors.unavailable()
                 await self.close()
@@ -86,6 +85,9 @@ class Lifecycle(SupportsBorrowing[ACT], SupportsRenewal[ACT]):
                 finally:
                     del failure  # its traceback has this frame
         except TimeoutError:
+            if filled:  # a reset or a close takes longer, which is no reason to end a pool
+                self._core.admit()
+                return
             ready, cause = snapshot(self._core), self._core.outages.last_error
             opened = f"{ready.size - ready.opening} of {ready.min_size} connections were opened"
             what = opened if self._keeps_idle else "no connection was opened"
@@ -194,6 +196,17 @@ class Lifecycle(SupportsBorrowing[ACT], SupportsRenewal[ACT]):
             psycopg.OperationalError: the connection is broken.
         """
         await ping(conn)
+
+    async def _settle(self) -> bool:
+        """Wait for resets, or for the closing of what is not kept; return whether it is full."""
+        tasks = self._core.runtime.tasks
+        if cleaning := tasks.running("reset"):
+            await asyncio.wait(cleaning)
+            if self._keeps_idle:
+                return await self._core.readiness.wait()
+        if not self._keeps_idle and (closing := tasks.running("close")):
+            await asyncio.wait(closing)
+        return True
 
     def _start(self) -> None:
         self._core.open()

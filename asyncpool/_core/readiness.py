@@ -42,8 +42,8 @@ class Readiness:
     async def wait(self) -> bool:
         """Wait until `min_size` connections are open; return False if waiting is useless.
 
-        Where idle connections are not kept, wait for one successful connect; at `max_size`, a
-        leased connection is enough.
+        A connection that is being reset is open. Where idle connections are not kept, wait for one
+        successful connect; at `max_size`, an open connection is enough.
         """
         self.callers += 1
         try:
@@ -92,7 +92,7 @@ class Readiness:
     async def _wait_for_connect(self) -> bool:
         ledger, before = self._ledger, self._connects_succeeded
         while self._connects_succeeded == before and not self._runtime.closed:
-            if ledger.leased and ledger.size >= ledger.settings.max_size:
+            if ledger.remaining > ledger.opening and ledger.size >= ledger.settings.max_size:
                 break
             ledger.trial_wanted = True
             self._refill()

@@ -13,7 +13,7 @@ import anyio
 import psycopg
 import pytest
 
-from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout
+from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool, PoolClosed, PoolTimeout
 from tests._tools import at_once
 
 from ._tools import (
@@ -120,6 +120,27 @@ async def test_wait_out_of_time_closes_the_pool(dsn: str) -> None:
             await pool.open(wait=True, timeout=0.5)
         assert pool.closed
         assert pool.stats().size == 0
+
+
+@pytest.mark.parametrize("kind", [AsyncConnectionPool, AsyncNullConnectionPool])
+async def test_a_reset_that_takes_long_does_not_close_a_pool_that_is_full(
+    dsn: str, kind: Any
+) -> None:
+    """A connection that is being reset is open: `wait` returns when its time is up."""
+    least = int(kind is AsyncConnectionPool)
+    async with Proxy(dsn) as proxy, kind(proxy.dsn, min_size=least, max_size=1) as pool:
+        conn = await pool.acquire()
+        await conn.execute("SELECT 1")
+        proxy.open_way.clear()
+        waiting = pool.acquire()  # else a pool without idle connections would close this one
+        task = asyncio.ensure_future(waiting)
+        await asyncio.sleep(0)
+        await pool.release(conn)
+        await eventually(lambda: pool.stats().cleaning)
+        await in_time(pool.wait(timeout=0.05))
+        assert not pool.closed
+        proxy.open_way.set()
+        await pool.release(await in_time(task))
 
 
 @pytest.mark.parametrize("use", ["acquire", "wait"])
