@@ -36,7 +36,8 @@ class Listening(SupportsListening[ACT]):
         before the block begins. If it is lost, the pool listens again on another one, as soon as it
         can; notifications sent meanwhile are missed. When the pool is closed, the iteration ends
         without an error. The connection counts in the pool's size, and its lease is not reported as
-        a leak. Sessions and overridden methods are not used.
+        a leak. Sessions and overridden methods are not used. Behind PgBouncer it needs session
+        pooling: in transaction mode nothing is delivered, and there is no error.
 
         Args:
             channels: the names, exactly as written: they are not folded to lower case.

@@ -260,6 +260,51 @@ async def test_where_there_is_no_other_connection_a_replacement_is_a_gap(dsn: st
         assert pool.stats().requests_failed == 0
 
 
+async def test_listeners_keep_their_connections_in_a_pool_that_is_made_too_small(
+    dsn: str, backends: Backends
+) -> None:
+    """What is replaced then is one too many: it has a gap until the pool is large enough again."""
+    options: Any = {"ping_interval": 0.02, "timeout": 0.05}
+    async with (
+        AsyncConnectionPool(dsn, min_size=2, max_size=4, **options) as pool,
+        pool.listen("a", gaps=True) as one,
+        pool.listen("a", gaps=True) as other,
+    ):
+        both = (one, other)
+        await pool.resize(1, 1)
+        await eventually(lambda: pool.stats().size == 2)
+        backends.ask("NOTIFY a, 'too small'")
+        assert [await next_of(each) for each in both] == ["too small"] * 2
+        await pool.drain()
+        await eventually(lambda: len(backends.pids()) == 1 and pool.stats().requests_failed)
+        await eventually(lambda: sum(each.connected for each in both) == 1)
+        first, last = sorted(both, key=lambda each: not each.connected)
+        assert await next_of(first) is Gap
+        backends.ask("NOTIFY a, 'for one'")
+        assert await next_of(first) == "for one"
+        await pool.resize(2, 2)
+        assert await next_of(last) is Gap
+        backends.ask("NOTIFY a, 'for both'")
+        assert [await next_of(each) for each in both] == ["for both"] * 2
+
+
+async def test_a_pool_that_is_made_larger_replaces_without_a_gap(dsn: str) -> None:
+    """There is room then for a second connection, which listens before the first is given up."""
+    async with (
+        AsyncConnectionPool(dsn, min_size=1, ping_interval=0.02) as pool,
+        AsyncConnectionPool(dsn, min_size=1) as sender,
+        pool.listen("a", gaps=True) as notifications,
+    ):
+        before = listening_pid(pool)
+        await pool.resize(1, 2)
+        await sender.execute("SELECT pg_notify('a', 'before')")
+        await pool.drain()
+        await sender.execute("SELECT pg_notify('a', 'meanwhile')")
+        await eventually(lambda: listening_pid(pool) != before)
+        await sender.execute("SELECT pg_notify('a', 'after')")
+        assert [await next_of(notifications) for _ in range(3)] == ["before", "meanwhile", "after"]
+
+
 async def test_in_a_busy_pool_a_connection_is_replaced_when_another_is_free(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,138 @@
+"""`pool.listen()` where the pool meets more than one server: standbys, failovers, PgBouncer."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from asyncpool import AsyncConnectionPool, Connection, Gap
+from tests._tools import few
+
+from ._cli import bouncer
+from ._tools import Backends, all_usable, at_rest, eventually, in_time
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from asyncpool.testing import Server
+
+KINDS = pytest.mark.parametrize("kind", few([Connection, psycopg.AsyncConnection]))
+REFUSED = psycopg.errors.ReadOnlySqlTransaction
+
+
+@asynccontextmanager
+async def standby_of(server: Server) -> AsyncIterator[Server]:
+    """A streaming standby of the server, for a block."""
+    if server.source == "testcontainers":
+        pytest.skip("no standby in a container")
+    async with server.standby() as replica:
+        yield replica
+
+
+def both(first: Server, second: Server, application: str, **options: Any) -> str:
+    """Return a connection string with the two servers as hosts, in this order."""
+    ports = [str(conninfo_to_dict(each.dsn)["port"]) for each in (first, second)]
+    return make_conninfo(
+        first.dsn,
+        host="127.0.0.1,127.0.0.1",
+        port=",".join(ports),
+        application_name=application,
+        **options,
+    )
+
+
+@KINDS
+async def test_a_standby_refuses_to_listen_until_it_is_promoted(
+    server: Server, application: str, kind: type[Any]
+) -> None:
+    """The server's error is raised on entry, and no connection is lost by it.
+
+    A connection from before the promotion listens after it.
+    """
+    async with standby_of(server) as replica:
+        dsn = make_conninfo(replica.dsn, application_name=application)
+        async with AsyncConnectionPool(dsn, min_size=2, connection_class=kind) as pool:
+            await all_usable(pool)
+            pids = Backends(replica.dsn, application).pids()
+            for _ in range(3):
+                with pytest.raises(REFUSED, match="LISTEN"):
+                    async with pool.listen("a"):
+                        raise AssertionError("a standby has no notifications")
+            assert (await at_rest(pool)).idle == 2
+            assert Backends(replica.dsn, application).pids() == pids
+            await replica.promote()
+            async with pool.listen("a") as notifications:
+                await pool.execute("SELECT pg_notify('a', 'promoted')")
+                assert (await in_time(anext(notifications))).payload == "promoted"
+
+
+@KINDS
+@pytest.mark.parametrize("wanted", ["any", "read-write"])
+async def test_after_a_failover_the_listener_is_on_the_promoted_standby(
+    server: Server, application: str, kind: type[Any], wanted: str
+) -> None:
+    """The iteration goes on, with one gap, also where the pool finds the standby too early."""
+    async with standby_of(server) as replica:
+        dsn = both(server, replica, application, target_session_attrs=wanted)
+        async with (
+            AsyncConnectionPool(dsn, min_size=2, connection_class=kind) as pool,
+            pool.listen("a", gaps=True) as notifications,
+        ):
+            await pool.execute("SELECT pg_notify('a', 'before')")
+            assert (await in_time(anext(notifications))).payload == "before"  # type: ignore[union-attr]
+            await server.stop()
+            await eventually(lambda: not notifications.connected)
+            if wanted == "any":
+                replicas = Backends(replica.dsn, application)
+                await eventually(replicas.pids)
+            await replica.promote()
+            gap = await in_time(anext(notifications))
+            assert isinstance(gap, Gap)
+            await pool.execute("SELECT pg_notify('a', 'after')")
+            assert (await in_time(anext(notifications))).payload == "after"  # type: ignore[union-attr]
+
+
+@KINDS
+async def test_behind_a_pooler_in_session_mode_listening_works(
+    dsn: str, asyncpool_dsn: str, application: str, backends: Backends, kind: type[Any]
+) -> None:
+    """Notifications are delivered in order, and nothing stays on the session."""
+    with bouncer(asyncpool_dsn, pool_mode="session", server_reset_query="") as through:
+        there = make_conninfo(through, application_name=application)
+        options: Any = {"connection_class": kind, "ping_interval": 0.02}
+        async with AsyncConnectionPool(there, min_size=2, **options) as pool:
+            async with pool.listen("a", gaps=True) as notifications:
+                for number in range(5):
+                    backends.ask("SELECT pg_notify('a', %s)", str(number))
+                await pool.drain()
+                for number in range(5, 10):
+                    await pool.execute("SELECT pg_notify('a', %s)", [str(number)])
+                got = [await in_time(anext(notifications)) for _ in range(10)]
+                assert [each.payload for each in got] == list(map(str, range(10)))  # type: ignore[union-attr]
+            await at_rest(pool)
+            assert await pool.fetchall("SELECT pg_listening_channels()") == []
+    await eventually(lambda: not backends.pids())
+
+
+async def test_behind_a_pooler_in_transaction_mode_others_get_the_notifications(
+    dsn: str, asyncpool_dsn: str, application: str, backends: Backends
+) -> None:
+    """The block begins without an error, but the session that listens is another client's next.
+
+    Where PgBouncer has one session, each notification goes to the client that sends it.
+    """
+    with bouncer(asyncpool_dsn, pool_mode="transaction", default_pool_size=1) as through:
+        there = make_conninfo(through, application_name=application)
+        kwargs = {"prepare_threshold": None, "autocommit": True}
+        async with AsyncConnectionPool(there, min_size=2, kwargs=kwargs) as pool:
+            async with pool.listen("a") as notifications, pool.connection() as conn:
+                await conn.execute("SELECT pg_notify('a', '')")
+                received = [each async for each in conn.notifies(timeout=10, stop_after=1)]
+                assert [each.channel for each in received] == ["a"]
+                assert not notifications._listener.buffer._items
+            assert (await at_rest(pool)).idle == 2
+    await eventually(lambda: not backends.pids())
