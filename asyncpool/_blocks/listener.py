@@ -109,8 +109,14 @@ class Listener(Generic[ACT]):
             self.buffer.end()
         self.buffer.end(None if isinstance(error, PoolClosed) else error)
 
-    async def _subscribe(self, timeout: float | None = None) -> Subscription[ACT]:
+    async def _subscribe(
+        self, timeout: float | None = None, *, keep: bool = True
+    ) -> Subscription[ACT]:
         """Borrow a connection and listen on it.
+
+        Args:
+            timeout: seconds to wait for it.
+            keep: whether the pool keeps a connection on which the server refuses LISTEN.
 
         Raises:
             PoolTimeout: also if the server does not answer.
@@ -129,8 +135,8 @@ class Listener(Generic[ACT]):
             self._give_back(subscription, discard=True)
             msg = f"the server has not answered LISTEN within {limit:g} s"
             raise PoolTimeout(msg, timeout=limit) from None
-        except BaseException:
-            self._give_back(subscription)
+        except BaseException as error:
+            self._give_back(subscription, discard=not keep and isinstance(error, psycopg.Error))
             raise
         return subscription
 
@@ -237,7 +243,8 @@ class Listener(Generic[ACT]):
         runtime.record("listener lost", f"no longer listening: {reason}")
         while True:
             try:
-                subscription = await self._subscribe()
+                # A standby refuses LISTEN: the next connection may be one to the primary.
+                subscription = await self._subscribe(keep=False)
                 break
             except PoolClosed:
                 raise

@@ -97,6 +97,26 @@ async def test_after_a_failover_the_listener_is_on_the_promoted_standby(
 
 
 @KINDS
+async def test_a_listener_that_a_standby_refuses_asks_for_another_connection(
+    server: Server, application: str, kind: type[Any]
+) -> None:
+    """It leaves the standby once the primary is back, whatever else the pool has there."""
+    async with standby_of(server) as replica:
+        dsn = both(server, replica, application)
+        async with (
+            AsyncConnectionPool(dsn, min_size=2, connection_class=kind) as pool,
+            pool.listen("a", gaps=True) as notifications,
+        ):
+            await server.stop()
+            replicas = Backends(replica.dsn, application)
+            await eventually(lambda: len(replicas.pids()) == 2)
+            await server.start()
+            assert isinstance(await in_time(anext(notifications)), Gap)
+            Backends(server.dsn, application).ask("NOTIFY a, 'after'")
+            assert (await in_time(anext(notifications))).payload == "after"  # type: ignore[union-attr]
+
+
+@KINDS
 async def test_behind_a_pooler_in_session_mode_listening_works(
     dsn: str, asyncpool_dsn: str, application: str, backends: Backends, kind: type[Any]
 ) -> None:
