@@ -189,7 +189,9 @@ class PoolBlocks(Borrowing[ACT]):
         """Borrow a connection as `acquire` does, or the connection that belongs to a key.
 
         A key keeps its connection from the first `getconn` until the connection is returned in any
-        way. Further calls with the key get the same connection at once, and must take turns.
+        way. Further calls with the key get the same connection at once, and must take turns. Such a
+        connection is never reclaimed as forgotten, since any later call may ask for it by its key,
+        with the transaction that is open on it; `leak_timeout` reports it.
 
         Args:
             timeout: as for `connection`.

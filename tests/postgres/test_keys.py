@@ -213,6 +213,27 @@ async def test_a_key_keeps_what_nobody_else_has(dsn: str) -> None:
         await all_usable(pool)
 
 
+async def test_a_key_that_is_forgotten_is_reported_with_its_borrower(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`leak_timeout` finds it; the key keeps its connection, with the work that is open on it."""
+
+    async def begin(pool: AsyncConnectionPool) -> None:
+        conn = await pool.getconn(key="k")
+        await conn.execute("CREATE TEMP TABLE mine (x int)")
+
+    async with AsyncConnectionPool(dsn, min_size=1, leak_timeout=0.1) as pool:
+        await asyncio.create_task(begin(pool), name="beginner")
+        await eventually(lambda: pool.stats().leaks)
+        (report,) = (text for text in caplog.messages if "longer than leak_timeout" in text)
+        assert "beginner" in report
+        assert f"{__file__}:{begin.__code__.co_firstlineno + 1} in" in report
+        conn = await pool.getconn(0, key="k")
+        await conn.execute("SELECT * FROM mine")
+        await pool.putconn(conn, "k")
+        await all_usable(pool)
+
+
 async def test_closeall_closes_leased_connections_too(dsn: str, backends: Backends) -> None:
     """psycopg2 does so too; waiters get an error and keys hold no connection."""
     pool = AsyncConnectionPool(dsn, min_size=2)
