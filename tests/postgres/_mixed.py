@@ -21,6 +21,8 @@ from psycopg.rows import dict_row
 
 from asyncpool import AsyncConnectionPool
 
+from ._notified import Journal
+
 INSERT = "INSERT INTO soak VALUES (%s)"
 HANG = 90.0
 """Seconds after which a call counts as hung: many times what any of them may take."""
@@ -88,13 +90,22 @@ class Load:
         self.small = small
         self.books = books
         self.stopped = False
+        self._listeners = asyncio.Semaphore(2)
+        """A listener holds its connection, and one that sends needs another."""
         often = [
             *(self.block, self.write_in_block, self.write_in_transaction, self.one_shots),
             *(self.write_by_one_shot, self.write_many, self.batch, self.cursor),
         ]
         seldom = [
             *(self.error_in_block, self.undo, self.copy_in, self.copy_out, self.stream),
-            *(self.notify, self.acquire, self.hurry, self.slow_one_shot, self.cancel_by_task),
+            *(
+                self.notify,
+                self.listen,
+                self.acquire,
+                self.hurry,
+                self.slow_one_shot,
+                self.cancel_by_task,
+            ),
             *(self.cancel_by_scope, self.use_small, self.look, self.manage),
         ]
         self._works = often * 3 + seldom
@@ -247,6 +258,19 @@ class Load:
             await self.pool.execute("SELECT pg_notify('soak', '')")
             async for _ in conn.notifies(timeout=0.2, stop_after=1):
                 pass
+
+    async def listen(self, random: Random) -> None:
+        """On a channel of its own, for some notifications."""
+        journal = Journal(f"soak {self.books.new()}")
+        async with (
+            self._listeners,
+            self.pool.listen(journal.channel, gaps=True) as notifications,
+        ):
+            for _ in range(random.randint(1, 3)):
+                last = await journal.send(self.pool)
+            while not {last, None} & set(journal.delivered):
+                journal.note(await anext(notifications))
+        self.books.surprises += journal.faults()
 
     async def acquire(self, random: Random) -> None:
         """With a transaction left open for the pool to end."""

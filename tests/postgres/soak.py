@@ -34,6 +34,7 @@ from asyncpool import AsyncConnectionPool
 from asyncpool.testing import Server, postgres
 
 from ._mixed import Books, Load
+from ._notified import listening
 from ._tools import at_rest, linux
 
 TASKS = 16
@@ -78,6 +79,8 @@ class Soak:
         self.books = Books()
         self.faults: Counter[str] = Counter()
         self.counts: list[Count] = []
+        self.notified = self.gaps = 0
+        """What the listener of each phase got."""
         self._tell = tell
         self._name = f"soak-{os.getpid()}-{seed}"
         self._dsn = make_conninfo(server.dsn, application_name=self._name)
@@ -137,13 +140,16 @@ class Soak:
             *(self.restart, self.abort, self.kill),
         ]
         random.shuffle(faults)
-        for fault in faults:
+        async with listening(load.pool, f"phase {number}", self.books.surprises) as journal:
+            for fault in faults:
+                await asyncio.sleep(random.uniform(0.2, 0.8))
+                await fault(random)
+                self.faults[fault.__name__] += 1
             await asyncio.sleep(random.uniform(0.2, 0.8))
-            await fault(random)
-            self.faults[fault.__name__] += 1
-        await asyncio.sleep(random.uniform(0.2, 0.8))
-        load.stopped = True
-        await asyncio.gather(*tasks)
+            load.stopped = True
+            await asyncio.gather(*tasks)
+        self.notified += len(journal.delivered) - journal.delivered.count(None)
+        self.gaps += journal.delivered.count(None)
 
     async def one_backend(self, random: Random) -> None:
         """pg_terminate_backend of one."""
@@ -237,6 +243,7 @@ class Soak:
         total = sum(books.outcomes.values())
         self._tell(
             f"phase {number}: {total} requests, {books.outcomes['ok']} ok,"
+            f" {self.notified} notifications, {self.gaps} gaps,"
             f" {sum(self.faults.values())} faults, memory {now.memory / 1024:.0f} KiB,"
             f" resident {now.resident / 1024:.0f} KiB, descriptors {now.descriptors},"
             f" tasks {now.tasks}, timers {now.timers}, backends {now.backends},"
