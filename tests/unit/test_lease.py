@@ -7,6 +7,7 @@ import json
 import sys
 from itertools import chain
 
+import psycopg
 import pytest
 
 from asyncpool._core import stacks
@@ -62,14 +63,14 @@ def test_frames_of_libraries_are_shown_where_there_are_no_others() -> None:
     lease = Lease.new()
     made = [
         compile("0", name, "eval")
-        for name in (json.__file__, pytest.__file__, stacks.__file__, "/srv/shop/orders.py")
+        for name in (json.__file__, psycopg.__file__, stacks.__file__, "/srv/shop/orders.py")
     ]
     lease.trace = tuple(chain.from_iterable((code, 0) for code in made))
     assert [each.partition(":")[0] for each in lease.borrowed_at()] == ["/srv/shop/orders.py"]
     lease.trace = lease.trace[:6]
     assert [each.partition(":")[0] for each in lease.borrowed_at()] == [
         json.__file__,
-        pytest.__file__,
+        psycopg.__file__,
     ]
 
 
