@@ -83,6 +83,8 @@ class LazyBlock:
         self._roll_back_from = roll_back_from
         self._lock = asyncio.Lock()
         self._block: Block | None = None
+        self._conn: AsyncConnection[Any] | None = None
+        """None before and after the block: a request may be referenced for long after it."""
         self._ended = False
 
     async def connection(self) -> AsyncConnection[Any]:
@@ -94,12 +96,12 @@ class LazyBlock:
         async with self._lock:
             if self._block is None and not self._ended:
                 block = self._make()
-                self._conn: AsyncConnection[Any] = await block.__aenter__()
+                conn = await block.__aenter__()
                 if self._ended:
                     await block.__aexit__(RolledBack, RolledBack(), None)
                 else:
-                    self._block = block
-            if self._ended:
+                    self._block, self._conn = block, conn
+            if self._conn is None:
                 msg = (
                     "the transaction of this request has ended with its response: later work, such"
                     " as a stream or a background task, must acquire a connection from the pool"
@@ -113,7 +115,7 @@ class LazyBlock:
 
     async def end(self, error: BaseException | None) -> None:
         """Commit, or roll back for an error; a second call does nothing."""
-        block, self._block, self._ended = self._block, None, True
+        block, self._block, self._conn, self._ended = self._block, None, None, True
         if block is None:
             return
         if error is None:

@@ -109,6 +109,33 @@ async def test_the_middleware_labels_what_never_asks_for_the_pool(pool: Pool) ->
     assert found.endswith(f" ({HERE}.read_on_a_pool_of_its_own)")
 
 
+async def test_a_request_that_is_over_keeps_no_connection(pool: Pool) -> None:
+    """A task that it has started has its label, yet a connection that is lost is reclaimed."""
+    ends = asyncio.Event()
+    started: list[asyncio.Task[bool]] = []
+
+    async def start(request: Request) -> Response:
+        await (await transaction(request)).execute("SELECT 1")
+        started.append(asyncio.create_task(ends.wait()))
+        return PlainTextResponse("done")
+
+    async def lose() -> None:
+        await pool.acquire()
+
+    app = Starlette(routes=[Route("/", start)], middleware=[Middleware(TransactionPerRequest)])
+    app.state.pool = pool
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        assert (await client.get("/")).status_code == 200
+    try:
+        await asyncio.create_task(lose())
+        await pool.release(await pool.acquire(timeout=10))
+        assert pool.stats().leaks == 1
+    finally:
+        ends.set()
+        await asyncio.gather(*started)
+
+
 async def test_the_application_s_own_label_stays(pool: Pool) -> None:
     """Finding the pool of a request does not replace it."""
     app = Starlette()
