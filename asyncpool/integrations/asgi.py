@@ -60,9 +60,22 @@ class RequestLabel:
     def __call__(self) -> str:
         """Return the method, the route's template, or else the path, and the endpoint."""
         scope = self._scope
-        template = scope.get("path_template") or getattr(scope.get("route"), "path", "")
+        template = scope.get("path_template") or _template(scope)
         handler = scope.get("endpoint") or getattr(scope.get("route_handler"), "fn", None)
         return request_label(scope.get("method", "WEBSOCKET"), template or scope["path"], handler)
+
+
+def _template(scope: Scope) -> str:
+    """Return the path of Starlette's route with what routers and mounts put before it."""
+    route, path = scope.get("route"), scope["path"]
+    template: str = getattr(route, "path_format", "")
+    if (regex := getattr(route, "path_regex", None)) is None:
+        return template
+    starts = [at for at, each in enumerate(path) if each == "/"]
+    before = next((path[:at] for at in starts if regex.match(path[at:])), "")
+    names = {str(value): name for name, value in scope.get("path_params", {}).items()}
+    shown = [f"{{{names[each]}}}" if each in names else each for each in before.split("/")]
+    return "/".join(shown) + template
 
 
 class TransactionPerRequest:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -107,6 +107,39 @@ async def test_the_middleware_labels_what_never_asks_for_the_pool(pool: Pool) ->
     app = Starlette(routes=routes, middleware=[Middleware(LabelRequests), Middleware(Plain)])
     found = await label_during(pool, app, "/orders/7")
     assert found.endswith(f" ({HERE}.read_on_a_pool_of_its_own)")
+
+
+def prefixed_app() -> FastAPI:
+    """An app with a router and a mounted app behind prefixes."""
+    app, router, inner = FastAPI(), APIRouter(), FastAPI()
+
+    @router.get("/items/{number}")
+    async def read_item(shop: str, number: int, conn: ConnectionDep) -> None:
+        await app.state.gate.wait()
+
+    @inner.get("/lines/{number}")
+    async def read_line(number: int, conn: ConnectionDep) -> None:
+        await app.state.gate.wait()
+
+    app.include_router(router, prefix="/orders/{shop}")
+    inner.state = app.state
+    app.mount("/orders", inner)
+    return app
+
+
+@pytest.mark.parametrize(
+    ("path", "template", "name"),
+    [
+        ("/orders/north/items/7", "/orders/{shop}/items/{number}", "read_item"),
+        ("/orders/lines/7", "/orders/lines/{number}", "read_line"),
+    ],
+)
+async def test_the_template_has_the_prefixes_of_routers_and_mounts(
+    pool: Pool, path: str, template: str, name: str
+) -> None:
+    """The innermost route alone does not know them."""
+    found = await label_during(pool, prefixed_app(), path)
+    assert found == f"GET {template} ({HERE}.prefixed_app.<locals>.{name})"
 
 
 async def test_a_request_that_is_over_keeps_no_connection(pool: Pool) -> None:
