@@ -141,16 +141,18 @@ class Explanation:
 
 
 def _lease_lines(lease: LeaseInfo) -> list[str]:
-    head = f"  leased for {lease.age:.3f} s by {lease.holder}: {lease.connection}"
+    found = [f"  leased for {lease.age:.3f} s by {lease.holder}"]
+    if lease.last_sql:
+        found[0] += f", last statement {lease.last_sql!r}"
     if lease.stack:
-        head += f", borrowed at {lease.stack[0]}"
-    found = [head, *(f"      from {place}" for place in lease.stack[1:])]
+        found.append(f"    borrowed at {lease.stack[0]}")
+        found += [f"      from {place}" for place in lease.stack[1:]]
     if lease.waits_at:
         found.append(f"    its task is at {lease.waits_at[0]}")
-    facts = [f"backend {lease.pid}"] if lease.pid is not None else []
+    facts = [lease.connection]
+    facts += [f"backend {lease.pid}"] if lease.pid is not None else []
     facts += [lease.transaction] if lease.transaction else []
-    facts += [f"last statement {lease.last_sql!r}"] if lease.last_sql else []
-    return [*found, "    " + ", ".join(facts)] if facts else found
+    return [*found, "    " + ", ".join(facts)]
 
 
 def _plain(value: Any) -> Any:

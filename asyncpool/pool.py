@@ -38,7 +38,7 @@ from asyncpool._core.pool import Core
 from asyncpool._core.runtime import Phase
 from asyncpool._core.settings import Settings, count, sizes
 from asyncpool._diagnostics.explain import explain
-from asyncpool._diagnostics.leaks import log_leak
+from asyncpool._diagnostics.leaks import last_statement, log_leak
 from asyncpool._diagnostics.snapshot import rolled_back, snapshot, snapshot_from_any_thread
 from asyncpool._pipeline.dispatcher import Dispatcher
 from asyncpool._psycopg.connection import Connection
@@ -207,6 +207,7 @@ class AsyncConnectionPool(
             is_listening=self._driver.is_listening,
             budget=budget,
             error_classes=self._error_classes,
+            last_statement=last_statement,
         )
         enabled = bool(pipeline) and self._overridden is None and shared_size != 0
         width = None if shared_size is None else count("shared_size", shared_size)

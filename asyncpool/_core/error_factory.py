@@ -6,11 +6,12 @@ The methods return errors; they raise none.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
+from asyncpool._core.entry import Entry
 from asyncpool._core.label import named
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.outage import Outage
@@ -40,6 +41,8 @@ class ErrorClasses:
 
 
 OWN_CLASSES = ErrorClasses()
+STATEMENT = 100
+"""Characters of a statement in an error."""
 
 
 class ErrorFactory:
@@ -50,6 +53,7 @@ class ErrorFactory:
         outage: the source of connect errors.
         runtime: the clock and the pool's name.
         classes: the classes of the errors.
+        last_statement: returns the last statement on a connection, if it is known.
     """
 
     def __init__(
@@ -58,11 +62,13 @@ class ErrorFactory:
         outage: Outage,
         runtime: Runtime,
         classes: ErrorClasses = OWN_CLASSES,
+        last_statement: Callable[[Any], str | None] = lambda _: None,
     ) -> None:
         self._ledger = ledger
         self._outage = outage
         self._runtime = runtime
         self._classes = classes
+        self._last_statement = last_statement
 
     def timed_out(self, timeout: float, why: str = "", what: str = "no connection") -> PoolTimeout:
         """The error at the end of a request's timeout; its cause is the last connect error."""
@@ -84,8 +90,7 @@ class ErrorFactory:
         if standing := len(leased) - len(passing):
             parts.append(f"{standing} of them held by pool.listen()")
         if oldest is not None and not why:
-            place = next((f", borrowed at {each}" for each in oldest.lease.borrowed_at()), "")
-            whose = f"held by {oldest.lease.holder_name}{place}"
+            whose = self._held_by(oldest)
             parts.append(f"the longest lease is {longest:.1f} s old, {whose}: see pool.explain()")
         error = self._classes.timeout(
             "; ".join(parts),
@@ -98,6 +103,16 @@ class ErrorFactory:
         )
         error.__cause__ = outage.error
         return error
+
+    def _held_by(self, entry: Entry[Any]) -> str:
+        """Describe a lease: whose it is, the last statement and the call site, if recorded."""
+        found = f"held by {entry.lease.holder_name}"
+        if not (places := entry.lease.borrowed_at()):
+            return found
+        if (statement := self._last_statement(entry.conn)) is not None:
+            shown = statement if len(statement) <= STATEMENT else f"{statement[:STATEMENT]}..."
+            found += f", last statement {shown!r}"
+        return f"{found}, borrowed at {places[0]}"
 
     def unavailable(self) -> PoolUnavailable:
         """The error where waiting is useless; its cause is the last connect error."""

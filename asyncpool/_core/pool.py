@@ -70,13 +70,14 @@ class Core(Leasing[C]):
         is_listening: Callable[[C], bool] = lambda _: False,
         budget: Budget | None = None,
         error_classes: ErrorClasses = OWN_CLASSES,
+        last_statement: Callable[[C], str | None] = lambda _: None,
         random: Random | None = None,
     ) -> None:
         random = random or Random()
         self.ledger = ledger = Ledger[C](settings, self._timeout_error, budget)
         self.runtime = runtime = Runtime(settings.name)
         outage, timer = Outage(random), Timer(self._on_retry)
-        self.errors = errors = ErrorFactory(ledger, outage, runtime, error_classes)
+        self.errors = errors = ErrorFactory(ledger, outage, runtime, error_classes, last_statement)
         self.outages = outages = OutageController(
             ledger, runtime, outage, timer, on_outage, classify
         )

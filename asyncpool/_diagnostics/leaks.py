@@ -40,6 +40,8 @@ def log_leak(core: Core[Any], entry: Entry[Any], what: str) -> None:
     lease = entry.lease
     age = core.runtime.time() - entry.leased_at
     parts = [f"a connection {what}: {age:.1f} s, by {lease.holder_name}"]
+    if (statement := last_statement(entry.conn)) is not None:
+        parts.append(f"last statement {statement!r}")
     if borrowed := lease.borrowed_at():
         parts.append("borrowed at " + "\n    from ".join(borrowed))
     else:
@@ -47,8 +49,6 @@ def log_leak(core: Core[Any], entry: Entry[Any], what: str) -> None:
     if isinstance(lease.holder, asyncio.Task) and (waits := where(lease.holder)):
         parts.append("its task is at " + "\n    from ".join(waits))
     parts.append(f"transaction status {transaction_of(entry.conn).name}")
-    if (statement := last_statement(entry.conn)) is not None:
-        parts.append(f"last statement {statement!r}")
     core.runtime.record(
         "leak",
         "\n  ".join(parts),

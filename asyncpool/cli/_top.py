@@ -228,14 +228,14 @@ def _leases(found: list[dict[str, Any]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), expand=True)
     for name, share in (
         ("leased for", 0),
-        ("holder", 2),
-        ("borrowed at", 3),
+        ("holder", 3),
         ("last statement", 3),
+        ("borrowed at", 3),
     ):
         table.add_column(name, ratio=share or None, no_wrap=True, overflow="ellipsis")
     for lease in found:
         statement = lease["last_sql"] or lease["transaction"]
-        cells = (_span(lease["age"]), lease["holder"], lease["borrowed_at"] or "?", statement)
+        cells = (_span(lease["age"]), lease["holder"], statement, lease["borrowed_at"] or "?")
         colour = "red" if lease["age"] > OLD else ""
         table.add_row(*(Text(_plain(cell), colour) for cell in cells))
     return table

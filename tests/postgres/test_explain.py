@@ -116,7 +116,9 @@ async def test_a_timeout_reports_the_holder_of_the_longest_lease(dsn: str) -> No
         task = await held(pool, leave)
         with pytest.raises(PoolTimeout) as caught:
             await pool.acquire(timeout=0.05)
-        assert f"by the till, borrowed at {HERE}: see pool.explain()" in str(caught.value)
+        statement = "last statement 'SELECT %s::text AS mine'"
+        told = f"by the till, {statement}, borrowed at {HERE}: see pool.explain()"
+        assert told in str(caught.value)
         assert HIDDEN not in str(caught.value)
         assert pool.stats().requests_timed_out == 1
         leave.set()
