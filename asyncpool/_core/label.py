@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import Any, Self
 
 Text = str | Callable[[], str]
+MAX_LENGTH = 200
+"""Characters of a label that are shown."""
 
 _LABEL: ContextVar[Text] = ContextVar("asyncpool_label", default="")
 _OF_TASKS: weakref.WeakKeyDictionary[asyncio.Task[Any], Text] = weakref.WeakKeyDictionary()
@@ -69,9 +71,12 @@ def label_of(task: asyncio.Task[Any]) -> str:
     else:
         text = _OF_TASKS.get(task, "")
     try:
-        return str(text() if callable(text) else text)
+        shown = str(text() if callable(text) else text)
     except Exception:  # noqa: BLE001 - an application's callable, called to explain something else
         return ""
+    # The path of a request may have line breaks in it, which would forge lines of a log.
+    plain = "".join(each if each.isprintable() else "\ufffd" for each in shown[:MAX_LENGTH])
+    return plain if len(shown) <= MAX_LENGTH else f"{plain}..."
 
 
 def named(task: asyncio.Task[Any]) -> str:

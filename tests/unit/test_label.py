@@ -76,3 +76,13 @@ def test_a_label_without_an_event_loop_does_no_harm() -> None:
     """It is of no use there."""
     with label("nothing"):
         pass
+
+
+async def test_a_label_cannot_forge_lines_of_a_log() -> None:
+    """It has no control characters, and a limit."""
+    task = asyncio.current_task()
+    assert task is not None
+    with label("GET /a\nWARNING\x1b[31m"):
+        assert label_of(task) == "GET /a\ufffdWARNING\ufffd[31m"
+    with label(lambda: "x" * 5000):
+        assert label_of(task) == "x" * 200 + "..."
