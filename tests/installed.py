@@ -11,6 +11,7 @@ import asyncio
 import os
 import re
 import textwrap
+from importlib.metadata import entry_points
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +39,8 @@ async def main() -> None:
         for name, value in conninfo_to_dict(server.dsn).items():
             os.environ[f"PG{'DATABASE' if name == 'dbname' else name.upper()}"] = str(value)
         await names["example"]()  # type: ignore[operator]
+    (plugin,) = entry_points(group="pytest11", name="asyncpool")
+    assert plugin.load().asyncpool_dsn, "pytest finds no fixtures"
     print(f"asyncpool {asyncpool.__version__} in {Path(asyncpool.__file__).parent}")
 
 

@@ -1,78 +1,18 @@
-"""The pytest plugin: a server for the whole session, and a pool whose work is rolled back.
+"""The pytest plugin by a name inside the package, for `-p asyncpool.testing.plugin`.
 
-pytest loads this module at every start where asyncpool is installed. So slow modules are imported
-only when needed, and a server is started only when a test uses one.
+pytest itself loads `_asyncpool_pytest`, which is quick to import.
 """
 
-from __future__ import annotations
+from _asyncpool_pytest import (
+    asyncpool_dsn,
+    asyncpool_rollback_pool,
+    asyncpool_server,
+    pytest_report_collectionfinish,
+)
 
-from threading import Event
-from typing import TYPE_CHECKING
-
-import pytest
-
-from ._backend import Found, ServerError, ServerUnavailable, Spec
-from ._discovery import choose
-from ._server import Server
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-
-    from asyncpool import AsyncConnectionPool
-
-CHOICE = pytest.StashKey[Found | str]()
-
-
-def pytest_report_header(config: pytest.Config) -> str:
-    """Report the server that the fixtures will use."""
-    choice = _choice(config)
-    if isinstance(choice, str):
-        return f"asyncpool server: none, {choice.splitlines()[0]}"
-    return f"asyncpool server: {choice.source}, {choice.description}"
-
-
-@pytest.fixture(scope="session")
-def asyncpool_server(pytestconfig: pytest.Config) -> Iterator[Server]:
-    """A PostgreSQL server (`asyncpool.testing.Server`) that tests may stop, kill or pause.
-
-    Its methods work in any event loop. A test that stops the server must start it again.
-    """
-    choice = _choice(pytestconfig)
-    if isinstance(choice, str):
-        pytest.fail(choice, pytrace=False)
-    try:
-        backend = choice.open(Spec(), Event())
-    except ServerUnavailable as error:
-        pytest.fail(str(error), pytrace=False)
-    try:
-        yield Server(backend)
-    finally:
-        backend.close()
-
-
-@pytest.fixture(scope="session")
-def asyncpool_dsn(asyncpool_server: Server) -> str:
-    """The connection string of `asyncpool_server`."""
-    return asyncpool_server.dsn
-
-
-@pytest.fixture
-async def asyncpool_rollback_pool(asyncpool_dsn: str) -> AsyncIterator[AsyncConnectionPool]:
-    """A pool on `asyncpool_server`, rolled back at the end of the test; see `rollback_pool`.
-
-    This async fixture works with anyio's plugin, and with pytest-asyncio in its mode "auto".
-    """
-    from ._rollback import rollback_pool  # noqa: PLC0415 - see above
-
-    async with rollback_pool(asyncpool_dsn) as pool:
-        yield pool
-
-
-def _choice(config: pytest.Config) -> Found | str:
-    """The session's provider, or the reason why there is none; chosen once a session."""
-    if CHOICE not in config.stash:
-        try:
-            config.stash[CHOICE] = choose()
-        except ServerError as error:
-            config.stash[CHOICE] = str(error)
-    return config.stash[CHOICE]
+__all__ = [
+    "asyncpool_dsn",
+    "asyncpool_rollback_pool",
+    "asyncpool_server",
+    "pytest_report_collectionfinish",
+]

@@ -441,7 +441,7 @@ async def test_a_server_given_by_a_dsn_is_used_and_left_alone(
 def test_the_fixtures_give_a_server_to_tests_without_an_event_loop(
     pytester: pytest.Pytester, own: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They need no plugin for asynchronous tests; the header names the provider."""
+    """They need no plugin for asynchronous tests; a line names the provider."""
     monkeypatch.setenv("ASYNCPOOL_TEST_SERVER", own)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makepyfile(

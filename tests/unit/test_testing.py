@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import tomllib
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,10 @@ if TYPE_CHECKING:
 
     from asyncpool.testing._backend import Backend, Source
     from asyncpool.testing._install import RunAs
+
+PROJECT = tomllib.loads(Path(__file__).parents[2].joinpath("pyproject.toml").read_text("utf-8"))
+ENTRY_POINT: str = PROJECT["project"]["entry-points"]["pytest11"]["asyncpool"]
+"""The module that pytest loads at every start."""
 
 
 @pytest.fixture(autouse=True)
@@ -510,26 +515,48 @@ class TestPlugin:
     def alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
-    def test_a_run_that_needs_no_server_starts_none(
+    def test_a_run_that_uses_no_fixture_imports_nothing_of_the_package(
+        self, pytester: pytest.Pytester
+    ) -> None:
+        """Slow imports would delay every pytest run where asyncpool is installed."""
+        pytester.makepyfile("def test_nothing(): pass")
+        pytester.makeconftest(
+            """
+            import sys
+
+            HEAVY = {"anyio", "asyncpool", "docker", "psycopg", "testcontainers"}
+
+            def pytest_unconfigure():
+                print("imported:", sorted(HEAVY & set(sys.modules)))
+            """
+        )
+        result = pytester.runpytest_subprocess("-p", ENTRY_POINT, "--fixtures")
+        result.stdout.fnmatch_lines(["asyncpool_dsn *"])
+        result = pytester.runpytest_subprocess("-p", ENTRY_POINT)
+        result.assert_outcomes(passed=1)
+        result.stdout.no_fnmatch_line("*asyncpool server*")
+        assert "imported: []" in result.outlines
+
+    def test_a_run_that_uses_a_fixture_names_its_server(
         self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The header names the provider, or says why there is none; the run does not fail."""
+        """Or says why there is none. The line has no secret, and a collection starts no server."""
         monkeypatch.setenv("ASYNCPOOL_TEST_SERVER", "dsn")
         monkeypatch.setenv("ASYNCPOOL_TEST_DSN", "postgresql://nobody:secret@127.0.0.1:1/db")
-        pytester.makepyfile("def test_nothing(): pass")
-        result = pytester.runpytest_subprocess("-p", "asyncpool.testing.plugin")
-        result.assert_outcomes(passed=1)
+        pytester.makepyfile("def test_it(asyncpool_dsn): pass")
+        arguments = ("-p", ENTRY_POINT, "--collect-only")
+        result = pytester.runpytest_subprocess(*arguments)
+        assert result.ret == 0
         result.stdout.fnmatch_lines(["asyncpool server: dsn, the server in ASYNCPOOL_TEST_DSN"])
         monkeypatch.delenv("ASYNCPOOL_TEST_DSN")
-        result = pytester.runpytest_subprocess("-p", "asyncpool.testing.plugin")
-        result.assert_outcomes(passed=1)
+        result = pytester.runpytest_subprocess(*arguments)
         result.stdout.fnmatch_lines(["asyncpool server: none, ASYNCPOOL_TEST_SERVER='dsn': *"])
 
     @pytest.mark.parametrize("dsn", ["", "postgresql://nobody:secret@127.0.0.1:1/db"])
     def test_without_a_server_the_fixture_says_what_to_do(
         self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, dsn: str
     ) -> None:
-        """The message has a few lines, and no traceback."""
+        """The message has a few lines, and no traceback. The plugin's older name works too."""
         monkeypatch.setenv("ASYNCPOOL_TEST_SERVER", "dsn")
         monkeypatch.setenv("ASYNCPOOL_TEST_DSN", dsn)
         pytester.makepyfile("def test_it(asyncpool_dsn): pass")
@@ -538,27 +565,6 @@ class TestPlugin:
         result.stdout.fnmatch_lines(["*does not answer*" if dsn else "*set ASYNCPOOL_TEST_DSN*"])
         result.stdout.no_fnmatch_line("*Traceback*")
         result.stdout.no_fnmatch_line("*secret*")
-
-    def test_loading_it_and_looking_for_a_server_imports_nothing_heavy(self) -> None:
-        """Slow imports would delay every pytest run where asyncpool is installed."""
-        program = (
-            "import sys, types\n"
-            "package = types.ModuleType('asyncpool')\n"  # without its __init__
-            f"package.__path__ = [{str(Path(_discovery.__file__).parents[1])!r}]\n"
-            "sys.modules['asyncpool'] = package\n"
-            "import pytest, asyncpool.testing.plugin, asyncpool.testing._discovery as discovery\n"
-            "discovery.choose('dsn')\n"
-            "print({'psycopg', 'anyio', 'docker', 'testcontainers'} & set(sys.modules))\n"
-        )
-        environment = os.environ | {"ASYNCPOOL_TEST_DSN": "postgresql://nowhere"}
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout == "set()\n"
 
 
 class TestTransactions:
