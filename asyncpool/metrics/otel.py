@@ -18,7 +18,9 @@ from typing import Any
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation
 
-from asyncpool import AsyncConnectionPool, PoolStats, Times
+from asyncpool import AsyncConnectionPool, PoolStats
+
+from ._durations import durations
 
 __all__ = ["Instrumentation", "instrument"]
 
@@ -107,9 +109,9 @@ class _Watched:
         self._recorded, self._stats, self._read_at = now, now, time.monotonic()
         attributes = {POOL: now.name}
         for name, values in (
-            ("create_time", _since(now.connect, before.connect)),
-            ("use_time", _since(now.use, before.use)),
-            ("wait_time", _since(now.wait, before.wait) + [0.0] * _unqueued(now, before)),
+            ("create_time", durations(now.connect, before.connect)),
+            ("use_time", durations(now.use, before.use)),
+            ("wait_time", durations(now.wait, before.wait) + [0.0] * _unqueued(now, before)),
         ):
             for value in values:
                 instruments[name].record(value, attributes)
@@ -214,24 +216,6 @@ def _unqueued(now: PoolStats, before: PoolStats) -> int:
 
     restarted = now.requests < before.requests
     return max(0, total(now) - (0 if restarted else total(before)))
-
-
-def _since(now: Times, before: Times) -> list[float]:
-    """Estimate the durations recorded between two snapshots from the buckets; the sum is exact."""
-    if now.count < before.count:
-        before = Times()  # the pool was reopened on another event loop
-    found: list[tuple[float, float, int]] = []
-    lower, upto = 0.0, 0
-    for (edge, count), (_, known) in zip(now.buckets, before.buckets, strict=True):
-        new = count - known - upto
-        upto += new
-        if new > 0:
-            found.append((lower, min(edge, max(now.max, lower)), new))
-        lower = edge
-    least = sum(low * new for low, _, new in found)
-    room = sum((high - low) * new for low, high, new in found)
-    share = min(max((now.sum - before.sum - least) / room, 0.0), 1.0) if room else 0.0
-    return [low + share * (high - low) for low, high, new in found for _ in range(new)]
 
 
 def _record_wait(pool: weakref.ref[Pool], waited: float) -> None:

@@ -1,14 +1,14 @@
 """A collector for prometheus_client: it reads the pools' counters at each scrape.
 
-It does no work between scrapes, and holds the pools weakly.
+It does no work between scrapes, and holds the pools weakly. In the multiprocess mode of
+prometheus_client no collector is read: see `asyncpool.metrics.prometheus_multiprocess`.
 """
 
 from __future__ import annotations
 
-import math
-import weakref
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import (
@@ -19,107 +19,81 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from asyncpool import AsyncConnectionPool, PoolStats, Times
+from asyncpool import PoolStats
+
+from ._numbers import COUNTERS, GAUGES, STATES, TIMES, buckets
+from ._pools import Pools, Source
 
 __all__ = ["PoolCollector"]
-
-STATES = ("opening", "idle", "leased", "cleaning", "closing")
-GAUGES: dict[str, tuple[str, Callable[[PoolStats], int]]] = {
-    "min_connections": ("Connections that are kept open.", lambda stats: stats.min_size),
-    "max_connections": (
-        "Maximum number of connections; 0: unlimited.",
-        lambda stats: stats.max_size,
-    ),
-    "requests_waiting": ("Requests that wait for a connection.", lambda stats: stats.waiting),
-}
-COUNTERS: dict[str, tuple[str, Callable[[PoolStats], int]]] = {
-    "requests": (
-        "Requests for a connection that were served, have failed or were cancelled.",
-        lambda stats: stats.requests - stats.waiting,
-    ),
-    "requests_queued": ("Requests that had to wait.", lambda stats: stats.requests_queued),
-    "requests_shared": (
-        "One-shot statements that shared a connection.",
-        lambda stats: stats.requests_shared,
-    ),
-    "requests_failed": (
-        "Requests that ended in an error of the pool.",
-        lambda stats: stats.requests_failed,
-    ),
-    "requests_timed_out": ("Requests that timed out.", lambda stats: stats.requests_timed_out),
-    "requests_cancelled": (
-        "Requests whose caller was cancelled while waiting.",
-        lambda stats: stats.requests_cancelled,
-    ),
-    "connects": ("Attempts to open a connection.", lambda stats: stats.connects),
-    "connects_failed": (
-        "Failed attempts to open a connection.",
-        lambda stats: stats.connects_failed,
-    ),
-    "connections_lost": ("Connections that broke while idle.", lambda stats: stats.lost),
-    "returns_bad": ("Connections that came back broken.", lambda stats: stats.returns_bad),
-    "leaks": ("Leases longer than leak_timeout, or taken back.", lambda stats: stats.leaks),
-}
-TIMES: dict[str, tuple[str, Callable[[PoolStats], Times]]] = {
-    "wait_seconds": (
-        "Waits of requests that had to wait, also of failed ones.",
-        lambda stats: stats.wait,
-    ),
-    "use_seconds": ("Time from acquire to release.", lambda stats: stats.use),
-    "connect_seconds": ("Duration of successful connects.", lambda stats: stats.connect),
-    "ping_seconds": ("Duration of answered pings.", lambda stats: stats.ping),
-}
-EVERY = 4
-"""Export every fourth bucket, one a doubling: 22 series for each histogram, with exact counts."""
 
 
 class PoolCollector(Collector):
     """The metrics of some pools, each labelled with its pool's name.
 
-    A pool's metrics are exported while it is open. The collector keeps no pool alive.
+    A pool's metrics are exported while it is open. The collector keeps no pool alive. As a context
+    manager it is registered for the block, so that a lifespan can run several times.
 
     Args:
-        pools: the first pools; `add` adds others.
+        pools: pools, and callables that are called at each scrape and return the app's pool, its
+            pools, or None while it has none; `add` adds others.
         registry: the registry to register with; None: none, register it yourself.
         prefix: the prefix of all names.
 
     Raises:
-        ValueError: two pools have the same name.
+        TypeError: an argument is neither a pool nor a callable.
+        ValueError: two pools have the same name, or the registry has metrics of these names.
     """
 
     def __init__(
         self,
-        *pools: AsyncConnectionPool[Any],
+        *pools: Source,
         registry: CollectorRegistry | None = REGISTRY,
         prefix: str = "asyncpool",
     ) -> None:
-        self._pools: list[weakref.ref[AsyncConnectionPool[Any]]] = []
+        self._pools = Pools(pools)
         self._prefix = prefix
-        for pool in pools:
-            self.add(pool)
-        if registry is not None:
+        self._registry = registry
+        """The registry that has this collector."""
+        if registry is None:
+            return
+        try:
             registry.register(self)
+        except ValueError as error:
+            msg = (
+                f"the registry has metrics named {prefix}_... already ({error}): add() the pool to"
+                " their PoolCollector, or unregister() that one first, as its `with` block does"
+            )
+            raise ValueError(msg) from error
 
-    def add(self, pool: AsyncConnectionPool[Any]) -> None:
-        """Add a pool.
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.unregister()
+
+    def unregister(self) -> None:
+        """Remove this collector from the registry that it was made with; once is enough."""
+        registry, self._registry = self._registry, None
+        if registry is not None:
+            registry.unregister(self)
+
+    def add(self, pool: Source) -> None:
+        """Add a pool, or a callable.
 
         Raises:
-            TypeError: the argument is no pool.
+            TypeError: the argument is neither.
             ValueError: another pool has the same name.
         """
-        if not isinstance(pool, AsyncConnectionPool):
-            msg = f"only an AsyncConnectionPool has these metrics: got {pool!r}"
-            raise TypeError(msg)
-        others = (each() for each in self._pools)
-        if any(each.name == pool.name for each in others if each not in (pool, None)):
-            msg = f"two pools are named {pool.name!r}: give each a name= of its own"
-            raise ValueError(msg)
-        self.remove(pool)
-        self._pools.append(weakref.ref(pool))
+        self._pools.add(pool)
 
-    def remove(self, pool: AsyncConnectionPool[Any]) -> None:
-        """Remove a pool."""
-        self._pools = [each for each in self._pools if each() not in (pool, None)]
+    def remove(self, pool: Source) -> None:
+        """Remove a pool, or a callable."""
+        self._pools.remove(pool)
 
     def describe(self) -> list[Metric]:
         """Return the metrics without samples, so that registering reads no pool."""
@@ -127,9 +101,7 @@ class PoolCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Read the current numbers of all open pools; callable from any thread."""
-        pools = (each() for each in self._pools)
-        open_ones = (pool for pool in pools if pool is not None and not pool.closed)
-        yield from self._families({pool.name: pool.stats() for pool in open_ones})
+        yield from self._families(self._pools.stats())
 
     def _families(self, found: dict[str, PoolStats]) -> Iterator[Metric]:
         def named(name: str) -> str:
@@ -156,14 +128,5 @@ class PoolCollector(Collector):
             histogram = HistogramMetricFamily(named(key), text, labels=["pool"])
             for name, stats in found.items():
                 times = read_times(stats)
-                histogram.add_metric([name], _buckets(times), times.sum)
+                histogram.add_metric([name], buckets(times), times.sum)
             yield histogram
-
-
-def _buckets(times: Times) -> list[tuple[str, float]]:
-    *bounded, last = times.buckets
-    return [(_edge(edge), upto) for edge, upto in [*bounded[::EVERY], last]]
-
-
-def _edge(edge: float) -> str:
-    return "+Inf" if edge == math.inf else f"{edge:.6g}"

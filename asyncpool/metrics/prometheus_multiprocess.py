@@ -1,0 +1,159 @@
+"""Prometheus with several processes: metrics that add up over all workers of an app.
+
+In prometheus_client's multiprocess mode a scrape reads the files that its own gauges, counters and
+histograms write, and no collector. So this module writes the pools' numbers into such objects every
+few seconds: all processes' numbers are summed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from functools import cache
+from types import TracebackType
+from typing import Self
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from asyncpool import PoolStats
+
+from ._durations import durations
+from ._numbers import COUNTERS, GAUGES, STATES, TIMES, bounds
+from ._pools import Pools, Source
+
+__all__ = ["MultiprocessMetrics"]
+
+VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+
+class MultiprocessMetrics:
+    """Write the metrics of this process's pools for a scrape of all processes.
+
+    Use it as a context manager in the app's lifespan, in the pool's event loop. The block writes on
+    entry, at each interval, and on exit, when the gauges become 0.
+
+    Args:
+        pools: pools, and callables that return the app's pool, its pools, or None while it has
+            none.
+        interval: seconds between two writes.
+        prefix: the prefix of all names.
+        histograms: whether the durations are written too, each at a value inside the pool's own
+            bucket. This costs some microseconds for each request of the pool.
+
+    Raises:
+        TypeError: an argument is neither a pool nor a callable.
+        ValueError: two pools have the same name, or PROMETHEUS_MULTIPROC_DIR is not set.
+    """
+
+    def __init__(
+        self,
+        *pools: Source,
+        interval: float = 5.0,
+        prefix: str = "asyncpool",
+        histograms: bool = True,
+    ) -> None:
+        if not os.environ.get(VARIABLE):
+            msg = f"{VARIABLE} is not set, so there is one process: use PoolCollector"
+            raise ValueError(msg)
+        self._pools = Pools(pools)
+        self._interval = interval
+        self._metrics = _metrics(prefix)
+        self._histograms = histograms
+        self._written: dict[str, PoolStats] = {}
+        """The last snapshot of each pool that was written."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Self:
+        self._tick(asyncio.get_running_loop())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self.write()
+        for name in self._written:
+            self._metrics.clear(name)
+
+    def write(self) -> None:
+        """Write the current numbers of all open pools."""
+        found = self._pools.stats()
+        for name in self._written.keys() - found.keys():
+            self._metrics.clear(name)
+        for name, stats in found.items():
+            self._metrics.set_sizes(stats)
+            before = self._written.get(name)
+            if before is not None and stats.requests < before.requests:
+                before = None  # another pool of this name, or reopened on another event loop
+            self._metrics.count(stats, before)
+            if self._histograms:
+                self._metrics.observe(stats, before)
+            self._written[name] = stats
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = loop.call_later(self._interval, self._tick, loop)
+        self.write()
+
+
+class _Metrics:
+    """The objects of prometheus_client for one prefix."""
+
+    def __init__(self, prefix: str) -> None:
+        # In the multiprocess mode no registry is read; a scrape makes one of its own.
+        def gauge(key: str, text: str, *labels: str) -> Gauge:
+            return Gauge(
+                f"{prefix}_{key}",
+                text,
+                ["pool", *labels],
+                registry=None,
+                multiprocess_mode="livesum",
+            )
+
+        self._connections = gauge("connections", "Connections by state.", "state")
+        self._gauges = {key: gauge(key, text) for key, (text, _) in GAUGES.items()}
+        self._counters = {
+            key: Counter(f"{prefix}_{key}", text, ["pool"], registry=None)
+            for key, (text, _) in COUNTERS.items()
+        }
+        self._histograms = {
+            key: Histogram(f"{prefix}_{key}", text, ["pool"], registry=None, buckets=bounds())
+            for key, (text, _) in TIMES.items()
+        }
+
+    def set_sizes(self, stats: PoolStats) -> None:
+        """Set the gauges of a pool."""
+        for state in STATES:
+            self._connections.labels(stats.name, state).set(getattr(stats, state))
+        for key, (_, read) in GAUGES.items():
+            self._gauges[key].labels(stats.name).set(read(stats))
+
+    def clear(self, name: str) -> None:
+        """Set the gauges of a pool that is not open any more to 0."""
+        for state in STATES:
+            self._connections.labels(name, state).set(0)
+        for gauge in self._gauges.values():
+            gauge.labels(name).set(0)
+
+    def count(self, stats: PoolStats, before: PoolStats | None) -> None:
+        """Add to the counters what was counted since a snapshot, or since the pool was made."""
+        for key, (_, read) in COUNTERS.items():
+            known = read(before) if before is not None else 0
+            self._counters[key].labels(stats.name).inc(max(0, read(stats) - known))
+
+    def observe(self, stats: PoolStats, before: PoolStats | None) -> None:
+        """Add to the histograms the durations since a snapshot, or since the pool was made."""
+        for key, (_, read) in TIMES.items():
+            histogram = self._histograms[key].labels(stats.name)
+            known = read(before) if before is not None else None
+            for value in durations(read(stats), known):
+                histogram.observe(value)
+
+
+@cache
+def _metrics(prefix: str) -> _Metrics:
+    # Made once for a process: a second object of the same name would not see the first one's sum.
+    return _Metrics(prefix)
