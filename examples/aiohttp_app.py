@@ -9,12 +9,14 @@ Run it (it creates a table `notes`; reports go to the server in REPORTS_URL, if 
     curl localhost:8080/notes
     curl localhost:8080/report
     curl -i localhost:8080/ready
+    curl localhost:8080/ready -H 'x-operator-token: secret'  # if it is in OPERATOR_TOKEN
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from secrets import compare_digest
 
 from aiohttp import web
 from psycopg.rows import dict_row
@@ -101,6 +103,13 @@ async def report(request: web.Request) -> web.Response:
     return web.json_response(dict(zip(("notes", "characters"), row or (), strict=True)))
 
 
+def is_operator(request: web.Request) -> bool:
+    """Whether the client has the operators' token, and so may see the pools' reports."""
+    token = os.environ.get("OPERATOR_TOKEN", "")
+    given = request.headers.get("X-Operator-Token", "")
+    return bool(token) and compare_digest(given.encode(), token.encode())
+
+
 def make_app() -> web.Application:
     """Make the app without a server."""
     app = web.Application(middlewares=[busy(retry_after=1), transaction_per_request()])
@@ -108,7 +117,8 @@ def make_app() -> web.Application:
         [pool_context(main_pool), pool_context(reports_pool, REPORTS), create_table],
     )
     app.add_routes(routes)
-    app.add_routes([web.get("/health", health), web.get("/ready", ready(POOL, REPORTS))])
+    check = ready(POOL, REPORTS, details=is_operator)
+    app.add_routes([web.get("/health", health), web.get("/ready", check)])
     return app
 
 

@@ -10,6 +10,7 @@ Run it (it creates a table `notes`; reports go to the server in REPORTS_URL, if 
     curl localhost:8000/notes
     curl localhost:8000/report
     curl -i localhost:8000/ready
+    curl localhost:8000/ready -H 'x-operator-token: secret'  # if it is in OPERATOR_TOKEN
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from secrets import compare_digest
 from typing import Annotated
 
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request
 from psycopg.rows import class_row
 from pydantic import BaseModel
 
@@ -77,9 +79,19 @@ async def prepare(app: FastAPI) -> AsyncIterator[None]:
     yield
 
 
+def is_operator(request: Request) -> bool:
+    """Whether the client has the operators' token, and so may see the pools' reports."""
+    token = os.environ.get("OPERATOR_TOKEN", "")
+    given = request.headers.get("X-Operator-Token", "")
+    return bool(token) and compare_digest(given.encode(), token.encode())
+
+
 app = FastAPI(
     lifespan=lifespan(main_pool, reports=reports_pool, inner=prepare),
-    routes=[health_route("/health"), readiness_route("/ready", "pool", "reports")],
+    routes=[
+        health_route("/health"),
+        readiness_route("/ready", "pool", "reports", details=is_operator),
+    ],
     exception_handlers=busy(retry_after=1),
 )
 app.add_middleware(CancelOnDisconnect)

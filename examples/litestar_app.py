@@ -10,14 +10,17 @@ Run it (it creates a table `notes`; reports go to the server in REPORTS_URL, if 
     curl localhost:8000/notes
     curl localhost:8000/report
     curl -i localhost:8000/ready
+    curl localhost:8000/ready -H 'x-operator-token: secret'  # if it is in OPERATOR_TOKEN
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from secrets import compare_digest
+from typing import Any
 
-from litestar import Litestar, get, post
+from litestar import Litestar, Request, get, post
 from litestar.exceptions import NotFoundException
 from litestar.params import FromPath, JSONBody
 from psycopg.rows import class_row
@@ -107,10 +110,18 @@ async def report(reports: Pool) -> dict[str, int]:
     return dict(zip(("notes", "characters"), row or (), strict=True))
 
 
+def is_operator(request: Request[Any, Any, Any]) -> bool:
+    """Whether the client has the operators' token, and so may see the pools' reports."""
+    token = os.environ.get("OPERATOR_TOKEN", "")
+    given = request.headers.get("X-Operator-Token", "")
+    return bool(token) and compare_digest(given.encode(), token.encode())
+
+
 app = Litestar(
     [
         *(write_note, list_notes, read_note, report),
-        *(health_handler("/health"), readiness_handler("/ready", "pool", "reports")),
+        health_handler("/health"),
+        readiness_handler("/ready", "pool", "reports", details=is_operator),
     ],
     plugins=[PoolPlugin(main_pool), PoolPlugin(reports_pool, "reports")],
     on_startup=[prepare],

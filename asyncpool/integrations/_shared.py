@@ -6,7 +6,7 @@ This module decides when a request's transaction begins and ends; it knows no fr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -18,6 +18,8 @@ Pool = AsyncConnectionPool[Any]
 Block = AbstractAsyncContextManager[AsyncConnection[Any]]
 Source = Pool | Callable[[], Pool]
 """A pool, or a callable that makes one at each start of the app."""
+Details = Callable[[Any], bool | Awaitable[bool]]
+"""The app's own authorisation: whether the client of a request may see the pools' reports."""
 
 
 class RolledBack(Exception):
@@ -61,13 +63,31 @@ async def serving(
             delattr(state, name)
 
 
-async def readiness(pools: Mapping[str, Pool], timeout: float) -> tuple[int, dict[str, Any]]:
-    """Return an HTTP status and a body; the status is 503 if a pool is down."""
+async def readiness(
+    pools: Mapping[str, Pool], timeout: float, *, details: bool
+) -> tuple[int, dict[str, Any]]:
+    """Return an HTTP status and a body; the status is 503 if a pool is down.
+
+    Args:
+        pools: the pools by the names in the body.
+        timeout: seconds for the ping of each.
+        details: whether the body has a report of each pool, besides the status of all.
+    """
     found = await asyncio.gather(*(pool.health(timeout) for pool in pools.values()))
     kinds = {report.status for report in found}
     worst = next((kind for kind in ("down", "degraded") if kind in kinds), "ok")
-    reports = {name: report.as_dict() for name, report in zip(pools, found, strict=True)}
-    return (503 if worst == "down" else 200), {"status": worst, "pools": reports}
+    body: dict[str, Any] = {"status": worst}
+    if details:
+        body["pools"] = {name: each.as_dict() for name, each in zip(pools, found, strict=True)}
+    return (503 if worst == "down" else 200), body
+
+
+async def is_shown(details: Details | None, request: Any) -> bool:
+    """Ask the app whether the client of a request may see the reports."""
+    if details is None:
+        return False
+    answer = details(request)
+    return bool(await answer if isinstance(answer, Awaitable) else answer)
 
 
 class LazyBlock:

@@ -11,7 +11,17 @@ from psycopg import AsyncConnection
 
 from asyncpool import AsyncConnectionPool, PoolTimeout, TooManyRequests, label
 
-from ._shared import LazyBlock, Source, check_source, check_status, opened, readiness, request_label
+from ._shared import (
+    Details,
+    LazyBlock,
+    Source,
+    check_source,
+    check_status,
+    is_shown,
+    opened,
+    readiness,
+    request_label,
+)
 
 __all__ = [
     "POOL",
@@ -155,19 +165,23 @@ async def health(request: web.Request) -> web.Response:
     return web.json_response({"status": "ok"})
 
 
-def ready(*keys: Key, timeout: float = 1.0) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """A handler of a readiness check: 503 while a pool is down, with a report of each pool.
+def ready(
+    *keys: Key, timeout: float = 1.0, details: Details | None = None
+) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """A handler of a readiness check: 503 while a pool is down.
 
     The check never waits in a wait queue.
 
     Args:
         keys: the app's keys for the pools; none: `POOL`.
         timeout: seconds for the ping of each pool.
+        details: a plain or async function of the request: whether its client may see a report of
+            each pool, with sizes, addresses and errors; None: nobody sees more than the status.
     """
 
     async def handler(request: web.Request) -> web.Response:
         pools = {_name(key): request.config_dict[key] for key in keys or (POOL,)}
-        status, body = await readiness(pools, timeout)
+        status, body = await readiness(pools, timeout, details=await is_shown(details, request))
         return web.json_response(body, status=status)
 
     return handler

@@ -16,7 +16,17 @@ from psycopg import AsyncConnection
 
 from asyncpool import AsyncConnectionPool, PoolTimeout, TooManyRequests, label
 
-from ._shared import Block, LazyBlock, RolledBack, Source, check_source, readiness, serving
+from ._shared import (
+    Block,
+    Details,
+    LazyBlock,
+    RolledBack,
+    Source,
+    check_source,
+    is_shown,
+    readiness,
+    serving,
+)
 from .asgi import (
     App,
     CancelOnDisconnect,
@@ -172,8 +182,10 @@ def health_handler(path: str = "/health") -> HTTPRouteHandler:
     return health
 
 
-def readiness_handler(path: str = "/ready", *names: str, timeout: float = 1.0) -> HTTPRouteHandler:
-    """Handler of a readiness check: 503 while a pool is down, with a report of each pool.
+def readiness_handler(
+    path: str = "/ready", *names: str, timeout: float = 1.0, details: Details | None = None
+) -> HTTPRouteHandler:
+    """Handler of a readiness check: 503 while a pool is down.
 
     The check never waits in a wait queue.
 
@@ -181,12 +193,14 @@ def readiness_handler(path: str = "/ready", *names: str, timeout: float = 1.0) -
         path: the handler's path.
         names: the pools' names in the app's state; none: "pool".
         timeout: seconds for the ping of each pool.
+        details: a plain or async function of the request: whether its client may see a report of
+            each pool, with sizes, addresses and errors; None: nobody sees more than the status.
     """
 
     @get(path)
-    async def ready(state: State) -> Response[dict[str, Any]]:
+    async def ready(state: State, request: AnyRequest) -> Response[dict[str, Any]]:
         pools = {name: state[name] for name in names or ("pool",)}
-        status, body = await readiness(pools, timeout)
+        status, body = await readiness(pools, timeout, details=await is_shown(details, request))
         return Response(body, status_code=status)
 
     return ready

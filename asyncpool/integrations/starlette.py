@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from asyncpool import PoolTimeout, TooManyRequests
 
-from ._shared import Pool, Source, check_source, readiness, serving
+from ._shared import Details, Pool, Source, check_source, is_shown, readiness, serving
 from .asgi import CancelOnDisconnect, LabelRequests, TransactionPerRequest, pool_of, transaction_of
 
 __all__ = [
@@ -108,8 +108,10 @@ def health_route(path: str = "/health") -> Route:
     return Route(path, health)
 
 
-def readiness_route(path: str = "/ready", *names: str, timeout: float = 1.0) -> Route:
-    """Route of a readiness check: 503 while a pool is down, with a report of each pool.
+def readiness_route(
+    path: str = "/ready", *names: str, timeout: float = 1.0, details: Details | None = None
+) -> Route:
+    """Route of a readiness check: 503 while a pool is down.
 
     The check never waits in a wait queue.
 
@@ -117,11 +119,13 @@ def readiness_route(path: str = "/ready", *names: str, timeout: float = 1.0) -> 
         path: the route's path.
         names: the pools' names in the app's state; none: "pool".
         timeout: seconds for the ping of each pool.
+        details: a plain or async function of the request: whether its client may see a report of
+            each pool, with sizes, addresses and errors; None: nobody sees more than the status.
     """
 
     async def ready(request: Request) -> Response:
         pools = {name: pool_of(request.scope, name) for name in names or ("pool",)}
-        status, body = await readiness(pools, timeout)
+        status, body = await readiness(pools, timeout, details=await is_shown(details, request))
         return JSONResponse(body, status)
 
     return Route(path, ready)

@@ -31,6 +31,8 @@ from ._tools import EXAMPLES, example
 ROOT = Path(__file__).parents[2]
 LIMIT = 30.0
 """Seconds until a test gives up; nothing here should take a tenth of it."""
+TOKEN = uuid4().hex
+"""The header of an operator, who sees the pools' reports."""
 COMMANDS = {
     "fastapi": ["-m", "uvicorn", "--app-dir", str(EXAMPLES), "fastapi_app:app", "--port", "{port}"],
     "aiohttp": [str(EXAMPLES / "aiohttp_app.py")],
@@ -51,7 +53,9 @@ class App:
 
     async def health(self) -> dict[str, Any]:
         """The report of its first pool."""
-        report: dict[str, Any] = (await self.client.get("/ready")).json()["pools"]["pool"]
+        headers = {"X-Operator-Token": TOKEN}
+        body = (await self.client.get("/ready", headers=headers)).json()
+        report: dict[str, Any] = body["pools"]["pool"]
         return report
 
 
@@ -118,7 +122,9 @@ async def running(
         *arguments,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env=os.environ | {"DATABASE_URL": dsn, "PYTHONPATH": str(ROOT)} | environment,
+        env=os.environ
+        | {"DATABASE_URL": dsn, "PYTHONPATH": str(ROOT), "OPERATOR_TOKEN": TOKEN}
+        | environment,
     )
     try:
         yield process
@@ -161,6 +167,7 @@ async def test_notes_are_written_and_read(app: App, watcher: psycopg.AsyncConnec
     assert (await app.client.post("/notes", json={"txet": 1})).status_code in (400, 422)
     assert (await app.client.get("/report")).json() == {"notes": 1, "characters": 5}
     assert (await app.client.get("/health")).json() == {"status": "ok"}
+    assert (await app.client.get("/ready")).json() == {"status": "ok"}
 
 
 async def test_a_note_is_committed_before_the_response(

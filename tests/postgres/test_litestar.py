@@ -183,13 +183,18 @@ async def test_readiness_is_503_while_a_server_is_down_and_health_is_not(
         table,
         health_handler(),
         readiness_handler(),
-        readiness_handler("/all", "pool", "other"),
+        readiness_handler(
+            "/all", "pool", "other", details=lambda r: r.headers.get("x-token") == "secret"
+        ),
     )
     async with serve(app) as client:
         await at_rest(app.state.pool)
         ready = await client.get("/ready")
-        assert (ready.status_code, ready.json()["status"]) == (200, "ok")
-        assert (await client.get("/all")).json()["pools"].keys() == {"pool", "other"}
+        assert (ready.status_code, ready.json()) == (200, {"status": "ok"})
+        assert (await client.get("/all")).json() == {"status": "ok"}
+        seen = (await client.get("/all", headers={"x-token": "secret"})).json()["pools"]
+        assert seen.keys() == {"pool", "other"}
+        assert seen["pool"]["size"] == 1
         await server.stop()
         await eventually(lambda: app.state.pool.stats().idle == 0)
         assert (await client.get("/ready")).status_code == 503
