@@ -1,4 +1,4 @@
-"""Run the command line by `python -m asyncpool.cli`, an alias of `asyncpool`."""
+"""Run the command line by `python -m asyncpool.cli`, as by `python -m asyncpool`."""
 
 from asyncpool.cli import main
 

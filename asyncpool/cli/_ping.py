@@ -17,7 +17,7 @@ from asyncpool.cli._limit import TimeLimitReached, within
 from asyncpool.cli._target import BadDSN, brief, hosts, place, place_of, read
 
 MAX_LENGTH = 300
-"""Maximum characters of a message, since health checks log it repeatedly."""
+"""Maximum characters of the line, since health checks log it repeatedly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,8 @@ def show(answer: Answer, *, as_json: bool) -> None:
         what = ", ".join(filter(None, [f"PostgreSQL {answer.server_version}", answer.role]))
         typer.echo(f"ok: {answer.place} answered in {answer.seconds * 1000:.1f} ms ({what})")
     else:
-        error = answer.error or ""
-        typer.echo(error if len(error) <= MAX_LENGTH else f"{error[: MAX_LENGTH - 3]}...", err=True)
+        line = f"error: {answer.error}"
+        typer.echo(line if len(line) <= MAX_LENGTH else f"{line[: MAX_LENGTH - 3]}...", err=True)
 
 
 async def _first_of(dsns: list[str], began: float) -> Answer:

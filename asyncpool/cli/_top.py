@@ -59,7 +59,7 @@ def top(
         else:
             _show(_follow(open_path), console)
     except NoInspector as error:
-        typer.echo(str(error), err=True)
+        typer.echo(f"error: {error}", err=True)
         return 1
     except KeyboardInterrupt:
         return 0

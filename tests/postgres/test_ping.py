@@ -79,7 +79,7 @@ async def test_ping_of_a_silent_network_ends_when_its_time_is_up() -> None:
         found = await run("ping", dsn, "--timeout", "0.5")
         assert monotonic() - began < 30, "psycopg's own limit would be 130 s"
     assert found.status == 1
-    assert re.fullmatch(r"127\.0\.0\.1:\d+: no answer within 0\.5 s\n", found.err), found
+    assert re.fullmatch(r"error: 127\.0\.0\.1:\d+: no answer within 0\.5 s\n", found.err), found
 
 
 @pytest.mark.exhaustive
@@ -139,7 +139,7 @@ async def test_ping_is_bounded_while_a_name_is_looked_up(dsn: str) -> None:
     )
     _, err = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 1
-    assert err.decode() == "db.example:5432: no answer within 0.5 s\n"
+    assert err.decode() == "error: db.example:5432: no answer within 0.5 s\n"
 
 
 async def test_ping_is_one_short_line_where_the_server_refuses(
@@ -170,7 +170,7 @@ async def test_ping_of_several_hosts_takes_whichever_answers(dsn: str) -> None:
         assert found.status == 0, found
         assert found.out.startswith(f"ok: 127.0.0.1:{port}/")
     found = await run("ping", "postgresql://postgres@127.0.0.1:1,127.0.0.1:2/postgres")
-    assert found.err == "127.0.0.1:1: Connection refused; 127.0.0.1:2: Connection refused\n"
+    assert found.err == "error: 127.0.0.1:1: Connection refused; 127.0.0.1:2: Connection refused\n"
 
 
 @pytest.mark.exhaustive
@@ -222,6 +222,7 @@ async def test_ping_explains_a_bad_dsn_and_quotes_nothing_of_it(dsn: str, messag
     """A part of a password is never shown as a host, a port or a database."""
     found = await run("ping", dsn)
     assert (found.status, found.out) == (1, "")
+    assert found.err.startswith("error: ")
     assert message in found.err
 
 
