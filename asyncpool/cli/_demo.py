@@ -29,6 +29,10 @@ from asyncpool.testing import ServerError, postgres
 
 GRACE = 5.0
 """Seconds for which the last transfers may finish normally."""
+EXPECTED = (
+    "errors are expected: the demo ends the connections in use; a transfer that had not begun its"
+    " COMMIT is tried again, another one is in doubt and looked up in the history"
+)
 SERVER_DEFAULT = 50
 """The default max_connections of a server from asyncpool.testing."""
 
@@ -95,10 +99,13 @@ async def demo(options: Run) -> int:
         except asyncio.CancelledError:
             if not interrupts.status:
                 raise
-            console.print("Interrupted before the first transfer.")
+            run.failure = "interrupted before the first transfer; nothing was checked"
+            run.print_verdict()
+            return interrupts.status
         except (CannotRun, ServerError) as error:
             run.report_failure(str(error))
-        return 1 if run.failed else interrupts.status
+        run.print_verdict()
+        return 1 if run.failure else interrupts.status
 
 
 class _Demo:
@@ -109,7 +116,10 @@ class _Demo:
         self.options = options
         self.console = console
         self.interrupts = interrupts
-        self.failed = False
+        self.failure = ""
+        """The first reason why the demo has failed; empty: it has not."""
+        self.checked = ""
+        """What the audit has found to be right."""
         self.name = f"asyncpool-demo-{uuid4().hex[:8]}"
         self.dsn = options.dsn or ""
         self.outage = "The run ended before the backends were terminated."
@@ -133,8 +143,15 @@ class _Demo:
 
     def report_failure(self, what: str) -> None:
         """Print what went wrong, and make the exit status 1."""
-        self.failed = True
+        self.failure = self.failure or what
         Console(stderr=True).print(Text(f"asyncpool demo: {what}", "red"), soft_wrap=True)
+
+    def print_verdict(self) -> None:
+        """Print the last line: PASS, or FAIL with the first reason."""
+        if self.failure:
+            self._print("FAIL", self.failure, "bold red")
+        else:
+            self._print("PASS", self.checked, "bold green")
 
     async def _set_up(self) -> Workload:
         await self._find_server()
@@ -260,6 +277,7 @@ class _Demo:
         self._print("failures", self.outage)
         self._print("", f"{counts}, in doubt {tally.in_doubt:,}")
         if tally.last_error:
+            self._print("", EXPECTED)
             self._print("", f"the last error: {tally.last_error}")
 
     async def _audit(self, tally: Tally) -> None:
@@ -277,11 +295,11 @@ class _Demo:
             doubt = f"{found.resolved:,} of {found.in_doubt:,} in doubt"
             self._print("", f"{doubt} (the connection broke during COMMIT) are in the history")
         for fault in found.faults:
-            self.failed = True
+            self.failure = self.failure or fault
             self._print("", f"MISMATCH: {fault}", "bold red")
         if not found.faults:
             every = f"all {found.acknowledged:,} acknowledged transfers are in the history"
-            self._print("", f"ok: the four sums agree, and {every}", "bold green")
+            self.checked = f"the four sums agree, and {every}"
 
     async def _drop_tables(self) -> None:
         try:
