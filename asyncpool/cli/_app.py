@@ -128,8 +128,9 @@ def run_top(
 ) -> None:
     """Show an app's pools live: their leases, waiters and events.
 
-    It reads the feed of the asyncpool.inspector that the app has mounted. Ctrl-C ends it. On an
-    output that is no terminal it shows one snapshot; with --json it prints one line a snapshot.
+    It reads the feed of the asyncpool.inspector that the app has mounted. The key q or Ctrl-C ends
+    it. On an output that is no terminal it shows one snapshot; with --json it prints one line a
+    snapshot.
 
     Exit status: 0, or 1 if no inspector can be read.
     """

@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from http.client import HTTPException
+from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
+
+from asyncpool.cli._frame import WIDTH, Frame
+from asyncpool.cli._keys import Keys
 
 ANSWER_TIMEOUT = 10.0
 """Seconds to wait for data from the app."""
-COLOURS = {
-    "idle": "green",
-    "leased": "blue",
-    "opening": "magenta",
-    "cleaning": "yellow",
-    "closing": "bright_black",
-}
-OLD = 10.0
-"""Seconds after which a lease is shown in red."""
-HEIGHTS = " ▁▂▃▄▅▆▇█"
-WIDTH = 60
-"""The number of timeline samples shown."""
+TICK = 0.1
+"""Seconds between two looks at the keyboard."""
 
 
 class NoInspector(Exception):
@@ -43,7 +35,7 @@ class NoInspector(Exception):
 def top(
     url: str, headers: list[str], *, once: bool, as_json: bool, console: Console | None = None
 ) -> int:
-    """Show snapshots until Ctrl-C, or one snapshot; return the exit status."""
+    """Show snapshots until `q` or Ctrl-C, or one snapshot; return the exit status."""
     console = console or Console()
     try:
         open_path = _opener(url, headers)
@@ -52,12 +44,12 @@ def top(
             if as_json:
                 typer.echo(json.dumps(snapshot))
             else:
-                console.print(frame(snapshot))
+                console.print(Frame(snapshot, _place(url)))
         elif as_json:
             for snapshot in _follow(open_path):
                 typer.echo(json.dumps(snapshot))
         else:
-            _show(_follow(open_path), console)
+            _show(_follow(open_path), console, _place(url))
     except NoInspector as error:
         typer.echo(f"error: {error}", err=True)
         return 1
@@ -66,26 +58,44 @@ def top(
     return 0
 
 
-def frame(snapshot: dict[str, Any]) -> RenderableType:
-    """Render one snapshot."""
-    return (
-        Group(*(_panel(pool) for pool in snapshot["pools"]))
-        if snapshot["pools"]
-        else Text("no pool")
-    )
+def _show(found: Iterator[dict[str, Any]], console: Console, place: str) -> None:
+    """Draw each snapshot until `q` is pressed.
 
-
-def _show(found: Iterator[dict[str, Any]], console: Console) -> None:
+    A thread reads the feed, because reading cannot be interrupted by a key.
+    """
     timelines: dict[str, deque[list[float]]] = {}
-    with Live(console=console, screen=True, auto_refresh=False) as live:
-        for snapshot in found:
+    arrived: SimpleQueue[dict[str, Any] | BaseException] = SimpleQueue()
+    threading.Thread(target=_pass_on, args=(found, arrived), name="feed", daemon=True).start()
+    with Keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
+        while not keys.pressed("q"):
+            try:
+                snapshot = arrived.get(timeout=TICK)
+            except Empty:
+                continue
+            if isinstance(snapshot, BaseException):
+                raise snapshot
             for pool in snapshot["pools"]:
                 kept = timelines.setdefault(pool["name"], deque(maxlen=WIDTH))
                 if snapshot["whole"]:
                     kept.clear()
                 kept.extend(pool["timeline"])
                 pool["timeline"] = list(kept)
-            live.update(frame(snapshot), refresh=True)
+            live.update(Frame(snapshot, place, live=True), refresh=True)
+
+
+def _pass_on(
+    found: Iterator[dict[str, Any]], arrived: SimpleQueue[dict[str, Any] | BaseException]
+) -> None:
+    try:
+        for snapshot in found:
+            arrived.put(snapshot)
+    except BaseException as error:  # noqa: BLE001 - the main thread raises it
+        arrived.put(error)
+
+
+def _place(url: str) -> str:
+    """Return the address with its scheme, and without credentials."""
+    return re.sub("://.*@", "://***@", url if "://" in url else f"http://{url}")
 
 
 def _opener(url: str, headers: list[str]) -> Callable[[str], Any]:
@@ -95,7 +105,7 @@ def _opener(url: str, headers: list[str]) -> Callable[[str], Any]:
         NoInspector: the address or a header is malformed.
     """
     address = url if "://" in url else f"http://{url}"
-    place = re.sub("://.*@", "://***@", address)
+    place = _place(url)
     try:
         parts = urlsplit(address)
         _ = parts.port  # raises if the port is no number
@@ -165,88 +175,3 @@ def _checked(body: bytes) -> dict[str, Any]:
         pass
     msg = "no inspector of asyncpool at this address: give the address of its page"
     raise NoInspector(msg)
-
-
-def _panel(pool: dict[str, Any]) -> Panel:
-    stats = pool["stats"]
-    parts: list[RenderableType] = [_cells(pool), _numbers(stats)]
-    if pool["timeline"]:
-        parts.append(_timeline(pool["timeline"], stats))
-    if pool["leases"]:
-        parts.append(_leases(pool["leases"][:12]))
-    if pool["waiters"]:
-        first = pool["waiters"][0]
-        text = f"{stats['waiting']} waiting, the first for {_span(first['age'])}: {first['task']}"
-        parts.append(Text(_plain(text), "red"))
-    parts += [Text(_plain(f"- {each}"), "yellow") for each in [*pool["doing"], *pool["advice"]]]
-    for event in pool["events"][:5]:
-        text = f"{_span(event['age'])} ago: {event['kind']}: {event['text'].splitlines()[0]}"
-        parts.append(Text(_plain(text), "red" if event["level"] == "warning" else "dim"))
-    most = stats["max_size"] or "unlimited"
-    title = f"{_plain(pool['name'])}  {stats['size']} of {stats['min_size']} to {most}"
-    return Panel(Group(*parts), title=Text(title), title_align="left")
-
-
-def _cells(pool: dict[str, Any]) -> Text:
-    """Draw a block for each connection."""
-    text = Text()
-    for each in pool["connections"]:
-        old = each["lease"] is not None and each["lease"]["age"] > OLD
-        text.append("■ ", "red" if old else COLOURS.get(each["state"], ""))
-    for state, colour in COLOURS.items():
-        if pool["stats"][state]:
-            text.append(f" {pool['stats'][state]} {state}", colour)
-    return text
-
-
-def _numbers(stats: dict[str, Any]) -> Text:
-    wait, use = stats["wait"], stats["use"]
-    return Text(
-        f"requests {stats['requests']}, queued {stats['requests_queued']},"
-        f" failed {stats['requests_failed']}, cancelled {stats['requests_cancelled']}"
-        f" | wait p50 {_span(wait['p50'])} p99 {_span(wait['p99'])}"
-        f" | use p50 {_span(use['p50'])} p99 {_span(use['p99'])}"
-        f" | connects {stats['connects']}, failed {stats['connects_failed']}, lost {stats['lost']}"
-    )
-
-
-def _timeline(samples: list[list[float]], stats: dict[str, Any]) -> Text:
-    last = samples[-WIDTH:]
-    text = Text("leased ")
-    text.append(_spark([each[2] for each in last], stats["max_size"]), "blue")
-    text.append("  waiting ")
-    text.append(_spark([each[3] for each in last], 0), "red")
-    return text
-
-
-def _spark(values: list[float], least: float) -> str:
-    most = max([least, 1, *values])
-    return "".join(HEIGHTS[round(value / most * (len(HEIGHTS) - 1))] for value in values)
-
-
-def _leases(found: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), expand=True)
-    for name, share in (
-        ("leased for", 0),
-        ("holder", 3),
-        ("last statement", 3),
-        ("borrowed at", 3),
-    ):
-        table.add_column(name, ratio=share or None, no_wrap=True, overflow="ellipsis")
-    for lease in found:
-        statement = lease["last_sql"] or lease["transaction"]
-        cells = (_span(lease["age"]), lease["holder"], statement, lease["borrowed_at"] or "?")
-        colour = "red" if lease["age"] > OLD else ""
-        table.add_row(*(Text(_plain(cell), colour) for cell in cells))
-    return table
-
-
-def _span(seconds: float) -> str:
-    if seconds < 1:
-        return f"{seconds * 1000:.3g} ms"
-    return f"{seconds:.3g} s" if seconds < 100 else f"{seconds / 60:.1f} min"
-
-
-def _plain(text: str) -> str:
-    """Replace control characters, since task names may hold escape sequences."""
-    return "".join(each if each.isprintable() else "\ufffd" for each in text)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
+import pty
+import re
 import signal
+import struct
 import sys
+import termios
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from io import StringIO
@@ -16,7 +21,8 @@ import pytest
 from rich.console import Console
 
 from asyncpool import AsyncConnectionPool
-from asyncpool.cli._top import frame, top
+from asyncpool.cli._frame import Frame, _leases
+from asyncpool.cli._top import top
 from asyncpool.inspector import Inspector
 from tests._tools import few
 
@@ -103,6 +109,85 @@ async def test_top_draws_on_a_terminal(dsn: str) -> None:
         assert await in_time(watching, 30) == 1
 
 
+async def test_q_ends_it_and_what_matters_is_seen_in_80_columns(dsn: str) -> None:
+    """The header says how to quit; a lease's holder, place and statement are not cut off."""
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
+    shown = bytearray()
+    painted = asyncio.Event()
+    statement = "SELECT 'a statement of some sixty characters' AS name_of_column"
+
+    def read() -> None:
+        try:
+            shown.extend(os.read(main, 65536))
+        except OSError:  # Linux raises it for a closed terminal
+            loop.remove_reader(main)
+        if b"second  " in shown:
+            painted.set()
+
+    loop = asyncio.get_running_loop()
+    loop.add_reader(main, read)
+    echo = termios.tcgetattr(terminal)[3] & termios.ECHO
+    async with (
+        AsyncConnectionPool(dsn, min_size=1, name="first", leak_timeout=60) as pool,
+        AsyncConnectionPool(dsn, min_size=1, name="second") as second,
+    ):
+
+        async def refund() -> None:
+            async with pool.connection() as conn:
+                await conn.execute(statement)
+                await asyncio.Event().wait()
+
+        holder = asyncio.create_task(refund(), name="POST /orders/4711/refunds")
+        await eventually(lambda: any(each.last_sql for each in pool.explain().leases))
+        async with served(Inspector([pool, second], authorize=lambda scope: True)) as url:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "asyncpool", "top", url),
+                stdin=terminal,
+                stdout=terminal,
+                stderr=terminal,
+                env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color"},
+            )
+            try:
+                await in_time(painted.wait(), 60)
+                assert process.returncode is None
+                os.write(main, b"q")
+                assert await in_time(process.wait(), 60) == 0
+            finally:
+                loop.remove_reader(main)
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+        holder.cancel()
+        await asyncio.wait({holder})
+    assert termios.tcgetattr(terminal)[3] & termios.ECHO == echo
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    for part in (f"asyncpool top {url}", "1 leased, 0 waiting", "q quits"):
+        assert part in text
+    for part in ("POST /orders/4711/refunds", "test_top.py:", " in refund", statement):
+        assert part in text
+    os.close(main)
+    os.close(terminal)
+
+
+def test_a_long_place_is_shortened_to_its_file_line_and_function() -> None:
+    """They tell more than the folders and the outer functions."""
+    lease = {
+        "age": 12.0,
+        "holder": "h" * 60,
+        "borrowed_at": f"/{'folder/' * 20}views.py:12 in outer.<locals>.refund",
+        "last_sql": f"SELECT {'x' * 200}",
+        "transaction": "idle",
+    }
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(_leases([lease], 76))
+    lines = console.export_text().splitlines()
+    assert [line.strip() for line in lines[:1]] == [f"12 s  {'h' * 60}"]
+    assert lines[1].strip() == "views.py:12 in refund"
+    assert lines[2].strip().startswith("SELECT xxx")
+    assert len(lines) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     few(
@@ -124,6 +209,7 @@ async def test_top_explains_bad_arguments_and_quotes_nothing_of_them(
     """The error is one line, with status 1."""
     status, out, err = await run(*arguments)
     assert (status, out) == (1, "")
+    assert err.startswith("error: ")
     assert part in err
     assert "Zqx7w" not in err
     assert err.count("\n") == 1
@@ -171,7 +257,7 @@ async def test_control_characters_in_names_are_replaced(dsn: str) -> None:
         await eventually(lambda: any("owned" in each.holder for each in pool.explain().leases))
         snapshot = json.loads(Inspector(pool, authorize=lambda scope: True)._feed.snapshot())
         console = Console(width=120, record=True, file=StringIO())
-        console.print(frame(snapshot))
+        console.print(Frame(snapshot))
         text = console.export_text()
 
         assert "\x1b" not in text
@@ -184,5 +270,5 @@ async def test_control_characters_in_names_are_replaced(dsn: str) -> None:
 def test_a_snapshot_without_pools_is_shown(snapshot: dict[str, Any]) -> None:
     """All pools may have been closed."""
     console = Console(width=80, record=True, file=StringIO())
-    console.print(frame(snapshot))
+    console.print(Frame(snapshot))
     assert "no pool" in console.export_text()
