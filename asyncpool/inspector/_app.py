@@ -3,49 +3,56 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 from typing import Any
 
-from ._feed import HEADERS, STREAM, Feed, Pool, asset
+from ._access import CHALLENGE, check_access
+from ._assets import HEADERS, STREAM, asset
+from ._feed import Feed
+from ._sources import Given
 
 # Each framework has types of its own for these mappings.
 Scope = Any
 Message = Any
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Verdict = bool | App | None
+"""Whether a request is allowed, or the response to a request that is not."""
 
 
 class Inspector:
     """A small read-only ASGI app: a page that shows pools live, and the feed that it reads.
 
-    The app refuses every request that `authorize` does not allow, since task names, code locations
-    and statement texts may be your secrets. It shows no password and no parameter of a statement.
+    Task names, code locations and statement texts may be your secrets, so each request needs
+    `authorize` or `basic_auth`. The page shows no password and no parameter of a statement.
 
     Args:
-        pools: one pool, or several with different names; held weakly.
-        authorize: a plain or async function of the request's ASGI scope; only the result `True`
-            allows the request.
+        pools: one pool, or several with different names, held weakly; or a callable that returns
+            them, called for each snapshot.
+        authorize: a plain or async function of the request's ASGI scope. The result `True` allows
+            the request. A response, which is an ASGI app such as Starlette's `RedirectResponse`,
+            is sent instead of the page. Anything else refuses with status 403.
+        basic_auth: instead of `authorize`, a user and a password, which browsers ask for.
         interval: seconds from one snapshot to the next, from the first request on.
 
     Raises:
-        TypeError: `authorize` or a pool has the wrong type.
-        ValueError: `interval` is not positive, or two pools have the same name.
+        TypeError: `authorize`, `basic_auth` or a pool has the wrong type, or neither or both of the
+            former are given.
+        ValueError: `interval` is not positive, the password or the user is empty, or two pools have
+            the same name.
     """
 
     def __init__(
         self,
-        pools: Pool | Iterable[Pool],
+        pools: Given,
         *,
-        authorize: Callable[[Scope], bool | Awaitable[bool]],
+        authorize: Callable[[Scope], Verdict | Awaitable[Verdict]] | None = None,
+        basic_auth: tuple[str, str] | None = None,
         interval: float = 1.0,
     ) -> None:
-        if not callable(authorize):
-            msg = f"authorize must be a function of the ASGI scope: got {authorize!r}"
-            raise TypeError(msg)
-        if not interval > 0:
-            msg = f"interval must be more than 0 seconds: got {interval!r}"
-            raise ValueError(msg)
+        self._basic_auth = check_access(authorize, basic_auth, "ASGI scope")
         self._authorize = authorize
         self._feed = Feed(pools, interval)
 
@@ -60,11 +67,7 @@ class Inspector:
             await send({"type": "websocket.close", "code": 1000})
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        allowed = self._authorize(scope)
-        if isawaitable(allowed):
-            allowed = await allowed
-        if allowed is not True:
-            await _respond(scope, send, 403, b"forbidden", "text/plain")
+        if not await self._allows(scope, receive, send):
             return
         if scope["method"] not in ("GET", "HEAD"):
             await _respond(scope, send, 405, b"", "text/plain", more={"Allow": "GET, HEAD"})
@@ -77,12 +80,34 @@ class Inspector:
         elif path == "/events":
             await self._stream(scope, receive, send)
         elif path == "/snapshot":
-            body = self._feed.snapshot().encode()
+            body = (await self._feed.snapshot()).encode()
+            await _respond(scope, send, 200, body, "application/json")
+        elif path == "/server":
+            body = (await self._feed.server()).encode()
             await _respond(scope, send, 200, body, "application/json")
         elif (found := asset(path)) is not None:
             await _respond(scope, send, 200, *found)
         else:
             await _respond(scope, send, 404, b"not found", "text/plain")
+
+    async def _allows(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Return whether a request is allowed; one that is not is answered here."""
+        if self._basic_auth is not None:
+            if self._basic_auth.admits(_header(scope, b"authorization")):
+                return True
+            await _respond(scope, send, 401, b"unauthorized", "text/plain", more=CHALLENGE)
+            return False
+        assert self._authorize is not None, "check_access has checked that"
+        verdict = self._authorize(scope)
+        if isawaitable(verdict):
+            verdict = await verdict
+        if verdict is True:
+            return True
+        if callable(verdict):
+            await verdict(scope, receive, send)
+        else:
+            await _respond(scope, send, 403, b"forbidden", "text/plain")
+        return False
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send(_start(200, STREAM))
@@ -117,6 +142,12 @@ async def _lifespan(receive: Receive, send: Send) -> None:
     while (message := await receive())["type"] != "lifespan.shutdown":
         await send({"type": f"{message['type']}.complete"})
     await send({"type": "lifespan.shutdown.complete"})
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    """Return the value of a header; empty if it is missing or there more than once."""
+    found = [value for key, value in scope["headers"] if key.lower() == name]
+    return found[0].decode("latin-1") if len(found) == 1 else ""
 
 
 def _path_of(scope: Scope) -> str:

@@ -1,7 +1,8 @@
 """The feed of the page: one snapshot a tick for all its readers, and a timeline of ten minutes.
 
-There is no task: a timer ticks from the first request on, while a pool is open. The timer holds the
-feed weakly, and the feed holds the pools weakly.
+There is no task but for the health checks, and those run only while somebody reads: a timer ticks
+from the first request on, while a pool is open. The timer holds the feed weakly, and the feed holds
+the pools weakly.
 """
 
 from __future__ import annotations
@@ -11,84 +12,58 @@ import json
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable
 from contextvars import Context
-from pathlib import Path
 from typing import Any
 
-from asyncpool import AsyncConnectionPool
-
-Pool = AsyncConnectionPool[Any]
+from ._minute import Minute
+from ._places import shorter
+from ._process import identity
+from ._server import HealthChecks, database, sessions
+from ._sources import Given, Pool, Sources
 
 MINUTES = 10
-FILES = {
-    "/": ("page.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-}
-HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
-    " connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none';"
-    " frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
-"""The headers of every response: no outside resources, no caching."""
-STREAM = {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
-
-
-def asset(path: str) -> tuple[bytes, str] | None:
-    """Return a file of the page and its type; None: no file has this path."""
-    if path not in FILES:
-        return None
-    name, kind = FILES[path]
-    return Path(__file__).with_name(name).read_bytes(), kind
-
-
-def check_pools(pools: Pool | Iterable[Pool]) -> list[Pool]:
-    """Return the pools as a list.
-
-    Raises:
-        TypeError: an argument is no pool, or there are no pools.
-        ValueError: two pools have the same name.
-    """
-    found = [pools] if isinstance(pools, AsyncConnectionPool) else list(pools)
-    if not found or not all(isinstance(each, AsyncConnectionPool) for each in found):
-        msg = f"an inspector takes one AsyncConnectionPool or several: got {pools!r}"
-        raise TypeError(msg)
-    names = [each.name for each in found]
-    if len(set(names)) < len(names):
-        msg = f"two pools of an inspector have the same name: got {names}; give each its own name="
-        raise ValueError(msg)
-    return found
+SAMPLES = 1200
+"""The most samples of a timeline: two a second of ten minutes."""
 
 
 class Feed:
     """The snapshots of some pools.
 
     Args:
-        pools: one pool or several; held weakly.
+        pools: one pool or several, held weakly, or a callable that returns them.
         interval: seconds from one tick to the next.
         stream_duration: seconds after which a stream ends, since a server that stops waits for
             open streams; the page then opens the next one.
     """
 
-    def __init__(
-        self, pools: Pool | Iterable[Pool], interval: float = 1.0, stream_duration: float = 10.0
-    ) -> None:
-        self._pools = [weakref.ref(pool) for pool in check_pools(pools)]
+    def __init__(self, pools: Given, interval: float = 1.0, stream_duration: float = 10.0) -> None:
+        if not interval > 0:
+            msg = f"interval must be more than 0 seconds: got {interval!r}"
+            raise ValueError(msg)
+        self._sources = Sources(pools)
         self._interval = interval
         self._stream_duration = stream_duration
+        self._health = HealthChecks(interval)
         self._timelines: dict[str, deque[list[float]]] = {}
+        self._minutes: dict[str, Minute] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._ticked: asyncio.Future[None] | None = None
         self._snapshots: dict[bool, str] = {}
+        self._known: tuple[int, list[str]] = (0, [])
+        """The rounds of health checks and the pools that `_snapshots` is of."""
 
-    def snapshot(self) -> str:
+    async def snapshot(self) -> str:
         """Return the current snapshot as JSON, with the timelines."""
         self.start()
+        await self.refresh()
         return self._serialize(whole=True)
+
+    async def server(self) -> str:
+        """Return as JSON how many sessions the server has for each pool's role."""
+        pools = self._sources.current()
+        found = await asyncio.gather(*(sessions(pool) for pool in pools.values()))
+        answer = {"process": identity(), "pools": dict(zip(pools, found, strict=True))}
+        return json.dumps(answer, separators=(",", ":"))
 
     def start(self) -> None:
         """Start the timer, unless it is running."""
@@ -107,6 +82,10 @@ class Feed:
         await asyncio.shield(self._ticked)
         return self._timer is not None
 
+    async def refresh(self) -> None:
+        """Check the pools' health, unless that was done recently."""
+        await self._health.refresh(self._sources.current())
+
     def stream(self) -> Stream:
         """Return a stream of events for one reader."""
         self.start()
@@ -117,44 +96,72 @@ class Feed:
         loop = asyncio.get_running_loop()
         self._timer = None
         ticked, self._ticked = self._ticked, loop.create_future()
-        self._sample()
-        if self._open():
-            self._start_timer(loop)
-        if ticked is not None and not ticked.done():
-            ticked.set_result(None)
+        try:
+            if self._sample():
+                self._start_timer(loop)
+        finally:
+            if ticked is not None and not ticked.done():
+                ticked.set_result(None)
 
-    def message(self, *, whole: bool) -> str:
+    async def message(self, *, whole: bool) -> str:
         """Return an event of a stream; with `whole`, it has the complete timelines."""
+        await self.refresh()
         return f"data: {self._serialize(whole=whole)}\n\n"
 
     def _start_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = loop.call_later(self._interval, _tick, weakref.ref(self), context=Context())
 
-    def _open(self) -> list[Pool]:
-        pools = (each() for each in self._pools)
-        return [pool for pool in pools if pool is not None and not pool.closed]
-
-    def _sample(self) -> None:
+    def _sample(self) -> bool:
+        """Add to the timelines; return whether a pool is open."""
         self._snapshots.clear()
-        now, kept = time.time(), int(MINUTES * 60 / self._interval)
-        for pool in self._open():
+        pools = {name: pool for name, pool in self._sources.current().items() if not pool.closed}
+        now, kept = time.time(), min(SAMPLES, int(MINUTES * 60 / self._interval))
+        for name, pool in pools.items():
             stats = pool.stats()
-            timeline = self._timelines.setdefault(pool.name, deque(maxlen=kept))
+            timeline = self._timelines.setdefault(name, deque(maxlen=kept))
             timeline.append([round(now, 2), stats.size, stats.leased, stats.waiting])
+            self._minutes.setdefault(name, Minute()).add(time.monotonic(), stats)
+        return bool(pools)
 
     def _serialize(self, *, whole: bool) -> str:
+        pools = self._sources.current()
+        if self._known != (known := (self._health.rounds, list(pools))):
+            self._known = known
+            self._snapshots.clear()
         if whole not in self._snapshots:
-            pools = []
-            for each in self._pools:
-                if (pool := each()) is None:
-                    continue
-                shown = pool.explain().as_dict()
-                samples = list(self._timelines.get(pool.name, ()))
-                shown["timeline"] = samples if whole else samples[-1:]
-                pools.append(shown)
-            snapshot = {"asyncpool": 1, "at": time.time(), "whole": whole, "pools": pools}
+            snapshot = {
+                "asyncpool": 1,
+                "at": time.time(),
+                "whole": whole,
+                "interval": self._interval,
+                "process": identity(),
+                "pools": [self._shown(name, pool, whole=whole) for name, pool in pools.items()],
+            }
             self._snapshots[whole] = json.dumps(snapshot, separators=(",", ":"))
         return self._snapshots[whole]
+
+    def _shown(self, name: str, pool: Pool, *, whole: bool) -> dict[str, Any]:
+        explained = pool.explain()
+        shown = explained.as_dict()
+        for lease in [*shown["leases"], *(each["lease"] for each in shown["connections"])]:
+            if lease is not None:
+                lease["borrowed_at"] = shorter(lease["borrowed_at"])
+                lease["stack"] = [shorter(place) for place in lease["stack"]]
+                lease["waits_at"] = [shorter(place) for place in lease["waits_at"]]
+        for waiter in shown["waiters"]:
+            waiter["waits_at"] = [shorter(place) for place in waiter["waits_at"]]
+        for event in shown["events"]:
+            event["text"] = shorter(event["text"])
+        samples = list(self._timelines.get(name, ()))
+        minute = self._minutes.get(name) or Minute()
+        return {
+            **shown,
+            "name": name,
+            "database": database(pool),
+            "health": self._health.report(name),
+            "minute": minute.until(time.monotonic(), explained.stats),
+            "timeline": samples if whole else samples[-1:],
+        }
 
 
 class Stream:
@@ -169,10 +176,10 @@ class Stream:
         """Return the next event; None: the stream ends."""
         if not self._started:
             self._started = True
-            return "retry: 500\n\n" + self._feed.message(whole=True)
+            return "retry: 500\n\n" + await self._feed.message(whole=True)
         if time.monotonic() >= self._until or not await self._feed.next():
             return None
-        return self._feed.message(whole=False)
+        return await self._feed.message(whole=False)
 
 
 def _tick(feed: weakref.ref[Feed]) -> None:

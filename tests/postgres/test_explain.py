@@ -152,8 +152,10 @@ async def test_a_leak_in_a_rare_branch_is_found_everywhere(
         explanation = pool.explain()
         assert [each.borrowed_at.startswith(line) for each in explanation.leases] == [True]
         assert [line in each.text for each in explanation.events if each.kind == "leak"] == [True]
-        shown = Inspector(pool, authorize=lambda scope: True)._feed.snapshot()
-        assert json.loads(shown)["pools"][0]["leases"][0]["borrowed_at"].startswith(line)
+        shown = await Inspector(pool, authorize=lambda scope: True)._feed.snapshot()
+        place = json.loads(shown)["pools"][0]["leases"][0]["borrowed_at"]
+        assert place
+        assert explanation.leases[0].borrowed_at.endswith(place)
         scrape = generate_latest(PoolCollector(pool, registry=CollectorRegistry()))
         assert b'asyncpool_leaks_total{pool="shop"} 1.0' in scrape
         await pool.release(orders[3])

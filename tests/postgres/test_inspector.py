@@ -106,6 +106,7 @@ async def test_all_responses_have_security_headers(dsn: str) -> None:
             ("/page.js", 200),
             ("/page.css", 200),
             ("/snapshot", 200),
+            ("/server", 200),
             ("/../_app.py", 404),
             ("/page.html", 404),
         ):
@@ -122,7 +123,11 @@ async def test_all_responses_have_security_headers(dsn: str) -> None:
         assert (await client.post("/snapshot")).status_code == 405
         page = (await client.get("/")).text + (await client.get("/page.css")).text
         assert "//" not in page.replace("http://www.w3.org", "")
-        assert "innerHTML" not in (await client.get("/page.js")).text
+        scripts = ["page", "charts", "leases", "text"]
+        for name in scripts:
+            answer = await client.get(f"/{name}.js")
+            assert answer.headers["content-type"].startswith("text/javascript")
+            assert "innerHTML" not in answer.text
 
 
 @pytest.mark.exhaustive
@@ -302,10 +307,12 @@ def test_bad_arguments_are_refused() -> None:
     """The errors are raised at the call."""
     pool, other = (AsyncConnectionPool(open=False, name="same") for _ in range(2))
     with pytest.raises(TypeError, match="authorize"):
-        Inspector(pool, authorize=None)  # type: ignore[arg-type]
+        Inspector(pool, authorize=None)
     with pytest.raises(TypeError, match="one AsyncConnectionPool or several"):
         Inspector([], authorize=yes)
-    with pytest.raises(ValueError, match="give each its own name="):
+    with pytest.raises(TypeError, match="one AsyncConnectionPool or several"):
+        Inspector(3, authorize=yes)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="give each a name="):
         Inspector([pool, other], authorize=yes)
     with pytest.raises(ValueError, match="interval"):
         Inspector(pool, authorize=yes, interval=0)
@@ -357,4 +364,5 @@ def test_the_page_is_in_the_wheel(tmp_path: Any) -> None:
     (wheel,) = builder.build(directory=str(tmp_path), versions=["standard"])
     with ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert {f"asyncpool/inspector/page.{kind}" for kind in ("html", "css", "js")} <= names
+    files = ["page.html", "page.css", "page.js", "charts.js", "leases.js", "text.js"]
+    assert {f"asyncpool/inspector/{name}" for name in files} <= names

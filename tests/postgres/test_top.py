@@ -255,7 +255,7 @@ async def test_control_characters_in_names_are_replaced(dsn: str) -> None:
 
         holder = asyncio.create_task(hold(), name="\x1b]0;owned\x07[red]")
         await eventually(lambda: any("owned" in each.holder for each in pool.explain().leases))
-        snapshot = json.loads(Inspector(pool, authorize=lambda scope: True)._feed.snapshot())
+        snapshot = json.loads(await Inspector(pool, authorize=lambda scope: True)._feed.snapshot())
         console = Console(width=120, record=True, file=StringIO())
         console.print(Frame(snapshot))
         text = console.export_text()
