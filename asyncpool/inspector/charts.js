@@ -18,9 +18,10 @@ function widthOf(place) {
   return Math.max(240, Math.round(place.getBoundingClientRect().width));
 }
 
-// Horizontal lines with their values.
-function rules(place, width, top, bottom, most, ticks) {
-  const by = step(most, ticks);
+// Horizontal lines with their values; the scale ends at the first line that is above all values.
+function rules(place, width, top, bottom, highest, ticks) {
+  const by = step(highest, ticks);
+  const most = Math.ceil(highest / by) * by;
   const y = (value) => bottom - (value / most) * (bottom - top);
   for (let value = 0; value <= most + 1e-9; value += by) {
     place.append(draw("line", { class: value ? "grid" : "base", x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value) }));

@@ -42,8 +42,10 @@ function cell(text, label, attributes = {}) {
 function row(connection) {
   const lease = connection.lease;
   const found = make("tr");
-  const age = cell(lasts(lease.age), "in use for", { class: "number" });
-  if (lease.age > LONG) age.append(" ", make("span", "long", { class: "tag" }));
+  const age = cell(null, "in use for", { class: "number" });
+  const lasted = make("span", lasts(lease.age));
+  if (lease.age > LONG) lasted.append(" ", make("span", "long", { class: "tag" }));
+  age.append(lasted);
   const who = cell(null, "route or task");
   const button = make("button", route(lease), { type: "button", class: "link", "data-number": connection.number,
     "aria-label": `${route(lease)}, in use for ${lasts(lease.age)}: details` });

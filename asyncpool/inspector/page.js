@@ -62,8 +62,8 @@ function tiles(pool) {
   const full = stats.max_size > 0 && stats.leased >= stats.max_size;
   tile("t-in-use", `${stats.leased} / ${limit(pool)}`, full ? "all connections are in use" : `${many(stats.size, "connection")} open`);
   tile("t-queue", String(stats.waiting), stats.waiting ? "requests wait now" : "no request waits now", stats.waiting ? "degraded" : "");
-  tile("t-rate", rate(minute.requests, minute.seconds), `requests a second, ${span}`);
-  tile("t-wait", seconds(minute.wait.p99), `${minute.requests_queued} requests waited, ${span}`);
+  tile("t-rate", rate(minute.requests, minute.seconds), `${many(minute.requests, "request")}, ${span}`);
+  tile("t-wait", seconds(minute.wait.p99), `${minute.wait.count} waited, ${span}`);
   tile("t-hold", seconds(minute.hold.p99), `${many(minute.hold.count, "lease")}, ${span}`);
   tile("t-failed", String(minute.requests_failed), minute.requests_failed ? `${minute.requests_timed_out} timed out, ${span}` : span,
     minute.requests_failed ? "degraded" : "");

@@ -106,7 +106,6 @@ async def test_all_responses_have_security_headers(dsn: str) -> None:
             ("/page.js", 200),
             ("/page.css", 200),
             ("/snapshot", 200),
-            ("/server", 200),
             ("/../_app.py", 404),
             ("/page.html", 404),
         ):
