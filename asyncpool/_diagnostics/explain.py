@@ -34,13 +34,15 @@ TRANSACTION_STATES = {
 
 def explain(core: Core[Any]) -> Explanation:
     """Return the pool's sizes, leases, waiters, errors, current activity and advice."""
-    stats, held, outages = snapshot(core), leases(core), core.outages
+    stats, outages = snapshot(core), core.outages
     now, error = core.runtime.time(), outages.last_error
+    leases = {each.number: _lease(each, now) for each in core.ledger.leased.values()}
+    held = sorted(leases.values(), key=lambda lease: -lease.age)
     return Explanation(
         name=stats.name,
         status=_status(core, stats),
         stats=stats,
-        connections=tuple(_connections(core, now)),
+        connections=tuple(_connections(core, now, leases)),
         leases=tuple(held),
         waiters=tuple(_waiters(core, now)),
         events=tuple(_events(core, now)),
@@ -50,13 +52,6 @@ def explain(core: Core[Any]) -> Explanation:
         advice=tuple(_advice(core, stats, held)),
         budget=_budget(core),
     )
-
-
-def leases(core: Core[Any]) -> list[LeaseInfo]:
-    """Return the leases, the longest first."""
-    now = core.runtime.time()
-    found = [_lease(entry, now) for entry in core.ledger.leased.values()]
-    return sorted(found, key=lambda lease: -lease.age)
 
 
 def _lease(entry: Entry[Any], now: float) -> LeaseInfo:
@@ -75,11 +70,10 @@ def _lease(entry: Entry[Any], now: float) -> LeaseInfo:
     )
 
 
-def _connections(core: Core[Any], now: float) -> list[ConnectionInfo]:
+def _connections(core: Core[Any], now: float, leases: dict[int, LeaseInfo]) -> list[ConnectionInfo]:
     found = []
     for entry in sorted(core.ledger.entries, key=lambda entry: entry.number):
         conn = getattr(entry, "conn", None)
-        leased = entry.state is State.LEASED
         found.append(
             ConnectionInfo(
                 number=entry.number,
@@ -88,7 +82,7 @@ def _connections(core: Core[Any], now: float) -> list[ConnectionInfo]:
                 since=now - _state_since(entry),
                 pid=None if conn is None else _pid(conn),
                 uses=entry.uses,
-                lease=_lease(entry, now) if leased else None,
+                lease=leases.get(entry.number),
             )
         )
     return found

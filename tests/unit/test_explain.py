@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from asyncpool._diagnostics.explain import MAX_WAITERS, explain, leases
+from asyncpool._diagnostics.explain import MAX_WAITERS, explain
 from asyncpool.errors import PoolTimeout
 from tests.unit._tools import Driver, fails, running, settle, slow, start, use, virtual_time
 
@@ -151,11 +151,11 @@ async def test_leases_name_their_holders_with_the_longest_first() -> None:
         for name in ("first", "second"):
             asyncio.create_task(use(core, 5.0), name=name)  # noqa: RUF006
             await asyncio.sleep(1.0)
-        found = leases(core)
+        found = explain(core).leases
         assert [lease.holder for lease in found] == ["first", "second"]
         assert found[0].age == pytest.approx(2.0, abs=0.001)
         await asyncio.sleep(5.0)
-        assert leases(core) == []
+        assert explain(core).leases == ()
 
 
 @virtual_time
