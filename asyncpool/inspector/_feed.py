@@ -22,6 +22,8 @@ from ._server import HealthChecks, database, sessions
 from ._sources import Given, Pool, Sources
 
 MINUTES = 10
+SHARE = 0.05
+"""The most of the event loop's time that snapshots take: big pools are shown less often."""
 SAMPLES = 1200
 """The most samples of a timeline: two a second of ten minutes."""
 
@@ -49,6 +51,8 @@ class Feed:
         self._timer: asyncio.TimerHandle | None = None
         self._ticked: asyncio.Future[None] | None = None
         self._snapshots: dict[bool, str] = {}
+        self._due_at = 0.0
+        """When the next snapshot may be made, in the time of `time.monotonic`."""
         self._known: tuple[int, list[str]] = (0, [])
         """The rounds of health checks and the pools that `_snapshots` is of."""
 
@@ -81,6 +85,11 @@ class Feed:
             return False
         await asyncio.shield(self._ticked)
         return self._timer is not None
+
+    @property
+    def due(self) -> bool:
+        """Whether a snapshot is ready, or may be made now."""
+        return False in self._snapshots or time.monotonic() >= self._due_at
 
     async def refresh(self) -> None:
         """Check the pools' health, unless that was done recently."""
@@ -129,6 +138,7 @@ class Feed:
             self._known = known
             self._snapshots.clear()
         if whole not in self._snapshots:
+            started = time.monotonic()
             snapshot = {
                 "asyncpool": 1,
                 "at": time.time(),
@@ -138,6 +148,8 @@ class Feed:
                 "pools": [self._shown(name, pool, whole=whole) for name, pool in pools.items()],
             }
             self._snapshots[whole] = json.dumps(snapshot, separators=(",", ":"))
+            ended = time.monotonic()
+            self._due_at = ended + (ended - started) / SHARE
         return self._snapshots[whole]
 
     def _shown(self, name: str, pool: Pool, *, whole: bool) -> dict[str, Any]:
@@ -177,9 +189,10 @@ class Stream:
         if not self._started:
             self._started = True
             return "retry: 500\n\n" + await self._feed.message(whole=True)
-        if time.monotonic() >= self._until or not await self._feed.next():
-            return None
-        return await self._feed.message(whole=False)
+        while time.monotonic() < self._until and await self._feed.next():
+            if self._feed.due:
+                return await self._feed.message(whole=False)
+        return None
 
 
 def _tick(feed: weakref.ref[Feed]) -> None:

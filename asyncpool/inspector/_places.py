@@ -13,7 +13,12 @@ def shorter(text: str) -> str:
 
     A place is such as "/srv/shop/orders.py:12 in refund", alone or within a text.
     """
-    return _pattern(tuple(sys.path)).sub("", text)
+    return _shorter(text, tuple(sys.path))
+
+
+@lru_cache(maxsize=4096)
+def _shorter(text: str, search_path: tuple[str, ...]) -> str:
+    return _pattern(search_path).sub("", text)
 
 
 @lru_cache(maxsize=2)

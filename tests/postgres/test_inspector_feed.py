@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -120,6 +121,29 @@ async def test_all_readers_share_one_health_check(dsn: str) -> None:
         assert json.loads(texts[0])["pools"][0]["health"]["status"] == "ok"
         assert pool.stats().ping.count == 1
         assert readers[0].cancelled()
+
+
+async def test_expensive_snapshots_are_made_less_often(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream leaves out ticks, so that snapshots take a small share of the loop's time."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        feed = Feed(pool, 0.005)
+        shown, made = feed._shown, 0
+
+        def slow(*args: Any, **options: Any) -> Any:
+            nonlocal made
+            made += 1
+            time.sleep(0.02)  # as a pool of some hundred connections takes
+            return shown(*args, **options)
+
+        monkeypatch.setattr(feed, "_shown", slow)
+        stream = feed.stream()
+        began = time.monotonic()
+        for _ in range(3):
+            assert await in_time(stream.next())
+        assert made == 3
+        assert time.monotonic() - began >= 2 * 0.02 / 0.05
 
 
 async def test_a_null_pool_is_checked_rarely(dsn: str) -> None:
