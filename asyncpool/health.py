@@ -65,6 +65,9 @@ async def check_health(core: Core[ACT], timeout: float) -> HealthReport:
     reached = latency is not None and not keeps_idle
     stats, outage = snapshot(core), core.outages.outage
     serving = stats.size - stats.opening - stats.closing
+    if outage:
+        # Those that are to be replaced when they are returned will serve nobody else.
+        serving -= sum(each.is_retired for each in core.ledger.leased.values())
     reason = ""
     status: Status = "ok"
     if core.closed:

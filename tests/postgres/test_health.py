@@ -112,6 +112,28 @@ async def test_health_on_a_stopped_server_is_down_with_the_error(server: Server,
         assert report.last_error is not None, "that it failed once is still worth telling"
 
 
+async def test_a_connection_in_use_does_not_hide_that_the_server_has_stopped(
+    server: Server, dsn: str
+) -> None:
+    """A connection that will be replaced on its return serves nobody else."""
+    async with AsyncConnectionPool(dsn, min_size=2) as pool:
+        await pool.wait()
+        conn = await pool.acquire()
+        await server.stop()
+
+        async def until_down() -> None:
+            while (status := (await pool.health()).status) != "down":
+                assert status == "degraded"
+                await asyncio.sleep(0)
+
+        await in_time(until_down())
+        assert (await pool.health()).leased == 1
+        await server.start()
+        await pool.release(conn)
+        await at_rest(pool)
+        assert (await pool.health()).status == "ok"
+
+
 async def test_health_on_a_paused_server_ends_at_its_limit(server: Server, dsn: str) -> None:
     """Without an answer the status is down within about `timeout`; then the pool recovers."""
     async with AsyncConnectionPool(dsn, min_size=1, ping_timeout=30) as pool:
