@@ -12,6 +12,7 @@ import json
 import time
 import weakref
 from collections import deque
+from contextlib import suppress
 from contextvars import Context
 from typing import Any
 
@@ -105,12 +106,13 @@ class Feed:
         loop = asyncio.get_running_loop()
         self._timer = None
         ticked, self._ticked = self._ticked, loop.create_future()
-        try:
+        # A callable of the app's may fail, such as when the app has ended; the next request then
+        # raises its error.
+        with suppress(Exception):
             if self._sample():
                 self._start_timer(loop)
-        finally:
-            if ticked is not None and not ticked.done():
-                ticked.set_result(None)
+        if ticked is not None and not ticked.done():
+            ticked.set_result(None)
 
     async def message(self, *, whole: bool) -> str:
         """Return an event of a stream; with `whole`, it has the complete timelines."""

@@ -6,6 +6,7 @@ import { at, draw, lasts, many, put, seconds } from "./text.js";
 const SPAN = 600; // seconds of the timeline
 const LEFT = 40;
 const RIGHT = 12;
+const NAME = 28; // width of a name such as "p99"
 const DECADES = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10, 100, 1000];
 
 function step(most, ticks) {
@@ -54,8 +55,9 @@ export function watch(id, redraw) {
   });
 }
 
-export function timeline(samples, maxSize) {
+export function timeline(samples, stats) {
   const place = at("timeline");
+  const maxSize = stats.max_size;
   const width = widthOf(place);
   const [top, middle, strip, bottom] = [14, 150, 178, 222];
   const last = samples.length ? samples[samples.length - 1][0] : 0;
@@ -69,11 +71,11 @@ export function timeline(samples, maxSize) {
   const y = rules(place, width, top, middle, most, 4);
   const q = rules(place, width, strip, bottom, queueTop, 2);
   place.append(draw("text", { class: "strip", x: LEFT, y: strip - 8 }, "queue (requests)"));
-  const minute = span <= 120 ? 15 : span <= 300 ? 60 : 120;
+  const minute = span <= 60 ? 15 : span <= 180 ? 30 : span <= 300 ? 60 : 120;
   for (let ago = 0; ago <= span; ago += minute) {
     const place_x = x(last - ago);
     place.append(draw("line", { class: "grid", x1: place_x, x2: place_x, y1: top, y2: bottom }));
-    const label = ago === 0 ? "now" : ago < 60 || ago % 60 ? `-${ago} s` : `-${ago / 60} min`;
+    const label = ago === 0 ? "now" : ago < 60 ? `-${ago} s` : `-${ago / 60} min`;
     place.append(draw("text", { x: place_x, y: bottom + 18, "text-anchor": ago === 0 ? "end" : "middle" }, label));
   }
   if (maxSize) {
@@ -91,7 +93,7 @@ export function timeline(samples, maxSize) {
   place.append(draw("path", { class: "area queue", d: `${line(q, 3)}L${end} ${bottom}L${begin} ${bottom}Z` }));
   place.append(draw("path", { class: "stroke queue", d: line(q, 3) }));
   const share = pointers.get("timeline") ?? null;
-  let shown = samples[samples.length - 1];
+  let shown = [last, stats.size, stats.leased, stats.waiting];
   if (share !== null) {
     const time = last - (1 - share) * span;
     shown = samples.reduce((best, each) => Math.abs(each[0] - time) < Math.abs(best[0] - time) ? each : best);
@@ -122,7 +124,8 @@ export function histogram(id, times, noun) {
   const y = rules(place, width, top, bottom, most, 3);
   for (const edge of DECADES.filter((each) => each >= first * 0.99 && each <= final * 1.01)) {
     place.append(draw("line", { class: "grid", x1: x(edge), x2: x(edge), y1: top, y2: bottom }));
-    place.append(draw("text", { x: x(edge), y: bottom + 16, "text-anchor": "middle" }, seconds(edge)));
+    place.append(draw("text", { x: x(edge), y: bottom + 16, "text-anchor": x(edge) > width - 40 ? "end" : "middle" },
+      edge < 1 ? seconds(edge) : `${edge} s`));
   }
   const share = pointers.get(id) ?? null;
   const pointed = share === null ? null : first * Math.exp(Math.min(1, Math.max(0, share)) * log);
@@ -134,13 +137,14 @@ export function histogram(id, times, noun) {
     place.append(draw("rect", { class: `bar ${id}${on ? " on" : ""}`, x: x(bar.low) + 0.5, y: bottom - height,
       width: Math.max(1, x(bar.high) - x(bar.low) - 1), height }));
   }
-  let free = LEFT;
-  for (const [label, value] of times.count ? [["p50", times.p50], ["p90", times.p90], ["p99", times.p99]] : []) {
+  const marks = times.count ? [["p50", times.p50], ["p90", times.p90], ["p99", times.p99]] : [];
+  marks.forEach(([label, value], number) => {
     place.append(draw("line", { class: "mark", x1: x(value), x2: x(value), y1: top - 8, y2: bottom }));
-    const name_x = Math.min(Math.max(x(value), free), width - RIGHT - 24);
-    place.append(draw("text", { class: "mark-name", x: name_x, y: top - 12 }, label));
-    free = name_x + 28;
-  }
+    // The names keep their distance, within the chart.
+    const after = marks.slice(0, number).reduce((free, [, each]) => Math.max(free, x(each)) + NAME, 0);
+    const most = width - RIGHT - NAME * (marks.length - number);
+    place.append(draw("text", { class: "mark-name", x: Math.min(Math.max(x(value), after), most), y: top - 12 }, label));
+  });
   const values = [["p50", times.p50], ["p90", times.p90], ["p99", times.p99], ["longest", times.max]];
   const summary = times.count
     ? values.map(([label, value]) => `${label} ${seconds(value)}`).join(", ") : `no ${noun} in this time`;

@@ -85,7 +85,7 @@ function notes(pool) {
 }
 
 function queue(pool) {
-  put("queue-count", pool.stats.waiting ? `${many(pool.stats.waiting, "request")}, the first to be served first` : "");
+  put("queue-count", pool.stats.waiting ? `${many(pool.stats.waiting, "request")}, in the order in which they are served` : "");
   const first = pool.waiters.slice(0, 8);
   fill(at("queue"), first, (waiter) => {
     const item = make("li");
@@ -115,7 +115,7 @@ function events(pool) {
 
 function charts(pool) {
   const minute = Math.round(pool.minute.seconds);
-  timeline(timelines.get(pool.name) || [], pool.stats.max_size);
+  timeline(timelines.get(pool.name) || [], pool.stats);
   put("wait-of", `last ${minute} s, of the requests that waited`);
   put("hold-of", `last ${minute} s, from acquire to release`);
   histogram("wait", pool.minute.wait, "wait");

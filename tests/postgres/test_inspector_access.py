@@ -17,6 +17,8 @@ from asyncpool import AsyncConnectionPool, PoolManager
 from asyncpool.inspector import Inspector
 from asyncpool.inspector.aiohttp import application
 
+from ._docs import ROOT
+
 USER, PASSWORD = "ops", "correct: hörse"
 
 Make = Callable[..., Any]
@@ -184,9 +186,43 @@ async def test_the_pools_of_a_manager_are_shown_as_they_are_made(dsn: str) -> No
             assert shown["stats"]["size"] == 1
 
 
+async def test_a_callable_that_fails_fails_the_request_and_not_the_timer(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as one that reads the state of an app that has ended."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        state = {"pool": pool}
+        app = Inspector(lambda: state["pool"], authorize=lambda scope: True, interval=0.01)
+        async with by_asgi(app) as client:
+            assert (await client.get("/snapshot")).status_code == 200
+            state.clear()
+            assert not await app._feed.next()
+            with pytest.raises(KeyError):
+                await client.get("/snapshot")
+    assert not [each for each in caplog.records if each.name == "asyncio"]
+
+
 async def test_a_callable_that_returns_no_pool_is_an_error() -> None:
     """The error names what it returned."""
     app = Inspector(lambda: "pool", authorize=lambda scope: True)  # type: ignore[arg-type,return-value]
     async with by_asgi(app) as client:
         with pytest.raises(TypeError, match="got 'pool'"):
             await client.get("/snapshot")
+
+
+async def test_the_documented_example_works_as_it_stands(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first block of the page is a complete app that shows its pool to the user it names."""
+    monkeypatch.setenv("DATABASE_URL", dsn)
+    text = (ROOT / "docs" / "inspector.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(text.split("```python\n")[1].split("```")[0], names)  # noqa: S102 - our own documentation
+    app = names["app"]
+    async with app.router.lifespan_context(app), by_asgi(app) as client:
+        await app.state.pool.wait()
+        assert (await client.get("/pool/")).status_code == 401
+        client.headers.update(basic(f"ops:{names['PASSWORD']}".encode()))
+        assert "<title>" in (await client.get("/pool/")).text
+        (shown,) = (await client.get("/pool/snapshot")).json()["pools"]
+        assert (shown["name"], shown["health"]["status"]) == ("orders", "ok")
