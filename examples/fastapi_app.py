@@ -1,9 +1,11 @@
-"""A FastAPI app on two pools: write and read notes, a report, health and readiness.
+"""A FastAPI app on two pools: write and read notes, a report, health, readiness, the inspector.
 
-Run it (it creates a table `notes`; reports go to the server in REPORTS_URL, if set):
+Run it (it creates a table `notes`; reports go to the server in REPORTS_URL, if set; with
+INSPECTOR_PASSWORD, http://localhost:8000/pools/ shows the pools to the user "admin"):
 
     pip install 'psycopg-asyncpool[fastapi]' uvicorn
     export DATABASE_URL=postgresql://localhost/postgres
+    export INSPECTOR_PASSWORD=...
     uvicorn --app-dir examples fastapi_app:app
 
     curl -X POST localhost:8000/notes -H 'content-type: application/json' -d '{"text": "hello"}'
@@ -26,6 +28,7 @@ from psycopg.rows import class_row
 from pydantic import BaseModel
 
 from asyncpool import AsyncConnectionPool
+from asyncpool.inspector import Inspector
 from asyncpool.integrations import fastapi
 from asyncpool.integrations.fastapi import ConnectionDep, Pool
 from asyncpool.integrations.starlette import (
@@ -59,13 +62,16 @@ class Note(NewNote):
 
 def main_pool() -> AsyncConnectionPool:
     """Make the pool for short requests."""
-    return AsyncConnectionPool(DSN, min_size=2, max_size=10, timeout=5.0)
+    return AsyncConnectionPool(
+        DSN, name="notes", min_size=2, max_size=10, timeout=5.0, leak_timeout=30.0
+    )
 
 
 def reports_pool() -> AsyncConnectionPool:
     """Make the pool for slow reads, so that they do not use up the main pool's connections."""
     return AsyncConnectionPool(
         os.environ.get("REPORTS_URL", DSN),
+        name="reports",
         kwargs={"options": "-c default_transaction_read_only=on -c statement_timeout=60s"},
         min_size=0,
         max_size=2,
@@ -95,6 +101,11 @@ app = FastAPI(
     exception_handlers=busy(retry_after=1),
 )
 app.add_middleware(CancelOnDisconnect)
+if password := os.environ.get("INSPECTOR_PASSWORD"):
+    inspector = Inspector(
+        lambda: [app.state.pool, app.state.reports], basic_auth=("admin", password)
+    )
+    app.mount("/pools", inspector)
 
 
 @app.post("/notes", status_code=201)
