@@ -6,6 +6,7 @@ Both are asked for only while somebody looks at the page, and neither joins a wa
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from typing import Any
 
 import psycopg
@@ -56,7 +57,7 @@ class HealthChecks:
             due = task.done() and loop.time() >= self._next_at
         if due:
             self._next_at = loop.time() + self._interval
-            self._round = task = loop.create_task(self._check(pools))
+            self._round = task = loop.create_task(self._check(pools), context=Context())
         if task is not None and not task.done():
             # The round goes on if this reader is cancelled, since others wait for it too.
             await asyncio.wait({task})
@@ -77,7 +78,7 @@ class HealthChecks:
 
 
 async def _health(pool: Pool) -> dict[str, Any]:
-    if "not open yet" in pool.explain().doing:
+    if not pool.stats().connects and "not open yet" in pool.explain().doing:
         # health() would open a pool that opens on its first use.
         return {"status": "not open", "reason": "the pool is not open yet"}
     return (await pool.health(1.0)).as_dict()
