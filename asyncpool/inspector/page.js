@@ -76,7 +76,7 @@ function notes(pool) {
   if (pool.last_error) found.push(`last error, ${lasts(pool.last_error_age)} ago: ${pool.last_error}`);
   const long = pool.leases.filter((each) => each.age > 10);
   if (long.length) {
-    found.push(`${many(long.length, "connection")} in use for more than 10 s, the longest `
+    found.push(`${many(long.length, "connection")} in use for more than 10 s, ${long.length > 1 ? "the longest " : ""}`
       + `for ${lasts(long[0].age)} by ${route(long[0])}`);
   }
   if (pool.budget) found.push(`budget: ${pool.budget}`);
