@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import os
 import random
-import runpy
 import shutil
 import socket
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -29,25 +30,11 @@ from asyncpool import AsyncConnectionPool
 from asyncpool.testing import Server, postgres
 
 DOCS = Path(__file__).parents[1]
-EXAMPLE = DOCS.parent / "examples" / "fastapi_app.py"
+EXAMPLES = DOCS.parent / "examples"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
 PORT = 8765
 ADDRESS = f"http://127.0.0.1:{PORT}"
 CREDENTIALS = {"username": "admin", "password": "only for the pictures"}
-
-
-class NamedTasks:
-    """Middleware that names each request's task by its method and path."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """See ASGI."""
-        task = asyncio.current_task()
-        if scope["type"] == "http" and task is not None:
-            task.set_name(f"{scope['method']} {scope['path']}")
-        await self.app(scope, receive, send)
 
 
 async def nightly_export(pool: AsyncConnectionPool) -> None:
@@ -118,8 +105,9 @@ async def main() -> None:
             await conn.execute("CREATE DATABASE shop")
         os.environ["DATABASE_URL"] = make_conninfo(server.dsn, dbname="shop")
         os.environ["INSPECTOR_PASSWORD"] = CREDENTIALS["password"]
-        app: FastAPI = runpy.run_path(str(EXAMPLE))["app"]
-        async with serving(NamedTasks(app)), httpx.AsyncClient(base_url=ADDRESS) as client:
+        sys.path.append(str(EXAMPLES))
+        app: FastAPI = importlib.import_module("fastapi_app").app
+        async with serving(app), httpx.AsyncClient(base_url=ADDRESS) as client:
             pool: AsyncConnectionPool = app.state.pool
             await pool.execute("INSERT INTO notes (text) VALUES ('the first')")
             work = [
@@ -143,7 +131,7 @@ async def main() -> None:
 async def page_of(browser: Browser, width: int, scheme: Any) -> Page:
     """Open the inspector's page."""
     page = await browser.new_page(
-        viewport={"width": width, "height": 800},
+        viewport={"width": width, "height": 1500 if width < 500 else 800},
         color_scheme=scheme,
         http_credentials=CREDENTIALS,  # type: ignore[arg-type]
     )
@@ -159,7 +147,7 @@ async def take_pictures(browser: Browser, pool: AsyncConnectionPool, server: Ser
     await page.screenshot(path=DOCS / "inspector.png", full_page=True)
     await page.close()
     page = await page_of(browser, 360, "light")
-    await page.screenshot(path=DOCS / "inspector-phone.png", full_page=True)
+    await page.screenshot(path=DOCS / "inspector-phone.png")
     await page.close()
     page = await page_of(browser, 1100, "dark")
     crowd = [asyncio.create_task(full(pool), name=f"GET /cart/{n}") for n in range(14)]
