@@ -31,9 +31,9 @@ DOCUMENTS = sorted({README, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.
 BLOCK_LIMIT = 60.0
 """Seconds that one block may take; none should need five."""
 
-FILE = re.compile(r"# ([\w-]+\.(?:py|toml))\n")
+FILE = re.compile(r"# ([\w/-]+\.(?:py|toml))\n")
 FENCE = re.compile(r"^ *(```+|~~~+)([^\n]*)\n.*?^ *\1[ \t]*$", re.DOTALL | re.MULTILINE)
-LANGUAGES = {"", "python", "toml", "console", "sh", "text", "sql", "ini"}
+LANGUAGES = {"", "python", "toml", "console", "sh", "text", "sql", "ini", "yaml"}
 LINK = re.compile(r"(?:`(test_\w+)`)?\]\(([^)\s]+)\)")
 
 
@@ -69,6 +69,7 @@ class Reader:
         source: str = example.parsed
         if name := FILE.match(source):
             file = self._folder / name[1]
+            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(source, encoding="utf-8")
             self.files.append(file)
             return
