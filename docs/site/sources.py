@@ -1,7 +1,7 @@
 """A hook of mkdocs: files outside of docs/ to which the pages link become pages of the site.
 
 The pages link their claims to tests. A link to `file.py#name` leads to that function's heading on
-the page of the file.
+the page of the file. On the site these links, "([test](...))", are footnotes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(
-    r"(?P<text>(?:`(?P<test>test_\w+)`)?\]\()\.\./(?P<path>[^)\s#]+)(?:#(?P<name>[^)\s]+))?\)"
+    r"(?P<text>(?:`(?P<test>test_\w+)`)?\]\()(?P<path>\.\./[^)\s#]+)(?:#(?P<name>[^)\s]+))?\)"
 )
+TESTS = re.compile(r"\s*\((\[test\]\([^)\s]+\)(?:,\s+\[test\]\([^)\s]+\))*)\)([.,;:]?)")
+TARGET = re.compile(r"\[test\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^ *(```+|~~~+).*?^ *\1[ \t]*$", re.DOTALL | re.MULTILINE)
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changes.md"}
 """Files that have a page already, and that page."""
 
@@ -28,7 +31,8 @@ def on_files(files: Files, config: Any) -> Files:
     named: dict[str, set[str]] = defaultdict(set)
     for file in files.documentation_pages():
         for link in LINK.finditer(file.content_string):
-            named[posixpath.normpath(link["path"])].add(link["name"] or link["test"] or "")
+            if (path := _outside(file.src_uri, link["path"])) is not None:
+                named[path].add(link["name"] or link["test"] or "")
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     files.append(File.generated(config, "changes.md", content=changes))
     for path, names in named.items():
@@ -38,16 +42,45 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
-    """Point the links to these pages."""
+    """Make footnotes of the links to tests, and point all links to these pages."""
     base = posixpath.dirname(page.file.src_uri)
 
     def pointed(link: re.Match[str]) -> str:
-        path = posixpath.normpath(link["path"])
+        path = _outside(page.file.src_uri, link["path"])
+        if path is None:
+            return link[0]
         there = posixpath.relpath(PAGES.get(path, f"source/{path}.md"), base)
         name = link["name"] or link["test"]
         return f"{link['text']}{there}{f'#{name}' if name else ''})"
 
-    return LINK.sub(pointed, markdown)
+    return LINK.sub(pointed, _with_footnotes(markdown))
+
+
+def _outside(page: str, target: str) -> str | None:
+    """Return a link's path in the repository if it leads out of docs/, else None."""
+    there = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), target))
+    return None if there.startswith("docs/") else there
+
+
+def _with_footnotes(markdown: str) -> str:
+    notes: list[str] = []
+
+    def marked(tests: re.Match[str]) -> str:
+        targets = TARGET.findall(tests[1])
+        labels = (target.partition("#")[2] or posixpath.basename(target) for target in targets)
+        links = ", ".join(
+            f"[`{label}`]({target})" for label, target in zip(labels, targets, strict=True)
+        )
+        notes.append(f"[^test-{len(notes)}]: Test{'s' * (len(targets) > 1)}: {links}")
+        return f"{tests[2]}[^test-{len(notes) - 1}]"  # after the full stop
+
+    parts: list[str] = []
+    end = 0
+    for fence in FENCE.finditer(markdown):
+        parts += [TESTS.sub(marked, markdown[end : fence.start()]), fence[0]]
+        end = fence.end()
+    parts.append(TESTS.sub(marked, markdown[end:]))
+    return "".join(parts) + "\n\n" + "\n".join(notes) + "\n"
 
 
 def _shown(path: str, names: set[str]) -> str:
