@@ -18,7 +18,8 @@ Text = str | Callable[[], str]
 MAX_LENGTH = 200
 """Characters of a label that are shown."""
 
-_LABEL: ContextVar[Text] = ContextVar("asyncpool_label", default="")
+_LABEL: ContextVar[tuple[Text, bool]] = ContextVar("asyncpool_label", default=("", True))
+"""The label, and whether it is a default."""
 _OF_TASKS: weakref.WeakKeyDictionary[asyncio.Task[Any], Text] = weakref.WeakKeyDictionary()
 """The labels by task, for Python 3.11, where the context of another task cannot be read."""
 READS_CONTEXTS = sys.version_info >= (3, 12)
@@ -32,16 +33,18 @@ class label:  # noqa: N801 - used like a function
 
     Args:
         text: such as "nightly report", or a callable that returns the text when it is shown.
-        default: whether a label that there is already stays.
+        default: whether a label stays that was set without this; the default of an earlier request
+            in the same task is replaced.
     """
 
-    _token: Token[Text] | None = None
+    _token: Token[tuple[Text, bool]] | None = None
     _task: asyncio.Task[Any] | None = None
 
     def __init__(self, text: Text, *, default: bool = False) -> None:
-        if default and _LABEL.get():
+        _, replaceable = _LABEL.get()
+        if default and not replaceable:
             return
-        self._token = _LABEL.set(text)
+        self._token = _LABEL.set((text, default))
         if not READS_CONTEXTS:
             self._task = _current_task()
         if self._task is not None:
@@ -67,7 +70,7 @@ class label:  # noqa: N801 - used like a function
 def label_of(task: asyncio.Task[Any]) -> str:
     """Return the label of a task; empty if it has none."""
     if sys.version_info >= (3, 12):
-        text = task.get_context().get(_LABEL, "")
+        text, _ = task.get_context().get(_LABEL, ("", True))
     else:
         text = _OF_TASKS.get(task, "")
     try:

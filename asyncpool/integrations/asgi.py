@@ -177,7 +177,7 @@ class CancelOnDisconnect:
 def pool_of(scope: Scope, name: str = "pool") -> Pool:
     """Return the pool of this name in the state of the app that serves the request.
 
-    The request is labelled, if it has no label yet; see `LabelRequests`.
+    The request is labelled, unless the app has set a label; see `LabelRequests`.
 
     Raises:
         LookupError: there is no such pool.

@@ -41,11 +41,19 @@ async def test_a_label_without_a_block_lasts_for_the_rest_of_the_task() -> None:
 
 async def test_a_default_label_does_not_replace_another_one() -> None:
     """Nor does its end remove it."""
-    with label("first", default=True):
+    with label("first"):
         with label("second", default=True):
             assert own() == "first"
         assert own() == "first"
     assert own() == ""
+
+
+async def test_a_default_label_replaces_another_default() -> None:
+    """That of the request before, which was served by the same task."""
+    label("first", default=True)
+    with label("second", default=True):
+        assert own() == "second"
+    assert own() == "first"
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="contexts of tasks: since Python 3.12")
