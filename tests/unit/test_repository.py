@@ -55,7 +55,7 @@ def test_the_servers_of_the_ci_are_those_of_the_versions_page() -> None:
     """Each supported version of PostgreSQL is tried; the files that are run exist."""
     job = read(GITHUB / "workflows" / "ci.yml")["jobs"]["servers"]
     versions = job["strategy"]["matrix"]["postgres"]
-    page = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "versions.md").read_text(encoding="utf-8")
     assert f"| PostgreSQL | {versions[0]} to {versions[-1]} |" in page
     assert [int(each) for each in versions] == list(range(int(versions[0]), int(versions[-1]) + 1))
     files = re.findall(r"test_\w+\.py", job["steps"][-1]["run"])
