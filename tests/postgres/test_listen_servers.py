@@ -75,7 +75,10 @@ async def test_a_standby_refuses_to_listen_until_it_is_promoted(
 async def test_after_a_failover_the_listener_is_on_the_promoted_standby(
     server: Server, application: str, kind: type[Any], wanted: str
 ) -> None:
-    """The iteration goes on, with one gap, also where the pool finds the standby too early."""
+    """The iteration goes on after a gap, also where the pool finds the standby too early.
+
+    There are two gaps if the pool's other connection still listens on the server that shuts down.
+    """
     async with standby_of(server) as replica:
         dsn = both(server, replica, application, target_session_attrs=wanted)
         async with (
@@ -90,10 +93,12 @@ async def test_after_a_failover_the_listener_is_on_the_promoted_standby(
                 replicas = Backends(replica.dsn, application)
                 await eventually(replicas.pids)
             await replica.promote()
-            gap = await in_time(anext(notifications))
-            assert isinstance(gap, Gap)
-            await pool.execute("SELECT pg_notify('a', 'after')")
-            assert (await in_time(anext(notifications))).payload == "after"  # type: ignore[union-attr]
+            found = await in_time(anext(notifications))
+            assert isinstance(found, Gap)
+            while isinstance(found, Gap):
+                await pool.execute("SELECT pg_notify('a', 'after')")
+                found = await in_time(anext(notifications))
+            assert found.payload == "after"
 
 
 @KINDS
