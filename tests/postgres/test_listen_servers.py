@@ -116,9 +116,12 @@ async def test_a_listener_that_a_standby_refuses_asks_for_another_connection(
             replicas = Backends(replica.dsn, application)
             await eventually(lambda: len(replicas.pids()) == 2)
             await server.start()
-            assert isinstance(await in_time(anext(notifications)), Gap)
-            Backends(server.dsn, application).ask("NOTIFY a, 'after'")
-            assert (await in_time(anext(notifications))).payload == "after"  # type: ignore[union-attr]
+            found = await in_time(anext(notifications))
+            assert isinstance(found, Gap)
+            while isinstance(found, Gap):
+                Backends(server.dsn, application).ask("NOTIFY a, 'after'")
+                found = await in_time(anext(notifications))
+            assert found.payload == "after"
 
 
 @KINDS
