@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import sys
-import sysconfig
 from itertools import islice, takewhile
 from pathlib import Path
 from types import CodeType, FrameType
@@ -20,9 +19,8 @@ from typing import Any
 PACKAGE = str(Path(__file__).parents[1]) + os.sep
 BETWEEN = PACKAGE, contextlib.__file__
 """The beginnings of the file names whose frames are skipped on the way to the program."""
-STANDARD = tuple(
-    {sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")} | {"<frozen "}
-)
+STANDARD = str(Path(os.__file__).parent) + os.sep, "<frozen "
+"""The beginnings of the file names of the standard library."""
 INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 """Folders of installed packages, wherever they are."""
 FRAMEWORKS = {
