@@ -17,12 +17,7 @@ from typing import Any, Generic
 
 import psycopg
 
-from asyncpool._blocks.commit import (
-    commit,
-    failed_error,
-    has_failed,
-    wait_for_cancelled,
-)
+from asyncpool._blocks.commit import commit, failed_error, has_failed, wait_for_cancelled
 from asyncpool._blocks.generators import Generator, is_suspended
 from asyncpool._blocks.session_connection import SessionConnection, Work
 from asyncpool._blocks.transaction_options import TransactionOptions, prepare
@@ -31,11 +26,7 @@ from asyncpool._core.settings import duration
 from asyncpool._psycopg.begin import enter
 from asyncpool._psycopg.cursor import SELF_DEADLOCK
 from asyncpool._psycopg.driver import ACT, PsycopgDriver
-from asyncpool._psycopg.open_work import (
-    open_blocks,
-    restore_open_blocks,
-    sync,
-)
+from asyncpool._psycopg.open_work import open_blocks, restore_open_blocks, sync
 from asyncpool.errors import PoolError, ReleaseError
 
 

@@ -44,6 +44,9 @@ ANNEXES = {
 """What each may import besides its own modules: public names only, never one another's insides; but
 what tells statements apart for the tests' server is the lexer that the pool has."""
 
+MAX_LINES = 350
+"""A longer module has more than one idea."""
+
 OWNERS = {"self", "cls"}
 HOMES = {
     **dict.fromkeys(
@@ -212,3 +215,9 @@ def test_what_neighbours_import_of_testing_is_public() -> None:
         if source == "asyncpool.testing"
     }
     assert taken <= set(asyncpool.testing.__all__)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: path.stem)
+def test_no_module_is_too_long(path: Path) -> None:
+    """One idea a module."""
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
