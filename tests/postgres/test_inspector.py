@@ -211,11 +211,19 @@ async def test_a_stream_ends_by_itself_so_that_a_server_can_stop(dsn: str) -> No
         async with client_of(app) as client:
             assert "data: " in (await in_time(client.get("/events"))).text
         app._feed._stream_duration = 600
-        async with client_of(app) as client:
-            watching = asyncio.create_task(client.get("/events"))
-            await eventually(lambda: app._feed._timer is not None)
-            await pool.close()
-            assert "data: " in (await in_time(watching)).text
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": "/events", "headers": []}
+        watching = asyncio.create_task(app(scope, asyncio.Event().wait, send))
+        # The start of the response, and three events: the stream goes on from tick to tick.
+        await eventually(lambda: len(sent) >= 4)
+        await pool.close()
+        await in_time(watching)
+        assert all(b"data: " in each["body"] for each in sent[1:-1])
+        assert not sent[-1].get("more_body")
     assert app._feed._timer is None
     async with client_of(app) as client:
         (shown,) = (await client.get("/snapshot")).json()["pools"]
