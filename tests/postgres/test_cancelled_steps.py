@@ -125,7 +125,9 @@ async def test_each_await_cancelled_once_and_twice(
                 await asyncio.wait([task])
                 count = number + 1 if task.cancelled() else task.result()
                 await in_time(at_rest(pool))
-                for entry in pool._core.ledger.idle:
-                    assert entry.conn.autocommit is autocommit, (number, again)
+                conns = [await pool.acquire() for _ in range(pool.max_size)]
+                assert {conn.autocommit for conn in conns} == {autocommit}, (number, again)
+                for conn in conns:
+                    await pool.release(conn)
                 await all_usable(pool)
     gc.collect()
