@@ -33,8 +33,8 @@ class label:  # noqa: N801 - used like a function
 
     Args:
         text: such as "nightly report", or a callable that returns the text when it is shown.
-        default: whether a label stays that was set without this; the default of an earlier request
-            in the same task is replaced.
+        default: whether this label yields to one that is not a default. Of two defaults the later
+            one holds: a task may serve one request after another.
     """
 
     _token: Token[tuple[Text, bool]] | None = None

@@ -44,8 +44,7 @@ class Lease:
     """Whether it is meant to last."""
 
     holder: asyncio.Task[Any] | str | None
-    """The task that has the connection; its label and name, if it has ended; None: no single task.
-    """
+    """The task that has the connection; after its end, its label and name; None: no single task."""
     notes: Notes | None
     trace: Trace
     """The call site of `acquire`; not set if it is not recorded."""

@@ -119,7 +119,7 @@ class _Demo:
         self.failure = ""
         """The first reason why the demo has failed; empty: it has not."""
         self.checked = ""
-        """What the audit has found to be right."""
+        """The result of an audit without faults, for the last line; empty: there was none."""
         self.name = f"asyncpool-demo-{uuid4().hex[:8]}"
         self.dsn = options.dsn or ""
         self.outage = "The run ended before the backends were terminated."

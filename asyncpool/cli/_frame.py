@@ -1,4 +1,4 @@
-"""What `asyncpool top` draws of one snapshot of an inspector, in 80 columns or more.
+"""The drawing of one snapshot of an inspector, for `asyncpool top`, in 80 columns or more.
 
 A line that may be long is folded, or loses the end that matters less. What needs attention comes
 first; the list of leases is shortened on a screen of few lines.

@@ -1,4 +1,4 @@
-"""Who may see the page: a function of the app's, or one user and a password."""
+"""Access to the page: by HTTP basic authentication, or by a function of the application."""
 
 from __future__ import annotations
 

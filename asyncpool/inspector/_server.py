@@ -1,4 +1,4 @@
-"""What needs the server: the pools' health, and the other sessions that the server has.
+"""Questions that the page asks the server: whether the pools work, and how many sessions it has.
 
 Both are asked for only while somebody looks at the page, and neither joins a wait queue.
 """
@@ -18,9 +18,9 @@ from asyncpool import AsyncNullConnectionPool
 from ._sources import Pool
 
 HEALTH_INTERVAL = 1.0
-"""The least seconds from one health check to the next; each pings an idle connection."""
+"""Minimum seconds between two health checks of a pool; each pings an idle connection."""
 NULL_POOL_INTERVAL = 10.0
-"""The same for a pool that keeps no connection; each check opens one."""
+"""Minimum seconds between two health checks of a null pool; each opens a connection."""
 SERVER_TIMEOUT = 2.0
 SESSIONS = """
 SELECT current_database(), current_user, count(*), count(DISTINCT client_addr),
