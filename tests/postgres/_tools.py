@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+import httpx
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -120,6 +121,12 @@ def sockets() -> set[str]:
 
 linux = sys.platform == "linux"
 psycopg_version = tuple(int(part) for part in psycopg.__version__.split(".")[:2])
+
+
+def client_of(app: Any, *, raising: bool = True) -> httpx.AsyncClient:
+    """A client of an ASGI app in this event loop; `raising`: the app's exceptions come out."""
+    transport = httpx.ASGITransport(app, raise_app_exceptions=raising)
+    return httpx.AsyncClient(transport=transport, base_url="http://test")
 
 
 class OwnConnect(psycopg.AsyncConnection[Any]):

@@ -83,19 +83,21 @@ async def test_health_of_an_exhausted_pool_does_not_wait_in_its_queue(dsn: str) 
         await pool.release(await waiter)
 
 
+async def until_down(pool: AsyncConnectionPool) -> None:
+    """Wait until the pool reports itself down; before that, it may be degraded."""
+    # The lost connections may be under replacement before the first connect is refused.
+    while (status := (await pool.health()).status) != "down":
+        assert status == "degraded"
+        await asyncio.sleep(0)
+
+
 async def test_health_on_a_stopped_server_is_down_with_the_error(server: Server, dsn: str) -> None:
     """The status is down after a failed ping, and ok again once the server is back."""
     async with AsyncConnectionPool(dsn, min_size=2) as pool:
         await pool.wait()
         await server.stop()
 
-        async def until_down() -> None:
-            # The lost connections may be under replacement before the first connect is refused.
-            while (status := (await pool.health()).status) != "down":
-                assert status == "degraded"
-                await asyncio.sleep(0)
-
-        await in_time(until_down())
+        await in_time(until_down(pool))
         await eventually(lambda: pool.explain().last_error)
         for _ in range(3):
             report = await in_time(pool.health(), 5)
@@ -121,12 +123,7 @@ async def test_a_connection_in_use_does_not_hide_that_the_server_has_stopped(
         conn = await pool.acquire()
         await server.stop()
 
-        async def until_down() -> None:
-            while (status := (await pool.health()).status) != "down":
-                assert status == "degraded"
-                await asyncio.sleep(0)
-
-        await in_time(until_down())
+        await in_time(until_down(pool))
         assert (await pool.health()).leased == 1
         await server.start()
         await pool.release(conn)

@@ -24,20 +24,13 @@ from asyncpool.inspector import Inspector
 from asyncpool.inspector.aiohttp import application
 
 from ._docs import ROOT
-from ._tools import eventually, in_time
+from ._tools import client_of, eventually, in_time
 
 NOBODY = {"type": "http.disconnect"}
 
 
 def yes(_: object) -> bool:
     return True
-
-
-@asynccontextmanager
-async def client_of(app: Any) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        yield client
 
 
 @asynccontextmanager

@@ -18,18 +18,12 @@ from asyncpool.inspector import Inspector
 from asyncpool.inspector.aiohttp import application
 
 from ._docs import ROOT
+from ._tools import client_of
 
 USER, PASSWORD = "ops", "correct: hörse"
 
 Make = Callable[..., Any]
 Serve = Callable[[Any], Any]
-
-
-@asynccontextmanager
-async def by_asgi(app: Any) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        yield client
 
 
 @asynccontextmanager
@@ -44,7 +38,7 @@ async def by_aiohttp(app: web.Application) -> AsyncIterator[httpx.AsyncClient]:
 
 
 each_framework = pytest.mark.parametrize(
-    ("make", "serve"), [(Inspector, by_asgi), (application, by_aiohttp)], ids=["asgi", "aiohttp"]
+    ("make", "serve"), [(Inspector, client_of), (application, by_aiohttp)], ids=["asgi", "aiohttp"]
 )
 
 
@@ -126,7 +120,7 @@ async def test_authorize_may_answer_by_itself(dsn: str) -> None:
 
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         app = Inspector(pool, authorize=authorize)
-        async with by_asgi(app) as client:
+        async with client_of(app) as client:
             answer = await client.get("/")
             assert (answer.status_code, answer.headers["location"]) == (307, "/login")
             answer = await client.get("/events")
@@ -179,7 +173,7 @@ async def test_the_pools_of_a_manager_are_shown_as_they_are_made(dsn: str) -> No
     """A manager iterates over its pools, so it is enough to return it."""
     async with PoolManager(max_connections=2) as manager:
         app = Inspector(lambda: manager, authorize=lambda scope: True)
-        async with by_asgi(app) as client:
+        async with client_of(app) as client:
             assert (await client.get("/snapshot")).json()["pools"] == []
             await manager.pool(dsn).execute("SELECT 1")
             (shown,) = (await client.get("/snapshot")).json()["pools"]
@@ -193,7 +187,7 @@ async def test_a_callable_that_fails_fails_the_request_and_not_the_timer(
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         state = {"pool": pool}
         app = Inspector(lambda: state["pool"], authorize=lambda scope: True, interval=0.01)
-        async with by_asgi(app) as client:
+        async with client_of(app) as client:
             assert (await client.get("/snapshot")).status_code == 200
             state.clear()
             assert not await app._feed.next()
@@ -205,7 +199,7 @@ async def test_a_callable_that_fails_fails_the_request_and_not_the_timer(
 async def test_a_callable_that_returns_no_pool_is_an_error() -> None:
     """The error names what it returned."""
     app = Inspector(lambda: "pool", authorize=lambda scope: True)  # type: ignore[arg-type,return-value]
-    async with by_asgi(app) as client:
+    async with client_of(app) as client:
         with pytest.raises(TypeError, match="got 'pool'"):
             await client.get("/snapshot")
 
@@ -219,7 +213,7 @@ async def test_the_documented_example_works_as_it_stands(
     names: dict[str, Any] = {}
     exec(text.split("```python\n")[1].split("```")[0], names)  # noqa: S102 - our own documentation
     app = names["app"]
-    async with app.router.lifespan_context(app), by_asgi(app) as client:
+    async with app.router.lifespan_context(app), client_of(app) as client:
         await app.state.pool.wait()
         assert (await client.get("/pool/")).status_code == 401
         client.headers.update(basic(f"ops:{names['PASSWORD']}".encode()))

@@ -7,7 +7,6 @@ import contextlib
 import sys
 from typing import Any
 
-import httpx
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
@@ -26,7 +25,7 @@ from asyncpool.integrations.asgi import pool_of
 from asyncpool.integrations.fastapi import ConnectionDep
 from asyncpool.integrations.starlette import LabelRequests, TransactionPerRequest, transaction
 
-from ._tools import eventually, in_time
+from ._tools import client_of, eventually, in_time
 
 Pool = AsyncConnectionPool[Any]
 HERE = __name__
@@ -35,8 +34,7 @@ HERE = __name__
 async def label_during(pool: Pool, app: Any, path: str) -> str:
     """The label of the one lease while a request is served, which ends with the app's gate."""
     app.state.pool, app.state.gate = pool, asyncio.Event()
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with client_of(app) as client:
         request = asyncio.create_task(client.get(path))
         await eventually(lambda: pool.stats().leased and pool.explain().leases[0].label)
         (lease,) = pool.explain().leases
@@ -157,8 +155,7 @@ async def test_a_request_that_is_over_keeps_no_connection(pool: Pool) -> None:
 
     app = Starlette(routes=[Route("/", start)], middleware=[Middleware(TransactionPerRequest)])
     app.state.pool = pool
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with client_of(app) as client:
         assert (await client.get("/")).status_code == 200
     try:
         await asyncio.create_task(lose())
@@ -212,11 +209,7 @@ async def test_litestar_s_plugin_labels_requests(dsn: str) -> None:
 
     handler = litestar.get("/orders/{number:int}")(read_order)
     app = litestar.Litestar([handler], plugins=[PoolPlugin(pool)])
-    transport = httpx.ASGITransport(app)
-    async with (
-        app.lifespan(),
-        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
-    ):
+    async with app.lifespan(), client_of(app) as client:
         assert (await client.get("/orders/7")).status_code == 200
     name = f"{HERE}.test_litestar_s_plugin_labels_requests.<locals>.read_order"
     assert found == [f"GET /orders/{{number}} ({name})"]

@@ -29,7 +29,7 @@ from asyncpool.integrations.litestar import (
 )
 from asyncpool.testing import Server
 
-from ._tools import Backends, at_rest, eventually
+from ._tools import Backends, at_rest, client_of, eventually
 
 
 def then(status: int) -> Response[dict[str, int]]:
@@ -94,10 +94,9 @@ def make_app(dsn: str, table: str, *more: Any, **options: Any) -> Litestar:
 @asynccontextmanager
 async def serve(app: Litestar) -> AsyncIterator[httpx.AsyncClient]:
     """Yield a client of an app whose lifespan has begun."""
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # type: ignore[arg-type]
     async with (
         app.lifespan(),
-        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        client_of(app, raising=False) as client,
     ):
         yield client
 

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
-import httpx
 import psycopg
 import pytest
 from fastapi import FastAPI
@@ -28,6 +27,7 @@ from ._tools import (
     Backends,
     at_rest,
     backend_of,
+    client_of,
     eventually,
     in_time,
     sockets,
@@ -587,10 +587,9 @@ async def test_an_app_is_tested_with_it(dsn: str, table: str, backends: Backends
     for _ in range(2):
         async with rollback_pool(dsn) as pool:
             app.state.pool = pool
-            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with (
                 app.router.lifespan_context(app),
-                httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+                client_of(app, raising=False) as client,
             ):
                 assert (await client.get("/notes")).json() == []
                 answers = await asyncio.gather(

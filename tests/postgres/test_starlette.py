@@ -37,16 +37,15 @@ from asyncpool.integrations.starlette import (
 )
 from asyncpool.testing import Server
 
-from ._tools import Backends, at_rest, eventually, in_time
+from ._tools import Backends, at_rest, client_of, eventually, in_time
 
 
 @asynccontextmanager
 async def serve(app: Any, *, raising: bool = False) -> AsyncIterator[httpx.AsyncClient]:
     """Yield a client of an app whose lifespan has begun."""
-    transport = httpx.ASGITransport(app, raise_app_exceptions=raising)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        client_of(app, raising=raising) as client,
     ):
         yield client
 
