@@ -93,7 +93,8 @@ async def check_health(core: Core[ACT], timeout: float) -> HealthReport:
     elif outage:
         status, reason = "degraded", "new connections fail"
     elif stats.waiting:
-        status, reason = "degraded", f"{stats.waiting} requests wait for a connection"
+        who = "1 request waits" if stats.waiting == 1 else f"{stats.waiting} requests wait"
+        status, reason = "degraded", f"{who} for a connection"
     elif latency is None:
         cleaning = f", {stats.cleaning} being cleaned" if stats.cleaning else ""
         reason = f"no connection is idle ({stats.leased} in use{cleaning}): none was pinged"
