@@ -21,6 +21,15 @@ COLOURS = {
     "cleaning": "yellow",
     "closing": "bright_black",
 }
+STATES = {"leased": "in use"}
+"""The names of states that are not shown as they are in the feed."""
+BADGES = {
+    "ok": ("OK", "bold white on green"),
+    "degraded": ("DEGRADED", "bold black on yellow"),
+    "down": ("DOWN", "bold white on red"),
+    "not open": ("NOT OPEN", "bold"),
+}
+"""The badge of each status of a pool's health, as on the page."""
 OLD = 10.0
 """Seconds after which a lease is shown in red."""
 HEIGHTS = " ▁▂▃▄▅▆▇█"
@@ -28,7 +37,7 @@ WIDTH = 30
 """The number of timeline samples shown."""
 LEASES = 12
 """The number of leases shown where the height is not limited."""
-OTHER_LINES = 14
+OTHER_LINES = 16
 """Lines that a pool needs besides its leases, on a screen."""
 
 
@@ -64,24 +73,33 @@ class Frame:
         leased = sum(pool["stats"]["leased"] for pool in pools)
         waiting = sum(pool["stats"]["waiting"] for pool in pools)
         at = time.strftime("%H:%M:%S", time.localtime(self._snapshot.get("at")))
-        right = Text(f"{leased} leased, {waiting} waiting  {at}")
+        right = Text(f"{leased} in use, queue {waiting}  {at}")
         if self._live:
             right.append("  q quits", "bold")
         line = Table.grid(expand=True, padding=(0, 1))
         line.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         line.add_column(no_wrap=True, justify="right")
         line.add_row(Text(_plain(f"asyncpool top {self._place}"), "bold"), right)
+        if (process := self._snapshot.get("process")) is not None:
+            which = f"process {process['pid']} on {process['host']}, up {_span(process['uptime'])}"
+            line.add_row(Text(_plain(which), "dim"), "")
         return line
 
 
 def _panel(pool: dict[str, Any], leases: int, width: int) -> Panel:
     """Draw a pool: first its state and what needs attention, then who has its connections."""
-    stats = pool["stats"]
-    parts: list[RenderableType] = [_cells(pool), _numbers(stats)]
+    stats, health = pool["stats"], pool["health"] or {"status": ""}
+    badge, style = BADGES.get(health["status"], ("CHECKING", "bold"))
+    parts: list[RenderableType] = []
+    if badge in ("DEGRADED", "DOWN"):
+        parts.append(Text(_plain(health["reason"]), "red"))
+        if health["last_error"]:
+            parts.append(Text(_plain(f"last error: {health['last_error']}"), "red"))
+    parts += [_cells(pool), _numbers(pool["minute"])]
     if pool["waiters"]:
         first = pool["waiters"][0]
-        text = f"{stats['waiting']} waiting, the first for {_span(first['age'])}: {first['task']}"
-        parts.append(Text(_plain(text), "red"))
+        text = f"queue {stats['waiting']}, the first waits for {_span(first['age'])}:"
+        parts.append(Text(_plain(f"{text} {first['task']}"), "red"))
     parts += [Text(_plain(f"- {each}"), "yellow") for each in [*pool["doing"], *pool["advice"]]]
     if pool["timeline"]:
         parts.append(_timeline(pool["timeline"], stats))
@@ -93,8 +111,12 @@ def _panel(pool: dict[str, Any], leases: int, width: int) -> Panel:
         text = f"{_span(event['age'])} ago: {event['kind']}: {event['text'].splitlines()[0]}"
         parts.append(Text(_plain(text), "red" if event["level"] == "warning" else "dim"))
     most = stats["max_size"] or "unlimited"
-    title = f"{_plain(pool['name'])}  {stats['size']} of {stats['min_size']} to {most}"
-    return Panel(Group(*parts), title=Text(title), title_align="left")
+    title = Text.assemble(
+        f"{_plain(pool['name'])}  ",
+        (f" {badge} ", style),
+        f"  {stats['size']} of {stats['min_size']} to {most}",
+    )
+    return Panel(Group(*parts), title=title, title_align="left")
 
 
 def _cells(pool: dict[str, Any]) -> Text:
@@ -105,26 +127,29 @@ def _cells(pool: dict[str, Any]) -> Text:
         text.append("■ ", "red" if old else COLOURS.get(each["state"], ""))
     for state, colour in COLOURS.items():
         if pool["stats"][state]:
-            text.append(f" {pool['stats'][state]} {state}", colour)
+            text.append(f" {pool['stats'][state]} {STATES.get(state, state)}", colour)
     return text
 
 
-def _numbers(stats: dict[str, Any]) -> Text:
-    wait, use = stats["wait"], stats["use"]
+def _numbers(minute: dict[str, Any]) -> Text:
+    """Write what the last minute has counted."""
+    wait, hold = minute["wait"], minute["hold"]
     return Text(
-        f"requests {stats['requests']}, queued {stats['requests_queued']},"
-        f" failed {stats['requests_failed']}, cancelled {stats['requests_cancelled']}"
-        f" | wait p50 {_span(wait['p50'])} p99 {_span(wait['p99'])}"
-        f" | use p50 {_span(use['p50'])} p99 {_span(use['p99'])}"
-        f" | connects {stats['connects']}, failed {stats['connects_failed']}, lost {stats['lost']}"
+        f"last {minute['seconds']:.0f} s: requests {minute['requests']},"
+        f" queued {minute['requests_queued']}, failed {minute['requests_failed']},"
+        f" cancelled {minute['requests_cancelled']}"
+        f" | wait time p50 {_span(wait['p50'])} p99 {_span(wait['p99'])}"
+        f" | hold time p50 {_span(hold['p50'])} p99 {_span(hold['p99'])}"
+        f" | connects {minute['connects']}, failed {minute['connects_failed']},"
+        f" lost {minute['lost']}"
     )
 
 
 def _timeline(samples: list[list[float]], stats: dict[str, Any]) -> Text:
     last = samples[-WIDTH:]
-    text = Text("leased ")
+    text = Text("in use ")
     text.append(_spark([each[2] for each in last], stats["max_size"]), "blue")
-    text.append("  waiting ")
+    text.append("  queue ")
     text.append(_spark([each[3] for each in last], 0), "red")
     return text
 
@@ -161,7 +186,9 @@ def _short(place: str, room: int) -> str:
     return place if len(place) <= room else f"…{place[1 - room :]}"
 
 
-def _span(seconds: float) -> str:
+def _span(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
     if seconds < 1:
         return f"{seconds * 1000:.3g} ms"
     return f"{seconds:.3g} s" if seconds < 100 else f"{seconds / 60:.1f} min"

@@ -24,10 +24,11 @@ from asyncpool import AsyncConnectionPool
 from asyncpool.cli._frame import Frame, _leases
 from asyncpool.cli._top import top
 from asyncpool.inspector import Inspector
+from asyncpool.testing import Server
 from tests._tools import few
 
 from ._docs import ROOT
-from ._tools import eventually, in_time
+from ._tools import LIMIT, eventually, in_time
 from .test_inspector import served
 
 
@@ -70,7 +71,12 @@ async def test_top_shows_the_holder_of_each_lease(dsn: str) -> None:
         async with served(Inspector(pool, authorize=lambda scope: True)) as url:
             status, out, err = await run(url)
             assert (status, err) == (0, "")
-            for part in ("shop  1 of 1 to 2", "1 leased", "POST /refunds", "SELECT 5 AS amount"):
+            for part in (
+                "shop   OK   1 of 1 to 2",
+                "1 in use",
+                "POST /refunds",
+                "SELECT 5 AS amount",
+            ):
                 assert part in out
             status, out, err = await run(url, "--once", "--json")
             assert json.loads(out)["pools"][0]["leases"][0]["holder"] == "POST /refunds"
@@ -162,7 +168,7 @@ async def test_q_ends_it_and_what_matters_is_seen_in_80_columns(dsn: str) -> Non
         await asyncio.wait({holder})
     assert termios.tcgetattr(terminal)[3] & termios.ECHO == echo
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    for part in (f"asyncpool top {url}", "1 leased, 0 waiting", "q quits"):
+    for part in (f"asyncpool top {url}", "1 in use, queue 0", "q quits", "process "):
         assert part in text
     for part in ("POST /orders/4711/refunds", "test_top.py:", " in refund", statement):
         assert part in text
@@ -264,6 +270,37 @@ async def test_control_characters_in_names_are_replaced(dsn: str) -> None:
         assert "[red]" in text
         holder.cancel()
         await asyncio.wait({holder})
+
+
+async def test_a_stopped_server_and_a_full_pool_show_at_a_glance(server: Server, dsn: str) -> None:
+    """The badge, the reason and the last error; who has the connections and who waits."""
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=1, name="shop", timeout=60) as pool:
+        feed = Inspector(pool, authorize=lambda scope: True)._feed
+
+        async def shown() -> str:
+            console = Console(width=80, record=True, file=StringIO())
+            console.print(Frame(json.loads(await feed.snapshot())))
+            return console.export_text()
+
+        async def wait() -> None:
+            await pool.release(await pool.acquire())
+
+        conn = await pool.acquire()
+        waiter = asyncio.create_task(wait(), name="POST /refunds")
+        await eventually(lambda: pool.stats().waiting)
+        text = await shown()
+        assert "DEGRADED" in text
+        assert "queue 1, the first waits for" in text
+        assert "POST /refunds" in text
+        await server.stop()
+        await pool.release(conn)
+        await eventually(lambda: pool.explain().last_error)
+        async with asyncio.timeout(LIMIT):  # the next check of the health is in a second
+            while "DOWN" not in (text := await shown()):  # noqa: ASYNC110 - no event for it
+                await asyncio.sleep(0.05)
+        assert "last error: " in text
+        await server.start()
+        await in_time(waiter)
 
 
 @pytest.mark.parametrize("snapshot", [{"pools": []}])
