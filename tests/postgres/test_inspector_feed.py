@@ -80,7 +80,7 @@ async def test_requests_that_wait_make_a_pool_degraded(dsn: str) -> None:
         await eventually(lambda: pool.stats().waiting)
         shown = await shown_by(Feed(pool))
         assert shown["health"]["status"] == "degraded"
-        assert "1 requests wait" in shown["health"]["reason"]
+        assert "1 request waits" in shown["health"]["reason"]
         await pool.release(conn)
         await pool.release(await waiting)
 

@@ -99,7 +99,7 @@ async def test_the_page_shows_leases_and_waiters(
             waiting = asyncio.create_task(wait(), name="GET /orders/7")
             await expect(page, "#queue li").to_contain_text("GET /orders/7")
             await expect(page, "#badge").to_have_text("DEGRADED")
-            await expect(page, "#reason").to_contain_text("1 requests wait")
+            await expect(page, "#reason").to_contain_text("1 request waits")
             await expect(page, "#notes").to_contain_text("all connections are in use")
             await page.locator("#leases tbody button").first.focus()
             await page.keyboard.press("Enter")
