@@ -33,8 +33,9 @@ BLOCKS = "asyncpool.transactions"
 class LabelRequests:
     """Middleware that labels each request, such as "GET /orders/{id} (shop.read_order)".
 
-    The label is shown wherever the pool says who has a connection. `pool_of`, and with it the
-    dependencies, labels requests by itself; this middleware does so for all that a request runs.
+    The label is shown wherever the pool says who has a connection. The other middlewares label
+    requests too, and so does `pool_of`, and with it the dependencies. An app that has none of them,
+    or uses the pool in websockets, needs this one.
     """
 
     def __init__(self, app: App) -> None:
@@ -84,6 +85,7 @@ class TransactionPerRequest:
     The first call of `transaction_of` begins it. The commit comes before the response's first byte,
     so a client never gets a success for a failed commit. The transaction is rolled back if the app
     raises, if the response's status is `roll_back_from` or higher, or if there is no response.
+    Requests are labelled; see `LabelRequests`.
 
     Args:
         app: the ASGI app.
@@ -125,7 +127,8 @@ class TransactionPerRequest:
             await send(message)
 
         try:
-            await self.app(scope, receive, respond)
+            with label(RequestLabel(scope), default=True):
+                await self.app(scope, receive, respond)
         except BaseException as error:
             await block.end(error)
             raise
@@ -136,7 +139,7 @@ class CancelOnDisconnect:
     """Middleware that cancels a request when its client disconnects, which no ASGI server does.
 
     The pool then cancels the query on the server and reuses the connection. This must be the
-    outermost middleware.
+    outermost middleware. Requests are labelled; see `LabelRequests`.
     """
 
     def __init__(self, app: App) -> None:
@@ -166,7 +169,8 @@ class CancelOnDisconnect:
 
         watcher = asyncio.create_task(watch())
         try:
-            await self.app(scope, body.get, respond)
+            with label(RequestLabel(scope), default=True):
+                await self.app(scope, body.get, respond)
         except asyncio.CancelledError:
             if not disconnected or request.uncancel() > 0:
                 raise
