@@ -10,6 +10,7 @@ from asyncpool._blocks.keys import Keys
 from asyncpool._blocks.overrides import Overrides
 from asyncpool._blocks.session import Session
 from asyncpool._blocks.supports import SupportsBorrowing
+from asyncpool._core.label import current_note
 from asyncpool._core.lease import Lease, ManualLease
 from asyncpool._core.stacks import capture
 from asyncpool._psycopg.connection import trace_statements
@@ -39,6 +40,7 @@ class Borrowing(SupportsBorrowing[ACT]):
             conn._pool = self  # type: ignore[assignment]
             if self._traces:
                 lease.trace = capture(sys._getframe(0))
+                lease.label_note = current_note()
                 trace_statements(conn)
         return conn
 
@@ -50,6 +52,7 @@ class Borrowing(SupportsBorrowing[ACT]):
         conn._pool = self  # type: ignore[assignment]
         if self._traces:
             lease.trace = capture(sys._getframe(1))
+            lease.label_note = current_note()
             trace_statements(conn)
         return conn
 

@@ -20,6 +20,7 @@ from asyncpool._blocks.commit import (
 )
 from asyncpool._blocks.supports import Exc, SupportsBorrowing
 from asyncpool._core.entry import Entry
+from asyncpool._core.label import current_note
 from asyncpool._core.lease import Lease
 from asyncpool._core.stacks import capture_three
 from asyncpool._psycopg.connection import trace_statements
@@ -153,6 +154,7 @@ class TracedBlock(ConnectionBlock[ACT]):
             conn._pool = pool  # type: ignore[assignment]
             self._entry = entry
         self.trace = capture_three(sys._getframe(1))
+        self.label_note = current_note()
         trace_statements(conn)
         return conn
 

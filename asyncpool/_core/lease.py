@@ -10,12 +10,12 @@ import asyncio
 from collections.abc import Hashable
 from typing import Any, Self
 
-from asyncpool._core.label import label_of, named
+from asyncpool._core.label import Note, label_of, labelled, shown
 from asyncpool._core.stacks import Trace, lines
 
 
 class Notes:
-    """Facts that few leases have. The pool's blocks set and read all but the first."""
+    """Facts that few leases have. The pool's blocks set and read all but the first and last."""
 
     is_reported = False
     """Whether the lease was reported as a leak."""
@@ -25,6 +25,8 @@ class Notes:
     """The autocommit mode to restore at the end of the lease."""
     key: Hashable = None
     """The key whose connection this is."""
+    label = ""
+    """The label of a holder that has ended."""
 
 
 class Lease:
@@ -34,7 +36,7 @@ class Lease:
     fast path sets the attributes itself, other code uses `new`.
     """
 
-    __slots__ = ("holder", "notes", "trace")
+    __slots__ = ("holder", "label_note", "notes", "trace")
 
     is_manual = False
     """Whether it was made outside a context manager, so that any task may end it."""
@@ -44,7 +46,9 @@ class Lease:
     """Whether it is meant to last."""
 
     holder: asyncio.Task[Any] | str | None
-    """The task that has the connection; after its end, its label and name; None: no single task."""
+    """The task that has the connection; its name, after `forget_task`; None: no single task."""
+    label_note: Note
+    """The label at the call of `acquire`; not set if the call site is not recorded."""
     notes: Notes | None
     trace: Trace
     """The call site of `acquire`; not set if it is not recorded."""
@@ -67,17 +71,36 @@ class Lease:
         """Whether it is to be reported as a leak if it lasts too long."""
         return not self.is_shared and (self.notes is None or not self.notes.is_reported)
 
+    def forget_task(self) -> None:
+        """Keep only the texts of a holder that has ended.
+
+        The task's result, or the label's callable, may be the last reference to the connection.
+        """
+        assert isinstance(self.holder, asyncio.Task), "bug: a holder's end noted twice"
+        self.annotate().label = self.label
+        self.holder = self.holder.get_name()
+        if hasattr(self, "label_note"):
+            del self.label_note
+
     @property
     def holder_name(self) -> str:
         """The holder, with its label, for messages."""
+        if self.holder is None:
+            return "(one-shot statements)"
         if isinstance(self.holder, str):
-            return f"{self.holder} (ended)"
-        return "(one-shot statements)" if self.holder is None else named(self.holder)
+            return f"{labelled(self.label, self.holder)} (ended)"
+        return labelled(self.label, self.holder.get_name())
 
     @property
     def label(self) -> str:
-        """The label of the task that has the connection; empty if it has none or has ended."""
-        return label_of(self.holder) if isinstance(self.holder, asyncio.Task) else ""
+        """The label of the task that has the connection; empty if it has none.
+
+        It is the label of now, unless the one of the lease's beginning has ended since then.
+        """
+        if not isinstance(self.holder, asyncio.Task):
+            return "" if self.notes is None else self.notes.label
+        note: Note | None = getattr(self, "label_note", None)
+        return label_of(self.holder) if note is None or not note.has_ended else shown(note)
 
     def borrowed_at(self) -> list[str]:
         """Return the call sites of `acquire`, innermost first; empty if not recorded."""

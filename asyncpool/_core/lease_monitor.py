@@ -15,7 +15,6 @@ from typing import Any, Generic
 from asyncpool._core.driver import C
 from asyncpool._core.entry import Entry
 from asyncpool._core.error_factory import ErrorFactory
-from asyncpool._core.label import named
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.runtime import Runtime
 from asyncpool._core.timer import Timer
@@ -80,8 +79,7 @@ class LeaseMonitor(Generic[C]):
         for entry in list(self._ledger.leased.values()):
             lease = entry.lease
             if isinstance(lease.holder, asyncio.Task) and lease.holder.done():
-                # Only a text: the task's result may be the last reference to the connection.
-                lease.holder = named(lease.holder)
+                lease.forget_task()
             # A context manager releases its connection by itself.
             bare = lease.is_manual and isinstance(lease.holder, str)
             if bare and not self._is_listening(entry.conn) and _is_unreferenced(entry):

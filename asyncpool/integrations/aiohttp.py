@@ -78,15 +78,21 @@ async def label_requests(request: web.Request, handler: Handler) -> web.StreamRe
 
     The label is shown wherever the pool says who has a connection.
     """
-    with label(lambda: _label_of(request)):
+    with label(_label_of(request)):
         return await handler(request)
 
 
-def _label_of(request: web.Request) -> str:
-    match = request.match_info
-    resource = match.route.resource
-    path = request.path if resource is None else resource.canonical
-    return request_label(request.method, path, match.handler)
+def _label_of(request: web.Request) -> Callable[[], str]:
+    """Return a label that does not refer to the request, whose task may serve others after it."""
+    method, path, match = request.method, request.path, request.match_info
+
+    def text() -> str:
+        resource = match.route.resource
+        return request_label(
+            method, path if resource is None else resource.canonical, match.handler
+        )
+
+    return text
 
 
 def transaction_per_request(
@@ -113,7 +119,7 @@ def transaction_per_request(
         block = LazyBlock(lambda: request.config_dict[key].transaction(timeout), roll_back_from)
         request[BLOCKS] = {**request.get(BLOCKS, {}), key: block}
         try:
-            with label(lambda: _label_of(request), default=True):
+            with label(_label_of(request), default=True):
                 response = await handler(request)
         except web.HTTPException as answer:
             await block.answer(answer.status)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
+import re
 from typing import Any
 
 import pytest
@@ -23,7 +23,12 @@ from asyncpool import AsyncConnectionPool, PoolDeadlock, PoolTimeout
 from asyncpool.integrations import aiohttp as aiohttp_integration
 from asyncpool.integrations.asgi import pool_of
 from asyncpool.integrations.fastapi import ConnectionDep
-from asyncpool.integrations.starlette import LabelRequests, TransactionPerRequest, transaction
+from asyncpool.integrations.starlette import (
+    CancelOnDisconnect,
+    LabelRequests,
+    TransactionPerRequest,
+    transaction,
+)
 
 from ._tools import client_of, eventually, in_time
 
@@ -93,7 +98,6 @@ async def test_a_transaction_of_a_request_names_its_endpoint(pool: Pool) -> None
     }
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="contexts of tasks: since Python 3.12")
 async def test_the_middleware_labels_what_never_asks_for_the_pool(pool: Pool) -> None:
     """Also where another middleware runs the endpoint in a task of its own."""
 
@@ -103,6 +107,15 @@ async def test_the_middleware_labels_what_never_asks_for_the_pool(pool: Pool) ->
 
     routes = [Route("/orders/{number}", read_on_a_pool_of_its_own)]
     app = Starlette(routes=routes, middleware=[Middleware(LabelRequests), Middleware(Plain)])
+    found = await label_during(pool, app, "/orders/7")
+    assert found.endswith(f" ({HERE}.read_on_a_pool_of_its_own)")
+
+
+@pytest.mark.parametrize("middleware", [CancelOnDisconnect, TransactionPerRequest])
+async def test_each_middleware_labels_requests(pool: Pool, middleware: Any) -> None:
+    """Also what uses the pool without asking an integration for it."""
+    routes = [Route("/orders/{number}", read_on_a_pool_of_its_own)]
+    app = Starlette(routes=routes, middleware=[Middleware(middleware)])
     found = await label_during(pool, app, "/orders/7")
     assert found.endswith(f" ({HERE}.read_on_a_pool_of_its_own)")
 
@@ -193,6 +206,52 @@ async def test_the_middleware_of_aiohttp_labels_each_request(pool: Pool) -> None
             assert (await client.get(path)).status == 200
     name = f"{HERE}.{read_order.__qualname__}"
     assert found == [f"GET /orders/{{number}} ({name})", f"GET /other ({name})"]
+
+
+async def test_a_leak_of_a_request_is_reported_after_the_next_request(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same task serves both; the report names the request that took the connection."""
+
+    async def lose(request: web.Request) -> web.Response:
+        kept.append(await pool.acquire())
+        return web.Response()
+
+    async def other(request: web.Request) -> web.Response:
+        await eventually(lambda: pool.stats().leaks)
+        return web.Response(text=pool.explain().leases[0].label)
+
+    kept: list[Any] = []
+    app = web.Application(middlewares=[aiohttp_integration.label_requests])
+    app.router.add_get("/orders/{number}", lose)
+    app.router.add_get("/other", other)
+    async with (
+        AsyncConnectionPool(dsn, min_size=1, max_size=1, leak_timeout=0.05) as pool,
+        TestClient(TestServer(app)) as client,
+    ):
+        assert (await client.get("/orders/1")).status == 200
+        answer = await in_time(client.get("/other"))
+        label = f"GET /orders/{{number}} ({HERE}.{lose.__qualname__})"
+        assert await answer.text() == label
+        assert re.search(rf"longer than leak_timeout: .* by {re.escape(label)} in ", caplog.text)
+        await pool.release(kept.pop())
+
+
+@pytest.mark.parametrize("leak_timeout", [None, 60])
+async def test_a_connection_lost_in_a_block_of_a_label_is_reported_with_it(
+    dsn: str, caplog: pytest.LogCaptureFixture, leak_timeout: float | None
+) -> None:
+    """The block has ended, and so has the task."""
+
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=1, leak_timeout=leak_timeout) as pool:
+
+        async def lose() -> None:
+            with asyncpool.label("nightly report"):
+                await pool.acquire()
+
+        await asyncio.create_task(lose(), name="worker")
+        await pool.release(await pool.acquire(timeout=10))
+        assert "by nightly report in worker (ended)" in caplog.text
 
 
 async def test_litestar_s_plugin_labels_requests(dsn: str) -> None:

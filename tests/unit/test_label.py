@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-
-import pytest
 
 from asyncpool import label
 from asyncpool._core.label import label_of, named
@@ -56,7 +53,6 @@ async def test_a_default_label_replaces_another_default() -> None:
     assert own() == "first"
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="contexts of tasks: since Python 3.12")
 async def test_tasks_inherit_the_label() -> None:
     """A middleware may run the handler in another task."""
 
@@ -66,6 +62,41 @@ async def test_tasks_inherit_the_label() -> None:
     with label("outer"):
         task = asyncio.create_task(work())
     assert await task == "outer"
+
+
+async def test_a_task_is_named_by_its_own_label_in_a_callback() -> None:
+    """Not by the label of whoever waits for it, whose context its callback has."""
+
+    async def work() -> None:
+        label("work")
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    with label("watcher"):
+        task.add_done_callback(lambda task: None)
+        assert label_of(task) == "work"
+        task.cancel()
+        await asyncio.wait({task})
+    assert label_of(task) == "work"
+
+
+async def test_a_task_that_has_ended_has_the_last_label_of_its_blocks() -> None:
+    """While it runs, a label that has ended says nothing of what it does."""
+    goes_on, ends = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        with label("first"), label("second"):
+            pass
+        goes_on.set()
+        await ends.wait()
+
+    task = asyncio.create_task(work())
+    await goes_on.wait()
+    assert label_of(task) == ""
+    ends.set()
+    await task
+    assert label_of(task) == "first"
 
 
 async def test_a_label_that_raises_is_no_label() -> None:

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from asyncpool._core import stacks
+from asyncpool._core.label import current_note, label
 from asyncpool._core.lease import NO_LEASE, Lease, ManualLease, SharedLease, StandingLease
 from asyncpool._core.stacks import capture_three
 
@@ -81,6 +82,36 @@ async def test_messages_name_the_holder() -> None:
     assert lease.holder_name == "(one-shot statements)"
     lease.holder = task
     assert lease.holder_name == task.get_name()
+    with label("report"):
+        assert lease.holder_name == f"report in {task.get_name()}"
     lease.holder = "the till"
     assert lease.holder_name == "the till (ended)"
     assert NO_LEASE.holder_name == "(being handed over)"
+
+
+async def test_the_label_of_the_call_site_outlasts_its_block() -> None:
+    """Until then the task's label of now is shown, which may be more exact."""
+    lease, task = Lease.new(), asyncio.current_task()
+    lease.holder = task
+    with label("request"):
+        lease.label_note = current_note()
+        with label("its second part"):
+            assert lease.label == "its second part"
+    with label("the next request"):
+        assert lease.label == "request"
+
+
+async def test_a_holder_that_has_ended_leaves_its_texts() -> None:
+    """The lease keeps neither the task nor what its label refers to."""
+
+    async def work() -> None:
+        label("nightly report")
+
+    lease, task = Lease.new(), asyncio.create_task(work(), name="worker")
+    lease.holder = task
+    lease.label_note = current_note()
+    await task
+    lease.forget_task()
+    assert not hasattr(lease, "label_note")
+    assert lease.label == "nightly report"
+    assert lease.holder_name == "nightly report in worker (ended)"
