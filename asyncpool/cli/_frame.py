@@ -21,7 +21,7 @@ COLOURS = {
     "cleaning": "yellow",
     "closing": "bright_black",
 }
-STATES = {"leased": "in use"}
+STATES = {"leased": "in use", "active": "query running"}
 """The names of states that are not shown as they are in the feed."""
 BADGES = {
     "ok": ("OK", "bold white on green"),
@@ -48,12 +48,21 @@ class Frame:
         snapshot: what the inspector has sent, with the timelines so far.
         place: the inspector's address, without credentials.
         live: whether the frame is one of many, which `q` ends.
+        processes: how many processes of the app have answered so far.
     """
 
-    def __init__(self, snapshot: dict[str, Any], place: str = "", *, live: bool = False) -> None:
+    def __init__(
+        self,
+        snapshot: dict[str, Any],
+        place: str = "",
+        *,
+        live: bool = False,
+        processes: int = 1,
+    ) -> None:
         self._snapshot = snapshot
         self._place = place
         self._live = live
+        self._processes = processes
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """See rich."""
@@ -81,8 +90,16 @@ class Frame:
         line.add_column(no_wrap=True, justify="right")
         line.add_row(Text(_plain(f"asyncpool top {self._place}"), "bold"), right)
         if (process := self._snapshot.get("process")) is not None:
-            which = f"process {process['pid']} on {process['host']}, up {_span(process['uptime'])}"
-            line.add_row(Text(_plain(which), "dim"), "")
+            which = f"process {process['pid']} on {process['host']}"
+            others = self._processes > 1
+            line.add_row(
+                Text.assemble(
+                    (_plain(which), "dim"),
+                    (f", one of {self._processes} that have answered" if others else "", "yellow"),
+                    (f", up {_span(process['uptime'])}", "dim"),
+                ),
+                "",
+            )
         return line
 
 
@@ -94,13 +111,16 @@ def _panel(pool: dict[str, Any], leases: int, width: int) -> Panel:
     if badge in ("DEGRADED", "DOWN"):
         parts.append(Text(_plain(health["reason"]), "red"))
         if health["last_error"]:
-            parts.append(Text(_plain(f"last error: {health['last_error']}"), "red"))
-    parts += [_cells(pool), _numbers(pool["minute"])]
+            error = " ".join(health["last_error"].split())
+            parts.append(Text(_plain(f"last error: {error}"), "red"))
+    parts += [_cells(pool)] if pool["connections"] else []
+    parts.append(_numbers(pool["minute"]))
     if pool["waiters"]:
         first = pool["waiters"][0]
         text = f"queue {stats['waiting']}, the first waits for {_span(first['age'])}:"
         parts.append(Text(_plain(f"{text} {first['task']}"), "red"))
-    parts += [Text(_plain(f"- {each}"), "yellow") for each in [*pool["doing"], *pool["advice"]]]
+    notes = [*pool["doing"], *pool["advice"], *_long_leases(pool["leases"])]
+    parts += [Text(_plain(f"- {each}"), "yellow") for each in notes]
     if pool["timeline"]:
         parts.append(_timeline(pool["timeline"], stats))
     if pool["leases"]:
@@ -159,8 +179,20 @@ def _spark(values: list[float], least: float) -> str:
     return "".join(HEIGHTS[round(value / most * (len(HEIGHTS) - 1))] for value in values)
 
 
+def _long_leases(found: list[dict[str, Any]]) -> list[str]:
+    """Return a note on the leases that are shown in red, if there are any; the longest is first."""
+    if not (number := sum(each["age"] > OLD for each in found)):
+        return []
+    age, holder = _span(found[0]["age"]), found[0]["holder"]
+    if number == 1:
+        return [f"1 connection in use for more than {OLD:.0f} s: for {age} by {holder}"]
+    return [
+        f"{number} connections in use for more than {OLD:.0f} s, the longest for {age} by {holder}"
+    ]
+
+
 def _leases(found: list[dict[str, Any]], width: int) -> Table:
-    """Draw two or three lines for each lease: its holder and place, and its last statement."""
+    """Draw two or three lines for each lease: its holder, place, state and last statement."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(justify="right", no_wrap=True)
     table.add_column(overflow="fold")
@@ -168,11 +200,12 @@ def _leases(found: list[dict[str, Any]], width: int) -> Table:
     for lease in found:
         colour = "red" if lease["age"] > OLD else ""
         holder, place = _plain(lease["holder"]), _plain(lease["borrowed_at"] or "?")
-        if len(holder) + len(place) + 2 <= room:
-            lines = [f"{holder}  {place}"]
+        state = STATES.get(lease["transaction"], lease["transaction"])
+        if len(holder) + len(place) + len(state) + 4 <= room:
+            lines = [f"{holder}  {place}  {state}"]
         else:
-            lines = [holder, _short(place, room)]
-        statement = _plain(" ".join((lease["last_sql"] or lease["transaction"]).split()))
+            lines = [holder, f"{_short(place, room - len(state) - 2)}  {state}"]
+        statement = _plain(" ".join(lease["last_sql"].split()))
         lines.append(statement if len(statement) <= room else f"{statement[: room - 1]}…")
         table.add_row(Text(_span(lease["age"]), colour), Text("\n".join(lines), colour))
     return table

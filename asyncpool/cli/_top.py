@@ -64,6 +64,7 @@ def _show(found: Iterator[dict[str, Any]], console: Console, place: str) -> None
     A thread reads the feed, because reading cannot be interrupted by a key.
     """
     timelines: dict[str, deque[list[float]]] = {}
+    processes: set[tuple[str, int]] = set()
     arrived: SimpleQueue[dict[str, Any] | BaseException] = SimpleQueue()
     threading.Thread(target=_pass_on, args=(found, arrived), name="feed", daemon=True).start()
     with Keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
@@ -80,7 +81,10 @@ def _show(found: Iterator[dict[str, Any]], console: Console, place: str) -> None
                     kept.clear()
                 kept.extend(pool["timeline"])
                 pool["timeline"] = list(kept)
-            live.update(Frame(snapshot, place, live=True), refresh=True)
+            if (process := snapshot.get("process")) is not None:
+                processes.add((process["host"], process["pid"]))
+            frame = Frame(snapshot, place, live=True, processes=len(processes))
+            live.update(frame, refresh=True)
 
 
 def _pass_on(

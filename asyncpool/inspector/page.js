@@ -40,7 +40,8 @@ function who(pool) {
     base.user && `as ${base.user}`].filter(Boolean).join(" ") : "database chosen at each connect";
   const version = health.server_version ? `PostgreSQL ${health.server_version}${health.role ? `, ${health.role}` : ""}` : "";
   const ping = typeof health.latency === "number" ? `ping ${seconds(health.latency)}` : "";
-  put("who", [`process ${pid} on ${host}, up ${lasts(uptime)}`, server, version, ping].filter(Boolean).join(" · "));
+  const one = processes.size > 1 ? `, one of ${processes.size} that have answered` : "";
+  put("who", [`process ${pid} on ${host}${one}, up ${lasts(uptime)}`, server, version, ping].filter(Boolean).join(" · "));
   const others = processes.size > 1
     ? `${processes.size} processes have answered this page: ${[...processes.values()].join(", ")}.`
     : "Another worker of the app has pools of its own, and a reload may reach it.";

@@ -271,5 +271,7 @@ async def test_each_worker_says_who_it_is(dsn: str, browser: Any) -> None:
                     "asyncpool.inspector._feed.identity",
                     lambda: {"host": "web-2", "pid": 7, "uptime": 5.0},
                 )
-                await expect(page, "#who").to_contain_text("process 7 on web-2, up")
+                await expect(page, "#who").to_contain_text(
+                    "process 7 on web-2, one of 2 that have answered, up"
+                )
                 await expect(page, "#workers").to_contain_text("2 processes have answered")

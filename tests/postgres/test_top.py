@@ -15,13 +15,14 @@ import termios
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from io import StringIO
+from itertools import cycle
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from asyncpool import AsyncConnectionPool
-from asyncpool.cli._frame import Frame, _leases
+from asyncpool.cli._frame import Frame, _leases, _long_leases
 from asyncpool.cli._top import top
 from asyncpool.inspector import Inspector
 from asyncpool.testing import Server
@@ -115,6 +116,28 @@ async def test_top_draws_on_a_terminal(dsn: str) -> None:
         assert await in_time(watching, 30) == 1
 
 
+async def test_top_says_how_many_processes_have_answered(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shows one of them at a time, whichever the server has chosen."""
+    pids = cycle([7, 8])
+    monkeypatch.setattr(
+        "asyncpool.inspector._feed.identity",
+        lambda: {"host": "web-1", "pid": next(pids), "uptime": 5.0},
+    )
+    screen = StringIO()
+    console = Console(force_terminal=True, width=100, height=30, file=screen)
+    async with AsyncConnectionPool(dsn, min_size=1, name="shop") as pool:
+        app = Inspector(pool, authorize=lambda scope: True, interval=0.02)
+        app._feed._stream_duration = 0.1
+        async with served(app) as url:
+            watching = asyncio.create_task(
+                asyncio.to_thread(top, url, [], once=False, as_json=False, console=console)
+            )
+            await eventually(lambda: "one of 2 that have answered" in screen.getvalue())
+        assert await in_time(watching, 30) == 1
+
+
 async def test_q_ends_it_and_what_matters_is_seen_in_80_columns(dsn: str) -> None:
     """The header says how to quit; a lease's holder, place and statement are not cut off."""
     main, terminal = pty.openpty()
@@ -170,7 +193,13 @@ async def test_q_ends_it_and_what_matters_is_seen_in_80_columns(dsn: str) -> Non
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     for part in (f"asyncpool top {url}", "1 in use, queue 0", "q quits", "process "):
         assert part in text
-    for part in ("POST /orders/4711/refunds", "test_top.py:", " in refund", statement):
+    for part in (
+        "POST /orders/4711/refunds",
+        "test_top.py:",
+        " in refund",
+        "in refund  in transaction",
+        statement,
+    ):
         assert part in text
     os.close(main)
     os.close(terminal)
@@ -189,7 +218,7 @@ def test_a_long_place_is_shortened_to_its_file_line_and_function() -> None:
     console.print(_leases([lease], 76))
     lines = console.export_text().splitlines()
     assert [line.strip() for line in lines[:1]] == [f"12 s  {'h' * 60}"]
-    assert lines[1].strip() == "views.py:12 in refund"
+    assert lines[1].strip() == "views.py:12 in refund  idle"
     assert lines[2].strip().startswith("SELECT xxx")
     assert len(lines) == 3
 
@@ -299,8 +328,26 @@ async def test_a_stopped_server_and_a_full_pool_show_at_a_glance(server: Server,
             while "DOWN" not in (text := await shown()):  # noqa: ASYNC110 - no event for it
                 await asyncio.sleep(0.05)
         assert "last error: " in text
+        assert "\ufffd" not in text
         await server.start()
         await in_time(waiter)
+
+
+@pytest.mark.parametrize(
+    ("ages", "text"),
+    [
+        ([9.0], ""),
+        ([12.0, 9.0], "1 connection in use for more than 10 s: for 12 s by POST /refunds"),
+        (
+            [12.0, 11.0],
+            "2 connections in use for more than 10 s, the longest for 12 s by POST /refunds",
+        ),
+    ],
+)
+def test_connections_in_use_for_long_are_noted(ages: list[float], text: str) -> None:
+    """A pool that serves is OK, with a leak or a slow query too."""
+    found = [{"age": age, "holder": "POST /refunds"} for age in ages]
+    assert _long_leases(found) == ([text] if text else [])
 
 
 @pytest.mark.parametrize("snapshot", [{"pools": []}])
