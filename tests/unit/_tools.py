@@ -145,6 +145,7 @@ def make_core(
     on_leak: Callable[[Entry[FakeConn], str], None] | None = None,
     is_listening: Callable[[FakeConn], bool] = lambda _: False,
     budget: Budget | None = None,
+    last_statement: Callable[[FakeConn], str | None] = lambda _: None,
     **numbers: Any,
 ) -> Core[FakeConn]:
     """A pool in which nothing falls due unless the test says so."""
@@ -158,6 +159,7 @@ def make_core(
         on_leak=on_leak,
         is_listening=is_listening,
         budget=budget,
+        last_statement=last_statement,
         random=Random(0),
     )
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
+import sys
 import weakref
 
 import anyio
 import pytest
 
 from asyncpool._core.pool import Core
+from asyncpool._core.stacks import capture_three
 from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.errors import (
     PoolTimeout,
@@ -256,6 +258,17 @@ class TestTimeout:
             assert (error.leased, error.waiting) == (2, 3)
             assert error.longest_lease == pytest.approx(48.0, abs=0.001)
             await asyncio.gather(*others, return_exceptions=True)
+
+    @virtual_time
+    async def test_the_error_has_the_last_statement_of_the_longest_lease(self) -> None:
+        """It has the statement and the call site where the pool records call sites."""
+        async with running(Driver(), 1, 1, last_statement=lambda conn: f"of {conn}") as core:
+            lease = core.lease_of(await take(core))
+            assert lease is not None
+            lease.trace = capture_three(sys._getframe())
+            where = r"last statement 'of <conn 1>', borrowed at .*test_acquire.py"
+            with pytest.raises(PoolTimeout, match=where):
+                await core.acquire(1.0)
 
     @virtual_time
     async def test_the_last_connect_error_is_the_cause(self) -> None:
