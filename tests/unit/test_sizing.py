@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import math
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 
 from asyncpool import Advice
-from asyncpool.sizing import erlang_c, expect, size_for
+from asyncpool._core.pool import Core
+from asyncpool.sizing import advise, erlang_c, expect, size_for
+from tests.fake import FakeConn
+from tests.unit._tools import Driver, make_core, running, use, virtual_time
 
 
 @pytest.mark.parametrize(
@@ -103,3 +108,27 @@ def test_the_text_of_an_advice_has_its_numbers() -> None:
     assert not unknown.exceeds
     assert "not known: no connection" in str(unknown)
     assert "no advice yet" in str(replace(advice, load=0.0, expected=(), recommended=None))
+
+
+async def advice_of(core: Core[FakeConn]) -> Advice:
+    """Return the advice of a pool whose server answers nothing of use."""
+
+    async def ask(*_: Any, **__: Any) -> None:
+        """Answer nothing."""
+
+    return await advise(core, ask, workers=1, utilisation=0.8, p99_wait=None)
+
+
+@virtual_time
+async def test_the_load_is_measured_from_the_opening_of_the_pool() -> None:
+    """The time before that does not count."""
+    await asyncio.sleep(100.0)
+    core = make_core(Driver())
+    advice = await advice_of(core)
+    assert (advice.window, advice.arrivals, advice.load) == (0.0, 0.0, 0.0)
+    async with running(Driver(), 1, 1) as core:
+        await use(core, 2.0)
+        await asyncio.sleep(8.0)
+        advice = await advice_of(core)
+        assert advice.window == pytest.approx(10.0, abs=0.001)
+        assert advice.load == pytest.approx(0.2, abs=0.001)
