@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout, ReleaseError
+from asyncpool import AsyncConnectionPool, PoolClosed, PoolForked, PoolTimeout, ReleaseError
 from asyncpool._core.pool import Core
 from tests._tools import at_once
 from tests.fake import FakeConn
@@ -162,6 +162,22 @@ async def test_a_pool_with_open_false_says_how_to_open_it() -> None:
     pool = AsyncConnectionPool("", open=False, name="main")
     with pytest.raises(PoolClosed, match="'main' is not open yet: use `async with pool`"):
         await pool.acquire()
+
+
+@virtual_time
+async def test_a_pool_opened_before_a_fork_is_opened_by_open_alone() -> None:
+    """Until then each use is an error, although a first use opens a pool that was never open."""
+    pool: Pool = AsyncConnectionPool("", min_size=1, name="main")
+    core: Any = Core(pool._core.settings, Driver())
+    pool._core = core
+    core.mark_forked()
+    for _ in range(2):
+        with pytest.raises(PoolForked, match="'main' was opened before a fork"):
+            await pool.acquire()
+    await pool.open()
+    conn = await pool.acquire()
+    await pool.release(conn)
+    await pool.close()
 
 
 @virtual_time
