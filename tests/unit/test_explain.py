@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 
 import pytest
 
 from asyncpool._diagnostics.explain import MAX_WAITERS, explain
-from asyncpool.errors import PoolTimeout
+from asyncpool.errors import PoolClosed, PoolTimeout
 from tests.unit._tools import Driver, fails, running, settle, slow, start, use, virtual_time
 
 
@@ -111,6 +112,55 @@ async def test_draining_and_shrinking_are_reported_until_they_are_done() -> None
             core.release(conn)
         await settle()
         assert explain(core).doing == ()
+
+
+@virtual_time
+async def test_each_step_of_a_pools_life_is_an_event(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and kept with its numbers."""
+    caplog.set_level(logging.INFO)
+    async with running(Driver(), 1, 2) as core:
+        core.resize(0, 3)
+        core.drain()
+        await core.acquire(None)
+        await core.close(1.0)
+        texts = [
+            "open, with 1 to 2",
+            "resized: min_size=0, max_size=3",
+            "drained: all connections are being replaced",
+            "closing, with 1 connections in use",
+            "closed while in use: <conn 2>",
+        ]
+        assert [each.text for each in reversed(explain(core).events)] == texts
+        assert caplog.messages == [f"pool 'test': {text}" for text in texts]
+
+
+@virtual_time
+async def test_a_connection_closed_in_use_is_logged_with_its_holder_and_age(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """They are fields of the record, which is a warning."""
+    async with running(Driver(), 1, 1) as core:
+        await asyncio.sleep(10.0)
+        await asyncio.create_task(core.acquire(None), name="hoarder")
+        await asyncio.sleep(3.0)
+        await core.close(2.0)
+    (record,) = caplog.records
+    found = vars(record)
+    assert (record.levelname, found["pool_event"]) == ("WARNING", "closed while in use")
+    assert found["pool_task"] == "hoarder"
+    assert found["pool_age"] == pytest.approx(5.0, abs=0.001)
+
+
+@virtual_time
+async def test_a_renamed_pool_logs_under_its_new_name(caplog: pytest.LogCaptureFixture) -> None:
+    """Its errors have that name too."""
+    async with running(Driver(), 1, 1) as core:
+        await core.acquire(None)
+        core.change(name="orders")
+        await core.close(0)
+        with pytest.raises(PoolClosed, match="pool 'orders'"):
+            await core.acquire(None)
+    assert caplog.messages == ["pool 'orders': closed while in use: <conn 1>"]
 
 
 @virtual_time
