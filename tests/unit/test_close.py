@@ -255,6 +255,22 @@ class TestClose:
         assert driver.sockets == 0
 
     @virtual_time
+    async def test_a_pool_that_was_never_opened_can_be_closed(self) -> None:
+        """It is closed afterwards, as any other pool."""
+        core = make_core(Driver())
+        await core.close(1.0)
+        with pytest.raises(PoolClosed, match="already closed"):
+            await core.acquire(None)
+
+    @virtual_time
+    async def test_a_pool_that_was_never_opened_can_be_closed_by_a_plain_call(self) -> None:
+        """There is nothing to wait for."""
+        core = make_core(Driver())
+        core.close_unopened()
+        with pytest.raises(PoolClosed, match="already closed"):
+            await core.acquire(None)
+
+    @virtual_time
     async def test_a_second_close_does_nothing(self) -> None:
         """The pool is closed already."""
         async with running(Driver(), 1) as core:
