@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from asyncpool._core.background import force_close
+from asyncpool._core.lease import NO_LEASE
 from asyncpool._core.pool import Core
 from asyncpool.errors import (
     PoolClosed,
@@ -25,6 +26,7 @@ from tests.unit._tools import (
     fails,
     make_core,
     never,
+    now,
     ok,
     running,
     settle,
@@ -279,6 +281,61 @@ async def test_a_pool_abandoned_in_an_outage_leaves_no_task_and_no_timer() -> No
     await settle()
     assert len(core.runtime.tasks) == 0
     assert timers() == []
+
+
+@virtual_time
+async def test_an_abandoned_pool_leases_nothing_and_has_ended_its_leases() -> None:
+    """Its connections are the caller's, which closes them."""
+    core = make_core(Driver(), 2, 2)
+    core.open()
+    await settle()
+    conn = await take(core)
+    core.abandon_all()
+    assert core.lease_of(conn) is NO_LEASE
+    assert core.ledger.idle
+    assert not core.usable
+    assert acquire_now(core) is None
+    with pytest.raises(PoolClosed):
+        await core.acquire(None)
+
+
+@virtual_time
+async def test_a_task_of_an_abandoned_pool_is_cancelled_and_may_clean_up() -> None:
+    """A connect closes its socket, which may take a while."""
+    ended: list[float] = []
+
+    async def clean_up() -> None:
+        try:
+            await never()
+        finally:
+            await asyncio.sleep(0.1)
+            ended.append(now())
+
+    core = make_core(Driver(open=clean_up), 1, 1)
+    core.open()
+    await asyncio.sleep(1.0)
+    core.abandon_all()
+    await asyncio.sleep(1.0)
+    assert ended == [pytest.approx(1.1)]
+
+
+def test_a_pool_abandoned_at_the_exit_of_the_interpreter_ends_its_tasks() -> None:
+    """No loop runs any more on which they could be cancelled."""
+    driver = Driver(open=never)
+    core = make_core(driver, 1, 1)
+
+    async def begin() -> None:
+        core.open()
+        await settle()
+
+    loop = VirtualLoop()
+    loop.run_until_complete(begin())
+    assert driver.sockets == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "is_finalizing", lambda: True)
+        core.abandon_all()
+    assert driver.sockets == 0
+    loop.close()
 
 
 @pytest.mark.parametrize("closing", [False, True])
