@@ -324,6 +324,21 @@ async def test_closing_a_pool_frees_its_places_for_the_others() -> None:
 
 
 @virtual_time
+async def test_the_budget_does_not_keep_a_closed_pool() -> None:
+    """The budget may outlive many pools."""
+    budget = Budget(2)
+    core = make_core(Driver(), 1, 1, budget=budget)
+    core.open()
+    await settle()
+    await core.close(0)
+    gone = weakref.ref(core)
+    del core
+    gc.collect()
+    assert gone() is None
+    assert budget.size == 0
+
+
+@virtual_time
 async def test_a_dropped_pool_uses_no_places() -> None:
     """The budget keeps neither the pool nor the places of its connections."""
     budget = Budget(2)
@@ -371,7 +386,7 @@ async def test_in_a_forked_child_nothing_is_done_on_the_parents_loop() -> None:
         assert budget._is_short
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "call_soon_threadsafe", None)
-            budget._leave(b.ledger, forked=True)
+            b.abandon_all(forked=True)
         for task in waiting:
             task.cancel()
         a.release(conn)
