@@ -738,6 +738,29 @@ class TestTimes:
             assert counters.use.sum == pytest.approx(0.3)
             await asyncio.gather(holder, *waits)
 
+    @virtual_time
+    async def test_leases_count_although_nobody_waited_since_the_last_flush(self) -> None:
+        """Only then does nothing else flush their durations."""
+        async with running(Driver(), 1, 1) as core:
+            for _ in range(3000):
+                await use(core)
+            core.flush_times()
+            assert core.runtime.counters.use.count == 3000
+
+    @virtual_time
+    async def test_waits_count_once_where_each_request_has_a_connection_of_its_own(self) -> None:
+        """A request that waits for its own connect alone is not queued."""
+        driver = Driver()
+        async with running(driver, 0, 3000, keeps_idle=False) as core:
+            counters = core.runtime.counters
+            await asyncio.gather(*(use(core) for _ in range(2000)))
+            driver.usual["open"] = slow(0.1)
+            late = [asyncio.create_task(use(core)) for _ in range(2)]
+            await settle()
+            core.flush_times()
+            assert counters.wait.count == counters.requests_queued > 1500
+            await asyncio.gather(*late)
+
 
 USUAL = ("opened", "closing", "closed")
 
