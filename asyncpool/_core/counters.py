@@ -27,6 +27,8 @@ class Counters:
     leaks: int = 0
     shared_time: float = 0.0
     """The part of `use_time` in which one-shots shared connections."""
+    waits: int = 0
+    """The number of durations noted in `wait`."""
     wait: Histogram = field(default_factory=Histogram)
     """Durations of waits, including those that ended in an error."""
     use: Histogram = field(default_factory=Histogram)
@@ -43,6 +45,7 @@ class Counters:
 
     def note_wait(self, duration: float) -> None:
         """Note the duration of a wait in seconds."""
+        self.waits += 1
         self.wait_time += duration
         self.wait.fresh.append(duration)
 
@@ -56,20 +59,19 @@ class Counters:
         self.use_time += duration
         self.shared_time += duration
 
-    def flush_times(self, ended_leases: int, waiting: int) -> None:
+    def flush_times(self, ended_leases: int) -> None:
         """Move the noted durations into their histograms.
 
         Args:
             ended_leases: the number of leases that have ended, without shared ones.
-            waiting: the number of queued requests that still wait.
         """
         self.use.flush(ended_leases, self.use_time - self.shared_time)
-        self.wait.flush(self.requests_queued - waiting, self.wait_time)
+        self.wait.flush(self.waits, self.wait_time)
 
 
 TIMES = ("wait", "use", "connect", "ping")
 """The histograms."""
-COUNTED = tuple(
-    each.name for each in fields(Counters) if each.name not in ("shared_time", "snapshots", *TIMES)
-)
+UNREPORTED = ("shared_time", "waits", "snapshots")
+"""Fields that snapshots do not contain."""
+COUNTED = tuple(each.name for each in fields(Counters) if each.name not in (*UNREPORTED, *TIMES))
 """The counters that snapshots contain as numbers."""

@@ -69,7 +69,7 @@ class LeaseMonitor(Generic[C]):
         if not ledger.queue.length:
             return
         self.start()
-        self._runtime.counters.flush_times(ledger.ended_leases, ledger.waiting)
+        self._runtime.counters.flush_times(ledger.ended_leases)
         self.reclaim()
         if self._leases == before:
             self._break_deadlock()

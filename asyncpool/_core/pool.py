@@ -161,10 +161,7 @@ class Core(Leasing[C]):
 
     def flush_times(self) -> None:
         """Move the noted durations of leases and waits into their histograms."""
-        ledger, queued = self.ledger, self.ledger.waiting
-        if not self.settings.keeps_idle:
-            queued = sum(waiter.queued for waiter in ledger.queue)
-        self.runtime.counters.flush_times(ledger.ended_leases, queued)
+        self.runtime.counters.flush_times(self.ledger.ended_leases)
 
     def drain(self) -> None:
         """Retire all current connections; leased ones are closed when released."""
