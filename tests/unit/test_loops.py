@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import inspect
 import logging
@@ -14,6 +15,7 @@ import pytest
 from asyncpool._core.background import force_close
 from asyncpool._core.lease import NO_LEASE
 from asyncpool._core.pool import Core
+from asyncpool._core.runtime import clock_of
 from asyncpool.errors import (
     PoolClosed,
     PoolWrongLoop,
@@ -243,6 +245,19 @@ class TestForeignLoops:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             times = runner.run(live())
         assert sum(each * 1000 % 1 > 0 for each in times) > 50
+
+
+def test_a_clock_of_uvloop_that_differs_is_used_as_it_is() -> None:
+    """Another library may have replaced it, or `time.monotonic`."""
+
+    class Loop(asyncio.SelectorEventLoop):
+        def time(self) -> float:
+            """Show another time than `time.monotonic`."""
+            return super().time() + 1000.0
+
+    Loop.time.__module__ = "uvloop.loop"
+    with contextlib.closing(Loop()) as loop:
+        assert clock_of(loop) == loop.time
 
 
 @virtual_time
