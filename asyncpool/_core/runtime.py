@@ -42,8 +42,8 @@ class Runtime:
     def __init__(self, name: str) -> None:
         self.name = name
         self.phase = Phase.NEW
-        self.time: Callable[[], float] = lambda: 0.0
-        """The clock: `loop.time()`, or one that agrees with it. It shows 0 before `open`."""
+        self.time: Callable[[], float] = time.monotonic
+        """The clock: `loop.time()`, or one that agrees with it. Before `open`, that of asyncio."""
         self.tasks = BackgroundTasks(name)
         self.counters = Counters()
         self.events = Events()

@@ -10,7 +10,17 @@ import pytest
 
 from asyncpool._diagnostics.explain import MAX_WAITERS, explain
 from asyncpool.errors import PoolClosed, PoolTimeout
-from tests.unit._tools import Driver, fails, running, settle, slow, start, use, virtual_time
+from tests.unit._tools import (
+    Driver,
+    fails,
+    make_core,
+    running,
+    settle,
+    slow,
+    start,
+    use,
+    virtual_time,
+)
 
 
 @virtual_time
@@ -132,6 +142,18 @@ async def test_each_step_of_a_pools_life_is_an_event(caplog: pytest.LogCaptureFi
         ]
         assert [each.text for each in reversed(explain(core).events)] == texts
         assert caplog.messages == [f"pool 'test': {text}" for text in texts]
+
+
+async def test_an_event_before_the_opening_has_its_age() -> None:
+    """A pool that was left open on an event loop that has ended has such an event."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    core = make_core(Driver())
+    core.runtime.record("left behind", "was not closed")
+    core.open()
+    age = explain(core).events[-1].age
+    await core.close(0)
+    assert 0 <= age <= loop.time() - began
 
 
 @virtual_time
