@@ -140,11 +140,6 @@ class Budget:
             # Deferred: the garbage collector may call this, in another thread.
             self._home.call_soon_threadsafe(self._offer, context=Context())
 
-    def _withdraw(self, ledger: SupportsLedger) -> None:
-        """Drop the claims of a pool whose requests have ended: it is closing."""
-        self._shortage.pop(ledger, None)
-        self._offer()
-
     def _note_reserved(self, ledger: SupportsLedger) -> None:
         """Count an entry that a pool has reserved."""
         self._size += 1

@@ -185,7 +185,7 @@ class Core(Leasing[C]):
             self.runtime.record("closed", f"closing, with {leased} connections in use")
             self.ledger.queue.fail_all(self.errors.closed)
             if self.ledger.budget is not None:
-                self.ledger.budget._withdraw(self.ledger)
+                self.ledger.budget._offer()
             self.lease_monitor.timer.cancel()
             self.readiness.full.set()
             shut = self._close_all(self._now() + timeout)
