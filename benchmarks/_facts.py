@@ -17,7 +17,7 @@ PACKAGES = ("psycopg-asyncpool", "psycopg-pool", "sqlalchemy", "aiopg", "uvloop"
 def facts() -> dict[str, str]:
     """Collect the facts that need no server."""
     found = {
-        "cpu": f"{_cpu()}, {os.cpu_count()} cores",
+        "cpu": f"{cpu()}, {os.cpu_count()} cores",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -39,7 +39,8 @@ async def server_version(dsn: str) -> str:
         return conn.info.parameter_status("server_version") or str(conn.info.server_version)
 
 
-def _cpu() -> str:
+def cpu() -> str:
+    """Return the name of the CPU's model."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
