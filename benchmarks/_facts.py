@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psycopg
 
-DRIVERS = ("psycopg", "asyncpg", "psycopg2-binary")
+DRIVERS = ("psycopg", "asyncpg", "psycopg2-binary", "psqlpy")
 PACKAGES = ("psycopg-asyncpool", "psycopg-pool", "sqlalchemy", "aiopg", "uvloop", *DRIVERS)
 
 

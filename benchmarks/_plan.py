@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks._sql import BLOCK, COUNTED, FETCHED, LINE
+from benchmarks._sql import BLOCK, COUNTED, FETCHED, LINE, TWENTY
 
 ROOT = Path(__file__).resolve().parent.parent
 """The working directory of `python -m benchmarks` and of its subprocesses."""
@@ -14,8 +14,10 @@ ROWS = (
     "cycle",
     "handover",
     "select",
+    "key",
     "oneshot",
     "transaction",
+    "twenty",
     "fetch",
     "copy",
     "latency",
@@ -117,7 +119,7 @@ def figures(plan: Plan) -> list[Figure]:
     return [each for figure in _measured(plan) for each in _with_cpu(figure)]
 
 
-LOADED = ("select-", "oneshot-", "transaction", "fetch")
+LOADED = ("select-", "key-", "oneshot-", "transaction", "twenty", "fetch")
 
 
 def _with_cpu(figure: Figure) -> tuple[Figure, ...]:
@@ -179,6 +181,19 @@ def _measured(plan: Plan) -> list[Figure]:
             "µs",
             f"{over}: acquire, BEGIN, SELECT 1, COMMIT, release",
         ),
+        Figure(
+            "key-autocommit",
+            "a row by its key, autocommit",
+            "µs",
+            f"{over}: acquire, SELECT of one row of a catalog by its key, release",
+        ),
+        Figure(
+            "key-transaction",
+            "a row by its key, transaction",
+            "µs",
+            f"{over}: acquire, BEGIN, the same SELECT, COMMIT, release; for psycopg's pools this is"
+            " `async with pool.connection()` as it is by default",
+        ),
         *(
             Figure(
                 f"oneshot-{key}",
@@ -215,6 +230,13 @@ def _measured(plan: Plan) -> list[Figure]:
             "µs",
             f"{over}: acquire, BEGIN, three SELECTs of a constant with a row fetched from each,"
             " COMMIT, release",
+        ),
+        Figure(
+            "twenty",
+            f"{TWENTY} rows by key in a block",
+            "µs",
+            f"{over}: acquire, SELECT one row by its key {TWENTY} times one after another, in"
+            " autocommit, release; the time is that of the block",
         ),
         Figure(
             "fetch",
@@ -258,6 +280,7 @@ def _measured(plan: Plan) -> list[Figure]:
             "memory",
             f"memory, {plan.asleep:,} waiting",
             "bytes",
-            "memory of each waiter minus that of a task that waits on a bare future (tracemalloc)",
+            "memory of each waiter minus that of a task that waits on a bare future (tracemalloc,"
+            " which does not see what psqlpy allocates in Rust)",
         ),
     ]

@@ -57,6 +57,12 @@ class Subject(Protocol):
     async def select(self) -> Any:
         """Borrow a connection, run `SELECT 1`, fetch the row, return the connection."""
 
+    async def by_key(self) -> Any:
+        """Borrow a connection, read the row of `KEY`, return the connection."""
+
+    async def twenty(self) -> None:
+        """Borrow a connection, read the row of `KEY` twenty times, return the connection."""
+
     async def transaction(self) -> None:
         """Borrow a connection, run three statements in one transaction, return the connection."""
 
@@ -101,6 +107,7 @@ POOLS = {
     REFERENCE: "psycopg_pool:PsycopgPool",
     "asyncpg": "asyncpg:Asyncpg",
     "asyncpg-no-reset": "asyncpg:AsyncpgNoReset",
+    "psqlpy": "psqlpy:Psqlpy",
     "sqlalchemy": "sqlalchemy:SQLAlchemy",
     "aiopg": "aiopg:Aiopg",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -35,6 +35,14 @@ async def select(bench: Bench) -> None:
             if mode == "autocommit":
                 turns |= _pgbench.turns(bench, key)
             await bench.rounds(f"SELECT 1, {mode}", plan.rounds, turns)
+
+
+async def by_key(bench: Bench) -> None:
+    """Measure a read by key, by itself and in a transaction, with more tasks than connections."""
+    for mode in ("autocommit", "transaction"):
+        async with bench.opened(autocommit=mode == "autocommit") as subjects:
+            works = {name: subject.by_key for name, subject in subjects.items()}
+            await _loaded_rounds(bench, f"key-{mode}", works, bench.plan.rounds)
 
 
 async def one_shots(bench: Bench) -> None:
@@ -86,14 +94,16 @@ async def _write(subject: OneShots, counters: Counters) -> None:
 
 async def transaction(bench: Bench) -> None:
     """Measure a transaction of three statements, which takes five round trips."""
-    plan = bench.plan
     async with bench.opened() as subjects:
-        turns: dict[str, Turn] = {
-            name: partial(_loaded, subject.transaction, plan.tasks, plan.queries, "transaction")
-            for name, subject in subjects.items()
-        }
-        await _warm_up(turns)
-        await bench.rounds("transaction of 3 statements", plan.some(2), turns)
+        works = {name: subject.transaction for name, subject in subjects.items()}
+        await _loaded_rounds(bench, "transaction", works, bench.plan.some(2))
+
+
+async def twenty(bench: Bench) -> None:
+    """Measure many statements on one borrowed connection, in autocommit."""
+    async with bench.opened(autocommit=True) as subjects:
+        works = {name: subject.twenty for name, subject in subjects.items()}
+        await _loaded_rounds(bench, "twenty", works, bench.plan.some(2))
 
 
 async def fetch(bench: Bench) -> None:
@@ -150,6 +160,16 @@ async def _loaded(work: Work, tasks: int, times: int, key: str) -> dict[str, flo
         await asyncio.gather(*(repeat() for _ in range(tasks)))
     requests = tasks * times
     return {key: watch.spent / requests * 1e6, f"{key}-cpu": watch.cpu / requests * 1e6}
+
+
+async def _loaded_rounds(bench: Bench, key: str, works: Mapping[str, Work], count: int) -> None:
+    """Run each work in rounds, in many tasks at the same time."""
+    plan = bench.plan
+    turns: dict[str, Turn] = {
+        name: partial(_loaded, work, plan.tasks, plan.queries, key) for name, work in works.items()
+    }
+    await _warm_up(turns)
+    await bench.rounds(key, count, turns)
 
 
 async def _latency(subject: Subject, conn: Any, times: int) -> dict[str, float]:

@@ -18,9 +18,18 @@ FETCH = f"""
     FROM generate_series(1, {FETCHED}) AS i
 """
 
+KEY: tuple[str, list[int]] = (
+    "SELECT amname, amtype FROM pg_catalog.pg_am WHERE oid = %s::oid",
+    [2],
+)
+"""A read of one row by its key, with its parameters, in psycopg's placeholders."""
+
+TWENTY = 20
+"""Reads by key in one block."""
+
 ONE_SHOTS: dict[str, tuple[str, list[int]]] = {
     "constant": (SELECT, []),
-    "key": ("SELECT amname, amtype FROM pg_catalog.pg_am WHERE oid = %s::oid", [2]),
+    "key": KEY,
     "hundred": (
         """SELECT i, i::bigint * 1000000007, 'a name of some length', i > 50
         FROM generate_series(1, 100) AS i""",

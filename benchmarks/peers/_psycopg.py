@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks._pools import Borrow
-from benchmarks._sql import FETCH, SELECT, THREE, Load
+from benchmarks._sql import FETCH, KEY, SELECT, THREE, TWENTY, Load
 
 
 class Psycopg:
@@ -18,6 +18,19 @@ class Psycopg:
         async with self.borrow() as conn:
             cur = await conn.execute(SELECT)
             return await cur.fetchone()
+
+    async def by_key(self) -> Any:
+        """See `Subject`; as `select`."""
+        async with self.borrow() as conn:
+            cur = await conn.execute(*KEY)
+            return await cur.fetchone()
+
+    async def twenty(self) -> None:
+        """See `Subject`; `conn.execute()` makes a new cursor each time."""
+        async with self.borrow() as conn:
+            for _ in range(TWENTY):
+                cur = await conn.execute(*KEY)
+                await cur.fetchone()
 
     async def transaction(self) -> None:
         """See `Subject`; the first statement begins the transaction, and the pool commits it."""

@@ -7,7 +7,7 @@ from typing import Any
 import aiopg
 
 from benchmarks._pools import Borrow, Setup
-from benchmarks._sql import FETCH, SELECT, THREE
+from benchmarks._sql import FETCH, KEY, SELECT, THREE, TWENTY
 
 
 class Aiopg:
@@ -33,13 +33,27 @@ class Aiopg:
 
     async def select(self) -> Any:
         """See `Subject`; by itself or in `cur.begin()`."""
+        return await self._read(SELECT, [])
+
+    async def by_key(self) -> Any:
+        """See `Subject`; as `select`."""
+        return await self._read(*KEY)
+
+    async def _read(self, query: str, params: list[int]) -> Any:
         async with self.pool.acquire() as conn, conn.cursor() as cur:
             if self.setup.autocommit:
-                await cur.execute(SELECT)
+                await cur.execute(query, params)
                 return await cur.fetchone()
             async with cur.begin():
-                await cur.execute(SELECT)
+                await cur.execute(query, params)
                 return await cur.fetchone()
+
+    async def twenty(self) -> None:
+        """See `Subject`; on one cursor."""
+        async with self.pool.acquire() as conn, conn.cursor() as cur:
+            for _ in range(TWENTY):
+                await cur.execute(*KEY)
+                await cur.fetchone()
 
     async def transaction(self) -> None:
         """See `Subject`; on one cursor, in `cur.begin()`."""

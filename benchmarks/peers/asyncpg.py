@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped]
 
 from benchmarks._pools import Borrow, Setup, uri
-from benchmarks._sql import FETCH, SELECT, THREE, Load
+from benchmarks._sql import FETCH, KEY, SELECT, THREE, TWENTY, Load
 
 
 class Asyncpg:
@@ -33,11 +33,27 @@ class Asyncpg:
 
     async def select(self) -> Any:
         """See `Subject`; by itself or in `conn.transaction()`: asyncpg is always in autocommit."""
+        return await self._read(SELECT, [])
+
+    async def by_key(self) -> Any:
+        """See `Subject`; as `select`, with asyncpg's placeholder."""
+        query, params = KEY
+        return await self._read(query.replace("%s", "$1"), params)
+
+    async def _read(self, query: str, params: list[int]) -> Any:
         async with self.pool.acquire() as conn:
             if self.setup.autocommit:
-                return await conn.fetchrow(SELECT)
+                return await conn.fetchrow(query, *params)
             async with conn.transaction():
-                return await conn.fetchrow(SELECT)
+                return await conn.fetchrow(query, *params)
+
+    async def twenty(self) -> None:
+        """See `Subject`; by `fetchrow()`."""
+        query, params = KEY
+        query = query.replace("%s", "$1")
+        async with self.pool.acquire() as conn:
+            for _ in range(TWENTY):
+                await conn.fetchrow(query, *params)
 
     async def transaction(self) -> None:
         """See `Subject`; in `conn.transaction()`."""

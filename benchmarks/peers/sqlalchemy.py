@@ -12,6 +12,7 @@ from benchmarks._pools import Borrow, Setup, uri
 
 SELECT = text(_sql.SELECT)
 THREE = [text(statement) for statement in _sql.THREE]
+KEY, KEYS = text(_sql.KEY[0].replace("%s", "CAST(:key AS int)")), {"key": _sql.KEY[1][0]}
 FETCH = text(_sql.FETCH)
 
 
@@ -43,6 +44,17 @@ class SQLAlchemy:
         """See `Subject`; by the same `text()` each time, which SQLAlchemy compiles once."""
         async with self.begin() as conn:
             return (await conn.execute(SELECT)).fetchone()
+
+    async def by_key(self) -> Any:
+        """See `Subject`; as `select`."""
+        async with self.begin() as conn:
+            return (await conn.execute(KEY, KEYS)).fetchone()
+
+    async def twenty(self) -> None:
+        """See `Subject`; by the same `text()` each time."""
+        async with self.begin() as conn:
+            for _ in range(_sql.TWENTY):
+                (await conn.execute(KEY, KEYS)).fetchone()
 
     async def transaction(self) -> None:
         """See `Subject`; in `engine.begin()`."""

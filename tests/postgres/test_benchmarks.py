@@ -14,16 +14,17 @@ from typing import Any
 import pytest
 
 from benchmarks import _pgbench
-from benchmarks._plan import Plan
+from benchmarks._plan import LOADED, Plan
 from benchmarks._rounds import Bench
 
 ROOT = Path(__file__).resolve().parents[2]
-NEEDED = ("aiopg", "asyncpg", "matplotlib", "psycopg_pool", "rich", "sqlalchemy", "typer", "uvloop")
+NEEDED = ["aiopg", "asyncpg", "matplotlib", "psqlpy", "psycopg_pool", "rich"]
+NEEDED += ["sqlalchemy", "typer", "uvloop"]
 MISSING = [name for name in NEEDED if find_spec(name) is None]
 
 SOME = {"asyncpool", "asyncpool-psycopg-wait", "psycopg_pool", "asyncpg", "asyncpg-no-reset"}
-"""Those with a COPY and one-shots of their own."""
-POOLS = SOME | {"sqlalchemy", "aiopg"}
+"""Those with a COPY and one-shots."""
+POOLS = SOME | {"psqlpy", "sqlalchemy", "aiopg"}
 FIGURES = {
     "cycle",
     "handover-few",
@@ -31,12 +32,15 @@ FIGURES = {
     "handover-growth",
     "select-autocommit",
     "select-transaction",
+    "key-autocommit",
+    "key-transaction",
     "oneshot-constant",
     "oneshot-key",
     "oneshot-hundred",
     "oneshot-write",
     "oneshot-far",
     "transaction",
+    "twenty",
     "fetch",
     "copy-out",
     "copy-in",
@@ -45,9 +49,7 @@ FIGURES = {
     "opening-far",
     "memory",
 }
-FIGURES |= {
-    f"{each}-cpu" for each in FIGURES if each.startswith(("select", "oneshot", "trans", "fetch"))
-}
+FIGURES |= {f"{each}-cpu" for each in FIGURES if each.startswith(LOADED)}
 
 NO_PGBENCH = "pgbench is left out: there is no such program"
 
@@ -59,6 +61,13 @@ pytestmark = [
         reason=f"{', '.join(MISSING)} not found: pip install --group bench",
     ),
 ]
+
+
+def pools_with(figure: str) -> set[str]:
+    """The pools that have a figure: psqlpy has one-shots, but no COPY of text."""
+    if figure.startswith("oneshot"):
+        return SOME | {"psqlpy"}
+    return SOME if figure.startswith("copy") else POOLS
 
 
 def run(*options: str) -> subprocess.CompletedProcess[str]:
@@ -102,7 +111,7 @@ def test_every_pool_has_every_figure_on_both_loops(
         (loop, figure, pool)
         for loop in ("asyncio", "uvloop")
         for figure in FIGURES
-        for pool in (SOME if figure.startswith(("copy", "oneshot")) else POOLS)
+        for pool in pools_with(figure)
     }
 
 
