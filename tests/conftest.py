@@ -11,7 +11,8 @@ pytest_plugins = ["pytester"]
 
 TREES = {"tests", "tests/postgres"}
 """What is large enough for several processes."""
-LONG = ["test_faults", "test_soak", "test_benchmarks", "test_sharing_property", "test_plants"]
+LONG = ["test_faults", "test_soak", "test_benchmarks", "test_web_benchmark", "test_plants"]
+LONG += ["test_sharing_property"]
 LONG += ["test_sharing_limits", "test_sharing_waits", "test_descriptors", "test_server"]
 LONG += ["test_rollback_fixture", "test_sim", "test_notice", "test_silence", "test_leaks"]
 LONG += ["test_demo", "test_sharing_ledger", "test_errors", "test_ping", "test_interrupted"]
