@@ -45,6 +45,8 @@ class Plan:
     tasks: int = 200
     queries: int = 10
     """Queries of each task in a round."""
+    blocks: int = 2
+    """Blocks of twenty queries of each task in a round."""
     pgbench: int = 2000
     """Queries of each of pgbench's clients in a round."""
     fetches: int = 60
@@ -235,8 +237,9 @@ def _measured(plan: Plan) -> list[Figure]:
             "twenty",
             f"{TWENTY} rows by key in a block",
             "µs",
-            f"{over}: acquire, SELECT one row by its key {TWENTY} times one after another, in"
-            " autocommit, release; the time is that of the block",
+            f"{plan.tasks} tasks over {size} connections, {plan.blocks} times each: acquire, SELECT"
+            f" one row by its key {TWENTY} times one after another, in autocommit, release; the"
+            " time is that of the block",
         ),
         Figure(
             "fetch",

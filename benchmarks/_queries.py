@@ -103,7 +103,7 @@ async def twenty(bench: Bench) -> None:
     """Measure many statements on one borrowed connection, in autocommit."""
     async with bench.opened(autocommit=True) as subjects:
         works = {name: subject.twenty for name, subject in subjects.items()}
-        await _loaded_rounds(bench, "twenty", works, bench.plan.some(2))
+        await _loaded_rounds(bench, "twenty", works, bench.plan.some(2), bench.plan.blocks)
 
 
 async def fetch(bench: Bench) -> None:
@@ -162,11 +162,14 @@ async def _loaded(work: Work, tasks: int, times: int, key: str) -> dict[str, flo
     return {key: watch.spent / requests * 1e6, f"{key}-cpu": watch.cpu / requests * 1e6}
 
 
-async def _loaded_rounds(bench: Bench, key: str, works: Mapping[str, Work], count: int) -> None:
-    """Run each work in rounds, in many tasks at the same time."""
+async def _loaded_rounds(
+    bench: Bench, key: str, works: Mapping[str, Work], count: int, times: int | None = None
+) -> None:
+    """Run each work in rounds, in many tasks, each of which repeats it; None: plan's queries."""
     plan = bench.plan
     turns: dict[str, Turn] = {
-        name: partial(_loaded, work, plan.tasks, plan.queries, key) for name, work in works.items()
+        name: partial(_loaded, work, plan.tasks, times or plan.queries, key)
+        for name, work in works.items()
     }
     await _warm_up(turns)
     await bench.rounds(key, count, turns)

@@ -57,18 +57,19 @@ def _ratio_tables(report: dict[str, Any]) -> list[str]:
         if ours not in pools or not peers:
             continue
         lines = [_line([ours, *(f"to {peer}" for peer in peers)]), "|---" * (len(peers) + 1) + "|"]
-        lines += [
-            _line([title, *(_both(report["samples"], test, ours, peer) for peer in peers)])
-            for test, title in report["tests"].items()
-            if ours in report["samples"].get(f"{test}-rate", {})
-        ]
+        for test, title in report["tests"].items():
+            for what, ratio in (("requests/s", rate_ratio), ("CPU", cpu_ratio)):
+                cells = [_cell(ratio(report["samples"], test, ours, peer)) for peer in peers]
+                if any(cells):
+                    lines.append(_line([f"{title}: {what}", *cells]))
         found.append("\n".join(lines))
     return found
 
 
-def _both(samples: Samples, test: str, ours: str, peer: str) -> str:
-    both = (each(samples, test, ours, peer) for each in (rate_ratio, cpu_ratio))
-    return " / ".join("-" if each is None else f"{each['median']:.2f}" for each in both)
+def _cell(ratio: dict[str, float] | None) -> str:
+    if ratio is None:
+        return ""
+    return f"{ratio['median']:.2f} ({ratio['p25']:.2f}..{ratio['p75']:.2f})"
 
 
 def _figures(report: dict[str, Any]) -> str:
