@@ -25,12 +25,17 @@ from asyncpool._core.redact import describe
 from asyncpool._core.stacks import Trace
 from asyncpool._psycopg.driver import ACT
 from asyncpool._psycopg.listening import Subscription
+from asyncpool._psycopg.pooler import is_behind_pooler, is_marked
 from asyncpool.errors import PoolClosed, PoolError, PoolTimeout
 
 RETRY_PAUSE = 1.0
 """Seconds between two requests for a connection of which the first failed at once."""
 MOVE_TIMEOUT = 1.0
 """Seconds to wait for a second connection, while nothing is read from the first."""
+CHECK_TIMEOUT = 5.0
+"""Seconds to find out whether a pooler shares the session that listens with other clients."""
+CHECK_ROUNDS = 3
+"""Attempts to see that it does, while other clients use the pooler."""
 LONGEST_ROUND = 30.0
 """Seconds after which at the latest it is asked whether the connection is to be replaced."""
 
@@ -86,6 +91,7 @@ class Listener(Generic[ACT]):
         """
         try:
             self._subscription = await self._subscribe(timeout)
+            await self._refuse_shared_session(self._subscription)
             if not started.done():
                 started.set_result(None)
             while True:
@@ -139,6 +145,56 @@ class Listener(Generic[ACT]):
             self._give_back(subscription, discard=not keep and isinstance(error, psycopg.Error))
             raise
         return subscription
+
+    async def _refuse_shared_session(self, subscription: Subscription[ACT]) -> None:
+        """Raise if a pooler gives the session that listens to other clients; else do nothing.
+
+        Only two clients show that for sure. Without a second connection, or without an answer, the
+        session is taken for the connection's own.
+
+        Raises:
+            psycopg.NotSupportedError: another connection got the session that listens, or this one
+                has got another.
+        """
+        conn, mark = subscription.conn, f"asyncpool_{uuid4().hex}"
+        is_shared = False
+        with suppress(psycopg.Error, TimeoutError), anyio.fail_after(CHECK_TIMEOUT):
+            if not await is_behind_pooler(conn):
+                return
+            await subscription.add(mark)
+            is_shared = await self._has_lost_session(conn, mark)
+        if is_shared:
+            msg = (
+                "listen() needs a session of its own, but a pooler in between gives its session to"
+                " other clients, as PgBouncer does in transaction mode: notifications would be"
+                " lost; connect this pool to the server directly, or by session pooling"
+            )
+            raise psycopg.NotSupportedError(msg)
+
+    async def _has_lost_session(self, conn: ACT, mark: str) -> bool:
+        """Whether another connection has the session with a mark, or this one has it no longer."""
+        if self._holds_all():
+            return not await is_marked(conn, mark)
+        try:
+            other = await self._pool._borrow(MOVE_TIMEOUT)
+        except PoolError:
+            return not await is_marked(conn, mark)
+        try:
+            # The other one first, and twice as often: a pooler may give the next client the session
+            # used last, or let its sessions take turns.
+            for asked in (other, conn, other) * CHECK_ROUNDS:
+                if await is_marked(asked, mark) is (asked is other):
+                    return True
+            return False
+        finally:
+            with suppress(PoolError):  # close() has taken it
+                self._pool._return(other)
+
+    def _holds_all(self) -> bool:
+        """Whether listeners hold all connections that the pool may have."""
+        ledger = self._pool._core.ledger
+        standing = sum(each.lease.is_standing for each in ledger.leased.values())
+        return standing >= ledger.settings.max_size
 
     async def _read(self, subscription: Subscription[ACT]) -> None:
         """Read until the connection is to be replaced.
@@ -204,10 +260,7 @@ class Listener(Generic[ACT]):
             psycopg.Error, TimeoutError: there will be no other, or one of the two is lost.
         """
         ledger, marker = self._pool._core.ledger, f"asyncpool_{uuid4().hex}"
-        if (
-            sum(each.lease.is_standing for each in ledger.leased.values())
-            >= ledger.settings.max_size
-        ):
+        if self._holds_all():
             msg = "its connection was to be replaced, and listeners hold all of the pool's"
             raise PoolTimeout(msg)
         try:

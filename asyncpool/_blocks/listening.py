@@ -37,7 +37,7 @@ class Listening(SupportsListening[ACT]):
         can; notifications sent meanwhile are missed. When the pool is closed, the iteration ends
         without an error. The connection counts in the pool's size, and its lease is not reported as
         a leak. Sessions and overridden methods are not used. Behind PgBouncer it needs session
-        pooling: in transaction mode nothing is delivered, and there is no error.
+        pooling; transaction mode is detected where the pool has a second connection.
 
         Args:
             channels: the names, exactly as written: they are not folded to lower case.
@@ -51,6 +51,8 @@ class Listening(SupportsListening[ACT]):
             PoolTimeout: on entry, if no connection became available in time, or the server did not
                 answer.
             TooManyRequests, PoolClosed: on entry, as for `connection`.
+            psycopg.NotSupportedError: on entry, if a pooler in between gives the session that
+                listens to other clients.
             psycopg.Error: on entry, if the server refuses LISTEN, as a standby does.
         """
         if timeout is not None:

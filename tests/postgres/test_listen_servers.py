@@ -146,8 +146,41 @@ async def test_behind_a_pooler_in_session_mode_listening_works(
     await eventually(lambda: not backends.pids())
 
 
-async def test_behind_a_pooler_in_transaction_mode_others_get_the_notifications(
-    dsn: str, asyncpool_dsn: str, application: str, backends: Backends
+@KINDS
+@pytest.mark.parametrize("sessions", few([1, 5]))
+async def test_behind_a_pooler_in_transaction_mode_listening_is_refused(
+    asyncpool_dsn: str, application: str, backends: Backends, kind: type[Any], sessions: int
+) -> None:
+    """On entry, since the pool's other connection gets the session; nothing stays on that."""
+    with bouncer(asyncpool_dsn, pool_mode="transaction", default_pool_size=sessions) as through:
+        there = make_conninfo(through, application_name=application)
+        options: Any = {"connection_class": kind, "kwargs": {"prepare_threshold": None}}
+        async with AsyncConnectionPool(there, min_size=2, max_size=2, **options) as pool:
+            for _ in range(3):
+                with pytest.raises(psycopg.NotSupportedError, match="connect this pool to the ser"):
+                    async with pool.listen("a"):
+                        raise AssertionError("another client gets the notifications")
+                assert (await at_rest(pool)).idle == 2
+                assert await pool.fetchall("SELECT pg_listening_channels()") == []
+    await eventually(lambda: not backends.pids())
+
+
+async def test_a_pooler_that_undoes_listen_after_each_transaction_is_seen_by_one_connection(
+    asyncpool_dsn: str, application: str
+) -> None:
+    """A pool of one has no second connection to see it by."""
+    settings: dict[str, Any] = {"pool_mode": "transaction", "server_reset_query_always": 1}
+    with bouncer(asyncpool_dsn, **settings) as through:
+        there = make_conninfo(through, application_name=application)
+        async with AsyncConnectionPool(there, min_size=1, max_size=1) as pool:
+            with pytest.raises(psycopg.NotSupportedError):
+                async with pool.listen("a"):
+                    raise AssertionError("it listens no more")
+            assert (await at_rest(pool)).idle == 1
+
+
+async def test_a_pool_of_one_does_not_see_a_pooler_in_transaction_mode(
+    asyncpool_dsn: str, application: str, backends: Backends
 ) -> None:
     """The block begins without an error, but the session that listens is another client's next.
 
@@ -155,12 +188,31 @@ async def test_behind_a_pooler_in_transaction_mode_others_get_the_notifications(
     """
     with bouncer(asyncpool_dsn, pool_mode="transaction", default_pool_size=1) as through:
         there = make_conninfo(through, application_name=application)
-        kwargs = {"prepare_threshold": None, "autocommit": True}
-        async with AsyncConnectionPool(there, min_size=2, kwargs=kwargs) as pool:
-            async with pool.listen("a") as notifications, pool.connection() as conn:
-                await conn.execute("SELECT pg_notify('a', '')")
-                received = [each async for each in conn.notifies(timeout=10, stop_after=1)]
+        kwargs: Any = {"prepare_threshold": None, "autocommit": True}
+        async with (
+            AsyncConnectionPool(there, min_size=1, max_size=1, kwargs=kwargs) as pool,
+            await psycopg.AsyncConnection.connect(there, **kwargs) as other,
+        ):
+            async with pool.listen("a") as notifications:
+                await other.execute("SELECT pg_notify('a', '')")
+                received = [each async for each in other.notifies(timeout=10, stop_after=1)]
                 assert [each.channel for each in received] == ["a"]
                 assert not notifications._listener.buffer._items
-            assert (await at_rest(pool)).idle == 2
+            assert (await at_rest(pool)).idle == 1
     await eventually(lambda: not backends.pids())
+
+
+async def test_listeners_behind_a_pooler_in_session_mode_may_hold_all_connections(
+    asyncpool_dsn: str, application: str
+) -> None:
+    """Whether sessions are shared is asked with a connection that is there, or not at all."""
+    with bouncer(asyncpool_dsn, pool_mode="session") as through:
+        there = make_conninfo(through, application_name=application)
+        async with AsyncConnectionPool(there, min_size=1, max_size=2) as pool:
+            async with pool.listen("a") as first, pool.listen("a") as second:
+                assert pool.stats().leased == 2
+                async with await psycopg.AsyncConnection.connect(there, autocommit=True) as other:
+                    await other.execute("SELECT pg_notify('a', 'both')")
+                for each in (first, second):
+                    assert (await in_time(anext(each))).payload == "both"
+            assert (await at_rest(pool)).idle == 2
