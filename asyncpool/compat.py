@@ -19,6 +19,8 @@ except ImportError as error:
     raise ImportError(_msg, name="psycopg_pool") from error
 
 from asyncpool import errors, null_pool, pool
+from asyncpool._blocks.connection_block import ConnectionBlock
+from asyncpool._blocks.other_loop import OtherLoopBlock, is_on_another_loop
 from asyncpool._core.error_factory import ErrorClasses
 from asyncpool._core.pool import Core
 from asyncpool._psycopg.callbacks import resolve
@@ -119,6 +121,9 @@ class AsyncConnectionPool(  # type: ignore[misc, override]
     _workers: ClassVar[tuple[()]] = ()  # type: ignore[misc, assignment]
     """This pool has no scheduler and no workers."""
 
+    _elsewhere: set[OtherLoopBlock[ACT]]
+    """The blocks on other event loops that have a connection."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for base in cls.__mro__:
@@ -135,7 +140,27 @@ class AsyncConnectionPool(  # type: ignore[misc, override]
             alive = weakref.ref(self)
             conninfo, kwargs = (functools.partial(_resolve_by, alive, name) for name in RESOLVERS)
             self._driver.resolvers = conninfo, kwargs
+        self._elsewhere = set()
         super()._set_core(core)
+
+    def connection(self, timeout: float | None = None) -> ConnectionBlock[ACT]:  # type: ignore[override]
+        """Borrow a connection for a block; on another event loop than the pool's, open one for it.
+
+        A library's synchronous methods may run on an event loop of their thread's. There the block
+        has a connection of its own, beyond those of the pool, which is closed at its end. At most
+        `max_size` blocks have one at a time.
+
+        Args:
+            timeout: seconds to wait for a connection; None: the pool's `timeout`.
+
+        Raises:
+            PoolTimeout, TooManyRequests, PoolClosed: on entry, as for any pool.
+            PoolWrongLoop: on entry, if `max_size` blocks on other event loops have a connection.
+            psycopg.OperationalError: on entry, if a connect for another event loop fails.
+        """
+        if is_on_another_loop(self._core):
+            return OtherLoopBlock.of(self, timeout, self._elsewhere)
+        return super().connection(timeout)
 
     async def _resolve_conninfo(self) -> str:
         """Return the connection string of the next connect."""
@@ -258,5 +283,8 @@ def _hide(own: type) -> set[str]:
     return names
 
 
+AsyncConnectionPool._originals = pool.AsyncConnectionPool._originals | {
+    "connection": AsyncConnectionPool.connection
+}
 _own_resolvers = {name: getattr(AsyncConnectionPool, name) for name in RESOLVERS}
 _absent |= _hide(AsyncConnectionPool) | _hide(AsyncNullConnectionPool)

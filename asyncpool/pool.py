@@ -119,6 +119,8 @@ class AsyncConnectionPool(
 
     _keeps_idle: ClassVar[bool] = True
     _error_classes: ClassVar[ErrorClasses] = OWN_CLASSES
+    _originals: ClassVar[dict[str, object]]
+    """The pool's own methods, to detect which ones a subclass overrides."""
     _last_pop: PoolStats
 
     def __init__(
@@ -191,7 +193,7 @@ class AsyncConnectionPool(
         self._driver = PsycopgDriver(conninfo, kwargs, connection_class, configure, reset)
         self._driver.owner = weakref.ref(self)
         self._reconnect_failed = reconnect_failed
-        self._overridden = Overrides(type(self), ORIGINALS) or None
+        self._overridden = Overrides(type(self), self._originals) or None
         self._traces = leak_timeout is not None
         self._block_class = TracedBlock if self._traces else ConnectionBlock
         if self._overridden and any(name in self._overridden for name in NAMES[1:]):
@@ -333,8 +335,7 @@ class AsyncConnectionPool(
 
 
 give_hints(AsyncConnectionPool)
-ORIGINALS = {name: getattr(AsyncConnectionPool, name) for name in NAMES}
-"""The pool's own methods, to detect which ones a subclass overrides."""
+AsyncConnectionPool._originals = {name: getattr(AsyncConnectionPool, name) for name in NAMES}
 
 
 def _report_leak(pool: weakref.ref[AsyncConnectionPool[Any]], *leak: Any) -> None:

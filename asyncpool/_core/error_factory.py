@@ -181,6 +181,11 @@ class ErrorFactory:
         error.__cause__ = cause
         return error
 
+    def not_connected(self, timeout: float) -> PoolTimeout:
+        """The error where a connection for another event loop was not opened in time."""
+        what = f"no connection for another event loop within {timeout:g} s"
+        return self._classes.timeout(f"pool {self._runtime.name!r}: {what}", timeout=timeout)
+
     def not_open(self) -> PoolClosed:
         """The error for a use before `open()` where the first use does not open the pool."""
         how = "use `async with pool` or await pool.open()"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
 
-from asyncpool import PoolWrongLoop, compat
+from asyncpool import compat
 
 procrastinate: Any = pytest.importorskip("procrastinate")
 
@@ -88,31 +89,47 @@ async def test_synchronous_calls_in_asgirefs_threads_run_on_the_pools_loop(datab
     assert done == ["first", "second"]
 
 
-async def test_a_synchronous_call_in_another_thread_says_what_to_do(database: str) -> None:
-    """procrastinate runs it on an event loop of that thread's; its connector for threads serves it.
+async def test_a_synchronous_call_in_another_thread_has_a_connection_of_its_own(
+    database: str,
+) -> None:
+    """procrastinate runs it on an event loop of that thread's, also while the pool is all in use.
 
-    The pool goes on as before.
+    Calls of the app itself go on meanwhile.
     """
     connector = procrastinate.PsycopgConnector(
         conninfo=database, pool_factory=compat.AsyncConnectionPool, min_size=1, max_size=2
     )
     app = procrastinate.App(connector=connector)
+    add = app.task(lambda number: number, name="add")
     loop = asyncio.get_running_loop()
-
-    def in_thread() -> bool:
-        threads = procrastinate.SyncPsycopgConnector(conninfo=database)
-        with procrastinate.App(connector=threads).open() as other:
-            return bool(other.check_connection())
-
     async with app.open_async():
         await app.schema_manager.apply_schema_async()
         with ThreadPoolExecutor(1) as executor:
-            with pytest.raises(procrastinate.exceptions.ConnectorException) as caught:
-                await loop.run_in_executor(executor, app.check_connection)
-            assert isinstance(caught.value.__cause__, PoolWrongLoop)
-            assert "run_coroutine_threadsafe" in str(caught.value.__cause__)
-            assert await loop.run_in_executor(executor, in_thread)
-        assert await app.check_connection_async()
+            async with app.connector.pool.connection(), app.connector.pool.connection():
+                assert await loop.run_in_executor(executor, app.check_connection)
+            for number in range(3):
+                await loop.run_in_executor(executor, partial(add.defer, number=number))
+                assert await app.check_connection_async()
+        assert app.connector.pool.stats().size <= 2
+        assert await app.connector.pool.fetchval("SELECT count(*) FROM procrastinate_jobs") == 3
+
+
+def test_a_synchronous_call_between_two_runs_of_the_loop(database: str) -> None:
+    """As in procrastinate's own tests: its app is open on a loop that does not run."""
+    connector = procrastinate.PsycopgConnector(
+        conninfo=database, pool_factory=compat.AsyncConnectionPool, min_size=1, max_size=2
+    )
+    app = procrastinate.App(connector=connector)
+
+    async def begin() -> None:
+        await app.open_async()
+        await app.schema_manager.apply_schema_async()
+
+    with asyncio.Runner() as runner:
+        runner.run(begin())
+        assert app.check_connection()
+        assert runner.run(app.check_connection_async())
+        runner.run(app.close_async())
 
 
 async def listening(pool: Any) -> None:
