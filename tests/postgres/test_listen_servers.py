@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -216,3 +217,29 @@ async def test_listeners_behind_a_pooler_in_session_mode_may_hold_all_connection
                 for each in (first, second):
                     assert (await in_time(anext(each))).payload == "both"
             assert (await at_rest(pool)).idle == 2
+
+
+async def test_a_block_that_is_cancelled_while_the_mode_is_asked_for_leaves_nothing(
+    asyncpool_dsn: str, application: str
+) -> None:
+    """Both connections are returned, at whichever step the entry is cancelled."""
+    with bouncer(asyncpool_dsn, pool_mode="session", server_reset_query="") as through:
+        there = make_conninfo(through, application_name=application)
+
+        async def work() -> None:
+            async with pool.listen("a"):
+                pass
+
+        async with AsyncConnectionPool(there, min_size=2, max_size=2) as pool:
+            await all_usable(pool)
+            steps, ended = 0, False
+            while not ended:
+                task = asyncio.create_task(work())
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                ended = task.done()
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                assert (await at_rest(pool)).idle == 2
+                steps += 1 + steps // 8
+            assert await pool.fetchall("SELECT pg_listening_channels()") == []
