@@ -1,4 +1,4 @@
-"""docs/alerts.yml: its syntax, and that its expressions ask for metrics that exist."""
+"""docs/alerts.yml: its syntax, that its metrics exist, and that each rule fires when it should."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ from asyncpool.metrics.prometheus import PoolCollector
 
 DOCS = Path(__file__).parents[2] / "docs"
 ALERTS = DOCS / "alerts.yml"
+CASES = Path(__file__).with_name("alerts.yml")
 OF_PROMETHEUS = {"job", "instance"}
 """Labels that a scrape adds."""
+
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool, of Prometheus, is not on the PATH"
+)
 
 
 def rules() -> list[dict[str, Any]]:
@@ -28,12 +33,27 @@ def rules() -> list[dict[str, Any]]:
     return [rule for group in groups for rule in group["rules"]]
 
 
-async def test_the_rules_use_existing_metrics_labels_and_states(dsn: str) -> None:
-    """A rule with a name that no scrape has would never fire."""
+async def scrape(dsn: str) -> str:
+    """Return what Prometheus reads of a pool."""
     registry = CollectorRegistry()
     async with AsyncConnectionPool(dsn, min_size=1, name="orders") as pool:
         PoolCollector(pool, registry=registry)
-        text = generate_latest(registry).decode()
+        return generate_latest(registry).decode()
+
+
+def promtool(*arguments: str, given: str = "") -> None:
+    """Run promtool, which must find nothing to criticize."""
+    program = shutil.which("promtool")
+    assert program is not None
+    done = subprocess.run(
+        [program, *arguments], input=given, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+async def test_the_rules_use_existing_metrics_labels_and_states(dsn: str) -> None:
+    """A rule with a name that no scrape has would never fire."""
+    text = await scrape(dsn)
     samples = [each for family in text_string_to_metric_families(text) for each in family.samples]
     names = {each.name for each in samples}
     labels = {label for each in samples for label in each.labels} | OF_PROMETHEUS
@@ -61,13 +81,32 @@ def test_each_rule_is_complete_and_explained() -> None:
         assert re.fullmatch(r"\d+m", rule.get("for", "0m"))
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on the PATH")
+def test_each_rule_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() -> None:
+    """promtool passes a case of a rule that does not exist, as it does not fire."""
+    cases = yaml.safe_load(CASES.read_text(encoding="utf-8"))["tests"]
+    fires: set[str] = set()
+    stays: set[str] = set()
+    for case in cases:
+        (alert,) = {each["alertname"] for each in case["alert_rule_test"]}
+        fired = any(each.get("exp_alerts") for each in case["alert_rule_test"])
+        assert case["name"].startswith(f"{alert}: " if fired else f"{alert}, not: ")
+        (fires if fired else stays).add(alert)
+    assert fires == stays == {rule["alert"] for rule in rules()}
+
+
+@needs_promtool
 def test_promtool_accepts_the_rules() -> None:
     """promtool parses the expressions and the templates as Prometheus does."""
-    done = subprocess.run(
-        [shutil.which("promtool") or "promtool", "check", "rules", str(ALERTS)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    promtool("check", "rules", str(ALERTS))
+
+
+@needs_promtool
+def test_each_rule_fires_in_its_case_and_is_silent_in_the_other() -> None:
+    """promtool evaluates the rules over the series of alerts.yml, as Prometheus would."""
+    promtool("test", "rules", str(CASES))
+
+
+@needs_promtool
+async def test_promtool_accepts_a_scrape(dsn: str) -> None:
+    """The names, types and help texts are as Prometheus's conventions say."""
+    promtool("check", "metrics", given=await scrape(dsn))
