@@ -2,8 +2,9 @@
 
 A harmless function does not write, lock, wait, send a signal, read files, run SQL text from its
 arguments, take a transaction id, leave state in the session, or depend on such state. Each listed
-function is in `pg_catalog` of every supported version. No function with a listed name is volatile,
-except those in `VOLATILE`.
+function is in `pg_catalog` of every supported version: where `date_bin` or `regexp_count` is not,
+it is a function of the user's. No function with a listed name is volatile, except those in
+`VOLATILE`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 from asyncpool._sql.keywords import words
 
 _AGGREGATES = """
-    array_agg avg bit_and bit_or bit_xor bool_and bool_or count every max min sum string_agg
-    json_agg json_object_agg jsonb_agg jsonb_object_agg xmlagg range_agg range_intersect_agg
+    array_agg avg bit_and bit_or bool_and bool_or count every max min sum string_agg
+    json_agg json_object_agg jsonb_agg jsonb_object_agg xmlagg
     corr covar_pop covar_samp regr_avgx regr_avgy regr_count regr_intercept regr_r2 regr_slope
     regr_sxx regr_sxy regr_syy stddev stddev_pop stddev_samp var_pop var_samp variance
     mode percentile_cont percentile_disc
@@ -29,26 +30,26 @@ _NUMBERS = """
     int2 int4 int8 float4 float8 numeric money oid bool
 """
 _TEXTS = """
-    ascii bit_length btrim char_length character_length chr concat concat_ws convert convert_from
-    convert_to decode encode format initcap left length like like_escape lower lpad ltrim md5
-    normalize is_normalized notlike octet_length overlay parse_ident position quote_ident
-    quote_literal quote_nullable regexp_match regexp_matches regexp_replace regexp_split_to_array
-    regexp_split_to_table regexp_count regexp_instr regexp_like regexp_substr repeat replace
-    reverse right rpad rtrim split_part starts_with string_to_array string_to_table strpos substr
-    substring text to_ascii to_char to_hex to_number translate unistr upper varchar bpchar name
-    get_bit get_byte set_bit set_byte bit_count sha224 sha256 sha384 sha512
-    hashtext hashtextextended hashint4 hashint4extended hashint8 hashint8extended
+    ascii bit_length btrim char_length character_length chr concat concat_ws convert
+    convert_from convert_to decode encode format initcap left length like like_escape lower lpad
+    ltrim md5 normalize is_normalized notlike octet_length overlay parse_ident position
+    quote_ident quote_literal quote_nullable regexp_match regexp_matches regexp_replace
+    regexp_split_to_array regexp_split_to_table repeat replace reverse right rpad rtrim
+    split_part starts_with string_to_array strpos substr substring text to_ascii to_char to_hex
+    to_number translate upper varchar bpchar name get_bit get_byte set_bit set_byte sha224
+    sha256 sha384 sha512 hashtext hashtextextended hashint4 hashint4extended hashint8
+    hashint8extended
 """
 _TIMES = """
-    age date date_bin date_part date_trunc extract isfinite justify_days justify_hours
-    justify_interval make_date make_interval make_time make_timestamp make_timestamptz now
-    statement_timestamp transaction_timestamp overlaps timezone to_date to_timestamp time timetz
-    timestamp timestamptz interval
+    age date date_part date_trunc isfinite justify_days justify_hours justify_interval make_date
+    make_interval make_time make_timestamp make_timestamptz now statement_timestamp
+    transaction_timestamp overlaps timezone to_date to_timestamp time timetz timestamp
+    timestamptz interval
 """
 _ARRAYS = """
     array_append array_cat array_dims array_fill array_length array_lower array_ndims
     array_position array_positions array_prepend array_remove array_replace array_to_json
-    array_to_string array_upper cardinality trim_array unnest generate_series generate_subscripts
+    array_to_string array_upper cardinality unnest generate_series generate_subscripts
     num_nonnulls num_nulls
 """
 _JSON = """
@@ -66,8 +67,7 @@ _JSON = """
     jsonb_strip_nulls jsonb_to_record jsonb_to_recordset jsonb_typeof
 """
 _RANGES = """
-    int4range int8range numrange tsrange tstzrange daterange int4multirange int8multirange
-    nummultirange tsmultirange tstzmultirange datemultirange multirange isempty lower_inc lower_inf
+    int4range int8range numrange tsrange tstzrange daterange isempty lower_inc lower_inf
     upper_inc upper_inf range_merge
 """
 _GEOMETRY = """

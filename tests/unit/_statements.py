@@ -214,6 +214,10 @@ SELECT a INTO x FROM t
 SELECT 1 INTO TEMP x
 SELECT a FROM t UNION SELECT 1 INTO x
 SELECT 1 AS into_, a AS INTO FROM t
+SELECT date_bin('1 hour', at, '2001-01-01') FROM t
+SELECT regexp_count(c, 'a') FROM t
+SELECT a FROM t, string_to_table('a', 'b')
+SELECT "extract"('year', at) FROM t
 SELECT nextval('s')
 SELECT NEXTVAL('s')
 SELECT "nextval"('s')
