@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -70,7 +71,10 @@ def agrees(conn: psycopg.Connection[Any], text: str, mode: bool) -> bool:
         return False
     found = statements(text, escapes=mode)
     assert (len(found) > 1) is (seen == "several"), found
-    assert not [token for each in found for token in each.tokens if token.kind == "bad"]
+    bad = [token.text for each in found for token in each.tokens if token.kind == "bad"]
+    if conn.info.server_version < 150000:  # "SELECT 1a" is "SELECT 1 AS a", and never shared
+        bad = [text for text in bad if not re.match(r"\$?\d", text)]
+    assert not bad
     if kind_of(text) is not Kind.OTHER:
         assert seen == "one"
     return True
