@@ -28,8 +28,15 @@ LIBPQ = {
 }
 """The variables from which libpq takes what a connection string leaves out."""
 
-LIBRARIES = {"alembic.md": ["alembic"], "task_queues.md": ["celery", "taskiq"]}
+LIBRARIES = {
+    "alembic.md": ["alembic"],
+    "pgvector.md": ["pgvector"],
+    "task_queues.md": ["celery", "taskiq"],
+}
 """What pages need that the extra `test` has not; `.ci/run` runs them where it is installed."""
+
+EXTENSIONS = {"pgvector.md": "vector"}
+"""What pages need of the server; `.ci/run` runs them on one that has it."""
 
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 
@@ -63,18 +70,28 @@ def database(asyncpool_dsn: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
         assert left == [], "connections are left"
 
 
+def needs_extension(dsn: str, name: str | None) -> None:
+    """Skip the test unless the server has this extension's files."""
+    query = "SELECT true FROM pg_available_extensions WHERE name = %s"
+    if name is not None:
+        with psycopg.connect(dsn) as conn:
+            if not conn.execute(query, [name]).fetchall():
+                pytest.skip(f"the server does not have the extension {name}")
+
+
 @pytest.mark.parametrize(
     "path",
     few(sorted(DOCUMENTS, key=lambda path: path.name != "README.md")),
     ids=lambda path: path.name,
 )
 def test_every_python_block_runs(
-    path: Path, database: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    path: Path, asyncpool_dsn: str, database: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In order, as its reader would run it, with warnings as errors; and nothing is left of it."""
     assert path.exists(), f"{path.name} is missing"
     for library in LIBRARIES.get(path.name, ()):
         pytest.importorskip(library)
+    needs_extension(asyncpool_dsn, EXTENSIONS.get(path.name))
     caplog.set_level(logging.INFO)
     try:
         Reader(tmp_path).read(path)
