@@ -24,6 +24,8 @@ from asyncpool.cli._keys import Keys
 
 ANSWER_TIMEOUT = 10.0
 """Seconds to wait for data from the app."""
+ALIVE = b"data: alive\n"
+"""The line of a tick for which the app has made no snapshot."""
 TICK = 0.1
 """Seconds between two looks at the keyboard."""
 
@@ -162,7 +164,7 @@ def _follow(open_path: Callable[[str], Any]) -> Iterator[dict[str, Any]]:
                 _checked(b"")
             try:
                 for line in answer:
-                    if line.startswith(b"data: "):
+                    if line.startswith(b"data: ") and line != ALIVE:
                         yield _checked(line.removeprefix(b"data: "))
             except (OSError, HTTPException) as error:
                 msg = f"the connection to the app is lost: {error}"

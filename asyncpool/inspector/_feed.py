@@ -27,6 +27,8 @@ SHARE = 0.05
 """The most of the event loop's time that snapshots take: big pools are shown less often."""
 SAMPLES = 1200
 """The most samples of a timeline: two a second of ten minutes."""
+ALIVE = "event: alive\ndata: alive\n\n"
+"""The event of a tick without a snapshot: the page sees that the app still answers."""
 
 
 class Feed:
@@ -179,7 +181,7 @@ class Feed:
 
 
 class Stream:
-    """The events for one reader: always the latest, so a slow reader misses some."""
+    """The events for one reader, one a tick: always the latest, so a slow reader misses some."""
 
     def __init__(self, feed: Feed, until: float) -> None:
         self._feed = feed
@@ -191,10 +193,9 @@ class Stream:
         if not self._started:
             self._started = True
             return "retry: 500\n\n" + await self._feed.message(whole=True)
-        while time.monotonic() < self._until and await self._feed.next():
-            if self._feed.due:
-                return await self._feed.message(whole=False)
-        return None
+        if time.monotonic() >= self._until or not await self._feed.next():
+            return None
+        return await self._feed.message(whole=False) if self._feed.due else ALIVE
 
 
 def _tick(feed: weakref.ref[Feed]) -> None:

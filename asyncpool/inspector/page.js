@@ -13,13 +13,19 @@ const processes = new Map(); // all that have answered since the page was opened
 let snapshot = null;
 let sessions = null;
 let chosen = null;
-let receivedAt = 0;
+let receivedAt = 0; // when the app last answered
+let takenAt = 0; // when the last snapshot came: those of big pools are rare
 let source = null;
 let lost = false;
 
 const statusOf = (pool) => pool.health ? pool.health.status : "unknown";
 const word = (pool) => WORDS[statusOf(pool)] || "CHECKING";
 const limit = (pool) => pool.stats.max_size || "∞";
+
+function live() {
+  const age = (performance.now() - takenAt) / 1000;
+  return age > Math.max(3, 3 * snapshot.interval) ? `live, as of ${lasts(age)} ago` : "live";
+}
 
 function badge(pool) {
   const paused = source === null;
@@ -28,7 +34,7 @@ function badge(pool) {
   const reason = lost ? "the app does not answer: what follows is old" : (pool.health && pool.health.reason) || "";
   put("reason", reason);
   put("live", paused ? `paused at ${new Date(snapshot.at * 1000).toLocaleTimeString()}`
-    : lost ? `last answer ${lasts((performance.now() - receivedAt) / 1000)} ago` : "live");
+    : lost ? `last answer ${lasts((performance.now() - receivedAt) / 1000)} ago` : live());
   document.title = `${lost ? "NO ANSWER" : word(pool)} - ${pool.name}: ${pool.stats.leased} of ${limit(pool)} in use`;
 }
 
@@ -160,10 +166,15 @@ function choices() {
   put("elsewhere", bad.length ? `also: ${bad.map((each) => `${each.name} ${word(each)}`).join(", ")}` : "");
 }
 
-function take(message) {
-  snapshot = JSON.parse(message.data);
+function answered() {
   receivedAt = performance.now();
   lost = false;
+}
+
+function take(message) {
+  snapshot = JSON.parse(message.data);
+  takenAt = performance.now();
+  answered();
   const { host, pid } = snapshot.process;
   processes.set(`${host} ${pid}`, `${pid} on ${host}`);
   for (const pool of snapshot.pools) {
@@ -180,6 +191,7 @@ function connect() {
   receivedAt = performance.now();
   source = new EventSource("events");
   source.addEventListener("message", take);
+  source.addEventListener("alive", answered);
   source.addEventListener("error", check);
 }
 

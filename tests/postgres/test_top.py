@@ -85,8 +85,12 @@ async def test_top_shows_the_holder_of_each_lease(dsn: str) -> None:
         await asyncio.wait({holder})
 
 
-async def test_top_follows_the_feed_until_it_is_interrupted(dsn: str) -> None:
+@pytest.mark.parametrize("share", [1.0, 1e-9], ids=["often", "rarely"])
+async def test_top_follows_the_feed_until_it_is_interrupted(
+    dsn: str, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each snapshot is a line of JSON; Ctrl-C ends `top` with status 0 and no traceback."""
+    monkeypatch.setattr("asyncpool.inspector._feed.SHARE", share)
     async with AsyncConnectionPool(dsn, min_size=1, name="shop") as pool:
         app = Inspector(pool, authorize=lambda scope: True, interval=0.02)
         app._feed._stream_duration = 0.1  # so that `top` must reopen the feed
