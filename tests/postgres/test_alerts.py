@@ -107,6 +107,16 @@ def test_each_rule_fires_in_its_case_and_is_silent_in_the_other() -> None:
 
 
 @needs_promtool
+def test_promtool_accepts_the_recipes_configuration(tmp_path: Path) -> None:
+    """With the rules beside it, as the recipe says."""
+    page = (DOCS / "recipes" / "alerts.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```yaml\n(# prometheus\.yml\n.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "prometheus.yml").write_text(block, encoding="utf-8")
+    shutil.copy(ALERTS, tmp_path)
+    promtool("check", "config", str(tmp_path / "prometheus.yml"))
+
+
+@needs_promtool
 async def test_promtool_accepts_a_scrape(dsn: str) -> None:
     """The names, types and help texts are as Prometheus's conventions say."""
     promtool("check", "metrics", given=await scrape(dsn))
