@@ -51,6 +51,8 @@ class Ledger(Generic[C]):
         self.late = 0
         """Opening entries that take so long that `wanted` no longer counts on them."""
         self.closing = 0
+        self.filling = False
+        """Whether a new or resized pool opens its `min_size`; ends when a connect fails."""
         self._last_number = 0
         """The number of the newest entry, from 1."""
         self._other_leases = 0
@@ -73,9 +75,22 @@ class Ledger(Generic[C]):
         return self.queue.length
 
     @property
+    def at_once(self) -> int:
+        """The largest number of connects that may be under way."""
+        limits = self.settings
+        if not self.filling:
+            return limits.open_at_once
+        return max(limits.open_at_once, min(limits.min_size, limits.fill_at_once))
+
+    @property
     def remaining(self) -> int:
         """The size without entries that are being closed."""
         return len(self.entries) - self.closing
+
+    @property
+    def has_min_size(self) -> bool:
+        """Whether `min_size` connections are open, as far as is known."""
+        return self.remaining - self.opening >= self.settings.min_size
 
     @property
     def leases(self) -> int:
@@ -105,6 +120,7 @@ class Ledger(Generic[C]):
         entry.state = State.CLEANING
         entry.opened_at = entry.used_at = entry.healthy_at = now
         entry.expires_at = expires_at
+        self.filling &= not self.has_min_size
 
     def mark_late(self, entry: Entry[C]) -> None:
         """Stop counting on an opening entry; its connect continues."""
@@ -201,6 +217,7 @@ class Ledger(Generic[C]):
         """Set new sizes; return the idle entries above `max_size`."""
         self.settings = replace(self.settings, min_size=min_size, max_size=max_size)
         self._is_over_limit()
+        self.filling = not self.has_min_size
         return self.idle[: max(0, self.remaining - max_size)]
 
     def drain(self, before: float = math.inf) -> list[Entry[C]]:

@@ -86,7 +86,7 @@ class OutageController(Generic[C]):
         elif before is None or describe(before) != said:
             runtime.record("connect failed", f"still cannot connect: {cause}", error=said)
         outage.failed(now, error, entry.opened_at, self.fault_of(error))
-        self._ledger.keep_expired = True
+        self._ledger.keep_expired, self._ledger.filling = True, False
         lasts = now - outage.since >= self._ledger.settings.reconnect_timeout
         if lasts and not outage.reported and self._on_outage is not None:
             outage.reported = True

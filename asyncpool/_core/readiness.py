@@ -62,12 +62,12 @@ class Readiness:
             self._connects_succeeded += 1
             ledger.trial_wanted = False
             self.wake()
-        elif self._has_enough():
+        elif ledger.has_min_size:
             self.full.set()
 
     def note_drained(self) -> None:
         """Record that connections were retired: new ones have to be opened."""
-        if not self._runtime.closed and not self._has_enough():
+        if not self._runtime.closed and not self._ledger.has_min_size:
             self.full.clear()
 
     def wake(self) -> None:
@@ -76,12 +76,8 @@ class Readiness:
             self.full.set()
             self.full.clear()
 
-    def _has_enough(self) -> bool:
-        ledger = self._ledger
-        return ledger.remaining - ledger.opening >= ledger.settings.min_size
-
     async def _wait_until_full(self) -> bool:
-        while not (self._has_enough() or self._runtime.closed):
+        while not (self._ledger.has_min_size or self._runtime.closed):
             self.full.clear()
             self._refill()
             if self._outages.is_unavailable():

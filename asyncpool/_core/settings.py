@@ -55,7 +55,10 @@ class Settings:
     late_after: float = 1.0
     """Duration of a connect after which another one may be started for the same waiter."""
     open_at_once: int = 32
-    """Largest number of connects under way."""
+    """Largest number of connects under way, but for the first `min_size`."""
+    fill_at_once: int = 128
+    """Largest number of connects under way for the first `min_size`, as many as small queues of
+    new connections have places (PgBouncer's, and a server's on older kernels)."""
     ping_at_once: int = 8
     """Largest number of concurrent pings of a maintenance round."""
     keeps_idle: bool = True

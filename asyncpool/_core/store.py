@@ -99,13 +99,13 @@ class ConnectionStore(Generic[C]):
             return
         ledger = self.ledger
         # `wanted` is called each time, because an eager task may have called `refill` meanwhile.
-        at_once = ledger.settings.open_at_once
-        while ledger.opening < at_once and ledger.wanted():
+        while ledger.opening < ledger.at_once and ledger.wanted():
             self.open_one()
             if self._outages.outage or self._runtime.closed:
                 return  # the connect failed at once; its failure has scheduled the next step
         if ledger.budget is not None:
-            ledger.budget._set_shortage(ledger, min(ledger.shortfall(), at_once - ledger.opening))
+            room = ledger.at_once - ledger.opening
+            ledger.budget._set_shortage(ledger, min(ledger.shortfall(), room))
 
     def open_one(self, instead_of: Entry[C] | None = None) -> Entry[C]:
         """Start opening a connection; the limits must allow it. Then retire the other entry."""

@@ -63,10 +63,10 @@ class BudgetLaws:
     def _claims_of(self, laws: Laws, number: int) -> Iterator[tuple[float, int]]:
         core = laws.core
         ledger = core.ledger
-        if core.closed or core.outages.outage or ledger.opening >= ledger.settings.open_at_once:
+        if core.closed or core.outages.outage:
             return iter(())
         covered = max(0, ledger.opening - ledger.late)
-        most = max(0, ledger.settings.max_size - ledger.size)
+        most = max(0, min(ledger.settings.max_size - ledger.size, ledger.at_once - ledger.opening))
         waiting = sorted((laws.arrived_at(each), number) for each in ledger.queue)
         return islice(waiting[covered:], most)
 

@@ -96,6 +96,10 @@ class Laws:
         self.driver = driver
         self.max_size = core.settings.max_size
         """The largest value so far."""
+        self._asked_for_min_size = True
+        """Whether `min_size` connections are being opened because the user has asked for them."""
+        self._failed_before = 0
+        """The number of connects that had failed when the user asked."""
         self.outcomes: Counter[str] = Counter()
         self.begun = 0
         """The number of requests that the pool must have counted."""
@@ -114,6 +118,7 @@ class Laws:
         # A separate random, so that the other draws do not depend on these requests.
         self.random = Random(f"immediate, {core.settings.name}")
         self._observe_queue()
+        self._observe_connects()
 
     def arrived_at(self, waiter: Waiter[Any]) -> float:
         """Return when the request of a waiter arrived."""
@@ -124,6 +129,13 @@ class Laws:
         """The number of connections that must exist at rest; 0 where a budget is shared."""
         ledger = self.core.ledger
         return ledger.settings.min_size if ledger.budget is None else 0
+
+    def resize(self, min_size: int, max_size: int) -> None:
+        """Resize the pool."""
+        self.max_size = max(self.max_size, max_size)
+        self._asked_for_min_size = True
+        self._failed_before = self.core.runtime.counters.connects_failed
+        self.core.resize(min_size, max_size)
 
     def check(self) -> bool:
         """Check the laws if anything has changed since the last turn; return whether it has."""
@@ -340,6 +352,29 @@ class Laws:
         for earlier, later in zip(before, counted, strict=False):
             if later < earlier:
                 self._broken(f"a counter decreased: {before}, then {counted}")
+
+    def _observe_connects(self) -> None:
+        """Check how many connects are under way, whenever one begins."""
+        ledger, counters = self.core.ledger, self.core.runtime.counters
+        reserve = ledger.reserve
+
+        def reserved(now: float) -> Entry[FakeConn]:
+            limits = ledger.settings
+            open_now = ledger.size - ledger.opening - ledger.closing
+            if open_now >= limits.min_size or counters.connects_failed > self._failed_before:
+                self._asked_for_min_size = False
+            most = limits.open_at_once
+            if self._asked_for_min_size:
+                most = max(most, min(limits.min_size, limits.fill_at_once))
+            if outage := self.core.outages.outage:
+                probes = [each for each in ledger.entries if each.opened_at > outage.since]
+                under_way = [each for each in probes if each.state is State.OPENING]
+                self.require(all(each.late for each in under_way), "two probes at once")
+            else:
+                self.require(ledger.opening < most, f"more than {most} connects at once")
+            return reserve(now)
+
+        ledger.reserve = reserved  # type: ignore[method-assign]
 
     def _observe_queue(self) -> None:
         """Record which waiters join, in which order they are served, and which are failed."""

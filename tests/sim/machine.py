@@ -186,8 +186,7 @@ class Machine(RuleBasedStateMachine):
         if not self.core.closed:
             self._note(f"resize({min_size}, {more})")
             max_size = max(1, min_size + more)
-            self.laws.max_size = max(self.laws.max_size, max_size)
-            self._do(partial(self.core.resize, min_size, max_size))
+            self._do(partial(self.laws.resize, min_size, max_size))
 
     @rule()
     def drain(self) -> None:

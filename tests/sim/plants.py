@@ -341,3 +341,12 @@ def open_without_counting(patch: pytest.MonkeyPatch) -> None:
         self._size -= len(books.entries) > 1
 
     patch.setattr(Budget, "_note_reserved", forgetful)
+
+
+def fill_after_an_outage(patch: pytest.MonkeyPatch) -> None:
+    """A stampede: all of `min_size` is opened at once, though connects fail or all were lost."""
+
+    def at_once(self: Ledger[Any]) -> int:
+        return max(self.settings.open_at_once, self.settings.min_size)
+
+    patch.setattr(Ledger, "at_once", property(at_once))

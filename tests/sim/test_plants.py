@@ -61,6 +61,7 @@ def first_broken(seeds: Iterable[int]) -> str:
         (plants.offer_no_room, "waits although there is room"),
         (plants.forget_who_waits_for_a_connect, "nothing is opened"),
         (plants.open_without_counting, r"there are \d+ entries"),
+        (plants.fill_after_an_outage, r"more than \d+ connects at once"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

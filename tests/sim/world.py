@@ -119,8 +119,9 @@ class World(SeededLoop):
         driver = WeatherDriver(random)
         driver.watches = random.random() < 0.3
         min_size = random.choice([0, 1, 2, 4])
-        # A separate random, so that the other draws do not depend on this one.
+        # Separate randoms, so that the other draws do not depend on these.
         keeps_idle = Random(f"keeps none, {name}").random() > 0.1
+        aside = Random(f"at once, {name}")
 
         async def check(conn: FakeConn) -> None:
             await driver.weather(conn)
@@ -142,6 +143,8 @@ class World(SeededLoop):
                 fail_fast_after=random.choice([2.0, 10.0, 60.0]),
                 leak_timeout=random.choice([math.inf, 2.0]),
                 keeps_idle=keeps_idle,
+                open_at_once=aside.choice([1, 2, 32, 32]),
+                fill_at_once=aside.choice([2, 128]),
             ),
             driver,
             check=check if random.random() < 0.3 else None,
@@ -203,8 +206,7 @@ class World(SeededLoop):
                 min_size = random.choice([0, 1, 2])
                 max_size = max(1, min_size + random.choice([0, 2, 4]))
                 min_size = min_size if core.settings.keeps_idle else 0
-                laws.max_size = max(laws.max_size, max_size)
-                core.resize(min_size, max_size)
+                laws.resize(min_size, max_size)
             case "drain":
                 core.drain()
             case "round":

@@ -154,7 +154,7 @@ class TestLifetime:
     async def test_a_limited_number_of_replacements_is_opened_at_once(self) -> None:
         """The limit is that of all connects."""
         driver = Driver(open=slow(1.0))
-        limits = {"max_lifetime": 100.0, "open_at_once": 2}
+        limits = {"max_lifetime": 100.0, "open_at_once": 2, "fill_at_once": 2}
         async with running(driver, 6, 20, keeper=True, **limits) as core:
             await asyncio.sleep(150.0)
             assert len(driver.conns) >= 12

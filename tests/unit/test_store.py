@@ -17,6 +17,7 @@ from asyncpool._core.store import _open
 from asyncpool.errors import PoolTimeout
 from tests.fake import Broken, FakeConn
 from tests.unit._tools import (
+    LATER,
     Driver,
     fails,
     make_core,
@@ -264,12 +265,63 @@ class TestMinSize:
             assert await wait_until_full(core) == pytest.approx(0.1, abs=0.001)
 
     @virtual_time
-    async def test_a_limited_number_is_opened_at_once(self) -> None:
-        """The server is not overloaded; each finished connect makes room for the next."""
+    async def test_a_new_pool_opens_it_at_once(self) -> None:
+        """The user has asked for these connections; the limit is for what nobody asked for."""
         driver = Driver(open=slow(0.1))
-        async with running(driver, 50, 50, open_at_once=20) as core:
+        async with running(driver, 50, 60, open_at_once=20) as core:
+            assert await wait_until_full(core) == pytest.approx(0.1, abs=0.001)
+            assert driver.most["open"] == 50
+
+    @virtual_time
+    async def test_a_limited_number_is_opened_at_once(self) -> None:
+        """The server's queue has places for all; each finished connect makes room for the next."""
+        driver = Driver(open=slow(0.1))
+        async with running(driver, 50, 50, open_at_once=10, fill_at_once=20) as core:
             assert await wait_until_full(core) == pytest.approx(0.3, abs=0.001)
             assert driver.most["open"] == 20
+
+    @virtual_time
+    async def test_requests_open_no_more_at_once_than_min_size(self) -> None:
+        """Beyond it, the pool grows at the usual limit, also while it is new."""
+        driver = Driver(open=slow(0.1))
+        async with running(driver, 30, 200, open_at_once=20) as core:
+            await asyncio.gather(*(use(core, 10.0, LATER) for _ in range(200)))
+            assert driver.most["open"] == 30
+
+    @virtual_time
+    async def test_lost_connections_are_replaced_at_the_usual_limit(self) -> None:
+        """Other clients of the server have lost theirs too."""
+        driver = Driver(open=slow(0.1))
+        async with running(driver, 50, 50, open_at_once=20) as core:
+            await wait_until_full(core)
+            driver.most.clear()
+            for conn in driver.conns[:]:
+                conn.die()
+            await asyncio.sleep(1.0)
+            assert len(core.ledger.idle) == 50
+            assert driver.most["open"] == 20
+
+    @virtual_time
+    async def test_after_an_outage_it_is_opened_at_the_usual_limit(self) -> None:
+        """The server has just come up, and other clients connect again too."""
+        driver = Driver(open=slow(0.1))
+        driver.script["open"].extend([fail_slowly] * 50)
+        async with running(driver, 50, 50, open_at_once=20) as core:
+            await asyncio.sleep(0.02)
+            assert driver.most["open"] == 50
+            driver.most.clear()
+            await asyncio.sleep(1.0)
+            assert len(core.ledger.idle) == 50
+            assert driver.most["open"] == 20
+
+    @virtual_time
+    async def test_a_resized_pool_opens_what_is_added_at_once(self) -> None:
+        """The user has asked for these connections too."""
+        driver = Driver(open=slow(0.1))
+        async with running(driver, 0, 50, open_at_once=20) as core:
+            core.resize(50, 50)
+            await asyncio.sleep(0.11)
+            assert len(core.ledger.idle) == 50
 
     @virtual_time
     async def test_the_pool_serves_before_it_is_full(self) -> None:
