@@ -6,7 +6,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
+from importlib import import_module
 
 from asyncpool._core.background import BackgroundTasks
 from asyncpool._core.counters import Counters
@@ -17,6 +19,10 @@ CLOCK_TOLERANCE = 0.01
 """Largest difference in seconds at which uvloop's clock counts as `time.monotonic`."""
 
 logger = logging.getLogger("asyncpool")
+
+# anyio imports this at its first use, where it would hold up the event loop for 20 ms or more.
+with suppress(ImportError):
+    import_module("anyio._backends._asyncio")
 
 
 class Phase(Enum):
