@@ -16,6 +16,7 @@ from asyncpool._psycopg.cancellation import CANCEL_TIMEOUT
 from asyncpool._psycopg.connection import Connection
 from asyncpool._psycopg.handle import ConnectionHandle
 from asyncpool._psycopg.operation import ACTIVE
+from asyncpool._psycopg.pacing import Paced, turn_to_leave
 
 logger = logging.getLogger("asyncpool")
 
@@ -30,6 +31,17 @@ def begin_close(conn: psycopg.AsyncConnection[Any], handle: ConnectionHandle) ->
         conn._pool = None  # or a pool with `close_returns` would take it back
         with suppress(StopIteration):
             conn.close().send(None)
+
+
+async def end_session(conn: psycopg.AsyncConnection[Any], handle: ConnectionHandle) -> None:
+    """Close a connection in its turn, and wait until the server has hung up."""
+    in_pipeline = bool(conn.pgconn.pipeline_status)
+    try:
+        if not conn.closed:
+            await turn_to_leave()
+    finally:
+        await Paced(disconnect(conn, handle))
+    await (handle.abort() if in_pipeline else handle.hang_up())
 
 
 async def disconnect(conn: psycopg.AsyncConnection[Any], handle: ConnectionHandle) -> None:

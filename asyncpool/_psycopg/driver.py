@@ -23,7 +23,7 @@ from psycopg.rows import TupleRow
 from asyncpool._core.driver import Notify
 from asyncpool._core.redact import conceal
 from asyncpool._psycopg.callbacks import call, resolve
-from asyncpool._psycopg.closing import begin_close, close, disconnect
+from asyncpool._psycopg.closing import begin_close, close, end_session
 from asyncpool._psycopg.handle import Baseline, ConnectionHandle, notify_handlers
 from asyncpool._psycopg.internals import SUPPORTED, UNSUPPORTED_REASON
 from asyncpool._psycopg.listening import Subscription
@@ -38,6 +38,7 @@ from asyncpool._psycopg.open_work import (
 )
 from asyncpool._psycopg.operation import BAD
 from asyncpool._psycopg.own_statements import RESETS, ResetLevel, is_standby, ping, run
+from asyncpool._psycopg.pacing import Paced, turn
 from asyncpool._psycopg.socket_watcher import READY
 from asyncpool._psycopg.sources import Conninfo, Kwargs, check_sources, connect
 from asyncpool._psycopg.transport import Transport, transport_of
@@ -118,8 +119,9 @@ class PsycopgDriver(Generic[ACT]):
         """Connect and configure."""
         self._pid = os.getpid()
         secrets: set[str] = set()
+        await turn()
         try:
-            return await self._open(secrets)
+            return await Paced(self._open(secrets))
         except Exception as error:
             message = conceal(error, secrets)
             if message is None:
@@ -158,9 +160,7 @@ class PsycopgDriver(Generic[ACT]):
         if os.getpid() != self._pid:
             return  # a forked child leaves the session to its parent
         with closing(self._handles.pop(conn)) as handle:
-            in_pipeline = bool(conn.pgconn.pipeline_status)
-            await disconnect(conn, handle)
-            await (handle.abort() if in_pipeline else handle.hang_up())
+            await end_session(conn, handle)
 
     def begin_close(self, conn: ACT) -> None:
         """Close a clean connection on this side, unless its class does more than psycopg's."""

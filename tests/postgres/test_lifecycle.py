@@ -231,6 +231,22 @@ async def test_what_a_borrower_does_after_that_fails_and_does_not_hang(
         assert isinstance(ends[2], psycopg.OperationalError)
 
 
+async def test_closing_many_connections_lets_other_tasks_run(dsn: str) -> None:
+    """Few are closed in one turn of the event loop, and all of them soon."""
+    pool = AsyncConnectionPool(dsn, min_size=20)
+    await pool.open(wait=True)
+    conns = [await pool.acquire() for _ in range(20)]
+    for conn in conns:
+        await pool.release(conn)
+    closing, closed, most = asyncio.ensure_future(pool.close()), 0, 0
+    while not closing.done():
+        await asyncio.sleep(0)
+        before, closed = closed, sum(conn.closed for conn in conns)
+        most = max(most, closed - before)
+    assert closed == 20
+    assert most <= 4
+
+
 async def test_close_twice_and_at_the_same_time(dsn: str) -> None:
     """All callers of `close()` wait for the same end."""
     pool = AsyncConnectionPool(dsn, min_size=2)
