@@ -40,7 +40,7 @@ from asyncpool._psycopg.operation import BAD
 from asyncpool._psycopg.own_statements import RESETS, ResetLevel, is_standby, ping, run
 from asyncpool._psycopg.pacing import Paced, turn
 from asyncpool._psycopg.socket_watcher import READY
-from asyncpool._psycopg.sources import Conninfo, Kwargs, check_sources, connect
+from asyncpool._psycopg.sources import Checked, Conninfo, Kwargs, check_sources, connect
 from asyncpool._psycopg.transport import Transport, transport_of
 
 if sys.version_info >= (3, 13):
@@ -101,7 +101,7 @@ class PsycopgDriver(Generic[ACT]):
         self.connection_class = connection_class
         self.resolvers: tuple[Callable[[], Any], Callable[[], Any]] | None = None
         """Callables used in place of `conninfo` and `kwargs`, if the pool resolves these itself."""
-        self._configure = configure
+        self._configure, self._checked = configure, Checked()
         self._reset = reset
         self._any_watched = False
         """Whether any connection is watched; `connect` may return another class than its own."""
@@ -131,7 +131,7 @@ class PsycopgDriver(Generic[ACT]):
 
     async def _open(self, secrets: set[str]) -> ACT:
         conninfo, kwargs = self.resolvers or (self.conninfo, self.kwargs)
-        conn = await connect(conninfo, kwargs, self.connection_class, secrets)
+        conn = await connect(conninfo, kwargs, self.connection_class, self._checked, secrets)
         try:
             # Made first, since it reaches the backend whatever `configure` does to the connection.
             self._handles[conn] = handle = ConnectionHandle(conn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -37,13 +38,44 @@ def check_sources(conninfo: Conninfo, kwargs: Kwargs | None, connection_class: t
         check_options(params, kwargs or {}, connection_class)
 
 
+class Checked:
+    """The last values that passed the checks: equal ones are not checked again."""
+
+    def __init__(self) -> None:
+        self._conninfo: tuple[Any, ...] = ()
+        self._params: dict[str, Any] = {}
+        self._options: tuple[Any, ...] = ()
+
+    def params_of(self, conninfo: str) -> dict[str, Any]:
+        """Return the parameters of a connection string; raises as `check_conninfo`."""
+        given = (conninfo, os.environ.get("PGHOST"), os.environ.get("PGHOSTADDR"))
+        if given != self._conninfo:
+            self._conninfo, self._params = given, check_conninfo(conninfo)
+        return self._params
+
+    def check(
+        self, params: dict[str, Any], options: dict[str, Any], connection_class: type[Any]
+    ) -> None:
+        """Check the options for these parameters; raises as `check_options`."""
+        typed = [(name, type(value), value) for name, value in options.items()]
+        given = (params, typed, connection_class)
+        if given != self._options:
+            check_options(params, options, connection_class)
+            self._options = given
+
+
 async def connect(
-    conninfo: Conninfo, kwargs: Kwargs | None, connection_class: type[C], secrets: set[str]
+    conninfo: Conninfo,
+    kwargs: Kwargs | None,
+    connection_class: type[C],
+    checked: Checked,
+    secrets: set[str],
 ) -> C:
     """Get the values from their sources, check them, and connect.
 
     Args:
         conninfo, kwargs, connection_class: as for the pool.
+        checked: the pool's values that were checked before.
         secrets: a set to which the passwords are added as soon as they are known.
     """
     if callable(conninfo):
@@ -51,7 +83,7 @@ async def connect(
         if not isinstance(conninfo, str):
             msg = f"the callable conninfo must give a str, not {type(conninfo).__name__}"
             raise ConninfoError(msg)
-    params = check_conninfo(conninfo)
+    params = checked.params_of(conninfo)
     secrets |= secrets_of(conninfo, params)
     options: Any = await call("kwargs", kwargs) if callable(kwargs) else kwargs
     try:
@@ -60,7 +92,7 @@ async def connect(
         msg = f"the callable kwargs must give a mapping, not {type(options).__name__}"
         raise ConninfoError(msg) from None
     secrets |= secrets_of("", options)
-    check_options(params, options, connection_class)
+    checked.check(params, options, connection_class)
     options |= limits_for(params, options)
     work = partial(connection_class.connect, conninfo, **options)
     try:
