@@ -127,7 +127,8 @@ class WaitQueue(Generic[T]):
                 the queue when this is called.
         """
         self._overdue = overdue
-        # All three keep waiters that have left, until these reach the front or `_compact` runs.
+        # All three keep waiters that have left, until these reach the front, `_compact` runs, or
+        # no waiter is left.
         self._places: deque[Waiter[T]] = deque()
         self._deadlines: deque[Waiter[T]] = deque()
         self._early: list[Waiter[T]] = []
@@ -236,8 +237,13 @@ class WaitQueue(Generic[T]):
 
     def _remove(self, waiter: Waiter[T]) -> None:
         waiter.waiting = False
-        self.length -= 1
         self.own_demand -= waiter.counted_own
+        self.length = length = self.length - 1
+        if not length:
+            # Else ten thousand waiters of a burst would be kept, and collected with, until later.
+            self._places.clear()
+            self._deadlines.clear()
+            self._early.clear()
 
     def _compact(self) -> None:
         self._places = deque(self)

@@ -405,6 +405,26 @@ class TestCosts:
 
         assert cost(10_000) == cost(10)
 
+    @pytest.mark.parametrize("ending", ["served", "failed", "left"])
+    async def test_an_empty_queue_keeps_nothing_of_a_burst(self, ending: str) -> None:
+        """What is kept costs memory, and time in each full garbage collection."""
+        wait_queue = make_queue()
+        instants = [now() + seconds for seconds in (math.inf, 9.0, 8.0)]
+        waiters = [Waiter[str](wait_queue.ticket(), now(), at) for at in instants]
+        for waiter in waiters:
+            wait_queue.admit(waiter)
+        kept = [weakref.ref(waiter) for waiter in waiters]
+        for waiter in waiters:
+            if ending == "served":
+                wait_queue.serve("item")
+            elif ending == "failed":
+                wait_queue.fail(waiter, Late())
+            else:
+                wait_queue.leave(waiter)
+        del waiter, waiters
+        wait_queue.stop()
+        assert [each() for each in kept] == [None] * 3
+
     @virtual_time
     async def test_compacting_is_cheap_on_average(self) -> None:
         """Its cost per waiter is constant, even when all leave in order of arrival."""
