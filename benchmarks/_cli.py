@@ -127,7 +127,8 @@ async def _server(dsn: str | None, plan: Plan) -> AsyncIterator[str]:
     if dsn := dsn or os.environ.get("ASYNCPOOL_TEST_DSN"):
         yield make_conninfo(dsn, application_name=APPLICATION)
         return
-    at_most = max(plan.to_open, plan.size * len(POOLS)) + 30
+    scale = plan.scale if "scale" in plan.rows else 0
+    at_most = max(plan.to_open, scale, plan.size * len(POOLS)) + 30
     async with postgres(max_connections=at_most) as server:
         yield make_conninfo(server.dsn, application_name=APPLICATION)
 

@@ -23,6 +23,7 @@ ROWS = (
     "latency",
     "opening",
     "memory",
+    "scale",
 )
 
 
@@ -57,6 +58,8 @@ class Plan:
     asleep: int = 10_000
     """Waiters whose memory is measured."""
     to_open: int = 50
+    scale: int = 1000
+    """Connections of one pool, and pools, in the row `scale`."""
     delay: float = 0.1
     lag: float = 0.005
     """Delay of a network in each direction."""
@@ -80,6 +83,7 @@ def quick(plan: Plan) -> Plan:
         copied=5.0,
         asked=300,
         asleep=2000,
+        scale=200,
     )
 
 
@@ -100,6 +104,7 @@ def tiny(plan: Plan) -> Plan:
         copied=0.1,
         asked=3,
         to_open=3,
+        scale=4,
         delay=0.01,
         lag=0.001,
         timeout=30.0,
@@ -285,5 +290,43 @@ def _measured(plan: Plan) -> list[Figure]:
             "bytes",
             "memory of each waiter minus that of a task that waits on a bare future (tracemalloc,"
             " which does not see what psqlpy allocates in Rust)",
+        ),
+        Figure(
+            "scale-connections",
+            f"open {plan.scale:,} in one pool",
+            "ms",
+            f"until {plan.scale:,} are leased at the same time, as above",
+        ),
+        Figure(
+            "scale-connections-use",
+            f"SELECT 1 over {plan.scale:,} connections",
+            "µs",
+            f"{10 * plan.scale:,} tasks over {plan.scale:,} connections: acquire, BEGIN, SELECT 1,"
+            " COMMIT, release",
+        ),
+        Figure(
+            "scale-connections-memory",
+            f"memory, {plan.scale:,} connections",
+            "kB",
+            "the client's resident memory for each connection of that pool",
+        ),
+        Figure(
+            "scale-pools",
+            f"open {plan.scale:,} pools",
+            "ms",
+            "each made, opened and used, with one connection, 50 at the same time; asyncpool's are"
+            " those of a `PoolManager`",
+        ),
+        Figure(
+            "scale-pools-use",
+            f"cycle over {plan.scale:,} pools",
+            "µs",
+            f"a task for each of the {plan.scale:,} open pools: acquire and release",
+        ),
+        Figure(
+            "scale-pools-memory",
+            f"memory, {plan.scale:,} pools",
+            "kB",
+            "the client's resident memory for each of those pools, its connection included",
         ),
     ]

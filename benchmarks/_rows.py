@@ -13,9 +13,11 @@ import psycopg
 
 from benchmarks import _queries
 from benchmarks._plan import Plan
-from benchmarks._pools import APPLICATION, OURS, Borrow, Maker, Setup, Subject
+from benchmarks._pools import OURS, Borrow, Maker, Setup, Subject
 from benchmarks._proxy import far_away
 from benchmarks._rounds import Bench, Turn, timed
+from benchmarks._scale import scale
+from benchmarks._server_load import free_connections, wait_until_closed
 from benchmarks._yardsticks import Shelf
 from benchmarks.peers.ours import Ours
 
@@ -54,7 +56,7 @@ async def opening(bench: Bench) -> None:
     """Measure how long a pool takes to open all connections, to a near and to a distant server."""
     plan = bench.plan
     async with await psycopg.AsyncConnection.connect(plan.dsn, autocommit=True) as watcher:
-        free = await _free_connections(watcher)
+        free = await free_connections(watcher)
         if free < plan.to_open:
             bench.notes.append(f"opening is left out: the server has only {free} free connections")
             return
@@ -94,6 +96,7 @@ RUN = {
     "latency": _queries.latency,
     "opening": opening,
     "memory": memory,
+    "scale": scale,
 }
 
 
@@ -191,32 +194,8 @@ async def _open(
         await asyncio.gather(*tasks)
     finally:
         await subject.close()
-        await _wait_until_closed(watcher)
+        await wait_until_closed(watcher)
     return {key: watch.spent * 1e3}
-
-
-async def _free_connections(watcher: psycopg.AsyncConnection) -> int:
-    query = """
-        SELECT current_setting('max_connections')::int
-             - current_setting('superuser_reserved_connections')::int - count(*)
-        FROM pg_stat_activity WHERE backend_type = 'client backend'
-    """
-    cur = await watcher.execute(query)
-    row = await cur.fetchone()
-    return int(row[0]) if row else 0
-
-
-async def _wait_until_closed(watcher: psycopg.AsyncConnection) -> None:
-    """Wait until the server has ended the pool's backends, which would disturb the next pool."""
-    query = """
-        SELECT count(*) FROM pg_stat_activity
-        WHERE application_name = %s AND pid <> pg_backend_pid()
-    """
-    for _ in range(250):
-        cur = await watcher.execute(query, (APPLICATION,))
-        if await cur.fetchone() == (0,):
-            return
-        await asyncio.sleep(0.02)
 
 
 async def _bare_waiters(count: int) -> float:

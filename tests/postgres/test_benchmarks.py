@@ -48,6 +48,12 @@ FIGURES = {
     "opening-near",
     "opening-far",
     "memory",
+    "scale-connections",
+    "scale-connections-use",
+    "scale-connections-memory",
+    "scale-pools",
+    "scale-pools-use",
+    "scale-pools-memory",
 }
 FIGURES |= {f"{each}-cpu" for each in FIGURES if each.startswith(LOADED)}
 
