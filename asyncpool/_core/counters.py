@@ -49,15 +49,13 @@ class Counters:
         self.wait_time += duration
         self.wait.fresh.append(duration)
 
-    def note_use(self, duration: float) -> None:
+    def note_use(self, duration: float, is_shared: bool = False) -> None:
         """Note the duration of a lease in seconds."""
         self.use_time += duration
-        self.use.fresh.append(duration)
-
-    def note_shared_use(self, duration: float) -> None:
-        """Note the duration of a shared lease in seconds."""
-        self.use_time += duration
-        self.shared_time += duration
+        if is_shared:
+            self.shared_time += duration
+        else:
+            self.use.fresh.append(duration)
 
     def flush_times(self, ended_leases: int) -> None:
         """Move the noted durations into their histograms.

@@ -18,6 +18,7 @@ from asyncpool._core.counters import Counters
 from asyncpool._core.driver import C, Driver
 from asyncpool._core.entry import RETIRED, Entry
 from asyncpool._core.lease import Lease, ManualLease
+from asyncpool._core.ledger import LEASED
 from asyncpool._core.settings import duration
 from asyncpool._core.wait_queue import Waiter
 from asyncpool._core.waiting import Waiting
@@ -71,11 +72,10 @@ class Leasing(Waiting[C]):
             self._reject(entry)
         return None
 
-    def release_now(self, entry: Entry[C], *, is_read: bool = True) -> bool:
+    def release_now(self, entry: Entry[C]) -> bool:
         """End the lease of a clean connection, or return False and do nothing: use `release`.
 
-        A pool that keeps no idle connection closes it at once, unless `is_read` is False: then the
-        results of a statement have yet to be read, and it is closed a little later, as elsewhere.
+        A pool that keeps no idle connection closes it at once.
         """
         conn = entry.conn
         try:
@@ -90,7 +90,7 @@ class Leasing(Waiting[C]):
         self._uses.append(spent)
         if not self.ledger.give_back(entry, now):
             self._close_returned(entry)
-            if is_read and not self.ledger.settings.keeps_idle:
+            if not self.ledger.settings.keeps_idle:
                 self._driver.begin_close(conn)
         return True
 
@@ -111,16 +111,20 @@ class Leasing(Waiting[C]):
             return
         self._put_away(self._end_lease(conn), cleanup)
 
-    def release_shared(self, entry: Entry[C]) -> None:
-        """Take back a connection that requests have shared; its lease is not counted as a use."""
-        is_here = entry.lease.is_shared and self._open_on is running_loop()
-        if is_here and self._driver.is_clean(entry.conn):
-            now = self._now()
-            self._counters.note_shared_use(now - entry.leased_at)
-            if not self.ledger.give_back(entry, now):
-                self._close_returned(entry)
-        else:
-            self._put_away(self._end_lease(entry.conn), None)
+    def release_channel(self, entry: Entry[C]) -> bool:
+        """End the lease of a channel, as `release_now` does.
+
+        A shared lease is not counted as a use. A connection that is not kept is closed a little
+        later, because the results of its last statement have yet to be read.
+        """
+        is_here = self._open_on is not None and self._open_on is running_loop()
+        if not is_here or entry.state is not LEASED or not self._driver.is_clean(entry.conn):
+            return False
+        now = self._now()
+        self._counters.note_use(now - entry.leased_at, entry.lease.is_shared)
+        if not self.ledger.give_back(entry, now):
+            self._close_returned(entry)
+        return True
 
     def discard(self, conn: C) -> None:
         """Take back a connection and close it; open another one if needed.
@@ -239,9 +243,7 @@ class Leasing(Waiting[C]):
             msg = f"pool {self.runtime.name!r} has not leased {conn!r}: {what}"
             raise ReleaseError(msg)
         entry.used_at = self._now()
-        counters = self._counters
-        note = counters.note_shared_use if lease.is_shared else counters.note_use
-        note(entry.used_at - entry.leased_at)
+        self._counters.note_use(entry.used_at - entry.leased_at, lease.is_shared)
         return entry
 
     def _put_away(self, entry: Entry[C], cleanup: Callable[[], Awaitable[object]] | None) -> None:

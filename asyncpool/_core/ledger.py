@@ -160,7 +160,7 @@ class Ledger(Generic[C]):
         return True
 
     def may_hand_over(self, entry: Entry[C], now: float) -> bool:
-        """Whether a clean leased entry may go to the next request."""
+        """Whether the connection of a leased entry may serve further requests."""
         return entry.expires_at > now and not self.oversize
 
     def give(self, entry: Entry[C], now: float) -> bool:

@@ -16,7 +16,6 @@ from typing import Any, cast
 
 from asyncpool._core.entry import Entry
 from asyncpool._core.lease import Lease
-from asyncpool._core.ledger import LEASED
 from asyncpool._core.pool import Core
 from asyncpool._core.settings import duration
 from asyncpool._core.wait_queue import Waiter
@@ -153,16 +152,15 @@ class Dispatcher:
 
     def on_progress(self, channel: Channel) -> None:
         """Serve queued requests with the room on a channel, or release its connection."""
-        core = self.core
-        queue = core.ledger.queue
         if channel.closed:
             return
-        if channel.shared and queue.length and self._may_continue(channel, core.runtime.time()):
+        core, ledger, entry = self.core, self.core.ledger, channel.entry
+        queue = ledger.queue
+        if channel.shared and queue.length and ledger.may_hand_over(entry, core.runtime.time()):
             while channel.room and _shares(queue.head()):
                 queue.serve(cast("Entry[Any]", channel))
         if not channel.is_done:
             return
-        entry = channel.entry
         if not channel.shared and self._passes_on and channel.is_clean:
             self._passed_on = channel
             head = queue.head()
@@ -174,11 +172,10 @@ class Dispatcher:
                 return
             self._passed_on = None
         channel.close()
-        with suppress(PoolError):  # the pool was closed meanwhile
-            if channel.shared:
-                self.channels.remove(channel)
-                core.release_shared(entry)
-            elif not (entry.state is LEASED and core.release_now(entry, is_read=False)):
+        if channel.shared:
+            self.channels.remove(channel)
+        if not core.release_channel(entry):
+            with suppress(PoolError):  # the pool was closed meanwhile
                 core.release(entry.conn)
 
     def on_slow_read(self) -> None:
@@ -249,22 +246,18 @@ class Dispatcher:
 
     def _pick(self) -> Channel | None:
         """Return the channel for a quick plain read; None: it needs another connection."""
-        core, best, fewest = self.core, None, MAX_REQUESTS
-        if core.ledger.queue.length:
+        ledger, best, fewest = self.core.ledger, None, MAX_REQUESTS
+        if ledger.queue.length:
             return None
-        now = core.runtime.time()
+        now = self.core.runtime.time()
         for channel in self.channels:
             count = len(channel.requests)
-            if count < fewest and channel.room and self._may_continue(channel, now):
+            if count < fewest and channel.room and ledger.may_hand_over(channel.entry, now):
                 best, fewest = channel, count
         if best is None or best.is_slow:
             return None
         crowded = fewest * best.pace > MAX_DELAY
         return None if crowded and len(self.channels) < min(self.width, WIDTH_FOR_LOAD) else best
-
-    def _may_continue(self, channel: Channel, now: float) -> bool:
-        """Whether more may be sent on a channel: its connection is not about to be closed."""
-        return channel.entry.expires_at > now and not self.core.ledger.oversize
 
 
 def _shares(waiter: object) -> bool:

@@ -213,7 +213,9 @@ class TestShared:
                 core.ledger.share(entry)
                 await asyncio.sleep(2.0)
                 conn.clean = clean
-                core.release_shared(entry)
+                assert core.release_channel(entry) is clean
+                if not clean:
+                    core.release(conn)
                 await settle()
                 assert core.ledger.idle == [entry]
             counters = core.runtime.counters
