@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Generic
 
@@ -19,78 +20,63 @@ from asyncpool._core.runtime import Runtime
 from asyncpool._core.store import ConnectionStore, outcome
 
 
+@dataclass(eq=False, repr=False)
 class Check(Generic[C]):
-    """Runs the user's check on connections.
+    """Runs the user's check on connections."""
 
-    Args:
-        check: the user's callback; if it raises, the connection is replaced.
-        ledger: the leases.
-        runtime: the clock and the background tasks.
-        outages: gets the failures of new connections.
-        store: closes the connections that fail.
-        errors: makes the errors for the request.
-    """
-
-    def __init__(
-        self,
-        check: Callable[[C], Awaitable[None]],
-        ledger: Ledger[C],
-        runtime: Runtime,
-        *,
-        outages: OutageController[C],
-        store: ConnectionStore[C],
-        errors: ErrorFactory,
-    ) -> None:
-        self._check = check
-        self._ledger = ledger
-        self._runtime = runtime
-        self._outages = outages
-        self._store = store
-        self._errors = errors
+    check: Callable[[C], Awaitable[None]]
+    """The user's callback; if it raises, the connection is replaced."""
+    ledger: Ledger[C]
+    runtime: Runtime
+    outages: OutageController[C]
+    """Gets the failures of new connections."""
+    store: ConnectionStore[C]
+    """Closes the connections that fail."""
+    errors: ErrorFactory
 
     async def passes(self, entry: Entry[C], timeout: float, deadline: float) -> bool:
         """Whether a newly leased entry passes the check; if not, discard it."""
-        store = self._store
+        store = self.store
         if not timeout:
             # The request may not wait for a connection, but it has to wait for the check.
-            deadline += self._ledger.settings.ping_timeout
+            deadline += self.ledger.settings.ping_timeout
         # In a background task, so that the caller's deadline and cancellation always take effect.
-        work = outcome(partial(self._check, entry.conn))
-        task = self._runtime.tasks.spawn(work, "check", contextvars.copy_context())
+        work = outcome(partial(self.check, entry.conn))
+        task = self.runtime.tasks.spawn(work, "check", contextvars.copy_context())
         try:
-            await asyncio.wait({task}, timeout=deadline - self._runtime.time())
+            await asyncio.wait({task}, timeout=deadline - self.runtime.time())
             if not task.done():
                 why = "the check of a connection did not finish"
-                raise self._errors.timed_out(timeout, why)
-            if entry.state is not State.LEASED or (task.cancelled() and self._runtime.closed):
-                raise self._errors.closed()
+                raise self.errors.timed_out(timeout, why)
+            if entry.state is not State.LEASED or (task.cancelled() and self.runtime.closed):
+                raise self.errors.closed()
             # If the check itself raised CancelledError, that is raised here, as in psycopg_pool.
             error = task.result()
         except BaseException:
-            self._ledger.cancel_lease(entry)
-            if self._ledger.take_back(entry.conn) is not None:
-                self._runtime.tasks.spawn(self._finish(entry, task), "check")
+            self.ledger.cancel_lease(entry)
+            if self.ledger.take_back(entry.conn) is not None:
+                self.runtime.tasks.spawn(self._finish(entry, task), "check")
             raise
         if error is None:
             store.mark_healthy(entry)
             return True
-        self._runtime.record_error("check failed", error)
+        self.runtime.record_error("check failed", error)
         if entry.leased_at == entry.opened_at:
             # Like a failed connect: back off, or new connections would be opened without a pause.
-            self._outages.connect_failed(error, entry)
+            self.outages.connect_failed(error, entry)
         entry.uses -= 1
         store.discard_lost(entry)
         return False
 
     async def _finish(self, entry: Entry[C], check: asyncio.Task[Exception | None]) -> None:
         """Wait for a check whose request has ended, then clean or discard the connection."""
-        store = self._store
+        store = self.store
         error: Exception | None = TimeoutError()
         try:
-            with anyio.move_on_after(self._ledger.settings.clean_timeout):
+            with anyio.move_on_after(self.ledger.settings.clean_timeout):
                 error = await check
         finally:
             if error is None:
-                self._runtime.tasks.spawn(store.clean(entry, None), "reset")
+                self.runtime.tasks.spawn(store.clean(entry, None), "reset")
             else:
                 store.discard_lost(entry)

@@ -45,34 +45,23 @@ STATEMENT = 100
 """Characters of a statement in an error."""
 
 
+@dataclass(eq=False, repr=False)
 class ErrorFactory:
-    """Builds the errors of one pool.
+    """Builds the errors of one pool."""
 
-    Args:
-        ledger: the source of the numbers.
-        outage: the source of connect errors.
-        runtime: the clock and the pool's name.
-        classes: the classes of the errors.
-        last_statement: returns the last statement on a connection, if it is known.
-    """
-
-    def __init__(
-        self,
-        ledger: Ledger[Any],
-        outage: Outage,
-        runtime: Runtime,
-        classes: ErrorClasses = OWN_CLASSES,
-        last_statement: Callable[[Any], str | None] = lambda _: None,
-    ) -> None:
-        self._ledger = ledger
-        self._outage = outage
-        self._runtime = runtime
-        self._classes = classes
-        self._last_statement = last_statement
+    ledger: Ledger[Any]
+    """The source of the numbers."""
+    outage: Outage
+    """The source of connect errors."""
+    runtime: Runtime
+    """The clock and the pool's name."""
+    classes: ErrorClasses
+    last_statement: Callable[[Any], str | None]
+    """Returns the last statement on a connection, if it is known."""
 
     def timed_out(self, timeout: float, why: str = "", what: str = "no connection") -> PoolTimeout:
         """The error at the end of a request's timeout; its cause is the last connect error."""
-        ledger, now, outage = self._ledger, self._runtime.time(), self._outage
+        ledger, now, outage = self.ledger, self.runtime.time(), self.outage
         limits, leased = ledger.settings, ledger.leased
         waiting = max(1, ledger.waiting)  # the request that gets this error counts
         passing = [each for each in leased.values() if not each.lease.is_standing]
@@ -92,7 +81,7 @@ class ErrorFactory:
         if oldest is not None and not why:
             whose = self._held_by(oldest)
             parts.append(f"the longest lease is {longest:.1f} s old, {whose}: see pool.explain()")
-        error = self._classes.timeout(
+        error = self.classes.timeout(
             "; ".join(parts),
             timeout=timeout,
             max_size=limits.max_size_or_zero,
@@ -109,24 +98,24 @@ class ErrorFactory:
         found = f"held by {entry.lease.holder_name}"
         if not (places := entry.lease.borrowed_at()):
             return found
-        if (statement := self._last_statement(entry.conn)) is not None:
+        if (statement := self.last_statement(entry.conn)) is not None:
             shown = statement if len(statement) <= STATEMENT else f"{statement[:STATEMENT]}..."
             found += f", last statement {shown!r}"
         return f"{found}, borrowed at {places[0]}"
 
     def unavailable(self) -> PoolUnavailable:
         """The error where waiting is useless; its cause is the last connect error."""
-        now, outage = self._runtime.time(), self._outage
+        now, outage = self.runtime.time(), self.outage
         lasts = now - outage.since
         access = outage.fault is Fault.ACCESS
         what = "access has been refused" if access else "connecting has been failing"
         last = redacted(outage.error)
-        error = self._classes.unavailable(
+        error = self.classes.unavailable(
             f"no connection available: {what} for {lasts:.1f} s ({_attempts(outage.failures)});"
             f" the pool keeps trying in the background; last error: {last}",
-            max_size=self._ledger.settings.max_size_or_zero,
-            size=self._ledger.size,
-            waiting=self._ledger.waiting,
+            max_size=self.ledger.settings.max_size_or_zero,
+            size=self.ledger.size,
+            waiting=self.ledger.waiting,
             failures=outage.failures,
             lasts=lasts,
         )
@@ -135,7 +124,7 @@ class ErrorFactory:
 
     def deadlock(self, holders: Sequence[asyncio.Task[Any]]) -> PoolDeadlock:
         """The error where every task that holds a connection waits for another one."""
-        size, waiting = len(self._ledger.leased), self._ledger.waiting
+        size, waiting = len(self.ledger.leased), self.ledger.waiting
         found: dict[str, list[str]] = {}
         for number, task in enumerate(holders):
             name = named(task)
@@ -143,12 +132,12 @@ class ErrorFactory:
         places = "".join(
             f"\n  {name} waits at " + "\n    from ".join(stack) for name, stack in found.items()
         )
-        return self._classes.deadlock(
+        return self.classes.deadlock(
             "deadlock: every connection is held by a task that waits for another one"
-            f" (max_size={self._ledger.settings.max_size}, leased={size}, waiting={waiting}):"
+            f" (max_size={self.ledger.settings.max_size}, leased={size}, waiting={waiting}):"
             f" use one connection at a time in each task, or raise max_size{places}",
-            max_size=self._ledger.settings.max_size,
-            size=self._ledger.size,
+            max_size=self.ledger.settings.max_size,
+            size=self.ledger.size,
             leased=size,
             waiting=waiting,
             holders=found,
@@ -158,7 +147,7 @@ class ErrorFactory:
         """The error where a task would wait for its own operation on its session's connection."""
         name = task.get_name()
         msg = f"deadlock in the session of {name!r}: {why}"
-        return self._classes.deadlock(msg, holders={name: []})
+        return self.classes.deadlock(msg, holders={name: []})
 
     def unanswered(self, timeout: float) -> PoolTimeout:
         """The error for a sent statement whose answer did not arrive in time."""
@@ -166,44 +155,44 @@ class ErrorFactory:
 
     def too_many(self, waiting: int) -> TooManyRequests:
         """The error where `max_waiting` requests are waiting already."""
-        limit = self._ledger.settings.max_waiting
+        limit = self.ledger.settings.max_waiting
         msg = (
-            f"pool {self._runtime.name!r}: {waiting} requests are already waiting"
+            f"pool {self.runtime.name!r}: {waiting} requests are already waiting"
             f" (max_waiting={limit}): shed load or raise it"
         )
-        return self._classes.too_many(msg, waiting=waiting, max_waiting=limit)
+        return self.classes.too_many(msg, waiting=waiting, max_waiting=limit)
 
     def not_ready(self, timeout: float, opened: str, cause: Exception | None) -> PoolTimeout:
         """The error where the pool did not open its connections in time, and was closed."""
-        msg = f"pool {self._runtime.name!r} was not ready within {timeout:g} s: {opened}"
-        limit = self._ledger.settings.max_size_or_zero
-        error = self._classes.timeout(f"{msg}, so it was closed", timeout=timeout, max_size=limit)
+        msg = f"pool {self.runtime.name!r} was not ready within {timeout:g} s: {opened}"
+        limit = self.ledger.settings.max_size_or_zero
+        error = self.classes.timeout(f"{msg}, so it was closed", timeout=timeout, max_size=limit)
         error.__cause__ = cause
         return error
 
     def not_connected(self, timeout: float) -> PoolTimeout:
         """The error where a connection for another event loop was not opened in time."""
         what = f"no connection for another event loop within {timeout:g} s"
-        return self._classes.timeout(f"pool {self._runtime.name!r}: {what}", timeout=timeout)
+        return self.classes.timeout(f"pool {self.runtime.name!r}: {what}", timeout=timeout)
 
     def not_open(self) -> PoolClosed:
         """The error for a use before `open()` where the first use does not open the pool."""
         how = "use `async with pool` or await pool.open()"
-        return self._classes.closed(f"pool {self._runtime.name!r} is not open yet: {how}")
+        return self.classes.closed(f"pool {self.runtime.name!r} is not open yet: {how}")
 
     def already_closed(self) -> PoolClosed:
         """The error for any use of a closed pool."""
         what = "is already closed, and cannot be reused: make a new pool"
-        return self._classes.closed(f"pool {self._runtime.name!r} {what}")
+        return self.classes.closed(f"pool {self.runtime.name!r} {what}")
 
     def closed(self) -> PoolClosed:
         """The error for a request or a session during which the pool is closed."""
-        return self._classes.closed(f"pool {self._runtime.name!r} is closed")
+        return self.classes.closed(f"pool {self.runtime.name!r} is closed")
 
     def closed_in_use(self) -> PoolClosed:
         """The error at the return of a connection that `close` has closed during its lease."""
         what = "was closed while this was in use: its work is lost"
-        return self._classes.closed(f"pool {self._runtime.name!r} {what}")
+        return self.classes.closed(f"pool {self.runtime.name!r} {what}")
 
     def wrong_loop(self, home: asyncio.AbstractEventLoop | None) -> PoolWrongLoop:
         """The error on an event loop other than the one that opened the pool."""
@@ -222,12 +211,12 @@ class ErrorFactory:
                 " or run this on that one; a pool changes to another loop only after its own was"
                 " closed"
             )
-        return PoolWrongLoop(f"pool {self._runtime.name!r} {what}")
+        return PoolWrongLoop(f"pool {self.runtime.name!r} {what}")
 
     def orphaned(self, conn: object) -> PoolWrongLoop:
         """The error for a connection leased on an event loop that has ended."""
         what = "was leased on an event loop that has ended, and is closed: its work is lost"
-        return PoolWrongLoop(f"pool {self._runtime.name!r}: {conn!r} {what}")
+        return PoolWrongLoop(f"pool {self.runtime.name!r}: {conn!r} {what}")
 
 
 def _attempts(number: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Coroutine
+from dataclasses import dataclass, field
 from typing import Any, Generic
 
 from asyncpool._core.driver import C
@@ -27,37 +28,27 @@ BURST, BURST_TIME = 3, 0.1
 """This many idle connections lost within this many seconds suggest that the server has failed."""
 
 
+@dataclass(eq=False, repr=False)
 class FailureHandler(Generic[C]):
-    """Handles the failures of one pool's connections.
+    """Handles the failures of one pool's connections."""
 
-    Args:
-        ledger: the connections.
-        runtime: the clock, tasks and events.
-        outages: says what an error means.
-        store: pings and replaces connections.
-    """
-
-    def __init__(
-        self,
-        ledger: Ledger[C],
-        runtime: Runtime,
-        outages: OutageController[C],
-        store: ConnectionStore[C],
-    ) -> None:
-        self._ledger = ledger
-        self._runtime = runtime
-        self._outages = outages
-        self._store = store
-        self._losses: deque[float] = deque(maxlen=BURST)
-        """When connections were last lost without an error from the server."""
-        self._replaced_at = -PAUSE
+    ledger: Ledger[C]
+    runtime: Runtime
+    outages: OutageController[C]
+    """Says what an error means."""
+    store: ConnectionStore[C]
+    """Pings and replaces connections."""
+    _losses: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=BURST))
+    """When connections were last lost without an error from the server."""
+    _replaced_at = -PAUSE
+    """When all connections were last replaced."""
 
     def handle(self, entry: Entry[C], error: BaseException | None, lost: bool) -> None:
         """Handle a lost connection, idle or leased, or an error of a statement."""
-        store = self._store
+        store = self.store
         # A retired entry closes anyway: its failure, perhaps the same one again, is not handled.
         new = not entry.is_retired
-        fault = None if error is None else self._outages.fault_of(error)
+        fault = None if error is None else self.outages.fault_of(error)
         in_use = entry.state is State.LEASED
         if lost and entry.state is State.IDLE:
             store.discard_lost(entry)
@@ -68,19 +59,19 @@ class FailureHandler(Generic[C]):
         if not new:
             return
         if fault is Fault.FAILOVER:
-            now = self._runtime.time()
+            now = self.runtime.time()
             if now - self._replaced_at >= PAUSE:
                 self._replaced_at = now
                 said = "" if error is None else describe(error)
                 text = f"replacing all connections: {said}"
-                self._runtime.record("failover", text, logging.WARNING, error=said)
+                self.runtime.record("failover", text, logging.WARNING, error=said)
                 store.drain()
         elif fault is Fault.SERVER or (lost and error is None and (in_use or self._is_burst())):
             self._ping_idle()
 
     def _is_burst(self) -> bool:
         """Count a loss; return whether it is one of several in a short time."""
-        losses, now = self._losses, self._runtime.time()
+        losses, now = self._losses, self.runtime.time()
         losses.append(now)
         if len(losses) < BURST or now - losses[0] > BURST_TIME:
             return False
@@ -89,22 +80,22 @@ class FailureHandler(Generic[C]):
 
     def _ping_idle(self) -> None:
         """Ping all idle connections before they are leased again."""
-        store, now = self._store, self._runtime.time()
-        for entry in list(self._ledger.idle):
+        store, now = self.store, self.runtime.time()
+        for entry in list(self.ledger.idle):
             # An eager ping may already have closed other entries.
             if entry.state is State.IDLE:
-                self._runtime.tasks.spawn(self._ping_one(entry, store.ping(entry), now), "ping")
+                self.runtime.tasks.spawn(self._ping_one(entry, store.ping(entry), now), "ping")
 
     async def _ping_one(
         self, entry: Entry[C], ping: Coroutine[Any, Any, bool], since: float
     ) -> None:
-        store = self._store
+        store = self.store
         if await ping:
             # Retired although it answered the ping: the server is shutting down.
-            self._runtime.counters.lost += entry.expires_at == RETIRED
-        elif any(each.opened_at <= since for each in self._ledger.entries if not each.is_retired):
+            self.runtime.counters.lost += entry.expires_at == RETIRED
+        elif any(each.opened_at <= since for each in self.ledger.entries if not each.is_retired):
             text = "the server is shutting down or has failed: replacing all connections"
-            self._runtime.record("server leaving", text, logging.WARNING)
-            for each in self._ledger.drain(since):
+            self.runtime.record("server leaving", text, logging.WARNING)
+            for each in self.ledger.drain(since):
                 store.discard_lost(each)
             store.refill()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
 from typing import Any, Generic
 
 from asyncpool._core.driver import C
@@ -22,60 +23,46 @@ CANCELLED_PAUSE = 0.1
 """Seconds until the next connect after one that was cancelled, but not by the pool."""
 
 
+@dataclass(eq=False, repr=False)
 class OutageController(Generic[C]):
-    """Controls the connects of one pool while connecting fails.
+    """Controls the connects of one pool while connecting fails."""
 
-    Args:
-        ledger: says how many connections are wanted.
-        runtime: the clock, tasks and events.
-        outage: the state of the outage.
-        retry: the timer of the next connect.
-        on_outage: called once when connecting has failed for `reconnect_timeout` seconds.
-        classify: returns what an error means for the pool.
-    """
-
-    def __init__(  # noqa: PLR0917 - each is one of its collaborators
-        self,
-        ledger: Ledger[C],
-        runtime: Runtime,
-        outage: Outage,
-        retry: Timer,
-        on_outage: Callable[[], Coroutine[Any, Any, None]] | None,
-        classify: Callable[[BaseException], Fault | None],
-    ) -> None:
-        self._ledger = ledger
-        self._runtime = runtime
-        self.outage = outage
-        """The state of the outage, if there is one."""
-        self._on_outage = on_outage
-        self._classify = classify
-        self.retry = retry
-        """Set to the start of the next probe, or of a connect after one that was cancelled."""
-        self.last_error: Exception | None = None
-        """The error of the last connect or ping that failed, without its traceback."""
-        self.last_error_at = 0.0
-        self._cancelled_by = ""
-        """The exception that ended a connect, other than the pool's own; until it is retried."""
-        self._probing: Entry[C] | None = None
-        """The entry of the last probe."""
+    ledger: Ledger[C]
+    """Says how many connections are wanted."""
+    runtime: Runtime
+    outage: Outage
+    """The state of the outage, if there is one."""
+    retry: Timer
+    """Set to the start of the next probe, or of a connect after one that was cancelled."""
+    on_outage: Callable[[], Coroutine[Any, Any, None]] | None
+    """Called once when connecting has failed for `reconnect_timeout` seconds."""
+    classify: Callable[[BaseException], Fault | None]
+    """Returns what an error means for the pool."""
+    last_error: Exception | None = field(init=False, default=None)
+    """The error of the last connect or ping that failed, without its traceback."""
+    last_error_at = 0.0
+    _cancelled_by = ""
+    """The exception that ended a connect, other than the pool's own; until it is retried."""
+    _probing: Entry[C] | None = field(init=False, default=None)
+    """The entry of the last probe."""
 
     def fault_of(self, error: BaseException) -> Fault | None:
         """Return what an error means for the pool; None if it concerns only its statement."""
         try:
-            return self._classify(error)
+            return self.classify(error)
         except Exception:  # noqa: BLE001 - it is logged
             text = f"classify failed for {describe(error)}"
-            self._runtime.log_exception("classify failed", text)
+            self.runtime.log_exception("classify failed", text)
             return None
 
     def set_last_error(self, error: Exception) -> None:
         """Keep the error of a failed connect or ping for reports."""
         # Without the traceback, whose frames keep the pool alive.
-        self.last_error, self.last_error_at = error.with_traceback(None), self._runtime.time()
+        self.last_error, self.last_error_at = error.with_traceback(None), self.runtime.time()
 
     def connect_failed(self, error: Exception, entry: Entry[C]) -> None:
         """Record a failed connect and its outage; `Outage.retry_at` says when to try again."""
-        runtime, outage, now = self._runtime, self.outage, self._runtime.time()
+        runtime, outage, now = self.runtime, self.outage, self.runtime.time()
         runtime.counters.connects_failed += 1
         self.set_last_error(error)
         said, before = describe(error), outage.error
@@ -86,27 +73,27 @@ class OutageController(Generic[C]):
         elif before is None or describe(before) != said:
             runtime.record("connect failed", f"still cannot connect: {cause}", error=said)
         outage.failed(now, error, entry.opened_at, self.fault_of(error))
-        self._ledger.keep_expired, self._ledger.filling = True, False
-        lasts = now - outage.since >= self._ledger.settings.reconnect_timeout
-        if lasts and not outage.reported and self._on_outage is not None:
+        self.ledger.keep_expired, self.ledger.filling = True, False
+        lasts = now - outage.since >= self.ledger.settings.reconnect_timeout
+        if lasts and not outage.reported and self.on_outage is not None:
             outage.reported = True
-            runtime.tasks.spawn(self._on_outage(), "reconnect_failed")
+            runtime.tasks.spawn(self.on_outage(), "reconnect_failed")
 
     def connect_cancelled(self, error: BaseException) -> None:
         """Try again soon after a connect that something other than the pool has ended.
 
         Nothing is done or logged before that: the event loop may end, which cancels every task.
         """
-        if not self._runtime.closed:
+        if not self.runtime.closed:
             self._cancelled_by = type(error).__name__
-            self._retry_at(self._runtime.time() + CANCELLED_PAUSE)
+            self._retry_at(self.runtime.time() + CANCELLED_PAUSE)
 
     def report_cancelled(self) -> None:
         """Log the end of a connect that is tried again now."""
         if name := self._cancelled_by:
             self._cancelled_by = ""
             text = f"a connect was ended by {name} and is retried: the pool did not cancel it"
-            self._runtime.record("connect cancelled", text, logging.WARNING, error=name)
+            self.runtime.record("connect cancelled", text, logging.WARNING, error=name)
 
     def may_probe(self, *, urgent: bool) -> bool:
         """Whether a connect may start now during an outage; if later, set the timer.
@@ -116,14 +103,14 @@ class OutageController(Generic[C]):
         Args:
             urgent: whether somebody waits for a connection.
         """
-        now, probe, budget = self._runtime.time(), self._probing, self._ledger.budget
+        now, probe, budget = self.runtime.time(), self._probing, self.ledger.budget
         under_way = probe is not None and probe.state is State.OPENING and not probe.late
-        shortage = self._ledger.shortfall()
+        shortage = self.ledger.shortfall()
         at = self.outage.retry_at if urgent else self.outage.idle_retry_at
-        may_open = not under_way and self._ledger.wanted() > 0
+        may_open = not under_way and self.ledger.wanted() > 0
         if budget is not None:
             is_short = not (under_way or may_open) and now >= at and shortage > 0
-            budget._set_shortage(self._ledger, is_short)
+            budget._set_shortage(self.ledger, is_short)
         if under_way or not (may_open or shortage):
             return False
         if now < at:
@@ -144,38 +131,38 @@ class OutageController(Generic[C]):
         outage.ever_worked = True
         if not outage.failures or entry.opened_at < outage.since:
             return False
-        lasted, failures = self._runtime.time() - outage.since, outage.failures
+        lasted, failures = self.runtime.time() - outage.since, outage.failures
         self._end()
         text = f"connected again after {lasted:.1f} s and {failures} failed connects"
-        self._runtime.record(
+        self.runtime.record(
             "outage over", text, logging.WARNING, duration=lasted, failures=failures
         )
         return True
 
     def forget_lapsed(self) -> None:
         """End an outage during which no connect was needed for a while."""
-        if self.outage.has_lapsed(self._runtime.time()):
+        if self.outage.has_lapsed(self.runtime.time()):
             self._end()
             text = "no connect was attempted since the last failure"
-            self._runtime.record("outage lapsed", text)
+            self.runtime.record("outage lapsed", text)
 
     def is_unavailable(self) -> bool:
         """Whether waiting is useless: no connection exists and none can be opened soon.
 
         It is not useless while a connect that is not late is under way.
         """
-        ledger = self._ledger
+        ledger = self.ledger
         if not self.outage.failures:
             return False
         if ledger.budget is not None and ledger.budget._has_shortage(ledger):
             return False
         limit = ledger.settings.fail_fast_after
         idle = ledger.remaining == ledger.late
-        return idle and self.outage.is_unavailable(self._runtime.time(), limit)
+        return idle and self.outage.is_unavailable(self.runtime.time(), limit)
 
     def _end(self) -> None:
         self.outage.end()
-        self._ledger.keep_expired = False
+        self.ledger.keep_expired = False
         if not self._cancelled_by:  # else the room of that connect has yet to be offered
             self.retry.cancel()
 

@@ -30,7 +30,6 @@ from asyncpool._core.leasing import Leasing
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.outage import Outage
 from asyncpool._core.outage_controller import OutageController
-from asyncpool._core.readiness import Readiness
 from asyncpool._core.runtime import Phase, Runtime, clock_of
 from asyncpool._core.settings import Settings
 from asyncpool._core.store import ConnectionStore
@@ -77,29 +76,19 @@ class Core(Leasing[C]):
         self.ledger = ledger = Ledger[C](settings, self._timeout_error, budget)
         self.runtime = runtime = Runtime(settings.name)
         outage, timer = Outage(random), Timer(self._on_retry)
-        self.errors = errors = ErrorFactory(ledger, outage, runtime, error_classes, last_statement)
         self.outages = outages = OutageController(
             ledger, runtime, outage, timer, on_outage, classify
         )
-        self.readiness = Readiness(ledger, runtime, outages, self._refill)
+        self.errors = errors = ErrorFactory(ledger, outage, runtime, error_classes, last_statement)
         self.store = store = ConnectionStore(
-            ledger,
-            driver,
-            runtime,
-            outages=outages,
-            readiness=self.readiness,
-            errors=errors,
-            random=random,
-            on_failure=self._on_failure,
-            healthy_when_opened=check is None,
+            ledger, driver, runtime, outages, errors, random, healthy_when_opened=check is None
         )
-        self._failures = FailureHandler(ledger, runtime, outages, store)
+        store.on_failure = FailureHandler(ledger, runtime, outages, store).handle
+        self.readiness = store.readiness
         self.lease_monitor = LeaseMonitor(
-            ledger, runtime, errors, on_leak, is_listening, reclaim=self.reclaim
+            ledger, runtime, errors, on_leak, is_listening, self.reclaim
         )
-        self.check = None
-        if check is not None:
-            self.check = Check(check, ledger, runtime, outages=outages, store=store, errors=errors)
+        self.check = check and Check(check, ledger, runtime, outages, store, errors)
         self.slow_wait, self.on_slow_wait = math.inf, lambda _: None
         self.orphaned = weakref.WeakSet()
         self.home = self._open_on = self._unchecked_on = None
@@ -220,18 +209,12 @@ class Core(Leasing[C]):
             force_close(self._closing)
         return conns
 
-    def _refill(self) -> None:
-        self.store.refill()
-
     def _on_retry(self, due: float) -> None:
         """Start the connects that were put off, at their instant."""
         self.outages.report_cancelled()
         self.store.refill()
         if self.ledger.budget is not None:
             self.ledger.budget._offer()
-
-    def _on_failure(self, entry: Entry[C], error: BaseException | None, lost: bool) -> None:
-        self._failures.handle(entry, error, lost)
 
     def _timeout_error(self, waiter: Waiter[Entry[C]]) -> PoolTimeout:
         return self.errors.timed_out(round(waiter.deadline - waiter.joined_at, 3))

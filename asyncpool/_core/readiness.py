@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from asyncpool._core.ledger import Ledger
@@ -11,33 +12,22 @@ from asyncpool._core.outage_controller import OutageController
 from asyncpool._core.runtime import Runtime
 
 
+@dataclass(eq=False, repr=False)
 class Readiness:
-    """Whether the connections of one pool are open, and who waits for that.
+    """Whether the connections of one pool are open, and who waits for that."""
 
-    Args:
-        ledger: says how many connections are open.
-        runtime: the phase of the pool.
-        outages: says whether waiting is useless.
-        refill: opens the connections that are wanted.
-    """
-
-    def __init__(
-        self,
-        ledger: Ledger[Any],
-        runtime: Runtime,
-        outages: OutageController[Any],
-        refill: Callable[[], None],
-    ) -> None:
-        self._ledger = ledger
-        self._runtime = runtime
-        self._outages = outages
-        self._refill = refill
-        self.full = asyncio.Event()
-        """Set while `min_size` connections are open at the same time, as far as is known."""
-        self.callers = 0
-        """The number of callers in `wait`."""
-        self._connects_succeeded = 0
-        """The number of successful connects; only counted where idle connections are not kept."""
+    ledger: Ledger[Any]
+    runtime: Runtime
+    outages: OutageController[Any]
+    """Says whether waiting is useless."""
+    refill: Callable[[], None]
+    """Opens the connections that are wanted."""
+    full: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+    """Set while `min_size` connections are open at the same time, as far as is known."""
+    callers = 0
+    """The number of callers in `wait`."""
+    _connects_succeeded = 0
+    """The number of successful connects; only counted where idle connections are not kept."""
 
     async def wait(self) -> bool:
         """Wait until `min_size` connections are open; return False if waiting is useless.
@@ -47,17 +37,17 @@ class Readiness:
         """
         self.callers += 1
         try:
-            if self._ledger.settings.keeps_idle:
+            if self.ledger.settings.keeps_idle:
                 return await self._wait_until_full()
             return await self._wait_for_connect()
         finally:
             self.callers -= 1
             if not self.callers:
-                self._ledger.trial_wanted = False
+                self.ledger.trial_wanted = False
 
     def note_connect(self) -> None:
         """Record a successful connect."""
-        ledger = self._ledger
+        ledger = self.ledger
         if not ledger.settings.keeps_idle:
             self._connects_succeeded += 1
             ledger.trial_wanted = False
@@ -67,7 +57,7 @@ class Readiness:
 
     def note_drained(self) -> None:
         """Record that connections were retired: new ones have to be opened."""
-        if not self._runtime.closed and not self._ledger.has_min_size:
+        if not self.runtime.closed and not self.ledger.has_min_size:
             self.full.clear()
 
     def wake(self) -> None:
@@ -77,22 +67,22 @@ class Readiness:
             self.full.clear()
 
     async def _wait_until_full(self) -> bool:
-        while not (self._ledger.has_min_size or self._runtime.closed):
+        while not (self.ledger.has_min_size or self.runtime.closed):
             self.full.clear()
-            self._refill()
-            if self._outages.is_unavailable():
+            self.refill()
+            if self.outages.is_unavailable():
                 return False
             await self.full.wait()
         return True
 
     async def _wait_for_connect(self) -> bool:
-        ledger, before = self._ledger, self._connects_succeeded
-        while self._connects_succeeded == before and not self._runtime.closed:
+        ledger, before = self.ledger, self._connects_succeeded
+        while self._connects_succeeded == before and not self.runtime.closed:
             if ledger.remaining > ledger.opening and ledger.size >= ledger.settings.max_size:
                 break
             ledger.trial_wanted = True
-            self._refill()
-            if self._outages.is_unavailable():
+            self.refill()
+            if self.outages.is_unavailable():
                 return False
             if self._connects_succeeded == before:
                 await self.full.wait()

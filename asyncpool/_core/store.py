@@ -12,6 +12,7 @@ import weakref
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
+from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 from typing import Any, Generic
@@ -27,81 +28,65 @@ from asyncpool._core.readiness import Readiness
 from asyncpool._core.runtime import Runtime
 
 
+@dataclass(eq=False, repr=False)
 class ConnectionStore(Generic[C]):
-    """Opens and closes the connections of one pool.
+    """Opens and closes the connections of one pool."""
 
-    Args:
-        ledger: decides what to open and close.
-        driver: opens, pings, resets and closes connections.
-        runtime: the clock, tasks, counters and events.
-        outages: decides when to connect during an outage.
-        readiness: the callers that wait until the connections are open.
-        errors: makes the error for requests whose wait has become useless.
-        random: the source of jitter.
-        on_failure: called when a connection is lost, and for each error of a statement.
-        healthy_when_opened: whether a successful open shows that a connection works; if not,
-            `mark_healthy` has to be called.
-    """
+    ledger: Ledger[C]
+    """Decides what to open and close."""
+    driver: Driver[C]
+    runtime: Runtime
+    outages: OutageController[C]
+    """Decides when to connect during an outage."""
+    errors: ErrorFactory
+    """Makes the error for requests whose wait has become useless."""
+    random: Random
+    """The source of jitter."""
+    healthy_when_opened: bool
+    """Whether a successful open shows that a connection works; if not, call `mark_healthy`."""
+    on_failure: Callable[[Entry[C], BaseException | None, bool], None] = field(init=False)
+    """Called when a connection is lost, and for each error of a statement."""
+    empty: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+    """Set when the last entry is removed."""
+    _openers: set[asyncio.Task[None]] = field(init=False, default_factory=set)
 
-    def __init__(
-        self,
-        ledger: Ledger[C],
-        driver: Driver[C],
-        runtime: Runtime,
-        *,
-        outages: OutageController[C],
-        readiness: Readiness,
-        errors: ErrorFactory,
-        random: Random,
-        on_failure: Callable[[Entry[C], BaseException | None, bool], None],
-        healthy_when_opened: bool,
-    ) -> None:
-        self.ledger = ledger
-        self._driver = driver
-        self._runtime = runtime
-        self._outages = outages
-        self._readiness = readiness
-        self._errors = errors
-        self._random = random
-        self._on_failure = on_failure
-        self._healthy_when_opened = healthy_when_opened
-        self.empty = asyncio.Event()
-        """Set when the last entry is removed."""
-        self._openers: set[asyncio.Task[None]] = set()
+    def __post_init__(self) -> None:
+        self.readiness = Readiness(self.ledger, self.runtime, self.outages, self.refill)
+        """The callers that wait until the connections are open."""
 
     def put(self, entry: Entry[C], now: float) -> None:
         """Put an entry into service; it must not be leased, and its connection must be clean."""
-        if self._runtime.closed or not self.ledger.give(entry, now):
+        if self.runtime.closed or not self.ledger.give(entry, now):
             self.discard(entry)
 
     def discard(self, entry: Entry[C]) -> None:
         """Take an entry out of service and close its connection; it counts until that is closed."""
         if entry.state is not State.CLOSING and entry.state is not State.CLOSED:
             self.ledger.withdraw(entry, State.CLOSING)
-            entry.left_at = self._runtime.time()
+            entry.left_at = self.runtime.time()
             entry.retire()  # the loss of its connection need not be handled
-            self._runtime.tasks.spawn(self._close(entry), "close")
+            self.runtime.tasks.spawn(self._close(entry), "close")
 
     def discard_lost(self, entry: Entry[C]) -> None:
         """Discard an entry whose connection broke while not in use."""
-        self._runtime.counters.lost += 1
-        now, text = self._runtime.time(), "a connection broke while idle"
-        self._runtime.events.note(now, "lost", text, logging.INFO)
+        self.runtime.counters.lost += 1
+        now, text = self.runtime.time(), "a connection broke while idle"
+        self.runtime.events.note(now, "lost", text, logging.INFO)
         self.discard(entry)
 
     def refill(self) -> None:
         """Open the connections that are wanted, a limited number at once."""
-        if self._runtime.closed:
+        if self.runtime.closed:
             return
-        if self._outages.outage:
-            if self._outages.may_probe(urgent=bool(self.ledger.waiting or self._readiness.callers)):
-                self._outages.probe_started(self.open_one())
+        if self.outages.outage:
+            if self.outages.may_probe(urgent=bool(self.ledger.waiting or self.readiness.callers)):
+                self.outages.probe_started(self.open_one())
             return
         ledger = self.ledger
         # `wanted` is called each time, because an eager task may have called `refill` meanwhile.
         while ledger.opening < ledger.at_once and ledger.wanted():
             self.open_one()
-            if self._outages.outage or self._runtime.closed:
+            if self.outages.outage or self.runtime.closed:
                 return  # the connect failed at once; its failure has scheduled the next step
         if ledger.budget is not None:
             room = ledger.at_once - ledger.opening
@@ -109,12 +94,12 @@ class ConnectionStore(Generic[C]):
 
     def open_one(self, instead_of: Entry[C] | None = None) -> Entry[C]:
         """Start opening a connection; the limits must allow it. Then retire the other entry."""
-        entry = self.ledger.reserve(self._runtime.time())
+        entry = self.ledger.reserve(self.runtime.time())
         entry.predecessor = instead_of
-        self._runtime.counters.connects += 1
+        self.runtime.counters.connects += 1
         try:
-            work = _open(weakref.ref(self), self._driver, entry)
-            task = self._runtime.tasks.spawn(work, "connect")
+            work = _open(weakref.ref(self), self.driver, entry)
+            task = self.runtime.tasks.spawn(work, "connect")
         except BaseException:
             self.remove(entry, refill=False)  # the application's task factory raised an error
             raise
@@ -133,7 +118,7 @@ class ConnectionStore(Generic[C]):
         """
         assert entry.state is State.IDLE, "bug: only an idle connection may be pinged"
         self.ledger.withdraw(entry, State.CLEANING)
-        entry.left_at = self._runtime.time()
+        entry.left_at = self.runtime.time()
         return self._ping(entry)
 
     async def clean(self, entry: Entry[C], cleanup: Callable[[], Awaitable[object]] | None) -> None:
@@ -141,22 +126,22 @@ class ConnectionStore(Generic[C]):
         try:
             with anyio.fail_after(self.ledger.settings.clean_timeout):
                 if cleanup is not None and (error := await outcome(cleanup)) is not None:
-                    self._runtime.record_error("cleaning failed", error)
+                    self.runtime.record_error("cleaning failed", error)
                 if self.ledger.settings.keeps_idle or self.ledger.queue.length:
-                    await self._driver.reset(entry.conn)
+                    await self.driver.reset(entry.conn)
         except BaseException as error:
             self.discard(entry)
             if not isinstance(error, Exception):
                 raise
-            if self._runtime.closed:
+            if self.runtime.closed:
                 return
-            self._runtime.record_error("reset failed", error, logging.WARNING)
+            self.runtime.record_error("reset failed", error, logging.WARNING)
         else:
-            self.put(entry, self._runtime.time())
+            self.put(entry, self.runtime.time())
 
     def mark_healthy(self, entry: Entry[C]) -> None:
         """Record that a connection works, which may end an outage."""
-        if self._outages.mark_healthy(entry):
+        if self.outages.mark_healthy(entry):
             self.refill()
 
     def drain(self) -> None:
@@ -164,23 +149,23 @@ class ConnectionStore(Generic[C]):
         ledger = self.ledger
         for entry in ledger.drain():
             self.discard(entry)
-        self._readiness.note_drained()
+        self.readiness.note_drained()
         self.refill()
 
     def stop_opening(self) -> None:
         """Cancel every connect under way; each entry is removed when its task ends."""
-        self._outages.retry.cancel()
+        self.outages.retry.cancel()
         for task in self._openers:
             task.cancel()
 
     async def abandon(self) -> None:
         """Stop the background tasks, then close the remaining connections without waiting."""
-        await self._runtime.tasks.stop(0.5)
+        await self.runtime.tasks.stop(0.5)
         for entry in list(self.ledger.entries):
             if entry.state is not State.OPENING:
                 with anyio.CancelScope() as scope:
                     scope.cancel()
-                    await outcome(partial(self._driver.close, entry.conn))
+                    await outcome(partial(self.driver.close, entry.conn))
             self.remove(entry)
 
     def remove(self, entry: Entry[C], *, refill: bool = True) -> None:
@@ -191,31 +176,31 @@ class ConnectionStore(Generic[C]):
             self.empty.set()
         if refill:
             self.refill()
-            if self._outages.is_unavailable():
-                self.ledger.queue.fail_all(self._errors.unavailable)
-                self._readiness.wake()
-        if self.ledger.budget is not None and (refill or self._runtime.closed):
+            if self.outages.is_unavailable():
+                self.ledger.queue.fail_all(self.errors.unavailable)
+                self.readiness.wake()
+        if self.ledger.budget is not None and (refill or self.runtime.closed):
             self.ledger.budget._offer()
 
     def opened(self, entry: Entry[C], conn: C) -> None:
         """Put a newly opened connection into service."""
-        now, limits = self._runtime.time(), self.ledger.settings
-        self._runtime.counters.connect_time += now - entry.opened_at
-        self._runtime.counters.connect.add(now - entry.opened_at)
-        life = limits.max_lifetime * self._random.uniform(0.95, 1.0)
+        now, limits = self.runtime.time(), self.ledger.settings
+        self.runtime.counters.connect_time += now - entry.opened_at
+        self.runtime.counters.connect.add(now - entry.opened_at)
+        life = limits.max_lifetime * self.random.uniform(0.95, 1.0)
         # Drained while opening: the connection may have been made with outdated settings.
         expires_at = RETIRED if entry.expires_at == RETIRED else now + life
         self.ledger.opened(entry, conn, now, expires_at)
         home = asyncio.get_running_loop()
         notify = partial(_notify, weakref.ref(self), weakref.ref(entry), home)
-        entry.watched = self._driver.watch(conn, notify)
+        entry.watched = self.driver.watch(conn, notify)
         if (old := entry.predecessor) is not None:
             entry.predecessor = None
             if old.state is State.IDLE:
                 self.discard(old)
         self.put(entry, now)
-        self._readiness.note_connect()
-        if self._healthy_when_opened or entry.state is (
+        self.readiness.note_connect()
+        if self.healthy_when_opened or entry.state is (
             State.IDLE if limits.keeps_idle else State.CLOSING
         ):
             self.mark_healthy(entry)
@@ -228,20 +213,20 @@ class ConnectionStore(Generic[C]):
         connect.add_done_callback(lambda _: timer.cancel(), context=Context())
 
     async def _ping(self, entry: Entry[C]) -> bool:
-        began = self._runtime.time()
+        began = self.runtime.time()
         try:
             with anyio.fail_after(self.ledger.settings.ping_timeout):
-                await self._driver.ping(entry.conn)
+                await self.driver.ping(entry.conn)
         except BaseException as error:
             self.discard_lost(entry)
             if not isinstance(error, Exception):
                 raise
-            self._outages.set_last_error(error)
-            self._runtime.record_error("ping failed", error)
+            self.outages.set_last_error(error)
+            self.runtime.record_error("ping failed", error)
             return False
-        entry.healthy_at = self._runtime.time()
-        self._runtime.counters.ping.add(entry.healthy_at - began)
-        if not self._driver.is_alive(entry.conn):
+        entry.healthy_at = self.runtime.time()
+        self.runtime.counters.ping.add(entry.healthy_at - began)
+        if not self.driver.is_alive(entry.conn):
             self.discard_lost(entry)  # it was lost while its answer was being read
             return False
         self.put(entry, entry.healthy_at)
@@ -251,8 +236,8 @@ class ConnectionStore(Generic[C]):
         await asyncio.sleep(0)  # its last results are to be read first, where tasks start eagerly
         try:
             with anyio.move_on_after(self.ledger.settings.close_timeout):
-                if (error := await outcome(partial(self._driver.close, entry.conn))) is not None:
-                    self._runtime.record_error("closing failed", error)
+                if (error := await outcome(partial(self.driver.close, entry.conn))) is not None:
+                    self.runtime.record_error("closing failed", error)
         finally:
             self.remove(entry)
 
@@ -274,10 +259,10 @@ async def _open(store: weakref.ref[ConnectionStore[C]], driver: Driver[C], entry
     except BaseException as error:
         if (alive := store()) is not None:
             if isinstance(error, Exception):
-                alive._outages.connect_failed(error, entry)
+                alive.outages.connect_failed(error, entry)
             alive.remove(entry, refill=isinstance(error, Exception))
             if not isinstance(error, Exception) and running_loop() is home:
-                alive._outages.connect_cancelled(error)
+                alive.outages.connect_cancelled(error)
         if not isinstance(error, Exception):
             # The frames hold the socket, and asyncio.run() keeps the task until it is collected.
             error.__traceback__ = None
@@ -295,7 +280,7 @@ def _never_began(
     # A task that is cancelled before its first step runs none of its code.
     if entry.state is State.OPENING and (alive := store()) is not None:
         alive.remove(entry, refill=False)
-        alive._outages.connect_cancelled(asyncio.CancelledError())
+        alive.outages.connect_cancelled(asyncio.CancelledError())
 
 
 def _mark_late(store: weakref.ref[ConnectionStore[C]], entry: Entry[C]) -> None:
@@ -314,7 +299,7 @@ def _notify(
 ) -> None:
     # Weak references: the event loop holds this callback, and a leased connection holds its pool.
     alive, entry = store(), place()
-    if alive is None or entry is None or alive._runtime.closed:
+    if alive is None or entry is None or alive.runtime.closed:
         return
     if running_loop() is home:  # else the connection outlived its event loop
-        alive._on_failure(entry, error, lost)
+        alive.on_failure(entry, error, lost)

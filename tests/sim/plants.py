@@ -74,9 +74,9 @@ def keep_the_lease_of_a_cancelled_check(patch: pytest.MonkeyPatch) -> None:
 
     async def passes(self: Check[FakeConn], entry: Entry[FakeConn], *_: float) -> bool:
         try:
-            await self._check(entry.conn)
+            await self.check(entry.conn)
         except Exception:  # noqa: BLE001 - any failure of a check
-            self._store.discard_lost(entry)
+            self.store.discard_lost(entry)
             return False
         return True
 
@@ -88,7 +88,7 @@ def remove_before_closing(patch: pytest.MonkeyPatch) -> None:
 
     async def close(self: ConnectionStore[Any], entry: Entry[Any]) -> None:
         self.remove(entry)
-        await self._driver.close(entry.conn)
+        await self.driver.close(entry.conn)
 
     patch.setattr(ConnectionStore, "_close", close)
 
@@ -209,9 +209,9 @@ def let_borrowers_clean(patch: pytest.MonkeyPatch) -> None:
     """Unclean: a connection is leased while it is being reset."""
 
     async def clean(self: ConnectionStore[Any], entry: Entry[Any], first: object) -> None:
-        self.put(entry, self._runtime.time())
+        self.put(entry, self.runtime.time())
         await asyncio.sleep(0)
-        await self._driver.reset(entry.conn)
+        await self.driver.reset(entry.conn)
 
     patch.setattr(ConnectionStore, "clean", clean)
 
@@ -220,8 +220,8 @@ def ignore_losses(patch: pytest.MonkeyPatch) -> None:
     """A leak: a connection whose reset fails is neither put back nor discarded."""
 
     async def clean(self: ConnectionStore[Any], entry: Entry[Any], first: object) -> None:
-        await self._driver.reset(entry.conn)
-        self.put(entry, self._runtime.time())
+        await self.driver.reset(entry.conn)
+        self.put(entry, self.runtime.time())
 
     patch.setattr(ConnectionStore, "clean", clean)
 
