@@ -35,15 +35,22 @@ class Readiness:
         A connection that is being reset is open. Where idle connections are not kept, wait for one
         successful connect; at `max_size`, an open connection is enough.
         """
+        ledger, before = self.ledger, self._connects_succeeded
         self.callers += 1
         try:
-            if self.ledger.settings.keeps_idle:
-                return await self._wait_until_full()
-            return await self._wait_for_connect()
+            while not (self._is_ready(before) or self.runtime.closed):
+                self.full.clear()
+                ledger.trial_wanted = not ledger.settings.keeps_idle
+                self.refill()
+                if self.outages.is_unavailable():
+                    return False
+                if self._connects_succeeded == before:
+                    await self.full.wait()
+            return True
         finally:
             self.callers -= 1
             if not self.callers:
-                self.ledger.trial_wanted = False
+                ledger.trial_wanted = False
 
     def note_connect(self) -> None:
         """Record a successful connect."""
@@ -66,24 +73,9 @@ class Readiness:
             self.full.set()
             self.full.clear()
 
-    async def _wait_until_full(self) -> bool:
-        while not (self.ledger.has_min_size or self.runtime.closed):
-            self.full.clear()
-            self.refill()
-            if self.outages.is_unavailable():
-                return False
-            await self.full.wait()
-        return True
-
-    async def _wait_for_connect(self) -> bool:
-        ledger, before = self.ledger, self._connects_succeeded
-        while self._connects_succeeded == before and not self.runtime.closed:
-            if ledger.remaining > ledger.opening and ledger.size >= ledger.settings.max_size:
-                break
-            ledger.trial_wanted = True
-            self.refill()
-            if self.outages.is_unavailable():
-                return False
-            if self._connects_succeeded == before:
-                await self.full.wait()
-        return True
+    def _is_ready(self, connects_before: int) -> bool:
+        ledger = self.ledger
+        if ledger.settings.keeps_idle:
+            return ledger.has_min_size
+        used_up = ledger.remaining > ledger.opening and ledger.size >= ledger.settings.max_size
+        return used_up or self._connects_succeeded != connects_before
