@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import logging
 import math
@@ -146,8 +145,7 @@ class Core(Leasing[C]):
             self.store.discard(entry)
         text = f"resized: min_size={min_size}, max_size={self.settings.max_size_text}"
         self.runtime.record("resized", text)
-        if self.home is not None:
-            self.store.refill()
+        self.store.refill()
 
     def flush_times(self) -> None:
         """Move the noted durations of leases and waits into their histograms."""
@@ -241,6 +239,5 @@ class Core(Leasing[C]):
     async def _wait_until_empty(self, deadline: float) -> None:
         if self.ledger.entries:
             self.store.empty.clear()  # it may have been empty before
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(None if deadline == math.inf else deadline):
-                    await self.store.empty.wait()
+            with anyio.CancelScope(deadline=deadline):
+                await self.store.empty.wait()

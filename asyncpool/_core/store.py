@@ -25,7 +25,7 @@ from asyncpool._core.error_factory import ErrorFactory
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.outage_controller import OutageController
 from asyncpool._core.readiness import Readiness
-from asyncpool._core.runtime import Runtime
+from asyncpool._core.runtime import Phase, Runtime
 
 
 @dataclass(eq=False, repr=False)
@@ -75,8 +75,8 @@ class ConnectionStore(Generic[C]):
         self.discard(entry)
 
     def refill(self) -> None:
-        """Open the connections that are wanted, a limited number at once."""
-        if self.runtime.closed:
+        """Open the connections that are wanted, a limited number at once, if the pool is open."""
+        if self.runtime.phase is not Phase.OPEN:
             return
         if self.outages.outage:
             if self.outages.may_probe(urgent=bool(self.ledger.waiting or self.readiness.callers)):
@@ -189,7 +189,7 @@ class ConnectionStore(Generic[C]):
         self.runtime.counters.connect.add(now - entry.opened_at)
         life = limits.max_lifetime * self.random.uniform(0.95, 1.0)
         # Drained while opening: the connection may have been made with outdated settings.
-        expires_at = RETIRED if entry.expires_at == RETIRED else now + life
+        expires_at = RETIRED if entry.is_retired else now + life
         self.ledger.opened(entry, conn, now, expires_at)
         home = asyncio.get_running_loop()
         notify = partial(_notify, weakref.ref(self), weakref.ref(entry), home)
