@@ -179,7 +179,7 @@ class Budget:
         if self._granted_to is ledger:
             return 1
         if self._granted_to is None and next(self._claims(), None) is None:
-            self._clear_shortage()
+            self._shortage.clear()
             return room
         return 0
 
@@ -208,7 +208,7 @@ class Budget:
             while self._shortage and self._size < self._limit:
                 ledger = next(self._claims(), None)
                 if ledger is None:
-                    self._clear_shortage()
+                    self._shortage.clear()
                     return
                 del self._shortage[ledger]  # `refill` sets it again if needed
                 self._granted_to = ledger
@@ -227,7 +227,7 @@ class Budget:
             if claims > coming:
                 return True
         if not claims:
-            self._clear_shortage()
+            self._shortage.clear()
         return False
 
     @property
@@ -235,10 +235,6 @@ class Budget:
         """The free room, including connections that are being closed."""
         closing = sum(ledger.closing for ledger in self._holders)
         return closing + self._limit - self._size
-
-    def _clear_shortage(self) -> None:
-        """Record that no pool is short of room."""
-        self._shortage.clear()
 
     def _make_room(self) -> None:
         """Close idle connections, as many as the waiters without room need."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from dataclasses import dataclass
 
 logger = logging.getLogger("asyncpool")
 
@@ -19,17 +20,15 @@ PLACES = 100
 """Largest number of call sites that are reported once each; further ones are not reported."""
 
 
+@dataclass(slots=True)
 class EventRecord:
     """An event at an instant of `loop.time()`, perhaps repeated."""
 
-    __slots__ = ("at", "kind", "level", "text", "times")
-
-    def __init__(self, at: float, kind: str, text: str, level: int) -> None:
-        self.at = at
-        self.kind = kind
-        self.text = text
-        self.level = level
-        self.times = 1
+    at: float
+    kind: str
+    text: str
+    level: int
+    times: int = 1
 
 
 class Events:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic
 
 from asyncpool._core.driver import C
-from asyncpool._core.entry import RETIRED, Entry, State
+from asyncpool._core.entry import Entry, State
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.outage_controller import OutageController
 from asyncpool._core.redact import describe
@@ -92,7 +92,7 @@ class FailureHandler(Generic[C]):
         store = self.store
         if await ping:
             # Retired although it answered the ping: the server is shutting down.
-            self.runtime.counters.lost += entry.expires_at == RETIRED
+            self.runtime.counters.lost += entry.is_retired
         elif any(each.opened_at <= since for each in self.ledger.entries if not each.is_retired):
             text = "the server is shutting down or has failed: replacing all connections"
             self.runtime.record("server leaving", text, logging.WARNING)

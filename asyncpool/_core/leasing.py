@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from asyncpool._core.check import Check
 from asyncpool._core.counters import Counters
 from asyncpool._core.driver import C, Driver
-from asyncpool._core.entry import RETIRED, Entry
+from asyncpool._core.entry import Entry
 from asyncpool._core.lease import Lease, ManualLease
 from asyncpool._core.ledger import LEASED
 from asyncpool._core.settings import duration
@@ -201,7 +201,7 @@ class Leasing(Waiting[C]):
 
     def is_usable(self, entry: Entry[C]) -> bool:
         """Whether a newly leased entry is usable; if not, discard it."""
-        if entry.expires_at == RETIRED:
+        if entry.is_retired:
             self.ledger.cancel_lease(entry)
             self.store.discard(entry)
             return False
@@ -250,8 +250,7 @@ class Leasing(Waiting[C]):
         """Put the entry of an ended lease into service, clean it, or discard it."""
         store, conn = self.store, entry.conn
         if not self._driver.is_alive(conn):
-            self._counters.returns_bad += 1
-            store.discard(entry)
+            self._close_returned(entry)
         elif cleanup is None and (self.closed or not self._needs_reset(conn)):
             store.put(entry, entry.used_at)
         else:

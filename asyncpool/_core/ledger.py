@@ -20,7 +20,7 @@ from typing import Generic
 
 from asyncpool._core.budget import Budget
 from asyncpool._core.driver import C
-from asyncpool._core.entry import RETIRED, Entry, State
+from asyncpool._core.entry import Entry, State
 from asyncpool._core.lease import NO_LEASE, SHARED_LEASE, Lease, StandingLease
 from asyncpool._core.settings import Settings
 from asyncpool._core.wait_queue import Waiter, WaitQueue
@@ -338,7 +338,7 @@ class Ledger(Generic[C]):
 
     def _must_close(self, entry: Entry[C]) -> bool:
         """Whether an expired entry has to be closed now."""
-        return not self.keep_expired or entry.expires_at == RETIRED
+        return not self.keep_expired or entry.is_retired
 
     def _is_over_limit(self) -> bool:
         """Whether the next returned connection has to be closed; updates `oversize`."""

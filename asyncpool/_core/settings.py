@@ -109,14 +109,10 @@ def sizes(min_size: int, max_size: int | None, *, keeps_idle: bool = True) -> tu
 
 def count(name: str, value: int) -> int:
     """Check and return an int of at least 0."""
-    if isinstance(value, bool):
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         msg = f"{name} must be an int, not {value!r}"
         raise TypeError(msg)
-    try:
-        number = operator.index(value)
-    except TypeError:
-        msg = f"{name} must be an int, not {value!r}"
-        raise TypeError(msg) from None
+    number = operator.index(value)
     if number < 0:
         msg = f"{name} must not be negative: got {number}"
         raise ValueError(msg)
