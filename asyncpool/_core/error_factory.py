@@ -177,21 +177,21 @@ class ErrorFactory:
 
     def not_open(self) -> PoolClosed:
         """The error for a use before `open()` where the first use does not open the pool."""
-        how = "use `async with pool` or await pool.open()"
-        return self.classes.closed(f"pool {self.runtime.name!r} is not open yet: {how}")
+        return self._closed("is not open yet: use `async with pool` or await pool.open()")
 
     def already_closed(self) -> PoolClosed:
         """The error for any use of a closed pool."""
-        what = "is already closed, and cannot be reused: make a new pool"
-        return self.classes.closed(f"pool {self.runtime.name!r} {what}")
+        return self._closed("is already closed, and cannot be reused: make a new pool")
 
     def closed(self) -> PoolClosed:
         """The error for a request or a session during which the pool is closed."""
-        return self.classes.closed(f"pool {self.runtime.name!r} is closed")
+        return self._closed("is closed")
 
     def closed_in_use(self) -> PoolClosed:
         """The error at the return of a connection that `close` has closed during its lease."""
-        what = "was closed while this was in use: its work is lost"
+        return self._closed("was closed while this was in use: its work is lost")
+
+    def _closed(self, what: str) -> PoolClosed:
         return self.classes.closed(f"pool {self.runtime.name!r} {what}")
 
     def wrong_loop(self, home: asyncio.AbstractEventLoop | None) -> PoolWrongLoop:

@@ -115,9 +115,8 @@ class Ledger(Generic[C]):
 
     def opened(self, entry: Entry[C], conn: C, now: float, expires_at: float) -> None:
         """Store the new connection of a reserved entry; it is not in service yet."""
-        self._leave_opening(entry)
+        self.withdraw(entry, State.CLEANING)
         entry.conn = conn
-        entry.state = State.CLEANING
         entry.opened_at = entry.used_at = entry.healthy_at = now
         entry.expires_at = expires_at
         self.filling &= not self.has_min_size
@@ -188,10 +187,9 @@ class Ledger(Generic[C]):
 
     def take_back(self, conn: C) -> Entry[C] | None:
         """End the lease of a connection; return None if this pool has not leased it."""
-        entry = self.leased.pop(conn, None)
+        entry = self.leased.get(conn)
         if entry is not None:
-            entry.state = State.CLEANING
-            entry.lease = NO_LEASE
+            self.withdraw(entry, State.CLEANING)
         return entry
 
     def share(self, entry: Entry[C]) -> None:
@@ -238,7 +236,8 @@ class Ledger(Generic[C]):
             self.leased.pop(entry.conn, None)
             entry.lease = NO_LEASE
         elif entry.state is State.OPENING:
-            self._leave_opening(entry)
+            self.opening -= 1
+            self.late -= entry.late
         elif entry.state is State.CLOSING:
             self.closing -= 1
         if state is State.CLOSING:
@@ -266,9 +265,8 @@ class Ledger(Generic[C]):
 
     def is_full(self) -> bool:
         """Whether the limits allow no further connection."""
-        if len(self.entries) >= self.settings.max_size:
-            return True
-        return self.budget is not None and not self.budget.room_for(self)
+        is_at_limit = len(self.entries) >= self.settings.max_size
+        return is_at_limit or (self.budget is not None and not self.budget.room_for(self))
 
     def shortfall(self) -> int:
         """Return how many connections the waiters still need, ignoring the budget's limit."""
@@ -331,10 +329,6 @@ class Ledger(Generic[C]):
         entry.leased_at = now
         entry.uses += 1
         self.leased[entry.conn] = entry
-
-    def _leave_opening(self, entry: Entry[C]) -> None:
-        self.opening -= 1
-        self.late -= entry.late
 
     def _must_close(self, entry: Entry[C]) -> bool:
         """Whether an expired entry has to be closed now."""

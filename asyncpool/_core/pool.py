@@ -115,8 +115,6 @@ class Core(Leasing[C]):
         self.runtime.phase = Phase.OPEN
         limits = self.settings
         self.runtime.record("opened", f"open, with {limits.min_size} to {limits.max_size_text}")
-        if limits.keeps_idle and limits.min_size == 0:
-            self.readiness.full.set()
         self.ledger.filling = not self.ledger.has_min_size
         self.store.refill()
 

@@ -336,7 +336,7 @@ class TestMinSize:
         """The pool is full from the beginning."""
         driver = Driver()
         async with running(driver, 0, 5) as core:
-            assert core.readiness.full.is_set()
+            assert await core.readiness.wait()
             await asyncio.sleep(100.0)
             assert driver.calls == []
 
