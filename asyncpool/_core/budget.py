@@ -9,10 +9,12 @@ is none, the next one that is released.
 from __future__ import annotations
 
 import asyncio
+from bisect import insort
 from collections import deque
 from collections.abc import Iterator
 from contextvars import Context
-from itertools import islice, takewhile
+from itertools import islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncpool._core.entry import Entry
@@ -158,15 +160,12 @@ class Budget:
 
     def _note_waiter(self, ledger: SupportsLedger, waiter: Waiter[Any], arrived_at: float) -> None:
         """Add a waiter of a pool, whose request arrived at that instant."""
-        queue = self._queue
+        queue, place = self._queue, (arrived_at, ledger, waiter)
         if not queue or queue[-1][0] <= arrived_at:
-            queue.append((arrived_at, ledger, waiter))
+            queue.append(place)
         else:
             # It was served an unusable connection, and keeps its original position.
-            queue.insert(
-                sum(1 for _ in takewhile(lambda each: each[0] <= arrived_at, queue)),
-                (arrived_at, ledger, waiter),
-            )
+            insort(queue, place, key=itemgetter(0))
         if len(queue) > 2 * self._compacted_length + 128:
             self._queue = deque(each for each in queue if each[2].waiting)
             self._compacted_length = len(self._queue)

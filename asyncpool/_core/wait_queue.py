@@ -44,9 +44,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import takewhile
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 from asyncpool._core.timer import Timer
@@ -166,8 +167,7 @@ class WaitQueue(Generic[T]):
         if not places or places[-1].ticket <= ticket:
             places.append(waiter)
         else:
-            before = sum(1 for _ in takewhile(lambda w: w.ticket <= ticket, places))
-            places.insert(before, waiter)
+            insort(places, waiter, key=attrgetter("ticket"))
         self.length = length = self.length + 1
         waiter.waiting, waiter.counted_own = True, waiter.needs_own_connection
         self.own_demand += waiter.counted_own
