@@ -109,7 +109,13 @@ class Leasing(Waiting[C]):
         entry = self.ledger.leased.get(conn)
         if cleanup is None and entry is not None and self.release_now(entry):
             return
-        self._put_away(self._end_lease(conn), cleanup)
+        entry = self._end_lease(conn)
+        if not self._driver.is_alive(conn):
+            self._close_returned(entry)
+        elif cleanup is None and (self.closed or not self._needs_reset(conn)):
+            self.store.put(entry, entry.used_at)
+        else:
+            self.runtime.tasks.spawn(self.store.clean(entry, cleanup), "reset")
 
     def release_channel(self, entry: Entry[C]) -> bool:
         """End the lease of a channel, as `release_now` does.
@@ -245,16 +251,6 @@ class Leasing(Waiting[C]):
         entry.used_at = self._now()
         self._counters.note_use(entry.used_at - entry.leased_at, lease.is_shared)
         return entry
-
-    def _put_away(self, entry: Entry[C], cleanup: Callable[[], Awaitable[object]] | None) -> None:
-        """Put the entry of an ended lease into service, clean it, or discard it."""
-        store, conn = self.store, entry.conn
-        if not self._driver.is_alive(conn):
-            self._close_returned(entry)
-        elif cleanup is None and (self.closed or not self._needs_reset(conn)):
-            store.put(entry, entry.used_at)
-        else:
-            self.runtime.tasks.spawn(store.clean(entry, cleanup), "reset")
 
     def _needs_reset(self, conn: C) -> bool:
         """Whether a connection has to be reset; it need not be if it is closed after this use."""
