@@ -33,7 +33,8 @@ class BackgroundTasks:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], str] = {}
+        """The job of each task."""
         self._exempt: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
@@ -53,13 +54,13 @@ class BackgroundTasks:
         except BaseException:
             work.close()
             raise
-        self._tasks.add(task)
+        self._tasks[task] = job
         task.add_done_callback(self._ended, context=Context())
         return task
 
     def running(self, job: str) -> set[asyncio.Task[Any]]:
         """Return the tasks that do a job now."""
-        return {task for task in self._tasks if task.get_name() == f"{self._name}: {job}"}
+        return {task for task, its_job in self._tasks.items() if its_job == job}
 
     def exempt(self, task: asyncio.Task[Any] | None) -> None:
         """Never cancel this task: it runs a user's callback that has called `close()`."""
@@ -68,7 +69,7 @@ class BackgroundTasks:
 
     def cancel_all(self) -> None:
         """Cancel all tasks once, without waiting for them."""
-        for task in self._tasks - self._exempt:
+        for task in self._tasks.keys() - self._exempt:
             with contextlib.suppress(RuntimeError):  # the task's event loop is closed
                 task.cancel()
 
@@ -86,14 +87,14 @@ class BackgroundTasks:
         does not reduce the number of attempts.
         """
         pause = 0.01
-        while (tasks := self._tasks - self._exempt) and limit > 0:
+        while (tasks := self._tasks.keys() - self._exempt) and limit > 0:
             self.cancel_all()
             await asyncio.wait(tasks, timeout=pause)
             limit -= pause
             pause *= 2
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         self._exempt.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             extra = fields(self._name, "task failed")

@@ -48,7 +48,6 @@ class ConnectionStore(Generic[C]):
     """Called when a connection is lost, and for each error of a statement."""
     empty: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     """Set when the last entry is removed."""
-    _openers: set[asyncio.Task[None]] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self.readiness = Readiness(self.ledger, self.runtime, self.outages, self.refill)
@@ -103,8 +102,6 @@ class ConnectionStore(Generic[C]):
         except BaseException:
             self.remove(entry, refill=False)  # the application's task factory raised an error
             raise
-        self._openers.add(task)
-        task.add_done_callback(self._openers.discard, context=Context())
         ended = partial(_never_began, weakref.ref(self), entry)
         task.add_done_callback(ended, context=Context())
         if not task.done():
@@ -155,7 +152,7 @@ class ConnectionStore(Generic[C]):
     def stop_opening(self) -> None:
         """Cancel every connect under way; each entry is removed when its task ends."""
         self.outages.retry.cancel()
-        for task in self._openers:
+        for task in self.runtime.tasks.running("connect"):
             task.cancel()
 
     async def abandon(self) -> None:

@@ -154,12 +154,13 @@ class Machine(RuleBasedStateMachine):
                 call.set_result("ok")
             self._settle()
 
-    @precondition(lambda self: self.core.store._openers)
+    @precondition(lambda self: self.core.runtime.tasks.running("connect"))
     @rule()
     def cancel_connects(self) -> None:
         """Somebody cancels the pool's connects."""
         self._note("cancel_connects()")
-        for task in sorted(self.core.store._openers, key=lambda task: task.get_name()):
+        connects = self.core.runtime.tasks.running("connect")
+        for task in sorted(connects, key=lambda task: task.get_name()):
             task.cancel()
         self._settle()
 

@@ -159,7 +159,7 @@ def forget_the_retry_timer(patch: pytest.MonkeyPatch) -> None:
     """A forgotten timer: that of the next probe outlives the pool."""
 
     def stop_opening(self: ConnectionStore[Any]) -> None:
-        for task in self._openers:
+        for task in self.runtime.tasks.running("connect"):
             task.cancel()
 
     patch.setattr(ConnectionStore, "stop_opening", stop_opening)
@@ -307,12 +307,12 @@ def clean_up_with_an_await(patch: pytest.MonkeyPatch) -> None:
 
 def share_the_background_tasks(patch: pytest.MonkeyPatch) -> None:
     """Closing one pool ends another: all pools share their background tasks."""
-    shared: dict[str, set[Any]] = {}
+    shared: dict[str, dict[Any, str]] = {}
     found = BackgroundTasks.__init__
 
     def join(self: BackgroundTasks, name: str) -> None:
         found(self, name)
-        self._tasks = shared.setdefault(name.split(",", maxsplit=1)[0], set())
+        self._tasks = shared.setdefault(name.split(",", maxsplit=1)[0], {})
 
     patch.setattr(BackgroundTasks, "__init__", join)
 

@@ -226,7 +226,7 @@ class World(SeededLoop):
     def _strike_connects(self) -> None:
         """Cancel some connects that the pool has not cancelled."""
         for laws in self.pools:
-            for task in sorted(laws.core.store._openers, key=hash):
+            for task in sorted(laws.core.runtime.tasks.running("connect"), key=hash):
                 if self._striker.random() < 0.05:
                     task.cancel()
 

@@ -509,7 +509,7 @@ class TestOutage:
             with pytest.raises(PoolTimeout):
                 await core.acquire(1.0)
             assert core.runtime.counters.connects_failed == len(driver.times("open")) > 1
-            assert not core.store._openers
+            assert not core.runtime.tasks.running("connect")
 
     @virtual_time
     async def test_reconnect_failed_is_called_once_per_outage(self) -> None:
