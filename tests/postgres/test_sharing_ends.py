@@ -42,6 +42,7 @@ async def test_a_long_wait_of_a_one_shot_is_reported_in_its_task(dsn: str, ends:
             limit = 0.2 if ends == "late" else LIMIT
             await pool.fetchval("SELECT pg_sleep(0)", timeout=limit)
 
+        await pool.wait()
         pool.on_slow_wait(0.05, tell)
         async with all_leased(pool):
             task = asyncio.create_task(call(), name="who waits")
