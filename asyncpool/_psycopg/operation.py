@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import psycopg
 from psycopg.pq import ConnStatus, TransactionStatus
 
+from asyncpool._psycopg.direct_future import DirectFuture
 from asyncpool._psycopg.internals import READY_R, WAIT_R, WAIT_W
 from asyncpool._psycopg.socket_watcher import SocketWatcher
 
@@ -75,12 +76,12 @@ class OperationRunner(SocketWatcher):
         """The generator of the operation that waits for the socket, if any."""
         self._want = WAIT_R
         """The states of the socket for which the generator waits."""
-        self._future: asyncio.Future[Any] | None = None
+        self._future: DirectFuture | None = None
         """Done with the generator's result; None without a generator."""
         self._context: Context | None = None
         """A copy of the caller's context, in which the generator runs; None without a generator."""
 
-    def start(self, gen: Any) -> asyncio.Future[Any]:
+    def start(self, gen: Any) -> DirectFuture:
         """Start a generator, to be advanced as the socket becomes ready; return its future.
 
         Raises:
@@ -100,7 +101,7 @@ class OperationRunner(SocketWatcher):
         self._gen = gen
         self._want = want
         self._context = copy_context()
-        self._future = future = self.loop.create_future()
+        self._future = future = DirectFuture(loop=self.loop)
         if want & WAIT_W:
             self._advance(0)
         return future
@@ -168,7 +169,7 @@ class OperationRunner(SocketWatcher):
         gen, future, want = self._gen, self._future, self._want
         assert self._context is not None, "bug: a generator without a context"
         assert future is not None, "bug: a generator without a future"
-        send, since = self._context.run, 0.0
+        send, since, completed = self._context.run, 0.0, None
         try:
             if ready or woken:
                 want = send(gen.send, ready)
@@ -189,20 +190,23 @@ class OperationRunner(SocketWatcher):
         except StopIteration as end:
             self._end()
             if not future.done():
-                future.set_result(end.value)
+                future.complete(end.value)
+                completed = future
         except BaseException as error:
             self._on_error(future, error)
             if not isinstance(error, Exception):
                 raise
         finally:
             del future  # break the cycle: the exception's traceback refers to this frame
+        if completed is not None:
+            completed.step()  # a task that calls this itself does not wait yet
 
     def _on_written(self) -> None:
         """Stop waiting to write, and read again, which may have been stopped meanwhile."""
         self.unwatch_writable()
         self.resume()
 
-    def _on_error(self, future: asyncio.Future[Any], error: BaseException) -> None:
+    def _on_error(self, future: DirectFuture, error: BaseException) -> None:
         self._end()
         if not future.done():
             future.set_exception(error)

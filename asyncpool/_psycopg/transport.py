@@ -22,6 +22,7 @@ import psycopg
 
 from asyncpool._core.background import force_close
 from asyncpool._psycopg.cancellation import cancel_until_ended, read_leftovers
+from asyncpool._psycopg.direct_future import DirectFuture
 from asyncpool._psycopg.internals import COPY_OUT_END
 from asyncpool._psycopg.operation import ACTIVE, OperationRunner
 from asyncpool._psycopg.socket_watcher import DRAINING, ENDING, HUNG_UP, LEFTOVERS, READY
@@ -233,7 +234,7 @@ class Transport(OperationRunner):
             return
         future = None
         if self._gen is not None:
-            self._future = future = self.loop.create_future()
+            self._future = future = DirectFuture(loop=self.loop)
         work = self._drain(conn, future)
         self.draining = self.loop.create_task(work, name="asyncpool: drain", context=Context())
 
