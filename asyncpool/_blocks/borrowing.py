@@ -13,8 +13,8 @@ from asyncpool._blocks.supports import SupportsBorrowing
 from asyncpool._core.label import current_note
 from asyncpool._core.lease import Lease, ManualLease
 from asyncpool._core.stacks import capture
-from asyncpool._psycopg.connection import trace_statements
 from asyncpool._psycopg.driver import ACT
+from asyncpool._psycopg.last_statement import trace_statements
 from asyncpool.errors import (
     PoolError,
     PoolWrongLoop,

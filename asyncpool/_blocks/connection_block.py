@@ -23,8 +23,8 @@ from asyncpool._core.entry import Entry
 from asyncpool._core.label import current_note
 from asyncpool._core.lease import Lease
 from asyncpool._core.stacks import capture_three
-from asyncpool._psycopg.connection import trace_statements
 from asyncpool._psycopg.driver import ACT
+from asyncpool._psycopg.last_statement import trace_statements
 from asyncpool.errors import ReleaseError
 
 JOINED: Entry[Any] = Entry(0.0)

@@ -45,7 +45,6 @@ class Entry(Generic[C]):
         "opened_at",
         "predecessor",
         "state",
-        "statement_cache",
         "used_at",
         "uses",
         "watched",
@@ -72,8 +71,6 @@ class Entry(Generic[C]):
         self.uses = 0
         """The number of leases so far."""
         self.late = False
-        self.statement_cache: object = None
-        """State that one-shot statements keep from one lease to the next; see `cache_of`."""
         self.watched = False
         """Whether the driver reports a lost connection by itself; if not, ask `is_alive`."""
         self.predecessor: Entry[C] | None = None

@@ -116,7 +116,6 @@ def _references(entry: Entry[Any]) -> int:
 
 def _is_unreferenced(entry: Entry[Any]) -> bool:
     """Whether only the pool refers to this leased connection."""
-    entry.statement_cache = None  # out of date, and it may refer to the connection
     return _references(entry) <= LEAST_REFERENCES
 
 

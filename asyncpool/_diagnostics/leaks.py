@@ -16,7 +16,7 @@ from asyncpool._core.entry import Entry
 from asyncpool._core.pool import Core
 from asyncpool._core.redact import HIDDEN
 from asyncpool._core.stacks import where
-from asyncpool._psycopg.connection import last_query
+from asyncpool._psycopg.last_statement import last_query
 from asyncpool._sql.lexer import tokens
 
 MAX_STATEMENT_LENGTH = 500

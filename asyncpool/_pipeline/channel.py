@@ -143,8 +143,6 @@ class Channel(Exchange):
         if self.conn._notify_handlers:
             self.transport.pass_on_notifications()
         if done:
-            if not self.shared:
-                self.cache.refresh()  # a plain read changes no setting
             now = monotonic()
             spent = now - self.since
             self.pace += (spent / done - self.pace) / 8

@@ -188,9 +188,7 @@ class Dispatcher:
     def _begin(self, entry: Entry[Any], request: Request) -> None:
         """Send a request on a connection leased for it, or leave the connection to its caller."""
         channel, self._passed_on = self._passed_on, None
-        if channel is not None and channel.entry is entry:
-            channel.cache.last_use = entry.uses
-        else:
+        if channel is None or channel.entry is not entry:
             if not is_shareable(entry.conn):
                 request.entry = entry
                 request.end()

@@ -17,8 +17,8 @@ from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 
 from asyncpool._pipeline.profiles import INTERNAL, StatementProfiles
 from asyncpool._pipeline.request import AGAIN, LARGE, Request
-from asyncpool._pipeline.statement_cache import cache_of
 from asyncpool._psycopg.internals import Prepare
+from asyncpool._psycopg.statement_cache import cache_of
 from asyncpool._psycopg.transport import transport_of
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ class Exchange:
         """The connection's socket."""
         self.requests: deque[Request] = deque()
         """The requests in flight in the order in which they were sent; the first one runs."""
-        self.cache = cache_of(entry)
-        """The connection's converted statements; nobody else uses it meanwhile."""
+        self.cache = cache_of(conn)
         self._to_flush = conn._prepared._to_flush
         """psycopg's queue of prepared statements to deallocate before the next statement."""
         self._profiles = profiles
@@ -83,6 +82,7 @@ class Exchange:
             for _ in self.cache.evict():
                 self._append(Request(INTERNAL, b""))
         self.cache.convert(request)
+        request.size = _size(request)
         try:
             if request.size > LARGE and self.shared:
                 return False
@@ -107,6 +107,7 @@ class Exchange:
                 self._check_later()
         pgconn.pipeline_sync()
         request.channel, request.shared = self, self.shared
+        request.conn, request.row_factory = self.conn, self.conn.row_factory
         self.load += request.size
         self.requests.append(request)
         if pgconn.flush():
@@ -142,7 +143,7 @@ class Exchange:
     def _complete(self, request: Request) -> None:
         if request.future is None:
             return
-        self.cache.record_outcome(request)
+        self.cache.record_outcome(request, request.results)
         failure = request.results[-1] if request.results else None
         if failure is not None and failure.status == ABORTED:
             failure = request.results[0]  # the PREPARE failed
@@ -186,6 +187,12 @@ class Exchange:
 
     def _error(self, result: PGresult) -> psycopg.Error:
         return psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
+
+
+def _size(request: Request) -> int:
+    """Return the bytes of a request's text and values."""
+    pgq = request.statement.pgq
+    return len(pgq.query) + sum(len(value) for value in pgq.params or () if value is not None)
 
 
 def _is_fatal(result: PGresult) -> bool:

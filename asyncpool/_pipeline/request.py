@@ -7,12 +7,9 @@ import math
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
-import psycopg
-from psycopg import adapt
 from psycopg.abc import Params, Query
-from psycopg.pq import Format
 
-from asyncpool._psycopg.internals import PostgresQuery, Prepare
+from asyncpool._psycopg.statement_cache import BINARY, TEXT, Execution
 from asyncpool._sql.kinds import Kind
 
 if TYPE_CHECKING:
@@ -20,29 +17,11 @@ if TYPE_CHECKING:
 
     from asyncpool._pipeline.profiles import StatementProfile
 
-TEXT, BINARY = Format.TEXT, Format.BINARY
 AGAIN = object()
 """The outcome of a request that must be sent again."""
 
 
-class Statement:
-    """A query converted for PostgreSQL, and the transformer for its values and rows.
-
-    Raises:
-        psycopg.Error, TypeError, ...: the values cannot be converted.
-    """
-
-    __slots__ = ("pgq", "tx")
-
-    def __init__(
-        self, conn: psycopg.AsyncConnection[Any], query: Query, params: Params | None
-    ) -> None:
-        self.tx = adapt.Transformer(conn)
-        self.pgq = PostgresQuery(self.tx)
-        self.pgq.convert(query, params)
-
-
-class Request:
+class Request(Execution):
     """One one-shot statement.
 
     Args:
@@ -51,12 +30,6 @@ class Request:
     """
 
     # Set when the request is sent:
-    statement: Statement
-    key: tuple[bytes, tuple[int, ...]]
-    """The key of psycopg's map of prepared statements."""
-    state: Prepare
-    name: bytes
-    """The name of its prepared statement."""
     conn: Any
     """The connection."""
     row_factory: Any
@@ -64,8 +37,6 @@ class Request:
     results: list[PGresult]
     may_be_cancelled: bool
     """Whether a cancel request may have hit this request in place of one before it."""
-    new: bool
-    """Whether psycopg's map of prepared statements did not know the statement."""
 
     future: asyncio.Future[Any] | None = None
     """Done with AGAIN if the request must be sent again, else with None.
@@ -101,11 +72,8 @@ class Request:
         prepare: bool | None = None,
         binary: bool = False,
     ) -> None:
+        super().__init__(query, params, prepare, BINARY if binary else TEXT)
         self.profile = profile
-        self.query = query
-        self.params = params
-        self.prepare = prepare
-        self.format = BINARY if binary else TEXT
 
     @property
     def shares(self) -> bool:

@@ -14,8 +14,9 @@ import psycopg
 from psycopg.pq import ExecStatus
 from psycopg.rows import tuple_row
 
-from asyncpool._pipeline.request import BINARY, Request
+from asyncpool._pipeline.request import Request
 from asyncpool._psycopg.cursor import Cursor
+from asyncpool._psycopg.statement_cache import BINARY
 
 Answer = tuple[Callable[[Request], Any], Callable[[psycopg.AsyncCursor[Any]], Awaitable[Any]]]
 

@@ -21,9 +21,11 @@ from weakref import ref
 
 import psycopg
 from psycopg.abc import Params, PQGen, Query
+from psycopg.adapt import AdaptersMap
 from psycopg.pq import ConnStatus
 from psycopg.rows import Row
 
+from asyncpool._psycopg.adapters import Adapters
 from asyncpool._psycopg.cursor import Cursor, Lock, ServerCursor
 from asyncpool._psycopg.internals import (
     BLOCK_END,
@@ -38,6 +40,7 @@ from asyncpool._psycopg.notices import on_notice
 from asyncpool._psycopg.operation import ACTIVE, BAD, BUSY_TIME
 from asyncpool._psycopg.pipeline import Pipeline
 from asyncpool._psycopg.socket_watcher import LOST, READY
+from asyncpool._psycopg.statement_cache import StatementCache
 from asyncpool._psycopg.transport import Transport, closed_error
 
 __all__ = ["Connection"]
@@ -77,6 +80,8 @@ class Connection(psycopg.AsyncConnection[Row]):
         super().__init__(*args, **kwargs)
         self._transport = None
         self.lock = Lock()
+        self._statements = StatementCache(self)
+        """The statements that were converted for this connection."""
         self._deferred: deque[PQGen[Any]] = deque()
         """psycopg's generators that must run before the next operation."""
         self._traced = False
@@ -111,6 +116,13 @@ class Connection(psycopg.AsyncConnection[Row]):
                 msg = f"cannot watch the connection's socket: {error}"
                 raise psycopg.OperationalError(msg) from error
         return conn
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        """See `psycopg.AsyncConnection.adapters`."""
+        if type(self._adapters) is not Adapters:
+            self._adapters = self._statements.copy_adapters(self._adapters)
+        return self._adapters
 
     async def close(self) -> None:
         """Close the connection, or return it, even if broken, to a pool with `close_returns`.
@@ -335,14 +347,3 @@ class PlainConnection(psycopg.AsyncConnection[Row]):
 if not SUPPORTED:
     PlainConnection.__name__ = PlainConnection.__qualname__ = "Connection"
     Connection = PlainConnection  # type: ignore[misc, assignment]
-
-
-def trace_statements(conn: psycopg.AsyncConnection[Any]) -> None:
-    """Start to record the last statement of a connection; any before it is forgotten."""
-    traced: Any = conn
-    traced._traced, traced._last_query = True, None
-
-
-def last_query(conn: object) -> Query | None:
-    """Return the last statement of a connection if it is recorded."""
-    return getattr(conn, "_last_query", None)

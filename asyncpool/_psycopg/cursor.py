@@ -18,13 +18,16 @@ from weakref import ref
 import psycopg
 from psycopg import adapt, errors
 from psycopg.abc import Params, PQGen, Query
-from psycopg.pq import Format
-from psycopg.rows import Row
+from psycopg.pq import Format, TransactionStatus
+from psycopg.rows import AsyncRowFactory, Row
 
+from asyncpool._psycopg.internals import generators
+from asyncpool._psycopg.riding import with_begin
 from asyncpool._psycopg.socket_watcher import READY
+from asyncpool._psycopg.statement_cache import BINARY, TEXT, StatementCache, Version
 from asyncpool._psycopg.transport import Transport
 
-TEXT, BINARY = Format.TEXT, Format.BINARY
+IDLE = int(TransactionStatus.IDLE)
 
 CLOSE_TURNS = 5
 """Turns of the event loop in which it closes a generator that was dropped."""
@@ -85,32 +88,41 @@ class Cursor(psycopg.AsyncCursor[Row]):
 
     _conn: Any
     """An `asyncpool.Connection`."""
-    _adapters: adapt.AdaptersMap | None  # type: ignore[assignment]
-    """None until the first access; until then the connection's adapters are used."""
+    _adapters: adapt.AdaptersMap | Version  # type: ignore[assignment]
+    """The cursor's own adapters, after the first access; before it, the connection's version."""
+
+    def __init__(
+        self,
+        connection: psycopg.AsyncConnection[Any],
+        *,
+        row_factory: AsyncRowFactory[Row] | None = None,
+    ) -> None:
+        # In place of psycopg's, which copies the adapters.
+        self._prepare(connection, row_factory or connection.row_factory, TEXT)
+        self._reset()
 
     @classmethod
     def for_one_statement(cls, conn: psycopg.AsyncConnection[Row], *, binary: bool) -> Self:
-        """Return a cursor that is about to execute a statement, without `__init__`.
-
-        Attributes that every execution sets are left out. Until the cursor's own adapters are
-        accessed, an adapter registered with the connection later affects its next execution.
-        """
+        """Return a cursor that is about to execute a statement, which sets what is left out."""
         self = cls.__new__(cls)
+        self._prepare(conn, conn.row_factory, BINARY if binary else TEXT)
+        return self
+
+    def _prepare(self, conn: Any, row_factory: Any, result_format: Format) -> None:
         self._conn = conn
         self._pgconn = conn.pgconn
-        self._row_factory = conn.row_factory
-        self._adapters = None
+        self._row_factory = row_factory
+        self._adapters = conn._statements.version
         self._last_query = None
         self._closed = False
         self.arraysize = 1
-        self.format = BINARY if binary else TEXT
-        return self
+        self.format = result_format
 
     @property
     def adapters(self) -> adapt.AdaptersMap:
         """See `psycopg.AsyncCursor.adapters`."""
-        if self._adapters is None:
-            self._adapters = adapt.AdaptersMap(self._conn.adapters)
+        if isinstance(self._adapters, Version):
+            self._adapters = adapt.AdaptersMap(self._adapters.adapters or self._conn.adapters)
             if changed := getattr(self, "_loaders_changed", None):  # since psycopg 3.3
                 self._adapters._register_loader_callback = partial(changed, ref(self))
             self._last_query = None  # the next execution makes a transformer with these
@@ -162,10 +174,52 @@ class Cursor(psycopg.AsyncCursor[Row]):
             async for row in rows:
                 yield row
 
+    def _execute_gen(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        prepare: bool | None = None,
+        binary: bool | None = None,
+    ) -> PQGen[None]:
+        """Execute a statement with the connection's cache of converted statements.
+
+        Where the cache cannot be used, or the statement is to be prepared first, psycopg's own
+        generator does it.
+        """
+        conn, run = self._conn, None
+        cache: StatementCache = conn._statements
+        if (
+            self._adapters is cache.version
+            and conn._pipeline is None
+            and not (self._closed or conn._prepared._to_flush)
+            and type(self) is Cursor
+        ):
+            begins = not conn._autocommit and conn.pgconn.transaction_status == IDLE
+            result_format = self.format if binary is None else BINARY if binary else TEXT
+            run = cache.begin(query, params, prepare, result_format, in_pipeline=begins)
+        if run is None:
+            yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
+            return
+        if conn._traced:
+            conn._last_query = query
+        self._reset()
+        self._query = run.statement.pgq
+        if begins:
+            results = yield from with_begin(conn, partial(cache.send, run))
+        else:
+            cache.send(run)
+            results = yield from generators.execute(conn.pgconn)
+        cache.record_outcome(run, results)
+        run.statement.lend(self)
+        self._check_results(results)
+        self._set_results(results)
+        self._last_query = query
+
     def _start_query(self, query: Query | None = None) -> PQGen[None]:
         if self._conn._traced:
             self._conn._last_query = query
-        if self._adapters is not None:
+        if self._adapters is not self._conn._statements.version:
             yield from super()._start_query(query)
             return
         if self._closed:

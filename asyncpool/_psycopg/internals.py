@@ -42,15 +42,15 @@ TRIED = (3, 2, 9), (3, 4)
 MODULES = {
     "psycopg._preparing": "Prepare PrepareManager",
     "psycopg._queries": "PostgresQuery",
-    "psycopg.generators": "copy_end copy_from fetch_many notifies send",
+    "psycopg.generators": "copy_end copy_from execute fetch_many notifies send",
     "psycopg.waiting": "READY_R READY_W WAIT_R WAIT_W",
 }
 """Private modules, and what is used of each."""
 
 ATTRIBUTES = {
     "psycopg.AsyncConnection": (
-        "_autocommit _check_connection_ok _notice_handler _notice_handlers"
-        " _notify_handlers _num_transactions _pipeline _prepared _rollback_gen"
+        "_adapters _autocommit _check_connection_ok _get_tx_start_command _notice_handler"
+        " _notice_handlers _notify_handlers _num_transactions _pipeline _prepared _rollback_gen"
         " _start_query _tpc _try_cancel"
     ),
     "psycopg.AsyncCopy": "_end_copy_out_gen",
@@ -65,7 +65,9 @@ ATTRIBUTES = {
     "psycopg._preparing.PrepareManager": (
         "_names _to_flush clear get maybe_add_to_cache prepare_threshold validate"
     ),
-    "psycopg._queries.PostgresQuery": "convert dump formats params query types",
+    "psycopg._queries.PostgresQuery": (
+        "_order _want_formats convert dump formats params query types"
+    ),
     "psycopg.errors": "_NO_TRACEBACK",
     "psycopg.pq.PGconn": "_encoding",
 }

@@ -24,7 +24,7 @@ def test_a_new_entry_is_unused() -> None:
     instants = (entry.opened_at, entry.expires_at, entry.used_at, entry.healthy_at, entry.leased_at)
     assert instants == (3.0,) * 5
     assert (entry.uses, entry.lease) == (0, NO_LEASE)
-    assert (entry.statement_cache, entry.predecessor) == (None, None)
+    assert entry.predecessor is None
     assert not any((entry.late, entry.watched))
 
 

@@ -20,6 +20,7 @@ OURS = {
     "_closed_by",
     "_deferred",
     "_pipeline_end_cancelled",
+    "_statements",
     "_traced",
     "_transport",
     "_unread_notifies",

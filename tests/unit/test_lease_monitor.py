@@ -177,7 +177,6 @@ class TestForgotten:
             async def forget() -> None:
                 conn = await core.acquire(None)
                 conn.clean = False
-                core.ledger.leased[conn].statement_cache = [conn]  # as one-shot statements do
                 await asyncio.sleep(5.0)
 
             await asyncio.create_task(forget(), name="careless")

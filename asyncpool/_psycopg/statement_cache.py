@@ -1,0 +1,346 @@
+"""A cache of the converted statements of one connection.
+
+At each execution psycopg's cursor parses the placeholders of a query and looks up the dumpers of
+its values and the loaders of its columns. This cache keeps them: a repeated statement only has its
+values dumped. Borrowed connections and one-shot statements use the same one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+from weakref import proxy, ref
+
+import psycopg
+from psycopg import adapt, capabilities
+from psycopg.abc import Params, Query
+from psycopg.pq import ExecStatus, Format
+
+from asyncpool._psycopg.adapters import Adapters
+from asyncpool._psycopg.internals import PostgresQuery, Prepare
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGresult
+
+TEXT, BINARY = Format.TEXT, Format.BINARY
+FATAL = int(ExecStatus.FATAL_ERROR)
+
+MAX_STATEMENTS = 256
+"""Maximum number of cached statements; a full cache is emptied."""
+MAX_TEXT_LENGTH = 4096
+"""Characters beyond which a statement is not cached."""
+
+COMMAND = re.compile(rb"(?:\s|--[^\n]*\n|/\*(?:[^*]|\*(?!/))*\*/)*([A-Za-z]+)")
+"""The first word of a statement, behind comments."""
+
+SETTINGS = (b"client_encoding", b"DateStyle", b"IntervalStyle", b"TimeZone")
+"""The session settings that psycopg's loaders and dumpers read once."""
+
+
+class Execution:
+    """One execution of a statement.
+
+    Args:
+        query, params, prepare: as for a cursor's `execute`.
+        result_format: the format of the rows.
+    """
+
+    # Set by `StatementCache.convert`:
+    statement: Statement
+    key: tuple[bytes, tuple[int, ...]]
+    """The key of psycopg's map of prepared statements."""
+    state: Prepare
+    name: bytes
+    """The name of its prepared statement."""
+    # Set by `StatementCache.send`:
+    new: bool
+    """Whether psycopg's map of prepared statements did not know the statement."""
+
+    def __init__(
+        self, query: Query, params: Params | None, prepare: bool | None, result_format: Format
+    ) -> None:
+        self.query = query
+        self.params = params
+        self.prepare = prepare
+        self.format = result_format
+
+
+class Statement:
+    """A query converted for PostgreSQL, and the transformer for its values and rows.
+
+    Args:
+        context: the adapters and the connection.
+        query, params: as for a cursor's `execute`.
+
+    Raises:
+        psycopg.Error, TypeError, ...: the values cannot be converted.
+    """
+
+    __slots__ = ("_places", "may_follow_begin", "pgq", "reader", "tx")
+
+    def __init__(self, context: Context, query: Query, params: Params | None) -> None:
+        self.tx = adapt.Transformer(context)
+        self.pgq = PostgresQuery(self.tx)
+        self.pgq.convert(query, params)
+        # Of named placeholders each may stand in several places.
+        self._places = len(params) if type(params) is tuple and not self.pgq._order else -1
+        self.may_follow_begin = _is_one_command(self.pgq.query, has_values=params is not None)
+        """Whether it may be sent in pipeline mode, behind a BEGIN."""
+        self.reader: ref[psycopg.AsyncCursor[Any]] | None = None
+        """The cursor that reads rows with the transformer, until the statement runs again."""
+
+    def dump(self, params: Params) -> None:
+        """Convert the values for one more execution.
+
+        Raises:
+            psycopg.Error, TypeError, ...: the values cannot be converted.
+        """
+        pgq, tx = self.pgq, self.tx
+        if type(params) is tuple and len(params) == self._places:
+            # As in psycopg's own dump(), which looks at the kind of the parameters each time.
+            pgq.params = tx.dump_sequence(params, pgq._want_formats)  # type: ignore[arg-type]
+            pgq.types = tx.types or ()
+            pgq.formats = tx.formats
+        else:
+            pgq.dump(params)
+
+    def lend(self, cursor: psycopg.AsyncCursor[Any]) -> None:
+        """Let a cursor read its rows with the transformer, until the statement runs again."""
+        if self.reader is None:
+            cursor._tx = self.tx
+            self.reader = ref(cursor, self._clear)
+
+    def take_back(self) -> None:
+        """Take the transformer from the cursor that reads with it, which makes one if it has to."""
+        reader, self.reader = self.reader, None
+        cursor: Any = None if reader is None else reader()
+        if cursor is not None and cursor._tx is self.tx:
+            cursor._tx, cursor._last_query = _LateTransformer(cursor), None
+
+    def _clear(self, _reader: object = None) -> None:
+        self.reader = self.pgq.params = None
+        self.tx.set_pgresult(None)
+
+
+class _LateTransformer:
+    """The transformer of a cursor whose statement has run again; made when it is needed."""
+
+    def __init__(self, cursor: psycopg.AsyncCursor[Any]) -> None:
+        self._cursor = ref(cursor)
+
+    def __getattr__(self, name: str) -> Any:
+        cursor: Any = self._cursor()
+        if cursor._tx is self:
+            cursor._tx = adapt.Transformer(cursor)
+            cursor._tx.set_pgresult(cursor.pgresult)
+        return getattr(cursor._tx, name)
+
+
+class Version:
+    """The adapters of a connection between two changes."""
+
+    adapters: adapt.AdaptersMap | None = None
+    """A copy, made when they changed; None: they are the connection's still."""
+
+
+class Context:
+    """A connection's adapters, and the connection by a weak reference.
+
+    The transformers of a connection's cache must not keep the connection: the pool finds one that
+    was forgotten by its reference count.
+    """
+
+    def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        self.adapters = conn.adapters
+        self.connection = proxy(conn)
+
+
+class StatementCache:
+    """The converted statements of one connection, and those that psycopg has prepared there.
+
+    Args:
+        conn: the connection; the cache keeps a weak reference.
+    """
+
+    def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        self._conn = ref(conn)
+        self._pgconn = conn.pgconn
+        self._prepared = conn._prepared
+        self.version = Version()
+        """The version of the connection's adapters."""
+        self._context: Context | None = None
+        self._known: dict[tuple[str, bool], Statement] = {}
+        self._settings: tuple[bytes | None, ...] = ()
+
+    def copy_adapters(self, template: adapt.AdaptersMap | None) -> Adapters:
+        """Return a copy of adapters, or of the global ones, whose changes empty the cache."""
+        return Adapters(template or psycopg.adapters, partial(_adapters_change, ref(self)))
+
+    def adapters_change(self, adapters: adapt.AdaptersMap) -> None:
+        """Forget the statements; cursors that were made before keep the adapters of that time."""
+        self._known.clear()
+        self.version.adapters = adapt.AdaptersMap(adapters)
+        self.version = Version()
+
+    def begin(
+        self,
+        query: Query,
+        params: Params | None,
+        prepare: bool | None,
+        result_format: Format,
+        *,
+        in_pipeline: bool,
+    ) -> Execution | None:
+        """Return a converted statement; None where a cursor must execute it in psycopg's way.
+
+        Args:
+            query, params, prepare, result_format: see `Execution`.
+            in_pipeline: whether it is to be sent in pipeline mode.
+
+        Raises:
+            psycopg.Error, TypeError, ...: the values cannot be converted.
+        """
+        execution = Execution(query, params, prepare, result_format)
+        try:
+            self.convert(execution)
+        except Exception:
+            if in_pipeline:
+                return None  # psycopg finds the error after it has begun a transaction
+            raise
+        if execution.state is Prepare.SHOULD:
+            return None
+        if in_pipeline and not execution.statement.may_follow_begin:
+            return None
+        return execution
+
+    def convert(self, execution: Execution) -> None:
+        """Set the converted statement, and whether it is or will be prepared.
+
+        The values are valid until the next call.
+
+        Raises:
+            psycopg.Error, TypeError, ...: the values cannot be converted.
+        """
+        execution.statement = statement = self._find(execution.query, execution.params)
+        pgq, prepared = statement.pgq, self._prepared
+        execution.key = key = (pgq.query, pgq.types)
+        if execution.prepare is not False and prepared.prepare_threshold is not None:
+            name = prepared._names.get(key)
+            if name is not None:
+                # The fast path of psycopg's own get() for a statement that is prepared already.
+                prepared._names.move_to_end(key)
+                execution.state, execution.name = Prepare.YES, name
+                return
+        execution.state, execution.name = prepared.get(pgq, execution.prepare)
+
+    def send(self, execution: Execution) -> None:
+        """Pass a statement to libpq in pipeline mode, or one that needs no PREPARE.
+
+        Raises:
+            psycopg.Error: libpq refused it; a part may have been sent.
+        """
+        pgq, pgconn, state = execution.statement.pgq, self._pgconn, execution.state
+        if state is Prepare.YES:
+            pgconn.send_query_prepared(execution.name, pgq.params, pgq.formats, execution.format)
+            execution.new = False
+            return
+        if state is Prepare.SHOULD:
+            pgconn.send_prepare(execution.name, pgq.query, pgq.types)
+            pgconn.send_query_prepared(execution.name, pgq.params, pgq.formats, execution.format)
+        elif pgq.params or execution.format is BINARY or pgconn.pipeline_status:
+            pgconn.send_query_params(
+                pgq.query, pgq.params, pgq.types, pgq.formats, execution.format
+            )
+        else:
+            pgconn.send_query(pgq.query)  # it may be several statements
+        new = self._prepared.maybe_add_to_cache(pgq, state, execution.name)
+        execution.new = new is not None
+
+    def record_outcome(self, execution: Execution, results: list[PGresult]) -> None:
+        """Record whether a statement was prepared, and remove that result from the others."""
+        prepared = self._prepared
+        if execution.state is Prepare.SHOULD and results:
+            if results[0].status == FATAL:
+                prepared._names.pop(execution.key, None)
+            else:
+                del results[0]
+                if results and results[-1].status == FATAL:
+                    self.forget(execution)  # else it would stay prepared but unknown to psycopg
+        if execution.new:
+            prepared.validate(execution.key, execution.state, execution.name, results)
+        self.refresh(execution.statement)
+
+    def forget(self, execution: Execution) -> None:
+        """Forget a prepared statement that is useless now."""
+        if self._prepared._names.pop(execution.key, None) is not None:
+            self._prepared._to_flush.append(execution.name)
+
+    def evict(self) -> Iterator[None]:
+        """Deallocate the prepared statements that psycopg has dropped, one for each step."""
+        to_flush = self._prepared._to_flush
+        while to_flush:
+            name = to_flush.popleft()
+            if name is not None and capabilities.has_send_close_prepared():
+                self._pgconn.send_close_prepared(name)
+            else:
+                what = b"ALL" if name is None else name
+                self._pgconn.send_query_params(b"DEALLOCATE " + what, None)
+            yield
+
+    def refresh(self, statement: Statement | None = None) -> None:
+        """Forget all that depends on the session's settings, if one has changed.
+
+        Args:
+            statement: a statement whose rows have not been read yet.
+        """
+        ask, (encoding, date, interval, zone) = self._pgconn.parameter_status, SETTINGS
+        settings = ask(encoding), ask(date), ask(interval), ask(zone)
+        if settings != self._settings:
+            self._settings = settings
+            self._known.clear()
+            self._context = None
+            if statement is not None:
+                statement.tx = adapt.Transformer(self._make_context())
+
+    def _make_context(self) -> Context:
+        if self._context is None:
+            self._context = Context(cast("psycopg.AsyncConnection[Any]", self._conn()))
+        return self._context
+
+    def _find(self, query: Query, params: Params | None) -> Statement:
+        self.refresh()
+        if type(query) is not str:
+            return Statement(self._make_context(), query, params)
+        key = (query, params is None)
+        if (known := self._known.get(key)) is not None:
+            if known.reader is not None:
+                known.take_back()
+            if params is not None:
+                known.dump(params)
+            return known
+        known = Statement(self._make_context(), query, params)
+        if len(query) <= MAX_TEXT_LENGTH:
+            if len(self._known) >= MAX_STATEMENTS:
+                self._known.clear()
+            self._known[key] = known
+        return known
+
+
+def _is_one_command(query: bytes, *, has_values: bool) -> bool:
+    """Whether a text is surely one command that can be sent in pipeline mode."""
+    command = COMMAND.match(query)
+    if command is None or command[1].upper() == b"COPY":
+        return False
+    return has_values or b";" not in query.rstrip(b"; \t\r\n")
+
+
+def _adapters_change(cache: ref[StatementCache], adapters: adapt.AdaptersMap) -> None:
+    if (alive := cache()) is not None:
+        alive.adapters_change(adapters)
+
+
+def cache_of(conn: Any) -> StatementCache:
+    """Return the cache of an `asyncpool.Connection`."""
+    return cast("StatementCache", conn._statements)
