@@ -55,9 +55,9 @@ class OtherLoopBlock(ConnectionBlock[ACT]):
             timeout: seconds to wait for the connection; None: the pool's `timeout`.
             others: the pool's blocks of this kind that have a connection; at most `max_size`.
         """
-        block = cls()
-        block._pool, block._timeout, block._entry, block._others = pool, timeout, None, others
-        return block
+        self = cls()
+        self._pool, self._timeout, self._entry, self._others = pool, timeout, None, others
+        return self
 
     async def __aenter__(self) -> ACT:
         if self._entry is not None:

@@ -53,7 +53,7 @@ def with_begin(conn: Any, send: Callable[[], None]) -> PQGen[list[PGresult]]:
                 break
             answers.append(results)
     except psycopg.OperationalError:
-        if not (answers and answers[-1][-1].status == FATAL):
+        if not any(each[-1].status == FATAL for each in answers):
             raise  # else the server has said why it ended the session
     else:
         pgconn.exit_pipeline_mode()

@@ -54,7 +54,7 @@ async def events(client: httpx.AsyncClient, url: str, number: int) -> list[dict[
     async with client.stream("GET", url) as answer:
         assert answer.headers["content-type"] == "text/event-stream"
         async for line in answer.aiter_lines():
-            if line.startswith("data: "):
+            if line.startswith("data: {"):  # not of the event `alive`
                 found.append(json.loads(line.removeprefix("data: ")))
                 if len(found) == number:
                     break

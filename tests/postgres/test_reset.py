@@ -56,7 +56,8 @@ SESSION = {
     ),
     "listen": Trace("LISTEN gossip", "SELECT count(*) FROM pg_listening_channels()"),
     "held cursor": Trace(
-        "DECLARE held CURSOR WITH HOLD FOR SELECT 1", "SELECT count(*) FROM pg_cursors"
+        "DECLARE held CURSOR WITH HOLD FOR SELECT 1",
+        "SELECT count(*) FROM pg_cursors WHERE name = 'held'",
     ),
 }
 DISCARD = {
