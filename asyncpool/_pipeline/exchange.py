@@ -82,7 +82,12 @@ class Exchange:
             for _ in self.cache.evict():
                 self._append(Request(INTERNAL, b""))
         self.cache.convert(request)
-        request.size = _size(request)
+        pgq = request.statement.pgq
+        size = len(pgq.query)
+        for value in pgq.params or ():
+            if value is not None:
+                size += len(value)
+        request.size = size
         try:
             if request.size > LARGE and self.shared:
                 return False
@@ -92,7 +97,7 @@ class Exchange:
                 self._append(Request(INTERNAL, b""))  # a Sync after a part that may be sent
             raise
         finally:
-            request.statement.pgq.params = None  # the cached statement keeps no values
+            pgq.params = None  # the cached statement keeps no values
         self._append(request)
         return True
 
@@ -143,7 +148,10 @@ class Exchange:
     def _complete(self, request: Request) -> None:
         if request.future is None:
             return
-        self.cache.record_outcome(request, request.results)
+        if request.state is not Prepare.YES:
+            self.cache.record_outcome(request, request.results)
+        if not self.shared:
+            self.cache.refresh(request.statement)  # a plain read changes no setting
         failure = request.results[-1] if request.results else None
         if failure is not None and failure.status == ABORTED:
             failure = request.results[0]  # the PREPARE failed
@@ -187,12 +195,6 @@ class Exchange:
 
     def _error(self, result: PGresult) -> psycopg.Error:
         return psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
-
-
-def _size(request: Request) -> int:
-    """Return the bytes of a request's text and values."""
-    pgq = request.statement.pgq
-    return len(pgq.query) + sum(len(value) for value in pgq.params or () if value is not None)
 
 
 def _is_fatal(result: PGresult) -> bool:

@@ -72,7 +72,11 @@ class Request(Execution):
         prepare: bool | None = None,
         binary: bool = False,
     ) -> None:
-        super().__init__(query, params, prepare, BINARY if binary else TEXT)
+        # Execution.__init__() is not called to save the time of a call.
+        self.query = query
+        self.params = params
+        self.prepare = prepare
+        self.format = BINARY if binary else TEXT
         self.profile = profile
 
     @property

@@ -210,7 +210,9 @@ class Cursor(psycopg.AsyncCursor[Row]):
         else:
             cache.send(run)
             results = yield from generators.execute(conn.pgconn)
-        cache.record_outcome(run, results)
+        if run.new:
+            cache.record_outcome(run, results)
+        cache.refresh(run.statement)
         run.statement.lend(self)
         self._check_results(results)
         self._set_results(results)

@@ -270,7 +270,6 @@ class StatementCache:
                     self.forget(execution)  # else it would stay prepared but unknown to psycopg
         if execution.new:
             prepared.validate(execution.key, execution.state, execution.name, results)
-        self.refresh(execution.statement)
 
     def forget(self, execution: Execution) -> None:
         """Forget a prepared statement that is useless now."""
