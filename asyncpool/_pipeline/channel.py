@@ -20,6 +20,7 @@ from asyncpool._pipeline.exchange import BAD, Exchange
 from asyncpool._pipeline.profiles import SLOW, StatementProfiles
 from asyncpool._pipeline.request import AGAIN
 from asyncpool._psycopg.cancellation import cancel_until_ended
+from asyncpool._psycopg.direct_future import step_all
 from asyncpool._psycopg.transport import DRAIN_TIMEOUT
 
 if TYPE_CHECKING:
@@ -132,6 +133,14 @@ class Channel(Exchange):
 
     def readable(self) -> None:
         """Read the results that have arrived and complete their requests."""
+        try:
+            self._read()
+        finally:
+            # The tasks go on when the channel has done its own work.
+            completed, self._completed = self._completed, []
+            step_all(completed)
+
+    def _read(self) -> None:
         pgconn, done = self.pgconn, 0
         with suppress(psycopg.Error):
             while True:

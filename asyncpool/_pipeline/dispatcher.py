@@ -22,6 +22,7 @@ from asyncpool._core.wait_queue import Waiter
 from asyncpool._pipeline.channel import MAX_REQUESTS, Channel
 from asyncpool._pipeline.profiles import StatementProfiles
 from asyncpool._pipeline.request import AGAIN, Request
+from asyncpool._psycopg.direct_future import DirectFuture
 from asyncpool._psycopg.sharing import is_shareable
 from asyncpool._sql.kinds import Kind
 from asyncpool.errors import PoolError, PoolTimeout
@@ -86,7 +87,7 @@ class Dispatcher:
             request.limit = wait
         ticket, came = 0, None  # 0: a request served at once precedes all that will wait
         while True:
-            request.future = future = loop.create_future()
+            request.future = future = DirectFuture(loop=loop)
             waiter = None
             channel = self._pick() if request.shares else None
             if channel is not None:

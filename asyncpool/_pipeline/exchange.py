@@ -17,6 +17,7 @@ from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 
 from asyncpool._pipeline.profiles import INTERNAL, StatementProfiles
 from asyncpool._pipeline.request import AGAIN, LARGE, Request
+from asyncpool._psycopg.direct_future import DirectFuture
 from asyncpool._psycopg.internals import Prepare
 from asyncpool._psycopg.statement_cache import cache_of
 from asyncpool._psycopg.transport import transport_of
@@ -65,6 +66,8 @@ class Exchange:
         self.requests: deque[Request] = deque()
         """The requests in flight in the order in which they were sent; the first one runs."""
         self.cache = cache_of(conn)
+        self._completed: list[DirectFuture] = []
+        """Futures of requests that have their results; their tasks have yet to go on."""
         self._to_flush = conn._prepared._to_flush
         """psycopg's queue of prepared statements to deallocate before the next statement."""
         self._profiles = profiles
@@ -162,7 +165,8 @@ class Exchange:
             if self._sent_alone:
                 self._profiles.record_time(monotonic() - self.since, rises=not profile.credit)
             if not request.future.done():
-                request.future.set_result(None)
+                request.future.complete(None)
+                self._completed.append(request.future)
         elif request.is_awaited and self._may_run_again(request, failure):
             request.end(AGAIN)
         else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg.abc import Params, Query
 
+from asyncpool._psycopg.direct_future import DirectFuture
 from asyncpool._psycopg.statement_cache import BINARY, TEXT, Execution
 from asyncpool._sql.kinds import Kind
 
@@ -38,7 +39,7 @@ class Request(Execution):
     may_be_cancelled: bool
     """Whether a cancel request may have hit this request in place of one before it."""
 
-    future: asyncio.Future[Any] | None = None
+    future: DirectFuture | None = None
     """Done with AGAIN if the request must be sent again, else with None.
 
     None for the pool's own requests."""
@@ -109,7 +110,7 @@ class Request(Execution):
     def abandon(self) -> None:
         """Mark the request as abandoned, and drop the caller's error."""
         assert self.future is not None, "bug: a request without a caller is abandoned"
-        self.future = self.future.get_loop().create_future()
+        self.future = DirectFuture(loop=self.future.get_loop())
         self.future.cancel()
 
     def end(self, outcome: object = None) -> None:

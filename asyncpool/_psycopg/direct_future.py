@@ -7,7 +7,7 @@ through the loop and a system call for each statement.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from typing import Any
 
@@ -62,3 +62,17 @@ class DirectFuture(asyncio.Future[Any]):
         wake, self._wake = self._wake, None
         if wake is not None:
             super().add_done_callback(wake, context=self._context)
+
+
+def step_all(futures: Sequence[DirectFuture]) -> None:
+    """Run the tasks of completed futures, one after the other.
+
+    If one ends the event loop, as by SystemExit, the others go on in a later turn, if there is one.
+    """
+    for number, future in enumerate(futures, 1):
+        try:
+            future.step()
+        except BaseException:
+            for other in futures[number:]:
+                other._step_later()
+            raise

@@ -118,10 +118,10 @@ class OperationRunner(SocketWatcher):
 
     def time_out(self) -> None:
         """End the generator with psycopg's timeout error, unless its result is there to be read."""
-        if self._gen is not None and self._ready(WAIT_R):
-            self._on_readable()
         future = self._future
-        if future is not None and not future.done():
+        if self._gen is not None and self._ready(WAIT_R):
+            self._on_readable()  # the task may go on in it, with another operation
+        if future is not None and future is self._future and not future.done():
             self._end()
             future.set_exception(psycopg.errors._WaitTimeout("wait timeout expired"))
 
