@@ -6,6 +6,7 @@ with a pool: `conn._pool` is the pool while user code has the connection, else N
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -108,9 +109,7 @@ class PsycopgDriver(Generic[ACT]):
         self.resets = not (reset is None or reset == "rollback")
         """Whether each connection is reset on its return; if so, none is clean before its reset."""
         self._clean_status = -1 if self.resets else IDLE
-        self._handles: weakref.WeakKeyDictionary[ACT, ConnectionHandle] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._handles = weakref.WeakKeyDictionary[ACT, ConnectionHandle]()
         self._pid = os.getpid()
         if UNSUPPORTED_REASON is not None:
             logger.info("%s: the pool uses psycopg's own connections", UNSUPPORTED_REASON)
@@ -139,13 +138,14 @@ class PsycopgDriver(Generic[ACT]):
                 await call("configure", partial(self.call_with, self._configure, conn))
                 _require_idle(conn, "configure")
                 handle.baseline = Baseline.of(conn)
-        except GeneratorExit:  # nothing can be awaited any more
-            if os.getpid() == self._pid:
-                self.drop(conn)
-            raise
-        except BaseException:
-            with anyio.move_on_after(CLOSE_TIMEOUT), suppress(Exception):
-                await (self.close(conn) if conn in self._handles else close(conn))
+        except BaseException as error:
+            # A cancel scope raises an error of its own in place of a GeneratorExit.
+            if GeneratorExit not in (type(error), type(error.__context__)):
+                with suppress(Exception):
+                    async with asyncio.timeout(CLOSE_TIMEOUT):
+                        await (self.close(conn) if conn in self._handles else close(conn))
+            elif os.getpid() == self._pid:
+                self.drop(conn)  # nothing can be awaited any more
             raise
         self._any_watched |= handle.transport is not None
         conn._pool = None
