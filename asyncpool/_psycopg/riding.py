@@ -34,13 +34,14 @@ def with_begin(conn: Any, send: Callable[[], None]) -> PQGen[list[PGresult]]:
     Raises:
         psycopg.Error: libpq refused the statement, or the connection was lost.
     """
-    pgconn, refused = conn.pgconn, None
+    pgconn = conn.pgconn
+    refused: Exception | None = None
     answers: list[list[PGresult]] = []
     pgconn.enter_pipeline_mode()
     pgconn.send_query_params(conn._get_tx_start_command(), None)
     try:
         send()
-    except psycopg.Error as error:
+    except Exception as error:  # noqa: BLE001 - raised when the BEGIN has ended
         refused = error
     pgconn.pipeline_sync()
     try:

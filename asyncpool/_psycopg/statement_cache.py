@@ -108,9 +108,10 @@ class Statement:
 
     def lend(self, cursor: psycopg.AsyncCursor[Any]) -> None:
         """Let a cursor read its rows with the transformer, until the statement runs again."""
-        if self.reader is None:
-            cursor._tx = self.tx
-            self.reader = ref(cursor, self._clear)
+        if self.reader is not None:
+            self.take_back()
+        cursor._tx = self.tx
+        self.reader = ref(cursor, self._clear)
 
     def take_back(self) -> None:
         """Take the transformer from the cursor that reads with it, which makes one if it has to."""
@@ -299,7 +300,6 @@ class StatementCache:
         if settings != self._settings:
             self._settings = settings
             self._known.clear()
-            self._context = None
             if statement is not None:
                 statement.tx = adapt.Transformer(self._make_context())
 

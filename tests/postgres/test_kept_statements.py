@@ -279,6 +279,19 @@ async def test_a_first_statement_that_fails_leaves_a_failed_transaction(dsn: str
             await conn.execute("SELECT 1")
 
 
+@pytest.mark.parametrize("kind", [psycopg.AsyncConnection, Connection])
+async def test_a_first_statement_that_libpq_refuses_leaves_a_transaction(
+    dsn: str, kind: type[Conn]
+) -> None:
+    """The BEGIN has been sent, and the connection goes on."""
+    async with await kind.connect(dsn) as conn:
+        many = ", ".join(["%s"] * 70_000)
+        with pytest.raises(psycopg.OperationalError, match="65535"):
+            await in_time(conn.execute(f"SELECT {many}", (1,) * 70_000))
+        assert conn.info.transaction_status is psycopg.pq.TransactionStatus.INTRANS
+        assert await (await conn.execute("SELECT 3")).fetchone() == (3,)
+
+
 async def test_a_first_statement_tells_why_the_server_ended_the_session(dsn: str) -> None:
     """The server's own error is raised, not that the connection was lost."""
     conn = await Connection.connect(dsn)
