@@ -24,6 +24,7 @@ from asyncpool._psycopg.internals import PostgresQuery, Prepare
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
 
+HAS_PIPELINE = capabilities.has_pipeline()
 TEXT, BINARY = Format.TEXT, Format.BINARY
 FATAL = int(ExecStatus.FATAL_ERROR)
 
@@ -86,7 +87,8 @@ class Statement:
         self.pgq.convert(query, params)
         # Of named placeholders each may stand in several places.
         self._places = len(params) if type(params) is tuple and not self.pgq._order else -1
-        self.may_follow_begin = _is_one_command(self.pgq.query, has_values=params is not None)
+        has_values = params is not None
+        self.may_follow_begin = HAS_PIPELINE and _is_one_command(self.pgq.query, has_values)
         """Whether it may be sent in pipeline mode, behind a BEGIN."""
         self.reader: ref[psycopg.AsyncCursor[Any]] | None = None
         """The cursor that reads rows with the transformer, until the statement runs again."""
@@ -327,7 +329,7 @@ class StatementCache:
         return known
 
 
-def _is_one_command(query: bytes, *, has_values: bool) -> bool:
+def _is_one_command(query: bytes, has_values: bool) -> bool:
     """Whether a text is surely one command that can be sent in pipeline mode."""
     command = COMMAND.match(query)
     if command is None or command[1].upper() == b"COPY":
