@@ -63,7 +63,7 @@ ATTRIBUTES = {
         "_enter_gen _exit_gen _get_enter_commands _rollback_gen _stack_index"
     ),
     "psycopg._preparing.PrepareManager": (
-        "_names _to_flush clear get maybe_add_to_cache prepare_threshold validate"
+        "_names _prepared_idx _to_flush clear get maybe_add_to_cache prepare_threshold validate"
     ),
     "psycopg._queries.PostgresQuery": (
         "_order _want_formats convert dump formats params query types"

@@ -213,6 +213,7 @@ class StatementCache:
                 return None  # psycopg finds the error after it has begun a transaction
             raise
         if execution.state is Prepare.SHOULD:
+            self._prepared._prepared_idx -= 1  # psycopg gives it the name that it was given here
             return None
         if in_pipeline and not execution.statement.may_follow_begin:
             return None
