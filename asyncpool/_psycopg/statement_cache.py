@@ -87,8 +87,9 @@ class Statement:
         self.pgq.convert(query, params)
         # Of named placeholders each may stand in several places.
         self._places = len(params) if type(params) is tuple and not self.pgq._order else -1
-        has_values = params is not None
-        self.may_follow_begin = HAS_PIPELINE and _is_one_command(self.pgq.query, has_values)
+        # With values psycopg sends a single command only.
+        is_single = bool(self.pgq.params) or _has_one_command(self.pgq.query)
+        self.may_follow_begin = HAS_PIPELINE and is_single and not _is_copy(self.pgq.query)
         """Whether it may be sent in pipeline mode, behind a BEGIN."""
         self.reader: ref[psycopg.AsyncCursor[Any]] | None = None
         """The cursor that reads rows with the transformer, until the statement runs again."""
@@ -330,12 +331,15 @@ class StatementCache:
         return known
 
 
-def _is_one_command(query: bytes, has_values: bool) -> bool:
-    """Whether a text is surely one command that can be sent in pipeline mode."""
+def _has_one_command(query: bytes) -> bool:
+    """Whether a text is surely a single command."""
+    return b";" not in query.rstrip(b"; \t\r\n")
+
+
+def _is_copy(query: bytes) -> bool:
+    """Whether a text is, or may be, a COPY, or no command at all."""
     command = COMMAND.match(query)
-    if command is None or command[1].upper() == b"COPY":
-        return False
-    return has_values or b";" not in query.rstrip(b"; \t\r\n")
+    return command is None or command[1].upper() == b"COPY"
 
 
 def _adapters_change(cache: ref[StatementCache], adapters: adapt.AdaptersMap) -> None:
