@@ -174,7 +174,7 @@ async def test_work_that_was_awaited_begins_although_it_is_cancelled() -> None:
 
     async def leave() -> None:
         try:
-            await asyncio.sleep(10.0)
+            await asyncio.Event().wait()
         finally:
             await Paced(close())
 
@@ -204,7 +204,7 @@ async def test_work_that_is_given_up_is_closed() -> None:
 
     async def work() -> None:
         try:
-            await asyncio.sleep(10.0)
+            await asyncio.Event().wait()
         finally:
             closed.append(1)
 
