@@ -2,7 +2,8 @@
 
 In psycopg a statement passes three coroutines and a lock before it waits, and `conn.execute()`
 copies the connection's adapters for its cursor. The fast path is one coroutine and copies the
-adapters on first access. Any other case takes psycopg's path.
+adapters on first access. It uses the connection's cache of converted statements, and sends BEGIN
+with the first statement of a transaction. Any other case takes psycopg's path.
 """
 
 from __future__ import annotations
