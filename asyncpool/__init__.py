@@ -4,6 +4,7 @@ from asyncpool._blocks.listener import Gap
 from asyncpool._blocks.notifications import Notifications
 from asyncpool._core.budget import Budget
 from asyncpool._core.label import label
+from asyncpool._core.within import within
 from asyncpool._psycopg.connection import Connection
 from asyncpool.errors import (
     PoolClosed,
@@ -57,4 +58,5 @@ __all__ = [
     "WaiterInfo",
     "classify",
     "label",
+    "within",
 ]

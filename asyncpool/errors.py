@@ -102,17 +102,35 @@ class PoolDeadlock(PoolTimeout):
 
 
 class TooManyRequests(PoolError):
-    """The wait queue is full: `max_waiting` requests wait already.
+    """The request was refused at once, because waiting would be of no use.
 
     Attributes:
         waiting: the requests in the wait queue.
-        max_waiting: the limit.
+        max_waiting: the limit of the wait queue; 0: no limit.
+        rule: why: "full": `max_waiting` requests wait already; "deadline": it could not have been
+            served within its time limit; "patience": nor before its caller would have been
+            cancelled, as those of other requests were; "standing": with `overload="refuse"`, the
+            wait queue has stood for too long.
+        expected_wait: the seconds that a request would wait now, on average; None: not known.
+        retry_after: seconds after which a further attempt makes sense; None: not known.
     """
 
-    def __init__(self, message: str, *, waiting: int = 0, max_waiting: int = 0) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        waiting: int = 0,
+        max_waiting: int = 0,
+        rule: str = "full",
+        expected_wait: float | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.waiting = waiting
         self.max_waiting = max_waiting
+        self.rule = rule
+        self.expected_wait = expected_wait
+        self.retry_after = retry_after
 
 
 class ReleaseError(PoolError, ValueError):

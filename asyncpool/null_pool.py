@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from asyncpool._core.budget import Budget
 from asyncpool._psycopg.driver import ACT, INERROR, INTRANS
@@ -58,6 +58,7 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
         close_returns: bool = False,
         timeout: float = 30.0,
         max_waiting: int = 0,
+        overload: Literal["wait", "refuse"] = "wait",
         max_lifetime: float = 60 * 60.0,
         max_idle: float = 10 * 60.0,
         reconnect_timeout: float = 5 * 60.0,
@@ -85,6 +86,7 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
             name=name,
             timeout=timeout,
             max_waiting=max_waiting,
+            overload=overload,
             max_lifetime=max_lifetime,
             max_idle=max_idle,
             reconnect_timeout=reconnect_timeout,

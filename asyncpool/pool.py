@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -22,15 +22,9 @@ from asyncpool._blocks.lifecycle import Lifecycle
 from asyncpool._blocks.listening import Listening
 from asyncpool._blocks.one_shots import OneShots
 from asyncpool._blocks.options import PoolOptions
-from asyncpool._blocks.overrides import (
-    NAMES,
-    OverriddenBlock,
-    Overrides,
-)
+from asyncpool._blocks.overrides import NAMES, OverriddenBlock, Overrides
 from asyncpool._blocks.pool_transactions import PoolTransactions
-from asyncpool._blocks.renewal import (
-    renew_after_fork,
-)
+from asyncpool._blocks.renewal import renew_after_fork
 from asyncpool._blocks.supports import Exc
 from asyncpool._core.budget import Budget
 from asyncpool._core.error_factory import OWN_CLASSES, ErrorClasses
@@ -47,9 +41,7 @@ from asyncpool._psycopg.internals import VERSION
 from asyncpool._psycopg.own_statements import ResetLevel
 from asyncpool._psycopg.sharing import can_share
 from asyncpool._psycopg.sources import Conninfo, Kwargs
-from asyncpool.errors import (
-    PoolError,
-)
+from asyncpool.errors import PoolError
 from asyncpool.faults import Fault, classify
 from asyncpool.health import HealthReport, check_health
 from asyncpool.insight import Explanation
@@ -93,6 +85,10 @@ class AsyncConnectionPool(
         close_returns: whether `conn.close()` returns the connection (psycopg 3.3 or later).
         timeout: seconds that a request waits for a connection.
         max_waiting: the most requests in the wait queue; 0: no limit.
+        overload: which requests get `TooManyRequests` instead of a place in the wait queue: "wait":
+            those that could not be served within their time limit; "refuse": while the queue stands
+            for longer than one and a half time limits, also those that would wait for more than a
+            tenth of theirs. See docs/overload.md.
         max_lifetime: seconds after which a connection is replaced, minus up to 5 % of jitter.
         max_idle: seconds after which an idle connection above `min_size` is closed.
         reconnect_timeout: seconds of failing connects after which `reconnect_failed` is called.
@@ -139,6 +135,7 @@ class AsyncConnectionPool(
         close_returns: bool = False,
         timeout: float = 30.0,
         max_waiting: int = 0,
+        overload: Literal["wait", "refuse"] = "wait",
         max_lifetime: float = 60 * 60.0,
         max_idle: float = 10 * 60.0,
         reconnect_timeout: float = 5 * 60.0,
@@ -181,6 +178,7 @@ class AsyncConnectionPool(
             max_size=max_size,
             timeout=timeout,
             max_waiting=max_waiting,
+            overload=overload,
             max_lifetime=max_lifetime,
             max_idle=max_idle,
             reconnect_timeout=reconnect_timeout,

@@ -69,6 +69,15 @@ class PoolStats:
     """The failed requests that ended in `PoolTimeout`."""
     requests_cancelled: int
     """Requests whose caller was cancelled while waiting; they do not count as failed."""
+    refused_full: int
+    """The failed requests that got `TooManyRequests` because `max_waiting` requests waited."""
+    refused_deadline: int
+    """Those that could not have been served within their time limit."""
+    refused_patience: int
+    """Those that could not have been served before their caller's cancellation, as learnt from
+    other callers."""
+    refused_standing: int
+    """Those that `overload="refuse"` refused because the wait queue had stood for too long."""
     wait_time: float
     use_time: float
     returns_bad: int

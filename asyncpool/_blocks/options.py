@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, cast
 
 from asyncpool._core.pool import Core
 from asyncpool._core.settings import duration
@@ -81,6 +81,15 @@ class PoolOptions:
     @max_waiting.setter
     def max_waiting(self, number: int) -> None:
         self._change(max_waiting=number)
+
+    @property
+    def overload(self) -> Literal["wait", "refuse"]:
+        """Which requests are refused when they cannot be served in time."""
+        return cast('Literal["wait", "refuse"]', self._core.settings.overload)
+
+    @overload.setter
+    def overload(self, mode: Literal["wait", "refuse"]) -> None:
+        self._change(overload=mode)
 
     @property
     def max_lifetime(self) -> float:

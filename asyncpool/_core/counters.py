@@ -17,6 +17,10 @@ class Counters:
     requests_failed: int = 0
     requests_timed_out: int = 0
     requests_cancelled: int = 0
+    refused_full: int = 0
+    refused_deadline: int = 0
+    refused_patience: int = 0
+    refused_standing: int = 0
     wait_time: float = 0.0
     use_time: float = 0.0
     returns_bad: int = 0

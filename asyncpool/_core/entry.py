@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from enum import Enum
-from typing import Generic
+from typing import Any, Generic
 
 from asyncpool._core.driver import C
 from asyncpool._core.lease import NO_LEASE, Lease
+from asyncpool._core.lines import Line
 
 
 class State(Enum):
@@ -44,6 +45,7 @@ class Entry(Generic[C]):
         "number",
         "opened_at",
         "predecessor",
+        "queued",
         "state",
         "used_at",
         "uses",
@@ -70,6 +72,8 @@ class Entry(Generic[C]):
         """The current lease; `NO_LEASE` also in the state LEASED, during a hand-over."""
         self.uses = 0
         """The number of leases so far."""
+        self.queued: tuple[int, float, Line[Any]] | None = None
+        """The last use that had to wait: its number, when it joined the queue, and its line."""
         self.late = False
         self.watched = False
         """Whether the driver reports a lost connection by itself; if not, ask `is_alive`."""

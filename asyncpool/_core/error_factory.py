@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
+from asyncpool._core.admission import Refusal
 from asyncpool._core.entry import Entry
 from asyncpool._core.label import named
 from asyncpool._core.ledger import Ledger
@@ -41,6 +42,12 @@ class ErrorClasses:
 
 
 OWN_CLASSES = ErrorClasses()
+WHY = {
+    "deadline": "it could not be served within the {} s that it has",
+    "patience": "callers give up before a request could be served",
+    "standing": "the wait queue has not been empty for too long",
+}
+"""The reason for a refusal by its rule."""
 STATEMENT = 100
 """Characters of a statement in an error."""
 
@@ -153,14 +160,35 @@ class ErrorFactory:
         """The error for a sent statement whose answer did not arrive in time."""
         return self.timed_out(timeout, "the statement was sent and may have run", "no answer")
 
-    def too_many(self, waiting: int) -> TooManyRequests:
-        """The error where `max_waiting` requests are waiting already."""
-        limit = self.ledger.settings.max_waiting
-        msg = (
-            f"pool {self.runtime.name!r}: {waiting} requests are already waiting"
-            f" (max_waiting={limit}): shed load or raise it"
+    def refused(self, refusal: Refusal, time_limit: float = 0.0) -> TooManyRequests:
+        """The error where waiting would be of no use.
+
+        Args:
+            refusal: why.
+            time_limit: the time in seconds that the request had left, for the message.
+        """
+        ledger = self.ledger
+        waiting, limit = ledger.waiting, ledger.settings.max_waiting
+        if refusal.rule == "full":
+            what = (
+                f"{waiting} requests are already waiting (max_waiting={limit}):"
+                " shed load or raise it"
+            )
+        else:
+            expected = refusal.expected_wait or 0.0
+            why = WHY[refusal.rule].format(f"{time_limit:.3g}")
+            what = (
+                f"overloaded: {why} (expected wait {expected:.3g} s, waiting={waiting},"
+                f" leased={len(ledger.leased)}): try again in {refusal.retry_after or 0.0:.3g} s"
+            )
+        return self.classes.too_many(
+            f"pool {self.runtime.name!r}: {what}",
+            waiting=waiting,
+            max_waiting=limit,
+            rule=refusal.rule,
+            expected_wait=refusal.expected_wait,
+            retry_after=refusal.retry_after,
         )
-        return self.classes.too_many(msg, waiting=waiting, max_waiting=limit)
 
     def not_ready(self, timeout: float, opened: str, cause: Exception | None) -> PoolTimeout:
         """The error where the pool did not open its connections in time, and was closed."""

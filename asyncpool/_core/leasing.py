@@ -7,6 +7,7 @@ What waits for the queue or for a check is a coroutine, which may be cancelled a
 from __future__ import annotations
 
 import asyncio
+import sys
 import weakref
 from asyncio import _get_running_loop as running_loop
 from asyncio import current_task, get_running_loop
@@ -162,7 +163,7 @@ class Leasing(Waiting[C]):
 
         Raises:
             PoolTimeout: no connection was available in time.
-            TooManyRequests: `max_waiting` requests are waiting already.
+            TooManyRequests: waiting would be of no use.
             PoolClosed: the pool is closed, or was closed during the wait.
             PoolWrongLoop: the pool is open on another event loop.
         """
@@ -186,6 +187,7 @@ class Leasing(Waiting[C]):
                 ticket = ticket or ledger.queue.ticket()
                 waiter = Waiter[Entry[C]](ticket, now, deadline)
                 waiter.task = current_task()
+                self.limit(waiter)
                 self.queue(waiter, timeout, arrived_at)
                 try:
                     while waiter.waiting:
@@ -249,6 +251,11 @@ class Leasing(Waiting[C]):
             msg = f"pool {self.runtime.name!r} has not leased {conn!r}: {what}"
             raise ReleaseError(msg)
         entry.used_at = self._now()
+        queued = entry.queued
+        if queued is not None and isinstance(sys.exception(), asyncio.CancelledError):
+            number, joined_at, line = queued
+            if number == entry.uses:
+                self.note_cancelled(line, joined_at)
         self._counters.note_use(entry.used_at - entry.leased_at, lease.is_shared)
         return entry
 

@@ -12,6 +12,7 @@ It starts no tasks. The core calls it, then acts on the answer. Five laws hold b
 from __future__ import annotations
 
 import math
+import time
 from bisect import insort
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,8 +36,9 @@ class Ledger(Generic[C]):
     def __init__(
         self,
         settings: Settings,
-        overdue: Callable[[Waiter[Entry[C]]], BaseException],
+        overdue: Callable[[Waiter[Entry[C]], bool], BaseException],
         budget: Budget | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
         self._keeps_idle = settings.keeps_idle
@@ -46,7 +48,7 @@ class Ledger(Generic[C]):
         self.idle: list[Entry[C]] = []
         """A stack of idle entries, the most recently used last; unused ones stay at the bottom."""
         self.leased: dict[C, Entry[C]] = {}
-        self.queue: WaitQueue[Entry[C]] = WaitQueue(overdue)
+        self.queue: WaitQueue[Entry[C]] = WaitQueue(overdue, clock)
         self.opening = 0
         self.late = 0
         """Opening entries that take so long that `wanted` no longer counts on them."""

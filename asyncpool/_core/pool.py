@@ -34,7 +34,7 @@ from asyncpool._core.settings import Settings
 from asyncpool._core.store import ConnectionStore
 from asyncpool._core.timer import Timer
 from asyncpool._core.wait_queue import Waiter
-from asyncpool.errors import PoolTimeout
+from asyncpool.errors import PoolError
 from asyncpool.faults import Fault, classify
 
 
@@ -72,8 +72,10 @@ class Core(Leasing[C]):
         random: Random | None = None,
     ) -> None:
         random = random or Random()
-        self.ledger = ledger = Ledger[C](settings, self._timeout_error, budget)
         self.runtime = runtime = Runtime(settings.name)
+        self.ledger = ledger = Ledger[C](
+            settings, self._overdue_error, budget, lambda: runtime.time()
+        )
         outage, timer = Outage(random), Timer(self._on_retry)
         self.outages = outages = OutageController(
             ledger, runtime, outage, timer, on_outage, classify
@@ -88,6 +90,7 @@ class Core(Leasing[C]):
             ledger, runtime, errors, on_leak, is_listening, self.reclaim
         )
         self.check = check and Check(check, ledger, runtime, outages, store, errors)
+        self.refused_at = -math.inf
         self.slow_wait, self.on_slow_wait = math.inf, lambda _: None
         self.orphaned = weakref.WeakSet()
         self.home = self._open_on = self._unchecked_on = None
@@ -212,8 +215,9 @@ class Core(Leasing[C]):
         if self.ledger.budget is not None:
             self.ledger.budget._offer()
 
-    def _timeout_error(self, waiter: Waiter[Entry[C]]) -> PoolTimeout:
-        return self.errors.timed_out(round(waiter.deadline - waiter.joined_at, 3))
+    def _overdue_error(self, waiter: Waiter[Entry[C]], is_late: bool) -> PoolError:
+        limit = waiter.deadline - waiter.joined_at
+        return self._late_error(waiter) if is_late else self.errors.timed_out(round(limit, 3))
 
     async def _close_all(self, deadline: float) -> None:
         self.store.stop_opening()

@@ -73,6 +73,12 @@ class Runtime:
         logger.exception("pool %r: %s", self.name, text, extra=fields(self.name, kind))
 
 
+def clock_of_thread() -> Callable[[], float]:
+    """Return the clock of the running event loop; without one, that of asyncio's loops."""
+    loop = asyncio._get_running_loop()
+    return time.monotonic if loop is None else clock_of(loop)
+
+
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     """Return the fastest and finest clock that agrees with `loop.time()`.
 

@@ -14,6 +14,8 @@ UNBOUNDED = sys.maxsize
 """The `max_size` of a pool without a limit."""
 
 
+OVERLOAD = ("wait", "refuse")
+"""The values of `overload`."""
 ABOVE_ZERO = {"max_lifetime", "max_idle", "leak_timeout", "ping_interval", "ping_timeout"}
 """Durations that must not be zero, because the pool would be permanently busy with them."""
 
@@ -34,6 +36,9 @@ class Settings:
     """Time limit of a request for a connection."""
     max_waiting: int = 0
     """Largest number of waiters; 0 means no limit."""
+    overload: str = "wait"
+    """Which requests are refused: "wait" those that cannot be served in time, "refuse" also those
+    that join a standing queue."""
     max_lifetime: float = 3600.0
     """Age at which a connection expires, less up to 5 % of jitter."""
     max_idle: float = 600.0
@@ -65,6 +70,9 @@ class Settings:
     """Whether connections that no request waits for are kept."""
 
     def __post_init__(self) -> None:
+        if self.overload not in OVERLOAD:
+            msg = f"overload must be {' or '.join(map(repr, OVERLOAD))}: got {self.overload!r}"
+            raise ValueError(msg)
         sizes(self.min_size, self.max_size, keeps_idle=self.keeps_idle)
         for each in fields(self):
             number = getattr(self, each.name)
@@ -107,13 +115,17 @@ def sizes(min_size: int, max_size: int | None, *, keeps_idle: bool = True) -> tu
     return min_size, max_size
 
 
-def count(name: str, value: int) -> int:
-    """Check and return an int of at least 0."""
+def whole(name: str, value: int) -> int:
+    """Check and return an int."""
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         msg = f"{name} must be an int, not {value!r}"
         raise TypeError(msg)
-    number = operator.index(value)
-    if number < 0:
+    return operator.index(value)
+
+
+def count(name: str, value: int) -> int:
+    """Check and return an int of at least 0."""
+    if (number := whole(name, value)) < 0:
         msg = f"{name} must not be negative: got {number}"
         raise ValueError(msg)
     return number

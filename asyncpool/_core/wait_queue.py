@@ -1,7 +1,8 @@
 """The wait queue: tasks that wait for a connection, served strictly first in, first out.
 
 It decides which waiter is next and when a wait times out. It opens no connections: the items that
-it hands over come from the ledger.
+it hands over come from the ledger. Requests that ask for a priority or a flow have lines and flows
+of their own (`lines.py`); within each the order is the same.
 
 Why the releaser hands over
     The usual pattern for a condition variable is: set a flag, notify one task, and let it look for
@@ -44,15 +45,21 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
+import time
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
+from asyncpool._core.admission import reserve
+from asyncpool._core.lines import Flow, Line
 from asyncpool._core.timer import Timer
 
 T = TypeVar("T")
+
+KEPT_LINES = 8
+"""The number of lines above which those without waiters are dropped."""
 
 
 class Waiter(asyncio.Condition, Generic[T]):
@@ -64,17 +71,22 @@ class Waiter(asyncio.Condition, Generic[T]):
 
     needs_own_connection = True
     """Whether this waiter needs a connection of its own."""
+    flow: Flow[Waiter[T]]
+    """Its flow; not set before it joins the queue."""
 
     __slots__ = (
         "_waiters",
         "counted_own",
         "deadline",
         "error",
+        "flow",
         "joined_at",
+        "place",
         "queued",
         "served",
         "task",
         "ticket",
+        "useful_until",
         "waited",
         "waiting",
     )
@@ -84,6 +96,10 @@ class Waiter(asyncio.Condition, Generic[T]):
         self.ticket = ticket
         self.joined_at = joined_at
         self.deadline = deadline
+        self.useful_until = math.inf
+        """The deadline for all of its work, after which a connection is of no use to it."""
+        self.place: tuple[int, Hashable] | None = None
+        """Its priority and the key of its flow; None: neither was asked for."""
         self.waited = 0.0
         """Duration of the wait, set when it ends."""
         self.queued = True
@@ -120,17 +136,29 @@ class Waiter(asyncio.Condition, Generic[T]):
 class WaitQueue(Generic[T]):
     """The queue of waiters for one pool."""
 
-    def __init__(self, overdue: Callable[[Waiter[T]], BaseException]) -> None:
+    def __init__(
+        self,
+        overdue: Callable[[Waiter[T], bool], BaseException],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Create an empty queue.
 
         Args:
-            overdue: makes the error for a waiter whose deadline has passed; the waiter is still in
-                the queue when this is called.
+            overdue: makes the error for a waiter whose deadline has passed; if the second argument
+                is true, for one that could not use a connection before its deadline. The waiter is
+                still in the queue when this is called.
+            clock: returns the current instant.
         """
         self._overdue = overdue
-        # All three keep waiters that have left, until these reach the front, `_compact` runs, or
-        # no waiter is left.
-        self._places: deque[Waiter[T]] = deque()
+        self._clock = clock
+        self._usual: Line[Waiter[T]] = Line(0)
+        """The line of those who ask for no priority."""
+        self._lines = [self._usual]
+        """The lines, the highest priority first."""
+        self.plain = self._usual.flow(None)
+        """The flow of those who ask for neither."""
+        # Both keep waiters that have left, until these reach the front, `_compact` runs, or no
+        # waiter is left; so do the lines.
         self._deadlines: deque[Waiter[T]] = deque()
         self._early: list[Waiter[T]] = []
         self._last_ticket = 0
@@ -144,7 +172,7 @@ class WaitQueue(Generic[T]):
         """Set to the earliest deadline, or to an earlier one of a waiter that has left."""
 
     def __iter__(self) -> Iterator[Waiter[T]]:
-        return (waiter for waiter in self._places if waiter.waiting)
+        return (waiter for line in self._lines for waiter in line)
 
     def ticket(self) -> int:
         """Return the next ticket; tickets number the requests in order of arrival."""
@@ -156,18 +184,30 @@ class WaitQueue(Generic[T]):
         """The number of connections that the waiters need."""
         return self.own_demand + (self.length > self.own_demand)
 
+    def flow_for(self, waiter: Waiter[T]) -> Flow[Waiter[T]]:
+        """Return the flow that a waiter belongs to; it is made if there is none."""
+        if waiter.place is None:
+            return self.plain
+        priority, key = waiter.place
+        for line in self._lines:
+            if line.priority == priority:
+                return line.flow(key)
+        line = Line(priority)
+        # Lines are kept for what they have measured, while they are few.
+        if len(self._lines) > KEPT_LINES:
+            self._lines = [each for each in self._lines if each.length or each is self._usual]
+        insort(self._lines, line, key=lambda each: -each.priority)
+        return line.flow(key)
+
     def admit(self, waiter: Waiter[T]) -> None:
         """Add a waiter; from now on it may be served, even before it calls `wait`.
 
         Tickets decide the position. A request that was served an unusable connection rejoins with
         its first ticket, so it keeps its position.
         """
-        places, deadlines = self._places, self._deadlines
-        ticket, deadline = waiter.ticket, waiter.deadline
-        if not places or places[-1].ticket <= ticket:
-            places.append(waiter)
-        else:
-            insort(places, waiter, key=attrgetter("ticket"))
+        deadlines, deadline = self._deadlines, waiter.deadline
+        waiter.flow = flow = self.plain if waiter.place is None else self.flow_for(waiter)
+        flow.add(waiter)
         self.length = length = self.length + 1
         waiter.waiting, waiter.counted_own = True, waiter.needs_own_connection
         self.own_demand += waiter.counted_own
@@ -178,7 +218,8 @@ class WaitQueue(Generic[T]):
                 heapq.heappush(self._early, waiter)
             if deadline < self._timer.at:
                 self._timer.set(deadline)
-        if len(places) + len(deadlines) + len(self._early) > 4 * length + 128:
+        kept = len(flow.places) - flow.length + len(deadlines) + len(self._early)
+        if kept > 3 * length + 128:
             self._compact()
 
     def leave(self, waiter: Waiter[T]) -> T | None:
@@ -193,17 +234,24 @@ class WaitQueue(Generic[T]):
         return served
 
     def head(self) -> Waiter[T] | None:
-        """Return the first waiter; drop those before it that have left."""
-        places = self._places
-        while places and not places[0].waiting:
-            places.popleft()
-        return places[0] if places else None
+        """Return the waiter that is served next; None if there is none."""
+        for line in self._lines:
+            if line.length:
+                return line.head()
+        return None
 
     def serve(self, item: T) -> bool:
         """Hand the item to the first waiter; return False if there is none."""
-        if (waiter := self.head()) is None:
+        for line in self._lines:
+            if line.length:
+                break
+        else:
             return False
-        self._places.popleft()
+        if line.has_deadlines or line.patience.limit != math.inf:
+            self._refuse_late(line)
+        waiter = line.head()
+        assert waiter is not None, "bug: a line counts a waiter that it does not have"
+        line.serve(self._clock)
         self._remove(waiter)
         waiter.served = item
         waiter.notify()
@@ -238,15 +286,35 @@ class WaitQueue(Generic[T]):
     def _remove(self, waiter: Waiter[T]) -> None:
         waiter.waiting = False
         self.own_demand -= waiter.counted_own
+        flow = waiter.flow
+        flow.length -= 1
+        line = flow.line
+        line.length = length = line.length - 1
+        if not length:
+            line.clear(self._clock())
         self.length = length = self.length - 1
         if not length:
-            # Else ten thousand waiters of a burst would be kept, and collected with, until later.
-            self._places.clear()
             self._deadlines.clear()
             self._early.clear()
 
+    def _refuse_late(self, line: Line[Waiter[T]]) -> None:
+        """Fail the first waiters that could not use a connection before their deadline.
+
+        The last one is not failed: a connection is better used late than not at all.
+        """
+        now, patience = self._clock(), line.patience.limit
+        while line.length > 1:
+            waiter = line.head()
+            assert waiter is not None, "bug: a line counts a waiter that it does not have"
+            end = min(waiter.useful_until, waiter.joined_at + patience)
+            if now + reserve(line.use, end - waiter.joined_at) <= end:
+                return
+            self.fail(waiter, self._overdue(waiter, True))
+
     def _compact(self) -> None:
-        self._places = deque(self)
+        for line in self._lines:
+            for flow in line.turns:
+                flow.compact()
         self._deadlines = deque(each for each in self._deadlines if each.waiting)
         self._early = [each for each in self._early if each.waiting]
         heapq.heapify(self._early)
@@ -258,7 +326,7 @@ class WaitQueue(Generic[T]):
             if waiter.deadline > now:
                 self._timer.set(waiter.deadline)
                 return
-            self.fail(waiter, self._overdue(waiter))
+            self.fail(waiter, self._overdue(waiter, False))
 
     def _next_to_expire(self) -> Waiter[T] | None:
         """Return the waiter with the earliest deadline, or None if no waiter has a deadline."""

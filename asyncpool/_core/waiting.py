@@ -6,22 +6,32 @@ Each wait is counted once, however it ends.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from asyncio import get_running_loop
 from collections.abc import Callable
 from typing import Generic
 
+import anyio
+
+from asyncpool._core.admission import FULL, Refusal, judge
 from asyncpool._core.driver import C
 from asyncpool._core.entry import Entry
 from asyncpool._core.error_factory import ErrorFactory
 from asyncpool._core.lease import Lease
 from asyncpool._core.lease_monitor import LeaseMonitor
 from asyncpool._core.ledger import Ledger
+from asyncpool._core.lines import Line
 from asyncpool._core.outage_controller import OutageController
 from asyncpool._core.runtime import Runtime
 from asyncpool._core.store import ConnectionStore
 from asyncpool._core.wait_queue import Waiter
-from asyncpool.errors import PoolTimeout
+from asyncpool._core.within import NO_LIMITS, current_limits
+from asyncpool.errors import PoolTimeout, TooManyRequests
+
+
+CALM = 10.0
+"""Seconds without a refusal after which the next one is recorded as a new overload."""
 
 
 class Waiting(Generic[C]):
@@ -38,6 +48,8 @@ class Waiting(Generic[C]):
     slow_wait: float
     """Duration in seconds from which a wait is reported to `on_slow_wait`, by its own task."""
     on_slow_wait: Callable[[float], None]
+    refused_at: float
+    """The instant of the last refusal."""
 
     @property
     def closed(self) -> bool:
@@ -69,8 +81,8 @@ class Waiting(Generic[C]):
                 raise self.errors.already_closed()
             if waiter.deadline <= now:
                 raise self.errors.timed_out(timeout)
-            if limits.max_waiting and queue.length >= limits.max_waiting and arrived_at is None:
-                raise self.errors.too_many(queue.length)
+            if arrived_at is None and queue.length:
+                self._require_room(waiter, now)
             queue.admit(waiter)
             if ledger.budget is not None:
                 since = now if arrived_at is None else arrived_at
@@ -89,6 +101,57 @@ class Waiting(Generic[C]):
         waiter.queued = limits.keeps_idle or ledger.waiting > ledger.opening
         self.runtime.counters.requests_queued += waiter.queued and arrived_at is None
 
+    def limit(self, waiter: Waiter[Entry[C]]) -> None:
+        """Apply to a new waiter what `within` says for the running code."""
+        limits = current_limits()
+        if limits is not NO_LIMITS:
+            waiter.useful_until = limits.deadline
+            waiter.deadline = min(waiter.deadline, limits.deadline)
+            if limits.priority or limits.flow is not None:
+                waiter.place = limits.priority, limits.flow
+
+    def _require_room(self, waiter: Waiter[Entry[C]], now: float) -> None:
+        """Raise TooManyRequests if a new request must not join the queue."""
+        ledger, limits = self.ledger, self.ledger.settings
+        queue = ledger.queue
+        if limits.max_waiting and queue.length >= limits.max_waiting:
+            raise self._refused(FULL)
+        flow = queue.flow_for(waiter)
+        if flow.ahead**2 < limits.max_size or not ledger.is_full():
+            return
+        scope = anyio.current_effective_deadline()
+        if scope > now:  # else the cancellation is under way
+            waiter.useful_until = min(waiter.useful_until, scope)
+        left = min(waiter.deadline, waiter.useful_until) - now
+        refusal = judge(
+            flow,
+            left,
+            now,
+            leased=len(ledger.leased),
+            coming=ledger.opening,
+            refuses=limits.overload == "refuse",
+        )
+        if refusal is not None:
+            raise self._refused(refusal, left)
+
+    def _late_error(self, waiter: Waiter[Entry[C]]) -> TooManyRequests:
+        """Return the error for a waiter that could not use a connection before its deadline."""
+        line, joined_at = waiter.flow.line, waiter.joined_at
+        limit, rule = line.patience.limit, "patience"
+        if waiter.useful_until <= joined_at + limit:
+            limit, rule = waiter.useful_until - joined_at, "deadline"
+        expected = line.length * line.use / max(len(self.ledger.leased), 1)
+        left = joined_at + limit - self.runtime.time()
+        return self._refused(Refusal(rule, expected, max(expected, limit)), left)
+
+    def _refused(self, refusal: Refusal, left: float = 0.0) -> TooManyRequests:
+        """Return the error for a refusal; record the first one of an overload."""
+        error, now = self.errors.refused(refusal, left), self.runtime.time()
+        if now - self.refused_at > CALM:
+            self.runtime.record("overload", f"refusing requests: {error}", logging.WARNING)
+        self.refused_at = now
+        return error
+
     def served(self, waiter: Waiter[Entry[C]], lease: Lease) -> Entry[C]:
         """Begin the lease of the entry that a waiter was served, or raise the waiter's error."""
         if waiter.error is not None:
@@ -96,14 +159,25 @@ class Waiting(Generic[C]):
         entry, waiter.served = waiter.served, None
         assert entry is not None, "bug: a waiter woke up with neither item nor error"
         entry.lease, lease.holder = lease, waiter.task
+        line = waiter.flow.line
+        entry.queued = entry.uses, waiter.joined_at, line
         self.end_wait(waiter, entry.leased_at)
+        if waiter.waited >= line.patience.limit:
+            line.patience.note_served()
         return entry
 
     def abandon_wait(self, waiter: Waiter[Entry[C]], error: BaseException) -> None:
         """Remove a waiter whose wait ended in an error, and count the request."""
         self.end_wait(waiter, self.runtime.time())
+        if isinstance(error, asyncio.CancelledError):
+            self.note_cancelled(waiter.flow.line, waiter.joined_at)
         self._leave(waiter)
         self.count_failure(error)
+
+    def note_cancelled(self, line: Line[Waiter[Entry[C]]], joined_at: float) -> None:
+        """Note that a request which had to wait was cancelled, in the queue or in its use."""
+        now = self.runtime.time()
+        line.patience.note_cancelled(now - joined_at, line.rate.count, now)
 
     def end_wait(self, waiter: Waiter[Entry[C]], now: float) -> None:
         """Note the duration of a wait, however it has ended."""
@@ -137,3 +211,6 @@ class Waiting(Generic[C]):
         else:
             counters.requests_failed += 1
             counters.requests_timed_out += isinstance(error, PoolTimeout)
+            if isinstance(error, TooManyRequests):
+                name = f"refused_{error.rule}"
+                setattr(counters, name, getattr(counters, name) + 1)

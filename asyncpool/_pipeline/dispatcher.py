@@ -8,7 +8,7 @@ through the same loop once more, with its original place in the queue and its de
 from __future__ import annotations
 
 import math
-from asyncio import current_task, get_running_loop
+from asyncio import CancelledError, current_task, get_running_loop
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
@@ -104,6 +104,7 @@ class Dispatcher:
                 waiter = QueuedRequest(
                     self, request, ticket, core.runtime.time(), started_at + wait
                 )
+                core.limit(waiter)
                 core.queue(waiter, wait, came)
             try:
                 outcome = await future
@@ -230,6 +231,8 @@ class Dispatcher:
         if waiter is not None and waiter.task is not None:
             core.abandon_wait(waiter, error)
             return
+        if waiter is not None and isinstance(error, CancelledError):
+            core.note_cancelled(waiter.flow.line, request.started_at)
         if request.shared:
             late = request.channel is not None and isinstance(error, PoolTimeout)
             counters.requests_failed += late

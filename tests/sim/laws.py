@@ -152,7 +152,7 @@ class Laws:
             [entry.uses for entry in entries],
             ledger.idle.copy(),
             list(ledger.leased.values()),
-            list(queue._places),
+            list(queue.plain.places),
             (
                 queue.length,
                 queue.undelivered_errors,
@@ -295,7 +295,7 @@ class Laws:
         leased = [entry for entry in entries if entry.state is State.LEASED]
         cleaning = [entry for entry in entries if entry.state is State.CLEANING]
         at_rest = [entry for entry in entries if entry.state is State.IDLE]
-        waiting = [waiter for waiter in queue._places if waiter.waiting]
+        waiting = [waiter for waiter in queue.plain.places if waiter.waiting]
         broken = self._broken
         if len(entries) > self.max_size:
             broken(f"{len(entries)} entries, {self.max_size} allowed")

@@ -113,12 +113,14 @@ def serve_the_last(patch: pytest.MonkeyPatch) -> None:
     """A waiter is overtaken: the last one is served first."""
 
     def serve(self: WaitQueue[Any], item: Any) -> bool:
-        while self._places:
-            waiter = self._places.pop()
+        while self.plain.places:
+            waiter = self.plain.places.pop()
             if waiter.waiting:
                 waiter.served = item
                 waiter.waiting = False
                 self.length -= 1
+                waiter.flow.length -= 1
+                waiter.flow.line.length -= 1
                 waiter.notify()
                 return True
         return False
@@ -135,8 +137,8 @@ def send_back_to_the_end(patch: pytest.MonkeyPatch) -> None:
         before = list(waiters)
         queue(self, waiter, *request)
         if request[-1] and before:
-            waiters._places.remove(waiter)
-            waiters._places.append(waiter)
+            waiters.plain.places.remove(waiter)
+            waiters.plain.places.append(waiter)
 
     patch.setattr(Core, "queue", queue_last)
 

@@ -20,7 +20,7 @@ Books = Ledger[str]
 LONG = 1e6
 
 
-def overdue(waiter: Waiter[Any]) -> BaseException:
+def overdue(waiter: Waiter[Any], is_late: bool) -> BaseException:
     raise AssertionError(f"no time passes here: {waiter}")
 
 

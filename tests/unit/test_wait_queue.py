@@ -23,7 +23,7 @@ class Late(Exception):
 
 
 def make_queue() -> WaitQueue[str]:
-    return WaitQueue(lambda waiter: Late(waiter.deadline))
+    return WaitQueue(lambda waiter, _: Late(waiter.deadline))
 
 
 async def wait(waiter: Waiter[str]) -> str:
@@ -363,7 +363,7 @@ class TestCosts:
         for _ in range(100_000):
             wait_queue.leave(join(wait_queue, now(), 30.0))
         assert wait_queue.length == 1
-        assert len(wait_queue._places) + len(wait_queue._deadlines) + len(wait_queue._early) < 200
+        assert len(wait_queue.plain.places) + len(wait_queue._deadlines) + len(wait_queue._early) < 200
         wait_queue.stop()
 
     @virtual_time
@@ -372,8 +372,8 @@ class TestCosts:
         wait_queue = make_queue()
         waiters = [join(wait_queue, now(), 30.0) for _ in range(10_000)]
         hurried = [join(wait_queue, now(), 29.0) for _ in range(100)]
-        wait_queue._places, wait_queue._deadlines = (
-            Untouchable(wait_queue._places),
+        wait_queue.plain.places, wait_queue._deadlines = (
+            Untouchable(wait_queue.plain.places),
             Untouchable(wait_queue._deadlines),
         )
         frozen: Any = tuple(wait_queue._early)

@@ -1,0 +1,93 @@
+"""Who may join the wait queue: only those who can be served in time, as far as can be known.
+
+With `n` requests ahead, the wait of one more ends after `n + 1` hand-overs. If these come at random
+at a rate `r`, that takes `(n + 1) / r` on average, and less than `(n + 1 + 2 * sqrt(n + 1)) / r` in
+all but a few of a hundred cases. A request for which that is too long is refused at once: it would
+wait for nothing, and those behind it with it. The order of the queue stays the same.
+
+How long is too long follows from the request's own time limit `T`, which also has to suffice for
+the use of the connection. Three mean uses are reserved for it, and no more than half of `T`; by
+Little's law the mean use is `L / r`, with `L` connections leased. With `overload="refuse"` a queue
+may also not stand for long: `1.5 * T` after it was last empty, newcomers may wait for `T / 10`. No
+number here is a duration. What cannot be measured yet refuses nobody.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from asyncpool._core.lines import Flow
+
+RESERVED_USES = 3.0
+"""Mean uses for which time is reserved: an exponential use is shorter in 95 of 100 cases."""
+RESERVED_SHARE = 0.5
+"""The largest part of a time limit that is reserved."""
+DRAIN = 1.5
+"""The time limits that a queue may take to drain; a burst that can be served in time does."""
+STANDING_SHARE = 0.1
+"""The part of a time limit that a newcomer may wait in a queue that does not drain."""
+WINDOW_SHARE = 0.5
+"""The part of a time limit over which the rate is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request may not join the queue; durations are seconds."""
+
+    rule: str
+    """"deadline": it could not be served within its time limit; "patience": nor before its caller
+    would be cancelled, as others were; "standing": the queue does not drain; "full"."""
+    expected_wait: float | None = None
+    """The mean wait of a request that joined now; None: it is not known."""
+    retry_after: float | None = None
+    """A time after which the queue of now has been served, and at least the time limit."""
+
+
+FULL = Refusal("full")
+"""The refusal where `max_waiting` requests wait already."""
+
+
+def judge(
+    flow: Flow[Any], time_limit: float, now: float, *, leased: int, coming: int, refuses: bool
+) -> Refusal | None:
+    """Decide whether a request may join a flow.
+
+    Args:
+        flow: the flow.
+        time_limit: what is left of the request's own time limit.
+        now: the current instant.
+        leased: the number of connections in use.
+        coming: the number of connections that are being opened.
+        refuses: whether a standing queue refuses too: `overload="refuse"`.
+
+    Returns:
+        None: it may.
+    """
+    line, ahead = flow.line, flow.ahead
+    patience = line.patience.limit
+    limit, rule = (patience, "patience") if patience < time_limit else (time_limit, "deadline")
+    rate = 0.0 if limit == math.inf else line.rate.measure(limit * WINDOW_SHARE, now)
+    if not rate:
+        return None
+    # Connections that are being opened will do what the others do.
+    in_use = max(leased, 1)
+    rate *= (in_use + coming) / in_use
+    line.use = in_use / rate
+    allowed = limit - reserve(line.use, limit)
+    if refuses:
+        stands = now - line.rate.since
+        drains = max(DRAIN * limit - stands, STANDING_SHARE * limit)
+        if drains < allowed:
+            allowed, rule = drains, "standing"
+    hand_overs = ahead + 1
+    if hand_overs + 2 * math.sqrt(hand_overs) <= allowed * rate:
+        return None
+    expected = hand_overs / rate
+    return Refusal(rule, expected, max(expected, limit))
+
+
+def reserve(use: float, limit: float) -> float:
+    """Return the part of a time limit that is reserved for the use of the connection."""
+    return min(RESERVED_USES * use, RESERVED_SHARE * limit)

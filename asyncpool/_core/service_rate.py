@@ -1,0 +1,63 @@
+"""How fast the waiters of a line are served, measured only while some wait.
+
+Without waiters the rate says how many requests arrive; with waiters it says what the pool can do.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import deque
+
+STEP = 16
+"""Hand-overs between two marks, and the fewest that make a rate: its error is then a quarter."""
+MARKS = 256
+"""The most marks that are kept."""
+
+
+class ServiceRate:
+    """The rate of hand-overs in a line. Instants and durations are those of the queue's clock."""
+
+    __slots__ = ("_busy", "_ended_at", "_marks", "count", "since")
+
+    def __init__(self) -> None:
+        self.count = 0
+        """The hand-overs so far."""
+        self.since = math.inf
+        """The instant from which the line has had waiters without a break."""
+        self._busy = 0.0
+        """The time in which the line has had waiters, before `since`."""
+        self._ended_at = -math.inf
+        """The instant at which the last waiter left."""
+        self._marks: deque[float] = deque(maxlen=MARKS)
+        """The value of the busy time at each STEP-th hand-over; the count begins with the first."""
+
+    def begin(self, now: float) -> None:
+        """Note that the line has a waiter again; forget what is older than the pause was long."""
+        marks = self._marks
+        if not marks or now - self._ended_at > self._busy - marks[0]:
+            marks.clear()
+            marks.append(self._busy)
+            self.count = 0
+        self.since = now
+
+    def end(self, now: float) -> None:
+        """Note that the last waiter has left."""
+        self._busy += max(now - self.since, 0.0)
+        self.since, self._ended_at = math.inf, now
+
+    def mark(self, now: float) -> None:
+        """Note the instant of a hand-over whose number is a multiple of STEP."""
+        self._marks.append(self._busy + now - self.since)
+
+    def measure(self, window: float, now: float) -> float:
+        """Return the hand-overs a second in the last `window` seconds in which the line waited.
+
+        Where these were fewer than STEP, the window is longer. 0.0: there were fewer altogether.
+        """
+        marks, busy = self._marks, self._busy + max(now - self.since, 0.0)
+        first = min(bisect_left(marks, busy - window), len(marks) - 2)
+        if first < 0:
+            return 0.0
+        served = (len(marks) - 1 - first) * STEP + self.count % STEP
+        return served / max(busy - marks[first], 1e-9)
