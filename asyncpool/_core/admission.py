@@ -68,7 +68,15 @@ def judge(
     line, ahead = flow.line, flow.ahead
     patience = line.patience.limit
     limit, rule = (patience, "patience") if patience < time_limit else (time_limit, "deadline")
-    rate = 0.0 if limit == math.inf else line.rate.measure(limit * WINDOW_SHARE, now)
+    if limit == math.inf:
+        return None
+    rate, standing = line.rate.measure(limit * WINDOW_SHARE, now), line.rate
+    if flow.rate is not None:
+        # Other flows will join in the meantime: the flow's own rate says how often it has a turn.
+        standing = flow.rate
+        own = standing.measure(limit * WINDOW_SHARE, now)
+        if own and (flow.length + 1) * rate > (ahead + 1) * own:
+            rate, ahead = own, flow.length
     if not rate:
         return None
     # Connections that are being opened will do what the others do.
@@ -77,7 +85,7 @@ def judge(
     line.use = in_use / rate
     allowed = limit - reserve(line.use, limit)
     if refuses:
-        stands = now - line.rate.since
+        stands = now - standing.since
         drains = max(DRAIN * limit - stands, STANDING_SHARE * limit)
         if drains < allowed:
             allowed, rule = drains, "standing"

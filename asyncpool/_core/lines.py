@@ -32,7 +32,7 @@ W = TypeVar("W", bound=Place)
 class Flow(Generic[W]):
     """The waiters of one flow, first in, first out."""
 
-    __slots__ = ("has_turn", "key", "length", "line", "places")
+    __slots__ = ("has_turn", "key", "length", "line", "places", "rate")
 
     def __init__(self, line: Line[W], key: Hashable) -> None:
         self.line = line
@@ -43,6 +43,8 @@ class Flow(Generic[W]):
         """The number of waiters that have not left."""
         self.has_turn = False
         """Whether it is among the line's `turns`."""
+        self.rate: ServiceRate | None = None
+        """The flow's own part of the line's rate; None: there is no other flow."""
 
     @property
     def ahead(self) -> int:
@@ -57,8 +59,9 @@ class Flow(Generic[W]):
             line.rate.begin(waiter.joined_at)
             line.patience.begin(waiter.joined_at)
         if not self.has_turn:
-            self.has_turn = True
-            line.turns.append(self)
+            line.begin_turn(self, waiter.joined_at)
+        if self.rate is not None and not self.length:
+            self.rate.begin(waiter.joined_at)
         if not places or places[-1].ticket <= waiter.ticket:
             places.append(waiter)
         else:
@@ -68,6 +71,12 @@ class Flow(Generic[W]):
         self.length += 1
         line.length += 1
 
+    def measure(self, now: float) -> None:
+        """Begin to measure the flow's own rate."""
+        self.rate = ServiceRate()
+        if self.length:
+            self.rate.begin(now)
+
     def compact(self) -> None:
         """Drop the waiters that have left."""
         self.places = deque(each for each in self.places if each.waiting)
@@ -76,13 +85,26 @@ class Flow(Generic[W]):
 class Line(Generic[W]):
     """The waiters of one priority, and what was measured of them."""
 
-    __slots__ = ("flows", "has_deadlines", "length", "patience", "priority", "rate", "turns", "use")
+    __slots__ = (
+        "flows",
+        "has_deadlines",
+        "length",
+        "patience",
+        "plain",
+        "priority",
+        "rate",
+        "turns",
+        "use",
+    )
 
     def __init__(self, priority: int) -> None:
         self.priority = priority
         self.length = 0
         """The number of waiters."""
-        self.flows: dict[Hashable, Flow[W]] = {}
+        self.plain: Flow[W] = Flow(self, None)
+        """The flow of the requests that name none."""
+        self.flows: dict[Hashable, Flow[W]] = {None: self.plain}
+        """It, and the flows that have turns, by key."""
         self.turns: deque[Flow[W]] = deque()
         """The flows that may have waiters; the first one is served next."""
         self.rate = ServiceRate()
@@ -96,11 +118,19 @@ class Line(Generic[W]):
         return (each for flow in self.turns for each in flow.places if each.waiting)
 
     def flow(self, key: Hashable) -> Flow[W]:
-        """Return the flow with this key."""
+        """Return the flow with this key; a new one is kept only once it has a waiter."""
         found = self.flows.get(key)
-        if found is None:
-            found = self.flows[key] = Flow(self, key)
-        return found
+        return Flow(self, key) if found is None else found
+
+    def begin_turn(self, flow: Flow[W], now: float) -> None:
+        """Let a flow that has a waiter again have its turns, after all others."""
+        flow.has_turn = True
+        self.turns.append(flow)
+        if flow.key is not None:
+            self.flows[flow.key] = flow
+            for each in self.flows.values():
+                if each.rate is None:
+                    each.measure(now)
 
     def head(self) -> W | None:
         """Return the waiter that is served next; drop those before it that have left."""
@@ -118,12 +148,18 @@ class Line(Generic[W]):
     def serve(self, clock: Callable[[], float]) -> None:
         """Take the head from its place, count it, and pass the turn to the next flow."""
         turns, rate = self.turns, self.rate
-        turns[0].places.popleft()
+        flow = turns[0]
+        flow.places.popleft()
         if len(turns) > 1:
             turns.rotate(-1)
         rate.count += 1
         if not rate.count % STEP:
             rate.mark(clock())
+        own = flow.rate
+        if own is not None:
+            own.count += 1
+            if not own.count % STEP:
+                own.mark(clock())
 
     def clear(self, now: float) -> None:
         """Forget waiters and flows: nobody waits any more."""
@@ -132,8 +168,11 @@ class Line(Generic[W]):
         for flow in self.turns:
             # Else ten thousand waiters of a burst would be kept, and collected with, until later.
             flow.places.clear()
-            self._end_turn(flow)
+            flow.has_turn = False
         self.turns.clear()
+        if len(self.flows) > 1:
+            self.plain.rate = None
+            self.flows = {None: self.plain}
 
     def _end_turn(self, flow: Flow[W]) -> None:
         flow.has_turn = False

@@ -73,9 +73,7 @@ class Core(Leasing[C]):
     ) -> None:
         random = random or Random()
         self.runtime = runtime = Runtime(settings.name)
-        self.ledger = ledger = Ledger[C](
-            settings, self._overdue_error, budget, lambda: runtime.time()
-        )
+        self.ledger = ledger = Ledger[C](settings, self._overdue_error, budget, runtime.now)
         outage, timer = Outage(random), Timer(self._on_retry)
         self.outages = outages = OutageController(
             ledger, runtime, outage, timer, on_outage, classify

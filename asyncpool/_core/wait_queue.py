@@ -49,7 +49,6 @@ import time
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
-from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 from asyncpool._core.admission import reserve
@@ -155,7 +154,7 @@ class WaitQueue(Generic[T]):
         """The line of those who ask for no priority."""
         self._lines = [self._usual]
         """The lines, the highest priority first."""
-        self.plain = self._usual.flow(None)
+        self.plain = self._usual.plain
         """The flow of those who ask for neither."""
         # Both keep waiters that have left, until these reach the front, `_compact` runs, or no
         # waiter is left; so do the lines.
@@ -288,6 +287,8 @@ class WaitQueue(Generic[T]):
         self.own_demand -= waiter.counted_own
         flow = waiter.flow
         flow.length -= 1
+        if not flow.length and flow.rate is not None:
+            flow.rate.end(self._clock())
         line = flow.line
         line.length = length = line.length - 1
         if not length:

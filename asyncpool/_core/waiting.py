@@ -29,7 +29,6 @@ from asyncpool._core.wait_queue import Waiter
 from asyncpool._core.within import NO_LIMITS, current_limits
 from asyncpool.errors import PoolTimeout, TooManyRequests
 
-
 CALM = 10.0
 """Seconds without a refusal after which the next one is recorded as a new overload."""
 

@@ -363,7 +363,9 @@ class TestCosts:
         for _ in range(100_000):
             wait_queue.leave(join(wait_queue, now(), 30.0))
         assert wait_queue.length == 1
-        assert len(wait_queue.plain.places) + len(wait_queue._deadlines) + len(wait_queue._early) < 200
+        assert (
+            len(wait_queue.plain.places) + len(wait_queue._deadlines) + len(wait_queue._early) < 200
+        )
         wait_queue.stop()
 
     @virtual_time
