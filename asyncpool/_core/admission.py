@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asyncpool._core.lines import Flow
+from asyncpool._core.service_rate import STEP
 
 RESERVED_USES = 3.0
 """Mean uses for which time is reserved: an exponential use is shorter in 95 of 100 cases."""
@@ -50,12 +51,20 @@ FULL = Refusal("full")
 
 
 def judge(
-    flow: Flow[Any], time_limit: float, now: float, *, leased: int, coming: int, refuses: bool
-) -> Refusal | None:
+    flow: Flow[Any],
+    ahead: int,
+    time_limit: float,
+    now: float,
+    *,
+    leased: int,
+    coming: int,
+    refuses: bool,
+) -> Refusal | int:
     """Decide whether a request may join a flow.
 
     Args:
         flow: the flow.
+        ahead: the number of waiters that would be served before it.
         time_limit: what is left of the request's own time limit.
         now: the current instant.
         leased: the number of connections in use.
@@ -63,36 +72,34 @@ def judge(
         refuses: whether a standing queue refuses too: `overload="refuse"`.
 
     Returns:
-        None: it may.
+        A refusal; or the number of waiters ahead below which such a request may join now.
     """
-    line, ahead = flow.line, flow.ahead
-    patience = line.patience.limit
+    line, patience = flow.line, flow.line.patience.limit
     limit, rule = (patience, "patience") if patience < time_limit else (time_limit, "deadline")
     if limit == math.inf:
-        return None
-    rate, standing = line.rate.measure(limit * WINDOW_SHARE, now), line.rate
-    if flow.rate is not None:
-        # Other flows will join in the meantime: the flow's own rate says how often it has a turn.
-        standing = flow.rate
-        own = standing.measure(limit * WINDOW_SHARE, now)
+        return ahead + 1
+    rate, since = line.rate.measure(limit * WINDOW_SHARE, now), line.rate.since
+    if len(line.flows) > 1:
+        # Other flows will join meanwhile: the flow's own rate says how often it has its turn.
+        own, since = flow.rate.measure(limit * WINDOW_SHARE, now), flow.rate.since
         if own and (flow.length + 1) * rate > (ahead + 1) * own:
             rate, ahead = own, flow.length
     if not rate:
-        return None
+        return ahead + STEP
     # Connections that are being opened will do what the others do.
     in_use = max(leased, 1)
     rate *= (in_use + coming) / in_use
     line.use = in_use / rate
     allowed = limit - reserve(line.use, limit)
     if refuses:
-        stands = now - standing.since
-        drains = max(DRAIN * limit - stands, STANDING_SHARE * limit)
+        drains = max(DRAIN * limit - (now - since), STANDING_SHARE * limit)
         if drains < allowed:
             allowed, rule = drains, "standing"
-    hand_overs = ahead + 1
-    if hand_overs + 2 * math.sqrt(hand_overs) <= allowed * rate:
-        return None
-    expected = hand_overs / rate
+    # The largest `n` with `n + 2 * sqrt(n) <= allowed * rate` hand-overs.
+    room = (math.sqrt(1 + allowed * rate) - 1) ** 2
+    if ahead + 1 <= room:
+        return int(room)
+    expected = (ahead + 1) / rate
     return Refusal(rule, expected, max(expected, limit))
 
 

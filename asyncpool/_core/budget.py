@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncpool._core.entry import Entry
 from asyncpool._core.settings import count
-from asyncpool._core.wait_queue import Waiter
+from asyncpool._core.waiter import Waiter
 from asyncpool.errors import PoolWrongLoop
 
 if TYPE_CHECKING:

@@ -21,8 +21,9 @@ from asyncpool._core.entry import Entry
 from asyncpool._core.lease import Lease, ManualLease
 from asyncpool._core.ledger import LEASED
 from asyncpool._core.settings import duration
-from asyncpool._core.wait_queue import Waiter
+from asyncpool._core.waiter import Waiter
 from asyncpool._core.waiting import Waiting
+from asyncpool._core.within import NO_LIMITS, current_limits
 from asyncpool.errors import ReleaseError
 
 FRESH = 0.001
@@ -185,9 +186,10 @@ class Leasing(Waiting[C]):
                 lease.holder = current_task()
             else:
                 ticket = ticket or ledger.queue.ticket()
-                waiter = Waiter[Entry[C]](ticket, now, deadline)
+                waiter: Waiter[Entry[C]] = Waiter(ticket, now, deadline)
                 waiter.task = current_task()
-                self.limit(waiter)
+                if (limits := current_limits()) is not NO_LIMITS:
+                    self.limit(waiter, limits)
                 self.queue(waiter, timeout, arrived_at)
                 try:
                     while waiter.waiting:

@@ -24,7 +24,8 @@ from asyncpool._core.driver import C
 from asyncpool._core.entry import Entry, State
 from asyncpool._core.lease import NO_LEASE, SHARED_LEASE, Lease, StandingLease
 from asyncpool._core.settings import Settings
-from asyncpool._core.wait_queue import Waiter, WaitQueue
+from asyncpool._core.wait_queue import WaitQueue
+from asyncpool._core.waiter import Waiter
 
 IDLE = State.IDLE
 LEASED = State.LEASED
@@ -217,6 +218,7 @@ class Ledger(Generic[C]):
         """Set new sizes; return the idle entries above `max_size`."""
         self.settings = replace(self.settings, min_size=min_size, max_size=max_size)
         self._is_over_limit()
+        self.queue.free = 0
         self.filling = not self.has_min_size
         return self.idle[: max(0, self.remaining - max_size)]
 

@@ -1,6 +1,7 @@
-"""The order of the wait queue: a line for each priority, and in it flows that take turns.
+"""The order of a wait queue in which requests have priorities or flows.
 
-Requests that name neither are one flow in one line: first in, first out.
+There is a line for each priority, the highest first, and in a line the flows take turns. Within a
+flow the order is first in, first out.
 """
 
 from __future__ import annotations
@@ -8,22 +9,27 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
 from asyncpool._core.patience import Patience
-from asyncpool._core.service_rate import STEP, ServiceRate
+from asyncpool._core.service_rate import ServiceRate
+
+KEPT_LINES = 8
+"""The number of lines above which those without waiters are dropped."""
 
 
 class Place(Protocol):
-    """The part of a waiter that decides its place."""
+    """The part of a waiter that the order depends on."""
 
     ticket: int
+    """Tickets number the requests in order of arrival."""
     joined_at: float
-    useful_until: float
     waiting: bool
     """Whether it is in the queue."""
+    place: tuple[int, Hashable] | None
+    """Its priority and the key of its flow; None: it has neither."""
 
 
 W = TypeVar("W", bound=Place)
@@ -32,7 +38,7 @@ W = TypeVar("W", bound=Place)
 class Flow(Generic[W]):
     """The waiters of one flow, first in, first out."""
 
-    __slots__ = ("has_turn", "key", "length", "line", "places", "rate")
+    __slots__ = ("key", "length", "line", "places", "rate", "takes_turns")
 
     def __init__(self, line: Line[W], key: Hashable) -> None:
         self.line = line
@@ -40,42 +46,32 @@ class Flow(Generic[W]):
         self.places: deque[W] = deque()
         """The waiters; those that have left stay until they reach the front or `compact` runs."""
         self.length = 0
-        """The number of waiters that have not left."""
-        self.has_turn = False
-        """Whether it is among the line's `turns`."""
-        self.rate: ServiceRate | None = None
-        """The flow's own part of the line's rate; None: there is no other flow."""
+        """The number of waiters that have not left; only an `Order` counts them."""
+        self.rate = ServiceRate()
+        """The flow's part of the line's rate; only an `Order` measures it."""
+        self.takes_turns = False
+        """Whether it is among the `turns` of its line."""
 
     @property
     def ahead(self) -> int:
-        """The waiters that will be served before a new one of this flow."""
-        flows = len(self.line.turns) + (not self.has_turn)
+        """The waiters that will be served before a new one of this flow, as far as is known."""
+        flows = len(self.line.turns) + (not self.takes_turns)
         return min(self.line.length, (self.length + 1) * flows - 1)
 
-    def add(self, waiter: W) -> None:
+    def put(self, waiter: W) -> None:
         """Add a waiter; one that rejoins the flow has its old ticket, and its old position."""
-        line, places = self.line, self.places
-        if not line.length:
-            line.rate.begin(waiter.joined_at)
-            line.patience.begin(waiter.joined_at)
-        if not self.has_turn:
-            line.begin_turn(self, waiter.joined_at)
-        if self.rate is not None and not self.length:
-            self.rate.begin(waiter.joined_at)
+        places = self.places
         if not places or places[-1].ticket <= waiter.ticket:
             places.append(waiter)
         else:
             insort(places, waiter, key=attrgetter("ticket"))
-        if waiter.useful_until != math.inf:
-            line.has_deadlines = True
-        self.length += 1
-        line.length += 1
 
-    def measure(self, now: float) -> None:
-        """Begin to measure the flow's own rate."""
-        self.rate = ServiceRate()
-        if self.length:
-            self.rate.begin(now)
+    def head(self) -> W | None:
+        """Return the first waiter; drop those before it that have left."""
+        places = self.places
+        while places and not places[0].waiting:
+            places.popleft()
+        return places[0] if places else None
 
     def compact(self) -> None:
         """Drop the waiters that have left."""
@@ -87,8 +83,8 @@ class Line(Generic[W]):
 
     __slots__ = (
         "flows",
-        "has_deadlines",
         "length",
+        "may_be_late",
         "patience",
         "plain",
         "priority",
@@ -99,82 +95,136 @@ class Line(Generic[W]):
 
     def __init__(self, priority: int) -> None:
         self.priority = priority
-        self.length = 0
-        """The number of waiters."""
         self.plain: Flow[W] = Flow(self, None)
         """The flow of the requests that name none."""
-        self.flows: dict[Hashable, Flow[W]] = {None: self.plain}
-        """It, and the flows that have turns, by key."""
-        self.turns: deque[Flow[W]] = deque()
-        """The flows that may have waiters; the first one is served next."""
         self.rate = ServiceRate()
         self.patience = Patience()
         self.use = 0.0
         """The mean duration of a use in seconds, when it was last needed."""
-        self.has_deadlines = False
-        """Whether a waiter may have a deadline for all of its work."""
+        self.may_be_late = False
+        """Whether a waiter may have waited too long to use a connection before its deadline."""
+        # Only an `Order` uses these.
+        self.length = 0
+        """The number of waiters."""
+        self.flows: dict[Hashable, Flow[W]] = {None: self.plain}
+        """The plain flow, and those that take turns, by key."""
+        self.turns: deque[Flow[W]] = deque()
+        """The flows that may have waiters; the first one is served next."""
 
-    def __iter__(self) -> Iterator[W]:
-        return (each for flow in self.turns for each in flow.places if each.waiting)
+    def begin(self, now: float) -> None:
+        """Note that requests wait again."""
+        self.rate.begin(now)
+        self.patience.begin(now)
+
+    def end(self, now: float) -> None:
+        """Note that no request waits any more."""
+        self.rate.end(now)
+        self.may_be_late = self.patience.limit != math.inf
 
     def flow(self, key: Hashable) -> Flow[W]:
         """Return the flow with this key; a new one is kept only once it has a waiter."""
         found = self.flows.get(key)
         return Flow(self, key) if found is None else found
 
-    def begin_turn(self, flow: Flow[W], now: float) -> None:
-        """Let a flow that has a waiter again have its turns, after all others."""
-        flow.has_turn = True
-        self.turns.append(flow)
-        if flow.key is not None:
-            self.flows[flow.key] = flow
-            for each in self.flows.values():
-                if each.rate is None:
-                    each.measure(now)
 
-    def head(self) -> W | None:
-        """Return the waiter that is served next; drop those before it that have left."""
-        turns = self.turns
-        while turns:
-            flow = turns[0]
-            places = flow.places
-            while places and not places[0].waiting:
-                places.popleft()
-            if places:
-                return places[0]
-            self._end_turn(turns.popleft())
+class Order(Generic[W]):
+    """The order of all waiters, from the first that has a place until the queue is empty.
+
+    Args:
+        usual: the line of priority 0.
+        waiters: the waiters of its plain flow, which have joined already.
+    """
+
+    __slots__ = ("_lines", "_usual")
+
+    def __init__(self, usual: Line[W], waiters: Iterable[W]) -> None:
+        self._usual = usual
+        self._lines = [usual]
+        plain, since = usual.plain, usual.rate.since
+        plain.length = usual.length = sum(1 for _ in waiters)
+        if plain.length:
+            plain.rate.begin(since)
+            self._begin_turns(plain)
+
+    def __iter__(self) -> Iterator[W]:
+        flows = (flow for line in self._lines for flow in line.turns)
+        return (each for flow in flows for each in flow.places if each.waiting)
+
+    def flow(self, place: tuple[int, Hashable] | None) -> Flow[W]:
+        """Return the flow of a place."""
+        if place is None:
+            return self._usual.plain
+        priority, key = place
+        for line in self._lines:
+            if line.priority == priority:
+                return line.flow(key)
+        return Line[W](priority).flow(key)
+
+    def add(self, waiter: W, flow: Flow[W]) -> None:
+        """Add a waiter to its flow."""
+        line, now = flow.line, waiter.joined_at
+        if not line.length:
+            line.begin(now)
+            if line not in self._lines:
+                self._keep(line)
+        if not flow.length:
+            flow.rate.begin(now)
+        if not flow.takes_turns:
+            self._begin_turns(flow)
+        flow.put(waiter)
+        flow.length += 1
+        line.length += 1
+
+    def remove(self, flow: Flow[W], now: float) -> None:
+        """Note that a waiter of a flow is no longer in the queue."""
+        line = flow.line
+        flow.length -= 1
+        line.length -= 1
+        if not flow.length:
+            flow.rate.end(now)
+        if not line.length:
+            line.end(now)
+
+    def next(self) -> Flow[W] | None:
+        """Return the flow whose head is served next."""
+        for line in self._lines:
+            turns = line.turns
+            while turns:
+                if turns[0].head() is not None:
+                    return turns[0]
+                flow = turns.popleft()
+                flow.takes_turns = False
+                if flow.key is not None:
+                    del line.flows[flow.key]
         return None
 
-    def serve(self, clock: Callable[[], float]) -> None:
-        """Take the head from its place, count it, and pass the turn to the next flow."""
-        turns, rate = self.turns, self.rate
-        flow = turns[0]
-        flow.places.popleft()
-        if len(turns) > 1:
-            turns.rotate(-1)
-        rate.count += 1
-        if not rate.count % STEP:
-            rate.mark(clock())
-        own = flow.rate
-        if own is not None:
-            own.count += 1
-            if not own.count % STEP:
-                own.mark(clock())
+    def end_turn(self, flow: Flow[W], now: float) -> None:
+        """Count a hand-over to the flow, and pass the turn to the next one of its line."""
+        flow.line.turns.rotate(-1)
+        flow.rate.note(now)
+        flow.line.rate.note(now)
 
-    def clear(self, now: float) -> None:
-        """Forget waiters and flows: nobody waits any more."""
-        self.rate.end(now)
-        self.has_deadlines = False
-        for flow in self.turns:
-            # Else ten thousand waiters of a burst would be kept, and collected with, until later.
-            flow.places.clear()
-            flow.has_turn = False
-        self.turns.clear()
-        if len(self.flows) > 1:
-            self.plain.rate = None
-            self.flows = {None: self.plain}
+    def compact(self) -> None:
+        """Drop the waiters that have left."""
+        for line in self._lines:
+            for flow in line.turns:
+                flow.compact()
 
-    def _end_turn(self, flow: Flow[W]) -> None:
-        flow.has_turn = False
-        if flow.key is not None:
-            del self.flows[flow.key]
+    def end(self) -> None:
+        """Forget the flows of the usual line, which outlives this order: nobody waits."""
+        usual = self._usual
+        usual.plain.takes_turns = False
+        usual.turns.clear()
+        usual.flows = {None: usual.plain}
+
+    def _begin_turns(self, flow: Flow[W]) -> None:
+        """Let a flow that has waiters again take turns, after all others."""
+        flow.takes_turns = True
+        flow.line.flows[flow.key] = flow
+        flow.line.turns.append(flow)
+
+    def _keep(self, line: Line[W]) -> None:
+        """Add a line; lines are kept for what was measured of them, while they are few."""
+        if len(self._lines) > KEPT_LINES:
+            self._lines = [each for each in self._lines if each.length or each is self._usual]
+        insort(self._lines, line, key=lambda each: -each.priority)

@@ -33,7 +33,7 @@ from asyncpool._core.runtime import Phase, Runtime, clock_of
 from asyncpool._core.settings import Settings
 from asyncpool._core.store import ConnectionStore
 from asyncpool._core.timer import Timer
-from asyncpool._core.wait_queue import Waiter
+from asyncpool._core.waiter import Waiter
 from asyncpool.errors import PoolError
 from asyncpool.faults import Fault, classify
 
@@ -134,6 +134,7 @@ class Core(Leasing[C]):
             TypeError, ValueError: a setting is invalid; nothing changes.
         """
         self.ledger.settings = changed = replace(self.settings, **settings)
+        self.ledger.queue.free = 0
         self.runtime.name = changed.name
 
     def resize(self, min_size: int, max_size: int) -> None:

@@ -1,8 +1,8 @@
 """The wait queue: tasks that wait for a connection, served strictly first in, first out.
 
 It decides which waiter is next and when a wait times out. It opens no connections: the items that
-it hands over come from the ledger. Requests that ask for a priority or a flow have lines and flows
-of their own (`lines.py`); within each the order is the same.
+it hands over come from the ledger. As long as a request with a priority or a flow waits, an `Order`
+decides who is next; within a flow the order is the same.
 
 Why the releaser hands over
     The usual pattern for a condition variable is: set a flag, notify one task, and let it look for
@@ -46,90 +46,17 @@ import asyncio
 import heapq
 import math
 import time
-from bisect import insort
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
 
 from asyncpool._core.admission import reserve
-from asyncpool._core.lines import Flow, Line
+from asyncpool._core.lines import Flow, Line, Order
+from asyncpool._core.service_rate import STEP
 from asyncpool._core.timer import Timer
+from asyncpool._core.waiter import Waiter
 
 T = TypeVar("T")
-
-KEPT_LINES = 8
-"""The number of lines above which those without waiters are dropped."""
-
-
-class Waiter(asyncio.Condition, Generic[T]):
-    """One place in the wait queue. When the wait ends, exactly one of `served` and `error` is set.
-
-    A Condition that one task waits for, once, without a lock. `Condition.__init__` is not called,
-    because it allocates 1,070 bytes.
-    """
-
-    needs_own_connection = True
-    """Whether this waiter needs a connection of its own."""
-    flow: Flow[Waiter[T]]
-    """Its flow; not set before it joins the queue."""
-
-    __slots__ = (
-        "_waiters",
-        "counted_own",
-        "deadline",
-        "error",
-        "flow",
-        "joined_at",
-        "place",
-        "queued",
-        "served",
-        "task",
-        "ticket",
-        "useful_until",
-        "waited",
-        "waiting",
-    )
-
-    def __init__(self, ticket: int, joined_at: float, deadline: float) -> None:
-        self._waiters: tuple[asyncio.Future[bool], ...] = ()  # type: ignore[assignment]
-        self.ticket = ticket
-        self.joined_at = joined_at
-        self.deadline = deadline
-        self.useful_until = math.inf
-        """The deadline for all of its work, after which a connection is of no use to it."""
-        self.place: tuple[int, Hashable] | None = None
-        """Its priority and the key of its flow; None: neither was asked for."""
-        self.waited = 0.0
-        """Duration of the wait, set when it ends."""
-        self.queued = True
-        """Whether it counts as a wait: it does not where a connect of its own is under way."""
-        self.waiting = False
-        """Whether it is in the queue."""
-        self.counted_own = True
-        """The value of `needs_own_connection` that `own_demand` includes."""
-        self.task: asyncio.Task[Any] | None = None
-        """The waiting task."""
-        self.served: T | None = None
-        self.error: BaseException | None = None
-
-    def locked(self) -> bool:
-        """Return True: nothing else runs between two awaits, so there is no lock to take."""
-        return True
-
-    def wait(self) -> asyncio.Future[bool]:  # type: ignore[override]
-        """Return a future that `notify` completes."""
-        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiters = (future,)
-        return future
-
-    def notify(self, n: int = 1) -> None:
-        """Wake the task, unless its wait is already cancelled."""
-        for future in self._waiters:
-            if not future.done():
-                future.set_result(False)
-
-    def __lt__(self, other: Waiter[T]) -> bool:
-        return self.deadline < other.deadline
 
 
 class WaitQueue(Generic[T]):
@@ -150,14 +77,20 @@ class WaitQueue(Generic[T]):
         """
         self._overdue = overdue
         self._clock = clock
-        self._usual: Line[Waiter[T]] = Line(0)
-        """The line of those who ask for no priority."""
-        self._lines = [self._usual]
-        """The lines, the highest priority first."""
-        self.plain = self._usual.plain
-        """The flow of those who ask for neither."""
+        self.line: Line[Waiter[T]] = Line(0)
+        """The line of the requests without a priority."""
+        self.plain = self.line.plain
+        """The flow of the requests with neither a priority nor a flow."""
+        self.order: Order[Waiter[T]] | None = None
+        """The order of all waiters; None: all are in the plain flow."""
+        self._judged = -1
+        """The ticket of the head that was last found to be in time: it stays so until served."""
+        self.free = 0
+        """The length of the queue up to which a request may join without being judged."""
+        self.free_from = math.inf
+        """The deadline from which that is so."""
         # Both keep waiters that have left, until these reach the front, `_compact` runs, or no
-        # waiter is left; so do the lines.
+        # waiter is left; so do the flows.
         self._deadlines: deque[Waiter[T]] = deque()
         self._early: list[Waiter[T]] = []
         self._last_ticket = 0
@@ -171,7 +104,9 @@ class WaitQueue(Generic[T]):
         """Set to the earliest deadline, or to an earlier one of a waiter that has left."""
 
     def __iter__(self) -> Iterator[Waiter[T]]:
-        return (waiter for line in self._lines for waiter in line)
+        if self.order is not None:
+            return iter(self.order)
+        return (waiter for waiter in self.plain.places if waiter.waiting)
 
     def ticket(self) -> int:
         """Return the next ticket; tickets number the requests in order of arrival."""
@@ -183,21 +118,6 @@ class WaitQueue(Generic[T]):
         """The number of connections that the waiters need."""
         return self.own_demand + (self.length > self.own_demand)
 
-    def flow_for(self, waiter: Waiter[T]) -> Flow[Waiter[T]]:
-        """Return the flow that a waiter belongs to; it is made if there is none."""
-        if waiter.place is None:
-            return self.plain
-        priority, key = waiter.place
-        for line in self._lines:
-            if line.priority == priority:
-                return line.flow(key)
-        line = Line(priority)
-        # Lines are kept for what they have measured, while they are few.
-        if len(self._lines) > KEPT_LINES:
-            self._lines = [each for each in self._lines if each.length or each is self._usual]
-        insort(self._lines, line, key=lambda each: -each.priority)
-        return line.flow(key)
-
     def admit(self, waiter: Waiter[T]) -> None:
         """Add a waiter; from now on it may be served, even before it calls `wait`.
 
@@ -205,8 +125,17 @@ class WaitQueue(Generic[T]):
         its first ticket, so it keeps its position.
         """
         deadlines, deadline = self._deadlines, waiter.deadline
-        waiter.flow = flow = self.plain if waiter.place is None else self.flow_for(waiter)
-        flow.add(waiter)
+        flow = self.plain
+        if self.order is None and waiter.place is None:
+            if not self.length:
+                self.line.begin(waiter.joined_at)
+            waiter.line, places = self.line, flow.places
+            if not places or places[-1].ticket <= waiter.ticket:  # as in `Flow.put`
+                places.append(waiter)
+            else:
+                flow.put(waiter)
+        else:
+            flow = self._put_in_order(waiter)
         self.length = length = self.length + 1
         waiter.waiting, waiter.counted_own = True, waiter.needs_own_connection
         self.own_demand += waiter.counted_own
@@ -217,8 +146,7 @@ class WaitQueue(Generic[T]):
                 heapq.heappush(self._early, waiter)
             if deadline < self._timer.at:
                 self._timer.set(deadline)
-        kept = len(flow.places) - flow.length + len(deadlines) + len(self._early)
-        if kept > 3 * length + 128:
+        if len(flow.places) + len(deadlines) + len(self._early) > 4 * length + 128:
             self._compact()
 
     def leave(self, waiter: Waiter[T]) -> T | None:
@@ -234,23 +162,39 @@ class WaitQueue(Generic[T]):
 
     def head(self) -> Waiter[T] | None:
         """Return the waiter that is served next; None if there is none."""
-        for line in self._lines:
-            if line.length:
-                return line.head()
-        return None
+        if self.order is None:
+            return self.plain.head()
+        flow = self.order.next()
+        return None if flow is None else flow.head()
+
+    def head_in_time(self) -> Waiter[T] | None:
+        """Return the waiter that `serve` would serve; fail those before it that are too late."""
+        head = self.head()
+        return head if head is None or not head.line.may_be_late else self._first_in_time(head)
 
     def serve(self, item: T) -> bool:
         """Hand the item to the first waiter; return False if there is none."""
-        for line in self._lines:
-            if line.length:
-                break
+        if self.order is None:
+            line, places = self.line, self.plain.places
+            while places and not places[0].waiting:  # as in `Flow.head`
+                places.popleft()
+            if not places:
+                return False
+            waiter = places[0]
+            if line.may_be_late:
+                waiter = self._first_in_time(waiter)
+            places.popleft()
+            rate = line.rate
+            rate.count = count = rate.count + 1  # as in `ServiceRate.note`
+            if not count % STEP:
+                rate.mark(self._clock())
+                self.free = 0
         else:
-            return False
-        if line.has_deadlines or line.patience.limit != math.inf:
-            self._refuse_late(line)
-        waiter = line.head()
-        assert waiter is not None, "bug: a line counts a waiter that it does not have"
-        line.serve(self._clock)
+            if (head := self.head()) is None:
+                return False
+            waiter = self._first_in_time(head)
+            waiter.flow.places.popleft()
+            self.order.end_turn(waiter.flow, self._clock())
         self._remove(waiter)
         waiter.served = item
         waiter.notify()
@@ -285,37 +229,53 @@ class WaitQueue(Generic[T]):
     def _remove(self, waiter: Waiter[T]) -> None:
         waiter.waiting = False
         self.own_demand -= waiter.counted_own
-        flow = waiter.flow
-        flow.length -= 1
-        if not flow.length and flow.rate is not None:
-            flow.rate.end(self._clock())
-        line = flow.line
-        line.length = length = line.length - 1
-        if not length:
-            line.clear(self._clock())
         self.length = length = self.length - 1
+        if self.order is not None:
+            self.order.remove(waiter.flow, self._clock())
+        elif not length:
+            self.line.end(self._clock())
         if not length:
+            # Else ten thousand waiters of a burst would be kept, and collected with, until later.
+            self.plain.places.clear()
             self._deadlines.clear()
             self._early.clear()
+            if self.order is not None:
+                self.order.end()
+                self.order = None
 
-    def _refuse_late(self, line: Line[Waiter[T]]) -> None:
-        """Fail the first waiters that could not use a connection before their deadline.
+    def _put_in_order(self, waiter: Waiter[T]) -> Flow[Waiter[T]]:
+        """Add a waiter to its flow in the order of all waiters, and return the flow."""
+        if self.order is None:
+            for each in self:
+                each.flow = self.plain
+            self.order, self.free = Order(self.line, self), 0
+        waiter.flow = flow = self.order.flow(waiter.place)
+        waiter.line = flow.line
+        self.order.add(waiter, flow)
+        return flow
+
+    def _first_in_time(self, head: Waiter[T]) -> Waiter[T]:
+        """Return the first waiter that can use a connection before its deadline; fail the others.
 
         The last one is not failed: a connection is better used late than not at all.
         """
-        now, patience = self._clock(), line.patience.limit
-        while line.length > 1:
-            waiter = line.head()
-            assert waiter is not None, "bug: a line counts a waiter that it does not have"
-            end = min(waiter.useful_until, waiter.joined_at + patience)
-            if now + reserve(line.use, end - waiter.joined_at) <= end:
-                return
-            self.fail(waiter, self._overdue(waiter, True))
+        now = self._clock()
+        while self.length > 1 and head.ticket != self._judged:
+            line = head.line
+            end = min(head.useful_until, head.joined_at + line.patience.limit)
+            if now + reserve(line.use, end - head.joined_at) <= end:
+                break
+            self.fail(head, self._overdue(head, True))
+            following = self.head()
+            assert following is not None, "bug: the queue counts a waiter that it does not have"
+            head = following
+        self._judged = head.ticket
+        return head
 
     def _compact(self) -> None:
-        for line in self._lines:
-            for flow in line.turns:
-                flow.compact()
+        self.plain.compact()
+        if self.order is not None:
+            self.order.compact()
         self._deadlines = deque(each for each in self._deadlines if each.waiting)
         self._early = [each for each in self._early if each.waiting]
         heapq.heapify(self._early)

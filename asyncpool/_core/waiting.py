@@ -25,8 +25,8 @@ from asyncpool._core.lines import Line
 from asyncpool._core.outage_controller import OutageController
 from asyncpool._core.runtime import Runtime
 from asyncpool._core.store import ConnectionStore
-from asyncpool._core.wait_queue import Waiter
-from asyncpool._core.within import NO_LIMITS, current_limits
+from asyncpool._core.waiter import Waiter
+from asyncpool._core.within import NO_LIMITS, Limits
 from asyncpool.errors import PoolTimeout, TooManyRequests
 
 CALM = 10.0
@@ -80,8 +80,8 @@ class Waiting(Generic[C]):
                 raise self.errors.already_closed()
             if waiter.deadline <= now:
                 raise self.errors.timed_out(timeout)
-            if arrived_at is None and queue.length:
-                self._require_room(waiter, now)
+            if queue.length >= queue.free or waiter.deadline < queue.free_from:
+                self._require_room(waiter, arrived_at is None)
             queue.admit(waiter)
             if ledger.budget is not None:
                 since = now if arrived_at is None else arrived_at
@@ -100,46 +100,61 @@ class Waiting(Generic[C]):
         waiter.queued = limits.keeps_idle or ledger.waiting > ledger.opening
         self.runtime.counters.requests_queued += waiter.queued and arrived_at is None
 
-    def limit(self, waiter: Waiter[Entry[C]]) -> None:
-        """Apply to a new waiter what `within` says for the running code."""
-        limits = current_limits()
-        if limits is not NO_LIMITS:
+    def limit(self, waiter: Waiter[Entry[C]], limits: Limits) -> None:
+        """Apply to a new waiter what `within` says."""
+        if limits is NO_LIMITS:
+            return
+        if limits.deadline != math.inf:
             waiter.useful_until = limits.deadline
             waiter.deadline = min(waiter.deadline, limits.deadline)
-            if limits.priority or limits.flow is not None:
-                waiter.place = limits.priority, limits.flow
+            self.ledger.queue.line.may_be_late = True
+        if limits.priority or limits.flow is not None:
+            waiter.place = limits.priority, limits.flow
 
-    def _require_room(self, waiter: Waiter[Entry[C]], now: float) -> None:
+    def _require_room(self, waiter: Waiter[Entry[C]], is_new: bool) -> None:
         """Raise TooManyRequests if a new request must not join the queue."""
-        ledger, limits = self.ledger, self.ledger.settings
-        queue = ledger.queue
-        if limits.max_waiting and queue.length >= limits.max_waiting:
-            raise self._refused(FULL)
-        flow = queue.flow_for(waiter)
-        if flow.ahead**2 < limits.max_size or not ledger.is_full():
+        ledger, limits, now = self.ledger, self.ledger.settings, waiter.joined_at
+        queue, most = ledger.queue, limits.max_waiting or math.inf
+        if not is_new:
             return
-        scope = anyio.current_effective_deadline()
-        if scope > now:  # else the cancellation is under way
-            waiter.useful_until = min(waiter.useful_until, scope)
-        left = min(waiter.deadline, waiter.useful_until) - now
-        refusal = judge(
-            flow,
-            left,
-            now,
-            leased=len(ledger.leased),
-            coming=ledger.opening,
-            refuses=limits.overload == "refuse",
-        )
-        if refusal is not None:
-            raise self._refused(refusal, left)
+        if queue.length >= most:
+            raise self._refused(FULL)
+        order, flow, ahead = queue.order, queue.plain, queue.length
+        if order is not None:
+            flow = order.flow(waiter.place)
+            ahead = flow.ahead
+        room = math.isqrt(limits.max_size)
+        left = waiter.deadline - now
+        if ahead >= room and ledger.is_full():
+            scope = anyio.current_effective_deadline()
+            if scope > now:  # else the cancellation is under way
+                waiter.useful_until = min(waiter.useful_until, scope)
+                queue.line.may_be_late |= scope != math.inf
+                left = min(left, waiter.useful_until - now)
+            refuses = limits.overload == "refuse"
+            verdict = judge(
+                flow,
+                ahead,
+                left,
+                now,
+                leased=len(ledger.leased),
+                coming=ledger.opening,
+                refuses=refuses,
+            )
+            if isinstance(verdict, Refusal):
+                raise self._refused(verdict, left)
+            room = max(room, verdict)
+        if order is None and ledger.is_full():
+            # Until some more have been served, this need not be worked out again.
+            queue.free, queue.free_from = int(min(room, most)), now + left
 
     def _late_error(self, waiter: Waiter[Entry[C]]) -> TooManyRequests:
         """Return the error for a waiter that could not use a connection before its deadline."""
-        line, joined_at = waiter.flow.line, waiter.joined_at
+        line, joined_at = waiter.line, waiter.joined_at
         limit, rule = line.patience.limit, "patience"
         if waiter.useful_until <= joined_at + limit:
             limit, rule = waiter.useful_until - joined_at, "deadline"
-        expected = line.length * line.use / max(len(self.ledger.leased), 1)
+        expected = self.ledger.waiting * line.use / max(len(self.ledger.leased), 1)
         left = joined_at + limit - self.runtime.time()
         return self._refused(Refusal(rule, expected, max(expected, limit)), left)
 
@@ -158,10 +173,10 @@ class Waiting(Generic[C]):
         entry, waiter.served = waiter.served, None
         assert entry is not None, "bug: a waiter woke up with neither item nor error"
         entry.lease, lease.holder = lease, waiter.task
-        line = waiter.flow.line
+        line = waiter.line
         entry.queued = entry.uses, waiter.joined_at, line
         self.end_wait(waiter, entry.leased_at)
-        if waiter.waited >= line.patience.limit:
+        if line.may_be_late and waiter.waited >= line.patience.limit:
             line.patience.note_served()
         return entry
 
@@ -169,7 +184,7 @@ class Waiting(Generic[C]):
         """Remove a waiter whose wait ended in an error, and count the request."""
         self.end_wait(waiter, self.runtime.time())
         if isinstance(error, asyncio.CancelledError):
-            self.note_cancelled(waiter.flow.line, waiter.joined_at)
+            self.note_cancelled(waiter.line, waiter.joined_at)
         self._leave(waiter)
         self.count_failure(error)
 
@@ -177,6 +192,7 @@ class Waiting(Generic[C]):
         """Note that a request which had to wait was cancelled, in the queue or in its use."""
         now = self.runtime.time()
         line.patience.note_cancelled(now - joined_at, line.rate.count, now)
+        line.may_be_late |= line.patience.limit != math.inf
 
     def end_wait(self, waiter: Waiter[Entry[C]], now: float) -> None:
         """Note the duration of a wait, however it has ended."""

@@ -18,7 +18,8 @@ from asyncpool._core.entry import Entry
 from asyncpool._core.lease import Lease
 from asyncpool._core.pool import Core
 from asyncpool._core.settings import duration
-from asyncpool._core.wait_queue import Waiter
+from asyncpool._core.waiter import Waiter
+from asyncpool._core.within import current_limits
 from asyncpool._pipeline.channel import MAX_REQUESTS, Channel
 from asyncpool._pipeline.profiles import StatementProfiles
 from asyncpool._pipeline.request import AGAIN, Request
@@ -104,7 +105,7 @@ class Dispatcher:
                 waiter = QueuedRequest(
                     self, request, ticket, core.runtime.time(), started_at + wait
                 )
-                core.limit(waiter)
+                core.limit(waiter, current_limits())
                 core.queue(waiter, wait, came)
             try:
                 outcome = await future
@@ -159,13 +160,13 @@ class Dispatcher:
         core, ledger, entry = self.core, self.core.ledger, channel.entry
         queue = ledger.queue
         if channel.shared and queue.length and ledger.may_hand_over(entry, core.runtime.time()):
-            while channel.room and _shares(queue.head()):
+            while channel.room and _shares(queue.head_in_time()):
                 queue.serve(cast("Entry[Any]", channel))
         if not channel.is_done:
             return
         if not channel.shared and self._passes_on and channel.is_clean:
             self._passed_on = channel
-            head = queue.head()
+            head = queue.head_in_time()
             if (
                 isinstance(head, QueuedRequest)
                 and head.request.is_awaited
@@ -232,7 +233,7 @@ class Dispatcher:
             core.abandon_wait(waiter, error)
             return
         if waiter is not None and isinstance(error, CancelledError):
-            core.note_cancelled(waiter.flow.line, request.started_at)
+            core.note_cancelled(waiter.line, request.started_at)
         if request.shared:
             late = request.channel is not None and isinstance(error, PoolTimeout)
             counters.requests_failed += late

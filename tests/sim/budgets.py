@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from asyncpool import Budget
 from asyncpool._core.outage_controller import CANCELLED_PAUSE
-from asyncpool._core.wait_queue import Waiter
+from asyncpool._core.waiter import Waiter
 
 if TYPE_CHECKING:
     from tests.sim.laws import Laws

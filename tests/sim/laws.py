@@ -19,7 +19,7 @@ from asyncpool._core.counters import COUNTED
 from asyncpool._core.entry import Entry, State
 from asyncpool._core.lease import ManualLease
 from asyncpool._core.pool import Core
-from asyncpool._core.wait_queue import Waiter
+from asyncpool._core.waiter import Waiter
 from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.errors import (
     PoolClosed,

@@ -21,7 +21,8 @@ from asyncpool._core.outage_controller import OutageController
 from asyncpool._core.pool import Core
 from asyncpool._core.store import ConnectionStore
 from asyncpool._core.timer import Timer
-from asyncpool._core.wait_queue import Waiter, WaitQueue
+from asyncpool._core.wait_queue import WaitQueue
+from asyncpool._core.waiter import Waiter
 from tests.fake import FakeConn
 
 Plant = Callable[[pytest.MonkeyPatch], None]

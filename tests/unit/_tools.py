@@ -18,7 +18,8 @@ from asyncpool._core.entry import Entry
 from asyncpool._core.maintenance import run_maintenance
 from asyncpool._core.pool import Core
 from asyncpool._core.settings import Settings
-from asyncpool._core.wait_queue import Waiter, WaitQueue
+from asyncpool._core.wait_queue import WaitQueue
+from asyncpool._core.waiter import Waiter
 from asyncpool.faults import Fault, classify
 from tests._tools import acquire_now
 from tests.fake import Broken, FakeConn, FakeDriver

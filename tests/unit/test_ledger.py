@@ -13,7 +13,7 @@ from asyncpool._core.entry import RETIRED, Entry, State
 from asyncpool._core.lease import NO_LEASE, Lease, SharedLease
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.settings import Settings
-from asyncpool._core.wait_queue import Waiter
+from asyncpool._core.waiter import Waiter
 from tests.unit._tools import join
 
 Books = Ledger[str]

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from asyncpool._core.wait_queue import Waiter, WaitQueue
+from asyncpool._core.wait_queue import WaitQueue
+from asyncpool._core.waiter import Waiter
 from tests.unit._tools import join, now, settle, timers, virtual_time
 
 
