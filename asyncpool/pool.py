@@ -26,6 +26,7 @@ from asyncpool._blocks.overrides import NAMES, OverriddenBlock, Overrides
 from asyncpool._blocks.pool_transactions import PoolTransactions
 from asyncpool._blocks.renewal import renew_after_fork
 from asyncpool._blocks.supports import Exc
+from asyncpool._blocks.turn import Turns
 from asyncpool._core.budget import Budget
 from asyncpool._core.error_factory import OWN_CLASSES, ErrorClasses
 from asyncpool._core.pool import Core
@@ -321,6 +322,7 @@ class AsyncConnectionPool(
     def _set_core(self, core: Core[ACT]) -> None:
         self._core = core
         self._keys = Keys(core)
+        self._turns = Turns(core)
         self._sessions = {}
         self._listening = set()
         self._last_pop = snapshot(core)

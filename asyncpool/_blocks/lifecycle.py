@@ -13,6 +13,7 @@ import psycopg
 from asyncpool._blocks.notifications import Notifications
 from asyncpool._blocks.renewal import SupportsRenewal, close_after_loop_ended, loop_has_ended, renew
 from asyncpool._blocks.supports import SupportsBorrowing
+from asyncpool._blocks.turn import Turns
 from asyncpool._core.maintenance import ping_all, run_maintenance
 from asyncpool._core.runtime import Phase
 from asyncpool._core.settings import duration, sizes
@@ -30,6 +31,7 @@ class Lifecycle(SupportsBorrowing[ACT], SupportsRenewal[ACT]):
     _lazy: bool
     """Whether the first use opens the pool."""
     _reconnect_failed: Callable[[Any], Any] | None
+    _turns: Turns
     _listening: set[Notifications[Any]]
     """The blocks of `listen` that have begun and not ended."""
 
@@ -112,6 +114,7 @@ class Lifecycle(SupportsBorrowing[ACT], SupportsRenewal[ACT]):
         if self._core.usable:
             for notifications in list(self._listening):
                 notifications._end()
+            self._turns.close()
         await self._core.close(timeout)
 
     async def closeall(self) -> None:

@@ -20,6 +20,7 @@ from asyncpool._blocks.overrides import (
     release_through_override,
 )
 from asyncpool._blocks.session_block import SessionBlock
+from asyncpool._blocks.turn import Turn, Turns
 from asyncpool._psycopg.driver import ACT
 
 
@@ -28,6 +29,12 @@ class PoolBlocks(Borrowing[ACT]):
 
     _block_class: type[ConnectionBlock[ACT]]
     """The class of `connection()`'s blocks."""
+    _turns: Turns
+
+    def _usable_turns(self) -> Turns:
+        self._ensure_open()
+        self._core.admit()
+        return self._turns
 
     def connection(self, timeout: float | None = None) -> ConnectionBlock[ACT]:
         """Borrow a connection for a block: `async with pool.connection() as conn`.
@@ -43,7 +50,8 @@ class PoolBlocks(Borrowing[ACT]):
 
         Raises:
             PoolTimeout: on entry, if no connection became available in time.
-            TooManyRequests: on entry, if `max_waiting` requests wait already.
+            TooManyRequests: on entry, if it could not be served in time, or `max_waiting` requests
+                wait already.
             PoolClosed: the pool is closed, or was closed while the block waited or ran.
             psycopg.OperationalError: on exit, if the connection was closed, by anyone, while work
                 may have been uncommitted.
@@ -53,6 +61,27 @@ class PoolBlocks(Borrowing[ACT]):
         lease._timeout = timeout
         lease._entry = None
         return lease
+
+    def turn(self, key: Hashable, timeout: float | None = None) -> Turn:
+        """Wait for the turn of a key: `async with pool.turn("stock of item 7"):`.
+
+        One task a key is in such a block at a time; the others wait in the order of arrival. If
+        they borrow their connections inside, a row that everybody updates costs one connection, and
+        not all of them. It does not replace the row's lock, as other processes do not know of it.
+
+        Args:
+            key: a hashable value, for what is updated.
+            timeout: seconds to wait for the turn; None: the pool's `timeout`.
+
+        Raises:
+            PoolTimeout: on entry, if the turn did not come in time.
+            TooManyRequests: on entry, if it could not come in time.
+            PoolClosed: on entry, if the pool is closed, or was closed meanwhile.
+            RuntimeError: on entry, if the task has the turn of this key, or a connection of the
+                pool: it would be waited for by those for which it waits.
+            TypeError: `key` is not hashable.
+        """
+        return Turn(self._usable_turns, key, timeout)
 
     def session(self, timeout: float | None = None) -> SessionBlock[ACT]:
         """Borrow one connection for a block and for all that this task borrows inside the block.

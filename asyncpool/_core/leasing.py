@@ -23,7 +23,7 @@ from asyncpool._core.ledger import LEASED
 from asyncpool._core.settings import duration
 from asyncpool._core.waiter import Waiter
 from asyncpool._core.waiting import Waiting
-from asyncpool._core.within import NO_LIMITS, current_limits
+from asyncpool._core.within import NO_LIMITS, apply_limits, current_limits
 from asyncpool.errors import ReleaseError
 
 FRESH = 0.001
@@ -188,8 +188,8 @@ class Leasing(Waiting[C]):
                 ticket = ticket or ledger.queue.ticket()
                 waiter: Waiter[Entry[C]] = Waiter(ticket, now, deadline)
                 waiter.task = current_task()
-                if (limits := current_limits()) is not NO_LIMITS:
-                    self.limit(waiter, limits)
+                if current_limits() is not NO_LIMITS:
+                    apply_limits(waiter, ledger.queue.line)
                 self.queue(waiter, timeout, arrived_at)
                 try:
                     while waiter.waiting:

@@ -215,8 +215,9 @@ class Core(Leasing[C]):
             self.ledger.budget._offer()
 
     def _overdue_error(self, waiter: Waiter[Entry[C]], is_late: bool) -> PoolError:
-        limit = waiter.deadline - waiter.joined_at
-        return self._late_error(waiter) if is_late else self.errors.timed_out(round(limit, 3))
+        if is_late:
+            return self.late_error(waiter, self.ledger.waiting, len(self.ledger.leased))
+        return self.errors.timed_out(round(waiter.deadline - waiter.joined_at, 3))
 
     async def _close_all(self, deadline: float) -> None:
         self.store.stop_opening()

@@ -89,6 +89,8 @@ class WaitQueue(Generic[T]):
         """The length of the queue up to which a request may join without being judged."""
         self.free_from = math.inf
         """The deadline from which that is so."""
+        self.sees_scopes = False
+        """Whether a request was found to have a deadline of anyio's: then each one is judged."""
         # Both keep waiters that have left, until these reach the front, `_compact` runs, or no
         # waiter is left; so do the flows.
         self._deadlines: deque[Waiter[T]] = deque()
@@ -117,6 +119,13 @@ class WaitQueue(Generic[T]):
     def demand(self) -> int:
         """The number of connections that the waiters need."""
         return self.own_demand + (self.length > self.own_demand)
+
+    def place_for(self, waiter: Waiter[T]) -> tuple[Flow[Waiter[T]], int]:
+        """Return the flow of a new waiter, and the number of waiters that are served before it."""
+        if not self.length or (self.order is None and waiter.place is None):
+            return self.plain, self.length
+        flow = self._ordered().flow(waiter.place)
+        return flow, flow.ahead
 
     def admit(self, waiter: Waiter[T]) -> None:
         """Add a waiter; from now on it may be served, even before it calls `wait`.
@@ -237,6 +246,7 @@ class WaitQueue(Generic[T]):
         if not length:
             # Else ten thousand waiters of a burst would be kept, and collected with, until later.
             self.plain.places.clear()
+            self.sees_scopes = False
             self._deadlines.clear()
             self._early.clear()
             if self.order is not None:
@@ -245,14 +255,19 @@ class WaitQueue(Generic[T]):
 
     def _put_in_order(self, waiter: Waiter[T]) -> Flow[Waiter[T]]:
         """Add a waiter to its flow in the order of all waiters, and return the flow."""
+        order = self._ordered()
+        waiter.flow = flow = order.flow(waiter.place)
+        waiter.line = flow.line
+        order.add(waiter, flow)
+        return flow
+
+    def _ordered(self) -> Order[Waiter[T]]:
+        """Return the order of all waiters; it lasts until the queue is empty."""
         if self.order is None:
             for each in self:
                 each.flow = self.plain
             self.order, self.free = Order(self.line, self), 0
-        waiter.flow = flow = self.order.flow(waiter.place)
-        waiter.line = flow.line
-        self.order.add(waiter, flow)
-        return flow
+        return self.order
 
     def _first_in_time(self, head: Waiter[T]) -> Waiter[T]:
         """Return the first waiter that can use a connection before its deadline; fail the others.

@@ -10,7 +10,7 @@ import logging
 import math
 from asyncio import get_running_loop
 from collections.abc import Callable
-from typing import Generic
+from typing import Any, Generic
 
 import anyio
 
@@ -26,7 +26,6 @@ from asyncpool._core.outage_controller import OutageController
 from asyncpool._core.runtime import Runtime
 from asyncpool._core.store import ConnectionStore
 from asyncpool._core.waiter import Waiter
-from asyncpool._core.within import NO_LIMITS, Limits
 from asyncpool.errors import PoolTimeout, TooManyRequests
 
 CALM = 10.0
@@ -100,17 +99,6 @@ class Waiting(Generic[C]):
         waiter.queued = limits.keeps_idle or ledger.waiting > ledger.opening
         self.runtime.counters.requests_queued += waiter.queued and arrived_at is None
 
-    def limit(self, waiter: Waiter[Entry[C]], limits: Limits) -> None:
-        """Apply to a new waiter what `within` says."""
-        if limits is NO_LIMITS:
-            return
-        if limits.deadline != math.inf:
-            waiter.useful_until = limits.deadline
-            waiter.deadline = min(waiter.deadline, limits.deadline)
-            self.ledger.queue.line.may_be_late = True
-        if limits.priority or limits.flow is not None:
-            waiter.place = limits.priority, limits.flow
-
     def _require_room(self, waiter: Waiter[Entry[C]], is_new: bool) -> None:
         """Raise TooManyRequests if a new request must not join the queue."""
         ledger, limits, now = self.ledger, self.ledger.settings, waiter.joined_at
@@ -118,18 +106,16 @@ class Waiting(Generic[C]):
         if not is_new:
             return
         if queue.length >= most:
-            raise self._refused(FULL)
-        order, flow, ahead = queue.order, queue.plain, queue.length
-        if order is not None:
-            flow = order.flow(waiter.place)
-            ahead = flow.ahead
+            raise self.refused(FULL)
+        flow, ahead = queue.place_for(waiter)
         room = math.isqrt(limits.max_size)
         left = waiter.deadline - now
         if ahead >= room and ledger.is_full():
             scope = anyio.current_effective_deadline()
             if scope > now:  # else the cancellation is under way
                 waiter.useful_until = min(waiter.useful_until, scope)
-                queue.line.may_be_late |= scope != math.inf
+                if scope != math.inf:
+                    queue.line.may_be_late = queue.sees_scopes = True
                 left = min(left, waiter.useful_until - now)
             refuses = limits.overload == "refuse"
             verdict = judge(
@@ -142,23 +128,23 @@ class Waiting(Generic[C]):
                 refuses=refuses,
             )
             if isinstance(verdict, Refusal):
-                raise self._refused(verdict, left)
+                raise self.refused(verdict, left)
             room = max(room, verdict)
-        if order is None and ledger.is_full():
+        if queue.order is None and not queue.sees_scopes and ledger.is_full():
             # Until some more have been served, this need not be worked out again.
             queue.free, queue.free_from = int(min(room, most)), now + left
 
-    def _late_error(self, waiter: Waiter[Entry[C]]) -> TooManyRequests:
+    def late_error(self, waiter: Waiter[Any], waiting: int, leased: int) -> TooManyRequests:
         """Return the error for a waiter that could not use a connection before its deadline."""
         line, joined_at = waiter.line, waiter.joined_at
         limit, rule = line.patience.limit, "patience"
         if waiter.useful_until <= joined_at + limit:
             limit, rule = waiter.useful_until - joined_at, "deadline"
-        expected = self.ledger.waiting * line.use / max(len(self.ledger.leased), 1)
+        expected = waiting * line.use / max(leased, 1)
         left = joined_at + limit - self.runtime.time()
-        return self._refused(Refusal(rule, expected, max(expected, limit)), left)
+        return self.refused(Refusal(rule, expected, max(expected, limit)), left)
 
-    def _refused(self, refusal: Refusal, left: float = 0.0) -> TooManyRequests:
+    def refused(self, refusal: Refusal, left: float = 0.0) -> TooManyRequests:
         """Return the error for a refusal; record the first one of an overload."""
         error, now = self.errors.refused(refusal, left), self.runtime.time()
         if now - self.refused_at > CALM:
@@ -188,7 +174,7 @@ class Waiting(Generic[C]):
         self._leave(waiter)
         self.count_failure(error)
 
-    def note_cancelled(self, line: Line[Waiter[Entry[C]]], joined_at: float) -> None:
+    def note_cancelled(self, line: Line[Any], joined_at: float) -> None:
         """Note that a request which had to wait was cancelled, in the queue or in its use."""
         now = self.runtime.time()
         line.patience.note_cancelled(now - joined_at, line.rate.count, now)

@@ -11,10 +11,12 @@ from contextlib import suppress
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from asyncpool._core.lines import Line
 from asyncpool._core.runtime import clock_of_thread
 from asyncpool._core.settings import duration, whole
+from asyncpool._core.waiter import Waiter
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,17 @@ NO_LIMITS = Limits()
 _LIMITS: ContextVar[Limits] = ContextVar("asyncpool_within", default=NO_LIMITS)
 current_limits = _LIMITS.get
 """Return what holds for the requests of the running code."""
+
+
+def apply_limits(waiter: Waiter[Any], line: Line[Any]) -> None:
+    """Apply the limits of the running code to a new waiter, which will join a line or its order."""
+    limits = current_limits()
+    if limits.deadline != math.inf:
+        waiter.useful_until = limits.deadline
+        waiter.deadline = min(waiter.deadline, limits.deadline)
+        line.may_be_late = True
+    if limits.priority or limits.flow is not None:
+        waiter.place = limits.priority, limits.flow
 
 
 class within:  # noqa: N801 - used like a function

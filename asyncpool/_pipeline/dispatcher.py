@@ -19,7 +19,7 @@ from asyncpool._core.lease import Lease
 from asyncpool._core.pool import Core
 from asyncpool._core.settings import duration
 from asyncpool._core.waiter import Waiter
-from asyncpool._core.within import current_limits
+from asyncpool._core.within import apply_limits
 from asyncpool._pipeline.channel import MAX_REQUESTS, Channel
 from asyncpool._pipeline.profiles import StatementProfiles
 from asyncpool._pipeline.request import AGAIN, Request
@@ -105,7 +105,7 @@ class Dispatcher:
                 waiter = QueuedRequest(
                     self, request, ticket, core.runtime.time(), started_at + wait
                 )
-                core.limit(waiter, current_limits())
+                apply_limits(waiter, core.ledger.queue.line)
                 core.queue(waiter, wait, came)
             try:
                 outcome = await future

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -103,8 +102,3 @@ class Load:
             conn.clean = True
         finally:
             self.core.release(conn)
-
-
-def patient() -> float:
-    """The time limit of callers that never give up."""
-    return math.inf
