@@ -63,6 +63,12 @@ async def test_the_order_is_that_of_arrival(dsn: str) -> None:
         assert not pool._turns.lines
 
 
+async def settled() -> None:
+    """Let the tasks that were created run until they wait."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
 @pytest.mark.parametrize("kind", ["asyncio", "anyio", "twice"])
 async def test_a_cancelled_waiter_loses_nothing(dsn: str, kind: str) -> None:
     """Whether the turn was given to it already or not, the next one has it."""
@@ -87,8 +93,8 @@ async def test_a_cancelled_waiter_loses_nothing(dsn: str, kind: str) -> None:
             waiter = asyncio.create_task(wait(scope))
             last = asyncio.create_task(hold(asyncio.Event(), release))
             line = pool._turns.lines["a"]
-            while line.queue.length < 2:
-                await asyncio.sleep(0)
+            await settled()
+            assert line.queue.length == 2
             if was_given:
                 release.set()
                 await holder

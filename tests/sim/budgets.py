@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from asyncpool import Budget
 from asyncpool._core.outage_controller import CANCELLED_PAUSE
-from asyncpool._core.waiter import Waiter
 
 if TYPE_CHECKING:
     from tests.sim.laws import Laws
@@ -75,12 +74,13 @@ class BudgetLaws:
         serve = queue.serve
 
         def served(item: Any) -> bool:
-            head: Waiter[Any] | None = next(iter(queue), None)
-            if head is not None:
+            # A pool's own priorities decide who has its turn; its first request, when that comes.
+            first = min((laws.arrived_at(each) for each in queue), default=None)
+            if first is not None:
                 others = (
                     when for when, number in self._claims() if self._pools[number] is not laws
                 )
-                earlier = sum(1 for when in others if when < laws.arrived_at(head))
+                earlier = sum(1 for when in others if when < first)
                 pausing = any(_pauses(laws) for laws in self._pools)
                 if earlier > self._expected_room and not pausing:
                     self._broken(

@@ -20,6 +20,7 @@ from asyncpool._core.entry import Entry, State
 from asyncpool._core.lease import ManualLease
 from asyncpool._core.pool import Core
 from asyncpool._core.waiter import Waiter
+from asyncpool._core.within import apply_limits
 from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.errors import (
     PoolClosed,
@@ -31,6 +32,7 @@ from asyncpool.errors import (
 from tests._tools import acquire_now
 from tests.fake import FakeConn, FakeDriver
 from tests.sim.loop import VirtualLoop
+from tests.sim.order import OrderLaws
 
 REFUSALS = (PoolTimeout, PoolUnavailable, PoolDeadlock, TooManyRequests, PoolClosed)
 TOLERANCE = 0.001
@@ -113,6 +115,7 @@ class Laws:
         self._arrivals: dict[Task[Any], float] = {}
         """The arrival of each request."""
         self._places: dict[Any, tuple[int, Task[Any]]] = {}
+        self.order = OrderLaws(self.require, lambda waiter: self._places[waiter][0])
         self._seen: tuple[object, ...] = ()
         self._counted: tuple[Any, ...] = ()
         # A separate random, so that the other draws do not depend on these requests.
@@ -152,7 +155,7 @@ class Laws:
             [entry.uses for entry in entries],
             ledger.idle.copy(),
             list(ledger.leased.values()),
-            list(queue.plain.places),
+            list(queue),
             (
                 queue.length,
                 queue.undelivered_errors,
@@ -186,6 +189,8 @@ class Laws:
             raise
         except REFUSALS as error:
             self.outcomes[type(error).__name__] += 1
+            if isinstance(error, TooManyRequests):
+                self._check_refusal(error)
             self.require(task.cancelling() == struck, f"a cancelled request raised {error!r}")
             limit = core.settings.timeout if timeout is None else timeout
             checking = core.settings.ping_timeout if core.check and not limit else 0
@@ -212,6 +217,14 @@ class Laws:
         conn.leased = True
         return conn
 
+    def _check_refusal(self, error: TooManyRequests) -> None:
+        """Check that a refused request could not have been served, and what it was told."""
+        self.require(error.waiting > 0, f"{error!r} although nobody waits")
+        if error.rule != "full":
+            expected, retry = error.expected_wait, error.retry_after
+            told = expected is not None and retry is not None and 0 <= expected <= retry < math.inf
+            self.require(told, f"{error!r} says {expected} and {retry}")
+
     async def _wait(self, timeout: float | None) -> FakeConn:
         """Wait for a connection as `acquire` does or, if no check is set, as a one-shot does."""
         core = self.core
@@ -220,6 +233,7 @@ class Laws:
         now, ticket = self.loop.time(), core.ledger.queue.ticket()
         limit = core.settings.timeout if timeout is None else timeout
         waiter = Immediate(core, ticket, now, now + limit)
+        apply_limits(waiter, core.ledger.queue.line)
         core.queue(waiter, limit, None)
         try:
             return await waiter.future
@@ -238,7 +252,7 @@ class Laws:
     def give_back(self, conn: FakeConn) -> None:
         """Release a connection, or pass it on; a closed pool may have closed it already."""
         conn.leased = False
-        head = self.core.ledger.queue.head()
+        head = self.core.ledger.queue.head_in_time()
         entry = self.core.ledger.leased.get(conn)
         fits = isinstance(head, Immediate) and not head.future.done()
         if entry is not None and fits and self.driver.is_clean(conn) and self.core.hand_over(entry):
@@ -295,7 +309,7 @@ class Laws:
         leased = [entry for entry in entries if entry.state is State.LEASED]
         cleaning = [entry for entry in entries if entry.state is State.CLEANING]
         at_rest = [entry for entry in entries if entry.state is State.IDLE]
-        waiting = [waiter for waiter in queue.plain.places if waiter.waiting]
+        waiting = list(queue)
         broken = self._broken
         if len(entries) > self.max_size:
             broken(f"{len(entries)} entries, {self.max_size} allowed")
@@ -388,17 +402,26 @@ class Laws:
             self._places[waiter] = (self._requests[task], task)
 
         def served(item: Any) -> bool:
-            head = min(queue, key=lambda each: self._places[each][0], default=None)
-            if head is not None:
-                self._at_hand_over(self._places[head][1])
+            waiting = list(queue)
+            first = queue.head()
+            if first is not None:
+                self._at_hand_over(self._places[first][1])
+            for each in waiting:
+                if isinstance(each, Immediate):
+                    each.used = None
             handed_over = serve(item)
-            got = head is None or head.served is item or getattr(head, "used", None) is item
-            self.require(got, "a waiter was overtaken")
-            if head is not None:
-                self._at_hand_over(self._places[head][1])
+            left = [each for each in waiting if each not in self.failed]
+            # One that is served in a callback may have used the connection, and wait again.
+            got = [each for each in left if item in {each.served, getattr(each, "used", None)}]
+            self.require(handed_over is (len(got) == 1), f"{len(got)} were served")
+            self.order.check(got, left)
+            for each in got:
+                self._at_hand_over(self._places[each][1])
             return handed_over
 
         def ended(waiter: Waiter[Any], error: BaseException) -> None:
+            if isinstance(error, TooManyRequests):
+                self.require(queue.length > 1, "the last waiter was refused a connection")
             self.failed.add(waiter)
             self._at_hand_over(self._places[waiter][1])
             end(waiter, error)

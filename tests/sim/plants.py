@@ -17,6 +17,7 @@ from asyncpool._core.budget import Budget
 from asyncpool._core.check import Check
 from asyncpool._core.entry import Entry, State
 from asyncpool._core.ledger import Ledger
+from asyncpool._core.lines import Flow, Line, Order
 from asyncpool._core.outage_controller import OutageController
 from asyncpool._core.pool import Core
 from asyncpool._core.store import ConnectionStore
@@ -127,6 +128,52 @@ def serve_the_last(patch: pytest.MonkeyPatch) -> None:
         return False
 
     patch.setattr(WaitQueue, "serve", serve)
+
+
+def keep_the_turn(patch: pytest.MonkeyPatch) -> None:
+    """A flow loses its turn: the one that was served stays first."""
+
+    def end_turn(self: Order[Any], flow: Flow[Any], now: float) -> None:
+        flow.rate.note(now)
+        flow.line.rate.note(now)
+
+    patch.setattr(Order, "end_turn", end_turn)
+
+
+def forget_priorities(patch: pytest.MonkeyPatch) -> None:
+    """A higher priority is served later: lines are in the order in which they were made."""
+
+    def keep(self: Order[Any], line: Line[Any]) -> None:
+        self._lines.append(line)
+
+    patch.setattr(Order, "_keep", keep)
+
+
+def refuse_the_last(patch: pytest.MonkeyPatch) -> None:
+    """The last waiter is refused a connection that comes too late for it."""
+
+    def first_in_time(self: WaitQueue[Any], head: Waiter[Any]) -> Waiter[Any]:
+        while head.useful_until < self._clock() + 0.1:
+            self.fail(head, self._overdue(head, True))
+            following = self.head()
+            if following is None:
+                return head
+            head = following
+        return head
+
+    patch.setattr(WaitQueue, "_first_in_time", first_in_time)
+
+
+def forget_a_flow(patch: pytest.MonkeyPatch) -> None:
+    """A waiter is forgotten: a flow that has waiters again has no turns."""
+
+    def begin_turns(self: Order[Any], flow: Flow[Any]) -> None:
+        flow.takes_turns = True
+        if flow.key is None or not flow.line.turns:
+            flow.line.flows[flow.key] = flow
+            flow.line.turns.append(flow)
+
+    patch.setattr(Order, "_begin_turns", begin_turns)
 
 
 def send_back_to_the_end(patch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import anyio
 
+from asyncpool import within
 from tests.fake import FakeConn
 from tests.sim.laws import REFUSALS, Laws
 from tests.sim.schedule import SeededLoop, Strike
@@ -35,6 +36,8 @@ class Users:
         self.pools = pools
         self.present: dict[Task[None], None] = {}
         self.errors: list[BaseException] = []
+        self.has_limits = Random(f"limits, {random.getstate()[1][:2]}").random() < 0.4
+        """Whether the users of this world have deadlines, priorities and flows."""
         self.forgot = False
         """Whether a user has come that releases nothing."""
 
@@ -89,6 +92,16 @@ class Users:
             self.errors.append(error)
 
     async def _live(self, scope: anyio.CancelScope | None) -> None:
+        if not self.has_limits:
+            await self._ask(scope)
+            return
+        random = self.random
+        seconds = random.choice([None, None, None, 0, 0.2, 3.0])
+        flow, priority = random.choice([None, "a", "b", "c"]), random.choice([None, None, 1, -1])
+        with within(seconds, flow=flow, priority=priority):
+            await self._ask(scope)
+
+    async def _ask(self, scope: anyio.CancelScope | None) -> None:
         random = self.random
         pools = random.sample(self.pools, min(len(self.pools), random.choice([1, 1, 2])))
         if random.random() < 0.15:

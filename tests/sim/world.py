@@ -13,13 +13,17 @@ import math
 import weakref
 from asyncio import Task
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from random import Random
 from typing import Any
 
 import anyio
+import pytest
 
 from asyncpool import Budget
+from asyncpool._core import admission, patience, service_rate, wait_queue
 from asyncpool._core.entry import Entry, State
 from asyncpool._core.maintenance import make_round, run_maintenance
 from asyncpool._core.pool import Core
@@ -85,7 +89,8 @@ class World(SeededLoop):
         """Run the world; raise LawBroken if a law does not hold."""
         gc.disable()  # a collection at an unpredictable time would change the run
         try:
-            self.finish(self._live())
+            with quick_learning():
+                self.finish(self._live())
         except LawBroken:
             raise
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - reported with its seed
@@ -145,6 +150,7 @@ class World(SeededLoop):
                 keeps_idle=keeps_idle,
                 open_at_once=aside.choice([1, 2, 32, 32]),
                 fill_at_once=aside.choice([2, 128]),
+                overload=aside.choice(["wait", "refuse"]),
             ),
             driver,
             check=check if random.random() < 0.3 else None,
@@ -324,6 +330,17 @@ class Ordered(dict[Any, None]):
     def remove(self, item: Any) -> None:
         """Remove an item."""
         del self[item]
+
+
+@contextmanager
+def quick_learning() -> Iterator[None]:
+    """Let queues learn from two hand-overs or cancellations: a world has not many more."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (admission, service_rate, wait_queue):
+            patch.setattr(module, "STEP", 2)
+        patch.setattr(patience, "ENOUGH", 2)
+        patch.setattr(patience, "SHARE", 100)
+        yield
 
 
 def outcome_of(seed: int) -> str | None:
