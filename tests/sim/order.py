@@ -20,6 +20,8 @@ class OrderLaws:
     def __init__(self, require: Callable[[bool, str], None], number: Callable[[Any], int]) -> None:
         self._require = require
         self._number = number
+        self._waiting: dict[Place, set[int]] = {}
+        """The numbers of each flow's waiters at the last hand-over."""
         self._overtaken: dict[Place, Counter[Hashable]] = {}
         """For each flow that waits, how often each other one was served since it was itself."""
 
@@ -33,7 +35,14 @@ class OrderLaws:
         flows: dict[Place, list[int]] = {}
         for waiter in waiting:
             flows.setdefault(_place(waiter), []).append(self._number(waiter))
-        self._overtaken = {place: self._overtaken.get(place, Counter()) for place in flows}
+        # A flow whose waiters have all left is a new one: it comes after the others.
+        self._overtaken = {
+            place: self._overtaken[place]
+            if not self._waiting.get(place, set()).isdisjoint(numbers)
+            else Counter()
+            for place, numbers in flows.items()
+        }
+        self._waiting = {place: set(numbers) for place, numbers in flows.items()}
         for waiter in served:
             priority, flow = place = _place(waiter)
             self._require(priority == max(each for each, _ in flows), "a lower priority was first")
