@@ -1,0 +1,258 @@
+"""What the wait queue learns from its own past, and that no past makes it refuse for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asyncpool._core.admission import Refusal, judge
+from asyncpool._core.lines import Line
+from asyncpool._core.patience import ENOUGH, Patience
+from asyncpool._core.service_rate import STEP, ServiceRate
+from asyncpool.errors import PoolTimeout, TooManyRequests
+from tests._tools import acquire_now
+from tests.unit._load import USE, Load
+from tests.unit._tools import Driver, running, use, virtual_time
+
+
+class TestServiceRate:
+    """`ServiceRate`: hand-overs a second while requests wait."""
+
+    def test_it_is_unknown_at_first(self) -> None:
+        """Fewer than STEP hand-overs make no rate."""
+        rate = ServiceRate()
+        rate.begin(0.0)
+        for number in range(STEP - 1):
+            rate.note(number * 0.1)
+        assert rate.measure(1.0, 2.0) == 0.0
+
+    def test_it_is_that_of_the_window(self) -> None:
+        """A change shows as soon as the window has passed."""
+        rate, now = ServiceRate(), 0.0
+        rate.begin(now)
+        for pause in [0.1] * 200 + [0.01] * 200:
+            now += pause
+            rate.note(now)
+        assert rate.measure(1.0, now) == pytest.approx(100, rel=0.02)
+        assert rate.measure(22.0, now) == pytest.approx(400 / 22, rel=0.1)
+
+    def test_time_without_waiters_does_not_count(self) -> None:
+        """The queue is empty for as long as it was not; the rate is that of the waits."""
+        rate, now = ServiceRate(), 0.0
+        for _ in range(10):
+            rate.begin(now)
+            for _ in range(20):
+                now += 0.1
+                rate.note(now)
+            rate.end(now)
+            now += 1.0
+        rate.begin(now)
+        assert rate.measure(100.0, now) == pytest.approx(10, rel=0.01)
+
+    def test_it_is_forgotten_after_a_pause(self) -> None:
+        """What was measured before a pause longer than itself says nothing."""
+        rate = ServiceRate()
+        rate.begin(0.0)
+        for number in range(4 * STEP):
+            rate.note(number * 0.1)
+        rate.end(6.4)
+        rate.begin(20.0)
+        assert rate.measure(1.0, 20.0) == 0.0
+
+    def test_a_stall_shows(self) -> None:
+        """Without a hand-over the rate falls; it rises again with the next ones."""
+        rate = ServiceRate()
+        rate.begin(0.0)
+        for number in range(100):
+            rate.note(number * 0.01)
+        assert rate.measure(0.5, 1.0) == pytest.approx(100, rel=0.05)
+        assert rate.measure(0.5, 11.0) < 4
+        for number in range(2 * STEP):
+            rate.note(11.0 + number * 0.01)
+        assert rate.measure(0.1, 11.0 + 2 * STEP * 0.01) == pytest.approx(100, rel=0.1)
+
+
+class TestPatience:
+    """`Patience`: the age at which callers cancel."""
+
+    def test_it_is_learnt_from_many_cancellations(self) -> None:
+        """ENOUGH are needed; it is near the age of the earliest of them."""
+        patience = Patience()
+        for number in range(ENOUGH - 1):
+            patience.note_cancelled(1.0 + number / 100, number, 5.0)
+            assert patience.limit == math.inf
+        patience.note_cancelled(2.0, 20, 5.0)
+        assert 1.0 < patience.limit < 1.1
+
+    def test_rare_cancellations_are_accidents(self) -> None:
+        """Where most requests are served, some clients that disconnect teach nothing."""
+        patience = Patience()
+        for number in range(200):
+            patience.note_cancelled(0.1, number * 10, number)
+        assert patience.limit == math.inf
+
+    def test_waits_that_are_longer_disprove_it(self) -> None:
+        """ENOUGH requests that were served after a longer wait, and it is forgotten."""
+        patience = Patience()
+        for number in range(ENOUGH):
+            patience.note_cancelled(1.0, number, 5.0)
+        for _ in range(ENOUGH - 1):
+            patience.note_served()
+        assert patience.limit == 1.0
+        patience.note_served()
+        assert patience.limit == math.inf
+
+    def test_it_is_forgotten_when_nothing_confirms_it(self) -> None:
+        """Where requests wait again much later, the callers may be others."""
+        patience = Patience()
+        for number in range(ENOUGH):
+            patience.note_cancelled(1.0, number, 5.0)
+        patience.begin(10.0)
+        assert patience.limit == 1.0
+        patience.begin(50.0)
+        assert patience.limit == math.inf
+
+
+def line_of(rate: float, *, stands: float = 100.0) -> Line[Any]:
+    """A line that has served at a rate for 100 s until the instant 0, and stands for some."""
+    line: Line[Any] = Line(0)
+    line.begin(-100.0)
+    began = stands == 100.0
+    for number in range(int(rate * 100)):
+        now = (number + 1) / rate - 100.0
+        if not began and now > -stands:
+            began = True
+            line.end(-stands)
+            line.begin(-stands)
+        line.rate.note(now)
+    return line
+
+
+class TestJudge:
+    """`judge`: the rule itself."""
+
+    @given(
+        rate=st.floats(0.5, 50),
+        limit=st.floats(0.01, 100),
+        ahead=st.integers(0, 2000),
+        leased=st.integers(0, 100),
+        refuses=st.booleans(),
+    )
+    def test_it_is_consistent(
+        self, rate: float, limit: float, ahead: int, leased: int, refuses: bool
+    ) -> None:
+        """Who may join may do so with fewer ahead; a refusal says a wait, and when to return."""
+        line = line_of(rate)
+
+        def asked(ahead: int) -> Refusal | int:
+            return judge(line.plain, ahead, limit, 0.0, leased=leased, coming=0, refuses=refuses)
+
+        verdict = asked(ahead)
+        if isinstance(verdict, Refusal):
+            assert verdict.expected_wait is not None
+            assert verdict.retry_after is not None
+            assert 0 < verdict.expected_wait <= verdict.retry_after
+            assert verdict.retry_after >= limit
+            assert isinstance(asked(ahead + 1), Refusal)
+        else:
+            assert verdict > ahead
+            assert not isinstance(asked(verdict - 1), Refusal)
+            assert ahead == 0 or not isinstance(asked(ahead - 1), Refusal)
+
+    def test_an_infinite_limit_refuses_nobody(self) -> None:
+        """Nor does a rate that is not known."""
+        slow = line_of(0.5)
+        for refuses in (False, True):
+            verdict = judge(slow.plain, 10**6, math.inf, 0.0, leased=1, coming=0, refuses=refuses)
+            assert not isinstance(verdict, Refusal)
+            new: Line[Any] = Line(0)
+            verdict = judge(new.plain, 10**6, 0.001, 0.0, leased=1, coming=0, refuses=refuses)
+            assert not isinstance(verdict, Refusal)
+
+    def test_three_uses_are_reserved_but_at_most_half(self) -> None:
+        """With ten connections and ten hand-overs a second a use takes a second."""
+        line = line_of(10)
+
+        def most(limit: float) -> float:
+            verdict = judge(line.plain, 0, limit, 0.0, leased=10, coming=0, refuses=False)
+            return 0 if isinstance(verdict, Refusal) else verdict
+
+        for limit, allowed in ((10.0, 7.0), (100.0, 97.0), (4.0, 2.0)):
+            assert most(limit) == int((math.sqrt(1 + 10 * allowed) - 1) ** 2)
+
+    def test_a_standing_queue_refuses_more_and_more(self) -> None:
+        """After one and a half limits a newcomer may wait a tenth of its limit."""
+
+        def most(stands: float) -> int:
+            line = line_of(100, stands=stands)
+            verdict = judge(line.plain, 0, 1.0, 0.0, leased=1, coming=0, refuses=True)
+            assert not isinstance(verdict, Refusal)
+            return verdict
+
+        assert most(0.1) == most(0.4) == int((math.sqrt(1 + 97) - 1) ** 2)
+        assert most(1.0) == int((math.sqrt(1 + 50) - 1) ** 2)
+        assert most(1.5) == most(90.0) == int((math.sqrt(1 + 10) - 1) ** 2)
+
+
+@dataclass(frozen=True)
+class Burst:
+    """Requests at one instant of a history."""
+
+    number: int
+    use: float
+    """The duration of each use in seconds; a long one is a server that hangs."""
+    timeout: float
+    cancel_after: float | None
+    pause: float
+    """Seconds until the next burst."""
+
+
+DURATIONS = st.sampled_from([0.0, 0.001, 0.02, 0.5, 5.0])
+BURSTS = st.builds(
+    Burst,
+    number=st.integers(1, 60),
+    use=DURATIONS,
+    timeout=st.sampled_from([0.001, 0.1, 1.0, 30.0, math.inf]),
+    cancel_after=st.sampled_from([None, 0.0, 0.01, 0.3, 2.0]),
+    pause=st.sampled_from([0.0, 0.01, 1.0, 10.0]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(history=st.lists(BURSTS, max_size=12), mode=st.sampled_from(["wait", "refuse"]))
+def test_no_history_makes_a_pool_refuse_for_ever(history: list[Burst], mode: str) -> None:
+    """Whatever was before: at 0.7 of the capacity all are soon served, and a burst that fits."""
+
+    @virtual_time
+    async def run() -> None:
+        async with running(Driver(), 4, 4, overload=mode, timeout=30.0) as core:
+
+            async def request(burst: Burst) -> None:
+                try:
+                    async with asyncio.timeout(burst.cancel_after):
+                        conn = acquire_now(core) or await core.acquire(burst.timeout)
+                        conn.clean = False
+                        try:
+                            await asyncio.sleep(burst.use)
+                        finally:
+                            core.release(conn)
+                except (TimeoutError, PoolTimeout, TooManyRequests):
+                    pass
+
+            async with asyncio.TaskGroup() as group:
+                for burst in history:
+                    for _ in range(burst.number):
+                        group.create_task(request(burst))
+                    await asyncio.sleep(burst.pause)
+            found = await Load(core, random=Random(3)).run(0.7, 6.0, skip=3.0)
+            assert set(found.ends) == {"in time"}
+            await asyncio.gather(*(use(core, USE, timeout=2.0) for _ in range(150)))
+
+    run()
