@@ -71,7 +71,7 @@ class TurnLine:
                 raise waiter.error
         except BaseException as error:
             if isinstance(error, CancelledError):
-                core.note_cancelled(waiter.line, waiter.joined_at)
+                core.note_cancelled(waiter.line, waiter.joined_at, 1)
             if queue.leave(waiter) is not None:
                 self.pass_on()
             core.count_failure(error)
@@ -93,7 +93,16 @@ class TurnLine:
             return
         left = waiter.deadline - now
         refuses = core.settings.overload == "refuse"
-        verdict = judge(flow, ahead, left, now, leased=1, coming=0, refuses=refuses)
+        verdict = judge(
+            flow,
+            ahead,
+            left,
+            now,
+            patience=waiter.patience_in(flow.line),
+            leased=1,
+            coming=0,
+            refuses=refuses,
+        )
         if isinstance(verdict, Refusal):
             raise core.refused(verdict, left)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from asyncpool._core.lines import Flow
 from asyncpool._core.service_rate import STEP
+from asyncpool._core.settings import UNBOUNDED
 
 RESERVED_USES = 3.0
 """Mean uses for which time is reserved: an exponential use is shorter in 95 of 100 cases."""
@@ -56,6 +57,7 @@ def judge(
     time_limit: float,
     now: float,
     *,
+    patience: float,
     leased: int,
     coming: int,
     refuses: bool,
@@ -67,6 +69,7 @@ def judge(
         ahead: the number of waiters that would be served before it.
         time_limit: what is left of the request's own time limit.
         now: the current instant.
+        patience: how long callers like this one wait, as far as is known.
         leased: the number of connections in use.
         coming: the number of connections that are being opened.
         refuses: whether a standing queue refuses too: `overload="refuse"`.
@@ -74,10 +77,10 @@ def judge(
     Returns:
         A refusal; or the number of waiters ahead below which such a request may join now.
     """
-    line, patience = flow.line, flow.line.patience.limit
+    line = flow.line
     limit, rule = (patience, "patience") if patience < time_limit else (time_limit, "deadline")
     if limit == math.inf:
-        return ahead + 1
+        return UNBOUNDED
     rate, since = line.rate.measure(limit * WINDOW_SHARE, now), line.rate.since
     if len(line.flows) > 1:
         # Other flows will join meanwhile: the flow's own rate says how often it has its turn.

@@ -257,7 +257,7 @@ class Leasing(Waiting[C]):
         if queued is not None and isinstance(sys.exception(), asyncio.CancelledError):
             number, joined_at, line = queued
             if number == entry.uses:
-                self.note_cancelled(line, joined_at)
+                self.note_cancelled(line, joined_at, len(self.ledger.leased))
         self._counters.note_use(entry.used_at - entry.leased_at, lease.is_shared)
         return entry
 

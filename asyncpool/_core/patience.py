@@ -14,20 +14,29 @@ ENOUGH = 16
 SHARE = 4
 """They count if there were fewer than SHARE hand-overs for each of them: then they are no
 accidents, as clients that disconnect are."""
+APART = 256
+"""Requests that came or went together, within their age / APART, are counted once: they may be the
+tasks of a group that was cancelled."""
+OUTLIVED = 1.25
+"""The multiple of their age that no request which still waits may have reached."""
 
 
 class Patience:
     """The patience of the callers in one line; durations are seconds."""
 
-    __slots__ = ("_ages", "_last", "_outlasted", "limit")
+    __slots__ = ("_ages", "_cancelled", "_joined_at", "_last", "_outlasted", "limit")
 
     def __init__(self) -> None:
         self.limit = math.inf
         """The age at which callers cancel their requests; infinite: they do not."""
-        self._ages: deque[tuple[float, int]] = deque(maxlen=ENOUGH)
-        """The age of each cancelled request, and the number of hand-overs until then."""
+        self._ages: deque[tuple[float, int, int]] = deque(maxlen=ENOUGH)
+        """The age of each counted cancellation; the hand-overs and all cancellations until then."""
+        self._cancelled = 0
+        """The number of all cancellations."""
         self._last = -math.inf
-        """The instant of the last cancellation."""
+        """The instant of the last counted cancellation."""
+        self._joined_at = -math.inf
+        """When that request was made."""
         self._outlasted = 0
         """Waits longer than `limit` since the last cancellation."""
 
@@ -36,21 +45,30 @@ class Patience:
         if self.limit != math.inf and now - self._last > ENOUGH * self.limit:
             self._forget()
 
-    def note_cancelled(self, age: float, served: int, now: float) -> None:
+    def note_cancelled(self, joined_at: float, now: float, *, served: int, oldest: float) -> None:
         """Learn from a request that had waited and was cancelled, in the queue or in its use.
 
         Args:
-            age: the time since it was made.
-            served: the hand-overs of the line so far.
+            joined_at: when it was made.
             now: the current instant.
+            served: the hand-overs of the line so far.
+            oldest: the age of the oldest request that waits.
         """
-        ages = self._ages
+        ages, age = self._ages, now - joined_at
+        self._outlasted = 0
+        self._cancelled += 1
+        if min(now - self._last, abs(joined_at - self._joined_at)) <= age / APART:
+            return
         if ages and served < ages[-1][1]:
             ages.clear()  # the line has begun a new count
-        ages.append((age, served))
-        self._last, self._outlasted = now, 0
-        if len(ages) == ENOUGH and served - ages[0][1] < SHARE * ENOUGH:
-            self.limit = sorted(each for each, _ in ages)[ENOUGH // 4]
+        self._last, self._joined_at = now, joined_at
+        ages.append((age, served, self._cancelled))
+        _, served_before, cancelled_before = ages[0]
+        often = served - served_before < SHARE * (self._cancelled - cancelled_before + 1)
+        if len(ages) == ENOUGH and often:
+            limit = sorted(each for each, _, _ in ages)[ENOUGH // 4]
+            if oldest <= OUTLIVED * limit:
+                self.limit = limit
 
     def note_served(self) -> None:
         """Note a request that waited longer than `limit` and was not cancelled."""

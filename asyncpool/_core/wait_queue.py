@@ -277,7 +277,7 @@ class WaitQueue(Generic[T]):
         now = self._clock()
         while self.length > 1 and head.ticket != self._judged:
             line = head.line
-            end = min(head.useful_until, head.joined_at + line.patience.limit)
+            end = min(head.useful_until, head.joined_at + head.patience_in(line))
             if now + reserve(line.use, end - head.joined_at) <= end:
                 break
             self.fail(head, self._overdue(head, True))

@@ -64,6 +64,13 @@ class Waiter(asyncio.Condition, Generic[T]):
         self.served: T | None = None
         self.error: BaseException | None = None
 
+    def patience_in(self, line: Line[Waiter[T]]) -> float:
+        """Return the age at which its caller will cancel it, as those of others in its line did.
+
+        It is infinite for a waiter that says its deadline.
+        """
+        return line.patience.limit if self.useful_until == math.inf else math.inf
+
     def locked(self) -> bool:
         """Return True: nothing else runs between two awaits, so there is no lock to take."""
         return True

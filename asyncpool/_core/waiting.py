@@ -123,6 +123,7 @@ class Waiting(Generic[C]):
                 ahead,
                 left,
                 now,
+                patience=waiter.patience_in(flow.line),
                 leased=len(ledger.leased),
                 coming=ledger.opening,
                 refuses=refuses,
@@ -137,8 +138,8 @@ class Waiting(Generic[C]):
     def late_error(self, waiter: Waiter[Any], waiting: int, leased: int) -> TooManyRequests:
         """Return the error for a waiter that could not use a connection before its deadline."""
         line, joined_at = waiter.line, waiter.joined_at
-        limit, rule = line.patience.limit, "patience"
-        if waiter.useful_until <= joined_at + limit:
+        limit, rule = waiter.patience_in(line), "patience"
+        if limit == math.inf:
             limit, rule = waiter.useful_until - joined_at, "deadline"
         expected = waiting * line.use / max(leased, 1)
         left = joined_at + limit - self.runtime.time()
@@ -170,15 +171,20 @@ class Waiting(Generic[C]):
         """Remove a waiter whose wait ended in an error, and count the request."""
         self.end_wait(waiter, self.runtime.time())
         if isinstance(error, asyncio.CancelledError):
-            self.note_cancelled(waiter.line, waiter.joined_at)
+            self.note_cancelled(waiter.line, waiter.joined_at, len(self.ledger.leased))
         self._leave(waiter)
         self.count_failure(error)
 
-    def note_cancelled(self, line: Line[Any], joined_at: float) -> None:
+    def note_cancelled(self, line: Line[Any], joined_at: float, leased: int) -> None:
         """Note that a request which had to wait was cancelled, in the queue or in its use."""
-        now = self.runtime.time()
-        line.patience.note_cancelled(now - joined_at, line.rate.count, now)
-        line.may_be_late |= line.patience.limit != math.inf
+        now, head = self.runtime.time(), line.plain.head()
+        rate = line.rate.measure(now - joined_at, now)
+        if rate * (now - joined_at) <= max(leased, 1):
+            return  # it took no longer than a use, or that is not known
+        oldest = 0.0 if head is None else now - head.joined_at
+        line.patience.note_cancelled(joined_at, now, served=line.rate.count, oldest=oldest)
+        if line.patience.limit != math.inf:
+            line.may_be_late, self.ledger.queue.free = True, 0
 
     def end_wait(self, waiter: Waiter[Entry[C]], now: float) -> None:
         """Note the duration of a wait, however it has ended."""

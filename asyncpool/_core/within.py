@@ -51,9 +51,10 @@ class within:  # noqa: N801 - used like a function
 
     The pool cannot see the deadline of an `asyncio.timeout`; it can see this one. A request that
     could not be served and used before the deadline is refused at once with `TooManyRequests`, and
-    a wait ends at the deadline with `PoolTimeout`. Nothing is cancelled: work that has begun goes
-    on. Tasks that are created in the block have its limits too. Blocks nest: the earliest deadline
-    holds, and what is not given is that of the surrounding block.
+    a wait ends at the deadline with `PoolTimeout`. It is then not judged by how long other callers
+    wait before they are cancelled. Nothing is cancelled: work that has begun goes on. Tasks that
+    are created in the block have its limits too. Blocks nest: the earliest deadline holds, and what
+    is not given is that of the surrounding block.
 
     Args:
         seconds: the time from now until the deadline; None: no further deadline.

@@ -233,7 +233,7 @@ class Dispatcher:
             core.abandon_wait(waiter, error)
             return
         if waiter is not None and isinstance(error, CancelledError):
-            core.note_cancelled(waiter.line, request.started_at)
+            core.note_cancelled(waiter.line, request.started_at, len(core.ledger.leased))
         if request.shared:
             late = request.channel is not None and isinstance(error, PoolTimeout)
             counters.requests_failed += late

@@ -82,40 +82,63 @@ class TestServiceRate:
 class TestPatience:
     """`Patience`: the age at which callers cancel."""
 
+    def learn(self, patience: Patience, age: float, number: int = ENOUGH, **more: float) -> None:
+        """Let some requests be cancelled at an age, a hundredth of it apart, until 0."""
+        for each in range(number):
+            now = (each + 1 - number) * age / 100
+            facts: dict[str, Any] = {"served": each, "oldest": age} | more
+            patience.note_cancelled(now - age, now, **facts)
+
     def test_it_is_learnt_from_many_cancellations(self) -> None:
         """ENOUGH are needed; it is near the age of the earliest of them."""
         patience = Patience()
-        for number in range(ENOUGH - 1):
-            patience.note_cancelled(1.0 + number / 100, number, 5.0)
-            assert patience.limit == math.inf
-        patience.note_cancelled(2.0, 20, 5.0)
-        assert 1.0 < patience.limit < 1.1
+        self.learn(patience, 1.0, ENOUGH - 1)
+        assert patience.limit == math.inf
+        patience.note_cancelled(-1.9, 0.1, served=20, oldest=1.0)
+        assert patience.limit == pytest.approx(1.0)
 
     def test_rare_cancellations_are_accidents(self) -> None:
         """Where most requests are served, some clients that disconnect teach nothing."""
         patience = Patience()
         for number in range(200):
-            patience.note_cancelled(0.1, number * 10, number)
+            patience.note_cancelled(number - 0.1, number, served=number * 10, oldest=0.1)
         assert patience.limit == math.inf
+
+    @pytest.mark.parametrize("together", ["came", "went"])
+    def test_a_group_is_one_caller(self, together: str) -> None:
+        """Tasks of one group that is cancelled, or all clients of a gateway that restarts."""
+        patience = Patience()
+        for number in range(100):
+            joined_at = -0.5 if together == "came" else number / 200 - 0.5
+            now = number / 200 if together == "came" else 0.0
+            patience.note_cancelled(joined_at, now, served=number, oldest=0.5)
+        assert patience.limit == math.inf
+
+    def test_one_that_still_waits_disproves_it(self) -> None:
+        """Callers cannot all give up at an age that another has outlived."""
+        patience = Patience()
+        self.learn(patience, 1.0, oldest=1.3)
+        assert patience.limit == math.inf
+        patience = Patience()
+        self.learn(patience, 1.0, oldest=1.2)
+        assert patience.limit == pytest.approx(1.0)
 
     def test_waits_that_are_longer_disprove_it(self) -> None:
         """ENOUGH requests that were served after a longer wait, and it is forgotten."""
         patience = Patience()
-        for number in range(ENOUGH):
-            patience.note_cancelled(1.0, number, 5.0)
+        self.learn(patience, 1.0)
         for _ in range(ENOUGH - 1):
             patience.note_served()
-        assert patience.limit == 1.0
+        assert patience.limit == pytest.approx(1.0)
         patience.note_served()
         assert patience.limit == math.inf
 
     def test_it_is_forgotten_when_nothing_confirms_it(self) -> None:
         """Where requests wait again much later, the callers may be others."""
         patience = Patience()
-        for number in range(ENOUGH):
-            patience.note_cancelled(1.0, number, 5.0)
+        self.learn(patience, 1.0)
         patience.begin(10.0)
-        assert patience.limit == 1.0
+        assert patience.limit == pytest.approx(1.0)
         patience.begin(50.0)
         assert patience.limit == math.inf
 
@@ -152,7 +175,16 @@ class TestJudge:
         line = line_of(rate)
 
         def asked(ahead: int) -> Refusal | int:
-            return judge(line.plain, ahead, limit, 0.0, leased=leased, coming=0, refuses=refuses)
+            return judge(
+                line.plain,
+                ahead,
+                limit,
+                0.0,
+                patience=math.inf,
+                leased=leased,
+                coming=0,
+                refuses=refuses,
+            )
 
         verdict = asked(ahead)
         if isinstance(verdict, Refusal):
@@ -170,10 +202,21 @@ class TestJudge:
         """Nor does a rate that is not known."""
         slow = line_of(0.5)
         for refuses in (False, True):
-            verdict = judge(slow.plain, 10**6, math.inf, 0.0, leased=1, coming=0, refuses=refuses)
+            verdict = judge(
+                slow.plain,
+                10**6,
+                math.inf,
+                0.0,
+                patience=math.inf,
+                leased=1,
+                coming=0,
+                refuses=refuses,
+            )
             assert not isinstance(verdict, Refusal)
             new: Line[Any] = Line(0)
-            verdict = judge(new.plain, 10**6, 0.001, 0.0, leased=1, coming=0, refuses=refuses)
+            verdict = judge(
+                new.plain, 10**6, 0.001, 0.0, patience=math.inf, leased=1, coming=0, refuses=refuses
+            )
             assert not isinstance(verdict, Refusal)
 
     def test_three_uses_are_reserved_but_at_most_half(self) -> None:
@@ -181,7 +224,9 @@ class TestJudge:
         line = line_of(10)
 
         def most(limit: float) -> float:
-            verdict = judge(line.plain, 0, limit, 0.0, leased=10, coming=0, refuses=False)
+            verdict = judge(
+                line.plain, 0, limit, 0.0, patience=math.inf, leased=10, coming=0, refuses=False
+            )
             return 0 if isinstance(verdict, Refusal) else verdict
 
         for limit, allowed in ((10.0, 7.0), (100.0, 97.0), (4.0, 2.0)):
@@ -192,7 +237,9 @@ class TestJudge:
 
         def most(stands: float) -> int:
             line = line_of(100, stands=stands)
-            verdict = judge(line.plain, 0, 1.0, 0.0, leased=1, coming=0, refuses=True)
+            verdict = judge(
+                line.plain, 0, 1.0, 0.0, patience=math.inf, leased=1, coming=0, refuses=True
+            )
             assert not isinstance(verdict, Refusal)
             return verdict
 

@@ -6,6 +6,7 @@ Each test runs requests against a pool of ten on a virtual clock; a use takes 20
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import AbstractContextManager
 from functools import partial
 from random import Random
@@ -215,6 +216,56 @@ async def test_the_deadline_of_an_anyio_scope_is_seen() -> None:
         await asyncio.gather(*(hurried() for _ in range(40)))
         assert len(ends) > 30
         assert set(ends) == {"deadline"}
+
+
+@virtual_time
+async def test_who_says_its_deadline_is_not_judged_by_the_patience_of_others() -> None:
+    """Where callers give up after 0.5 s, a batch job that has 30 s waits for its turn."""
+    async with running(Driver(), 1, 1, timeout=100.0) as core:
+
+        async def hurried() -> None:
+            async with asyncio.timeout(0.5):
+                conn = await core.acquire(None)
+                conn.clean = False
+                try:
+                    await asyncio.sleep(0.02)
+                finally:
+                    core.release(conn)
+
+        async def crowd() -> None:
+            tasks = []
+            for _ in range(200):
+                tasks.append(asyncio.create_task(hurried()))
+                await asyncio.sleep(0.005)
+            found = await asyncio.gather(*tasks, return_exceptions=True)
+            ends.update(type(each) for each in found)
+
+        ends: set[type] = set()
+        others = asyncio.create_task(crowd())
+        await asyncio.sleep(0.9)
+        assert core.ledger.queue.line.patience.limit == pytest.approx(0.5, rel=0.1)
+        with within(30.0):
+            job = asyncio.ensure_future(core.acquire(None))
+        await others
+        assert ends == {type(None), TimeoutError, TooManyRequests}
+        core.release(await job)
+        assert core.runtime.counters.refused_patience > 0
+
+
+@virtual_time
+async def test_a_group_that_is_cancelled_harms_no_others() -> None:
+    """Fifty tasks of one group give up together; all others of a long queue are served."""
+    async with running(Driver(), 2, 2, timeout=100.0) as core:
+        await asyncio.gather(*(use(core, 0.1) for _ in range(60)))
+        others = [asyncio.create_task(use(core, 0.1)) for _ in range(100)]
+        await asyncio.sleep(0.5)
+        group = [asyncio.create_task(core.acquire(None)) for _ in range(50)]
+        await asyncio.sleep(0.3)
+        for task in group:
+            task.cancel()
+        others += [asyncio.create_task(use(core, 0.1)) for _ in range(100)]
+        await asyncio.gather(*others)
+        assert core.ledger.queue.line.patience.limit == math.inf
 
 
 @virtual_time
