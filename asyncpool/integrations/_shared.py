@@ -1,23 +1,35 @@
-"""Parts shared by the frameworks: the pool's lifetime in an app, and a request's transaction.
+"""Parts shared by the frameworks: the pool's lifetime in an app, a request's transaction, the 503.
 
-This module decides when a request's transaction begins and ends; it knows no framework.
+This module decides when a request's transaction begins and ends, and what a client is answered
+that got no connection; it knows no framework.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from psycopg import AsyncConnection
 
-from asyncpool import AsyncConnectionPool
+from asyncpool import AsyncConnectionPool, PoolTimeout, PoolUnavailable, TooManyRequests
 
+logger = logging.getLogger("asyncpool")
+
+NoConnection = PoolTimeout | TooManyRequests
 Pool = AsyncConnectionPool[Any]
 Block = AbstractAsyncContextManager[AsyncConnection[Any]]
 Source = Pool | Callable[[], Pool]
 """A pool, or a callable that makes one at each start of the app."""
+MAX_LABEL = 200
+"""Characters of a request's label in the log."""
+LOG_FIELDS = {"pool_event": "busy"}
+"""The additional fields of a log record, as the pool's own events have them."""
 Details = Callable[[Any], bool | Awaitable[bool]]
 """The app's own authorisation: whether the client of a request may see the pools' reports."""
 
@@ -144,11 +156,93 @@ class LazyBlock:
             await block.__aexit__(type(error), error, error.__traceback__)
 
 
+@dataclass(slots=True)
+class Logged:
+    """The last line in the log about a route."""
+
+    at: float
+    """An instant of `time.monotonic`."""
+    left_out: int = 0
+    """The number of requests since then, which have no line."""
+
+
+class BusyAnswers:
+    """The answers for requests that got no connection; each route has a line in the log at times.
+
+    Args:
+        retry_after: the least seconds after which a client may retry.
+        log_every: the least seconds between two lines about a route.
+
+    Raises:
+        ValueError: an argument is not a number of seconds.
+    """
+
+    def __init__(self, retry_after: float, log_every: float) -> None:
+        check_seconds("retry_after", retry_after)
+        check_seconds("log_every", log_every, math.inf)
+        self._retry_after = retry_after
+        self._log_every = log_every
+        self._logged: dict[str, Logged] = {}
+        """By route, of which an app has a limited number."""
+
+    def answer(
+        self, error: NoConnection, request: str, route: str
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return the body and the headers of a 503, and log the error.
+
+        Args:
+            error: the reason why the request got no connection.
+            request: the label of the request, for the log.
+            route: the name of its route, which has nothing of the client's in it.
+        """
+        self._log(error, request, route)
+        wanted = getattr(error, "retry_after", None) or 0.0
+        seconds = math.ceil(max(self._retry_after, wanted))
+        body = {"detail": "busy, try again", "reason": _reason(error), "retry_after": seconds}
+        return body, {"Retry-After": str(seconds)}
+
+    def _log(self, error: NoConnection, request: str, route: str) -> None:
+        now = time.monotonic()
+        last = self._logged.get(route)
+        if last is not None and now - last.at < self._log_every:
+            last.left_out += 1
+            return
+        self._logged[route] = Logged(now)
+        # The path of a request may have line breaks in it, which would forge lines of a log.
+        shown = "".join(each if each.isprintable() else "\ufffd" for each in request[:MAX_LABEL])
+        more = ""
+        if last is not None and last.left_out:
+            more = f" ({last.left_out} more in the {now - last.at:.0f} s before)"
+        logger.warning("%s was answered 503: %s%s", shown, error, more, extra=LOG_FIELDS)
+
+
+def _reason(error: NoConnection) -> str:
+    if isinstance(error, TooManyRequests):
+        return "deadline" if error.rule == "deadline" else "overload"
+    return "unavailable" if isinstance(error, PoolUnavailable) else "timeout"
+
+
 def request_label(method: str, path: str, handler: object) -> str:
     """Return the label of a request, such as "GET /orders/{id} (shop.read_order)"."""
+    return f"{method} {path}" + ("" if handler is None else f" ({handler_name(handler)})")
+
+
+def handler_name(handler: object) -> str:
+    """Return the name of a handler with its module, such as "shop.read_order"."""
     name = getattr(handler, "__qualname__", type(handler).__qualname__)
-    module = getattr(handler, "__module__", "")
-    return f"{method} {path}" + ("" if handler is None else f" ({module}.{name})")
+    return f"{getattr(handler, '__module__', '')}.{name}"
+
+
+def check_seconds(name: str, value: float, most: float = 1e9) -> None:
+    """Check a number of seconds.
+
+    Raises:
+        ValueError: it is not a number from 0 to `most`.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= most:
+        msg = f"{name} must be a number of seconds, not {value!r}"
+        raise ValueError(msg)
 
 
 def check_status(roll_back_from: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -12,11 +13,13 @@ from psycopg import AsyncConnection
 from asyncpool import AsyncConnectionPool, PoolTimeout, TooManyRequests, label
 
 from ._shared import (
+    BusyAnswers,
     Details,
     LazyBlock,
     Source,
     check_source,
     check_status,
+    handler_name,
     is_shown,
     opened,
     readiness,
@@ -148,22 +151,43 @@ async def transaction(request: web.Request, key: Key = POOL) -> AsyncConnection[
     return await block.connection()
 
 
-def busy(retry_after: int = 1) -> Middleware:
+def busy(retry_after: int = 1, *, log_every: float = 10.0) -> Middleware:
     """Middleware that answers 503 with Retry-After when no connection was available.
 
+    The body is JSON, with a "detail", a "reason" and "retry_after". The reason is "deadline" if the
+    request had too little time, "overload" if it was refused otherwise, "timeout" if it has waited
+    in vain, or "unavailable" if the pool cannot connect. What the error says is logged as a
+    warning.
+
     Args:
-        retry_after: seconds after which the client may retry.
+        retry_after: seconds after which the client may retry; the error may say more.
+        log_every: the least seconds between two lines in the log about a route; the next line has
+            the number of the requests that have none.
+
+    Raises:
+        ValueError: an argument is not a number of seconds.
     """
+    answers = BusyAnswers(retry_after, log_every)
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             return await handler(request)
-        except (PoolTimeout, TooManyRequests):
-            headers = {"Retry-After": str(retry_after)}
-            raise web.HTTPServiceUnavailable(headers=headers) from None
+        except (PoolTimeout, TooManyRequests) as error:
+            body, headers = answers.answer(error, _label_of(request)(), _route_of(request))
+        raise web.HTTPServiceUnavailable(
+            headers=headers, text=json.dumps(body), content_type="application/json"
+        )
 
     return middleware
+
+
+def _route_of(request: web.Request) -> str:
+    """Return the name of a request's route, which has nothing of the client's in it."""
+    match = request.match_info
+    resource = match.route.resource
+    path = "" if resource is None else resource.canonical
+    return f"{path} {handler_name(match.handler)}"
 
 
 async def health(request: web.Request) -> web.Response:

@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 
 from asyncpool import label
 
-from ._shared import LazyBlock, Pool, check_status, request_label
+from ._shared import LazyBlock, Pool, check_status, handler_name, request_label
 
 __all__ = [
     "CancelOnDisconnect",
@@ -62,8 +62,18 @@ class RequestLabel:
         """Return the method, the route's template, or else the path, and the endpoint."""
         scope = self._scope
         template = scope.get("path_template") or _template(scope)
-        handler = scope.get("endpoint") or getattr(scope.get("route_handler"), "fn", None)
-        return request_label(scope.get("method", "WEBSOCKET"), template or scope["path"], handler)
+        method = scope.get("method", "WEBSOCKET")
+        return request_label(method, template or scope["path"], self._handler())
+
+    def route(self) -> str:
+        """Return the name of the route, which has nothing of the client's in it."""
+        scope, handler = self._scope, self._handler()
+        template = scope.get("path_template") or getattr(scope.get("route"), "path_format", "")
+        return template if handler is None else f"{template} {handler_name(handler)}"
+
+    def _handler(self) -> Any:
+        scope = self._scope
+        return scope.get("endpoint") or getattr(scope.get("route_handler"), "fn", None)
 
 
 def _template(scope: Scope) -> str:

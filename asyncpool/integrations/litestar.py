@@ -18,6 +18,7 @@ from asyncpool import AsyncConnectionPool, PoolTimeout, TooManyRequests, label
 
 from ._shared import (
     Block,
+    BusyAnswers,
     Details,
     LazyBlock,
     RolledBack,
@@ -66,7 +67,8 @@ class PoolPlugin(InitPlugin):
     A pool "pool" has the dependencies `pool`, `connection` and `transaction`; a pool "reports" has
     `reports`, `reports_connection` and `reports_transaction`. Their blocks end before the response
     is sent. `request_transaction` is the connection of `TransactionPerRequest`. If no connection
-    was available, the client gets 503, unless the app handles `PoolTimeout` itself.
+    was available, the client gets 503, as from Starlette's `busy`, unless the app handles
+    `PoolTimeout` and `TooManyRequests` itself.
 
     Args:
         pool: the pool, or a callable that makes it at the start. If the app's state has one
@@ -74,10 +76,13 @@ class PoolPlugin(InitPlugin):
         name: the pool's name in the app's state.
         wait: whether the start fails unless the pool has its `min_size` connections.
         timeout: seconds to wait for them.
-        retry_after: seconds after which a client that got 503 may retry.
+        retry_after: seconds after which a client that got 503 may retry; the error may say more.
+        log_every: the least seconds between two lines in the log about the 503s of a route; the
+            next line has the number of the requests that have none.
 
     Raises:
         TypeError: `pool` is neither a pool nor a callable.
+        ValueError: `retry_after` or `log_every` is not a number of seconds.
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class PoolPlugin(InitPlugin):
         wait: bool = False,
         timeout: float = 30.0,
         retry_after: int = 1,
+        log_every: float = 10.0,
     ) -> None:
         check_source(name, pool)
         self.pool = pool
@@ -95,6 +101,7 @@ class PoolPlugin(InitPlugin):
         self.wait = wait
         self.timeout = timeout
         self.retry_after = retry_after
+        self._answers = BusyAnswers(retry_after, log_every)
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
         """See `InitPlugin`."""
@@ -116,9 +123,10 @@ class PoolPlugin(InitPlugin):
     def _lifespan(self, app: Litestar) -> AbstractAsyncContextManager[None]:
         return serving(app.state, self.name, self.pool, wait=self.wait, timeout=self.timeout)
 
-    def _busy(self, request: AnyRequest, error: Exception) -> Response[dict[str, str]]:
-        headers = {"Retry-After": str(self.retry_after)}
-        return Response({"detail": "busy, try again"}, status_code=503, headers=headers)
+    def _busy(self, request: AnyRequest, error: Any) -> Response[dict[str, Any]]:
+        named = RequestLabel(request.scope)
+        body, headers = self._answers.answer(error, named(), named.route())
+        return Response(body, status_code=503, headers=headers)
 
     def _find(self, request: AnyRequest) -> AsyncConnectionPool:
         return pool_of(request.scope, self.name)

@@ -13,8 +13,15 @@ from starlette.routing import Route
 
 from asyncpool import PoolTimeout, TooManyRequests
 
-from ._shared import Details, Pool, Source, check_source, is_shown, readiness, serving
-from .asgi import CancelOnDisconnect, LabelRequests, TransactionPerRequest, pool_of, transaction_of
+from ._shared import BusyAnswers, Details, Pool, Source, check_source, is_shown, readiness, serving
+from .asgi import (
+    CancelOnDisconnect,
+    LabelRequests,
+    RequestLabel,
+    TransactionPerRequest,
+    pool_of,
+    transaction_of,
+)
 
 __all__ = [
     "CancelOnDisconnect",
@@ -85,16 +92,27 @@ async def transaction(request: HTTPConnection, name: str = "pool") -> AsyncConne
     return await transaction_of(request.scope, name)
 
 
-def busy(retry_after: int = 1) -> Handlers:
+def busy(retry_after: int = 1, *, log_every: float = 10.0) -> Handlers:
     """Exception handlers that answer 503 with Retry-After when no connection was available.
 
-    Args:
-        retry_after: seconds after which the client may retry.
-    """
+    The body has a "detail", a "reason" and "retry_after". The reason is "deadline" if the request
+    had too little time, "overload" if it was refused otherwise, "timeout" if it has waited in vain,
+    or "unavailable" if the pool cannot connect. What the error says is logged as a warning.
 
-    async def unavailable(request: Request, error: Exception) -> Response:
-        headers = {"Retry-After": str(retry_after)}
-        return JSONResponse({"detail": "busy, try again"}, 503, headers)
+    Args:
+        retry_after: seconds after which the client may retry; the error may say more.
+        log_every: the least seconds between two lines in the log about a route; the next line has
+            the number of the requests that have none.
+
+    Raises:
+        ValueError: an argument is not a number of seconds.
+    """
+    answers = BusyAnswers(retry_after, log_every)
+
+    async def unavailable(request: Request, error: Any) -> Response:
+        named = RequestLabel(request.scope)
+        body, headers = answers.answer(error, named(), named.route())
+        return JSONResponse(body, 503, headers)
 
     return {PoolTimeout: unavailable, TooManyRequests: unavailable}
 
