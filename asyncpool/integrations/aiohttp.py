@@ -1,4 +1,4 @@
-"""aiohttp's server: pools with the app's lifetime, a transaction a request, health checks."""
+"""aiohttp's server: the pools' lifetime, a request's transaction and limits, health checks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from psycopg import AsyncConnection
 
 from asyncpool import AsyncConnectionPool, PoolTimeout, TooManyRequests, label
 
+from ._limits import Flow, Limits, Priority, Seconds
 from ._shared import (
     BusyAnswers,
     Details,
@@ -33,6 +34,7 @@ __all__ = [
     "label_requests",
     "pool_context",
     "ready",
+    "request_limits",
     "transaction",
     "transaction_per_request",
 ]
@@ -149,6 +151,49 @@ async def transaction(request: web.Request, key: Key = POOL) -> AsyncConnection[
         msg = f"transaction_per_request({key!r}) is not among the app's middlewares"
         raise LookupError(msg)
     return await block.connection()
+
+
+def request_limits(
+    seconds: Seconds = None,
+    *,
+    header: str | None = None,
+    priority: Priority = None,
+    flow: Flow = None,
+) -> Middleware:
+    """Middleware that gives each request a deadline, a priority and a flow, which the pool can see.
+
+    All that a handler borrows is in a block `asyncpool.within(seconds, priority=, flow=)`. So a
+    request that the pool could not serve before its deadline is refused at once, and gets 503 where
+    `busy` is in use. Nothing is cancelled at the deadline. It holds for a response that the handler
+    streams too, and websockets have none. Requests are labelled; see `label_requests`.
+
+    Each of `seconds`, `priority` and `flow` is a value for all requests, or a plain or async
+    function of the request that returns it.
+
+    Args:
+        seconds: the time from a request's arrival until its deadline; None: no deadline.
+        header: the header in which a client may ask for less time, in seconds, such as
+            "X-Request-Timeout". What is not a number of zero or more is ignored. None: no header.
+        priority: the requests with the highest priority are served first; None: 0.
+        flow: of the requests with the same priority, flows such as tenants take turns. A client
+            that can choose its flow or its priority gets more than its share: take them from what
+            is verified.
+
+    Raises:
+        TypeError, ValueError: an argument is invalid.
+    """
+    limits = Limits(seconds, header, priority, flow)
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        with label(_label_of(request), default=True), await limits.place(request):
+            if request.headers.get("Upgrade", "").lower() == "websocket":
+                return await handler(request)
+            asked = () if limits.header is None else request.headers.getall(limits.header, ())
+            with await limits.deadline(request, asked):
+                return await handler(request)
+
+    return middleware
 
 
 def busy(retry_after: int = 1, *, log_every: float = 10.0) -> Middleware:

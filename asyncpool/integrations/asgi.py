@@ -1,20 +1,23 @@
-"""Middleware for any ASGI framework: a transaction a request, and cancellation on disconnect."""
+"""Middleware for any ASGI framework: a request's transaction, limits and end on disconnect."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from typing import Any
 
 from psycopg import AsyncConnection
 
 from asyncpool import label
 
+from ._limits import Flow, Limits, Priority, Seconds
 from ._shared import LazyBlock, Pool, check_status, handler_name, request_label
 
 __all__ = [
     "CancelOnDisconnect",
     "LabelRequests",
+    "RequestLimits",
     "TransactionPerRequest",
     "pool_of",
     "transaction_of",
@@ -143,6 +146,76 @@ class TransactionPerRequest:
             await block.end(error)
             raise
         await block.answer(600)  # there was no response, or this does nothing
+
+
+class RequestLimits:
+    """Middleware that gives each request a deadline, a priority and a flow, which the pool can see.
+
+    All that a request borrows is in a block `asyncpool.within(seconds, priority=, flow=)`. So a
+    request that the pool could not serve before its deadline is refused at once, and gets 503 where
+    `busy` is in use. Nothing is cancelled at the deadline. It holds for a streamed response too,
+    and websockets have none. It ends with the response, so that background tasks have time; but
+    those of a request that runs in a task of its own, as within a `BaseHTTPMiddleware`, have it
+    still, and so may those after a stream. Priority and flow hold to the end. Requests are
+    labelled; see `LabelRequests`.
+
+    Each of `seconds`, `priority` and `flow` is a value for all requests, or a plain or async
+    function that returns it for one: here of the ASGI scope; in `asyncpool.integrations.starlette`
+    of an `HTTPConnection`; in `asyncpool.integrations.litestar` of an `ASGIConnection`.
+
+    Args:
+        app: the ASGI app.
+        seconds: the time from a request's arrival until its deadline; None: no deadline.
+        header: the header in which a client may ask for less time, in seconds, such as
+            "X-Request-Timeout". What is not a number of zero or more is ignored. None: no header.
+        priority: the requests with the highest priority are served first; None: 0.
+        flow: of the requests with the same priority, flows such as tenants take turns. A client
+            that can choose its flow or its priority gets more than its share: take them from what
+            is verified.
+
+    Raises:
+        TypeError, ValueError: an argument is invalid.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        seconds: Seconds = None,
+        *,
+        header: str | None = None,
+        priority: Priority = None,
+        flow: Flow = None,
+    ) -> None:
+        self.app = app
+        self._limits = Limits(seconds, header, priority, flow)
+        self._header = (header or "").lower().encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] not in {"http", "websocket"}:
+            await self.app(scope, receive, send)
+            return
+        request = self._request(scope)
+        place = await self._limits.place(request)
+        if scope["type"] == "websocket":
+            with label(RequestLabel(scope), default=True), place:
+                await self.app(scope, receive, send)
+            return
+        asked = [text.decode("latin-1") for name, text in scope["headers"] if name == self._header]
+        deadline = await self._limits.deadline(request, asked)
+
+        async def respond(message: Message) -> None:
+            await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                until_response.close()  # in another task this changes nothing
+
+        with label(RequestLabel(scope), default=True), place, ExitStack() as until_response:
+            until_response.enter_context(deadline)
+            await self.app(scope, receive, respond)
+
+    def _request(self, scope: Scope) -> Any:
+        """Return the argument of the app's functions."""
+        return scope
 
 
 class CancelOnDisconnect:

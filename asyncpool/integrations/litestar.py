@@ -8,6 +8,7 @@ from typing import Any
 
 from litestar import Litestar, Request, Response, get
 from litestar.config.app import AppConfig
+from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
 from litestar.handlers import HTTPRouteHandler
@@ -16,6 +17,7 @@ from psycopg import AsyncConnection
 
 from asyncpool import AsyncConnectionPool, PoolTimeout, TooManyRequests, label
 
+from . import asgi
 from ._shared import (
     Block,
     BusyAnswers,
@@ -45,6 +47,7 @@ __all__ = [
     "ConnectionDep",
     "Pool",
     "PoolPlugin",
+    "RequestLimits",
     "TransactionPerRequest",
     "health_handler",
     "readiness_handler",
@@ -144,6 +147,13 @@ class PoolPlugin(InitPlugin):
 
     async def _request_transaction(self, request: AnyRequest) -> AsyncConnection:
         return await transaction_of(request.scope, self.name)
+
+
+class RequestLimits(asgi.RequestLimits):
+    """`asgi.RequestLimits`, whose functions are called with Litestar's `ASGIConnection`."""
+
+    def _request(self, scope: Scope) -> ASGIConnection[Any, Any, Any, Any]:
+        return ASGIConnection(scope)
 
 
 class RollbackLeftovers:

@@ -13,11 +13,13 @@ from starlette.routing import Route
 
 from asyncpool import PoolTimeout, TooManyRequests
 
+from . import asgi
 from ._shared import BusyAnswers, Details, Pool, Source, check_source, is_shown, readiness, serving
 from .asgi import (
     CancelOnDisconnect,
     LabelRequests,
     RequestLabel,
+    Scope,
     TransactionPerRequest,
     pool_of,
     transaction_of,
@@ -26,6 +28,7 @@ from .asgi import (
 __all__ = [
     "CancelOnDisconnect",
     "LabelRequests",
+    "RequestLimits",
     "TransactionPerRequest",
     "busy",
     "health_route",
@@ -37,6 +40,13 @@ __all__ = [
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 Handlers = dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]]
+
+
+class RequestLimits(asgi.RequestLimits):
+    """`asgi.RequestLimits`, whose functions are called with Starlette's `HTTPConnection`."""
+
+    def _request(self, scope: Scope) -> HTTPConnection:
+        return HTTPConnection(scope)
 
 
 def lifespan(

@@ -26,6 +26,7 @@ from asyncpool.integrations.fastapi import ConnectionDep
 from asyncpool.integrations.starlette import (
     CancelOnDisconnect,
     LabelRequests,
+    RequestLimits,
     TransactionPerRequest,
     transaction,
 )
@@ -111,7 +112,7 @@ async def test_the_middleware_labels_what_never_asks_for_the_pool(pool: Pool) ->
     assert found.endswith(f" ({HERE}.read_on_a_pool_of_its_own)")
 
 
-@pytest.mark.parametrize("middleware", [CancelOnDisconnect, TransactionPerRequest])
+@pytest.mark.parametrize("middleware", [CancelOnDisconnect, RequestLimits, TransactionPerRequest])
 async def test_each_middleware_labels_requests(pool: Pool, middleware: Any) -> None:
     """Also what uses the pool without asking an integration for it."""
     routes = [Route("/orders/{number}", read_on_a_pool_of_its_own)]

@@ -13,6 +13,7 @@ from psycopg.rows import DictRow, class_row, dict_row, scalar_row
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.requests import HTTPConnection
 
 from asyncpool import (
     Advice,
@@ -25,7 +26,7 @@ from asyncpool import (
     PoolStats,
     PoolTimeout,
 )
-from asyncpool.integrations.aiohttp import pool_context
+from asyncpool.integrations.aiohttp import pool_context, request_limits
 from asyncpool.integrations.fastapi import (
     ConnectionDep,
     RequestTransaction,
@@ -36,6 +37,7 @@ from asyncpool.integrations.fastapi import Pool as Pooled
 from asyncpool.integrations.sqlalchemy import create_async_engine
 from asyncpool.integrations.starlette import (
     CancelOnDisconnect,
+    RequestLimits,
     TransactionPerRequest,
     busy,
     health_route,
@@ -286,6 +288,11 @@ async def a_handler_of_fastapi(
     assert_type(reports, Connection)
 
 
+async def tenant(connection: HTTPConnection) -> str | None:
+    """The flow of a request."""
+    return connection.headers.get("x-tenant")
+
+
 async def an_app_is_given_its_pools(dsn: str) -> None:
     """A pool or what makes it, with connections of any class."""
 
@@ -298,7 +305,11 @@ async def an_app_is_given_its_pools(dsn: str) -> None:
         exception_handlers=busy(),
         middleware=[Middleware(CancelOnDisconnect), Middleware(TransactionPerRequest, "pool", 400)],
     )
-    FastAPI(lifespan=lifespan(make, wait=True), exception_handlers=busy(retry_after=2))
+    api = FastAPI(lifespan=lifespan(make, wait=True), exception_handlers=busy(retry_after=2))
+    api.add_middleware(RequestLimits, 5, header="X-Request-Timeout", flow=tenant)
+    api.add_middleware(RequestLimits, seconds=lambda request: None, priority=3)
+    api.add_middleware(RequestLimits, "5")  # type: ignore[arg-type]
+    web.Application(middlewares=[request_limits(lambda request: 0.5, priority=lambda request: 1)])
     web.Application().cleanup_ctx.append(pool_context(make))
     lifespan(dsn)  # type: ignore[arg-type]
 
