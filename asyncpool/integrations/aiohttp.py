@@ -219,6 +219,8 @@ def busy(retry_after: int = 1, *, log_every: float = 10.0) -> Middleware:
         try:
             return await handler(request)
         except (PoolTimeout, TooManyRequests) as error:
+            if request.writer.output_size:  # a response has begun: there is no place for another
+                raise
             body, headers = answers.answer(error, _label_of(request)(), _route_of(request))
         raise web.HTTPServiceUnavailable(
             headers=headers, text=json.dumps(body), content_type="application/json"

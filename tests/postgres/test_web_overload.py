@@ -17,7 +17,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from asyncpool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 from asyncpool.integrations import aiohttp, starlette
 
-from ._tools import eventually
+from ._tools import eventually, in_time
 from ._web import each_framework, serve, use
 
 
@@ -131,6 +131,32 @@ async def test_the_log_has_one_line_about_a_route_at_times(
     assert re.search(rf"\({sent - 2} more in the 1 s before\)$", found[2])
     levels = {each.levelno for each in caplog.records if "was answered" in each.getMessage()}
     assert levels == {logging.WARNING}
+
+
+async def test_a_stream_that_gets_no_connection_is_cut_off(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client sees that the response is not whole; it gets no second one inside the first."""
+    monkeypatch.setattr(logging.getLogger("aiohttp.server"), "disabled", True)
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"one, ")
+        await response.write(str(await request.app[aiohttp.POOL].fetchval("SELECT 2")).encode())
+        return response
+
+    pool = AsyncConnectionPool(dsn, min_size=1, max_size=1, timeout=0.01)
+    app = web.Application(middlewares=[aiohttp.busy()])
+    app.cleanup_ctx.append(aiohttp.pool_context(pool, wait=True))
+    app.add_routes([web.get("/", stream)])
+    async with TestServer(app) as server, pool.connection():
+        reader, writer = await asyncio.open_connection(server.host, server.port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+        received = await in_time(reader.read())
+        writer.close()
+    assert received.startswith(b"HTTP/1.1 200 OK")
+    assert received.endswith(b"\r\n\r\n5\r\none, \r\n")
 
 
 async def test_paths_without_a_route_share_a_line_and_cannot_forge_one(
