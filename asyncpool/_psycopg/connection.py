@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from asyncio import CancelledError, current_task, sleep
+from asyncio import CancelledError, current_task
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from time import monotonic
 from typing import Any, Self, TypeVar, cast
 from weakref import ref
 
@@ -27,6 +26,7 @@ from psycopg.rows import Row
 
 from asyncpool._psycopg.adapters import Adapters
 from asyncpool._psycopg.cursor import Cursor, Lock, ServerCursor
+from asyncpool._psycopg.fairness import yield_if_busy
 from asyncpool._psycopg.internals import (
     BLOCK_END,
     BLOCK_START,
@@ -37,7 +37,7 @@ from asyncpool._psycopg.internals import (
     VERSION,
 )
 from asyncpool._psycopg.notices import on_notice
-from asyncpool._psycopg.operation import ACTIVE, BAD, BUSY_TIME
+from asyncpool._psycopg.operation import ACTIVE, BAD
 from asyncpool._psycopg.pipeline import Pipeline
 from asyncpool._psycopg.socket_watcher import LOST, READY
 from asyncpool._psycopg.statement_cache import StatementCache
@@ -53,9 +53,6 @@ BASE_METHODS = BASE.cursor, BASE.execute
 """psycopg's own methods: the fast path is used only while neither is overridden or patched."""
 ENDS_CANCELLED_START = VERSION >= (3, 3)
 """Whether psycopg runs the end of a block whose start was cancelled."""
-
-_last_yield = 0.0
-"""Monotonic time at which work that never waits last yielded to the event loop."""
 
 
 class Connection(psycopg.AsyncConnection[Row]):
@@ -252,8 +249,8 @@ class Connection(psycopg.AsyncConnection[Row]):
         except StopIteration as end:
             if not transport.reading and self.pgconn.transaction_status != ACTIVE:
                 transport.resume()
-            if copying and monotonic() - _last_yield >= BUSY_TIME:
-                await self._yield_to_loop(transport)
+            if copying:
+                await yield_if_busy(transport, self)
             return end.value  # type: ignore[no-any-return]
         timer = transport.set_timer(interval, timeout)
         try:
@@ -318,21 +315,6 @@ class Connection(psycopg.AsyncConnection[Row]):
             self._defer_end_of_block(transport, gen)
             self._record_end_of_pipeline(gen, error)
             raise
-
-    async def _yield_to_loop(self, transport: Transport) -> None:
-        """Yield to other tasks between two steps of a COPY or stream() that never has to wait.
-
-        No other operation that need not wait yields here. It may have taken effect already, such as
-        a change of the mode, and a caller that is cancelled here would not know.
-        """
-        global _last_yield  # noqa: PLW0603 - one loop, one clock
-        _last_yield = monotonic()
-        try:
-            await sleep(0)
-        except BaseException:
-            transport.interrupt(self)
-            raise
-        _last_yield = monotonic()
 
 
 def _without_none(**limits: float | None) -> dict[str, Any]:
