@@ -48,6 +48,14 @@ async def select_in_transaction(pools: Pools, times: int) -> None:
     await _select(pools.default, times)
 
 
+async def select_in_block(pools: Pools, times: int) -> None:
+    """Read a row by its key in a `transaction` block."""
+    for _ in range(times):
+        async with pools.default.transaction() as conn:
+            cur = await conn.execute(QUERY, PARAMS)
+            await cur.fetchone()
+
+
 async def select_in_autocommit(pools: Pools, times: int) -> None:
     """Read a row by its key on a borrowed connection in autocommit."""
     await _select(pools.autocommit, times)
@@ -78,6 +86,7 @@ PATHS: dict[str, tuple[Path, int]] = {
     "cycle": (borrow, 500),
     "hand-over": (hand_over, 200),
     "select, default transaction": (select_in_transaction, 200),
+    "select, pool.transaction()": (select_in_block, 200),
     "select, autocommit": (select_in_autocommit, 200),
     "one-shot read": (read_once, 200),
     "one-shot write": (write_once, 200),
