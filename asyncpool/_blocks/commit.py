@@ -17,6 +17,7 @@ import psycopg
 
 from asyncpool._core.pool import Core
 from asyncpool._core.stacks import caller
+from asyncpool._psycopg import committing
 from asyncpool._psycopg.driver import ACT, IDLE, INERROR, INTRANS, PsycopgDriver
 from asyncpool._psycopg.internals import SUPPORTED
 from asyncpool._psycopg.open_work import in_two_phase
@@ -46,7 +47,10 @@ async def commit(core: Core[ACT], driver: PsycopgDriver[ACT], conn: ACT) -> None
     if has_failed(conn) and not in_two_phase(conn):
         text = "a statement failed in a block that handled the error: its COMMIT is a rollback"
         warn(core, "failed transaction", text, conn)
-    await run_shielded(conn.commit)
+    if committing.can_commit(conn):
+        await committing.commit(conn)
+    else:
+        await run_shielded(conn.commit)
 
 
 async def wait_for_cancelled(driver: PsycopgDriver[ACT], conn: ACT) -> None:

@@ -106,6 +106,13 @@ class OperationRunner(SocketWatcher):
             self._advance(0)
         return future
 
+    def rejoin(self, gen: Any) -> DirectFuture | None:
+        """Return a new future of a generator whose future was cancelled; None: it has ended."""
+        if self._gen is not gen:
+            return None
+        self._future = future = DirectFuture(loop=self.loop)
+        return future
+
     def set_timer(
         self, interval: float | None, timeout: float | None
     ) -> asyncio.TimerHandle | None:

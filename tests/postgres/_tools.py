@@ -288,8 +288,8 @@ class Proxy(Before):
                 self.connecting -= 1
             self.connected += 1
             await self._pass_on(reader, upstream, answers, writer)
-        except OSError:
-            pass  # cut, or the server is not there
+        except (OSError, RuntimeError):
+            pass  # cut (uvloop's is a RuntimeError), or the server is not there
         finally:
             for end in filter(None, (writer, upstream)):
                 end.transport.abort()

@@ -1,0 +1,110 @@
+"""COMMIT by a short way: one statement, safe from the scopes of anyio around it.
+
+psycopg's `commit` and a scope around it cost more than the statement itself.
+"""
+
+from __future__ import annotations
+
+import math
+from asyncio import CancelledError
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import psycopg
+from psycopg.abc import PQGen
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
+
+from asyncpool._psycopg.connection import Connection
+from asyncpool._psycopg.internals import SUPPORTED, generators
+from asyncpool._psycopg.socket_watcher import READY
+from asyncpool._psycopg.transport import closed_error
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGresult
+
+OK = int(ConnStatus.OK)
+COMMAND_OK = int(ExecStatus.COMMAND_OK)
+OPEN = {int(TransactionStatus.INTRANS), int(TransactionStatus.INERROR)}
+COMMIT = psycopg.AsyncConnection.commit
+WAIT = Connection.wait
+"""The methods that the short way stands for: one that is overridden or patched is called."""
+
+
+def can_commit(conn: Any, *, blocks: int = 0) -> bool:
+    """Whether `commit` may be called: no more than a transaction is open, and nothing runs.
+
+    A scope of anyio with a deadline limits the wait for the answer, which `commit` does not do.
+
+    Args:
+        conn: the connection.
+        blocks: the number of transaction blocks that are open.
+    """
+    cls = type(conn)
+    if not (SUPPORTED and getattr(cls, "commit", None) is COMMIT and cls.wait is WAIT):
+        return False
+    transport, lock = conn._transport, conn.lock
+    return (
+        transport is not None
+        and transport.phase is READY
+        and conn.pgconn.status == OK
+        and conn.pgconn.transaction_status in OPEN
+        and conn._pipeline is None
+        and conn._num_transactions == blocks
+        and conn._tpc is None
+        and not (lock._locked or lock._waiters)
+        and anyio.current_effective_deadline() == math.inf
+    )
+
+
+async def commit(conn: Any) -> None:
+    """Commit the open transaction; a scope of anyio that is cancelled waits for the answer.
+
+    Raises:
+        psycopg.Error: the server refused the COMMIT, or the connection was lost.
+    """
+    transport, lock = conn._transport, conn.lock
+    answers: list[PGresult | psycopg.Error] = []
+    gen = _commit(conn.pgconn, answers)
+    lock._locked = True
+    shielded = False
+    try:
+        try:
+            await transport.start(gen)
+        except StopIteration:
+            pass  # the answer was there without waiting
+        except CancelledError as error:
+            # anyio gives its reason, and cancels again and again. A task is cancelled once.
+            if not (error.args and anyio.current_effective_deadline() == -math.inf):
+                raise
+            shielded = True
+        if shielded:
+            with anyio.CancelScope(shield=True):
+                if (future := transport.rejoin(gen)) is not None:
+                    await future
+    except BaseException:
+        transport.abandon(gen, conn)
+        raise
+    finally:
+        lock.release()
+    _check(answers, conn)
+
+
+def _commit(pgconn: Any, answers: list[PGresult | psycopg.Error]) -> PQGen[None]:
+    """Send COMMIT, and add the answer to a list, which is there whoever waits for it."""
+    pgconn.send_query(b"COMMIT")
+    try:
+        results = yield from generators.execute(pgconn)
+    except psycopg.Error as error:
+        answers.append(error)
+        raise
+    answers += results[-1:]
+
+
+def _check(answers: list[PGresult | psycopg.Error], conn: Any) -> None:
+    if not answers:
+        raise closed_error("the outcome of its COMMIT is unknown")
+    answer = answers[0]
+    if isinstance(answer, psycopg.Error):
+        raise answer
+    if answer.status != COMMAND_OK:
+        raise psycopg.errors.error_from_result(answer, encoding=conn.pgconn._encoding)
