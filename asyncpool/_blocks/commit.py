@@ -18,6 +18,7 @@ import psycopg
 from asyncpool._core.pool import Core
 from asyncpool._core.stacks import caller
 from asyncpool._psycopg import committing
+from asyncpool._psycopg.begin import begin_was_refused
 from asyncpool._psycopg.driver import ACT, IDLE, INERROR, INTRANS, PsycopgDriver
 from asyncpool._psycopg.internals import SUPPORTED
 from asyncpool._psycopg.open_work import in_two_phase
@@ -96,7 +97,7 @@ def failed_error(conn: psycopg.AsyncConnection[Any]) -> psycopg.errors.InFailedS
 
 def has_failed(conn: psycopg.AsyncConnection[Any]) -> bool:
     """Whether the connection's transaction has failed and can only be rolled back."""
-    return int(conn.pgconn.transaction_status) == INERROR
+    return int(conn.pgconn.transaction_status) == INERROR or begin_was_refused(conn)
 
 
 def warn_of_open_work(core: Core[ACT], conn: ACT) -> None:

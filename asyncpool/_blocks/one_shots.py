@@ -28,6 +28,7 @@ from asyncpool._pipeline.request import Request
 from asyncpool._pipeline.results import ALL_ROWS, FIRST_ROW, FIRST_VALUE, TAG, Answer
 from asyncpool._psycopg.driver import ACT, IDLE
 from asyncpool._psycopg.own_statements import run
+from asyncpool._psycopg.riding import unsent_begin
 from asyncpool._psycopg.sharing import has_transaction_characteristics
 from asyncpool._psycopg.wrapped import execute
 from asyncpool._sql.kinds import Kind
@@ -104,7 +105,7 @@ async def _one_transaction(conn: Any) -> AsyncIterator[None]:
     In an open transaction they are a savepoint. An error or cancellation inside leaves the
     transaction open; it is rolled back when the connection is released.
     """
-    if conn.pgconn.transaction_status != IDLE:
+    if conn.pgconn.transaction_status != IDLE or unsent_begin(conn) is not None:
         async with conn.transaction():
             yield
         return

@@ -38,7 +38,7 @@ from asyncpool._blocks.supports import Exc
 from asyncpool._blocks.transaction_options import TransactionOptions, prepare
 from asyncpool._core.entry import Entry
 from asyncpool._core.lease import Lease
-from asyncpool._psycopg.begin import enter
+from asyncpool._psycopg.begin import enter, enter_unsent
 from asyncpool._psycopg.driver import ACT
 from asyncpool.errors import PoolError
 
@@ -272,7 +272,8 @@ class OverriddenTransaction(Generic[ACT]):
         conn = self._conn = await self._block.__aenter__()
         try:
             self._transaction, statements = prepare(conn, self._options)
-            await enter(self._transaction, conn, statements)
+            if not enter_unsent(self._transaction, statements):
+                await enter(self._transaction, conn, statements)
         except BaseException as error:
             await self._block.__aexit__(type(error), error, None)
             raise

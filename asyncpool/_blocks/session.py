@@ -23,7 +23,7 @@ from asyncpool._blocks.session_connection import SessionConnection, Work
 from asyncpool._blocks.transaction_options import TransactionOptions, prepare
 from asyncpool._core.pool import Core
 from asyncpool._core.settings import duration
-from asyncpool._psycopg.begin import enter
+from asyncpool._psycopg.begin import enter, enter_unsent, leave_unsent
 from asyncpool._psycopg.cursor import SELF_DEADLOCK
 from asyncpool._psycopg.driver import ACT, PsycopgDriver
 from asyncpool._psycopg.open_work import open_blocks, restore_open_blocks, sync
@@ -128,7 +128,7 @@ class Session(SessionConnection[ACT]):
         block = prepare(self.conn, options, past_overrides=True) if nested else (None, [])
         join = Join(self, *block)
         self._joins.append(join)
-        if join.block is not None:
+        if join.block is not None and not join.enter_unsent():
             try:
                 await self._run_in_pool_task(join.begin)
             except BaseException:
@@ -273,10 +273,10 @@ class Join(Generic[ACT]):
         if not session.end(self, failing=error is not None):
             return False
         try:
-            if error is not None:
-                await session.undo(partial(self.undo, cleanup or self.cleanup))
-            else:
+            if error is None:
                 await self._finish()
+            elif cleanup or self.cleanup or not leave_unsent(self.block):
+                await session.undo(partial(self.undo, cleanup or self.cleanup))
         finally:
             await session.undo_out_of_order()
         return (
@@ -293,6 +293,11 @@ class Join(Generic[ACT]):
     def is_open(self) -> bool:
         """Whether the block may end now."""
         return self._session.end_error(self) is None
+
+    def enter_unsent(self) -> bool:
+        """Begin the transaction with its first statement; False: `begin` must be called."""
+        self._begun = enter_unsent(self.block, self._statements)
+        return self._begun
 
     async def begin(self) -> None:
         """Begin the transaction or savepoint."""
@@ -325,7 +330,7 @@ class Join(Generic[ACT]):
                 raise failed_error(session.conn)
             if self.block is None:
                 await commit(session.core, session.driver, session.conn)
-            else:
+            elif not leave_unsent(self.block):
                 await session.run_in_pool_task(self._release)
         except BaseException:
             # A refused COMMIT has ended the transaction, but a savepoint still exists.

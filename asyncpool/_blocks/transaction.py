@@ -20,7 +20,8 @@ from asyncpool._blocks.connection_block import in_use_error, is_still_leased, re
 from asyncpool._blocks.session import Join
 from asyncpool._blocks.supports import Exc, SupportsBorrowing
 from asyncpool._blocks.transaction_options import TransactionOptions, prepare
-from asyncpool._psycopg.begin import enter
+from asyncpool._psycopg import committing
+from asyncpool._psycopg.begin import enter, enter_unsent, leave_for_commit, leave_unsent
 from asyncpool._psycopg.driver import ACT
 
 
@@ -77,7 +78,8 @@ class Transaction(Generic[ACT]):
         self._lease = self._pool._core.bind(conn)
         try:
             self._block, statements = prepare(conn, self._options)
-            await enter(self._block, conn, statements)
+            if not enter_unsent(self._block, statements):
+                await enter(self._block, conn, statements)
         except BaseException:
             self._pool._release_lease(conn, failing=True)
             raise
@@ -97,6 +99,9 @@ class Transaction(Generic[ACT]):
         if kind is None:
             await self._wait_for_cancelled()
         broken = kind is None and (conn.closed or has_failed(conn))
+        if not broken and leave_unsent(self._block):
+            pool._release_lease(conn, failing=kind is not None)
+            return isinstance(error, psycopg.Rollback) and error.transaction in (None, self._block)
         if broken or (kind is not None and not isinstance(error, psycopg.Rollback)):
             refusal = closed_error(conn) if conn.closed else failed_error(conn)
             # A new exception: the caller's would lose its traceback in the background task.
@@ -109,7 +114,11 @@ class Transaction(Generic[ACT]):
                 del refusal  # its traceback has this frame
             return False
         try:
-            handled = bool(await run_shielded(partial(end, kind, error, tb)))
+            if kind is None and leave_for_commit(self._block):
+                await committing.commit(conn)
+                handled = False
+            else:
+                handled = bool(await run_shielded(partial(end, kind, error, tb)))
         except BaseException:
             pool._release_lease(conn, failing=True)
             raise

@@ -12,9 +12,20 @@ from typing import Any, Self
 import psycopg
 from psycopg import IsolationLevel
 
+from asyncpool._psycopg.committing import can_commit
 from asyncpool._psycopg.connection import Connection
 from asyncpool._psycopg.internals import SUPPORTED
 from asyncpool._psycopg.own_statements import run
+from asyncpool._psycopg.riding import (
+    IDLE,
+    UnsentBegin,
+    begin_now,
+    forget_begin,
+    unsent_begin,
+)
+from asyncpool._psycopg.socket_watcher import READY
+from asyncpool._psycopg.statement import HAS_PIPELINE
+from asyncpool._psycopg.transport import transport_of
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -69,15 +80,63 @@ class Characteristics:
 
 if SUPPORTED:
 
-    class BegunTransaction(psycopg.AsyncTransaction):
-        """A transaction that begins with commands of its own; no transaction may be open."""
+    class PoolTransaction(psycopg.AsyncTransaction):
+        """A transaction block of the pool.
 
-        def __init__(self, conn: Conn, commands: Sequence[bytes]) -> None:
+        Args:
+            conn: psycopg's connection.
+            commands: those that begin the transaction, if none is open; None: the connection's own.
+        """
+
+        def __init__(self, conn: Conn, commands: Sequence[bytes] | None = None) -> None:
             super().__init__(conn)
             self._commands = commands
 
+        def enter_unsent(self) -> bool:
+            """Enter the block without the server, if BEGIN can be sent with its first statement."""
+            conn: Any = self._conn
+            if not _may_begin_later(conn):
+                return False
+            self.status = self.Status.ACTIVE
+            self._push_savepoint()
+            conn._unsent_begin = UnsentBegin(self._commands or (conn._get_tx_start_command(),))
+            return True
+
+        def leave_unsent(self) -> bool:
+            """Leave the block, if nothing was sent in it, and nothing of it is under way."""
+            conn: Any = self._conn
+            if unsent_begin(conn) is None or not self._is_only_work:
+                return False
+            conn._unsent_begin = None
+            self._leave()
+            return True
+
+        def leave_for_commit(self) -> bool:
+            """Leave the block, if `committing.commit` is to end its transaction."""
+            conn: Any = self._conn
+            if not (can_commit(conn, blocks=1) and self._outer_transaction and self._is_only_work):
+                return False
+            self._leave()
+            return True
+
+        @property
+        def _is_only_work(self) -> bool:
+            """Whether no other block is open, and no operation is, or is being cancelled."""
+            conn: Any = self._conn
+            transport = transport_of(conn)
+            return (
+                conn._num_transactions == 1
+                and transport is not None
+                and transport.phase is READY
+                and not conn.lock.locked()
+            )
+
+        def _leave(self) -> None:
+            self._pop_savepoint("commit")
+            self.status = self.Status.COMMITTED
+
         async def __aenter__(self) -> Self:
-            if len(self._commands) == 1 or not psycopg.Pipeline.is_supported():
+            if len(self._commands or ()) < 2 or not HAS_PIPELINE:
                 return await super().__aenter__()
             has_begun = False
             try:
@@ -90,7 +149,58 @@ if SUPPORTED:
             return self
 
         def _get_enter_commands(self) -> Iterator[bytes]:
-            yield from self._commands
+            if self._outer_transaction and self._commands is not None:
+                yield from self._commands
+            else:
+                yield from super()._get_enter_commands()
+
+        def _get_commit_commands(self) -> Iterator[bytes]:
+            return iter(()) if self._was_unsent() else super()._get_commit_commands()
+
+        def _get_rollback_commands(self) -> Iterator[bytes]:
+            return iter(()) if self._was_unsent() else super()._get_rollback_commands()
+
+        def _was_unsent(self) -> bool:
+            """Whether this block ends with its BEGIN unsent, which is forgotten."""
+            return self._outer_transaction and forget_begin(self._conn)
+
+
+def _may_begin_later(conn: Any) -> bool:
+    """Whether the BEGIN of a block may wait for the block's first statement.
+
+    The connection's own `wait` has to see what else comes first.
+    """
+    transport = transport_of(conn)
+    return (
+        transport is not None
+        and transport.phase is READY
+        and HAS_PIPELINE
+        and type(conn).wait is Connection.wait
+        and conn.pgconn.transaction_status == IDLE
+        and conn._pipeline is None
+        and not (conn._num_transactions or conn._tpc or conn.lock.locked())
+    )
+
+
+def enter_unsent(block: Any, statements: Sequence[bytes]) -> bool:
+    """Enter a block without the server, if BEGIN can be sent with its first statement."""
+    return SUPPORTED and type(block) is PoolTransaction and not statements and block.enter_unsent()
+
+
+def leave_unsent(block: Any) -> bool:
+    """Leave a block in which nothing was sent; False: its end needs the server."""
+    return SUPPORTED and type(block) is PoolTransaction and block.leave_unsent()
+
+
+def leave_for_commit(block: Any) -> bool:
+    """Leave a block whose COMMIT is still to be sent, by `committing.commit`; False: it cannot."""
+    return SUPPORTED and type(block) is PoolTransaction and block.leave_for_commit()
+
+
+def begin_was_refused(conn: Any) -> bool:
+    """Whether the server has refused the BEGIN of the open block, and each statement with it."""
+    unsent = unsent_begin(conn)
+    return unsent is not None and unsent.refused
 
 
 def block_on(
@@ -117,16 +227,20 @@ def block_on(
     elif getattr(method, "__func__", None) in PLAIN_TRANSACTIONS:
         own = method.__self__
     if not (characteristics or statements):
-        return method() if own is None else psycopg.AsyncTransaction(own), ()
+        if own is None:
+            return method(), ()
+        return PoolTransaction(own) if SUPPORTED else psycopg.AsyncTransaction(own), ()
     given = characteristics or Characteristics()
     if SUPPORTED and own is not None:
-        return BegunTransaction(own, [given.command(b"BEGIN", own), *statements]), ()
+        return PoolTransaction(own, [given.command(b"BEGIN", own), *statements]), ()
     block = method() if own is None else psycopg.AsyncTransaction(own)
     return block, [given.command(b"SET TRANSACTION"), *statements] if given else statements
 
 
 async def enter(block: Any, conn: Conn, statements: Sequence[bytes]) -> None:
     """Begin a transaction block, and run the statements that it could not begin with."""
+    if unsent_begin(conn) is not None:
+        await begin_now(conn)
     await block.__aenter__()
     try:
         for statement in statements:

@@ -39,6 +39,7 @@ from asyncpool._psycopg.internals import (
 from asyncpool._psycopg.notices import on_notice
 from asyncpool._psycopg.operation import ACTIVE, BAD
 from asyncpool._psycopg.pipeline import Pipeline
+from asyncpool._psycopg.riding import UnsentBegin, begin_before, begin_now, send_begin
 from asyncpool._psycopg.socket_watcher import LOST, READY
 from asyncpool._psycopg.statement_cache import StatementCache
 from asyncpool._psycopg.transport import Transport, closed_error
@@ -51,6 +52,8 @@ OK = int(ConnStatus.OK)
 BASE = psycopg.AsyncConnection
 BASE_METHODS = BASE.cursor, BASE.execute
 """psycopg's own methods: the fast path is used only while neither is overridden or patched."""
+BEGIN_THEMSELVES = {BLOCK_END, send_begin.__code__, Cursor._execute_gen.__code__}
+"""The generators before which no BEGIN is sent: they send it, or end the block that it begins."""
 ENDS_CANCELLED_START = VERSION >= (3, 3)
 """Whether psycopg runs the end of a block whose start was cancelled."""
 
@@ -79,6 +82,8 @@ class Connection(psycopg.AsyncConnection[Row]):
         self.lock = Lock()
         self._statements = StatementCache(self)
         """The statements that were converted for this connection."""
+        self._unsent_begin: UnsentBegin | None = None
+        """The BEGIN of a block that has been entered, until it is sent with its first statement."""
         self._deferred: deque[PQGen[Any]] = deque()
         """psycopg's generators that must run before the next operation."""
         self._traced = False
@@ -180,6 +185,8 @@ class Connection(psycopg.AsyncConnection[Row]):
             psycopg.OperationalError: at the end of the block, if the connection was lost or closed
                 by another task meanwhile. In psycopg such a block ends as if it were committed.
         """
+        if self._unsent_begin is not None:
+            await begin_now(self)
         # A copy of psycopg's method: to wrap it would add 4 us to a block's 40.
         block = psycopg.AsyncTransaction(self, savepoint_name, force_rollback)
         if self._pipeline is not None:
@@ -205,12 +212,16 @@ class Connection(psycopg.AsyncConnection[Row]):
     @asynccontextmanager
     async def pipeline(self) -> AsyncIterator[psycopg.AsyncPipeline]:
         """See `psycopg.AsyncConnection.pipeline`."""
+        if self._unsent_begin is not None:
+            await begin_now(self)
         async with super().pipeline() as pipeline:
             self._adapt_pipeline(pipeline)
             yield pipeline
 
     @asynccontextmanager
     async def _pipeline_nolock(self) -> AsyncIterator[psycopg.AsyncPipeline]:
+        if self._unsent_begin is not None:
+            await self.wait(send_begin(self))
         async with super()._pipeline_nolock() as pipeline:
             self._adapt_pipeline(pipeline)
             yield pipeline
@@ -243,6 +254,8 @@ class Connection(psycopg.AsyncConnection[Row]):
         if self.pgconn.status == BAD or transport.phase is LOST:
             gen.close()  # on a closed connection some generators end as if all had been read
             raise closed_error()
+        if self._unsent_begin is not None and getattr(gen, "gi_code", None) not in BEGIN_THEMSELVES:
+            await begin_before(self, gen)
         copying = self.pgconn.transaction_status == ACTIVE and self._pipeline is None
         try:
             future = transport.start(gen)

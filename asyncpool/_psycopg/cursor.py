@@ -19,16 +19,14 @@ from weakref import ref
 import psycopg
 from psycopg import adapt, errors
 from psycopg.abc import Params, PQGen, Query
-from psycopg.pq import Format, TransactionStatus
+from psycopg.pq import Format
 from psycopg.rows import AsyncRowFactory, Row
 
 from asyncpool._psycopg.internals import generators
-from asyncpool._psycopg.riding import with_begin
+from asyncpool._psycopg.riding import IDLE, send_begin, unsent_begin, with_begin
 from asyncpool._psycopg.socket_watcher import READY
 from asyncpool._psycopg.statement_cache import BINARY, TEXT, StatementCache, Version
 from asyncpool._psycopg.transport import Transport
-
-IDLE = int(TransactionStatus.IDLE)
 
 CLOSE_TURNS = 5
 """Turns of the event loop in which it closes a generator that was dropped."""
@@ -189,6 +187,7 @@ class Cursor(psycopg.AsyncCursor[Row]):
         generator does it.
         """
         conn, run = self._conn, None
+        unsent = None if conn._unsent_begin is None else unsent_begin(conn)
         cache: StatementCache = conn._statements
         if (
             self._adapters is cache.version
@@ -196,10 +195,14 @@ class Cursor(psycopg.AsyncCursor[Row]):
             and not (self._closed or conn._prepared._to_flush)
             and type(self) is Cursor
         ):
-            begins = not conn._autocommit and conn.pgconn.transaction_status == IDLE
+            begins = unsent is not None or (
+                not conn._autocommit and conn.pgconn.transaction_status == IDLE
+            )
             result_format = self.format if binary is None else BINARY if binary else TEXT
             run = cache.begin(query, params, prepare, result_format, in_pipeline=begins)
         if run is None:
+            if unsent is not None:
+                yield from send_begin(conn)
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
             return
         if conn._traced:
@@ -207,7 +210,7 @@ class Cursor(psycopg.AsyncCursor[Row]):
         self._reset()
         self._query = run.statement.pgq
         if begins:
-            results = yield from with_begin(conn, partial(cache.send, run))
+            results = yield from with_begin(conn, unsent, partial(cache.send, run))
         else:
             cache.send(run)
             results = yield from generators.execute(conn.pgconn)

@@ -16,6 +16,7 @@ from asyncpool._psycopg.handle import ConnectionHandle
 from asyncpool._psycopg.internals import SUPPORTED
 from asyncpool._psycopg.operation import ACTIVE
 from asyncpool._psycopg.own_statements import run
+from asyncpool._psycopg.riding import forget_begin
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -68,6 +69,7 @@ if SUPPORTED:
         """
         if interrupted:
             conn._num_transactions = 0
+            forget_begin(conn)
         return nothing_else_open(conn)
 
     async def roll_back(conn: Conn, handle: ConnectionHandle) -> None:
@@ -88,6 +90,7 @@ if SUPPORTED:
             if conn._pipeline is not None:
                 await conn.wait(conn._pipeline._sync_gen())
             conn._num_transactions = block._stack_index
+            forget_begin(conn)
             if conn.pgconn.transaction_status != IDLE:
                 conn._num_transactions += 1  # the generator below subtracts one
                 await conn.wait(block._rollback_gen(None))

@@ -160,7 +160,7 @@ async def test_a_scope_cancelled_in_the_turn_of_the_answer_is_committed(
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         await pool.wait()
         for number in range(1, 41):
-            ended = []
+            ended: list[bool] = []
 
             async def work(scope: anyio.CancelScope, ended: list[bool]) -> None:
                 with scope:

@@ -119,7 +119,7 @@ async def test_settings_and_role_end_with_their_transaction(
 
 @needs_internals
 async def test_options_take_no_round_trip_of_their_own(dsn: str) -> None:
-    """They are sent with BEGIN."""
+    """They are sent with BEGIN, which is sent with the first statement."""
     async with Proxy(dsn) as proxy, AsyncConnectionPool(proxy.dsn, min_size=1) as pool:
         turns = []
         for options in (
@@ -134,12 +134,20 @@ async def test_options_take_no_round_trip_of_their_own(dsn: str) -> None:
                 await conn.execute("SELECT 1")
             await at_rest(pool)
             turns.append(proxy.turns - before)
-        assert turns == [3, 3, 3, 3]
+        assert turns == [2, 2, 2, 2]
 
 
 @CLASSES
-async def test_a_setting_that_the_server_refuses_is_an_error_on_entry(dsn: str, own: Any) -> None:
-    """The block does not run, and the connection is used again."""
+async def test_a_setting_that_the_server_refuses_is_an_error_before_any_statement(
+    dsn: str, own: Any
+) -> None:
+    """The first statement does not run, and the connection is used again."""
+
+    async def run(pool: AsyncConnectionPool[Any], options: Any) -> None:
+        async with pool.transaction(**options) as conn:
+            await conn.execute("SELECT 1")
+            raise AssertionError("it has run")
+
     async with AsyncConnectionPool(dsn, min_size=1, **class_of(own)) as pool:
         for options, error in (
             ({"settings": {"no_such_setting": "1"}}, psycopg.errors.UndefinedObject),
@@ -147,8 +155,7 @@ async def test_a_setting_that_the_server_refuses_is_an_error_on_entry(dsn: str, 
             ({"role": "nobody at all"}, psycopg.errors.InvalidParameterValue),
         ):
             with pytest.raises(error):
-                async with pool.transaction(**options):
-                    raise AssertionError("it was entered")
+                await run(pool, options)
             async with pool.transaction() as conn:
                 await conn.execute("SELECT 1")
         assert (await at_rest(pool)).connects == 1

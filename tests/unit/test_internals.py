@@ -24,6 +24,7 @@ OURS = {
     "_traced",
     "_transport",
     "_unread_notifies",
+    "_unsent_begin",
 }
 """Attributes that `asyncpool.Connection` adds to psycopg's."""
 OF_OTHERS = {
