@@ -221,6 +221,8 @@ class Cursor(psycopg.AsyncCursor[Row]):
         self._check_results(results)
         self._set_results(results)
         self._last_query = query
+        if conn._prepared._to_flush:
+            yield from conn._prepared.maintain_gen(conn)
 
     def _start_query(self, query: Query | None = None) -> PQGen[None]:
         if self._conn._traced:

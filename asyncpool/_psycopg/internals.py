@@ -64,7 +64,8 @@ ATTRIBUTES = {
         " _outer_transaction _pop_savepoint _push_savepoint _rollback_gen _stack_index"
     ),
     "psycopg._preparing.PrepareManager": (
-        "_names _prepared_idx _to_flush clear get maybe_add_to_cache prepare_threshold validate"
+        "_names _prepared_idx _to_flush clear get maintain_gen maybe_add_to_cache prepare_threshold"
+        " validate"
     ),
     "psycopg._queries.PostgresQuery": (
         "_order _want_formats convert dump formats params query types"

@@ -22,7 +22,7 @@ from asyncpool import AsyncConnectionPool, Connection
 from ._tools import BOTH_LOOPS, Proxy, in_time, needs_internals
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
 LOOPS = BOTH_LOOPS
 pytestmark = needs_internals
@@ -106,6 +106,8 @@ class Quiet(Dumper):
 class Walk:
     """A walk on one connection: each step returns what a caller can see of it."""
 
+    statements: Sequence[tuple[str, Any]] = STATEMENTS
+
     def __init__(self, conn: Conn) -> None:
         self.conn = conn
         self.held: list[psycopg.AsyncCursor[Any]] = []
@@ -138,7 +140,7 @@ class Walk:
 
     async def execute(self, choice: random.Random) -> Any:
         """Run a statement on a cursor of its own, which may be kept."""
-        query, params = choice.choice(STATEMENTS)
+        query, params = choice.choice(self.statements)
         options: dict[str, Any] = choice.choice([{}, {}, {}, {"prepare": True}, {"prepare": False}])
         options |= choice.choice([{}, {}, {"binary": True}])
         if choice.random() < 0.5:
@@ -156,7 +158,7 @@ class Walk:
         if not self.held:
             return None
         cur = choice.choice(self.held)
-        await cur.execute(*choice.choice(STATEMENTS))
+        await cur.execute(*choice.choice(self.statements))
         return await self.facts(cur, choice.randrange(3))
 
     async def fetch(self, choice: random.Random) -> Any:
@@ -357,3 +359,16 @@ async def test_rows_are_not_kept_with_the_statement(dsn: str) -> None:
         held = sys.getrefcount(result)
         del cur
         assert sys.getrefcount(result) < held - 1
+
+
+@pytest.mark.parametrize("kind", [psycopg.AsyncConnection, Connection])
+async def test_a_roll_back_deallocates_before_the_next_statement_is_prepared(
+    dsn: str, kind: type[Conn]
+) -> None:
+    """Else it would also deallocate that one, which psycopg goes on to use."""
+    async with await kind.connect(dsn, autocommit=True, prepare_threshold=0) as conn:
+        await conn.execute("SELECT 1")
+        await conn.execute("BEGIN")
+        await conn.execute("ROLLBACK", prepare=False)
+        for _ in range(2):
+            assert await (await conn.execute("SELECT 2")).fetchone() == (2,)
