@@ -38,9 +38,10 @@ class PoolTransactions(PoolBlocks[ACT]):
     ) -> Transaction[ACT]:
         """Borrow a connection for a block that is one transaction, in autocommit mode too.
 
-        `psycopg.Rollback` raised in the block rolls back and does not leave the block. The options
-        are sent with BEGIN, in one round trip, and are gone with the transaction, however it ends;
-        the connection keeps none of them.
+        `psycopg.Rollback` raised in the block rolls back and does not leave the block. BEGIN and
+        the options are sent with the first statement, in one round trip; that statement raises the
+        error of an option that the server refuses. The options are gone with the transaction,
+        however it ends; the connection keeps none of them.
 
         Args:
             timeout: as for `connection`.
