@@ -26,9 +26,9 @@ from asyncpool._core.settings import duration
 from asyncpool._pipeline.dispatcher import Dispatcher
 from asyncpool._pipeline.request import Request
 from asyncpool._pipeline.results import ALL_ROWS, FIRST_ROW, FIRST_VALUE, TAG, Answer
-from asyncpool._psycopg.driver import ACT, IDLE
+from asyncpool._psycopg.driver import ACT
 from asyncpool._psycopg.own_statements import run
-from asyncpool._psycopg.riding import unsent_begin
+from asyncpool._psycopg.riding import in_transaction
 from asyncpool._psycopg.sharing import has_transaction_characteristics
 from asyncpool._psycopg.wrapped import execute
 from asyncpool._sql.kinds import Kind
@@ -67,8 +67,7 @@ async def borrowed(
         conn = session.conn
     else:
         conn = await pool._borrow_conn(timeout)
-    idle = conn.pgconn.transaction_status == IDLE
-    outside_transaction = idle and (session is None or session.is_idle)
+    outside_transaction = not in_transaction(conn) and (session is None or session.is_idle)
     mode, failing = conn.autocommit, True
     limit = asyncio.timeout_at(started + timeout if timeout and timeout != math.inf else None)
     try:
@@ -105,7 +104,7 @@ async def _one_transaction(conn: Any) -> AsyncIterator[None]:
     In an open transaction they are a savepoint. An error or cancellation inside leaves the
     transaction open; it is rolled back when the connection is released.
     """
-    if conn.pgconn.transaction_status != IDLE or unsent_begin(conn) is not None:
+    if in_transaction(conn):
         async with conn.transaction():
             yield
         return

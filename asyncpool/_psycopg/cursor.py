@@ -23,7 +23,7 @@ from psycopg.pq import Format
 from psycopg.rows import AsyncRowFactory, Row
 
 from asyncpool._psycopg.internals import generators
-from asyncpool._psycopg.riding import IDLE, send_begin, unsent_begin, with_begin
+from asyncpool._psycopg.riding import IDLE, send_begin, settled_begin, with_begin
 from asyncpool._psycopg.socket_watcher import READY
 from asyncpool._psycopg.statement_cache import BINARY, TEXT, StatementCache, Version
 from asyncpool._psycopg.transport import Transport
@@ -187,7 +187,7 @@ class Cursor(psycopg.AsyncCursor[Row]):
         generator does it.
         """
         conn, run = self._conn, None
-        unsent = None if conn._unsent_begin is None else unsent_begin(conn)
+        unsent = None if conn._unsent_begin is None else settled_begin(conn)
         cache: StatementCache = conn._statements
         if (
             self._adapters is cache.version

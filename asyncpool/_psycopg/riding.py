@@ -38,22 +38,33 @@ class UnsentBegin:
 
 
 def unsent_begin(conn: Any) -> UnsentBegin | None:
-    """Return the BEGIN that a connection has not sent yet, if any.
+    """Return the BEGIN that a connection, or one in a wrapper, has not sent yet, if any.
 
     Where the statement that it was sent with was cancelled, the state tells whether it has begun.
     """
     unsent: UnsentBegin | None = getattr(conn, "_unsent_begin", None)
-    if unsent is not None and conn.pgconn.transaction_status != IDLE:
-        unsent = conn._unsent_begin = None
+    return None if unsent is None or conn.pgconn.transaction_status != IDLE else unsent
+
+
+def settled_begin(conn: Any) -> UnsentBegin | None:
+    """Return the BEGIN that is still to be sent, before an operation; forget one that has run."""
+    if (unsent := unsent_begin(conn)) is None:
+        conn._unsent_begin = None
     return unsent
+
+
+def in_transaction(conn: Any) -> bool:
+    """Whether a transaction is open, also in a block that has not sent its BEGIN yet."""
+    idle: bool = conn.pgconn.transaction_status == IDLE
+    return not idle or unsent_begin(conn) is not None
 
 
 def forget_begin(conn: Any) -> bool:
     """Forget the BEGIN of a block that ends; return whether it was unsent."""
-    if unsent_begin(conn) is None:
-        return False
-    conn._unsent_begin = None
-    return True
+    was_unsent = unsent_begin(conn) is not None
+    if getattr(conn, "_unsent_begin", None) is not None:
+        conn._unsent_begin = None
+    return was_unsent
 
 
 def send_begin(conn: Any) -> PQGen[None]:
@@ -62,7 +73,7 @@ def send_begin(conn: Any) -> PQGen[None]:
     Raises:
         psycopg.Error: the server refused it.
     """
-    if (unsent := unsent_begin(conn)) is not None:
+    if (unsent := settled_begin(conn)) is not None:
         result = (yield from with_begin(conn, unsent))[-1]
         if result.status == FATAL:
             raise psycopg.errors.error_from_result(result, encoding=conn.pgconn._encoding)

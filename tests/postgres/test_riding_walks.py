@@ -17,6 +17,7 @@ import pytest
 from psycopg.pq import TransactionStatus
 
 from asyncpool import AsyncConnectionPool, Connection
+from asyncpool._blocks.transaction_options import Setting
 from asyncpool._psycopg.riding import unsent_begin
 from tests._tools import few
 
@@ -68,7 +69,7 @@ class BlocksWalk:
             case 0:
                 return pool.connection()
             case 1:
-                settings = {"statement_timeout": "1h", "app.tenant": 7}
+                settings: dict[str, Setting] = {"statement_timeout": "1h", "app.tenant": 7}
                 return pool.transaction(settings=settings)
             case 2:
                 return pool.transaction(
