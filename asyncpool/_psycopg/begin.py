@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import psycopg
 from psycopg import IsolationLevel
+from psycopg.abc import PQGen
 
 from asyncpool._psycopg.committing import can_commit
 from asyncpool._psycopg.connection import Connection
@@ -91,49 +92,49 @@ if SUPPORTED:
         def __init__(self, conn: Conn, commands: Sequence[bytes] | None = None) -> None:
             super().__init__(conn)
             self._commands = commands
+            self._has_commands = True
+            """Whether psycopg sends the commands of the block."""
 
         def enter_unsent(self) -> bool:
             """Enter the block without the server, if BEGIN can be sent with its first statement."""
             conn: Any = self._conn
             if not _may_begin_later(conn):
                 return False
-            self.status = self.Status.ACTIVE
-            self._push_savepoint()
             conn._unsent_begin = UnsentBegin(self._commands or (conn._get_tx_start_command(),))
+            self._run_without_commands(self._enter_gen())
             return True
 
         def leave_unsent(self) -> bool:
             """Leave the block, if nothing was sent in it, and nothing of it is under way."""
             conn: Any = self._conn
-            if unsent_begin(conn) is None or not self._is_only_work:
+            transport = transport_of(conn)
+            if (
+                unsent_begin(conn) is None
+                or transport is None
+                or transport.phase is not READY
+                or conn._num_transactions != 1
+                or conn.lock.locked()
+            ):
                 return False
             conn._unsent_begin = None
-            self._leave()
+            self._run_without_commands(self._exit_gen(None, None, None))
             return True
 
         def leave_for_commit(self) -> bool:
             """Leave the block, if `committing.commit` is to end its transaction."""
             conn: Any = self._conn
-            if not (can_commit(conn, blocks=1) and self._outer_transaction and self._is_only_work):
+            if not (can_commit(conn, blocks=1) and self._outer_transaction):
                 return False
-            self._leave()
+            self._run_without_commands(self._exit_gen(None, None, None))
             return True
 
-        @property
-        def _is_only_work(self) -> bool:
-            """Whether no other block is open, and no operation is, or is being cancelled."""
-            conn: Any = self._conn
-            transport = transport_of(conn)
-            return (
-                conn._num_transactions == 1
-                and transport is not None
-                and transport.phase is READY
-                and not conn.lock.locked()
-            )
-
-        def _leave(self) -> None:
-            self._pop_savepoint("commit")
-            self.status = self.Status.COMMITTED
+        def _run_without_commands(self, gen: PQGen[Any]) -> None:
+            """Have psycopg count the block, whose commands are sent in another way."""
+            self._has_commands = False
+            for _ in gen:
+                msg = "bug: a block that sends nothing waits"
+                raise AssertionError(msg)
+            self._has_commands = True
 
         async def __aenter__(self) -> Self:
             if len(self._commands or ()) < 2 or not HAS_PIPELINE:
@@ -149,20 +150,21 @@ if SUPPORTED:
             return self
 
         def _get_enter_commands(self) -> Iterator[bytes]:
+            if not self._has_commands:
+                return iter(())
             if self._outer_transaction and self._commands is not None:
-                yield from self._commands
-            else:
-                yield from super()._get_enter_commands()
+                return iter(self._commands)
+            return super()._get_enter_commands()
 
         def _get_commit_commands(self) -> Iterator[bytes]:
-            return iter(()) if self._was_unsent() else super()._get_commit_commands()
+            return iter(()) if self._sends_nothing() else super()._get_commit_commands()
 
         def _get_rollback_commands(self) -> Iterator[bytes]:
-            return iter(()) if self._was_unsent() else super()._get_rollback_commands()
+            return iter(()) if self._sends_nothing() else super()._get_rollback_commands()
 
-        def _was_unsent(self) -> bool:
-            """Whether this block ends with its BEGIN unsent, which is forgotten."""
-            return self._outer_transaction and forget_begin(self._conn)
+        def _sends_nothing(self) -> bool:
+            """Whether the end of this block needs no command, as where its BEGIN was not sent."""
+            return not self._has_commands or (self._outer_transaction and forget_begin(self._conn))
 
 
 def _may_begin_later(conn: Any) -> bool:

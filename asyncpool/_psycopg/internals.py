@@ -61,7 +61,7 @@ ATTRIBUTES = {
     "psycopg.AsyncPipeline": "_conn _enter_gen _exit _exit_gen _sync_gen",
     "psycopg.AsyncTransaction": (
         "_enter_gen _exit_gen _get_commit_commands _get_enter_commands _get_rollback_commands"
-        " _outer_transaction _pop_savepoint _push_savepoint _rollback_gen _stack_index"
+        " _outer_transaction _rollback_gen _stack_index"
     ),
     "psycopg._preparing.PrepareManager": (
         "_names _prepared_idx _to_flush clear get maintain_gen maybe_add_to_cache prepare_threshold"

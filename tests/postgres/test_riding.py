@@ -431,10 +431,10 @@ async def test_a_first_statement_that_is_cancelled_leaves_what_it_left_before(  
     async def go_on(conn: Conn) -> None:
         if how == "timeout":
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(conn.execute("SELECT pg_sleep(60)"), 0.1)
+                await asyncio.wait_for(conn.execute("SELECT pg_sleep(5)"), 0.1)
         else:
             with anyio.move_on_after(0.1) as scope:
-                await conn.execute("SELECT pg_sleep(60)")
+                await conn.execute("SELECT pg_sleep(5)")
             assert scope.cancelled_caught
         with pytest.raises(psycopg.Error):
             await execute(conn, table)
