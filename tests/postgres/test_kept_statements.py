@@ -22,7 +22,7 @@ from asyncpool import AsyncConnectionPool, Connection
 from ._tools import BOTH_LOOPS, Proxy, in_time, needs_internals
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
 LOOPS = BOTH_LOOPS
 pytestmark = needs_internals
@@ -106,8 +106,6 @@ class Quiet(Dumper):
 class Walk:
     """A walk on one connection: each step returns what a caller can see of it."""
 
-    statements: Sequence[tuple[str, Any]] = STATEMENTS
-
     def __init__(self, conn: Conn) -> None:
         self.conn = conn
         self.held: list[psycopg.AsyncCursor[Any]] = []
@@ -140,7 +138,7 @@ class Walk:
 
     async def execute(self, choice: random.Random) -> Any:
         """Run a statement on a cursor of its own, which may be kept."""
-        query, params = choice.choice(self.statements)
+        query, params = choice.choice(STATEMENTS)
         options: dict[str, Any] = choice.choice([{}, {}, {}, {"prepare": True}, {"prepare": False}])
         options |= choice.choice([{}, {}, {"binary": True}])
         if choice.random() < 0.5:
@@ -158,7 +156,7 @@ class Walk:
         if not self.held:
             return None
         cur = choice.choice(self.held)
-        await cur.execute(*choice.choice(self.statements))
+        await cur.execute(*choice.choice(STATEMENTS))
         return await self.facts(cur, choice.randrange(3))
 
     async def fetch(self, choice: random.Random) -> Any:

@@ -22,7 +22,7 @@ from asyncpool._psycopg.riding import unsent_begin
 from tests._tools import few
 
 from ._tools import Backends, at_rest, in_time, needs_internals
-from .test_kept_statements import STATEMENTS, Conn, Walk
+from .test_kept_statements import Conn, Walk
 
 pytestmark = needs_internals
 
@@ -39,10 +39,6 @@ ENDS = (Stopped, psycopg.Rollback, psycopg.Error)
 
 class BlockWalk(Walk):
     """A walk in one block; a BEGIN that is still to be sent counts as sent."""
-
-    # psycopg forgets its prepared statements after each ROLLBACK, also of a block without a
-    # statement, where there is none here: then a DEALLOCATE of the user's would be noticed.
-    statements = tuple(each for each in STATEMENTS if each[0] != "DEALLOCATE ALL")
 
     async def step(self, choice: random.Random) -> Any:
         """See `Walk`."""
