@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import secrets
 import signal
 import subprocess
 import time
@@ -31,6 +30,7 @@ from ._backend import (
 )
 from ._folder import Folder
 from ._install import Installation, run_as
+from ._password import new_password, verifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +61,7 @@ class LocalServer:
         self._who = run_as()
         self._installation = installation.for_user(self._who)
         self._spec = spec
-        self._password = password or secrets.token_hex(16)
+        self._password = password or new_password()
         self._folder = Folder(self._who)
         self._process: subprocess.Popen[bytes] | None = None
         self._paused = False
@@ -70,7 +70,7 @@ class LocalServer:
     def initialize(self, halt: Event) -> LocalServer:
         """Create a data folder and start the server; on failure, remove everything."""
         try:
-            with self._folder.file_for_server("password", self._password) as file:
+            with self._folder.file_for_server("password", verifier(self._password)) as file:
                 return self._fill(halt, "initdb", *INITDB, f"--pwfile={file}")
         except BaseException:
             self.close()  # again, where it was started: that does nothing
