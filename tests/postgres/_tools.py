@@ -20,7 +20,7 @@ from asyncpool import AsyncConnectionPool
 from asyncpool._psycopg.internals import SUPPORTED
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from types import ModuleType
 
     from asyncpool import PoolStats
@@ -145,20 +145,61 @@ class OwnPutconn(AsyncConnectionPool):
         await super().putconn(conn, *args, **kwargs)
 
 
-class Backends:
-    """The server's own view of one application's sessions, over short sessions beside it."""
+class Observer:
+    """A session beside those of the tests, which all tests of a process share.
 
-    def __init__(self, dsn: str, name: str) -> None:
-        self._dsn = make_conninfo(dsn, application_name=f"{name}-observer")
+    It is opened anew if it was lost. A forked child, and a test that may not have it, opens one for
+    each statement instead.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = make_conninfo(dsn, application_name="observer")
+        self._conn: psycopg.Connection[Any] | None = None
+        self._pid = os.getpid()
+
+    def ask(self, query: str, params: Sequence[object] = (), *, keep: bool) -> list[Any]:
+        """The rows of a statement, which is committed."""
+        if not keep or os.getpid() != self._pid:
+            with psycopg.connect(self._dsn, autocommit=True) as conn:
+                return _rows(conn, query, params)
+        if self._conn is not None and not self._conn.closed:
+            with contextlib.suppress(psycopg.Error):
+                _rows(self._conn, "")  # closes it if it was lost
+        if self._conn is None or self._conn.closed:
+            self._conn = psycopg.connect(self._dsn, autocommit=True, prepare_threshold=None)
+        return _rows(self._conn, query, params)
+
+    def close(self) -> None:
+        """End the session."""
+        if self._conn is not None:
+            self._conn.close()
+            self._conn = None
+
+
+def _rows(conn: psycopg.Connection[Any], query: str, params: Sequence[object] = ()) -> list[Any]:
+    cur = conn.execute(query.encode(), params or None)
+    return cur.fetchall() if cur.description else []
+
+
+class Backends:
+    """The server's own view of one application's sessions, from a session beside them.
+
+    Args:
+        dsn: the server's connection string.
+        name: the application's name.
+        observer: a session that stays open; None opens one for each statement.
+    """
+
+    def __init__(self, dsn: str, name: str, observer: Observer | None = None) -> None:
+        self._keep = observer is not None
+        self._observer = observer or Observer(dsn)
         self._name = name
         self.login = login(dsn)
         """The options of a role that may log in as the observer does."""
 
     def ask(self, query: str, *params: object) -> list[tuple[Any, ...]]:
         """The rows of a statement that is run and committed by another session."""
-        with psycopg.connect(self._dsn, autocommit=True) as conn:
-            cur = conn.execute(query.encode(), params or None)
-            return cur.fetchall() if cur.description else []
+        return self._observer.ask(query, params, keep=self._keep)
 
     def pids(self) -> set[int]:
         """The backends of the application."""

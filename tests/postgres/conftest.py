@@ -24,7 +24,7 @@ from asyncpool import Connection
 from asyncpool.testing import Server, ServerError, postgres
 
 from ._sharing import Ledger, created_ledger
-from ._tools import Backends, eventually, psycopg_version
+from ._tools import Backends, Observer, eventually, psycopg_version
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -59,10 +59,25 @@ def application() -> str:
     return f"test-{uuid4().hex[:12]}"
 
 
+@pytest.fixture(scope="session")
+def observer(asyncpool_dsn: str) -> Iterator[Observer]:
+    """A session for what tests ask the server; a connect for each would take longer."""
+    observer = Observer(asyncpool_dsn)
+    yield observer
+    observer.close()
+
+
 @pytest.fixture
-def backends(asyncpool_dsn: str, application: str) -> Backends:
+def backends(
+    request: pytest.FixtureRequest, asyncpool_dsn: str, application: str, observer: Observer
+) -> Backends:
     """The server's view of this test's connections."""
-    return Backends(asyncpool_dsn, application)
+    if "server" in request.fixturenames:
+        observer.close()  # the test may stop the server, which then waits for its sessions to end
+        return Backends(asyncpool_dsn, application)
+    backends = Backends(asyncpool_dsn, application, observer)
+    backends.ask("")  # it is open before the test counts its descriptors
+    return backends
 
 
 @pytest.fixture
