@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -12,7 +13,7 @@ pytest_plugins = ["pytester"]
 TREES = {"tests", "tests/postgres"}
 """What is large enough for several processes."""
 LONG = ["test_faults", "test_soak", "test_benchmarks", "test_web_benchmark", "test_plants"]
-LONG += ["test_sharing_property"]
+LONG += ["test_sharing_property", "test_tracing", "test_cancelled_steps"]
 LONG += ["test_sharing_limits", "test_sharing_waits", "test_descriptors", "test_server"]
 LONG += ["test_rollback_fixture", "test_sim", "test_notice", "test_silence", "test_leaks"]
 LONG += ["test_demo", "test_sharing_ledger", "test_errors", "test_ping", "test_interrupted"]
@@ -36,6 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no process is left with one when the others are through."""
     rank = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the tests import and pytest collects out of each later garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure() -> None:
