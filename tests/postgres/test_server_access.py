@@ -15,18 +15,20 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from asyncpool.testing import Server, _reaper, postgres, rollback_pool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import Iterator
 
 EVERYBODY = stat.S_IRWXG | stat.S_IRWXO
 
 
-@pytest.fixture
-async def server(asyncpool_server: Server) -> AsyncIterator[Server]:
+@pytest.fixture(scope="module")
+def server(asyncpool_server: Server) -> Iterator[Server]:
     """A server of our own, from the session's provider."""
     if asyncpool_server.source not in ("binaries", "wheel"):
         pytest.skip(f"{asyncpool_server.source}: asyncpool does not control its access")
-    async with postgres(source=asyncpool_server.source) as server:
-        yield server
+    made = postgres(source=asyncpool_server.source)
+    with asyncio.Runner() as runner:
+        yield runner.run(made.__aenter__())
+        runner.run(made.__aexit__(None, None, None))
 
 
 def ways(server: Server) -> list[str]:
