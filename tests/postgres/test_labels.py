@@ -304,3 +304,4 @@ async def test_waiters_deadlocks_and_leaks_name_the_label(
         with contextlib.suppress(PoolTimeout):
             await pool.acquire(timeout=0.5)  # its monitor sees that the holder has ended
         await eventually(lambda: "by a reader in reader" in caplog.text)
+        await pool.release(conn)
