@@ -247,7 +247,7 @@ TRACERS: dict[str, Any] = {
     "ddtrace": Ddtrace,
     "ddtrace.auto": DdtraceAuto,
     "elasticapm": Elasticapm,
-    "sentry": Sentry,
     "sentry with our cursors": SentryCursors,
+    "sentry": Sentry,
     "sentry with our cursors, streaming": SentryStream,
 }

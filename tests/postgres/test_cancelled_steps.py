@@ -100,7 +100,7 @@ WAYS = [execute, fetch, executemany, batch, block, transaction, cursor, session,
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize(
-    "kind", [psycopg.AsyncConnection, Connection], ids=["psycopg", "asyncpool"]
+    "kind", few([Connection, psycopg.AsyncConnection]), ids=["asyncpool", "psycopg"]
 )
 @pytest.mark.parametrize("autocommit", few([False, True]))
 async def test_each_await_cancelled_once_and_twice(

@@ -325,7 +325,7 @@ async def test_the_package_is_run_as_the_script_is() -> None:
     assert (process.returncode, out.decode()) == (0, f"asyncpool {__version__}\n")
 
 
-@pytest.mark.parametrize("missing", ["typer", "rich"])
+@pytest.mark.parametrize("missing", few(["typer", "rich"]))
 async def test_command_line_without_its_libraries_says_how_to_get_them(missing: str) -> None:
     """The output is one line, with status 1 and no traceback."""
     program = f"import sys; sys.modules[{missing!r}] = None; import asyncpool.cli as c; c.main()"

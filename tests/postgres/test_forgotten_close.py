@@ -196,7 +196,7 @@ async def test_a_program_that_forgets_to_close_ends_as_it_means_to(
     await eventually(lambda: not backends.pids())
 
 
-@pytest.mark.parametrize("main", ["lent and kept", "in tasks", "with waiters"])
+@pytest.mark.parametrize("main", few(["lent and kept", "in tasks", "with waiters"]))
 async def test_a_program_that_fails_prints_its_traceback_only(
     dsn: str, backends: Backends, main: str
 ) -> None:
@@ -227,7 +227,7 @@ except KeyboardInterrupt:
     await eventually(lambda: not backends.pids())
 
 
-@pytest.mark.parametrize("how", ["asyncio.run", "a loop left open"])
+@pytest.mark.parametrize("how", few(["asyncio.run", "a loop left open"]))
 async def test_a_server_that_does_not_answer_holds_up_no_exit(dsn: str, how: str) -> None:
     """Neither a connect that is under way nor a connection that has gone silent is waited for."""
     mains = {

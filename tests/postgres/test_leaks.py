@@ -13,6 +13,7 @@ import pytest
 from psycopg import sql
 
 from asyncpool import AsyncConnectionPool, Connection, PoolDeadlock, PoolTimeout
+from tests._tools import few
 
 from ._tools import BOTH_LOOPS, Backends, all_usable, at_rest, eventually, in_time
 
@@ -97,7 +98,7 @@ async def test_a_block_keeps_its_connection_though_its_task_has_ended(dsn: str) 
         assert pool.stats().leaks == 0
 
 
-@pytest.mark.parametrize("kind", [Connection, psycopg.AsyncConnection])
+@pytest.mark.parametrize("kind", few([Connection, psycopg.AsyncConnection]))
 async def test_a_connection_that_listens_is_not_taken_back(
     dsn: str, backends: Backends, kind: type[Any]
 ) -> None:
@@ -224,7 +225,7 @@ async def use_it_in_every_way(pool: Pool) -> None:
         await conn.rollback()
 
 
-@pytest.mark.parametrize("kind", [Connection, psycopg.AsyncConnection])
+@pytest.mark.parametrize("kind", few([Connection, psycopg.AsyncConnection]))
 async def test_what_was_never_returned_is_taken_back(
     dsn: str, caplog: pytest.LogCaptureFixture, kind: type[Any]
 ) -> None:

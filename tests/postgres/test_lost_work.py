@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from asyncpool import AsyncConnectionPool, PoolClosed
+from tests._tools import few
 
 from ._tools import BOTH_LOOPS, Backends, Proxy, all_usable, at_rest, eventually, needs_internals
 
@@ -202,7 +203,7 @@ async def test_a_block_that_the_pool_did_not_wait_for_raises_at_its_end(
 
 
 @needs_internals
-@pytest.mark.parametrize("kind", ["connection", "transaction", "session"])
+@pytest.mark.parametrize("kind", few(["connection", "transaction", "session"]))
 async def test_a_savepoint_that_could_not_be_ended_raises_at_the_blocks_end(
     dsn: str, backends: Backends, table: str, kind: str
 ) -> None:

@@ -19,6 +19,7 @@ from psycopg.conninfo import make_conninfo
 
 from asyncpool import AsyncConnectionPool, Connection
 from asyncpool.testing import Server
+from tests._tools import few
 
 from ._tools import (
     BOTH_LOOPS,
@@ -300,7 +301,7 @@ async def in_a_pipeline(conn: psycopg.AsyncConnection[Any]) -> None:
         await conn.execute("SELECT 1")
 
 
-@pytest.mark.parametrize("work", [in_a_block, in_a_pipeline])
+@pytest.mark.parametrize("work", few([in_a_block, in_a_pipeline]))
 async def test_a_block_that_begins_after_the_announced_end_raises_it(
     dsn: str, backends: Backends, work: Callable[[Any], Awaitable[None]]
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from asyncpool import AsyncConnectionPool, PoolClosed, PoolError, PoolTimeout, PoolWrongLoop
+from tests._tools import few
 
 from ._tools import Backends, all_usable, at_rest, backend_of, eventually, in_time, run_script
 
@@ -320,7 +321,9 @@ asyncio.run(main())
 
 
 @forks
-@pytest.mark.parametrize("script", [FORK_BETWEEN_RUNS, FORK_IN_A_TASK], ids=["preload", "task"])
+@pytest.mark.parametrize(
+    "script", few([FORK_BETWEEN_RUNS, FORK_IN_A_TASK]), ids=["preload", "task"]
+)
 async def test_a_forked_child_leaves_the_parents_sessions_alone(dsn: str, script: str) -> None:
     """The child gets a clear error, or after `open()` its own pool; the parent notices nothing."""
     told = await run_script(script, dsn)

@@ -13,7 +13,7 @@ import pytest
 
 from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout, ReleaseError
 from asyncpool.testing import ServerUnsupported, postgres
-from tests._tools import at_once
+from tests._tools import at_once, few
 
 from ._tools import (
     Backends,
@@ -239,7 +239,7 @@ IN_MID_OPERATION = [
 ]
 
 
-@pytest.mark.parametrize("level", [None, "session", "discard"])
+@pytest.mark.parametrize("level", few([None, "session", "discard"]))
 @pytest.mark.parametrize("leave", IN_MID_OPERATION)
 async def test_what_is_returned_in_mid_operation_is_replaced(
     dsn: str, backends: Backends, leave: Callable[[Conn], Awaitable[None]], level: Any

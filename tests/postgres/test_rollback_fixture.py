@@ -41,7 +41,7 @@ IDLE, INTRANS, INERROR = (
 )
 
 
-@pytest.fixture(params=["asyncpool", "psycopg"])
+@pytest.fixture(params=few(["asyncpool", "psycopg"]))
 async def pool(
     request: pytest.FixtureRequest, dsn: str, table: str
 ) -> AsyncIterator[AsyncConnectionPool[Any]]:

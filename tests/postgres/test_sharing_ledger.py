@@ -100,7 +100,7 @@ async def test_a_write_behind_slow_one_shots_is_not_run_when_its_caller_has_left
     ledger.check(done={key for key, how in ended.items() if how is DONE})
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", few([1, 2, 4]))
 async def test_a_write_that_was_given_up_does_not_replace_a_newer_value(
     dsn: str, backends: Backends, ledger: Ledger, size: int
 ) -> None:

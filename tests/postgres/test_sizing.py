@@ -15,6 +15,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from asyncpool import AsyncConnectionPool, PoolTimeout
+from tests._tools import few
 
 from ._tools import Backends, Proxy, all_usable, at_rest, backend_of, eventually, in_time
 
@@ -137,7 +138,7 @@ async def test_the_server_never_sees_more_than_max_size(
     assert 2 <= most <= 5
 
 
-@pytest.mark.parametrize("way", ["drained", "closed by the borrower", "cancelled in a scope"])
+@pytest.mark.parametrize("way", few(["drained", "closed by the borrower", "cancelled in a scope"]))
 async def test_a_backend_that_is_slow_to_go_still_counts(dsn: str, way: str) -> None:
     """The backend drops its temporary tables first; the place is free once the server hangs up."""
     many = "DO $$ BEGIN FOR i IN 1..400 LOOP EXECUTE 'CREATE TEMP TABLE t' || i || '(x text)';"

@@ -11,7 +11,7 @@ import pytest
 from tests._tools import few
 from tests.sim.world import World, outcome_of, trace_of
 
-CHUNK = 100
+CHUNK = 50
 
 
 @pytest.mark.parametrize("start", few(range(0, 600, CHUNK)))
@@ -48,9 +48,10 @@ def test_the_seeds_cover_what_can_happen() -> None:
     assert {what for what, number in happened.items() if number} >= expected
 
 
-def test_the_same_seed_gives_the_same_run_in_another_process() -> None:
+@pytest.mark.parametrize("start", few(range(3000, 3020, 5)))
+def test_the_same_seed_gives_the_same_run_in_another_process(start: int) -> None:
     """Otherwise a failure could not be repeated."""
-    seeds = range(3000, 3020)
+    seeds = range(start, start + 5)
     code = f"from tests.sim.world import trace_of\nfor s in {seeds}: print(trace_of(s))"
     again = subprocess.run(
         [sys.executable, "-c", f"import logging; logging.disable(40)\n{code}"],
@@ -63,4 +64,4 @@ def test_the_same_seed_gives_the_same_run_in_another_process() -> None:
 
 def test_different_seeds_give_different_runs() -> None:
     """Otherwise many seeds would be one."""
-    assert len({trace_of(seed) for seed in range(20)}) > 18
+    assert len({trace_of(seed) for seed in range(10)}) > 8

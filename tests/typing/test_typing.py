@@ -17,6 +17,7 @@ import asyncpool
 from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool
 
 
+@pytest.mark.exhaustive
 def test_what_users_write_passes_mypy_in_strict_mode(tmp_path: Path) -> None:
     """Types are inferred as `assert_type` says, and no ignore is idle."""
     pytest.importorskip("mypy", reason="mypy comes with the dependency group `lint`")
@@ -30,6 +31,7 @@ def test_what_users_write_passes_mypy_in_strict_mode(tmp_path: Path) -> None:
     assert mypy.returncode == 0, mypy.stdout + mypy.stderr
 
 
+@pytest.mark.exhaustive
 def test_what_users_write_passes_pyright(tmp_path: Path) -> None:
     """pyright infers mypy's types from the same file."""
     pytest.importorskip("pyright", reason="pyright comes with the dependency group `lint`")

@@ -12,6 +12,7 @@ from psycopg._encodings import py_codecs
 
 from asyncpool._sql.kinds import LONG, MISLEADING, Kind, classify, text_of
 from asyncpool._sql.lexer import statements
+from tests._tools import few
 
 from ._statements import NEWER, OTHERS, PARAMETERS, READS, SINGLES, lines
 
@@ -188,7 +189,7 @@ LONGEST = [
 ]
 
 
-@pytest.mark.parametrize("part", LONGEST)
+@pytest.mark.parametrize("part", few(LONGEST, 3))
 @pytest.mark.timeout(60)
 def test_reading_takes_time_in_proportion_to_the_length(part: str) -> None:
     """Quadratic time would take minutes."""
