@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic
-from uuid import uuid4
 
 import anyio
 import psycopg
@@ -156,7 +156,7 @@ class Listener(Generic[ACT]):
             psycopg.NotSupportedError: another connection got the session that listens, or this one
                 has got another.
         """
-        conn, mark = subscription.conn, f"asyncpool_{uuid4().hex}"
+        conn, mark = subscription.conn, f"asyncpool_{os.urandom(16).hex()}"
         is_shared = False
         with suppress(psycopg.Error, TimeoutError), anyio.fail_after(CHECK_TIMEOUT):
             if not await is_behind_pooler(conn):
@@ -259,7 +259,7 @@ class Listener(Generic[ACT]):
         Raises:
             psycopg.Error, TimeoutError: there will be no other, or one of the two is lost.
         """
-        ledger, marker = self._pool._core.ledger, f"asyncpool_{uuid4().hex}"
+        ledger, marker = self._pool._core.ledger, f"asyncpool_{os.urandom(16).hex()}"
         if self._holds_all():
             msg = "its connection was to be replaced, and listeners hold all of the pool's"
             raise PoolTimeout(msg)

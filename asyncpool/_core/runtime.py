@@ -20,10 +20,6 @@ CLOCK_TOLERANCE = 0.01
 
 logger = logging.getLogger("asyncpool")
 
-# anyio imports this at its first use, where it would hold up the event loop for 20 ms or more.
-with suppress(ImportError):
-    import_module("anyio._backends._asyncio")
-
 
 class Phase(Enum):
     """The phase of a pool's life: first NEW or FORKED, then OPEN, then CLOSED."""
@@ -46,6 +42,7 @@ class Runtime:
     __slots__ = ("counters", "events", "name", "phase", "tasks", "time")
 
     def __init__(self, name: str) -> None:
+        import_backend()
         self.name = name
         self.phase = Phase.NEW
         self.time: Callable[[], float] = time.monotonic
@@ -81,6 +78,17 @@ def clock_of_thread() -> Callable[[], float]:
     """Return the clock of the running event loop; without one, that of asyncio's loops."""
     loop = asyncio._get_running_loop()
     return time.monotonic if loop is None else clock_of(loop)
+
+
+def import_backend() -> None:
+    """Import what anyio imports at its first use, where it would hold up the event loop.
+
+    That takes 20 ms. It is done when a pool is made, which is before there are requests, and not by
+    `import asyncpool`. A thread is not used: a child that is forked meanwhile would wait for ever
+    for the lock of the import.
+    """
+    with suppress(ImportError):
+        import_module("anyio._backends._asyncio")
 
 
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:

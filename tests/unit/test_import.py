@@ -13,23 +13,36 @@ print(*set(sys.modules) - before)
 """
 OUTSIDE = {"anyio", "sniffio", "idna", "exceptiongroup", "typing_extensions"}
 """Packages from outside: anyio and what it needs."""
+LATER = {"anyio.abc", "anyio.lowlevel", "difflib", "platform", "uuid"}
+"""Modules that anyio's backend needs, or an error."""
 ANNEXES = {"cli", "inspector", "integrations", "metrics", "testing"}
 
 
 def test_the_import_needs_nothing_but_psycopg_and_anyio() -> None:
     """Annexes, and the libraries that they are for, are imported by those who use them."""
-    given = subprocess.run(
-        [sys.executable, "-c", IMPORTED], check=True, capture_output=True, text=True
-    ).stdout.split()
+    given = modules_that(IMPORTED)
     assert not {name for name in given if name.split(".")[1:2] and name.split(".")[1] in ANNEXES}
     others = {name.partition(".")[0] for name in given} - sys.stdlib_module_names
     assert others - OUTSIDE == {"asyncpool"}
 
 
+def test_the_import_leaves_out_what_takes_long() -> None:
+    """Each of these takes a millisecond or more, anyio's backend twenty."""
+    given = modules_that(IMPORTED)
+    assert not given & LATER
+    assert not {name for name in given if name.startswith(("anyio._backends", "anyio.streams"))}
+
+
 def test_the_first_use_of_anyio_imports_nothing() -> None:
-    """A pool that opens would hold up the event loop meanwhile."""
-    used = "import anyio, asyncio; asyncio.run(anyio.sleep(0))"
-    code = f"import asyncpool, sys; before = set(sys.modules); {used}"
-    code += "; print(*(each for each in set(sys.modules) - before if 'anyio' in each))"
-    given = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert given.stdout.split() == []
+    """A pool that opens would hold up the event loop: anyio's backend comes with the first pool."""
+    for make in ("AsyncConnectionPool('', open=False)", "PoolManager(max_connections=1)"):
+        code = f"import anyio, asyncio, asyncpool, sys; kept = asyncpool.{make}\n"
+        code += "before = set(sys.modules); asyncio.run(anyio.sleep(0))\n"
+        code += "print(*(each for each in set(sys.modules) - before if 'anyio' in each))"
+        assert modules_that(code) == set()
+
+
+def modules_that(code: str) -> set[str]:
+    """Return the modules that a program prints."""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return set(done.stdout.split())
