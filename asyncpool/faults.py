@@ -42,9 +42,10 @@ FAULT_BY_SQLSTATE = {
     "53300": Fault.CAPACITY,
 }
 
+# The patterns are compiled at the first error, to keep the import short.
 # libpq gives no SQLSTATE for a refused connect, only the server's message, in English unless its
 # lc_messages is set otherwise. "no such database" and "no more connections" are PgBouncer's.
-ACCESS_MESSAGE = re.compile(
+ACCESS_MESSAGE = (
     r"FATAL:  .*(authentication failed|(database|role) .* does not exist|no pg_hba\.conf entry"
     r"|pg_hba\.conf rejects|not permitted to log in|permission denied for database"
     r"|not currently accepting connections|no such (database|user)"
@@ -52,16 +53,16 @@ ACCESS_MESSAGE = re.compile(
     r"|unsupported startup parameter|permission denied to set parameter)"
     r"|no password supplied"
 )
-CAPACITY_MESSAGE = re.compile(
+CAPACITY_MESSAGE = (
     r"FATAL:  .*(too many (clients|connections)|connection slots are reserved|no more connections)"
 )
 # Options that libpq refuses before it connects, and a service that the service file lacks.
-OPTION_MESSAGE = re.compile(
+OPTION_MESSAGE = (
     r"invalid (\S+ value|port number): |invalid integer value .* for connection option"
     r"|could not match \d+ (port numbers|host names) (?:to|with)|weak sslmode "
     r"|invalid SSL protocol version range|support is not compiled in|definition of service"
 )
-ATTEMPT = re.compile(r"^- host: ", re.MULTILINE)
+ATTEMPT = r"(?m)^- host: "
 """The beginning of each line in psycopg's error for several addresses."""
 
 
@@ -96,7 +97,7 @@ def classify(error: BaseException) -> Fault | None:
     if not isinstance(error, psycopg.OperationalError):
         return None
     message = str(error)
-    attempts = ATTEMPT.split(message)[1:] or [message]
-    if all(ACCESS_MESSAGE.search(each) or OPTION_MESSAGE.search(each) for each in attempts):
+    attempts = re.split(ATTEMPT, message)[1:] or [message]
+    if all(re.search(ACCESS_MESSAGE, each) or re.search(OPTION_MESSAGE, each) for each in attempts):
         return Fault.ACCESS
-    return Fault.CAPACITY if CAPACITY_MESSAGE.search(message) else None
+    return Fault.CAPACITY if re.search(CAPACITY_MESSAGE, message) else None

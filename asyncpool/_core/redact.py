@@ -10,26 +10,25 @@ HIDDEN = "***"
 SHORT = 6
 """Length below which a secret is only replaced where it stands alone, not inside words."""
 _USER = re.compile(r"://[^\s:/@'\"]*:")
+# Compiled at the first error, to keep the import short.
 _SECRETS = (
     (
-        re.compile(
-            r"(\b(?:ssl|scram_client_|scram_server_|oauth_client_)?"
+        (
+            r"(?i)(\b(?:ssl|scram_client_|scram_server_|oauth_client_)?"
             r"(?:password|passwd|secret|key)\s*=\s*)"
-            r"(?:'(?:[^'\\]|\\.)*'?|\"[^\"]*\"?|[^\s;&,)]+)",
-            re.IGNORECASE,
+            r"(?:'(?:[^'\\]|\\.)*'?|\"[^\"]*\"?|[^\s;&,)]+)"
         ),
         rf"\1{HIDDEN}",
     ),
     # An unquoted secret that contains a space or an @ may be quoted as another part of the string.
     (
-        re.compile(
-            r"(\"=\" after |invalid connection option |percent-encoded (?:token|value): |URI: "
-            r"|URI query parameter: |spaces found in |parser routine: |\"/\"\): )\".*\"",
-            re.DOTALL,
+        (
+            r"(?s)(\"=\" after |invalid connection option |percent-encoded (?:token|value): |URI: "
+            r"|URI query parameter: |spaces found in |parser routine: |\"/\"\): )\".*\""
         ),
         rf'\1"{HIDDEN}"',
     ),
-    (re.compile(r"(['\"])(?!/)[^'\"\s]*@"), rf"\1{HIDDEN}@"),
+    (r"(['\"])(?!/)[^'\"\s]*@", rf"\1{HIDDEN}@"),
 )
 
 
@@ -42,7 +41,7 @@ def redacted(said: object) -> str:
     if user is not None and end >= user.end():
         text = f"{text[: user.end()]}{HIDDEN}{text[end:]}"
     for pattern, instead in _SECRETS:
-        text = pattern.sub(instead, text)
+        text = re.sub(pattern, instead, text)
     return text
 
 

@@ -11,7 +11,6 @@ import os
 import re
 import socket
 from collections.abc import Mapping
-from difflib import get_close_matches
 from functools import cache
 from inspect import signature
 from typing import Any
@@ -38,10 +37,8 @@ MISPLACED = (
 URLS = ("postgresql://", "postgres://")
 """The beginnings by which libpq tells a URL from key=value pairs."""
 DRIVER_URL = re.compile(r"\s*postgres(?:ql)?\+[\w.]+://")
-UNKNOWN_OPTION = re.compile(r"invalid (?:connection option|URI query parameter):? \"(\w+)\"")
-REFUSED_VALUE = re.compile(
-    r"invalid \"?(\w+)\"? value: |invalid (port) number: |match \d+ (port) numbers"
-)
+UNKNOWN_OPTION = r"invalid (?:connection option|URI query parameter):? \"(\w+)\""
+REFUSED_VALUE = r"invalid \"?(\w+)\"? value: |invalid (port) number: |match \d+ (port) numbers"
 SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
 INTEGERS = (
     "port",
@@ -83,7 +80,7 @@ def check_conninfo(conninfo: str) -> dict[str, Any]:
         pass
     if params is None:
         # Raised outside of `except`, so that libpq's error is not its context.
-        unknown = UNKNOWN_OPTION.search(complaint)
+        unknown = re.search(UNKNOWN_OPTION, complaint)
         if unknown is not None and _may_be_shown(unknown[1], conninfo):
             raise _unknown_option(unknown[1])
         raise ConninfoError(UNREADABLE)
@@ -149,7 +146,7 @@ def check_options(
         raise ConninfoError(msg)
     if not _are_addresses(merged):
         raise _bad_value("hostaddr")
-    refused = REFUSED_VALUE.search(_libpq_error(merged))
+    refused = re.search(REFUSED_VALUE, _libpq_error(merged))
     if refused is not None and (name := next(filter(None, refused.groups()))) in merged:
         raise _bad_value(name)
 
@@ -158,7 +155,7 @@ def unknown_option_error(
     error: psycopg.ProgrammingError, kwargs: Mapping[str, Any]
 ) -> ConninfoError | None:
     """Return the error for a keyword that libpq does not know; None if `error` is another one."""
-    unknown = UNKNOWN_OPTION.search(str(error))
+    unknown = re.search(UNKNOWN_OPTION, str(error))
     return _unknown_option(unknown[1]) if unknown is not None and unknown[1] in kwargs else None
 
 
@@ -258,12 +255,19 @@ def _may_be_shown(name: str, conninfo: str) -> bool:
     if not follows_secret and not (is_url and "@" in unquote(pairs)):
         return True
     # Otherwise it is shown only if it is an option's name with a letter or two missing.
-    near = get_close_matches(name, _known_options(), 1, 0.9)
-    return bool(near) and set(name) <= set(near[0]) and len(name) < len(near[0])
+    near = _nearest(name, 0.9)
+    return near is not None and set(name) <= set(near) and len(name) < len(near)
+
+
+def _nearest(name: str, similarity: float) -> str | None:
+    """Return the option whose name is most like this one, if it is at least so similar."""
+    from difflib import get_close_matches  # noqa: PLC0415 - for an error only
+
+    return next(iter(get_close_matches(name, _known_options(), 1, similarity)), None)
 
 
 def _unknown_option(name: str) -> ConninfoError:
-    near = next(iter(get_close_matches(name, _known_options(), 1)), None)
+    near = _nearest(name, 0.6)
     instead = f": did you mean {near}?" if near else ""
     msg = f"conninfo or kwargs has the option {name}, which libpq and psycopg do not know{instead}"
     return ConninfoError(msg)
