@@ -8,7 +8,7 @@ from typing import Any
 from asyncpool._core.histogram import Histogram
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Counters:
     """Counts since the pool was made; durations are seconds."""
 

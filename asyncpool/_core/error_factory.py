@@ -30,7 +30,7 @@ from asyncpool.errors import (
 from asyncpool.faults import Fault
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class ErrorClasses:
     """The classes of a pool's errors, for pools whose errors are also those of another library."""
 

@@ -20,7 +20,7 @@ PLACES = 100
 """Largest number of call sites that are reported once each; further ones are not reported."""
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class EventRecord:
     """An event at an instant of `loop.time()`, perhaps repeated."""
 

@@ -20,7 +20,7 @@ ABOVE_ZERO = {"max_lifetime", "max_idle", "leak_timeout", "ping_interval", "ping
 """Durations that must not be zero, because the pool would be permanently busy with them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Settings:
     """The sizes and durations of a pool; `dataclasses.replace` makes a changed copy.
 

@@ -24,7 +24,7 @@ ABORT_TIMEOUT = 0.1
 """Seconds in which the statements of a pipeline are cancelled one by one."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(repr=False, slots=True)
 class Baseline:
     """A connection's attributes as `configure` left them; the named resets restore them."""
 
