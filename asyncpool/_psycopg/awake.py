@@ -5,7 +5,7 @@ more after the answer has come, which is longer than the server takes for a shor
 loop polls its sockets for a moment after a statement was sent, without sleeping.
 
 It does so only while no other statement is under way on the loop, as there is other work otherwise,
-and rarely on a connection whose answers take longer. Other callbacks run meanwhile as they would.
+and rarely where the answers take longer. Other callbacks run meanwhile as they would.
 """
 
 from __future__ import annotations
@@ -18,37 +18,20 @@ from time import monotonic
 MOMENT = 0.0001
 """Seconds after which an answer is not waited for any more without sleeping."""
 MAX_MISSES = 6
-"""After so many late answers in succession, one in 64 statements is waited for so."""
+"""After so many late answers in succession, one in 65 statements is waited for so."""
 
 _NO_VARIABLES = Context()
 
 
-class Statements:
-    """The number of statements that are under way on one event loop."""
-
-    __slots__ = ("__weakref__", "active")
-
-    def __init__(self) -> None:
-        self.active = 0
-
-
-_by_loop = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Statements]()
-
-
-def statements_on(loop: asyncio.AbstractEventLoop) -> Statements:
-    """Return the statements that are under way on an event loop."""
-    return _by_loop.setdefault(loop, Statements())
-
-
 class Awake:
-    """Keeps the loop of one connection awake."""
+    """Keeps one event loop awake."""
 
-    __slots__ = ("_loop", "_misses", "_skipped", "_until", "_waits", "statements")
+    __slots__ = ("__weakref__", "_loop", "_misses", "_skipped", "_until", "_waits", "active")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self.statements = statements_on(loop)
-        """The statements on all connections of the loop, which their senders count."""
+        self.active = 0
+        """The number of statements that are under way on the loop; their senders count them."""
+        self._loop = weakref.ref(loop)
         self._until = 0.0
         """The instant at which the loop may sleep, by `time.monotonic`."""
         self._waits = False
@@ -67,16 +50,31 @@ class Awake:
         if self._waits:
             self._misses = 0  # the statement before this one was answered in time
         else:
-            self._waits = True
-            self._loop.call_soon(self._turn, context=_NO_VARIABLES)
+            self._schedule()
 
     def _turn(self) -> None:
         """Keep the loop awake for one more turn, if the only statement is still under way."""
-        if self.statements.active != 1:
-            self._waits, self._misses = False, 0
+        self._waits = False
+        if self.active != 1:
+            self._misses = 0
         elif monotonic() < self._until:
-            self._loop.call_soon(self._turn, context=_NO_VARIABLES)
+            self._schedule()
         else:
-            self._waits = False
             self._misses = min(self._misses + 1, MAX_MISSES)
-            self._skipped = 2**self._misses - 1
+            self._skipped = 2**self._misses
+
+    def _schedule(self) -> None:
+        if (loop := self._loop()) is not None:
+            loop.call_soon(self._turn, context=_NO_VARIABLES)
+            self._waits = True
+
+
+_by_loop = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Awake]()
+
+
+def awake_of(loop: asyncio.AbstractEventLoop) -> Awake:
+    """Return what keeps an event loop awake."""
+    found = _by_loop.get(loop)
+    if found is None:
+        found = _by_loop[loop] = Awake(loop)
+    return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ async def call(name: str, make: Callable[[], Any], limit: float | None = None) -
     Args:
         name: the callable's name, for errors.
         make: the callable.
-        limit: seconds that the call may take; None means `CALL_TIMEOUT`.
+        limit: seconds that the call may take, or `math.inf`; None means `CALL_TIMEOUT`.
 
     Raises:
         TimeoutError: the callable did not return in time.
@@ -34,6 +35,8 @@ async def call(name: str, make: Callable[[], Any], limit: float | None = None) -
     """
     limit = CALL_TIMEOUT if limit is None else limit
     try:
+        if limit == math.inf:
+            return await resolve(make)
         with anyio.move_on_after(limit):
             return await resolve(make)
     except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):

@@ -35,6 +35,9 @@ def begin_close(conn: psycopg.AsyncConnection[Any], handle: ConnectionHandle) ->
 
 async def end_session(conn: psycopg.AsyncConnection[Any], handle: ConnectionHandle) -> None:
     """Close a connection in its turn, and wait until the server has hung up."""
+    if handle.was_idle and conn.closed:
+        await handle.hang_up()
+        return
     in_pipeline = bool(conn.pgconn.pipeline_status)
     try:
         if not conn.closed:

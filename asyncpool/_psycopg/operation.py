@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import psycopg
 from psycopg.pq import ConnStatus, TransactionStatus
 
-from asyncpool._psycopg.awake import Awake
+from asyncpool._psycopg.awake import awake_of
 from asyncpool._psycopg.direct_future import DirectFuture
 from asyncpool._psycopg.internals import READY_R, WAIT_R, WAIT_W
 from asyncpool._psycopg.socket_watcher import SocketWatcher
@@ -81,7 +81,7 @@ class OperationRunner(SocketWatcher):
         """Done with the generator's result; None without a generator."""
         self._context: Context | None = None
         """A copy of the caller's context, in which the generator runs; None without a generator."""
-        self._awake = Awake(self.loop)
+        self._awake = awake_of(self.loop)
         """Keeps the loop awake while a statement that runs alone is about to be answered."""
         self._is_sent = False
         """Whether `_awake` counts the generator's statement."""
@@ -101,7 +101,7 @@ class OperationRunner(SocketWatcher):
         want = next(gen)
         if get_running_loop() is not self.loop:
             self.move_to_running_loop()
-            self._awake = Awake(self.loop)
+            self._awake = awake_of(self.loop)
         elif not self.reading:
             self.resume()
         self._gen = gen
@@ -112,10 +112,10 @@ class OperationRunner(SocketWatcher):
             self._advance(0)
         if self._gen is gen and self.pgconn.transaction_status == ACTIVE:
             self._is_sent = True
-            statements = self._awake.statements
-            statements.active += 1
-            if statements.active == 1:
-                self._awake.sent_alone()
+            awake = self._awake
+            awake.active += 1
+            if awake.active == 1:
+                awake.sent_alone()
         return future
 
     def rejoin(self, gen: Any) -> DirectFuture | None:
@@ -237,7 +237,7 @@ class OperationRunner(SocketWatcher):
         self._gen = self._future = self._context = None
         if self._is_sent:
             self._is_sent = False
-            self._awake.statements.active -= 1
+            self._awake.active -= 1
         if self._writing:
             self.unwatch_writable()
 

@@ -41,7 +41,8 @@ class Pace:
         self.loop = weakref.ref(loop)
         self.leaving = asyncio.Semaphore(LEAVING)
         self._used = 0.0
-        """Seconds of the share that are used up in this turn."""
+        """Seconds of the share that are used up in this turn, or in several that did not use it up:
+        to renew it after each short step would cost a turn of the loop."""
         self._queue: deque[asyncio.Future[None]] = deque()
         """The steps that wait, also those that were cancelled; the first is next."""
         self._returned: list[asyncio.Future[None]] = []
@@ -59,9 +60,10 @@ class Pace:
             line = self._returned
 
     def use(self, seconds: float) -> None:
-        """Record the duration of a step."""
+        """Record the duration of a step; short ones add up until the share is used up."""
         self._used += seconds
-        self._renew_later()
+        if self._used >= SHARE:
+            self._renew_later()
 
     def _renew_later(self) -> None:
         if not self._renewing:

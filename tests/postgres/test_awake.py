@@ -65,13 +65,13 @@ async def test_a_late_answer_is_awaited_asleep_and_those_after_it_more_and_more(
 ) -> None:
     """Each miss doubles the number of statements that do not keep the loop awake."""
     polls, kept = Polls(monkeypatch), []
-    for _ in range(15):
+    for _ in range(18):
         await conn.execute("SELECT pg_sleep(0.01)")
         taken = polls.take()
         assert None in taken  # in the end it sleeps
         kept.append(0 in taken[: taken.index(None)])
     awake_at = [number for number, each in enumerate(kept) if each]
-    assert awake_at == [0, 2, 6, 14]
+    assert awake_at == [0, 3, 8, 17]
 
 
 async def test_an_answer_in_time_forgives_the_late_ones(
@@ -82,7 +82,7 @@ async def test_an_answer_in_time_forgives_the_late_ones(
     for _ in range(4):
         await conn.execute("SELECT pg_sleep(0.01)")
     monkeypatch.setattr(awake, "MOMENT", 1.0)
-    for _ in range(10):  # at the latest the fourth is tried again
+    for _ in range(10):  # at the latest the ninth is tried again
         await conn.execute("SELECT 1")
     polls.take()
     for _ in range(10):
