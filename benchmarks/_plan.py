@@ -21,6 +21,7 @@ ROWS = (
     "fetch",
     "copy",
     "latency",
+    "null",
     "opening",
     "memory",
     "scale",
@@ -55,6 +56,8 @@ class Plan:
     """Megabytes in each direction."""
     asked: int = 1000
     """Queries on a single connection in a round."""
+    connects: int = 20
+    """Connections of a null pool in a round."""
     asleep: int = 10_000
     """Waiters whose memory is measured."""
     to_open: int = 50
@@ -82,6 +85,7 @@ def quick(plan: Plan) -> Plan:
         fetches=30,
         copied=5.0,
         asked=300,
+        connects=10,
         asleep=2000,
         scale=200,
     )
@@ -103,6 +107,7 @@ def tiny(plan: Plan) -> Plan:
         fetches=3,
         copied=0.1,
         asked=3,
+        connects=2,
         to_open=3,
         scale=4,
         delay=0.01,
@@ -126,7 +131,7 @@ def figures(plan: Plan) -> list[Figure]:
     return [each for figure in _measured(plan) for each in _with_cpu(figure)]
 
 
-LOADED = ("select-", "key-", "oneshot-", "transaction", "twenty", "fetch")
+LOADED = ("select-", "key-", "oneshot-", "transaction", "twenty", "fetch", "null")
 
 
 def _with_cpu(figure: Figure) -> tuple[Figure, ...]:
@@ -275,6 +280,12 @@ def _measured(plan: Plan) -> list[Figure]:
             "µs",
             f"one task on one leased connection, {plan.asked:,} queries one after another,"
             " autocommit; asyncpg's reset is not included",
+        ),
+        Figure(
+            "null",
+            "SELECT 1 of a null pool",
+            "µs",
+            f"one task, {plan.connects} times connect, SELECT 1, close, autocommit",
         ),
         Figure("opening-near", f"open {plan.to_open}, loopback", "ms", usable),
         Figure(

@@ -85,6 +85,14 @@ class OneShots(Subject, Protocol):
 
 
 @runtime_checkable
+class NullPools(Protocol):
+    """A library that also has a pool which keeps no connection."""
+
+    def null_pool(self) -> AbstractAsyncContextManager[Any]:
+        """Make such a pool, which `async with` opens; its `connection()` borrows a connection."""
+
+
+@runtime_checkable
 class Copier(Subject, Protocol):
     """A pool whose connections support COPY."""
 

@@ -13,7 +13,7 @@ import psycopg
 
 from benchmarks import _pgbench
 from benchmarks._plan import Plan
-from benchmarks._pools import Copier, OneShots, Subject
+from benchmarks._pools import Copier, NullPools, OneShots, Subject
 from benchmarks._proxy import far_away
 from benchmarks._rounds import Bench, Turn, timed
 from benchmarks._sql import LINE, ONE_SHOTS, Counters, Load
@@ -143,6 +143,25 @@ async def latency(bench: Bench) -> None:
             turns[name] = partial(_latency, subject, conn, bench.plan.asked)
         await _warm_up(turns)
         await bench.rounds("latency", bench.plan.rounds, turns)
+
+
+async def null_pool(bench: Bench) -> None:
+    """Measure a pool that opens a connection for each request."""
+    async with bench.opened(autocommit=True, size=1) as subjects, AsyncExitStack() as held:
+        turns: dict[str, Turn] = {}
+        for name, subject in subjects.items():
+            if isinstance(subject, NullPools):
+                pool = await held.enter_async_context(subject.null_pool())
+                turns[name] = partial(
+                    _loaded, partial(_connect, pool, subject), 1, bench.plan.connects, "null"
+                )
+        await _warm_up(turns)
+        await bench.rounds("null pool", bench.plan.rounds, turns)
+
+
+async def _connect(pool: Any, subject: Subject) -> None:
+    async with pool.connection() as conn:
+        await subject.ask(conn)
 
 
 async def _warm_up(turns: dict[str, Turn]) -> None:

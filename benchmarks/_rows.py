@@ -94,6 +94,7 @@ RUN = {
     "fetch": _queries.fetch,
     "copy": _queries.copy,
     "latency": _queries.latency,
+    "null": _queries.null_pool,
     "opening": opening,
     "memory": memory,
     "scale": scale,

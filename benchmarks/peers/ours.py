@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 
-from asyncpool import AsyncConnectionPool
+from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool
 from benchmarks._pools import Setup
 from benchmarks.peers._psycopg import Psycopg
 
@@ -15,14 +15,15 @@ class Ours(Psycopg):
     """asyncpool's pool with min_size = max_size; one-shots share connections."""
 
     def __init__(self, setup: Setup, **options: Any) -> None:
-        self.pool = AsyncConnectionPool(
-            setup.dsn,
-            min_size=setup.size,
-            max_size=setup.size,
-            timeout=setup.timeout,
-            kwargs={"autocommit": setup.autocommit},
-            open=False,
+        self._dsn = setup.dsn
+        self._options = {
+            "timeout": setup.timeout,
+            "kwargs": {"autocommit": setup.autocommit},
+            "open": False,
             **options,
+        }
+        self.pool = AsyncConnectionPool(
+            setup.dsn, min_size=setup.size, max_size=setup.size, **self._options
         )
         self.borrow = self.pool.connection
 
@@ -33,6 +34,10 @@ class Ours(Psycopg):
     async def write_once(self, query: str, params: list[int]) -> Any:
         """See `OneShots`; by `pool.execute()`."""
         return await self.pool.execute(query, params)
+
+    def null_pool(self) -> AsyncNullConnectionPool[Any]:
+        """See `NullPools`."""
+        return AsyncNullConnectionPool(self._dsn, **self._options)
 
     async def open(self) -> None:
         """See `Subject`; wait until all connections are open."""

@@ -45,6 +45,7 @@ FIGURES = {
     "copy-out",
     "copy-in",
     "latency",
+    "null",
     "opening-near",
     "opening-far",
     "memory",
@@ -73,6 +74,8 @@ def pools_with(figure: str) -> set[str]:
     """The pools that have a figure: psqlpy has one-shots, but no COPY of text."""
     if figure.startswith("oneshot"):
         return SOME | {"psqlpy"}
+    if figure.startswith("null"):
+        return {name for name in POOLS if name.startswith(("asyncpool", "psycopg_pool"))}
     return SOME if figure.startswith("copy") else POOLS
 
 
