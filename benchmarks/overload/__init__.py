@@ -1,0 +1,1 @@
+"""Compare pools under overload: `python -m benchmarks.overload`."""
