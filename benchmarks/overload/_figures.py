@@ -87,7 +87,7 @@ def evaluate(
     if not some:
         return cell
     good = [each for each in some if each.good]
-    cell.goodput = len(good) / sum(_possible(some, place, capacity) for place in measured)
+    cell.goodput = len(good) / _possible(some, measured, capacity)
     cell.good = len(good) / len(some)
     cell.late = (outcomes.pop("answered", 0) - len(good)) / len(some)
     cell.refused = outcomes.pop("refused", 0) / len(some)
@@ -98,7 +98,7 @@ def evaluate(
     told = sorted(each.ended - each.started for each in some if each.outcome == "refused")
     cell.refused_p50, cell.refused_p99 = _percentile(told, 0.5), _percentile(told, 0.99)
     cell.lag = _percentile(sorted(each.started - each.due for each in some), 0.99) or 0.0
-    streams = list(dict.fromkeys(each.stream.name for each in some))
+    streams = sorted({each.stream.name for each in some})
     if len(streams) > 1:
         for name in streams:
             cell.streams[name] = _share(each for each in some if each.stream.name == name) or 0.0
@@ -110,15 +110,22 @@ def evaluate(
     return cell
 
 
-def _possible(requests: list[Request], place: Span, capacity: float) -> float:
-    """How many requests of a phase a pool can answer that wastes nothing.
+def _possible(requests: list[Request], places: list[Span], capacity: float) -> float:
+    """How many requests a pool can answer that wastes nothing.
 
-    Those for the hot row cannot be answered faster than one after another.
+    Those for the hot row cannot be answered faster than one after another. What is left of a phase
+    may be answered in the next one, as far as its deadline allows.
     """
-    room = capacity / place.phase.slower * place.phase.seconds
-    some = [each for each in requests if place.holds(each.due)]
-    hot = sum(each.stream.hot for each in some)
-    return min(room, len(some) - hot + min(hot, room / SIZE))
+    most = capacity * max(each.stream.deadline for each in requests)
+    answered = left = 0.0
+    for place in places:
+        room = capacity / place.phase.slower * place.phase.seconds
+        some = [each for each in requests if place.holds(each.due)]
+        hot = sum(each.stream.hot for each in some)
+        asked = left + len(some) - hot + min(hot, room / SIZE)
+        answered += min(room, asked)
+        left = min(most, max(0.0, asked - room))
+    return answered
 
 
 def _share(requests: Iterable[Request]) -> float | None:
