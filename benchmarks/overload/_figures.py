@@ -33,7 +33,7 @@ class Cell:
     offered: float = 0.0
     """Requests a second."""
     goodput: float = 0.0
-    """Answers in time, in parts of those that were possible."""
+    """Answers in time that came in the measured time, in parts of those that were possible."""
     good: float = 0.0
     """The share answered in time."""
     late: float = 0.0
@@ -87,7 +87,8 @@ def evaluate(
     if not some:
         return cell
     good = [each for each in some if each.good]
-    cell.goodput = len(good) / _possible(some, measured, capacity)
+    answers = sum(each.good and start <= each.ended < end for each in requests)
+    cell.goodput = answers / _possible(some, measured, capacity)
     cell.good = len(good) / len(some)
     cell.late = (outcomes.pop("answered", 0) - len(good)) / len(some)
     cell.refused = outcomes.pop("refused", 0) / len(some)

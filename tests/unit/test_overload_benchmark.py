@@ -97,9 +97,18 @@ def test_only_requests_of_the_measured_time_count() -> None:
     assert (cell.offered, cell.good, cell.timed_out) == (1.0, 1.0, 0.0)
 
 
+def test_goodput_counts_the_answers_of_the_measured_time() -> None:
+    """Else a queue that is empty at its beginning and full at its end would be a gain."""
+    phases = (Phase(1.0, measured=False), Phase(1.0), Phase(1.0, measured=False))
+    came_before, answered_after = request(0.9, 0.5), request(1.9, 0.5)
+    some = [came_before, *[request(1.1, 0.1)] * 2, *[answered_after] * 2]
+    cell = evaluated(some, *phases)
+    assert (cell.goodput, cell.good) == (3 / 4, 1.0)
+
+
 def test_goodput_is_in_parts_of_what_was_possible() -> None:
     """Of the offered requests at a low load, of the capacity at a high one."""
-    few = [request(number / 50, 0.1) for number in range(50)]
+    few = [request(number / 50, 0.01) for number in range(50)]
     assert evaluated(few, Phase(1.0)).goodput == 1.0
     many = [request(number / 300, 0.1 if number % 6 else 2.0) for number in range(300)]
     half = [each for each in many if each.good][:50] + [each for each in many if not each.good]
@@ -109,8 +118,8 @@ def test_goodput_is_in_parts_of_what_was_possible() -> None:
 
 def test_less_is_possible_while_the_server_is_slow() -> None:
     """At a quarter of the speed, a quarter of the capacity."""
-    good = [request(1 + number / 25, 0.1) for number in range(25)]
-    good += [request(number / 90, 0.1) for number in range(90)]
+    good = [request(1 + number / 25, 0.01) for number in range(25)]
+    good += [request(number / 90, 0.01) for number in range(90)]
     missed = [request(1.0, 1.0, "refused")] * 65
     assert evaluated(good + missed, Phase(1.0), Phase(1.0, slower=4)).goodput == 1.0
 
