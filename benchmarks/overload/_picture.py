@@ -42,7 +42,7 @@ def draw(report: dict[str, Any], file: Path) -> None:
         f"Answered in time: load 0.9, from {half:g} s a slower server", fontsize=9, loc="left"
     )
     for axes in (timeouts, cancels, spike, slow):
-        axes.set_ylim(-0.03, 1.1)
+        axes.set_ylim(-0.03, 1.13)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)

@@ -38,6 +38,7 @@ class Play:
         self._start = 0.0
         callers: dict[Caller, Callable[[Request], Awaitable[None]]] = {
             Caller.TIMEOUT: self._by_timeout,
+            Caller.HALF: self._by_half,
             Caller.CANCEL: self._cancelled,
             Caller.CANCEL_WITHIN: self._cancelled_within,
             Caller.WITHIN: self._within,
@@ -79,6 +80,9 @@ class Play:
 
     async def _by_timeout(self, request: Request) -> None:
         await self._ask(request, request.stream.deadline)
+
+    async def _by_half(self, request: Request) -> None:
+        await self._ask(request, request.stream.deadline / 2)
 
     async def _cancelled(self, request: Request) -> None:
         async with asyncio.timeout(request.stream.deadline):

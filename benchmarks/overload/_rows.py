@@ -16,7 +16,7 @@ DEADLINE = 1.0
 DEFAULT_TIMEOUT = 30.0
 """The pool's time limit where callers do not set it: the default of most pools."""
 SETTLE = 1.5
-"""Seconds of load before the measured time."""
+"""The load before the measured time, in longest deadlines: then a full queue has aged."""
 SPIKE = 2.0
 """Seconds of the spike; the load is low for three times as long after it."""
 SIZE = 10
@@ -28,6 +28,8 @@ class Caller(StrEnum):
 
     TIMEOUT = "timeout"
     """As the time limit for a connection; an answer that comes later is not stopped."""
+    HALF = "half"
+    """As half of it, which leaves time for the use."""
     CANCEL = "cancel"
     """To nobody: `asyncio.timeout` cancels it, and the pool has its default limit."""
     CANCEL_WITHIN = "cancel-within"
@@ -111,6 +113,13 @@ class Row:
         return max(stream.deadline for stream in self.streams)
 
     @property
+    def limit(self) -> float:
+        """The time limit of the pool."""
+        if self.caller in {Caller.CANCEL, Caller.CANCEL_WITHIN}:
+            return DEFAULT_TIMEOUT
+        return self.longest / 2 if self.caller is Caller.HALF else self.longest
+
+    @property
     def queues(self) -> bool:
         """Whether the run begins with a burst that fills the wait queue for one deadline.
 
@@ -124,7 +133,8 @@ class Row:
         The load goes on after the measured time, until the last request of that time has its
         answer or none.
         """
-        start, end = Phase(SETTLE, measured=False), Phase(self.longest, measured=False)
+        start = Phase(SETTLE * self.longest, measured=False)
+        end = Phase(self.longest, measured=False)
         if self.kind == "spike":
             return [start, Phase(1.0), Phase(SPIKE, factor=10), Phase(3 * SPIKE), end]
         if self.kind == "brown-out":
@@ -152,6 +162,8 @@ def _all() -> Iterator[Row]:
         Caller.CANCEL_WITHIN,
         pools=OURS,
     )
+    title = "load 3, time limit half of the deadline"
+    yield Row("half-3", title, (Stream("all", 3.0),), Caller.HALF)
     yield Row("spike", "load 0.5, for 2 s 5, then 0.5", (Stream("all", 0.5),), kind="spike")
     title = "load 0.9, server four times slower in the second half"
     yield Row("brown-out", title, (Stream("all", 0.9),), kind="brown-out")

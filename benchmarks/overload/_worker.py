@@ -14,13 +14,12 @@ from benchmarks.overload._cost import LIMIT, cost
 from benchmarks.overload._figures import Cell, evaluate
 from benchmarks.overload._peers import make
 from benchmarks.overload._play import Play, capacity
-from benchmarks.overload._rows import COST, DEFAULT_TIMEOUT, ROWS, Caller, Row
+from benchmarks.overload._rows import COST, ROWS, Row
 from benchmarks.overload._schedule import schedule, spans
 
 
 async def _play(row: Row, given: dict[str, Any]) -> Cell:
-    cancels = row.caller in {Caller.CANCEL, Caller.CANCEL_WITHIN}
-    peer = make(given["pool"], given["dsn"], DEFAULT_TIMEOUT if cancels else row.longest)
+    peer = make(given["pool"], given["dsn"], row.limit)
     random = Random(f"{given['seed']} {row.key}")
     places = spans(row.phases(given["seconds"]))
     await peer.open()
