@@ -9,7 +9,7 @@ from random import Random
 from time import process_time
 
 from benchmarks.overload._peers import Peer
-from benchmarks.overload._rows import SIZE, Caller, Row
+from benchmarks.overload._rows import DEFAULT_TIMEOUT, SIZE, Caller, Row
 from benchmarks.overload._schedule import Request, Span
 
 HUNG = 30.0
@@ -131,7 +131,7 @@ async def capacity(peer: Peer, uses: tuple[float, ...], seconds: float, random: 
         nonlocal ended
         await asyncio.sleep(number * uses[0] / SIZE)
         while going:
-            async with peer.borrow(None) as conn:
+            async with peer.borrow(DEFAULT_TIMEOUT) as conn:
                 await peer.sleep(conn, random.choice(uses))
             ended += 1
 
