@@ -14,6 +14,8 @@ CROWD = 1000
 """Requests that come at once."""
 USE = 0.1
 """Seconds for which the tasks that keep the pool busy use a connection."""
+PAUSE = 0.05
+"""Seconds until a task that keeps the pool busy asks again after it got no connection."""
 SETTLE = 0.5
 """Seconds before the measured time."""
 
@@ -28,7 +30,8 @@ async def cost(peer: Peer, seconds: float) -> float:
 
     async def keep_busy() -> None:
         while going:
-            await _ask(peer)
+            if not await _ask(peer):
+                await asyncio.sleep(PAUSE)  # a refusal lets no other task run
 
     async with asyncio.TaskGroup() as group:
         for _ in range(3 * SIZE):
