@@ -51,7 +51,10 @@ def line(cell: Record) -> str:
 
 
 def merge(reports: list[Record], rows: tuple[str, ...]) -> Record:
-    """Return the reports of several runs as one; of a cell measured twice, the last counts.
+    """Return the reports of several runs as one.
+
+    Of a cell that was measured twice, the run counts whose requests started with the least delay:
+    other programs on the machine have disturbed it least.
 
     Args:
         reports: the reports; facts and settings are those of the first.
@@ -59,7 +62,11 @@ def merge(reports: list[Record], rows: tuple[str, ...]) -> Record:
     """
     titles = {key: text for report in reports for key, text in report["rows"].items()}
     peers = list(dict.fromkeys(peer for report in reports for peer in report["peers"]))
-    cells = {(cell["row"], cell["pool"]): cell for report in reports for cell in report["cells"]}
+    cells: dict[tuple[str, str], Record] = {}
+    for cell in (cell for report in reports for cell in report["cells"]):
+        place = cell["row"], cell["pool"]
+        if place not in cells or _disturbed(cell) <= _disturbed(cells[place]):
+            cells[place] = cell
     ordered: list[Any] = [
         cells[row, peer] for row in rows for peer in peers if (row, peer) in cells
     ]
@@ -68,6 +75,10 @@ def merge(reports: list[Record], rows: tuple[str, ...]) -> Record:
         "peers": peers,
         "cells": ordered,
     }
+
+
+def _disturbed(cell: Record) -> tuple[bool, float]:
+    return bool(cell["reason"]), cell["lag"]
 
 
 def _table(title: str, lines: Lines) -> Table:
