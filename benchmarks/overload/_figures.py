@@ -39,7 +39,7 @@ class Cell:
     late: float = 0.0
     """The share answered after the deadline."""
     refused: float = 0.0
-    """The share refused without a wait."""
+    """The share refused, at once or while it waited."""
     timed_out: float = 0.0
     """The share that reached a time limit."""
     errors: dict[str, int] = field(default_factory=dict)
