@@ -40,6 +40,7 @@ from asyncpool._psycopg.connection import Connection
 from asyncpool._psycopg.driver import ACT, PsycopgDriver
 from asyncpool._psycopg.internals import VERSION
 from asyncpool._psycopg.own_statements import ResetLevel
+from asyncpool._psycopg.preparing import RunCounts
 from asyncpool._psycopg.sharing import can_share
 from asyncpool._psycopg.sources import Conninfo, Kwargs
 from asyncpool.errors import PoolError
@@ -189,8 +190,9 @@ class AsyncConnectionPool(
             ping_timeout=ping_timeout,
             keeps_idle=self._keeps_idle,
         )
-        self._driver = PsycopgDriver(conninfo, kwargs, connection_class, configure, reset)
-        self._driver.owner = weakref.ref(self)
+        runs = RunCounts() if self._keeps_idle else None
+        driver = PsycopgDriver(conninfo, kwargs, connection_class, configure, reset, runs=runs)
+        self._driver, driver.owner = driver, weakref.ref(self)
         self._reconnect_failed = reconnect_failed
         self._overridden = Overrides(type(self), self._originals) or None
         self._traces = leak_timeout is not None

@@ -34,12 +34,14 @@ from asyncpool._psycopg.open_work import (
     in_pipeline,
     is_busy,
     nothing_else_open,
+    require_idle,
     roll_back,
     roll_back_to,
 )
 from asyncpool._psycopg.operation import BAD
 from asyncpool._psycopg.own_statements import RESETS, ResetLevel, is_standby, ping, run
 from asyncpool._psycopg.pacing import Paced, turn
+from asyncpool._psycopg.preparing import RunCounts, share_runs
 from asyncpool._psycopg.socket_watcher import READY
 from asyncpool._psycopg.sources import Checked, Conninfo, Kwargs, check_sources, connect
 from asyncpool._psycopg.transport import Transport, transport_of
@@ -81,6 +83,8 @@ class PsycopgDriver(Generic[ACT]):
         connection_class: type[ACT],
         configure: Callable[[ACT], Awaitable[None]] | None,
         reset: ResetLevel | Callable[[ACT], Awaitable[None]] | None,
+        *,
+        runs: RunCounts | None = None,
     ) -> None:
         if not (reset is None or callable(reset) or reset in RESETS):
             msg = f"reset must be None, a callable or one of {', '.join(RESETS)}, not {reset!r}"
@@ -103,6 +107,8 @@ class PsycopgDriver(Generic[ACT]):
         self.resolvers: tuple[Callable[[], Any], Callable[[], Any]] | None = None
         """Callables used in place of `conninfo` and `kwargs`, if the pool resolves these itself."""
         self._configure, self._checked = configure, Checked()
+        self._runs = runs
+        """The counts that the connections share; None: each counts for itself."""
         self._reset = reset
         self._any_watched = False
         """Whether any connection is watched; `connect` may return another class than its own."""
@@ -132,11 +138,12 @@ class PsycopgDriver(Generic[ACT]):
         conninfo, kwargs = self.resolvers or (self.conninfo, self.kwargs)
         conn = await connect(conninfo, kwargs, self.connection_class, self._checked, secrets)
         try:
+            share_runs(conn, self._runs)
             # Made first, since it reaches the backend whatever `configure` does to the connection.
             self._handles[conn] = handle = ConnectionHandle(conn)
             if self._configure is not None:
                 await call("configure", partial(self.call_with, self._configure, conn))
-                _require_idle(conn, "configure")
+                require_idle(conn, "configure")
                 handle.baseline = Baseline.of(conn)
         except BaseException as error:
             # A cancel scope raises an error of its own in place of a GeneratorExit.
@@ -216,7 +223,7 @@ class PsycopgDriver(Generic[ACT]):
             await handle.baseline.restore(conn)
         elif callable(self._reset):
             await self.call_with(self._reset, conn)
-        _require_idle(conn, "reset")
+        require_idle(conn, "reset")
         handle.resume_watching()
 
     async def roll_back(self, conn: ACT) -> None:
@@ -338,13 +345,3 @@ class PsycopgDriver(Generic[ACT]):
             await resolve(lambda: callback(conn))
         finally:
             conn._pool = None
-
-
-def _require_idle(conn: psycopg.AsyncConnection[Any], who: str) -> None:
-    if conn.pgconn.transaction_status != IDLE:
-        status = TransactionStatus(conn.pgconn.transaction_status).name
-        msg = (
-            f"{who} left the connection in status {status}, so it is discarded:"
-            f" end the transaction in {who}"
-        )
-        raise psycopg.ProgrammingError(msg)

@@ -33,6 +33,7 @@ __all__ = [
     "WAIT_W",
     "PostgresQuery",
     "Prepare",
+    "PrepareManager",
     "generators",
 ]
 
@@ -64,8 +65,8 @@ ATTRIBUTES = {
         " _outer_transaction _rollback_gen _stack_index"
     ),
     "psycopg._preparing.PrepareManager": (
-        "_names _prepared_idx _to_flush clear get maintain_gen maybe_add_to_cache prepare_threshold"
-        " validate"
+        "_counts _names _prepared_idx _rotate _to_flush clear get maintain_gen maybe_add_to_cache"
+        " prepare_threshold prepared_max validate"
     ),
     "psycopg._queries.PostgresQuery": (
         "_order _want_formats convert dump formats params query types"
@@ -122,7 +123,7 @@ SUPPORTED = UNSUPPORTED_REASON is None
 
 if TYPE_CHECKING or SUPPORTED:
     from psycopg import generators, waiting
-    from psycopg._preparing import Prepare
+    from psycopg._preparing import Prepare, PrepareManager
     from psycopg._queries import PostgresQuery
 
     WAIT_R, WAIT_W = int(waiting.WAIT_R), int(waiting.WAIT_W)
@@ -137,5 +138,6 @@ if TYPE_CHECKING or SUPPORTED:
     NOTIFIES: object = generators.notifies.__code__
 else:
     generators = Prepare = PostgresQuery = None
+    PrepareManager = object
     WAIT_R = WAIT_W = READY_R = READY_W = 0
     BLOCK_START = BLOCK_END = PIPELINE_END = COPY_END = COPY_OUT_END = NOTIFIES = None

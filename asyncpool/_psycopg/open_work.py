@@ -33,6 +33,22 @@ def left_error(conn: Conn) -> psycopg.OperationalError:
     return psycopg.OperationalError(f"connection left in the middle of an operation: {conn!r}")
 
 
+def require_idle(conn: Conn, who: str) -> None:
+    """Raise if a transaction or an operation is open.
+
+    Args:
+        conn: the connection.
+        who: the callback after which this is called.
+    """
+    if conn.pgconn.transaction_status != IDLE:
+        status = TransactionStatus(conn.pgconn.transaction_status).name
+        msg = (
+            f"{who} left the connection in status {status}, so it is discarded:"
+            f" end the transaction in {who}"
+        )
+        raise psycopg.ProgrammingError(msg)
+
+
 if SUPPORTED:
 
     def nothing_else_open(conn: Conn) -> bool:

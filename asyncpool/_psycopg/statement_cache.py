@@ -19,6 +19,7 @@ from psycopg.pq import ExecStatus, Format
 
 from asyncpool._psycopg.adapters import Adapters
 from asyncpool._psycopg.internals import Prepare
+from asyncpool._psycopg.preparing import PreparedStatements
 from asyncpool._psycopg.statement import Context, Statement
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class StatementCache:
     def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
         self._conn = ref(conn)
         self._pgconn = conn.pgconn
-        self._prepared = conn._prepared
+        conn._prepared = self._prepared = PreparedStatements()
         self.version = Version()
         """The version of the connection's adapters."""
         self._context: Context | None = None
@@ -190,6 +191,7 @@ class StatementCache:
         """Forget a prepared statement that is useless now."""
         if self._prepared._names.pop(execution.key, None) is not None:
             self._prepared._to_flush.append(execution.name)
+            self._prepared.count_alone([execution.key])
 
     def evict(self) -> Iterator[None]:
         """Deallocate the prepared statements that psycopg has dropped, one for each step."""
