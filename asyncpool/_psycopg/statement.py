@@ -13,6 +13,7 @@ from psycopg.abc import Params, Query
 from asyncpool._psycopg.internals import PostgresQuery
 
 HAS_PIPELINE = capabilities.has_pipeline()
+SEQUENCES = {tuple, list}
 COMMAND = re.compile(rb"(?:\s|--[^\n]*\n|/\*(?:[^*]|\*(?!/))*\*/)*([A-Za-z]+)")
 """The first word of a statement, behind comments."""
 
@@ -47,7 +48,8 @@ class Statement:
         self.pgq = PostgresQuery(self.tx)
         self.pgq.convert(query, params)
         # Of named placeholders each may stand in several places.
-        self._places = len(params) if type(params) is tuple and not self.pgq._order else -1
+        is_sequence = type(params) in SEQUENCES and not self.pgq._order
+        self._places = len(params) if is_sequence else -1  # type: ignore[arg-type]
         # With values psycopg sends a single command only.
         is_single = bool(self.pgq.params) or _has_one_command(self.pgq.query)
         self.may_follow_begin = HAS_PIPELINE and is_single and not _is_copy(self.pgq.query)
@@ -62,7 +64,7 @@ class Statement:
             psycopg.Error, TypeError, ...: the values cannot be converted.
         """
         pgq, tx = self.pgq, self.tx
-        if type(params) is tuple and len(params) == self._places:
+        if type(params) in SEQUENCES and len(params) == self._places:
             # As in psycopg's own dump(), which looks at the kind of the parameters each time.
             pgq.params = tx.dump_sequence(params, pgq._want_formats)  # type: ignore[arg-type]
             pgq.types = tx.types or ()
