@@ -155,7 +155,8 @@ class WaitQueue(Generic[T]):
                 heapq.heappush(self._early, waiter)
             if deadline < self._timer.at:
                 self._timer.set(deadline)
-        if len(flow.places) + len(deadlines) + len(self._early) > 4 * length + 128:
+        kept = not waiter.ticket % 32 and len(flow.places) + len(deadlines) + len(self._early)
+        if kept > 4 * length + 96:
             self._compact()
 
     def leave(self, waiter: Waiter[T]) -> T | None:

@@ -23,7 +23,7 @@ from asyncpool._core.lease_monitor import LeaseMonitor
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.lines import Line
 from asyncpool._core.outage_controller import OutageController
-from asyncpool._core.runtime import Runtime
+from asyncpool._core.runtime import Phase, Runtime
 from asyncpool._core.store import ConnectionStore
 from asyncpool._core.waiter import Waiter
 from asyncpool.errors import PoolTimeout, TooManyRequests
@@ -75,7 +75,7 @@ class Waiting(Generic[C]):
         ledger, now = self.ledger, waiter.joined_at
         queue, limits = ledger.queue, ledger.settings
         try:
-            if self.closed:
+            if self.runtime.phase is Phase.CLOSED:
                 raise self.errors.already_closed()
             if waiter.deadline <= now:
                 raise self.errors.timed_out(timeout)
