@@ -144,7 +144,8 @@ class OneShots(SupportsBorrowing[ACT]):
                 then the statement may have run.
             psycopg.Error: the statement failed and has no effect.
         """
-        return cast("str", await self._run_one(TAG, query, params, timeout, prepare))
+        tag: str = await self._run_one(TAG, query, params, timeout, prepare)
+        return tag
 
     async def executemany(
         self, query: Query, params_seq: Iterable[Params], *, timeout: float | None = None
@@ -241,10 +242,10 @@ class OneShots(SupportsBorrowing[ACT]):
             row_factory: makes the rows, such as `class_row(Order)`; None: the connection's own.
             binary: whether they are transferred in PostgreSQL's binary format.
         """
-        given = await self._run_one(
+        rows: list[Any] = await self._run_one(
             ALL_ROWS, query, params, timeout, prepare, binary=binary, row_factory=row_factory
         )
-        return cast("list[Any]", given)
+        return rows
 
     @overload
     async def fetchone(

@@ -91,11 +91,6 @@ class Channel(Exchange):
         )
 
     @property
-    def is_done(self) -> bool:
-        """Whether no request and no cancellation is in flight."""
-        return not (self.requests or self.is_cancelling)
-
-    @property
     def is_clean(self) -> bool:
         """Whether the connection can be used again, as far as its transport knows."""
         return self.transport.is_clean and self.pgconn.status == OK
@@ -137,21 +132,27 @@ class Channel(Exchange):
             self._read()
         finally:
             # The tasks go on when the channel has done its own work.
-            completed, self._completed = self._completed, []
-            step_all(completed)
+            if len(self._completed) == 1:
+                self._completed.pop().step()
+            elif self._completed:
+                completed, self._completed = self._completed, []
+                step_all(completed)
 
     def _read(self) -> None:
         pgconn, done = self.pgconn, 0
-        with suppress(psycopg.Error):
+        try:
             while True:
                 pgconn.consume_input()
                 done += self._read_results()
-                # The server's last message and the end of file are two reads.
-                if pgconn.status == BAD or not self.transport.is_hung_up():
+                # The server's last message and the end of file are two reads. As on a borrowed
+                # connection, a read that has completed all is the last one.
+                if not self.requests or pgconn.status == BAD or not self.transport.is_hung_up():
                     break
+        except psycopg.Error:
+            pass  # the connection is lost
         if self.conn._notify_handlers:
             self.transport.pass_on_notifications()
-        if done:
+        if done and self.shared:
             now = monotonic()
             spent = now - self.since
             self.pace += (spent / done - self.pace) / 8

@@ -83,7 +83,8 @@ class Dispatcher:
         if not core.usable:
             core.admit()
         request.started_at = started_at = core.runtime.time()
-        wait = core.ledger.settings.timeout if timeout is None else duration("timeout", timeout)
+        ledger = core.ledger
+        wait = ledger.settings.timeout if timeout is None else duration("timeout", timeout)
         if timeout:
             request.limit = wait
         ticket, came = 0, None  # 0: a request served at once precedes all that will wait
@@ -93,7 +94,7 @@ class Dispatcher:
             channel = self._pick() if request.shares else None
             if channel is not None:
                 self._send(channel, request)
-            elif core.ledger.idle and (entry := core.take_now(Lease.new())) is not None:
+            elif ledger.idle and (entry := core.take_now(Lease.new())) is not None:
                 self._begin(entry, request)
             elif core.check is not None:
                 left = (
@@ -101,11 +102,10 @@ class Dispatcher:
                 )
                 self._begin(await core.acquire_entry(left, Lease.new()), request)
             else:
-                ticket = ticket or (core.ledger.queue.ticket() if came is None else 0)
-                waiter = QueuedRequest(
-                    self, request, ticket, core.runtime.time(), started_at + wait
-                )
-                apply_limits(waiter, core.ledger.queue.line)
+                ticket = ticket or (ledger.queue.ticket() if came is None else 0)
+                now = started_at if came is None else core.runtime.time()
+                waiter = QueuedRequest(self, request, ticket, now, started_at + wait)
+                apply_limits(waiter, ledger.queue.line)
                 core.queue(waiter, wait, came)
             try:
                 outcome = await future
@@ -135,7 +135,7 @@ class Dispatcher:
         has_place = type(channel) is Channel
         if has_place:
             waiter.served = None
-        if not request.is_awaited:
+        if (future := request.future) is None or future.done():
             return  # its caller is leaving and hands on a connection that it was served
         try:
             if has_place:
@@ -162,9 +162,9 @@ class Dispatcher:
         if channel.shared and queue.length and ledger.may_hand_over(entry, core.runtime.time()):
             while channel.room and _shares(queue.head_in_time()):
                 queue.serve(cast("Entry[Any]", channel))
-        if not channel.is_done:
+        if channel.requests or channel.is_cancelling:
             return
-        if not channel.shared and self._passes_on and channel.is_clean:
+        if not channel.shared and queue.length and self._passes_on and channel.is_clean:
             self._passed_on = channel
             head = queue.head_in_time()
             if (
@@ -197,7 +197,8 @@ class Dispatcher:
                 request.end()
                 return
             channel = Channel(entry, self)
-        channel.shared = shared = request.shares and len(self.channels) < self.width
+        shares = not request.profile.credit and request.shares
+        channel.shared = shared = shares and len(self.channels) < self.width
         if shared:
             self.core.ledger.share(entry)
             self.channels.append(channel)
@@ -288,7 +289,8 @@ class QueuedRequest(Waiter[Entry[Any]]):
     @property
     def needs_own_connection(self) -> bool:  # type: ignore[override]
         """Whether the request is expected to need a connection to itself."""
-        return self.request.needs_own_connection
+        request = self.request
+        return request.profile.credit > 0 or request.needs_own_connection
 
     def notify(self, n: int = 1) -> None:
         """Send the request, or fail it with the waiter's error."""

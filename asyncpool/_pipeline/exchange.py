@@ -18,7 +18,7 @@ from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 from asyncpool._pipeline.profiles import INTERNAL, StatementProfiles
 from asyncpool._pipeline.request import AGAIN, LARGE, Request
 from asyncpool._psycopg.direct_future import DirectFuture
-from asyncpool._psycopg.internals import Prepare
+from asyncpool._psycopg.internals import PostgresQuery, Prepare
 from asyncpool._psycopg.statement_cache import cache_of
 from asyncpool._psycopg.transport import transport_of
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from asyncpool._core.entry import Entry
 
 SYNC, FATAL = int(ExecStatus.PIPELINE_SYNC), int(ExecStatus.FATAL_ERROR)
-ABORTED = int(ExecStatus.PIPELINE_ABORTED)
+ABORTED, TUPLES = int(ExecStatus.PIPELINE_ABORTED), int(ExecStatus.TUPLES_OK)
 BAD = int(ConnStatus.BAD)
 
 NO_SUCH_STATEMENT, CANCELLED = b"26000", b"57014"
@@ -86,14 +86,11 @@ class Exchange:
                 self._append(Request(INTERNAL, b""))
         self.cache.convert(request)
         pgq = request.statement.pgq
-        size = len(pgq.query)
-        for value in pgq.params or ():
-            if value is not None:
-                size += len(value)
-        request.size = size
         try:
-            if request.size > LARGE and self.shared:
-                return False
+            if self.shared:
+                request.size = size = _size_of(pgq)
+                if size > LARGE:
+                    return False
             self.cache.send(request)
         except BaseException:
             with suppress(psycopg.Error):  # an error here is that of the lost connection
@@ -114,8 +111,8 @@ class Exchange:
             if self._timer is None:
                 self._check_later()
         pgconn.pipeline_sync()
-        request.channel, request.shared = self, self.shared
-        request.conn, request.row_factory = self.conn, self.conn.row_factory
+        request.channel, request.shared, request.conn = self, self.shared, self.conn
+        request.row_factory = self.conn.row_factory
         self.load += request.size
         self.requests.append(request)
         if pgconn.flush():
@@ -151,22 +148,25 @@ class Exchange:
     def _complete(self, request: Request) -> None:
         if request.future is None:
             return
+        results, future = request.results, request.future
         if request.state is not Prepare.YES:
-            self.cache.record_outcome(request, request.results)
-        if not self.shared:
-            self.cache.refresh(request.statement)  # a plain read changes no setting
-        failure = request.results[-1] if request.results else None
+            self.cache.record_outcome(request, results)
+        failure = results[-1] if results else None
         if failure is not None and failure.status == ABORTED:
-            failure = request.results[0]  # the PREPARE failed
-        if failure is None or failure.status != FATAL:
+            failure = results[0]  # the PREPARE failed
+        if failure is None or (status := failure.status) != FATAL:
+            if failure is not None and status == TUPLES and not self.shared:
+                self.cache.refresh(request.statement)  # a plain read changes no setting
             profile = request.profile
-            if profile.credit and not request.slow:
+            if profile.credit < 0 and not request.slow:
                 profile.record_quick()
             if self._sent_alone:
-                self._profiles.record_time(monotonic() - self.since, rises=not profile.credit)
-            if not request.future.done():
-                request.future.complete(None)
-                self._completed.append(request.future)
+                spent, known = monotonic() - self.since, self._profiles.round_trip
+                if profile.credit <= 0 or known is None or spent < known:
+                    self._profiles.record_time(spent, rises=not profile.credit)
+            if not future.done():
+                future.complete(None)
+                self._completed.append(future)
         elif request.is_awaited and self._may_run_again(request, failure):
             request.end(AGAIN)
         else:
@@ -199,6 +199,14 @@ class Exchange:
 
     def _error(self, result: PGresult) -> psycopg.Error:
         return psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
+
+
+def _size_of(pgq: PostgresQuery) -> int:
+    size = len(pgq.query)
+    for value in pgq.params or ():
+        if value is not None:
+            size += len(value)
+    return size
 
 
 def _is_fatal(result: PGresult) -> bool:

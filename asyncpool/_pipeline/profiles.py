@@ -32,8 +32,9 @@ class StatementProfile:
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
-        self.credit = -1
-        """0 for a plain read known to be quick; negative: minus the quick runs still missing."""
+        self.credit = -1 if kind is Kind.READ else 1
+        """0 for a plain read known to be quick; negative: minus the quick runs still missing;
+        positive: it never shares."""
         self.advice: str | None = None
         """A warning about the text that has not been logged yet."""
 

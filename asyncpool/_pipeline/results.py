@@ -25,7 +25,7 @@ TUPLES_OK, COMMAND_OK = int(ExecStatus.TUPLES_OK), int(ExecStatus.COMMAND_OK)
 
 def _tag(request: Request) -> str:
     results = request.results
-    if len(results) == 1 and results[0].status in (TUPLES_OK, COMMAND_OK):
+    if len(results) == 1 and (results[0].status == COMMAND_OK or results[0].status == TUPLES_OK):
         return (results[0].command_status or b"").decode()
     try:
         return _cursor(request, tuple_row).statusmessage or ""

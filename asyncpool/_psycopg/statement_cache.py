@@ -87,7 +87,8 @@ class StatementCache:
         """The version of the connection's adapters."""
         self._context: Context | None = None
         self._known: dict[tuple[str, bool], Statement] = {}
-        self._settings: tuple[bytes | None, ...] = ()
+        self._setting = conn.pgconn.parameter_status
+        self._settings: list[bytes | None] = []
 
     def copy_adapters(self, template: adapt.AdaptersMap | None) -> Adapters:
         """Return a copy of adapters, or of the global ones, whose changes empty the cache."""
@@ -211,8 +212,7 @@ class StatementCache:
         Args:
             statement: a statement whose rows have not been read yet.
         """
-        ask, (encoding, date, interval, zone) = self._pgconn.parameter_status, SETTINGS
-        settings = ask(encoding), ask(date), ask(interval), ask(zone)
+        settings = [*map(self._setting, SETTINGS)]
         if settings != self._settings:
             self._settings = settings
             self._known.clear()
