@@ -26,7 +26,9 @@ from asyncpool._core.settings import duration
 from asyncpool._pipeline.dispatcher import Dispatcher
 from asyncpool._pipeline.request import Request
 from asyncpool._pipeline.results import ALL_ROWS, FIRST_ROW, FIRST_VALUE, TAG, Answer
+from asyncpool._psycopg.cursor import Cursor
 from asyncpool._psycopg.driver import ACT
+from asyncpool._psycopg.many import execute_many
 from asyncpool._psycopg.own_statements import run
 from asyncpool._psycopg.riding import in_transaction
 from asyncpool._psycopg.sharing import has_transaction_characteristics
@@ -157,8 +159,10 @@ class OneShots(SupportsBorrowing[ACT]):
         """
         async with borrowed(self, timeout) as conn:
             cur = conn.cursor()
-            async with _one_transaction(conn):
-                await cur.executemany(query, params_seq)
+            done = type(cur) is Cursor and await execute_many(cur, query, params_seq, commits=True)
+            if not done:
+                async with _one_transaction(conn):
+                    await cur.executemany(query, params_seq)
             return int(cur.rowcount)
 
     async def batch(

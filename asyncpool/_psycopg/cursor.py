@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import _get_running_loop as running_loop
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Self, cast
@@ -23,6 +23,7 @@ from psycopg.pq import Format
 from psycopg.rows import AsyncRowFactory, Row
 
 from asyncpool._psycopg.internals import generators
+from asyncpool._psycopg.many import execute_many
 from asyncpool._psycopg.riding import IDLE, send_begin, settled_begin, with_begin
 from asyncpool._psycopg.socket_watcher import READY
 from asyncpool._psycopg.statement_cache import BINARY, TEXT, StatementCache, Version
@@ -160,6 +161,13 @@ class Cursor(psycopg.AsyncCursor[Row]):
         finally:
             lock.release()
         return self
+
+    async def executemany(
+        self, query: Query, params_seq: Iterable[Params], *, returning: bool = False
+    ) -> None:
+        """See `psycopg.AsyncCursor.executemany`."""
+        if returning or type(self) is not Cursor or not await execute_many(self, query, params_seq):
+            await super().executemany(query, params_seq, returning=returning)
 
     def stream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Row]:
         """See `psycopg.AsyncCursor.stream`."""

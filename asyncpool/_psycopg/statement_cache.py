@@ -82,7 +82,8 @@ class StatementCache:
     def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
         self._conn = ref(conn)
         self._pgconn = conn.pgconn
-        conn._prepared = self._prepared = PreparedStatements()
+        conn._prepared = self.prepared = PreparedStatements()
+        """The map of the connection's prepared statements."""
         self.version = Version()
         """The version of the connection's adapters."""
         self._context: Context | None = None
@@ -126,7 +127,7 @@ class StatementCache:
                 return None  # psycopg finds the error after it has begun a transaction
             raise
         if execution.state is Prepare.SHOULD:
-            self._prepared._prepared_idx -= 1  # psycopg gives it the name that it was given here
+            self.prepared._prepared_idx -= 1  # psycopg gives it the name that it was given here
             return None
         if in_pipeline and not execution.statement.may_follow_begin:
             return None
@@ -140,8 +141,12 @@ class StatementCache:
         Raises:
             psycopg.Error, TypeError, ...: the values cannot be converted.
         """
-        execution.statement = statement = self._find(execution.query, execution.params)
-        pgq, prepared = statement.pgq, self._prepared
+        self.identify(execution, self.find(execution.query, execution.params))
+
+    def identify(self, execution: Execution, statement: Statement) -> None:
+        """Set the statement of an execution, and whether it is or will be prepared."""
+        execution.statement = statement
+        pgq, prepared = statement.pgq, self.prepared
         execution.key = key = (pgq.query, pgq.types)
         if execution.prepare is not False and prepared.prepare_threshold is not None:
             name = prepared._names.get(key)
@@ -172,12 +177,12 @@ class StatementCache:
             )
         else:
             pgconn.send_query(pgq.query)  # it may be several statements
-        new = self._prepared.maybe_add_to_cache(pgq, state, execution.name)
+        new = self.prepared.maybe_add_to_cache(pgq, state, execution.name)
         execution.new = new is not None
 
     def record_outcome(self, execution: Execution, results: list[PGresult]) -> None:
         """Record whether a statement was prepared, and remove that result from the others."""
-        prepared = self._prepared
+        prepared = self.prepared
         if execution.state is Prepare.SHOULD and results:
             if results[0].status == FATAL:
                 prepared._names.pop(execution.key, None)
@@ -190,13 +195,13 @@ class StatementCache:
 
     def forget(self, execution: Execution) -> None:
         """Forget a prepared statement that is useless now."""
-        if self._prepared._names.pop(execution.key, None) is not None:
-            self._prepared._to_flush.append(execution.name)
-            self._prepared.count_alone([execution.key])
+        if self.prepared._names.pop(execution.key, None) is not None:
+            self.prepared._to_flush.append(execution.name)
+            self.prepared.count_alone([execution.key])
 
     def evict(self) -> Iterator[None]:
         """Deallocate the prepared statements that psycopg has dropped, one for each step."""
-        to_flush = self._prepared._to_flush
+        to_flush = self.prepared._to_flush
         while to_flush:
             name = to_flush.popleft()
             if name is not None and capabilities.has_send_close_prepared():
@@ -224,7 +229,12 @@ class StatementCache:
             self._context = Context(cast("psycopg.AsyncConnection[Any]", self._conn()))
         return self._context
 
-    def _find(self, query: Query, params: Params | None) -> Statement:
+    def find(self, query: Query, params: Params | None) -> Statement:
+        """Return a converted statement with its values, which are valid until the next call.
+
+        Raises:
+            psycopg.Error, TypeError, ...: the values cannot be converted.
+        """
         self.refresh()
         if type(query) is not str:
             return Statement(self._make_context(), query, params)
