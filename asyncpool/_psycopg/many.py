@@ -115,9 +115,9 @@ class Batch:
         conn, pgconn, cursor = self._conn, self._pgconn, self._cursor
         if conn._traced:
             conn._last_query = self._query
+        pgconn.enter_pipeline_mode()
         cursor._reset()
         cursor._rowcount, cursor._execmany_returning = 0, False
-        pgconn.enter_pipeline_mode()
         if commits:
             self._begin(b"BEGIN")
         elif not conn._autocommit and pgconn.transaction_status == IDLE:
