@@ -10,7 +10,12 @@ from ._server_session import CHUNK, ServerSession
 from ._transactions import Control, controls
 
 CANCEL, ENCRYPTIONS = 80877102, (80877103, 80877104)
-TAGS = {"begin": b"BEGIN", "commit": b"COMMIT", "rollback": b"ROLLBACK"}
+TAGS = {
+    "begin": b"BEGIN",
+    "commit": b"COMMIT",
+    "rollback": b"ROLLBACK",
+    "deallocate": b"DEALLOCATE ALL",
+}
 
 
 class Refused(Exception):
@@ -171,11 +176,13 @@ class Client:
                 b"0A000", "this statement would end the transaction of the rollback pool"
             )
             self._skipping = True
-        elif kind == "begin" and failed:
+        elif kind in ("begin", "deallocate") and failed:
             self._write_error(b"25P02", "current transaction is aborted, commands ignored")
             self._skipping = True
         elif kind == "begin":
             self._open = True
+        elif kind == "deallocate":
+            await self._close_statements()
         elif failure := await self._end(commit=kind == "commit" and not failed):
             self._write(b"E", failure)
             self._skipping = True
@@ -183,6 +190,15 @@ class Client:
             tag = b"ROLLBACK"
         if tag is not None and not self._skipping:
             self._write(b"C", tag + b"\0")
+
+    async def _close_statements(self) -> None:
+        """Close the client's own prepared statements; all clients share the server's session."""
+        for name in self._kinds:
+            self._server.send(b"C", b"S" + self._server_name(name) + b"\0")
+        self._kinds.clear()
+        self._server.send(b"S", b"")
+        while (await self._server.answer())[0] != b"Z":
+            pass
 
     async def _flush(self) -> None:
         """Get the answers to all messages sent so far, except ReadyForQuery."""

@@ -1,4 +1,7 @@
-"""Find the statements of a text that begin or end a transaction: they must not reach the server."""
+"""Find the statements of a text that must not reach the server as they are.
+
+They begin or end a transaction, or deallocate the prepared statements of all clients.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from typing import Literal
 
 from asyncpool._sql.lexer import Token, statements
 
-Control = Literal["begin", "commit", "rollback", "refused"]
+Control = Literal["begin", "commit", "rollback", "refused", "deallocate"]
 
 # Most texts contain none of these words, and need no lexer.
-WORDS = re.compile(rb"\b(?:BEGIN|START|COMMIT|END|ROLLBACK|ABORT|PREPARE)\b", re.IGNORECASE)
+WORDS = re.compile(
+    rb"\b(?:BEGIN|START|COMMIT|END|ROLLBACK|ABORT|PREPARE|DEALLOCATE)\b", re.IGNORECASE
+)
 STARTS_WITH_WORD = re.compile(rb"\A\s*\w")
 ENDINGS: dict[str, Control] = {
     "commit": "commit",
@@ -56,6 +61,8 @@ def control(tokens: Sequence[Token]) -> Control | None:
         return "begin"
     if words[:2] == ["prepare", "transaction"]:
         return "refused"
+    if words in (["deallocate", "all"], ["deallocate", "prepare", "all"]):
+        return "deallocate"
     if first not in ENDINGS:
         return None
     if rest[:1] in (["work"], ["transaction"]):

@@ -227,6 +227,28 @@ async def test_prepared_statements_of_two_connections_are_not_mixed_up(
             await conn.set_autocommit(False)
 
 
+@pytest.mark.parametrize("params", [None, ()], ids=["simple", "extended"])
+async def test_one_connection_deallocates_its_own_prepared_statements_only(
+    pool: AsyncConnectionPool[Any], params: Any
+) -> None:
+    """Both are one session of the server; psycopg deallocates all after a rollback."""
+    async with pool.acquire() as one, pool.acquire() as other:
+        for conn in (one, other):
+            await conn.set_autocommit(True)
+            for _ in range(2):
+                await conn.execute("SELECT %s::int", [1], prepare=True)
+        cur = await one.execute("DEALLOCATE ALL", params)
+        assert cur.statusmessage == "DEALLOCATE ALL"
+        cur = await other.execute(
+            "SELECT count(*) FROM pg_prepared_statements WHERE statement = 'SELECT $1::int'"
+        )
+        assert await cur.fetchone() == (1,)
+        for conn in (one, other):
+            cur = await conn.execute("SELECT %s::int", [2])
+            assert await cur.fetchone() == (2,)
+            await conn.set_autocommit(False)
+
+
 async def test_many_tasks_at_once_are_served_in_turn(
     pool: AsyncConnectionPool[Any], table: str
 ) -> None:
