@@ -186,6 +186,7 @@ class Leasing(Waiting[C]):
                 lease.holder = current_task()
             else:
                 ticket = ticket or ledger.queue.ticket()
+                # Waiter[Entry[C]](...) would look both up in typing's cache each time.
                 waiter: Waiter[Entry[C]] = Waiter(ticket, now, deadline)
                 waiter.task = current_task()
                 if current_limits() is not NO_LIMITS:
