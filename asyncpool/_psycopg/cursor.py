@@ -19,7 +19,7 @@ from weakref import ref
 import psycopg
 from psycopg import adapt, errors
 from psycopg.abc import Params, PQGen, Query
-from psycopg.pq import Format
+from psycopg.pq import ExecStatus, Format
 from psycopg.rows import AsyncRowFactory, Row
 
 from asyncpool._psycopg.internals import generators
@@ -28,6 +28,8 @@ from asyncpool._psycopg.riding import IDLE, send_begin, settled_begin, with_begi
 from asyncpool._psycopg.socket_watcher import READY
 from asyncpool._psycopg.statement_cache import BINARY, TEXT, StatementCache, Version
 from asyncpool._psycopg.transport import Transport
+
+TUPLES = int(ExecStatus.TUPLES_OK)
 
 CLOSE_TURNS = 5
 """Turns of the event loop in which it closes a generator that was dropped."""
@@ -162,6 +164,26 @@ class Cursor(psycopg.AsyncCursor[Row]):
             lock.release()
         return self
 
+    async def fetchone(self) -> Row | None:
+        """See `psycopg.AsyncCursor.fetchone`."""
+        result, row = self.pgresult, self._pos
+        if result is None or result.status != TUPLES or self._closed:
+            return await super().fetchone()
+        if row >= result.ntuples:
+            return None
+        loaded = self._tx.load_row(row, self._make_row)
+        self._pos = row + 1
+        return loaded
+
+    async def fetchall(self) -> list[Row]:
+        """See `psycopg.AsyncCursor.fetchall`."""
+        result, row = self.pgresult, self._pos
+        if result is None or result.status != TUPLES or self._closed:
+            return await super().fetchall()
+        loaded = self._tx.load_rows(row, result.ntuples, self._make_row)
+        self._pos = result.ntuples
+        return loaded
+
     async def executemany(
         self, query: Query, params_seq: Iterable[Params], *, returning: bool = False
     ) -> None:
@@ -226,8 +248,12 @@ class Cursor(psycopg.AsyncCursor[Row]):
             cache.record_outcome(run, results)
         cache.refresh(run.statement)
         run.statement.lend(self)
-        self._check_results(results)
-        self._set_results(results)
+        if len(results) == 1 and results[0].status == TUPLES:
+            self._results = results
+            self._select_current_result(0)
+        else:
+            self._check_results(results)
+            self._set_results(results)
         self._last_query = query
         if conn._prepared._to_flush:
             yield from conn._prepared.maintain_gen(conn)

@@ -57,8 +57,8 @@ ATTRIBUTES = {
     "psycopg.AsyncCopy": "_end_copy_out_gen",
     "psycopg.AsyncCursor": (
         "_adapters _check_result_for_fetch _check_results _closed _conn _execmany_returning"
-        " _execute_gen _last_query _make_row _pgconn _query _reset _row_factory _rowcount"
-        " _set_results _start_query _tx"
+        " _execute_gen _last_query _make_row _pgconn _pos _query _reset _results _row_factory"
+        " _rowcount _select_current_result _set_results _start_query _tx"
     ),
     "psycopg.AsyncPipeline": "_conn _enter_gen _exit _exit_gen _sync_gen",
     "psycopg.AsyncTransaction": (

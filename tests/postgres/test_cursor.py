@@ -90,6 +90,33 @@ async def prepared_statements(conn: Conn) -> Any:
     return counts, await never.fetchone(), await at_once.fetchone(), len(conn._prepared._names)
 
 
+async def rows_one_by_one(conn: Conn) -> Any:
+    cur = await conn.execute("SELECT generate_series(1, 4)")
+    seen = [await cur.fetchone(), cur.rownumber, await cur.fetchall(), cur.rownumber]
+    seen += [await cur.fetchone(), await cur.fetchall(), cur.rownumber]
+    await cur.scroll(1, "absolute")
+    seen += [await cur.fetchone(), await cur.fetchmany(1), await cur.fetchall()]
+    cur = await conn.execute("SELECT WHERE false")
+    return seen, await cur.fetchone(), await cur.fetchall()
+
+
+async def rows_that_cannot_be_loaded(conn: Conn) -> Any:
+    cur = await conn.execute("SELECT generate_series(1, 2)")
+    first = await cur.fetchone()
+    cur.row_factory = lambda _: _refuse
+    seen = []
+    for fetch in (cur.fetchone, cur.fetchall):
+        try:
+            await fetch()
+        except ZeroDivisionError as error:
+            seen.append((repr(error), cur.rownumber))
+    return first, seen
+
+
+def _refuse(_values: Any) -> Any:
+    raise ZeroDivisionError
+
+
 async def loaders_of_the_connection(conn: Conn) -> Any:
     conn.adapters.register_loader("text", Shout)
     cur = await conn.execute("SELECT 'a'::text")
@@ -173,6 +200,18 @@ async def a_copy_by_execute(conn: Conn) -> Any:
     await conn.execute("COPY (SELECT 1) TO STDOUT")
 
 
+async def one_row_of_a_closed_cursor(conn: Conn) -> Any:
+    cur = await conn.execute("SELECT 1")
+    await cur.close()
+    await cur.fetchone()
+
+
+async def all_rows_of_a_closed_cursor(conn: Conn) -> Any:
+    cur = await conn.execute("SELECT 1")
+    await cur.close()
+    await cur.fetchall()
+
+
 async def a_closed_cursor(conn: Conn) -> Any:
     cur = await conn.execute("SELECT 1")
     await cur.close()
@@ -195,6 +234,8 @@ SCENES = [
     parameters,
     several_statements,
     row_factories,
+    rows_one_by_one,
+    rows_that_cannot_be_loaded,
     prepared_statements,
     loaders_of_the_connection,
     a_loader_of_the_cursor,
@@ -212,6 +253,8 @@ FAILURES = [
     too_few_parameters,
     a_parameter_that_cannot_be_dumped,
     a_copy_by_execute,
+    one_row_of_a_closed_cursor,
+    all_rows_of_a_closed_cursor,
     a_closed_cursor,
     a_closed_connection,
     a_connection_whose_backend_is_gone,
