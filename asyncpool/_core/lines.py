@@ -10,6 +10,7 @@ import math
 from bisect import insort
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
+from itertools import zip_longest
 from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
@@ -147,8 +148,10 @@ class Order(Generic[W]):
             self._begin_turns(plain)
 
     def __iter__(self) -> Iterator[W]:
-        flows = (flow for line in self._lines for flow in line.turns)
-        return (each for flow in flows for each in flow.places if each.waiting)
+        for line in self._lines:
+            flows = ((each for each in flow.places if each.waiting) for flow in line.turns)
+            for turn in zip_longest(*flows):
+                yield from (each for each in turn if each is not None)
 
     def flow(self, place: tuple[int, Hashable] | None) -> Flow[W]:
         """Return the flow of a place."""
