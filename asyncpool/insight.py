@@ -53,6 +53,10 @@ class WaiterInfo:
     """The places in the program, innermost first."""
     label: str = ""
     """The task's label."""
+    priority: int = 0
+    """Its priority, from `within`."""
+    flow: str | None = None
+    """The flow in which it takes turns, from `within`, as text; None: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,9 @@ class Explanation:
     """The last failed connect or ping."""
     last_error_age: float | None
     """Seconds since `last_error`."""
+    overload: tuple[str, ...]
+    """Whether and why requests are refused, and how long they wait, a sentence each; empty: the
+    pool is not overloaded."""
     doing: tuple[str, ...]
     """The work in the background now, a sentence each."""
     advice: tuple[str, ...]
@@ -126,18 +133,25 @@ class Explanation:
         for place, waiter in enumerate(self.waiters[:TEXT_LIMIT]):
             who = "the first" if place == 0 else "then"
             at = f", at {waiter.waits_at[0]}" if waiter.waits_at else ""
-            lines.append(f"  {who} for {waiter.age:.3f} s: {waiter.task}{at}")
+            lines.append(f"  {who} for {waiter.age:.3f} s: {waiter.task}{_place(waiter)}{at}")
         if (more := self.stats.waiting - TEXT_LIMIT) > 0:
             lines.append(f"  and {more} more")
         if self.budget is not None:
             lines.append(f"budget: {self.budget}")
         if self.last_error is not None:
             lines.append(f"last error, {self.last_error_age:.1f} s ago: {self.last_error}")
+        lines += [f"overload: {each}" for each in self.overload]
         lines += [f"doing: {each}" for each in self.doing]
         lines += [f"advice: {each}" for each in self.advice]
         shown = self.events[:TEXT_LIMIT]
         lines += [f"{each.age:.1f} s ago: {each.kind}: {each.text}" for each in shown]
         return "\n".join(lines)
+
+
+def _place(waiter: WaiterInfo) -> str:
+    """Return the priority and the flow of a waiter that has them."""
+    priority = f", priority {waiter.priority}" if waiter.priority else ""
+    return priority + (f", flow {waiter.flow}" if waiter.flow is not None else "")
 
 
 def _lease_lines(lease: LeaseInfo) -> list[str]:

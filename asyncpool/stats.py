@@ -56,6 +56,17 @@ class PoolStats:
     closing: int
     waiting: int
     """Requests in the wait queue."""
+    standing: float
+    """Seconds for which the wait queue has not been empty. This and the next three numbers are of
+    the requests without a priority."""
+    service_rate: float
+    """Requests that get a connection each second while others wait; 0.0: not known, or no request
+    waits."""
+    expected_wait: float
+    """Seconds that a new request would wait, on average; 0.0: not known, or no request waits."""
+    patience: float
+    """Seconds after which callers cancel their requests, as learnt from those that were cancelled;
+    infinite: they do not."""
     requests: int
     """Requests that were served, failed, were cancelled, or wait."""
     requests_queued: int
@@ -100,6 +111,16 @@ class PoolStats:
     """Connects that succeeded."""
     ping: Times
     """Pings that were answered."""
+
+    @property
+    def requests_refused(self) -> int:
+        """The failed requests that got `TooManyRequests`, by whatever rule."""
+        return (
+            self.refused_full
+            + self.refused_deadline
+            + self.refused_patience
+            + self.refused_standing
+        )
 
 
 def distributions(counters: Counters) -> dict[str, Times]:

@@ -18,7 +18,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from asyncpool._core.lines import Flow
+from asyncpool._core.lines import Flow, Line
 from asyncpool._core.service_rate import STEP
 from asyncpool._core.settings import UNBOUNDED
 
@@ -104,6 +104,34 @@ def judge(
         return int(room)
     expected = (ahead + 1) / rate
     return Refusal(rule, expected, max(expected, limit))
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a line waits and is served now; durations are seconds."""
+
+    service_rate: float = 0.0
+    """Hand-overs a second; 0.0: not known, or nobody waits."""
+    expected_wait: float = 0.0
+    """The mean wait of a request that joined the line's plain flow now; 0.0 likewise."""
+    standing: float = 0.0
+    """The time for which the line has not been empty."""
+    patience: float = math.inf
+    """The age at which callers were found to be cancelled; infinite: they are not."""
+
+
+def pace(
+    line: Line[Any], ahead: int, time_limit: float, now: float, *, leased: int, coming: int
+) -> Pace:
+    """Return how a line waits and is served; the arguments are those of `judge`."""
+    patience = line.patience.limit
+    if line.rate.since == math.inf:
+        return Pace(patience=patience)
+    rate = line.rate.measure(min(time_limit, patience) * WINDOW_SHARE, now)
+    expected = (ahead + 1) / rate if rate else 0.0
+    in_use = max(leased, 1)
+    expected *= in_use / (in_use + coming)
+    return Pace(rate, expected, max(now - line.rate.since, 0.0), patience)
 
 
 def reserve(use: float, limit: float) -> float:

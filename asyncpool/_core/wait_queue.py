@@ -50,7 +50,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from asyncpool._core.admission import reserve
+from asyncpool._core.admission import Pace, pace, reserve
 from asyncpool._core.lines import Flow, Line, Order
 from asyncpool._core.service_rate import STEP
 from asyncpool._core.timer import Timer
@@ -126,6 +126,11 @@ class WaitQueue(Generic[T]):
             return self.plain, self.length
         flow = self._ordered().flow(waiter.place)
         return flow, flow.ahead
+
+    def pace(self, time_limit: float, *, leased: int, coming: int) -> Pace:
+        """Return how the requests without a priority wait and are served; see `judge`."""
+        ahead = self.length if self.order is None else self.plain.ahead
+        return pace(self.line, ahead, time_limit, self._clock(), leased=leased, coming=coming)
 
     def admit(self, waiter: Waiter[T]) -> None:
         """Add a waiter; from now on it may be served, even before it calls `wait`.

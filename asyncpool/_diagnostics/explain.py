@@ -16,7 +16,9 @@ from asyncpool._core.pool import Core
 from asyncpool._core.redact import describe
 from asyncpool._core.runtime import Phase
 from asyncpool._core.stacks import where
+from asyncpool._core.waiter import Waiter
 from asyncpool._diagnostics.leaks import backend_of, last_statement, transaction_of
+from asyncpool._diagnostics.overload import overload, overload_advice
 from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.insight import ConnectionInfo, Event, Explanation, LeaseInfo, WaiterInfo
 from asyncpool.stats import PoolStats
@@ -44,12 +46,13 @@ def explain(core: Core[Any]) -> Explanation:
         stats=stats,
         connections=tuple(_connections(core, now, leases)),
         leases=tuple(held),
-        waiters=tuple(_waiters(core, now)),
+        waiters=tuple(_waiter(each, now) for each in islice(core.ledger.queue, MAX_WAITERS)),
         events=tuple(_events(core, now)),
         last_error=None if error is None else describe(error),
         last_error_age=None if error is None else now - outages.last_error_at,
+        overload=tuple(overload(core, stats, now)),
         doing=tuple(_doing(core, stats, now)),
-        advice=tuple(_advice(core, stats, held)),
+        advice=tuple(_advice(core, stats, held, overload_advice(core, stats, now))),
         budget=_budget(core),
     )
 
@@ -101,16 +104,16 @@ def _state_since(entry: Entry[Any]) -> float:
     return max(entry.used_at, entry.left_at)
 
 
-def _waiters(core: Core[Any], now: float) -> list[WaiterInfo]:
-    return [
-        WaiterInfo(
-            age=now - each.joined_at,
-            task="(joining)" if each.task is None else named(each.task),
-            label="" if each.task is None else label_of(each.task),
-            waits_at=_where(each.task),
-        )
-        for each in islice(core.ledger.queue, MAX_WAITERS)
-    ]
+def _waiter(waiter: Waiter[Any], now: float) -> WaiterInfo:
+    task, (priority, flow) = waiter.task, waiter.place or (0, None)
+    return WaiterInfo(
+        age=now - waiter.joined_at,
+        task="(joining)" if task is None else named(task),
+        label="" if task is None else label_of(task),
+        waits_at=_where(task),
+        priority=priority,
+        flow=None if flow is None else str(flow),
+    )
 
 
 def _pid(conn: Any) -> int | None:
@@ -181,16 +184,20 @@ def _doing(core: Core[Any], stats: PoolStats, now: float) -> list[str]:
     return found
 
 
-def _advice(core: Core[Any], stats: PoolStats, held: list[LeaseInfo]) -> list[str]:
+def _advice(
+    core: Core[Any], stats: PoolStats, held: list[LeaseInfo], of_overload: list[str]
+) -> list[str]:
     if core.closed:
         return ["the pool is closed: create a new one"]
     found = []
     if core.outages.outage:
         found.append("connecting fails: see the last error; the pool keeps trying by itself")
+    found += of_overload
     if stats.waiting and stats.leased == core.settings.max_size:
-        found.append(
-            "all connections are in use: return them sooner, or raise max_size with resize()"
-        )
+        if not of_overload:
+            found.append(
+                "all connections are in use: return them sooner, or raise max_size with resize()"
+            )
         passing = [each for each in core.ledger.leased.values() if not each.lease.is_standing]
         oldest = min((each.leased_at for each in passing), default=math.inf)
         if core.runtime.time() - oldest > core.settings.timeout:

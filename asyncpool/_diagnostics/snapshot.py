@@ -8,6 +8,7 @@ import contextlib
 from contextvars import Context
 from typing import Any
 
+from asyncpool._core.admission import Pace
 from asyncpool._core.counters import COUNTED
 from asyncpool._core.entry import State
 from asyncpool._core.pool import Core
@@ -52,6 +53,7 @@ def snapshot(core: Core[Any], *, flush: bool = True) -> PoolStats:
     # A request whose waiter has an error has failed, though its task has not counted it yet.
     counted = {name: getattr(counters, name) for name in COUNTED}
     counted["requests_failed"] += ledger.queue.undelivered_errors
+    pace = _pace(core)
     durations: dict[str, Any] = dict(
         distributions(counters) if flush or not counters.snapshots else counters.snapshots
     )
@@ -66,10 +68,24 @@ def snapshot(core: Core[Any], *, flush: bool = True) -> PoolStats:
         cleaning=states.count(State.CLEANING),
         closing=states.count(State.CLOSING),
         waiting=waiting,
+        standing=pace.standing,
+        service_rate=pace.service_rate,
+        expected_wait=pace.expected_wait,
+        patience=pace.patience,
         requests=served + counted["requests_failed"] + counters.requests_cancelled + waiting,
         **counted,
         **durations,
     )
+
+
+def _pace(core: Core[Any]) -> Pace:
+    ledger = core.ledger
+    try:
+        return ledger.queue.pace(
+            core.settings.timeout, leased=len(ledger.leased), coming=ledger.opening
+        )
+    except IndexError:  # in another thread: the loop has begun a new measurement meanwhile
+        return Pace()
 
 
 def rolled_back(core: Core[Any]) -> int:
