@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from asyncpool import PoolStats, Times
 
 STATES = ("opening", "idle", "leased", "cleaning", "closing")
-GAUGES: dict[str, tuple[str, Callable[[PoolStats], int]]] = {
+RULES = ("full", "deadline", "patience", "standing")
+"""The rules by which requests are refused."""
+REFUSED = "requests_refused", "Requests refused at once with TooManyRequests, by rule."
+"""The counter of these: its name and its text."""
+GAUGES: dict[str, tuple[str, Callable[[PoolStats], float]]] = {
     "min_connections": ("Connections that are kept open.", lambda stats: stats.min_size),
     "max_connections": (
         "Maximum number of connections; 0: unlimited.",
         lambda stats: stats.max_size,
     ),
     "requests_waiting": ("Requests that wait for a connection.", lambda stats: stats.waiting),
+    "service_rate": (
+        "Requests that get a connection each second while others wait; 0: not known, or none wait.",
+        lambda stats: stats.service_rate,
+    ),
+    "expected_wait_seconds": (
+        "Mean wait of a request that would come now; 0: not known, or none wait.",
+        lambda stats: stats.expected_wait,
+    ),
+    "standing_seconds": (
+        "Time for which the wait queue has not been empty.",
+        lambda stats: stats.standing,
+    ),
+    "patience_seconds": (
+        "Time after which callers were found to cancel their requests; 0: not known.",
+        lambda stats: 0.0 if stats.patience == math.inf else stats.patience,
+    ),
 }
+LARGEST = {"expected_wait_seconds", "standing_seconds", "patience_seconds"}
+"""The gauges of which several processes together report the largest, and not the sum."""
 COUNTERS: dict[str, tuple[str, Callable[[PoolStats], int]]] = {
     "requests": (
         "Requests for a connection that were served, have failed or were cancelled.",
@@ -55,6 +77,11 @@ TIMES: dict[str, tuple[str, Callable[[PoolStats], Times]]] = {
 }
 EVERY = 4
 """Export every fourth bucket, one a doubling: 22 series for each histogram, with exact counts."""
+
+
+def refused(stats: PoolStats) -> Iterator[tuple[str, int]]:
+    """Yield each rule, and the number of requests that it has refused."""
+    return ((rule, getattr(stats, f"refused_{rule}")) for rule in RULES)
 
 
 def buckets(times: Times) -> list[tuple[str, float]]:

@@ -2,6 +2,8 @@
 
 Source: https://opentelemetry.io/docs/specs/semconv/database/database-metrics/#connection-pools
 
+What they do not know, such as refused requests, has names that begin with `asyncpool.`.
+
 All numbers are read when a reader collects; an acquire or release does no work for them. The three
 histograms are synchronous instruments, so each collection records the durations since the one
 before, each at a value inside the pool's own bucket: counts and sums are exact.
@@ -9,6 +11,7 @@ before, each at a value inside the pool's own bucket: counts and sums are exact.
 
 from __future__ import annotations
 
+import math
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -21,17 +24,19 @@ from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Obs
 from asyncpool import AsyncConnectionPool, PoolStats
 
 from ._durations import durations
+from ._numbers import refused
 
 __all__ = ["Instrumentation", "instrument"]
 
 BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 """Seconds, as the conventions advise for durations of databases."""
 POOL, STATE = "db.client.connection.pool.name", "db.client.connection.state"
+RULE = "asyncpool.rule"
 MAX_AGE = 0.05
 """Seconds for which a snapshot is reused, since a collection asks once for each instrument."""
 
 Pool = AsyncConnectionPool[Any]
-Read = Callable[[PoolStats], int | None]
+Read = Callable[[PoolStats], float | None]
 
 
 def instrument(
@@ -161,6 +166,37 @@ class _Meters:
             "{timeout}",
             "The number of requests that timed out before they got a connection.",
         )
+        meter.create_observable_counter(
+            "asyncpool.refused_requests",
+            [self._refused],
+            "{request}",
+            "The number of requests that were refused at once, by rule.",
+        )
+        gauges: dict[str, tuple[str, str, Read]] = {
+            "service_rate": (
+                "{request}/s",
+                "The requests that get a connection each second while others wait.",
+                lambda stats: stats.service_rate,
+            ),
+            "expected_wait": (
+                "s",
+                "The mean wait of a request that would come now.",
+                lambda stats: stats.expected_wait,
+            ),
+            "standing": (
+                "s",
+                "The time for which the wait queue has not been empty.",
+                lambda stats: stats.standing,
+            ),
+            "patience": (
+                "s",
+                "The time after which callers were found to cancel their requests.",
+                lambda stats: None if stats.patience == math.inf else stats.patience,
+            ),
+        }
+        for name, (its_unit, text, read) in gauges.items():
+            observe = partial(self._observe, read)
+            meter.create_observable_gauge(f"asyncpool.{name}", [observe], its_unit, text)
 
     def add(self, pool: Pool, *, histograms: bool) -> None:
         """Add a pool; recording restarts for one that was added before."""
@@ -181,6 +217,13 @@ class _Meters:
             for state, number in (("idle", stats.idle), ("used", used)):
                 found.append(Observation(number, {POOL: stats.name, STATE: state}))
         return found
+
+    def _refused(self, options: CallbackOptions) -> Sequence[Observation]:
+        return [
+            Observation(number, {POOL: stats.name, RULE: rule})
+            for stats in self._all()
+            for rule, number in refused(stats)
+        ]
 
     def _observe(self, read: Read, options: CallbackOptions) -> Sequence[Observation]:
         found = ((stats, read(stats)) for stats in self._all())

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from asyncpool import PoolStats
 
-from ._numbers import COUNTERS, GAUGES, STATES, TIMES, buckets
+from ._numbers import COUNTERS, GAUGES, REFUSED, STATES, TIMES, buckets, refused
 from ._pools import Pools, Source
 
 __all__ = ["PoolCollector"]
@@ -124,6 +124,12 @@ class PoolCollector(Collector):
             for name, stats in found.items():
                 counter.add_metric([name], read(stats))
             yield counter
+        key, text = REFUSED
+        refusals = CounterMetricFamily(named(key), text, labels=["pool", "rule"])
+        for name, stats in found.items():
+            for rule, number in refused(stats):
+                refusals.add_metric([name, rule], number)
+        yield refusals
         for key, (text, read_times) in TIMES.items():
             histogram = HistogramMetricFamily(named(key), text, labels=["pool"])
             for name, stats in found.items():

@@ -2,7 +2,7 @@
 
 In prometheus_client's multiprocess mode a scrape reads the files that its own gauges, counters and
 histograms write, and no collector. So this module writes the pools' numbers into such objects every
-few seconds: all processes' numbers are summed.
+few seconds. All processes' numbers are summed, but of times the largest is reported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from asyncpool import PoolStats
 
 from ._durations import durations
-from ._numbers import COUNTERS, GAUGES, STATES, TIMES, bounds
+from ._numbers import COUNTERS, GAUGES, LARGEST, REFUSED, STATES, TIMES, bounds, refused
 from ._pools import Pools, Source
 
 __all__ = ["MultiprocessMetrics"]
@@ -110,7 +110,7 @@ class _Metrics:
                 text,
                 ["pool", *labels],
                 registry=None,
-                multiprocess_mode="livesum",
+                multiprocess_mode="livemax" if key in LARGEST else "livesum",
             )
 
         self._connections = gauge("connections", "Connections by state.", "state")
@@ -119,6 +119,8 @@ class _Metrics:
             key: Counter(f"{prefix}_{key}", text, ["pool"], registry=None)
             for key, (text, _) in COUNTERS.items()
         }
+        key, text = REFUSED
+        self._refused = Counter(f"{prefix}_{key}", text, ["pool", "rule"], registry=None)
         self._histograms = {
             key: Histogram(f"{prefix}_{key}", text, ["pool"], registry=None, buckets=bounds())
             for key, (text, _) in TIMES.items()
@@ -143,6 +145,10 @@ class _Metrics:
         for key, (_, read) in COUNTERS.items():
             known = read(before) if before is not None else 0
             self._counters[key].labels(stats.name).inc(max(0, read(stats) - known))
+        earlier = dict(refused(before)) if before is not None else {}
+        for rule, number in refused(stats):
+            new = max(0, number - earlier.get(rule, 0))
+            self._refused.labels(stats.name, rule).inc(new)
 
     def observe(self, stats: PoolStats, before: PoolStats | None) -> None:
         """Add to the histograms the durations since a snapshot, or since the pool was made."""

@@ -16,11 +16,11 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from asyncpool import AsyncConnectionPool
+from asyncpool import AsyncConnectionPool, TooManyRequests
 from asyncpool._psycopg.internals import SUPPORTED
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from types import ModuleType
 
     from asyncpool import PoolStats
@@ -82,6 +82,29 @@ async def at_rest(pool: AsyncConnectionPool[Any]) -> PoolStats:
     except AssertionError:
         raise AssertionError(f"{pool.explain()}\n{pool.stats()}") from None
     return pool.stats()
+
+
+@contextlib.asynccontextmanager
+async def overloaded(pool: AsyncConnectionPool[Any], *, refusals: int = 1) -> AsyncIterator[None]:
+    """Keep fifty tasks waiting in the pool; it has refused some requests that had little time."""
+    ended = asyncio.Event()
+
+    async def use() -> None:
+        while not ended.is_set():
+            async with pool.connection(timeout=LIMIT):
+                await asyncio.sleep(0.002)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(50):
+            group.create_task(use())
+        await eventually(lambda: pool.stats().service_rate)
+        for _ in range(refusals):
+            with pytest.raises(TooManyRequests):
+                await pool.acquire(timeout=0.02)
+        try:
+            yield
+        finally:
+            ended.set()
 
 
 async def all_usable(pool: AsyncConnectionPool[Any]) -> None:

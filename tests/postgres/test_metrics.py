@@ -27,10 +27,11 @@ from asyncpool import AsyncConnectionPool, PoolTimeout
 from asyncpool.metrics.otel import BUCKETS, instrument
 from asyncpool.metrics.prometheus import PoolCollector
 
-from ._tools import eventually, in_time
+from ._tools import eventually, in_time, overloaded
 
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana-dashboard.json"
 PREFIX = "db.client.connection."
+REFUSED = "asyncpool.refused_requests"
 
 
 async def work(pool: AsyncConnectionPool[Any]) -> None:
@@ -53,7 +54,7 @@ async def work(pool: AsyncConnectionPool[Any]) -> None:
 
 
 def scraped(registry: CollectorRegistry) -> dict[tuple[str, str, str], float]:
-    """Return each sample by its name, pool, and state or bucket."""
+    """Return each sample by its name, pool, and state, rule or bucket."""
     return parsed(generate_latest(registry).decode())
 
 
@@ -62,7 +63,8 @@ def parsed(text: str) -> dict[tuple[str, str, str], float]:
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             labels = sample.labels
-            key = (sample.name, labels["pool"], labels.get("state", labels.get("le", "")))
+            others = (labels[name] for name in ("state", "rule", "le") if name in labels)
+            key = (sample.name, labels["pool"], next(others, ""))
             assert key not in found
             found[key] = sample.value
     return found
@@ -105,6 +107,32 @@ async def test_a_scrape_has_the_pools_counts(dsn: str) -> None:
             for edge, upto in edges.items():
                 nearest = min(known, key=lambda each: abs(each - edge) if each != edge else 0.0)
                 assert known[nearest] == upto
+
+
+async def test_a_scrape_shows_an_overload(dsn: str) -> None:
+    """Refused requests by rule, and how the others wait; nothing of it without an overload."""
+    registry = CollectorRegistry()
+    async with AsyncConnectionPool(dsn, min_size=1, max_waiting=60, name="orders") as pool:
+        PoolCollector(pool, registry=registry)
+        gauges = ("service_rate", "expected_wait_seconds", "standing_seconds", "patience_seconds")
+        before = scraped(registry)
+        assert {before[f"asyncpool_{name}", "orders", ""] for name in gauges} == {0}
+        refused = {
+            rule: before["asyncpool_requests_refused_total", "orders", rule]
+            for rule in ("full", "deadline", "patience", "standing")
+        }
+        assert set(refused.values()) == {0}
+        async with overloaded(pool, refusals=3):
+            found, stats = scraped(registry), pool.stats()
+            assert found["asyncpool_requests_refused_total", "orders", "deadline"] == 3
+            assert found["asyncpool_requests_refused_total", "orders", "standing"] == 0
+            assert found["asyncpool_requests_failed_total", "orders", ""] == 3
+            assert found["asyncpool_standing_seconds", "orders", ""] > 0
+            assert found["asyncpool_patience_seconds", "orders", ""] == 0
+            rate = found["asyncpool_service_rate", "orders", ""]
+            wait = found["asyncpool_expected_wait_seconds", "orders", ""]
+            assert rate == pytest.approx(stats.service_rate, rel=0.2) != 0
+            assert wait == pytest.approx(stats.expected_wait, rel=0.2) != 0
 
 
 async def test_a_closed_or_collected_pool_is_not_scraped(dsn: str) -> None:
@@ -201,7 +229,7 @@ def reader() -> Iterator[InMemoryMetricReader]:
 
 
 def collected(reader: InMemoryMetricReader) -> dict[str, dict[tuple[str, str], Any]]:
-    """Return each point by its metric's name, without the prefix, and its pool and state."""
+    """Return each point by its metric's name, without the prefix, its pool, and state or rule."""
     found: dict[str, dict[tuple[str, str], Any]] = defaultdict(dict)
     data = reader.get_metrics_data()
     for resource in data.resource_metrics if data is not None else []:
@@ -209,8 +237,9 @@ def collected(reader: InMemoryMetricReader) -> dict[str, dict[tuple[str, str], A
             for metric in scope.metrics:
                 for point in metric.data.data_points:
                     pool = str((point.attributes or {})[f"{PREFIX}pool.name"])
-                    state = str((point.attributes or {}).get(f"{PREFIX}state", ""))
-                    found[metric.name.removeprefix(PREFIX)][pool, state] = point
+                    state = (point.attributes or {}).get(f"{PREFIX}state", "")
+                    key = str((point.attributes or {}).get("asyncpool.rule", state))
+                    found[metric.name.removeprefix(PREFIX)][pool, key] = point
     return found
 
 
@@ -225,6 +254,13 @@ UNITS = {
     "wait_time": "s",
     "use_time": "s",
 }
+OWN_UNITS = {
+    "asyncpool.refused_requests": "{request}",
+    "asyncpool.service_rate": "{request}/s",
+    "asyncpool.expected_wait": "s",
+    "asyncpool.standing": "s",
+}
+"""Those of the metrics that the conventions do not have, and that every pool has."""
 
 
 async def test_the_semantic_conventions_are_kept(dsn: str, reader: InMemoryMetricReader) -> None:
@@ -239,7 +275,7 @@ async def test_the_semantic_conventions_are_kept(dsn: str, reader: InMemoryMetri
         for _ in range(2):
             await work(orders)
             found, stats = collected(reader), orders.stats()
-            assert found.keys() == UNITS.keys()
+            assert found.keys() == {*UNITS, *OWN_UNITS}
             assert found["count"]["orders", "idle"].value == 1
             assert found["count"]["orders", "used"].value == 0
             assert found["max"]["reports", ""].value == 7
@@ -279,7 +315,28 @@ async def test_units_are_those_of_the_conventions(dsn: str, reader: InMemoryMetr
             for scope in resource.scope_metrics
             for metric in scope.metrics
         }
-        assert units == UNITS
+        assert units == UNITS | OWN_UNITS
+    provider.shutdown()
+
+
+async def test_opentelemetry_gets_the_numbers_of_an_overload(
+    dsn: str, reader: InMemoryMetricReader
+) -> None:
+    """Refused requests by rule, and how the others wait; a patience only once it is learnt."""
+    provider = MeterProvider([reader])
+    async with AsyncConnectionPool(dsn, min_size=1, name="orders") as pool:
+        instrument(pool, meter_provider=provider)
+        async with overloaded(pool, refusals=3):
+            await asyncio.sleep(0.06)  # a snapshot is too old for the next collection
+            found = collected(reader)
+            refused = {rule: point.value for (_, rule), point in found[REFUSED].items()}
+            assert refused == {"full": 0, "deadline": 3, "patience": 0, "standing": 0}
+            for name in ("service_rate", "expected_wait", "standing"):
+                assert found[f"asyncpool.{name}"]["orders", ""].value > 0
+            assert "asyncpool.patience" not in found
+            pool._core.ledger.queue.line.patience.limit = 0.5
+            await asyncio.sleep(0.06)
+            assert collected(reader)["asyncpool.patience"]["orders", ""].value == 0.5
     provider.shutdown()
 
 

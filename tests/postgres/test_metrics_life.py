@@ -18,14 +18,31 @@ from asyncpool.metrics.prometheus import PoolCollector
 from asyncpool.metrics.prometheus_multiprocess import MultiprocessMetrics
 
 ROOT = Path(__file__).parents[2]
+LABELS = ("state", "rule", "le")
 WORKER = """
 import asyncio, os, sys
-from asyncpool import AsyncConnectionPool
+from asyncpool import AsyncConnectionPool, TooManyRequests
 from asyncpool.metrics.prometheus_multiprocess import MultiprocessMetrics
 
+async def refuse(pool):
+    conns = [await pool.acquire() for _ in range(4)]
+    waiting = asyncio.create_task(pool.getconn())
+    await asyncio.sleep(0)
+    try:
+        await pool.acquire()
+    except TooManyRequests:
+        waiting.cancel()
+    await asyncio.wait({waiting})
+    for conn in conns:
+        await pool.release(conn)
+
 async def serve(uses):
-    async with AsyncConnectionPool(sys.argv[1], min_size=2, max_size=4, name="app") as pool:
+    async with AsyncConnectionPool(
+        sys.argv[1], min_size=2, max_size=4, max_waiting=1, name="app"
+    ) as pool:
         await pool.wait()
+        await refuse(pool)
+        pool._core.ledger.queue.line.patience.limit = 0.5
         with MultiprocessMetrics(lambda: pool, interval=0.01) as metrics:
             for _ in range(uses):
                 async with pool.connection():
@@ -45,11 +62,15 @@ asyncio.run(main())
 """
 
 
+OTHERS, LEASES = 6, 4
+"""The requests of `refuse`, and those of them that were served."""
+
+
 def samples(registry: CollectorRegistry) -> dict[tuple[str, str], float]:
-    """Return each sample by its name, and its state or bucket."""
+    """Return each sample by its name, and its state, rule or bucket."""
     families = text_string_to_metric_families(generate_latest(registry).decode())
     return {
-        (each.name, each.labels.get("state", each.labels.get("le", ""))): each.value
+        (each.name, "".join(each.labels.get(label, "") for label in LABELS)): each.value
         for family in families
         for each in family.samples
     }
@@ -129,7 +150,8 @@ def test_without_the_directory_of_the_multiprocess_mode_there_is_an_error(
 
 
 def test_the_numbers_of_two_processes_add_up(dsn: str, tmp_path: Path) -> None:
-    """Counters and histograms over both and over restarts; gauges of open pools only."""
+    """Counters and histograms over both and over restarts; gauges of open pools only. Of times the
+    largest counts."""
     environment = os.environ | {
         "PROMETHEUS_MULTIPROC_DIR": str(tmp_path),
         "PYTHONPATH": str(ROOT),
@@ -161,21 +183,26 @@ def test_the_numbers_of_two_processes_add_up(dsn: str, tmp_path: Path) -> None:
     try:
         step("written")
         found = samples(registry)
-        assert found["asyncpool_requests_total", ""] == 2 * 3
-        assert found["asyncpool_use_seconds_count", ""] == 2 * 2
+        assert found["asyncpool_requests_total", ""] == 2 * (3 + OTHERS)
+        assert found["asyncpool_requests_refused_total", "full"] == 2
+        assert found["asyncpool_requests_refused_total", "standing"] == 0
+        assert found["asyncpool_patience_seconds", ""] == 0.5
+        assert found["asyncpool_use_seconds_count", ""] == 2 * (2 + LEASES)
         assert found["asyncpool_connections", "leased"] == 2
         assert found["asyncpool_max_connections", ""] == 8
-        assert 0 < found["asyncpool_use_seconds_sum", ""] < 2 * 2 * 10
+        assert 0 < found["asyncpool_use_seconds_sum", ""] < 2 * (2 + LEASES) * 10
         assert {edge for name, edge in found if name == "asyncpool_use_seconds_bucket"} > {"+Inf"}
         go_on()
         step("written")
-        assert samples(registry)["asyncpool_requests_total", ""] == 2 * (3 + 4)
+        assert samples(registry)["asyncpool_requests_total", ""] == 2 * (3 + 4 + 2 * OTHERS)
         assert samples(registry)["asyncpool_connections", "leased"] == 2
         go_on()
         step("closed")
         found = samples(registry)
-        assert found["asyncpool_use_seconds_count", ""] == 2 * (3 + 4)
-        assert found["asyncpool_connects_total", ""] == 2 * 2 * 2
+        assert found["asyncpool_use_seconds_count", ""] == 2 * (3 + 4 + 2 * LEASES)
+        assert found["asyncpool_requests_refused_total", "full"] == 2 * 2
+        assert found["asyncpool_patience_seconds", ""] == 0
+        assert found["asyncpool_connects_total", ""] == 2 * 4 * 2
         assert {value for (name, _), value in found.items() if name.endswith("nections")} == {0}
         go_on()
         assert [worker.wait(30) for worker in workers] == [0, 0]
