@@ -149,7 +149,8 @@ class Waiting(Generic[C]):
         """Return the error for a refusal; record the first one of an overload."""
         error, now = self.errors.refused(refusal, left), self.runtime.time()
         if now - self.refused_at > CALM:
-            self.runtime.record("overload", f"refusing requests: {error}", logging.WARNING)
+            text = str(error).removeprefix(f"pool {self.runtime.name!r}: ")
+            self.runtime.record("overload", f"refusing requests: {text}", logging.WARNING)
         self.refused_at = now
         return error
 

@@ -168,6 +168,8 @@ class TestExplain:
             assert f"not been empty for {stats.standing:.1f} s: " in queue
             assert f"{stats.service_rate:.3g} requests a second are served" in queue
             assert f"would wait for {stats.expected_wait:.3g} s" in queue
+            (event,) = (each for each in found.events if each.kind == "overload")
+            assert event.text.startswith("refusing requests: overloaded: it could not be served")
             advice = " ".join(found.advice)
             assert "each connection for a shorter time" in advice
             assert 'set overload="refuse"' in advice
