@@ -37,7 +37,7 @@ WIDTH = 30
 """The number of timeline samples shown."""
 LEASES = 12
 """The number of leases shown where the height is not limited."""
-OTHER_LINES = 16
+OTHER_LINES = 17
 """Lines that a pool needs besides its leases, on a screen."""
 
 
@@ -119,7 +119,10 @@ def _panel(pool: dict[str, Any], leases: int, width: int) -> Panel:
         first = pool["waiters"][0]
         text = f"queue {stats['waiting']}, the first waits for {_span(first['age'])}:"
         parts.append(Text(_plain(f"{text} {first['task']}"), "red"))
-    notes = [*pool["doing"], *pool["advice"], *_long_leases(pool["leases"])]
+    if pace := _pace(stats, pool["minute"]):
+        parts.append(Text(pace, "red"))
+    overload = pool.get("overload", ())
+    notes = [*overload, *pool["doing"], *pool["advice"], *_long_leases(pool["leases"])]
     parts += [Text(_plain(f"- {each}"), "yellow") for each in notes]
     if pool["timeline"]:
         parts.append(_timeline(pool["timeline"], stats))
@@ -163,6 +166,18 @@ def _numbers(minute: dict[str, Any]) -> Text:
         f" | connects {minute['connects']}, failed {minute['connects_failed']},"
         f" lost {minute['lost']}"
     )
+
+
+def _pace(stats: dict[str, Any], minute: dict[str, Any]) -> str:
+    """Write how long requests wait and how many were refused; an older app does not send it."""
+    found = []
+    if expected := stats.get("expected_wait"):
+        found.append(f"expected wait {_span(expected)}")
+    if standing := stats.get("standing"):
+        found.append(f"queue not empty for {_span(standing)}")
+    if refused := minute.get("requests_refused"):
+        found.append(f"{refused} refused in the last {minute['seconds']:.0f} s")
+    return ", ".join(found)
 
 
 def _timeline(samples: list[list[float]], stats: dict[str, Any]) -> Text:

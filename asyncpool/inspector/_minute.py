@@ -18,6 +18,7 @@ COUNTERS = (
     "requests_shared",
     "requests_failed",
     "requests_timed_out",
+    "requests_refused",
     "requests_cancelled",
     "connects",
     "connects_failed",

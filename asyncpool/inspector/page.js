@@ -68,7 +68,10 @@ function tiles(pool) {
   const span = `last ${Math.round(minute.seconds)} s`;
   const full = stats.max_size > 0 && stats.leased >= stats.max_size;
   tile("t-in-use", `${stats.leased} / ${limit(pool)}`, full ? "all connections are in use" : `${many(stats.size, "connection")} open`);
-  tile("t-queue", String(stats.waiting), stats.waiting ? "requests wait now" : "no request waits now", stats.waiting ? "degraded" : "");
+  const wait = stats.expected_wait ? `expected wait ${seconds(stats.expected_wait)}` : "requests wait now";
+  const refused = minute.requests_refused ? `; ${minute.requests_refused} refused, ${span}` : "";
+  tile("t-queue", String(stats.waiting), (stats.waiting ? wait : "no request waits now") + refused,
+    stats.waiting || refused ? "degraded" : "");
   tile("t-rate", rate(minute.requests, minute.seconds), `${many(minute.requests, "request")}, ${span}`);
   tile("t-wait", seconds(minute.wait.p99), `${minute.wait.count} waited, ${span}`);
   tile("t-hold", seconds(minute.hold.p99), `${many(minute.hold.count, "lease")}, ${span}`);
@@ -79,7 +82,7 @@ function tiles(pool) {
 }
 
 function notes(pool) {
-  const found = [...pool.doing, ...pool.advice];
+  const found = [...pool.overload, ...pool.doing, ...pool.advice];
   if (pool.last_error) found.push(`last error, ${lasts(pool.last_error_age)} ago: ${pool.last_error}`);
   const long = pool.leases.filter((each) => each.age > 10);
   if (long.length) {
@@ -91,13 +94,28 @@ function notes(pool) {
   fill(at("notes").querySelector("ul"), found, (note) => make("li", note));
 }
 
+// How long requests wait and how many were refused, as far as there are any.
+function pace({ stats, minute }) {
+  return [
+    stats.waiting && `${many(stats.waiting, "request")}, in the order in which they are served`,
+    stats.expected_wait && `expected wait ${seconds(stats.expected_wait)}`,
+    stats.standing && `not empty for ${lasts(stats.standing)}`,
+    minute.requests_refused && `${minute.requests_refused} refused in the last ${Math.round(minute.seconds)} s`,
+  ].filter(Boolean).join("; ");
+}
+
 function queue(pool) {
-  put("queue-count", pool.stats.waiting ? `${many(pool.stats.waiting, "request")}, in the order in which they are served` : "");
+  put("queue-count", pace(pool));
   const first = pool.waiters.slice(0, 8);
   fill(at("queue"), first, (waiter) => {
     const item = make("li");
     const task = make("span", waiter.label || waiter.task);
-    if (waiter.waits_at.length) task.append(" ", make("small", short(waiter.waits_at[0])));
+    const facts = [
+      waiter.priority && `priority ${waiter.priority}`,
+      waiter.flow !== null && `flow ${waiter.flow}`,
+      waiter.waits_at.length && short(waiter.waits_at[0]),
+    ].filter(Boolean);
+    for (const fact of facts) task.append(" ", make("small", fact));
     item.append(make("b", seconds(Math.max(0, waiter.age))), task);
     return item;
   });

@@ -15,12 +15,12 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool
+from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool, within
 from asyncpool.inspector._feed import ALIVE, Feed
 from asyncpool.inspector._minute import Minute, between
 from asyncpool.inspector._places import shorter
 
-from ._tools import Proxy, at_rest, eventually, in_time
+from ._tools import Proxy, at_rest, eventually, in_time, overloaded
 
 
 async def shown_by(feed: Feed) -> dict[str, Any]:
@@ -212,6 +212,41 @@ async def test_the_last_minute_does_not_count_what_came_before(dsn: str) -> None
         assert shown["hold"]["count"] == 3
         assert shown["hold"]["max"] < 0.1
         assert sum(number for *_, number in shown["hold"]["buckets"]) == 3
+
+
+async def test_the_snapshot_has_the_refused_requests_of_the_last_minute(dsn: str) -> None:
+    """Beside the expected wait and the age of the queue."""
+    async with AsyncConnectionPool(dsn, min_size=1, name="shop") as pool:
+        async with overloaded(pool, refusals=2):
+            pass
+        feed = Feed(pool, interval=0.02)
+        await feed.snapshot()
+        async with overloaded(pool, refusals=3):
+            await feed.next()
+            (shown,) = json.loads(await feed.snapshot())["pools"]
+        assert shown["minute"]["requests_refused"] == 3
+        assert shown["stats"]["refused_deadline"] == 5
+        assert shown["stats"]["expected_wait"] > 0
+        assert shown["stats"]["standing"] > 0
+        assert len(shown["overload"]) == 2
+
+
+async def test_the_snapshot_has_the_priority_and_the_flow_of_waiters(dsn: str) -> None:
+    """Those of the requests that have them, in the order in which they are served."""
+    async with AsyncConnectionPool(dsn, min_size=1, name="shop") as pool:
+        async with pool.connection():
+            waiting = [asyncio.create_task(pool.getconn())]
+            await eventually(lambda: pool.stats().waiting)
+            with within(priority=7, flow="acme"):
+                waiting.append(asyncio.create_task(pool.getconn()))
+            await eventually(lambda: pool.stats().waiting == 2)
+            (shown,) = json.loads(await Feed(pool).snapshot())["pools"]
+        assert [(each["priority"], each["flow"]) for each in shown["waiters"]] == [
+            (7, "acme"),
+            (0, None),
+        ]
+        for task in reversed(waiting):
+            await pool.putconn(await task)
 
 
 def test_a_minute_is_of_the_last_minute() -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from asyncpool import AsyncConnectionPool
+from asyncpool import AsyncConnectionPool, within
 from asyncpool.inspector import Inspector
 
-from ._tools import Proxy, eventually
+from ._tools import Proxy, eventually, overloaded
 from .test_inspector import served
 
 playwright = pytest.importorskip("playwright.async_api")
@@ -118,6 +118,30 @@ async def test_the_page_shows_leases_and_waiters(
             await expect(page, "#t-in-use").to_have_text("0 / 2")
             assert await page.title() == "OK - shop: 0 of 2 in use"
             assert "a secret" not in await page.locator("body").inner_text()
+
+
+@each_screen
+async def test_an_overload_is_shown_with_the_queue(
+    dsn: str, browser: Any, width: int, scheme: str
+) -> None:
+    """How many were refused, how long the others wait, and who has a priority."""
+    async with (
+        AsyncConnectionPool(dsn, min_size=1, name="shop") as pool,
+        visit(browser, inspector(pool), width, scheme) as page,
+    ):
+        await expect(page, "#badge").to_have_text("OK")
+        async with overloaded(pool, refusals=3):
+            await expect(page, "#t-queue-of").to_contain_text("expected wait")
+            await expect(page, "#t-queue-of").to_contain_text("3 refused")
+            await expect(page, "#queue-count").to_contain_text("not empty for")
+            await expect(page, "#queue-count").to_contain_text("3 refused in the last")
+            await expect(page, "#notes").to_contain_text("requests were refused")
+        async with pool.connection():
+            with within(priority=7, flow="acme"):
+                waiting = asyncio.create_task(pool.getconn())
+            await expect(page, "#queue li").to_contain_text("priority 7")
+            await expect(page, "#queue li").to_contain_text("flow acme")
+        await pool.putconn(await waiting)
 
 
 @each_screen

@@ -29,7 +29,7 @@ from asyncpool.testing import Server
 from tests._tools import few
 
 from ._docs import ROOT
-from ._tools import LIMIT, eventually, in_time
+from ._tools import LIMIT, at_rest, eventually, in_time, overloaded
 from .test_inspector import served
 
 
@@ -335,6 +335,44 @@ async def test_a_stopped_server_and_a_full_pool_show_at_a_glance(server: Server,
         assert "\ufffd" not in text
         await server.start()
         await in_time(waiter)
+
+
+async def test_an_overload_is_seen_where_the_queue_is(dsn: str) -> None:
+    """How many were refused, how long the others wait, and what `explain()` says of it."""
+    async with AsyncConnectionPool(dsn, min_size=1, name="shop") as pool:
+        feed = Inspector(pool, authorize=lambda scope: True, interval=0.02)._feed
+        await feed.snapshot()  # from here on it counts
+
+        async def shown() -> tuple[dict[str, Any], str]:
+            console = Console(width=300, record=True, file=StringIO())
+            await feed.next()
+            snapshot = json.loads(await feed.snapshot())
+            console.print(Frame(snapshot))
+            return snapshot, console.export_text()
+
+        async with overloaded(pool, refusals=3):
+            snapshot, text = await shown()
+            assert re.search(
+                r"queue \d+, the first waits for .*\n.*"
+                r"expected wait \d.* m?s, queue not empty for \d.* m?s,"
+                r" 3 refused in the last \d+ s",
+                text,
+            )
+            assert "- 3 of " in text
+        await at_rest(pool)
+        _, text = await shown()
+        assert "queue not empty" not in text
+        assert " 3 refused in the last " in text
+        # An app with an older version sends nothing of it.
+        del snapshot["pools"][0]["overload"], snapshot["pools"][0]["minute"]["requests_refused"]
+        for name in ("expected_wait", "standing"):
+            del snapshot["pools"][0]["stats"][name]
+        console = Console(width=300, record=True, file=StringIO())
+        console.print(Frame(snapshot))
+        text = console.export_text()
+        assert "the first waits for" in text
+        assert "queue not empty" not in text
+        assert "3 refused" not in text
 
 
 @pytest.mark.parametrize(
