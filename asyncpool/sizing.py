@@ -99,11 +99,20 @@ class Advice:
     """Connections that the server leaves to this role in this database; None: not known."""
     unknown: str
     """Why `available` is not known; else empty."""
+    refused: int
+    """Requests that got `TooManyRequests` since the pool was opened."""
+    overload: str
+    """The pool's `overload` now: "wait" or "refuse"."""
 
     @property
     def exceeds(self) -> bool:
         """Whether all the pools together may open more connections than are available."""
         return self.available is not None and self.max_size * self.workers > self.available
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether requests were refused, or the load is more than `max_size` can serve."""
+        return self.refused > 0 or 0 < self.max_size <= self.load
 
     def __str__(self) -> str:
         return "\n".join(_lines(self))
@@ -209,6 +218,8 @@ async def advise(
         workers=workers,
         available=available,
         unknown=unknown,
+        refused=stats.requests_refused,
+        overload=core.settings.overload,
     )
 
 
@@ -250,6 +261,8 @@ def _lines(advice: Advice) -> Iterator[str]:
                 each.size == advice.max_size
             )
         yield f"recommended max_size: {advice.recommended}"
+        if advice.overloaded:
+            yield from _about_overload(advice)
     together = f"{advice.workers} x {advice.max_size}"
     if advice.available is None:
         yield f"the connections that the server leaves to this role are not known: {advice.unknown}"
@@ -260,6 +273,29 @@ def _lines(advice: Advice) -> Iterator[str]:
         )
     else:
         yield f"the server leaves {advice.available} connections to this role: {together} fit"
+
+
+def _about_overload(advice: Advice) -> Iterator[str]:
+    """Yield what helps where more is requested than the pool serves."""
+    recommended = advice.recommended or 1
+    if advice.load >= advice.max_size > 0:
+        yield f"OVERLOADED: the load is more than {advice.max_size} connections can serve"
+    if advice.refused:
+        yield f"{advice.refused} of {advice.requests} requests were refused"
+    if advice.max_size and recommended <= advice.max_size:
+        yield "  on average the load fits: ask for advice during a peak"
+    elif advice.available is not None and recommended * advice.workers > advice.available:
+        yield (
+            f"  {advice.workers} x {recommended} connections are more than the server allows: use"
+            " each connection for a shorter time"
+        )
+    else:
+        yield f"  if the server has idle cores, more connections help: max_size={recommended}"
+    if advice.overload == "refuse":
+        helps = 'overload="refuse" keeps the waits of the others short'
+    else:
+        helps = 'set overload="refuse", which keeps the waits of the others short'
+    yield f"  if the server is the limit, more connections do not help: {helps}"
 
 
 def _describe(each: Expectation) -> str:

@@ -12,7 +12,7 @@ from psycopg.rows import dict_row
 
 from asyncpool import AsyncConnectionPool, PoolClosed
 
-from ._tools import Proxy, at_rest, in_time
+from ._tools import Proxy, at_rest, in_time, overloaded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,6 +129,20 @@ async def test_a_roles_own_limits_count(dsn: str, role: str, backends: Backends)
         assert "WARNING: 4 x 2 connections are more than the 7" in str(advice)
         backends.ask(f"ALTER ROLE {role} CONNECTION LIMIT -1")
         assert (await pool.advise()).available == most - kept - int(others or 0)
+
+
+async def test_refused_requests_are_part_of_the_advice(dsn: str) -> None:
+    """They count as requests, and the text says what helps."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        async with overloaded(pool, refusals=3):
+            pass
+        advice = await pool.advise()
+        assert (advice.refused, advice.overload, advice.overloaded) == (3, "wait", True)
+        assert advice.requests == pool.stats().requests - 1  # the last one is its own
+        assert f"3 of {advice.requests} requests were refused" in str(advice)
+        assert 'set overload="refuse"' in str(advice)
+        pool.overload = "refuse"
+        assert 'set overload="refuse"' not in str(await pool.advise())
 
 
 async def test_rows_of_another_kind_do_not_matter(dsn: str) -> None:

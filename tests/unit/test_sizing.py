@@ -13,8 +13,10 @@ import pytest
 
 from asyncpool import Advice
 from asyncpool._core.pool import Core
+from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.sizing import advise, erlang_c, expect, size_for
 from tests.fake import FakeConn
+from tests.unit._load import Load
 from tests.unit._tools import Driver, make_core, running, use, virtual_time
 
 
@@ -91,8 +93,12 @@ def test_the_text_of_an_advice_has_its_numbers() -> None:
         workers=8,
         available=97,
         unknown="",
+        refused=0,
+        overload="wait",
     )
     text = str(advice)
+    assert "OVERLOADED" not in text
+    assert "refuse" not in text
     assert "24000 requests in 60.0 s, 400 a second" in text
     assert "8 ms on average (p50 6 ms, p99 31 ms of the last 1024)" in text
     assert "needed on average: 3.45, 0.25 of them by one-shots" in text
@@ -132,3 +138,50 @@ async def test_the_load_is_measured_from_the_opening_of_the_pool() -> None:
         advice = await advice_of(core)
         assert advice.window == pytest.approx(10.0, abs=0.001)
         assert advice.load == pytest.approx(0.2, abs=0.001)
+
+
+@pytest.mark.parametrize("overload", ["wait", "refuse"])
+@virtual_time
+async def test_an_overload_is_told_with_what_helps(overload: str) -> None:
+    """More connections if the server has room for them, refusing if it is the limit."""
+    await asyncio.sleep(100.0)
+    async with running(Driver(), 4, 4, overload=overload) as core:
+        await Load(core).run(3.0, 5.0)
+        advice = await advice_of(core)
+    assert advice.overloaded
+    assert advice.load == pytest.approx(12.0, rel=0.2)
+    assert (advice.overload, advice.refused) == (overload, snapshot(core).requests_refused)
+    assert advice.refused > 0.5 * advice.requests
+    text = str(advice)
+    assert "OVERLOADED: the load is more than 4 connections can serve" in text
+    assert f"{advice.refused} of {advice.requests} requests were refused" in text
+    assert f"more connections help: max_size={advice.recommended}" in text
+    assert "if the server is the limit, more connections do not help" in text
+    assert ('set overload="refuse"' in text) == (overload == "wait")
+    full = str(replace(advice, available=10))
+    assert f"1 x {advice.recommended} connections are more than the server allows" in full
+    assert "more connections help:" not in full
+
+
+@virtual_time
+async def test_a_load_that_the_pool_can_serve_is_no_overload() -> None:
+    """If a peak was refused, the averages of the whole time say nothing of it."""
+    await asyncio.sleep(100.0)
+    async with running(Driver(), 4, 4) as core:
+        await Load(core).run(0.5, 5.0)
+        advice = await advice_of(core)
+        assert not advice.overloaded
+        assert "refuse" not in str(advice)
+        await Load(core).run(lambda at: 3.0 if at < 2.0 else 0.2, 60.0)
+        advice = await advice_of(core)
+    assert advice.overloaded
+    assert "OVERLOADED" not in str(advice)
+    assert "requests were refused\n  on average the load fits" in str(advice)
+
+
+def test_a_pool_without_a_limit_is_not_overloaded_by_a_load() -> None:
+    """Its `max_size` is 0."""
+    core = make_core(Driver())
+    advice = asyncio.run(advice_of(core))
+    assert not replace(advice, max_size=0, load=50.0).overloaded
+    assert replace(advice, max_size=50, load=50.0).overloaded
