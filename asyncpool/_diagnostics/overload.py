@@ -1,7 +1,7 @@
 """Whether a pool is overloaded, in sentences for `explain()`: it gets more requests than it serves.
 
 It is if a request was refused within the last ten seconds, or if the wait queue has not been empty
-for longer than the pool's `timeout` although connections are returned.
+for longer than the pool's `timeout`, although connections are returned and no more may be opened.
 """
 
 from __future__ import annotations
@@ -72,5 +72,8 @@ def overload_advice(core: Core[Any], stats: PoolStats, now: float) -> list[str]:
 def _is_overloaded(core: Core[Any], stats: PoolStats, now: float) -> bool:
     if core.closed:
         return False
-    stands = bool(stats.service_rate) and stats.standing > core.settings.timeout
-    return stands or now - core.refused_at <= CALM
+    if now - core.refused_at <= CALM:
+        return True
+    # Requests of a pool that may grow wait for connects.
+    stands = stats.standing > core.settings.timeout and core.ledger.is_full()
+    return stands and stats.service_rate > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from contextlib import suppress
 from typing import Any
 
@@ -13,12 +14,12 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from psycopg.conninfo import make_conninfo
 
-from asyncpool import AsyncConnectionPool, PoolTimeout, PoolUnavailable
+from asyncpool import AsyncConnectionPool, PoolStats, PoolTimeout, PoolUnavailable, within
 from asyncpool.inspector import Inspector
 from asyncpool.metrics.prometheus import PoolCollector
 from asyncpool.testing import Server
 
-from ._tools import Backends, at_rest, backend_of, eventually, in_time
+from ._tools import Backends, at_rest, backend_of, eventually, in_time, overloaded
 
 Pool = AsyncConnectionPool[Any]
 HIDDEN = "hunter2"
@@ -107,6 +108,47 @@ async def test_waiters_are_reported_however_they_asked(dsn: str, pipeline: bool)
         leave.set()
         await in_time(asyncio.gather(task, *waiting))
         assert pool.explain().waiters == ()
+
+
+async def test_an_overload_is_explained_and_seen_from_another_thread(dsn: str) -> None:
+    """With the numbers of refused requests and of the queue; the thread does not need the loop."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        async with overloaded(pool, refusals=3):
+            explanation = pool.explain()
+            seen: list[PoolStats] = []
+            thread = threading.Thread(target=lambda: seen.append(pool.stats()))
+            thread.start()
+            thread.join()  # this blocks the loop
+        refusals, queue = explanation.overload
+        assert refusals.startswith(f"3 of {explanation.stats.requests} requests were refused")
+        assert "requests a second are served, and a new one would wait for" in queue
+        assert 'set overload="refuse"' in str(explanation)
+        for stats in (explanation.stats, *seen):
+            assert stats.requests_refused == stats.refused_deadline == 3
+            wait = (stats.waiting + 1) / stats.service_rate
+            assert stats.expected_wait == pytest.approx(wait)
+            assert stats.standing > 0
+
+
+async def test_waiters_have_their_priority_and_their_flow(dsn: str) -> None:
+    """Whether they borrow a connection or run a one-shot."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+
+        async def ask() -> None:
+            with within(priority=3, flow=("tenant", 7)):
+                assert await pool.fetchval("SELECT 1") == 1
+
+        async with pool.connection():
+            waiting = [asyncio.create_task(pool.fetchval("SELECT 1"), name="plain")]
+            await eventually(lambda: pool.stats().waiting)
+            waiting.append(asyncio.create_task(ask(), name="tenant's"))
+            await eventually(lambda: pool.stats().waiting == 2)
+            explanation = pool.explain()
+        first, second = explanation.waiters
+        assert (first.task, first.priority, first.flow) == ("tenant's", 3, "('tenant', 7)")
+        assert (second.task, second.priority, second.flow) == ("plain", 0, None)
+        assert "tenant's, priority 3, flow ('tenant', 7)" in str(explanation)
+        await in_time(asyncio.gather(*waiting))
 
 
 async def test_a_timeout_reports_the_holder_of_the_longest_lease(dsn: str) -> None:

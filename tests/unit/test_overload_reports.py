@@ -14,13 +14,14 @@ import pytest
 
 from asyncpool import PoolStats, TooManyRequests, within
 from asyncpool._core.pool import Core
+from asyncpool._core.service_rate import ServiceRate
 from asyncpool._diagnostics.explain import explain
 from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.insight import WaiterInfo
 from asyncpool.stats import since
 from tests.fake import FakeConn
 from tests.unit._load import USE, Load
-from tests.unit._tools import Driver, running, settle, start, take_all, virtual_time
+from tests.unit._tools import Driver, never, ok, running, settle, start, take_all, virtual_time
 
 SIZE = 4
 CAPACITY = SIZE / USE
@@ -143,6 +144,23 @@ class TestStats:
             assert 2.0 < stats.standing <= 3.0
 
     @virtual_time
+    async def test_a_snapshot_that_is_disturbed_by_the_loop_has_no_rate(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another thread may read the measurements while the loop begins a new one."""
+
+        def changed(*_: object) -> None:
+            raise IndexError
+
+        async with loaded() as core:
+            assert snapshot(core, flush=False).service_rate > 0
+            monkeypatch.setattr(ServiceRate, "measure", changed)
+            stats = snapshot(core, flush=False)
+            monkeypatch.undo()
+            assert (stats.service_rate, stats.expected_wait) == (0.0, 0.0)
+            assert stats.waiting == core.ledger.waiting > 0
+
+    @virtual_time
     async def test_a_connect_that_is_under_way_shortens_the_expected_wait(self) -> None:
         """As for the decision whether a request is refused."""
         async with loaded() as core:
@@ -233,6 +251,20 @@ class TestExplain:
             assert "return them sooner" in found.advice[0]
             core.release(conns[0])
             await waiting
+
+    @virtual_time
+    async def test_waits_for_connects_that_do_not_end_are_no_overload(self) -> None:
+        """The pool has room for more connections, so the number of requests is not the cause."""
+        driver = Driver(open=never)
+        driver.script["open"].append(ok)
+        async with running(driver, 1, 1000, timeout=2.0) as core:
+            task = asyncio.create_task(Load(core, deadline=1000.0).run(2 / 1000, 5.0))
+            await asyncio.sleep(4.0)
+            stats = snapshot(core)
+            assert stats.service_rate == pytest.approx(1 / USE, rel=0.1)
+            assert stats.standing > core.settings.timeout
+            assert explain(core).overload == ()
+            await task
 
     @virtual_time
     async def test_waiters_show_their_priority_and_their_flow(self) -> None:
