@@ -21,7 +21,7 @@ from asyncpool.insight import WaiterInfo
 from asyncpool.stats import since
 from tests.fake import FakeConn
 from tests.unit._load import USE, Load
-from tests.unit._tools import Driver, never, ok, running, settle, start, take_all, virtual_time
+from tests.unit._tools import Driver, never, now, ok, running, settle, start, take_all, virtual_time
 
 SIZE = 4
 CAPACITY = SIZE / USE
@@ -52,11 +52,15 @@ class TestStats:
 
     @virtual_time
     async def test_without_waiters_the_numbers_of_the_queue_are_zero(self) -> None:
-        """A rate without waiters would be that of the requests, not that of the pool."""
-        async with loaded(0.3) as core:
-            await asyncio.sleep(2.0)
+        """A rate without waiters would be that of the requests; what was learnt is kept."""
+        async with loaded(deadline=0.5, cancels=True) as core:
+            before = snapshot(core)
+            await asyncio.sleep(3.0)
             stats = snapshot(core)
             assert (stats.standing, stats.service_rate, stats.expected_wait) == (0.0, 0.0, 0.0)
+            assert stats.patience == before.patience < 1.0
+        async with loaded(0.3) as core:
+            stats = snapshot(core)
             assert (stats.patience, stats.requests_refused) == (math.inf, 0)
 
     @virtual_time
@@ -142,6 +146,21 @@ class TestStats:
             assert stats.service_rate == pytest.approx(rate, rel=0.25)
             assert stats.expected_wait == pytest.approx(1.0, rel=0.4)
             assert 2.0 < stats.standing <= 3.0
+
+    @virtual_time
+    async def test_with_flows_a_request_without_one_waits_for_its_turn_only(self) -> None:
+        """Nearly all requests are of one flow, which takes every other turn."""
+        turns = cycle([lambda: within(flow="busy")] * 9 + [nullcontext])
+
+        def limits() -> AbstractContextManager[object]:
+            return next(turns)()
+
+        async with loaded(limits=limits) as core:
+            stats = snapshot(core)
+            ahead = core.ledger.queue.plain.ahead
+            assert stats.expected_wait * stats.service_rate == pytest.approx(ahead + 1)
+            assert ahead + 1 < stats.waiting / 4
+            assert stats.service_rate == pytest.approx(CAPACITY, rel=0.1)
 
     @virtual_time
     async def test_a_snapshot_that_is_disturbed_by_the_loop_has_no_rate(
@@ -238,6 +257,26 @@ class TestExplain:
             (queue,) = explain(core).overload
             assert queue.startswith("the wait queue has not been empty for")
             assert 'set overload="refuse"' in str(explain(core))
+
+    @virtual_time
+    async def test_a_peak_that_the_queue_takes_is_no_overload(self) -> None:
+        """The queue has waiters for less than the time limit of the requests."""
+        async with loaded(1.5, deadline=1000.0) as core:
+            found = explain(core)
+            assert found.stats.service_rate > 0
+            assert found.stats.standing > 1.0
+            assert found.overload == ()
+            assert "return them sooner" in found.advice[0]
+
+    @virtual_time
+    async def test_a_closed_pool_is_not_overloaded(self) -> None:
+        """Whatever it has refused before."""
+        async with loaded() as core:
+            assert explain(core).overload
+        assert now() - core.refused_at < 5.0
+        found = explain(core)
+        assert found.overload == ()
+        assert found.advice == ("the pool is closed: create a new one",)
 
     @virtual_time
     async def test_a_queue_that_nothing_is_handed_to_is_no_overload(self) -> None:
