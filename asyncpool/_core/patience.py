@@ -16,7 +16,7 @@ SHARE = 4
 accidents, as clients that disconnect are."""
 APART = 256
 """Requests that came or went together, within their age / APART, are counted once: they may be the
-tasks of a group that was cancelled."""
+tasks of one group."""
 OUTLIVED = 1.25
 """The multiple of their age that no request which still waits may have reached."""
 

@@ -89,6 +89,7 @@ class Core(Leasing[C]):
         )
         self.check = check and Check(check, ledger, runtime, outages, store, errors)
         self.refused_at = -math.inf
+        self._counts_together = False
         self.slow_wait, self.on_slow_wait = math.inf, lambda _: None
         self.orphaned = weakref.WeakSet()
         self.home = self._open_on = self._unchecked_on = None

@@ -10,11 +10,12 @@ import logging
 import math
 from asyncio import get_running_loop
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any, Generic
 
 import anyio
 
-from asyncpool._core.admission import FULL, Refusal, judge
+from asyncpool._core.admission import FULL, RESERVED_USES, Refusal, judge
 from asyncpool._core.driver import C
 from asyncpool._core.entry import Entry
 from asyncpool._core.error_factory import ErrorFactory
@@ -46,6 +47,8 @@ class Waiting(Generic[C]):
     slow_wait: float
     """Duration in seconds from which a wait is reported to `on_slow_wait`, by its own task."""
     on_slow_wait: Callable[[float], None]
+    _counts_together: bool
+    """Whether a cancellation was noted in this turn of the event loop."""
     refused_at: float
     """The instant of the last refusal."""
 
@@ -142,7 +145,7 @@ class Waiting(Generic[C]):
         if limit == math.inf:
             limit, rule = waiter.useful_until - joined_at, "deadline"
         expected = waiting * line.use / max(leased, 1)
-        left = joined_at + limit - self.runtime.time()
+        left = max(joined_at + limit - self.runtime.time(), 0.0)
         return self.refused(Refusal(rule, expected, max(expected, limit)), left)
 
     def refused(self, refusal: Refusal, left: float = 0.0) -> TooManyRequests:
@@ -178,14 +181,22 @@ class Waiting(Generic[C]):
 
     def note_cancelled(self, line: Line[Any], joined_at: float, leased: int) -> None:
         """Note that a request which had to wait was cancelled, in the queue or in its use."""
+        if self._counts_together:
+            return
+        # All that are cancelled in one turn of the event loop, as a group of tasks is, count once.
+        self._counts_together = True
+        get_running_loop().call_soon(self._count_again, context=Context())
         now, head = self.runtime.time(), line.plain.head()
         rate = line.rate.measure(now - joined_at, now)
-        if rate * (now - joined_at) <= max(leased, 1):
-            return  # it took no longer than a use, or that is not known
+        if rate * (now - joined_at) <= (RESERVED_USES + 1) * max(leased, 1):
+            return  # refusing would not help such callers, or the duration of a use is not known
         oldest = 0.0 if head is None else now - head.joined_at
         line.patience.note_cancelled(joined_at, now, served=line.rate.count, oldest=oldest)
         if line.patience.limit != math.inf:
             line.may_be_late, self.ledger.queue.free = True, 0
+
+    def _count_again(self) -> None:
+        self._counts_together = False
 
     def end_wait(self, waiter: Waiter[Entry[C]], now: float) -> None:
         """Note the duration of a wait, however it has ended."""

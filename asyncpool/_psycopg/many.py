@@ -17,6 +17,7 @@ from psycopg.abc import Params, PQGen, Query
 from psycopg.pq import ExecStatus, TransactionStatus
 
 from asyncpool._psycopg.internals import READY_R, READY_W, WAIT_R, WAIT_W, Prepare, generators
+from asyncpool._psycopg.riding import in_transaction
 from asyncpool._psycopg.socket_watcher import READY
 from asyncpool._psycopg.statement import Statement
 from asyncpool._psycopg.statement_cache import Execution, StatementCache
@@ -49,7 +50,7 @@ async def execute_many(
         psycopg.Error, TypeError, ...: a statement failed, or values cannot be converted.
     """
     conn = cursor._conn
-    if commits and not (conn._autocommit and conn.pgconn.transaction_status == IDLE):
+    if commits and (in_transaction(conn) or not conn._autocommit):
         return False
     cache: StatementCache = conn._statements
     transport = conn._transport

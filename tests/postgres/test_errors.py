@@ -494,8 +494,8 @@ async def listens_in_vain(pool: AsyncConnectionPool) -> None:
 
 async def sets_nonsense(pool: AsyncConnectionPool) -> None:
     """Begin a transaction with a setting that the server refuses."""
-    async with pool.transaction(settings={"work_mem": "nonsense"}):
-        pass
+    async with pool.transaction(settings={"work_mem": "nonsense"}) as conn:
+        await conn.execute("SELECT 1")
 
 
 async def gives_up(pool: AsyncConnectionPool) -> None:
