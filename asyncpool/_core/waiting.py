@@ -22,7 +22,7 @@ from asyncpool._core.error_factory import ErrorFactory
 from asyncpool._core.lease import Lease
 from asyncpool._core.lease_monitor import LeaseMonitor
 from asyncpool._core.ledger import Ledger
-from asyncpool._core.lines import Line
+from asyncpool._core.lines import Flow, Line
 from asyncpool._core.outage_controller import OutageController
 from asyncpool._core.runtime import Phase, Runtime
 from asyncpool._core.store import ConnectionStore
@@ -114,29 +114,40 @@ class Waiting(Generic[C]):
         room = math.isqrt(limits.max_size)
         left = waiter.deadline - now
         if ahead >= room and ledger.is_full():
+            room = max(room, self._judge(waiter, flow, ahead, left))
+            # Looked for last, as it takes longer than all before.
             scope = anyio.current_effective_deadline()
-            if scope > now:  # else the cancellation is under way
-                waiter.useful_until = min(waiter.useful_until, scope)
-                if scope != math.inf:
-                    queue.line.may_be_late = queue.sees_scopes = True
-                left = min(left, waiter.useful_until - now)
-            refuses = limits.overload == "refuse"
-            verdict = judge(
-                flow,
-                ahead,
-                left,
-                now,
-                patience=waiter.patience_in(flow.line),
-                leased=len(ledger.leased),
-                coming=ledger.opening,
-                refuses=refuses,
-            )
-            if isinstance(verdict, Refusal):
-                raise self.refused(verdict, left)
-            room = max(room, verdict)
+            if now < scope < waiter.useful_until:  # else a cancellation may be under way
+                waiter.useful_until = scope
+                queue.line.may_be_late = queue.sees_scopes = True
+                left = min(left, scope - now)
+                self._judge(waiter, flow, ahead, left)
         if queue.order is None and not queue.sees_scopes and ledger.is_full():
             # Until some more have been served, this need not be worked out again.
             queue.free, queue.free_from = int(min(room, most)), now + left
+
+    def _judge(
+        self, waiter: Waiter[Entry[C]], flow: Flow[Waiter[Entry[C]]], ahead: int, left: float
+    ) -> int:
+        """Return the number of waiters ahead up to which such a request may join the queue.
+
+        Raises:
+            TooManyRequests: it may not.
+        """
+        ledger = self.ledger
+        verdict = judge(
+            flow,
+            ahead,
+            left,
+            waiter.joined_at,
+            patience=waiter.patience_in(flow.line),
+            leased=len(ledger.leased),
+            coming=ledger.opening,
+            refuses=ledger.settings.overload == "refuse",
+        )
+        if isinstance(verdict, Refusal):
+            raise self.refused(verdict, left)
+        return verdict
 
     def late_error(self, waiter: Waiter[Any], waiting: int, leased: int) -> TooManyRequests:
         """Return the error for a waiter that could not use a connection before its deadline."""
