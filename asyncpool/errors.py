@@ -102,7 +102,10 @@ class PoolDeadlock(PoolTimeout):
 
 
 class TooManyRequests(PoolError):
-    """The request was refused at once, because waiting would be of no use.
+    """The request was refused, because waiting would be of no use.
+
+    That is at once, but for a request that had joined the wait queue and would have been served too
+    late to use the connection: it is refused when its turn comes.
 
     Attributes:
         waiting: the requests in the wait queue.

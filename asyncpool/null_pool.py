@@ -58,7 +58,7 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
         close_returns: bool = False,
         timeout: float = 30.0,
         max_waiting: int = 0,
-        overload: Literal["wait", "refuse"] = "wait",
+        overload: Literal["wait", "refuse"] | None = "wait",
         max_lifetime: float = 60 * 60.0,
         max_idle: float = 10 * 60.0,
         reconnect_timeout: float = 5 * 60.0,

@@ -90,7 +90,7 @@ class AsyncConnectionPool(
         overload: which requests get `TooManyRequests` instead of a place in the wait queue: "wait":
             those that could not be served within their time limit; "refuse": while the queue stands
             for longer than one and a half time limits, also those that would wait for more than a
-            tenth of theirs. See docs/overload.md.
+            tenth of theirs; None: neither, so that all wait. See docs/overload.md.
         max_lifetime: seconds after which a connection is replaced, minus up to 5 % of jitter.
         max_idle: seconds after which an idle connection above `min_size` is closed.
         reconnect_timeout: seconds of failing connects after which `reconnect_failed` is called.
@@ -137,7 +137,7 @@ class AsyncConnectionPool(
         close_returns: bool = False,
         timeout: float = 30.0,
         max_waiting: int = 0,
-        overload: Literal["wait", "refuse"] = "wait",
+        overload: Literal["wait", "refuse"] | None = "wait",
         max_lifetime: float = 60 * 60.0,
         max_idle: float = 10 * 60.0,
         reconnect_timeout: float = 5 * 60.0,

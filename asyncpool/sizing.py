@@ -101,8 +101,8 @@ class Advice:
     """Why `available` is not known; else empty."""
     refused: int
     """Requests that got `TooManyRequests` since the pool was opened."""
-    overload: str
-    """The pool's `overload` now: "wait" or "refuse"."""
+    overload: str | None
+    """The pool's `overload` now: "wait", "refuse" or None."""
 
     @property
     def exceeds(self) -> bool:

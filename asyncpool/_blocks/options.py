@@ -83,12 +83,12 @@ class PoolOptions:
         self._change(max_waiting=number)
 
     @property
-    def overload(self) -> Literal["wait", "refuse"]:
+    def overload(self) -> Literal["wait", "refuse"] | None:
         """Which requests are refused when they cannot be served in time."""
-        return cast('Literal["wait", "refuse"]', self._core.settings.overload)
+        return cast('Literal["wait", "refuse"] | None', self._core.settings.overload)
 
     @overload.setter
-    def overload(self, mode: Literal["wait", "refuse"]) -> None:
+    def overload(self, mode: Literal["wait", "refuse"] | None) -> None:
         self._change(overload=mode)
 
     @property

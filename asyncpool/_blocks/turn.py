@@ -19,6 +19,7 @@ from asyncpool._core.settings import duration
 from asyncpool._core.wait_queue import WaitQueue
 from asyncpool._core.waiter import Waiter
 from asyncpool._core.within import apply_limits
+from asyncpool.errors import TooManyRequests
 
 
 class Turns:
@@ -46,10 +47,11 @@ class TurnLine:
         self.key = key
         self.holder = current_task()
         self.queue: WaitQueue[TurnLine] = WaitQueue(self._overdue, turns.core.runtime.now)
+        self.queue.judges = turns.core.settings.overload is not None
         self._turns = turns
 
-    async def wait(self, timeout: float | None) -> None:
-        """Wait for the turn; the running task has it afterwards."""
+    async def wait(self, timeout: float | None) -> Waiter[TurnLine]:
+        """Wait for the turn; the running task has it afterwards. Return its wait, which is over."""
         core, queue = self._turns.core, self.queue
         limit = core.settings.timeout if timeout is None else duration("timeout", timeout)
         now = core.runtime.now()
@@ -61,6 +63,8 @@ class TurnLine:
                 raise self._timed_out(limit)
             self._require_room(waiter)
             queue.admit(waiter)
+        except TooManyRequests as error:
+            await core.refuse(error)
         except BaseException as error:
             core.count_failure(error)
             raise
@@ -71,12 +75,17 @@ class TurnLine:
                 raise waiter.error
         except BaseException as error:
             if isinstance(error, CancelledError):
-                core.note_cancelled(waiter.line, waiter.joined_at, 1)
+                self.note_cancelled(waiter)
             if queue.leave(waiter) is not None:
                 self.pass_on()
             core.count_failure(error)
             raise
-        self.holder = waiter.task
+        self.holder, waiter.task, waiter.served = waiter.task, None, None
+        return waiter
+
+    def note_cancelled(self, waiter: Waiter[TurnLine]) -> None:
+        """Note that a task which had to wait was cancelled, in the queue or in its turn."""
+        self._turns.core.note_cancelled(self.queue, waiter.line, waiter.joined_at, 1)
 
     def pass_on(self) -> None:
         """Give the turn to the next waiter; without one, forget the key."""
@@ -89,11 +98,13 @@ class TurnLine:
         """Raise TooManyRequests if the turn could not be had in time."""
         queue, core, now = self.queue, self._turns.core, waiter.joined_at
         flow, ahead = queue.place_for(waiter)
-        if not ahead:
+        if not ahead or not queue.judges:
             return
+        flow.line.patience.expire(now)
         left = waiter.deadline - now
         refuses = core.settings.overload == "refuse"
         verdict = judge(
+            queue.rate,
             flow,
             ahead,
             left,
@@ -104,13 +115,18 @@ class TurnLine:
             refuses=refuses,
         )
         if isinstance(verdict, Refusal):
-            raise core.refused(verdict, left)
+            raise self._refused(verdict, left)
 
     def _overdue(self, waiter: Waiter[TurnLine], is_late: bool) -> BaseException:
         core = self._turns.core
         if is_late:
-            return core.late_error(waiter, self.queue.length, 1)
+            refusal, left = core.late_refusal(waiter, self.queue.length, 1)
+            return self._refused(refusal, left)
         return self._timed_out(waiter.deadline - waiter.joined_at)
+
+    def _refused(self, refusal: Refusal, left: float) -> TooManyRequests:
+        what, waiting = f"too many wait for the turn of {self.key!r}", self.queue.length
+        return self._turns.core.errors.refused(refusal, left, what, waiting, 1)
 
     def _timed_out(self, limit: float) -> BaseException:
         why = f"{self.queue.length} tasks wait for the turn of the key {self.key!r}"
@@ -130,6 +146,8 @@ class Turn:
         self._key = key
         self._timeout = timeout
         self._line: TurnLine | None = None
+        self._waiter: Waiter[TurnLine] | None = None
+        """Its wait, if it had to wait."""
 
     async def __aenter__(self) -> Self:
         if self._line is not None:
@@ -144,13 +162,16 @@ class Turn:
             msg = f"this task has the turn of the key {key!r} already: it would wait for itself"
             raise RuntimeError(msg)
         else:
-            await line.wait(self._timeout)
+            self._waiter = await line.wait(self._timeout)
         self._line = line
         return self
 
     async def __aexit__(self, kind: Exc, error: BaseException | None, tb: object) -> None:
         line, self._line = self._line, None
+        waiter, self._waiter = self._waiter, None
         if line is not None:
+            if waiter is not None and kind is not None and issubclass(kind, CancelledError):
+                line.note_cancelled(waiter)
             line.pass_on()
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asyncpool._core.lines import Flow, Line
-from asyncpool._core.service_rate import STEP
+from asyncpool._core.service_rate import STEP, ServiceRate
 from asyncpool._core.settings import UNBOUNDED
 
 RESERVED_USES = 3.0
@@ -30,6 +30,8 @@ DRAIN = 1.5
 """The time limits that a queue may take to drain; a burst that can be served in time does."""
 STANDING_SHARE = 0.1
 """The part of a time limit that a newcomer may wait in a queue that does not drain."""
+MOST_LIMITS = 4.0
+"""The time limits after which a refused request may be made again in any case."""
 WINDOW_SHARE = 0.5
 """The part of a time limit over which the rate is measured."""
 
@@ -44,7 +46,7 @@ class Refusal:
     expected_wait: float | None = None
     """The mean wait of a request that joined now; None: it is not known."""
     retry_after: float | None = None
-    """A time after which the queue of now has been served, and at least the time limit."""
+    """A time after which the queue of now has been served: one to four time limits."""
 
 
 FULL = Refusal("full")
@@ -52,6 +54,7 @@ FULL = Refusal("full")
 
 
 def judge(
+    total: ServiceRate,
     flow: Flow[Any],
     ahead: int,
     time_limit: float,
@@ -65,6 +68,7 @@ def judge(
     """Decide whether a request may join a flow.
 
     Args:
+        total: the rate of all hand-overs of the queue.
         flow: the flow.
         ahead: the number of waiters that would be served before it.
         time_limit: what is left of the request's own time limit.
@@ -81,18 +85,22 @@ def judge(
     limit, rule = (patience, "patience") if patience < time_limit else (time_limit, "deadline")
     if limit == math.inf:
         return UNBOUNDED
-    rate, since = line.rate.measure(limit * WINDOW_SHARE, now), line.rate.since
-    if len(line.flows) > 1:
-        # Other flows will join meanwhile: the flow's own rate says how often it has its turn.
-        own, since = flow.rate.measure(limit * WINDOW_SHARE, now), flow.rate.since
-        if own and (flow.length + 1) * rate > (ahead + 1) * own:
-            rate, ahead = own, flow.length
+    window = limit * WINDOW_SHARE
+    rate, since = total.measure(window, now), total.since
     if not rate:
         return ahead + STEP
-    # Connections that are being opened will do what the others do.
     in_use = max(leased, 1)
-    rate *= (in_use + coming) / in_use
     line.use = in_use / rate
+    if flow.line.length:  # there is an order
+        # Higher priorities and other flows will join meanwhile: the line's own rate and the flow's
+        # say how often it has its turn.
+        since = flow.rate.since
+        rate = line.rate.limit(window, limit, now) or rate
+        own = flow.rate.limit(window, limit, now) if flow.length else 0.0
+        if own and (flow.length + 1) * rate > (ahead + 1) * own:
+            rate, ahead = own, flow.length
+    # Connections that are being opened will do what the others do.
+    rate *= (in_use + coming) / in_use
     allowed = limit - reserve(line.use, limit)
     if refuses:
         drains = max(DRAIN * limit - (now - since), STANDING_SHARE * limit)
@@ -103,7 +111,15 @@ def judge(
     if ahead + 1 <= room:
         return int(room)
     expected = (ahead + 1) / rate
-    return Refusal(rule, expected, max(expected, limit))
+    return Refusal(rule, expected, retry_after(expected, limit))
+
+
+def retry_after(expected_wait: float, limit: float) -> float:
+    """Return when a refused request may be made again: no sooner than its time limit.
+
+    After a stall the expected wait may be much longer than what becomes of it.
+    """
+    return max(limit, min(expected_wait, MOST_LIMITS * limit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +137,25 @@ class Pace:
 
 
 def pace(
-    line: Line[Any], ahead: int, time_limit: float, now: float, *, leased: int, coming: int
+    total: ServiceRate,
+    line: Line[Any],
+    ahead: int,
+    time_limit: float,
+    now: float,
+    *,
+    leased: int,
+    coming: int,
 ) -> Pace:
     """Return how a line waits and is served; the arguments are those of `judge`."""
     patience = line.patience.limit
-    if line.rate.since == math.inf:
+    if total.since == math.inf:
         return Pace(patience=patience)
-    rate = line.rate.measure(min(time_limit, patience) * WINDOW_SHARE, now)
+    window = min(time_limit, patience) * WINDOW_SHARE
+    rate = (line.rate.measure(window, now) if line.length else 0.0) or total.measure(window, now)
     expected = (ahead + 1) / rate if rate else 0.0
     in_use = max(leased, 1)
     expected *= in_use / (in_use + coming)
-    return Pace(rate, expected, max(now - line.rate.since, 0.0), patience)
+    return Pace(rate, expected, max(now - total.since, 0.0), patience)
 
 
 def reserve(use: float, limit: float) -> float:

@@ -160,32 +160,38 @@ class ErrorFactory:
         """The error for a sent statement whose answer did not arrive in time."""
         return self.timed_out(timeout, "the statement was sent and may have run", "no answer")
 
-    def refused(self, refusal: Refusal, time_limit: float = 0.0) -> TooManyRequests:
+    def refused(
+        self,
+        refusal: Refusal,
+        time_limit: float = 0.0,
+        what: str = "overloaded",
+        waiting: int | None = None,
+        leased: int | None = None,
+    ) -> TooManyRequests:
         """The error where waiting would be of no use.
 
         Args:
             refusal: why.
-            time_limit: the time in seconds that the request had left, for the message.
+            time_limit: the time in seconds that the request had left.
+            what: where that is.
+            waiting, leased: the numbers there; None: the pool's.
         """
         ledger = self.ledger
-        waiting, limit = ledger.waiting, ledger.settings.max_waiting
-        if refusal.rule == "full":
-            what = (
-                f"{waiting} requests are already waiting (max_waiting={limit}):"
-                " shed load or raise it"
-            )
+        waiting = ledger.waiting if waiting is None else waiting
+        limit, rule = ledger.settings.max_waiting, refusal.rule
+        if rule == "full":
+            text = f"{waiting} requests are already waiting (max_waiting={limit})"
+            text += ": shed load or raise it"
         else:
-            expected = refusal.expected_wait or 0.0
-            why = WHY[refusal.rule].format(f"{time_limit:.3g}")
-            what = (
-                f"overloaded: {why} (expected wait {expected:.3g} s, waiting={waiting},"
-                f" leased={len(ledger.leased)}): try again in {refusal.retry_after or 0.0:.3g} s"
-            )
+            leased = len(ledger.leased) if leased is None else leased
+            why, wait = WHY[rule].format(f"{time_limit:.3g}"), refusal.expected_wait or 0.0
+            text = f"{what}: {why} (expected wait {wait:.3g} s, waiting={waiting}, leased={leased})"
+            text += f": try again in {refusal.retry_after or 0.0:.3g} s"
         return self.classes.too_many(
-            f"pool {self.runtime.name!r}: {what}",
+            f"pool {self.runtime.name!r}: {text}",
             waiting=waiting,
             max_waiting=limit,
-            rule=refusal.rule,
+            rule=rule,
             expected_wait=refusal.expected_wait,
             retry_after=refusal.retry_after,
         )

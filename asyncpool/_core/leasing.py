@@ -24,7 +24,7 @@ from asyncpool._core.settings import duration
 from asyncpool._core.waiter import Waiter
 from asyncpool._core.waiting import Waiting
 from asyncpool._core.within import NO_LIMITS, apply_limits, current_limits
-from asyncpool.errors import ReleaseError
+from asyncpool.errors import ReleaseError, TooManyRequests
 
 FRESH = 0.001
 """Seconds after its last use for which a watched connection counts as alive without being asked.
@@ -191,7 +191,10 @@ class Leasing(Waiting[C]):
                 waiter.task = current_task()
                 if current_limits() is not NO_LIMITS:
                     apply_limits(waiter, ledger.queue.line)
-                self.queue(waiter, timeout, arrived_at)
+                try:
+                    self.queue(waiter, timeout, arrived_at)
+                except TooManyRequests as error:
+                    await self.refuse(error)
                 try:
                     while waiter.waiting:
                         await waiter.wait()
@@ -258,7 +261,8 @@ class Leasing(Waiting[C]):
         if queued is not None and isinstance(sys.exception(), asyncio.CancelledError):
             number, joined_at, line = queued
             if number == entry.uses:
-                self.note_cancelled(line, joined_at, len(self.ledger.leased))
+                queue = self.ledger.queue
+                self.note_cancelled(queue, line, joined_at, len(self.ledger.leased))
         self._counters.note_use(entry.used_at - entry.leased_at, lease.is_shared)
         return entry
 

@@ -50,6 +50,7 @@ class Ledger(Generic[C]):
         """A stack of idle entries, the most recently used last; unused ones stay at the bottom."""
         self.leased: dict[C, Entry[C]] = {}
         self.queue: WaitQueue[Entry[C]] = WaitQueue(overdue, clock)
+        self.queue.judges = settings.overload is not None
         self.opening = 0
         self.late = 0
         """Opening entries that take so long that `wanted` no longer counts on them."""
@@ -209,6 +210,7 @@ class Ledger(Generic[C]):
 
     def cancel_lease(self, entry: Entry[C]) -> None:
         """Uncount a lease that served no request; the entry may be closed already."""
+        entry.queued = None
         if entry.state is State.CLOSED:
             self._other_leases -= 1
         else:

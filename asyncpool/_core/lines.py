@@ -98,29 +98,20 @@ class Line(Generic[W]):
         self.priority = priority
         self.plain: Flow[W] = Flow(self, None)
         """The flow of the requests that name none."""
-        self.rate = ServiceRate()
         self.patience = Patience()
         self.use = 0.0
         """The mean duration of a use in seconds, when it was last needed."""
         self.may_be_late = False
         """Whether a waiter may have waited too long to use a connection before its deadline."""
         # Only an `Order` uses these.
+        self.rate = ServiceRate()
+        """The rate at which higher priorities let it be served."""
         self.length = 0
         """The number of waiters."""
         self.flows: dict[Hashable, Flow[W]] = {None: self.plain}
         """The plain flow, and those that take turns, by key."""
         self.turns: deque[Flow[W]] = deque()
         """The flows that may have waiters; the first one is served next."""
-
-    def begin(self, now: float) -> None:
-        """Note that requests wait again."""
-        self.rate.begin(now)
-        self.patience.begin(now)
-
-    def end(self, now: float) -> None:
-        """Note that no request waits any more."""
-        self.rate.end(now)
-        self.may_be_late = self.patience.limit != math.inf
 
     def flow(self, key: Hashable) -> Flow[W]:
         """Return the flow with this key; a new one is kept only once it has a waiter."""
@@ -134,17 +125,20 @@ class Order(Generic[W]):
     Args:
         usual: the line of priority 0.
         waiters: the waiters of its plain flow, which have joined already.
+        now: the current instant.
     """
 
-    __slots__ = ("_lines", "_usual")
+    __slots__ = ("_lines", "_usual", "kept")
 
-    def __init__(self, usual: Line[W], waiters: Iterable[W]) -> None:
+    def __init__(self, usual: Line[W], waiters: Iterable[W], now: float) -> None:
         self._usual = usual
         self._lines = [usual]
-        plain, since = usual.plain, usual.rate.since
-        plain.length = usual.length = sum(1 for _ in waiters)
+        plain = usual.plain
+        plain.length = usual.length = self.kept = sum(1 for _ in waiters)
+        plain.rate, usual.rate = ServiceRate(), ServiceRate()
         if plain.length:
-            plain.rate.begin(since)
+            plain.rate.begin(now)
+            usual.rate.begin(now)
             self._begin_turns(plain)
 
     def __iter__(self) -> Iterator[W]:
@@ -166,8 +160,10 @@ class Order(Generic[W]):
     def add(self, waiter: W, flow: Flow[W]) -> None:
         """Add a waiter to its flow."""
         line, now = flow.line, waiter.joined_at
+        self.kept += 1
         if not line.length:
-            line.begin(now)
+            line.rate.begin(now)
+            line.patience.expire(now)
             if line not in self._lines:
                 self._keep(line)
         if not flow.length:
@@ -186,7 +182,7 @@ class Order(Generic[W]):
         if not flow.length:
             flow.rate.end(now)
         if not line.length:
-            line.end(now)
+            line.rate.end(now)
 
     def next(self) -> Flow[W] | None:
         """Return the flow whose head is served next."""
@@ -208,10 +204,19 @@ class Order(Generic[W]):
         flow.line.rate.note(now)
 
     def compact(self) -> None:
-        """Drop the waiters that have left."""
+        """Drop the waiters that have left, and the flows that have no others."""
         for line in self._lines:
             for flow in line.turns:
+                flow.takes_turns = flow.length > 0
                 flow.compact()
+            line.turns = deque(flow for flow in line.turns if flow.takes_turns)
+            line.flows = {None: line.plain, **{flow.key: flow for flow in line.turns}}
+        self.kept = sum(line.length for line in self._lines)
+
+    def oldest(self, line: Line[W]) -> float:
+        """Return when the earliest of a line's waiters joined; infinite: there is none."""
+        heads = (flow.head() for flow in line.turns)
+        return min((each.joined_at for each in heads if each is not None), default=math.inf)
 
     def end(self) -> None:
         """Forget the flows of the usual line, which outlives this order: nobody waits."""

@@ -40,8 +40,8 @@ class Patience:
         self._outlasted = 0
         """Waits longer than `limit` since the last cancellation."""
 
-    def begin(self, now: float) -> None:
-        """Note that requests wait again; forget a limit that nothing has confirmed for long."""
+    def expire(self, now: float) -> None:
+        """Forget a limit that no cancellation has confirmed for long."""
         if self.limit != math.inf and now - self._last > ENOUGH * self.limit:
             self._forget()
 
@@ -51,7 +51,7 @@ class Patience:
         Args:
             joined_at: when it was made.
             now: the current instant.
-            served: the hand-overs of the line so far.
+            served: the hand-overs of the queue so far.
             oldest: the age of the oldest request that waits.
         """
         ages, age = self._ages, now - joined_at
@@ -60,7 +60,7 @@ class Patience:
         if min(now - self._last, abs(joined_at - self._joined_at)) <= age / APART:
             return
         if ages and served < ages[-1][1]:
-            ages.clear()  # the line has begun a new count
+            ages.clear()  # the queue has begun a new count
         self._last, self._joined_at = now, joined_at
         ages.append((age, served, self._cancelled))
         _, served_before, cancelled_before = ages[0]

@@ -89,7 +89,7 @@ class Core(Leasing[C]):
         )
         self.check = check and Check(check, ledger, runtime, outages, store, errors)
         self.refused_at = -math.inf
-        self._counts_together = False
+        self._counts_together, self.being_refused = False, 0
         self.slow_wait, self.on_slow_wait = math.inf, lambda _: None
         self.orphaned = weakref.WeakSet()
         self.home = self._open_on = self._unchecked_on = None
@@ -136,6 +136,7 @@ class Core(Leasing[C]):
         """
         self.ledger.settings = changed = replace(self.settings, **settings)
         self.ledger.queue.free = 0
+        self.ledger.queue.judges = changed.overload is not None
         self.runtime.name = changed.name
 
     def resize(self, min_size: int, max_size: int) -> None:
@@ -217,7 +218,8 @@ class Core(Leasing[C]):
 
     def _overdue_error(self, waiter: Waiter[Entry[C]], is_late: bool) -> PoolError:
         if is_late:
-            return self.late_error(waiter, self.ledger.waiting, len(self.ledger.leased))
+            waiting, leased = self.ledger.waiting, len(self.ledger.leased)
+            return self.refused(*self.late_refusal(waiter, waiting, leased))
         return self.errors.timed_out(round(waiter.deadline - waiter.joined_at, 3))
 
     async def _close_all(self, deadline: float) -> None:

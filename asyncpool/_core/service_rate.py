@@ -1,4 +1,4 @@
-"""How fast the waiters of a line are served, measured only while some wait.
+"""How fast waiters are served, measured only while some wait.
 
 Without waiters the rate says how many requests arrive; with waiters it says what the pool can do.
 """
@@ -16,7 +16,7 @@ MARKS = 256
 
 
 class ServiceRate:
-    """The rate of hand-overs in a line. Instants and durations are those of the queue's clock."""
+    """The rate of hand-overs in a queue, a line or a flow, on the queue's clock."""
 
     __slots__ = ("_busy", "_ended_at", "_marks", "count", "since")
 
@@ -24,22 +24,28 @@ class ServiceRate:
         self.count = 0
         """The hand-overs so far."""
         self.since = math.inf
-        """The instant from which the line has had waiters without a break."""
+        """The instant from which there have been waiters without a break."""
         self._busy = 0.0
-        """The time in which the line has had waiters, before `since`."""
+        """The time in which there were waiters, before `since`."""
         self._ended_at = -math.inf
         """The instant at which the last waiter left."""
         self._marks: deque[float] = deque(maxlen=MARKS)
         """The value of the busy time at each STEP-th hand-over; the count begins with the first."""
 
-    def begin(self, now: float) -> None:
-        """Note that the line has a waiter again; forget what is older than the pause was long."""
-        marks = self._marks
-        if not marks or now - self._ended_at > self._busy - marks[0]:
+    def begin(self, now: float) -> bool:
+        """Note that requests wait again; forget what is older than the pause was long.
+
+        Returns:
+            Whether nothing is known of the time before.
+        """
+        marks, now = self._marks, max(now, self._ended_at)  # one that rejoins came earlier
+        is_new = not marks or now - self._ended_at > self._busy - marks[0]
+        if is_new:
             marks.clear()
             marks.append(self._busy)
             self.count = 0
         self.since = now
+        return is_new
 
     def end(self, now: float) -> None:
         """Note that the last waiter has left."""
@@ -55,6 +61,11 @@ class ServiceRate:
     def mark(self, now: float) -> None:
         """Note the instant of a hand-over whose number is a multiple of STEP."""
         self._marks.append(self._busy + now - self.since)
+
+    def limit(self, window: float, limit: float, now: float) -> float:
+        """Return the rate; where it is not known after some time, an upper limit; else 0.0."""
+        rate = self.measure(window, now)
+        return rate or (STEP / (now - self.since) if now - self.since > limit else 0.0)
 
     def measure(self, window: float, now: float) -> float:
         """Return the hand-overs a second in the last `window` seconds in which the line waited.

@@ -14,7 +14,7 @@ UNBOUNDED = sys.maxsize
 """The `max_size` of a pool without a limit."""
 
 
-OVERLOAD = ("wait", "refuse")
+OVERLOAD = ("wait", "refuse", None)
 """The values of `overload`."""
 ABOVE_ZERO = {"max_lifetime", "max_idle", "leak_timeout", "ping_interval", "ping_timeout"}
 """Durations that must not be zero, because the pool would be permanently busy with them."""
@@ -36,9 +36,9 @@ class Settings:
     """Time limit of a request for a connection."""
     max_waiting: int = 0
     """Largest number of waiters; 0 means no limit."""
-    overload: str = "wait"
+    overload: str | None = "wait"
     """Which requests are refused: "wait" those that cannot be served in time, "refuse" also those
-    that join a standing queue."""
+    that join a standing queue, None neither."""
     max_lifetime: float = 3600.0
     """Age at which a connection expires, less up to 5 % of jitter."""
     max_idle: float = 600.0
@@ -71,7 +71,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.overload not in OVERLOAD:
-            msg = f"overload must be {' or '.join(map(repr, OVERLOAD))}: got {self.overload!r}"
+            msg = f"overload must be 'wait', 'refuse' or None: got {self.overload!r}"
             raise ValueError(msg)
         sizes(self.min_size, self.max_size, keeps_idle=self.keeps_idle)
         for each in fields(self):

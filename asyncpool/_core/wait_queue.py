@@ -52,7 +52,7 @@ from typing import Generic, TypeVar
 
 from asyncpool._core.admission import Pace, pace, reserve
 from asyncpool._core.lines import Flow, Line, Order
-from asyncpool._core.service_rate import STEP
+from asyncpool._core.service_rate import STEP, ServiceRate
 from asyncpool._core.timer import Timer
 from asyncpool._core.waiter import Waiter
 
@@ -85,6 +85,10 @@ class WaitQueue(Generic[T]):
         """The order of all waiters; None: all are in the plain flow."""
         self._judged = -1
         """The ticket of the head that was last found to be in time: it stays so until served."""
+        self.rate = ServiceRate()
+        """The rate of all hand-overs."""
+        self.judges = True
+        """Whether waiters may be refused because they could not be served in time."""
         self.free = 0
         """The length of the queue up to which a request may join without being judged."""
         self.free_from = math.inf
@@ -130,7 +134,9 @@ class WaitQueue(Generic[T]):
     def pace(self, time_limit: float, *, leased: int, coming: int) -> Pace:
         """Return how the requests without a priority wait and are served; see `judge`."""
         ahead = self.length if self.order is None else self.plain.ahead
-        return pace(self.line, ahead, time_limit, self._clock(), leased=leased, coming=coming)
+        return pace(
+            self.rate, self.line, ahead, time_limit, self._clock(), leased=leased, coming=coming
+        )
 
     def admit(self, waiter: Waiter[T]) -> None:
         """Add a waiter; from now on it may be served, even before it calls `wait`.
@@ -140,9 +146,9 @@ class WaitQueue(Generic[T]):
         """
         deadlines, deadline = self._deadlines, waiter.deadline
         flow = self.plain
+        if not self.length:
+            self._begin(waiter.joined_at)
         if self.order is None and waiter.place is None:
-            if not self.length:
-                self.line.begin(waiter.joined_at)
             waiter.line, places = self.line, flow.places
             if not places or places[-1].ticket <= waiter.ticket:  # as in `Flow.put`
                 places.append(waiter)
@@ -160,9 +166,10 @@ class WaitQueue(Generic[T]):
                 heapq.heappush(self._early, waiter)
             if deadline < self._timer.at:
                 self._timer.set(deadline)
-        kept = not waiter.ticket % 32 and len(flow.places) + len(deadlines) + len(self._early)
-        if kept > 4 * length + 96:
-            self._compact()
+        if not waiter.ticket % 32:
+            kept = len(flow.places) if self.order is None else self.order.kept
+            if kept + len(deadlines) + len(self._early) > 4 * length + 96:
+                self._compact()
 
     def leave(self, waiter: Waiter[T]) -> T | None:
         """Remove a waiter; return an item it was served but has not taken, to be passed on."""
@@ -185,7 +192,9 @@ class WaitQueue(Generic[T]):
     def head_in_time(self) -> Waiter[T] | None:
         """Return the waiter that `serve` would serve; fail those before it that are too late."""
         head = self.head()
-        return head if head is None or not head.line.may_be_late else self._first_in_time(head)
+        if head is None or (self.order is None and not head.line.may_be_late):
+            return head
+        return self._first_in_time(head)
 
     def serve(self, item: T) -> bool:
         """Hand the item to the first waiter; return False if there is none."""
@@ -199,17 +208,17 @@ class WaitQueue(Generic[T]):
             if line.may_be_late:
                 waiter = self._first_in_time(waiter)
             places.popleft()
-            rate = line.rate
-            rate.count = count = rate.count + 1  # as in `ServiceRate.note`
-            if not count % STEP:
-                rate.mark(self._clock())
-                self.free = 0
         else:
             if (head := self.head()) is None:
                 return False
             waiter = self._first_in_time(head)
             waiter.flow.places.popleft()
             self.order.end_turn(waiter.flow, self._clock())
+        rate = self.rate
+        rate.count = count = rate.count + 1  # as in `ServiceRate.note`
+        if not count % STEP:
+            rate.mark(self._clock())
+            self.free = 0
         self._remove(waiter)
         waiter.served = item
         waiter.notify()
@@ -247,9 +256,9 @@ class WaitQueue(Generic[T]):
         self.length = length = self.length - 1
         if self.order is not None:
             self.order.remove(waiter.flow, self._clock())
-        elif not length:
-            self.line.end(self._clock())
         if not length:
+            self.rate.end(self._clock())
+            self.line.may_be_late = self.line.patience.limit != math.inf
             # Else ten thousand waiters of a burst would be kept, and collected with, until later.
             self.plain.places.clear()
             self.sees_scopes = False
@@ -258,6 +267,19 @@ class WaitQueue(Generic[T]):
             if self.order is not None:
                 self.order.end()
                 self.order = None
+
+    def oldest(self, line: Line[Waiter[T]]) -> float:
+        """Return when the earliest waiter of a line joined; infinite: there is none."""
+        if self.order is not None:
+            return self.order.oldest(line)
+        head = self.plain.head()
+        return math.inf if head is None else head.joined_at
+
+    def _begin(self, now: float) -> None:
+        """Note that requests wait again."""
+        if self.rate.begin(now):
+            self.line.use = 0.0
+        self.line.patience.expire(now)
 
     def _put_in_order(self, waiter: Waiter[T]) -> Flow[Waiter[T]]:
         """Add a waiter to its flow in the order of all waiters, and return the flow."""
@@ -272,7 +294,7 @@ class WaitQueue(Generic[T]):
         if self.order is None:
             for each in self:
                 each.flow = self.plain
-            self.order, self.free = Order(self.line, self), 0
+            self.order, self.free = Order(self.line, self, self._clock()), 0
         return self.order
 
     def _first_in_time(self, head: Waiter[T]) -> Waiter[T]:
@@ -281,7 +303,7 @@ class WaitQueue(Generic[T]):
         The last one is not failed: a connection is better used late than not at all.
         """
         now = self._clock()
-        while self.length > 1 and head.ticket != self._judged:
+        while self.judges and self.length > 1 and head.ticket != self._judged:
             line = head.line
             end = min(head.useful_until, head.joined_at + head.patience_in(line))
             if now + reserve(line.use, end - head.joined_at) <= end:

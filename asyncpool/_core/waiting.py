@@ -11,11 +11,11 @@ import math
 from asyncio import get_running_loop
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any, Generic
+from typing import Any, Generic, NoReturn
 
 import anyio
 
-from asyncpool._core.admission import FULL, RESERVED_USES, Refusal, judge
+from asyncpool._core.admission import FULL, RESERVED_USES, Refusal, judge, retry_after
 from asyncpool._core.driver import C
 from asyncpool._core.entry import Entry
 from asyncpool._core.error_factory import ErrorFactory
@@ -25,7 +25,9 @@ from asyncpool._core.ledger import Ledger
 from asyncpool._core.lines import Flow, Line
 from asyncpool._core.outage_controller import OutageController
 from asyncpool._core.runtime import Phase, Runtime
+from asyncpool._core.settings import UNBOUNDED
 from asyncpool._core.store import ConnectionStore
+from asyncpool._core.wait_queue import WaitQueue
 from asyncpool._core.waiter import Waiter
 from asyncpool.errors import PoolTimeout, TooManyRequests
 
@@ -49,6 +51,8 @@ class Waiting(Generic[C]):
     on_slow_wait: Callable[[float], None]
     _counts_together: bool
     """Whether a cancellation was noted in this turn of the event loop."""
+    being_refused: int
+    """Requests that are refused, and are counted in the next turn of the event loop."""
     refused_at: float
     """The instant of the last refusal."""
 
@@ -73,7 +77,8 @@ class Waiting(Generic[C]):
             arrived_at: when the request first arrived, if it rejoins the queue; else None.
 
         Raises:
-            PoolTimeout, TooManyRequests, PoolClosed, PoolUnavailable: as for `acquire`.
+            TooManyRequests: the request is refused; the caller has to await `refuse`.
+            PoolTimeout, PoolClosed, PoolUnavailable: as for `acquire`.
         """
         ledger, now = self.ledger, waiter.joined_at
         queue, limits = ledger.queue, ledger.settings
@@ -81,7 +86,9 @@ class Waiting(Generic[C]):
             if self.runtime.phase is Phase.CLOSED:
                 raise self.errors.already_closed()
             if waiter.deadline <= now:
-                raise self.errors.timed_out(timeout)
+                has_passed = waiter.useful_until <= now and timeout > 0
+                why = "its deadline, of asyncpool.within(), has passed" if has_passed else ""
+                raise self.errors.timed_out(0.0 if has_passed else timeout, why)
             if queue.length >= queue.free or waiter.deadline < queue.free_from:
                 self._require_room(waiter, arrived_at is None)
             queue.admit(waiter)
@@ -96,11 +103,31 @@ class Waiting(Generic[C]):
                 raise self.errors.unavailable()
         except BaseException as error:
             self._leave(waiter)
-            self.count_failure(error)
+            if not isinstance(error, TooManyRequests):
+                self.count_failure(error)
             raise
         # Where each request gets a connection of its own, the connect is no wait.
         waiter.queued = limits.keeps_idle or ledger.waiting > ledger.opening
         self.runtime.counters.requests_queued += waiter.queued and arrived_at is None
+
+    async def refuse(self, error: TooManyRequests) -> NoReturn:
+        """Raise the error of a refused request in the next turn of the event loop, and count it.
+
+        Without that, code that tries again at once would hold up the loop for ever.
+        """
+        self.being_refused += 1
+        try:
+            await asyncio.sleep(0)
+        except BaseException as cancelled:
+            self.count_failure(cancelled)
+            raise
+        finally:
+            self.being_refused -= 1
+        self.count_failure(error)
+        try:
+            raise error
+        finally:
+            del error  # its traceback has this frame
 
     def _require_room(self, waiter: Waiter[Entry[C]], is_new: bool) -> None:
         """Raise TooManyRequests if a new request must not join the queue."""
@@ -112,30 +139,43 @@ class Waiting(Generic[C]):
             raise self.refused(FULL)
         flow, ahead = queue.place_for(waiter)
         room = math.isqrt(limits.max_size)
-        left = waiter.deadline - now
-        if ahead >= room and ledger.is_full():
-            room = max(room, self._judge(waiter, flow, ahead, left))
-            # Looked for last, as it takes longer than all before.
-            scope = anyio.current_effective_deadline()
-            if now < scope < waiter.useful_until:  # else a cancellation may be under way
-                waiter.useful_until = scope
-                queue.line.may_be_late = queue.sees_scopes = True
-                left = min(left, scope - now)
-                self._judge(waiter, flow, ahead, left)
-        if queue.order is None and not queue.sees_scopes and ledger.is_full():
+        if limits.overload is None:
+            room = UNBOUNDED
+        elif ahead >= room and ledger.is_full():
+            flow.line.patience.expire(now)
+            # A scope is looked for last, as that takes longer than all else.
+            was_seen = waiter.patience_in(flow.line) != math.inf and self._see_scope(waiter)
+            room = max(room, self._judge(waiter, flow, ahead))
+            if not was_seen and self._see_scope(waiter):
+                self._judge(waiter, flow, ahead)
+        says_nothing = waiter.useful_until == math.inf and not queue.sees_scopes
+        if queue.order is None and says_nothing and ledger.is_full():
             # Until some more have been served, this need not be worked out again.
-            queue.free, queue.free_from = int(min(room, most)), now + left
+            queue.free, queue.free_from = int(min(room, most)), waiter.deadline
 
-    def _judge(
-        self, waiter: Waiter[Entry[C]], flow: Flow[Waiter[Entry[C]]], ahead: int, left: float
-    ) -> int:
+    def _see_scope(self, waiter: Waiter[Entry[C]]) -> bool:
+        """Note the deadline of the anyio scopes around a new waiter; return whether there is one.
+
+        That of a scope which is being cancelled is not noted.
+        """
+        scope, queue = anyio.current_effective_deadline(), self.ledger.queue
+        if not waiter.joined_at < scope < waiter.useful_until:
+            return False
+        waiter.useful_until = scope
+        queue.line.may_be_late = queue.sees_scopes = True
+        queue.free = 0
+        return True
+
+    def _judge(self, waiter: Waiter[Entry[C]], flow: Flow[Waiter[Entry[C]]], ahead: int) -> int:
         """Return the number of waiters ahead up to which such a request may join the queue.
 
         Raises:
             TooManyRequests: it may not.
         """
         ledger = self.ledger
+        left = min(waiter.deadline, waiter.useful_until) - waiter.joined_at
         verdict = judge(
+            ledger.queue.rate,
             flow,
             ahead,
             left,
@@ -149,15 +189,15 @@ class Waiting(Generic[C]):
             raise self.refused(verdict, left)
         return verdict
 
-    def late_error(self, waiter: Waiter[Any], waiting: int, leased: int) -> TooManyRequests:
-        """Return the error for a waiter that could not use a connection before its deadline."""
+    def late_refusal(self, waiter: Waiter[Any], waiting: int, leased: int) -> tuple[Refusal, float]:
+        """Return why a waiter could not use a connection in time, and the time that it has left."""
         line, joined_at = waiter.line, waiter.joined_at
         limit, rule = waiter.patience_in(line), "patience"
         if limit == math.inf:
             limit, rule = waiter.useful_until - joined_at, "deadline"
         expected = waiting * line.use / max(leased, 1)
         left = max(joined_at + limit - self.runtime.time(), 0.0)
-        return self.refused(Refusal(rule, expected, max(expected, limit)), left)
+        return Refusal(rule, expected, retry_after(expected, limit)), left
 
     def refused(self, refusal: Refusal, left: float = 0.0) -> TooManyRequests:
         """Return the error for a refusal; record the first one of an overload."""
@@ -178,7 +218,7 @@ class Waiting(Generic[C]):
         line = waiter.line
         entry.queued = entry.uses, waiter.joined_at, line
         self.end_wait(waiter, entry.leased_at)
-        if line.may_be_late and waiter.waited >= line.patience.limit:
+        if line.may_be_late and waiter.waited >= waiter.patience_in(line):
             line.patience.note_served()
         return entry
 
@@ -186,25 +226,28 @@ class Waiting(Generic[C]):
         """Remove a waiter whose wait ended in an error, and count the request."""
         self.end_wait(waiter, self.runtime.time())
         if isinstance(error, asyncio.CancelledError):
-            self.note_cancelled(waiter.line, waiter.joined_at, len(self.ledger.leased))
+            queue = self.ledger.queue
+            self.note_cancelled(queue, waiter.line, waiter.joined_at, len(self.ledger.leased))
         self._leave(waiter)
         self.count_failure(error)
 
-    def note_cancelled(self, line: Line[Any], joined_at: float, leased: int) -> None:
+    def note_cancelled(
+        self, queue: WaitQueue[Any], line: Line[Any], joined_at: float, leased: int
+    ) -> None:
         """Note that a request which had to wait was cancelled, in the queue or in its use."""
-        if self._counts_together:
+        if self._counts_together or not queue.judges:
             return
         # All that are cancelled in one turn of the event loop, as a group of tasks is, count once.
         self._counts_together = True
         get_running_loop().call_soon(self._count_again, context=Context())
-        now, head = self.runtime.time(), line.plain.head()
-        rate = line.rate.measure(now - joined_at, now)
+        now, served = self.runtime.time(), queue.rate.count
+        rate = queue.rate.measure(now - joined_at, now)
         if rate * (now - joined_at) <= (RESERVED_USES + 1) * max(leased, 1):
             return  # refusing would not help such callers, or the duration of a use is not known
-        oldest = 0.0 if head is None else now - head.joined_at
-        line.patience.note_cancelled(joined_at, now, served=line.rate.count, oldest=oldest)
+        oldest = now - queue.oldest(line)
+        line.patience.note_cancelled(joined_at, now, served=served, oldest=oldest)
         if line.patience.limit != math.inf:
-            line.may_be_late, self.ledger.queue.free = True, 0
+            line.may_be_late, queue.free = True, 0
 
     def _count_again(self) -> None:
         self._counts_together = False

@@ -72,7 +72,11 @@ def snapshot(core: Core[Any], *, flush: bool = True) -> PoolStats:
         service_rate=pace.service_rate,
         expected_wait=pace.expected_wait,
         patience=pace.patience,
-        requests=served + counted["requests_failed"] + counters.requests_cancelled + waiting,
+        requests=served
+        + counted["requests_failed"]
+        + counters.requests_cancelled
+        + waiting
+        + core.being_refused,
         **counted,
         **durations,
     )

@@ -26,7 +26,7 @@ from asyncpool._pipeline.request import AGAIN, Request
 from asyncpool._psycopg.direct_future import DirectFuture
 from asyncpool._psycopg.sharing import is_shareable
 from asyncpool._sql.kinds import Kind
-from asyncpool.errors import PoolError, PoolTimeout
+from asyncpool.errors import PoolError, PoolTimeout, TooManyRequests
 
 MAX_DELAY = 0.005
 """Seconds that a read may wait for those before it, if another connection is possible."""
@@ -106,7 +106,7 @@ class Dispatcher:
                 now = started_at if came is None else core.runtime.time()
                 waiter = QueuedRequest(self, request, ticket, now, started_at + wait)
                 apply_limits(waiter, ledger.queue.line)
-                core.queue(waiter, wait, came)
+                await self._queue(waiter, wait, came)
             try:
                 outcome = await future
             except BaseException as error:
@@ -124,6 +124,12 @@ class Dispatcher:
                 core.runtime.counters.requests_shared += request.shared
                 return request.entry is None
             came = started_at
+
+    async def _queue(self, waiter: QueuedRequest, wait: float, came: float | None) -> None:
+        try:
+            self.core.queue(waiter, wait, came)
+        except TooManyRequests as error:
+            await self.core.refuse(error)
 
     def on_served(self, waiter: QueuedRequest) -> None:
         """Send a queued request that was served a connection or a place on a channel."""
@@ -234,7 +240,8 @@ class Dispatcher:
             core.abandon_wait(waiter, error)
             return
         if waiter is not None and isinstance(error, CancelledError):
-            core.note_cancelled(waiter.line, request.started_at, len(core.ledger.leased))
+            ledger = core.ledger
+            core.note_cancelled(ledger.queue, waiter.line, request.started_at, len(ledger.leased))
         if request.shared:
             late = request.channel is not None and isinstance(error, PoolTimeout)
             counters.requests_failed += late

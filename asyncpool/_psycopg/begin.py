@@ -6,6 +6,7 @@ Nothing of it stays on the connection.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
@@ -98,7 +99,8 @@ if SUPPORTED:
         def enter_unsent(self) -> bool:
             """Enter the block without the server, if BEGIN can be sent with its first statement."""
             conn: Any = self._conn
-            if not _may_begin_later(conn):
+            options = (self._commands or (b"",))[1:]
+            if not _may_begin_later(conn) or any(map(CONVERTING.search, options)):
                 return False
             conn._unsent_begin = UnsentBegin(self._commands or (conn._get_tx_start_command(),))
             self._run_without_commands(self._enter_gen())
@@ -165,6 +167,13 @@ if SUPPORTED:
         def _sends_nothing(self) -> bool:
             """Whether the end of this block needs no command, as where its BEGIN was not sent."""
             return not self._has_commands or (self._outer_transaction and forget_begin(self._conn))
+
+
+CONVERTING = re.compile(
+    rb"\b(client_encoding|intervalstyle|datestyle|timezone|standard_conforming_strings)\b",
+    re.IGNORECASE,
+)
+"""Settings on which the conversion of values depends: they must hold before it."""
 
 
 def _may_begin_later(conn: Any) -> bool:

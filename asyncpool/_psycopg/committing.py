@@ -40,7 +40,8 @@ def can_commit(conn: Any, *, blocks: int = 0) -> bool:
         blocks: the number of transaction blocks that are open.
     """
     cls = type(conn)
-    if not (SUPPORTED and getattr(cls, "commit", None) is COMMIT and cls.wait is WAIT):
+    is_own = COMMIT.__module__ == "psycopg.connection_async" and not hasattr(COMMIT, "__wrapped__")
+    if not (SUPPORTED and is_own and getattr(cls, "commit", None) is COMMIT and cls.wait is WAIT):
         return False
     transport, lock = conn._transport, conn.lock
     return (
@@ -86,7 +87,7 @@ async def commit(conn: Any) -> None:
         raise
     finally:
         lock.release()
-    _check(answers, conn)
+    _check(answers)
 
 
 def _commit(pgconn: Any, answers: list[PGresult | psycopg.Error]) -> PQGen[None]:
@@ -94,17 +95,17 @@ def _commit(pgconn: Any, answers: list[PGresult | psycopg.Error]) -> PQGen[None]
     pgconn.send_query(b"COMMIT")
     try:
         results = yield from generators.execute(pgconn)
+        if results and results[-1].status != COMMAND_OK:
+            # Raised here, so that the transport reports it as it does the error of a statement.
+            raise psycopg.errors.error_from_result(results[-1], encoding=pgconn._encoding)
     except psycopg.Error as error:
         answers.append(error)
         raise
     answers += results[-1:]
 
 
-def _check(answers: list[PGresult | psycopg.Error], conn: Any) -> None:
+def _check(answers: list[PGresult | psycopg.Error]) -> None:
     if not answers:
         raise closed_error("the outcome of its COMMIT is unknown")
-    answer = answers[0]
-    if isinstance(answer, psycopg.Error):
-        raise answer
-    if answer.status != COMMAND_OK:
-        raise psycopg.errors.error_from_result(answer, encoding=conn.pgconn._encoding)
+    if isinstance(answers[0], psycopg.Error):
+        raise answers[0]

@@ -278,6 +278,12 @@ class Connection(psycopg.AsyncConnection[Row]):
             if timer is not None:
                 timer.cancel()
 
+    async def tpc_recover(self) -> list[psycopg.Xid]:
+        """See `psycopg.AsyncConnection.tpc_recover`."""
+        if self._unsent_begin is not None:
+            await begin_now(self)
+        return await super().tpc_recover()
+
     async def _try_cancel(self, *, timeout: float = 5.0) -> None:
         """Cancel the query; psycopg's COPY and stream() then read it to its end."""
         if (transport := self._transport) is None:

@@ -264,7 +264,7 @@ async def run(dsn: str, backends: Backends, seed: int, *, pipeline: bool) -> Ver
     try:
         quick = make_conninfo(dsn, options="-c deadlock_timeout=100ms")
         async with AsyncConnectionPool(
-            quick, pipeline=pipeline, timeout=WATCHDOG * 2, **made.options
+            quick, pipeline=pipeline, timeout=WATCHDOG * 2, overload=None, **made.options
         ) as pool:
             running = Run(made, pool, verdict)
             await running.all_tasks(backends)

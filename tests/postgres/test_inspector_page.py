@@ -136,6 +136,7 @@ async def test_an_overload_is_shown_with_the_queue(
             await expect(page, "#queue-count").to_contain_text("not empty for")
             await expect(page, "#queue-count").to_contain_text("3 refused in the last")
             await expect(page, "#notes").to_contain_text("requests were refused")
+        await expect(page, "#no-queue").to_be_visible()
         async with pool.connection():
             with within(priority=7, flow="acme"):
                 waiting = asyncio.create_task(pool.getconn())

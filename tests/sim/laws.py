@@ -222,7 +222,7 @@ class Laws:
         self.require(error.waiting > 0, f"{error!r} although nobody waits")
         if error.rule != "full":
             expected, retry = error.expected_wait, error.retry_after
-            told = expected is not None and retry is not None and 0 <= expected <= retry < math.inf
+            told = expected is not None and retry is not None and expected >= 0 <= retry < math.inf
             self.require(told, f"{error!r} says {expected} and {retry}")
 
     async def _wait(self, timeout: float | None) -> FakeConn:
@@ -234,7 +234,10 @@ class Laws:
         limit = core.settings.timeout if timeout is None else timeout
         waiter = Immediate(core, ticket, now, now + limit)
         apply_limits(waiter, core.ledger.queue.line)
-        core.queue(waiter, limit, None)
+        try:
+            core.queue(waiter, limit, None)
+        except TooManyRequests as error:
+            await core.refuse(error)
         try:
             return await waiter.future
         except BaseException as error:
@@ -351,6 +354,7 @@ class Laws:
         stats = snapshot(self.core)
         served, failed = self.core.ledger.leases, stats.requests_failed
         total = served + failed + stats.requests_cancelled + stats.waiting
+        total += self.core.being_refused
         parts = stats.opening + stats.idle + stats.leased + stats.cleaning + stats.closing
         if parts != stats.size or stats.waiting != waiting or stats.requests != total:
             self._broken(f"stats do not add up: {served} served, {waiting} waiting, {stats}")

@@ -137,25 +137,43 @@ class TestPatience:
         """Where requests wait again much later, the callers may be others."""
         patience = Patience()
         self.learn(patience, 1.0)
-        patience.begin(10.0)
+        patience.expire(10.0)
         assert patience.limit == pytest.approx(1.0)
-        patience.begin(50.0)
+        patience.expire(50.0)
         assert patience.limit == math.inf
 
 
-def line_of(rate: float, *, stands: float = 100.0) -> Line[Any]:
-    """A line that has served at a rate for 100 s until the instant 0, and stands for some."""
-    line: Line[Any] = Line(0)
-    line.begin(-100.0)
+def rate_of(rate: float, *, stands: float = 100.0) -> ServiceRate:
+    """The rate of a queue that has served for 100 s until the instant 0, and stands for some."""
+    found = ServiceRate()
+    found.begin(-100.0)
     began = stands == 100.0
     for number in range(int(rate * 100)):
         now = (number + 1) / rate - 100.0
         if not began and now > -stands:
             began = True
-            line.end(-stands)
-            line.begin(-stands)
-        line.rate.note(now)
-    return line
+            found.end(-stands)
+            found.begin(-stands)
+        found.note(now)
+    return found
+
+
+def asked(
+    total: ServiceRate, ahead: int, limit: float, *, leased: int = 1, refuses: bool = False
+) -> Refusal | int:
+    """Judge a request in the plain flow of a queue that has no order."""
+    flow = Line[Any](0).plain
+    return judge(
+        total,
+        flow,
+        ahead,
+        limit,
+        0.0,
+        patience=math.inf,
+        leased=leased,
+        coming=0,
+        refuses=refuses,
+    )
 
 
 class TestJudge:
@@ -172,76 +190,42 @@ class TestJudge:
         self, rate: float, limit: float, ahead: int, leased: int, refuses: bool
     ) -> None:
         """Who may join may do so with fewer ahead; a refusal says a wait, and when to return."""
-        line = line_of(rate)
+        total = rate_of(rate)
 
-        def asked(ahead: int) -> Refusal | int:
-            return judge(
-                line.plain,
-                ahead,
-                limit,
-                0.0,
-                patience=math.inf,
-                leased=leased,
-                coming=0,
-                refuses=refuses,
-            )
+        def verdict_of(ahead: int) -> Refusal | int:
+            return asked(total, ahead, limit, leased=leased, refuses=refuses)
 
-        verdict = asked(ahead)
+        verdict = verdict_of(ahead)
         if isinstance(verdict, Refusal):
             assert verdict.expected_wait is not None
             assert verdict.retry_after is not None
-            assert 0 < verdict.expected_wait <= verdict.retry_after
-            assert verdict.retry_after >= limit
-            assert isinstance(asked(ahead + 1), Refusal)
+            assert verdict.expected_wait > 0
+            assert limit <= verdict.retry_after <= 4 * limit
+            assert isinstance(verdict_of(ahead + 1), Refusal)
         else:
             assert verdict > ahead
-            assert not isinstance(asked(verdict - 1), Refusal)
-            assert ahead == 0 or not isinstance(asked(ahead - 1), Refusal)
+            assert not isinstance(verdict_of(verdict - 1), Refusal)
+            assert ahead == 0 or not isinstance(verdict_of(ahead - 1), Refusal)
 
     def test_an_infinite_limit_refuses_nobody(self) -> None:
         """Nor does a rate that is not known."""
-        slow = line_of(0.5)
         for refuses in (False, True):
-            verdict = judge(
-                slow.plain,
-                10**6,
-                math.inf,
-                0.0,
-                patience=math.inf,
-                leased=1,
-                coming=0,
-                refuses=refuses,
-            )
+            verdict = asked(rate_of(0.5), 10**6, math.inf, refuses=refuses)
             assert not isinstance(verdict, Refusal)
-            new: Line[Any] = Line(0)
-            verdict = judge(
-                new.plain, 10**6, 0.001, 0.0, patience=math.inf, leased=1, coming=0, refuses=refuses
-            )
+            verdict = asked(ServiceRate(), 10**6, 0.001, refuses=refuses)
             assert not isinstance(verdict, Refusal)
 
     def test_three_uses_are_reserved_but_at_most_half(self) -> None:
         """With ten connections and ten hand-overs a second a use takes a second."""
-        line = line_of(10)
-
-        def most(limit: float) -> float:
-            verdict = judge(
-                line.plain, 0, limit, 0.0, patience=math.inf, leased=10, coming=0, refuses=False
-            )
-            return 0 if isinstance(verdict, Refusal) else verdict
-
         for limit, allowed in ((10.0, 7.0), (100.0, 97.0), (4.0, 2.0)):
-            assert most(limit) == int((math.sqrt(1 + 10 * allowed) - 1) ** 2)
+            room = int((math.sqrt(1 + 10 * allowed) - 1) ** 2)
+            assert asked(rate_of(10), 0, limit, leased=10) == room
 
     def test_a_standing_queue_refuses_more_and_more(self) -> None:
         """After one and a half limits a newcomer may wait a tenth of its limit."""
 
-        def most(stands: float) -> int:
-            line = line_of(100, stands=stands)
-            verdict = judge(
-                line.plain, 0, 1.0, 0.0, patience=math.inf, leased=1, coming=0, refuses=True
-            )
-            assert not isinstance(verdict, Refusal)
-            return verdict
+        def most(stands: float) -> Refusal | int:
+            return asked(rate_of(100, stands=stands), 0, 1.0, refuses=True)
 
         assert most(0.1) == most(0.4) == int((math.sqrt(1 + 97) - 1) ** 2)
         assert most(1.0) == int((math.sqrt(1 + 50) - 1) ** 2)
