@@ -147,6 +147,31 @@ async def test_who_cannot_have_the_turn_in_time_is_refused(dsn: str) -> None:
         assert pool.stats().refused_deadline == 1
 
 
+async def test_a_turn_learns_from_callers_that_give_up(dsn: str) -> None:
+    """Most of them are cancelled in their turn, just after it has come."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        done = 0
+
+        async def use() -> None:
+            nonlocal done
+            async with asyncio.timeout(0.2), pool.turn("a"):
+                await asyncio.sleep(0.02)
+                done += 1
+
+        async with pool.turn("a"):
+            line = pool._turns.lines["a"]
+            tasks = []
+        for _ in range(300):
+            tasks.append(asyncio.create_task(use()))
+            await asyncio.sleep(0.005)
+            line = pool._turns.lines.get("a", line)
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert any(isinstance(each, TooManyRequests) for each in found)
+        refused = next(each for each in found if isinstance(each, TooManyRequests))
+        assert refused.waiting > 0
+        assert "the turn of 'a'" in str(refused)
+
+
 async def test_closing_the_pool_ends_the_waits(dsn: str) -> None:
     """Those that wait get PoolClosed; the one that has the turn goes on."""
     pool = AsyncConnectionPool(dsn, min_size=1)
