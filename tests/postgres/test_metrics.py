@@ -334,7 +334,8 @@ async def test_opentelemetry_gets_the_numbers_of_an_overload(
             for name in ("service_rate", "expected_wait", "standing"):
                 assert found[f"asyncpool.{name}"]["orders", ""].value > 0
             assert "asyncpool.patience" not in found
-            pool._core.ledger.queue.line.patience.limit = 50.0
+            patience = pool._core.ledger.queue.line.patience
+            patience.limit, patience._last = 50.0, pool._core.runtime.time()
             await asyncio.sleep(0.06)
             assert collected(reader)["asyncpool.patience"]["orders", ""].value == 50.0
     provider.shutdown()

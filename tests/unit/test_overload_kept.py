@@ -86,6 +86,7 @@ async def test_the_head_that_is_looked_at_is_the_one_that_is_served() -> None:
         queue.admit(waiter)
     first, second, _ = waiters
     first.useful_until, first.line.use = now() + 0.001, 1.0
+    await asyncio.sleep(0.0008)
     head = queue.head_in_time()
     assert head is second
     assert first.error is not None
