@@ -40,7 +40,8 @@ class PoolTransactions(PoolBlocks[ACT]):
 
         `psycopg.Rollback` raised in the block rolls back and does not leave the block. BEGIN and
         the options are sent with the first statement, in one round trip; that statement raises the
-        error of an option that the server refuses. The options are gone with the transaction,
+        error of an option that the server refuses. What uses libpq directly (`conn.pgconn`) does
+        not send them. The options are gone with the transaction,
         however it ends; the connection keeps none of them.
 
         Args:
