@@ -47,7 +47,6 @@ class TurnLine:
         self.key = key
         self.holder = current_task()
         self.queue: WaitQueue[TurnLine] = WaitQueue(self._overdue, turns.core.runtime.now)
-        self.queue.judges = turns.core.settings.overload is not None
         self._turns = turns
 
     async def wait(self, timeout: float | None) -> Waiter[TurnLine]:
@@ -60,12 +59,15 @@ class TurnLine:
         apply_limits(waiter, queue.line)
         try:
             if waiter.deadline <= now:
-                raise self._timed_out(limit)
+                has_passed = waiter.useful_until <= now and limit > 0
+                raise self._timed_out(0.0 if has_passed else limit)
             self._require_room(waiter)
             queue.admit(waiter)
         except TooManyRequests as error:
+            waiter.task = None  # the error's traceback has this frame
             await core.refuse(error)
         except BaseException as error:
+            waiter.task = None
             core.count_failure(error)
             raise
         try:
@@ -97,6 +99,7 @@ class TurnLine:
     def _require_room(self, waiter: Waiter[TurnLine]) -> None:
         """Raise TooManyRequests if the turn could not be had in time."""
         queue, core, now = self.queue, self._turns.core, waiter.joined_at
+        queue.judges = core.settings.overload is not None
         flow, ahead = queue.place_for(waiter)
         if not ahead or not queue.judges:
             return

@@ -94,8 +94,8 @@ def judge(
     if flow.line.length:  # there is an order
         # Higher priorities and other flows will join meanwhile: the line's own rate and the flow's
         # say how often it has its turn.
-        since = flow.rate.since
-        rate = line.rate.limit(window, limit, now) or rate
+        since = flow.since if flow.length else math.inf
+        rate = min(line.rate.limit(window, limit, now) or rate, rate)
         own = flow.rate.limit(window, limit, now) if flow.length else 0.0
         if own and (flow.length + 1) * rate > (ahead + 1) * own:
             rate, ahead = own, flow.length

@@ -39,7 +39,7 @@ W = TypeVar("W", bound=Place)
 class Flow(Generic[W]):
     """The waiters of one flow, first in, first out."""
 
-    __slots__ = ("key", "length", "line", "places", "rate", "takes_turns")
+    __slots__ = ("key", "length", "line", "places", "rate", "since", "takes_turns")
 
     def __init__(self, line: Line[W], key: Hashable) -> None:
         self.line = line
@@ -50,6 +50,8 @@ class Flow(Generic[W]):
         """The number of waiters that have not left; only an `Order` counts them."""
         self.rate = ServiceRate()
         """The flow's part of the line's rate; only an `Order` measures it."""
+        self.since = math.inf
+        """The instant from which it has had waiters without a break, in an `Order`."""
         self.takes_turns = False
         """Whether it is among the `turns` of its line."""
 
@@ -126,16 +128,17 @@ class Order(Generic[W]):
         usual: the line of priority 0.
         waiters: the waiters of its plain flow, which have joined already.
         now: the current instant.
+        since: the instant from which they have waited without a break.
     """
 
     __slots__ = ("_lines", "_usual", "kept")
 
-    def __init__(self, usual: Line[W], waiters: Iterable[W], now: float) -> None:
+    def __init__(self, usual: Line[W], waiters: Iterable[W], now: float, since: float) -> None:
         self._usual = usual
         self._lines = [usual]
         plain = usual.plain
         plain.length = usual.length = self.kept = sum(1 for _ in waiters)
-        plain.rate, usual.rate = ServiceRate(), ServiceRate()
+        plain.rate, usual.rate, plain.since = ServiceRate(), ServiceRate(), since
         if plain.length:
             plain.rate.begin(now)
             usual.rate.begin(now)
@@ -168,6 +171,7 @@ class Order(Generic[W]):
                 self._keep(line)
         if not flow.length:
             flow.rate.begin(now)
+            flow.since = now
         if not flow.takes_turns:
             self._begin_turns(flow)
         flow.put(waiter)

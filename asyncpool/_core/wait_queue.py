@@ -294,7 +294,7 @@ class WaitQueue(Generic[T]):
         if self.order is None:
             for each in self:
                 each.flow = self.plain
-            self.order, self.free = Order(self.line, self, self._clock()), 0
+            self.order, self.free = Order(self.line, self, self._clock(), self.rate.since), 0
         return self.order
 
     def _first_in_time(self, head: Waiter[T]) -> Waiter[T]:
@@ -305,6 +305,7 @@ class WaitQueue(Generic[T]):
         now = self._clock()
         while self.judges and self.length > 1 and head.ticket != self._judged:
             line = head.line
+            line.patience.expire(now)
             end = min(head.useful_until, head.joined_at + head.patience_in(line))
             if now + reserve(line.use, end - head.joined_at) <= end:
                 break

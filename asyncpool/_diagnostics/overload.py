@@ -38,9 +38,11 @@ def overload(core: Core[Any], stats: PoolStats, now: float) -> list[str]:
             for name, reason in REASONS.items()
             if (number := getattr(stats, name))
         )
+        age = now - core.refused_at  # infinite, if only turns were refused
+        last = f", the last one {age:.1f} s ago" if age < math.inf else ""
         found.append(
             f"{stats.requests_refused} of {stats.requests} requests were refused since the pool"
-            f" was made, the last one {now - core.refused_at:.1f} s ago: {reasons}"
+            f" was made{last}: {reasons}"
         )
     if stats.standing:
         pace = ""

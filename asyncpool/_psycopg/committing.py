@@ -84,6 +84,7 @@ async def commit(conn: Any) -> None:
                     await future
     except BaseException:
         transport.abandon(gen, conn)
+        del answers  # its error's traceback has this frame
         raise
     finally:
         lock.release()
@@ -101,11 +102,15 @@ def _commit(pgconn: Any, answers: list[PGresult | psycopg.Error]) -> PQGen[None]
     except psycopg.Error as error:
         answers.append(error)
         raise
-    answers += results[-1:]
+    else:
+        answers += results[-1:]
+    finally:
+        del answers  # as in `commit`
 
 
 def _check(answers: list[PGresult | psycopg.Error]) -> None:
     if not answers:
         raise closed_error("the outcome of its COMMIT is unknown")
-    if isinstance(answers[0], psycopg.Error):
-        raise answers[0]
+    answer = answers.pop()
+    if isinstance(answer, psycopg.Error):
+        raise answer

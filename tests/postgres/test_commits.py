@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -208,3 +210,22 @@ async def test_an_overridden_or_patched_commit_is_called(
         async with pool.connection() as conn:
             await conn.execute("SELECT 1")
         assert commits == [conn]
+
+
+async def test_the_error_of_a_commit_goes_with_its_frames(dsn: str) -> None:
+    """No reference cycle keeps it, and with it the connection, until a collection."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        await pool.execute("DROP TABLE IF EXISTS at_commit")
+        await pool.execute("CREATE TABLE at_commit (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+        gc.collect()
+        gc.disable()
+        try:
+            try:
+                async with pool.transaction() as conn:
+                    await conn.execute("INSERT INTO at_commit VALUES (1), (1)")
+            except psycopg.errors.UniqueViolation as error:
+                seen = weakref.ref(error)
+            assert await eventually(lambda: seen() is None)
+        finally:
+            gc.enable()
+        await pool.execute("DROP TABLE at_commit")

@@ -42,7 +42,8 @@ async def serve(uses):
     ) as pool:
         await pool.wait()
         await refuse(pool)
-        pool._core.ledger.queue.line.patience.limit = 0.5
+        patience = pool._core.ledger.queue.line.patience
+        patience.limit, patience._last = 0.5, pool._core.runtime.time()
         with MultiprocessMetrics(lambda: pool, interval=0.01) as metrics:
             for _ in range(uses):
                 async with pool.connection():

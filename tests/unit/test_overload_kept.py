@@ -171,3 +171,34 @@ async def test_a_low_priority_that_is_never_served_is_refused() -> None:
         low = Load(core, random=Random(2))
         _, found = await asyncio.gather(high.run(1.5, 8.0), low.run(0.5, 8.0, skip=3.0))
         assert found.ends["TooManyRequests"] > 5 * found.ends["PoolTimeout"]
+
+
+@virtual_time
+async def test_a_first_flow_does_not_make_a_queue_young() -> None:
+    """With `overload="refuse"` a queue that has stood for long goes on refusing."""
+    async with running(Driver(), 10, 10, overload="refuse", timeout=30.0) as core:
+        load = Load(core, deadline=1.0)
+
+        async def one_flow() -> None:
+            await asyncio.sleep(4.0)
+            with of("one"):
+                await use(core, USE)
+
+        task = asyncio.create_task(one_flow())
+        found = await load.run(3.0, 8.0, skip=3.0)
+        await task
+        assert found.quantile(0.99) < 0.25
+
+
+@virtual_time
+async def test_a_limit_that_nothing_confirms_passes_nobody_over() -> None:
+    """Requests that have waited long for a connect are served, though others once gave up."""
+    async with running(Driver(), 1, 1, timeout=100.0) as core:
+        held = await core.acquire(None)
+        patience = core.ledger.queue.line.patience
+        patience.limit, patience._last = 1.0, now()
+        core.ledger.queue.line.may_be_late = True
+        waiting = [asyncio.create_task(use(core, 0.1)) for _ in range(3)]
+        await asyncio.sleep(40.0)
+        core.release(held)
+        await asyncio.gather(*waiting)
