@@ -121,8 +121,6 @@ def serve_the_last(patch: pytest.MonkeyPatch) -> None:
                 waiter.served = item
                 waiter.waiting = False
                 self.length -= 1
-                waiter.flow.length -= 1
-                waiter.flow.line.length -= 1
                 waiter.notify()
                 return True
         return False
