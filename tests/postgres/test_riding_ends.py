@@ -50,6 +50,7 @@ async def test_values_are_converted_with_the_settings_of_their_transaction(
         await pool.execute("DROP TABLE converted")
 
 
+@needs_internals
 @pytest.mark.parametrize("block", ["connection", "transaction"])
 async def test_an_error_of_a_commit_is_classified(dsn: str, block: str) -> None:
     """The pool hears of what the server says at a COMMIT, as of any other error."""
