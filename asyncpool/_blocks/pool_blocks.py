@@ -68,6 +68,8 @@ class PoolBlocks(Borrowing[ACT]):
         One task a key is in such a block at a time; the others wait in the order of arrival. If
         they borrow their connections inside, a row that everybody updates costs one connection, and
         not all of them. It does not replace the row's lock, as other processes do not know of it.
+        Tasks that take the turns of two keys in opposite order wait for each other until the
+        timeout.
 
         Args:
             key: a hashable value, for what is updated.

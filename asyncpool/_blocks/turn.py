@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, Self
 
 from asyncpool._blocks.supports import Exc
-from asyncpool._core.admission import Refusal, judge
+from asyncpool._core.admission import Refusal
 from asyncpool._core.pool import Core
 from asyncpool._core.settings import duration
 from asyncpool._core.wait_queue import WaitQueue
@@ -59,8 +59,7 @@ class TurnLine:
         apply_limits(waiter, queue.line)
         try:
             if waiter.deadline <= now:
-                has_passed = waiter.useful_until <= now and limit > 0
-                raise self._timed_out(0.0 if has_passed else limit)
+                raise core.no_time_left(waiter, limit, f"no turn of the key {self.key!r}")
             self._require_room(waiter)
             queue.admit(waiter)
         except TooManyRequests as error:
@@ -104,19 +103,7 @@ class TurnLine:
         if not ahead or not queue.judges:
             return
         flow.line.patience.expire(now)
-        left = waiter.deadline - now
-        refuses = core.settings.overload == "refuse"
-        verdict = judge(
-            queue.rate,
-            flow,
-            ahead,
-            left,
-            now,
-            patience=waiter.patience_in(flow.line),
-            leased=1,
-            coming=0,
-            refuses=refuses,
-        )
+        verdict, left = core.verdict(queue, waiter, flow, ahead, 1, 0)
         if isinstance(verdict, Refusal):
             raise self._refused(verdict, left)
 
@@ -132,8 +119,9 @@ class TurnLine:
         return self._turns.core.errors.refused(refusal, left, what, waiting, 1)
 
     def _timed_out(self, limit: float) -> BaseException:
-        why = f"{self.queue.length} tasks wait for the turn of the key {self.key!r}"
-        return self._turns.core.errors.timed_out(round(limit, 3), why, "no turn")
+        why = f"{self.queue.length} tasks wait for it"
+        what = f"no turn of the key {self.key!r}"
+        return self._turns.core.errors.timed_out(round(limit, 3), why, what)
 
 
 class Turn:

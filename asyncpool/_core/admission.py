@@ -1,4 +1,4 @@
-"""Who may join the wait queue: only those who can be served in time, as far as can be known.
+"""Decides which requests may join the wait queue: those that can be served in time.
 
 With `n` requests ahead, the wait of one more ends after `n + 1` hand-overs. If these come at random
 at a rate `r`, that takes `(n + 1) / r` on average, and less than `(n + 1 + 2 * sqrt(n + 1)) / r` in

@@ -1,4 +1,4 @@
-"""How long callers wait for their work before they are cancelled, learnt from those that are.
+"""Learns after how long callers are cancelled, from those that are.
 
 A pool cannot see the deadline of an `asyncio.timeout` around its caller. When many requests that
 had to wait end in a cancellation, at the same age, that age is such a deadline.

@@ -1,4 +1,4 @@
-"""How fast waiters are served, measured only while some wait.
+"""Measures how fast waiters are served, only while some wait.
 
 Without waiters the rate says how many requests arrive; with waiters it says what the pool can do.
 """

@@ -11,7 +11,7 @@ import math
 from asyncio import get_running_loop
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any, Generic, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 import anyio
 
@@ -30,6 +30,8 @@ from asyncpool._core.store import ConnectionStore
 from asyncpool._core.wait_queue import WaitQueue
 from asyncpool._core.waiter import Waiter
 from asyncpool.errors import PoolTimeout, TooManyRequests
+
+T = TypeVar("T")
 
 CALM = 10.0
 """Seconds without a refusal after which the next one is recorded as a new overload."""
@@ -86,11 +88,10 @@ class Waiting(Generic[C]):
             if self.runtime.phase is Phase.CLOSED:
                 raise self.errors.already_closed()
             if waiter.deadline <= now:
-                has_passed = waiter.useful_until <= now and timeout > 0
-                why = "its deadline, of asyncpool.within(), has passed" if has_passed else ""
-                raise self.errors.timed_out(0.0 if has_passed else timeout, why)
-            if queue.length >= queue.free or waiter.deadline < queue.free_from:
-                self._require_room(waiter, arrived_at is None)
+                raise self.no_time_left(waiter, timeout, "no connection")
+            is_judged = queue.length >= queue.free or waiter.deadline < queue.free_from
+            if is_judged and arrived_at is None:
+                self._require_room(waiter)
             queue.admit(waiter)
             if ledger.budget is not None:
                 since = now if arrived_at is None else arrived_at
@@ -129,12 +130,16 @@ class Waiting(Generic[C]):
         finally:
             del error  # its traceback has this frame
 
-    def _require_room(self, waiter: Waiter[Entry[C]], is_new: bool) -> None:
+    def no_time_left(self, waiter: Waiter[Any], timeout: float, what: str) -> PoolTimeout:
+        """Return the error for a request whose deadline has passed before it waits."""
+        if waiter.useful_until <= waiter.joined_at and timeout > 0:
+            return self.errors.timed_out(0.0, "the deadline of asyncpool.within() has passed", what)
+        return self.errors.timed_out(timeout, what=what)
+
+    def _require_room(self, waiter: Waiter[Entry[C]]) -> None:
         """Raise TooManyRequests if a new request must not join the queue."""
         ledger, limits, now = self.ledger, self.ledger.settings, waiter.joined_at
         queue, most = ledger.queue, limits.max_waiting or math.inf
-        if not is_new:
-            return
         if queue.length >= most:
             raise self.refused(FULL)
         flow, ahead = queue.place_for(waiter)
@@ -173,21 +178,35 @@ class Waiting(Generic[C]):
             TooManyRequests: it may not.
         """
         ledger = self.ledger
+        leased, coming = len(ledger.leased), ledger.opening
+        verdict, left = self.verdict(ledger.queue, waiter, flow, ahead, leased, coming)
+        if isinstance(verdict, Refusal):
+            raise self.refused(verdict, left)
+        return verdict
+
+    def verdict(  # noqa: PLR0917 - the arguments of `judge`
+        self,
+        queue: WaitQueue[T],
+        waiter: Waiter[T],
+        flow: Flow[Waiter[T]],
+        ahead: int,
+        leased: int,
+        coming: int,
+    ) -> tuple[Refusal | int, float]:
+        """Return what `judge` says of a new waiter, and the time that it has left."""
         left = min(waiter.deadline, waiter.useful_until) - waiter.joined_at
         verdict = judge(
-            ledger.queue.rate,
+            queue.rate,
             flow,
             ahead,
             left,
             waiter.joined_at,
             patience=waiter.patience_in(flow.line),
-            leased=len(ledger.leased),
-            coming=ledger.opening,
-            refuses=ledger.settings.overload == "refuse",
+            leased=leased,
+            coming=coming,
+            refuses=self.ledger.settings.overload == "refuse",
         )
-        if isinstance(verdict, Refusal):
-            raise self.refused(verdict, left)
-        return verdict
+        return verdict, left
 
     def late_refusal(self, waiter: Waiter[Any], waiting: int, leased: int) -> tuple[Refusal, float]:
         """Return why a waiter could not use a connection in time, and the time that it has left."""

@@ -21,7 +21,7 @@ from asyncpool._core.waiter import Waiter
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What holds for the requests of a context."""
+    """The limits of all requests of a context."""
 
     deadline: float = math.inf
     """An instant of the event loop's clock."""
@@ -32,11 +32,16 @@ class Limits:
 NO_LIMITS = Limits()
 _LIMITS: ContextVar[Limits] = ContextVar("asyncpool_within", default=NO_LIMITS)
 current_limits = _LIMITS.get
-"""Return what holds for the requests of the running code."""
+"""Return the limits of the running code."""
 
 
 def apply_limits(waiter: Waiter[Any], line: Line[Any]) -> None:
-    """Apply the limits of the running code to a new waiter, which will join a line or its order."""
+    """Apply the limits of the running code to a new waiter.
+
+    Args:
+        waiter: the waiter, which has not joined its queue yet.
+        line: the line of priority 0 of that queue; it has to look for waiters that are too late.
+    """
     limits = current_limits()
     if limits.deadline != math.inf:
         waiter.useful_until = limits.deadline

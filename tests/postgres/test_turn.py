@@ -116,7 +116,7 @@ async def test_a_wait_for_a_turn_has_a_limit(dsn: str) -> None:
     async with AsyncConnectionPool(dsn, min_size=1, timeout=0.05) as pool, pool.turn("a"):
 
         async def fails(timeout: float | None = None) -> None:
-            with pytest.raises(PoolTimeout, match=r"no turn within .*the turn of the key 'a'"):
+            with pytest.raises(PoolTimeout, match=r"no turn of the key 'a' within"):
                 async with pool.turn("a", timeout):
                     pass
 
