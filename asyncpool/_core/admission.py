@@ -95,8 +95,8 @@ def judge(
         # Higher priorities and other flows will join meanwhile: the line's own rate and the flow's
         # say how often it has its turn.
         since = flow.since if flow.length else math.inf
-        rate = min(line.rate.limit(window, limit, now) or rate, rate)
-        own = flow.rate.limit(window, limit, now) if flow.length else 0.0
+        rate = min(line.rate.measure_or_bound(window, limit, now) or rate, rate)
+        own = flow.rate.measure_or_bound(window, limit, now) if flow.length else 0.0
         if own and (flow.length + 1) * rate > (ahead + 1) * own:
             rate, ahead = own, flow.length
     # Connections that are being opened will do what the others do.

@@ -62,10 +62,13 @@ class ServiceRate:
         """Note the instant of a hand-over whose number is a multiple of STEP."""
         self._marks.append(self._busy + now - self.since)
 
-    def limit(self, window: float, limit: float, now: float) -> float:
-        """Return the rate; where it is not known after some time, an upper limit; else 0.0."""
-        rate = self.measure(window, now)
-        return rate or (STEP / (now - self.since) if now - self.since > limit else 0.0)
+    def measure_or_bound(self, window: float, patience: float, now: float) -> float:
+        """Return the rate, or an upper bound if it is not known after `patience` seconds.
+
+        In that time there were fewer than STEP hand-overs. Before it, return 0.0.
+        """
+        rate, stands = self.measure(window, now), now - self.since
+        return rate or (STEP / stands if stands > patience else 0.0)
 
     def measure(self, window: float, now: float) -> float:
         """Return the hand-overs a second in the last `window` seconds in which the line waited.
