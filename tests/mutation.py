@@ -66,6 +66,7 @@ class Hunt:
         if session.testsfailed:
             print("some tests fail as they are: see pytest's own run", file=self.out, flush=True)
             return True
+        gc.unfreeze()  # tests/conftest.py has hidden the functions from the collector
         for each in gc.get_objects():
             if isinstance(each, FunctionType):
                 self.functions[each.__code__.co_filename].append(each)
@@ -152,6 +153,7 @@ class Hunt:
 
 def exchange(functions: list[FunctionType], code: CodeType) -> bool:
     """Let the functions of a module that is in use run their mutated code."""
+    assert functions, "the functions of the module were not found"
     new: dict[str, CodeType] = {}
     rest = [code]
     while rest:
