@@ -27,8 +27,8 @@ def test_an_entry_has_its_number() -> None:
 def test_a_new_entry_is_unused() -> None:
     """Its instants are that of its creation, and it has no lease."""
     entry: Entry[str] = Entry(3.0)
-    instants = (entry.opened_at, entry.expires_at, entry.used_at, entry.healthy_at, entry.leased_at)
-    assert instants == (3.0,) * 5
+    assert (entry.opened_at, entry.expires_at, entry.used_at) == (3.0,) * 3
+    assert (entry.healthy_at, entry.left_at, entry.leased_at) == (3.0,) * 3
     assert (entry.uses, entry.lease) == (0, NO_LEASE)
     assert entry.predecessor is None
     assert not any((entry.late, entry.watched))
