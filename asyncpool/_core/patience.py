@@ -24,7 +24,7 @@ OUTLIVED = 1.25
 class Patience:
     """The patience of the callers in one line; durations are seconds."""
 
-    __slots__ = ("_ages", "_cancelled", "_joined_at", "_last", "_outlasted", "limit")
+    __slots__ = ("_ages", "_cancelled", "_joined_at", "_last", "_outlasted", "_trusted_at", "limit")
 
     def __init__(self) -> None:
         self.limit = math.inf
@@ -39,11 +39,32 @@ class Patience:
         """When that request was made."""
         self._outlasted = 0
         """Waits longer than `limit` since the last cancellation."""
+        self._trusted_at = -math.inf
+        """The instant from which the limit holds: its last confirmation or extension."""
+
+    def is_doubtful(self, now: float) -> bool:
+        """Whether no cancellation has confirmed the limit for long."""
+        return self.limit != math.inf and now - self._trusted_at > ENOUGH * self.limit
 
     def expire(self, now: float) -> None:
-        """Forget a limit that no cancellation has confirmed for long."""
-        if self.limit != math.inf and now - self._last > ENOUGH * self.limit:
+        """Forget a doubtful limit, as requests begin to wait."""
+        if self.is_doubtful(now):
             self._forget()
+
+    def extend(self, now: float, oldest: float) -> None:
+        """Double a doubtful limit while requests wait: it may be what prevents cancellations.
+
+        Were it forgotten, the queue would grow until callers are cancelled again.
+
+        Args:
+            now: the current instant.
+            oldest: the age of the oldest request that waits.
+        """
+        if oldest > OUTLIVED * self.limit:
+            self._forget()
+        else:
+            self.limit *= 2.0
+            self._trusted_at = now
 
     def note_cancelled(self, joined_at: float, now: float, *, served: int, oldest: float) -> None:
         """Learn from a request that had waited and was cancelled, in the queue or in its use.
@@ -61,7 +82,8 @@ class Patience:
             return
         if ages and served < ages[-1][1]:
             ages.clear()  # the queue has begun a new count
-        self._last, self._joined_at = now, joined_at
+        self._last = self._trusted_at = now
+        self._joined_at = joined_at
         ages.append((age, served, self._cancelled))
         _, served_before, cancelled_before = ages[0]
         often = served - served_before < SHARE * (self._cancelled - cancelled_before + 1)

@@ -275,6 +275,11 @@ class WaitQueue(Generic[T]):
         head = self.plain.head()
         return math.inf if head is None else head.joined_at
 
+    def doubt_patience(self, line: Line[Waiter[T]], now: float) -> None:
+        """Extend or forget the limit of a line that no cancellation has confirmed for long."""
+        if line.patience.is_doubtful(now):
+            line.patience.extend(now, now - self.oldest(line))
+
     def _begin(self, now: float) -> None:
         """Note that requests wait again."""
         if self.rate.begin(now):
@@ -305,7 +310,7 @@ class WaitQueue(Generic[T]):
         now = self._clock()
         while self.judges and self.length > 1 and head.ticket != self._judged:
             line = head.line
-            line.patience.expire(now)
+            self.doubt_patience(line, now)
             end = min(head.useful_until, head.joined_at + head.patience_in(line))
             if now + reserve(line.use, end - head.joined_at) <= end:
                 break

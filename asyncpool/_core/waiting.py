@@ -147,7 +147,7 @@ class Waiting(Generic[C]):
         if limits.overload is None:
             room = UNBOUNDED
         elif ahead >= room and ledger.is_full():
-            flow.line.patience.expire(now)
+            queue.doubt_patience(flow.line, now)
             # A scope is looked for last, as that takes longer than all else.
             was_seen = waiter.patience_in(flow.line) != math.inf and self._see_scope(waiter)
             room = max(room, self._judge(waiter, flow, ahead))

@@ -82,10 +82,18 @@ class TestServiceRate:
 class TestPatience:
     """`Patience`: the age at which callers cancel."""
 
-    def learn(self, patience: Patience, age: float, number: int = ENOUGH, **more: float) -> None:
-        """Let some requests be cancelled at an age, a hundredth of it apart, until 0."""
+    def learn(
+        self,
+        patience: Patience,
+        age: float,
+        number: int = ENOUGH,
+        *,
+        until: float = 0.0,
+        **more: float,
+    ) -> None:
+        """Let some requests be cancelled at an age, a hundredth of it apart, until an instant."""
         for each in range(number):
-            now = (each + 1 - number) * age / 100
+            now = until + (each + 1 - number) * age / 100
             facts: dict[str, Any] = {"served": each, "oldest": age} | more
             patience.note_cancelled(now - age, now, **facts)
 
@@ -141,6 +149,26 @@ class TestPatience:
         assert patience.limit == pytest.approx(1.0)
         patience.expire(50.0)
         assert patience.limit == math.inf
+
+    def test_it_is_extended_while_requests_wait(self) -> None:
+        """It is what prevents cancellations; so it doubles after 16 times its length."""
+        patience = Patience()
+        self.learn(patience, 1.0)
+        assert [patience.is_doubtful(now) for now in (15.0, 17.0)] == [False, True]
+        patience.extend(17.0, oldest=1.2)
+        assert patience.limit == pytest.approx(2.0)
+        assert [patience.is_doubtful(now) for now in (48.0, 50.0)] == [False, True]
+        self.learn(patience, 1.0, until=80.0)
+        assert patience.limit == pytest.approx(1.0)
+        assert not patience.is_doubtful(90.0)
+
+    def test_one_that_still_waits_disproves_a_doubtful_limit(self) -> None:
+        """Nobody was cancelled for long, although a request has waited for longer."""
+        patience = Patience()
+        self.learn(patience, 1.0)
+        patience.extend(17.0, oldest=1.3)
+        assert patience.limit == math.inf
+        assert not patience.is_doubtful(1000.0)
 
 
 def rate_of(rate: float, *, stands: float = 100.0) -> ServiceRate:
