@@ -31,7 +31,7 @@ async def cost(peer: Peer, seconds: float) -> float:
     async def keep_busy() -> None:
         while going:
             if not await _ask(peer):
-                await asyncio.sleep(PAUSE)  # a refusal lets no other task run
+                await asyncio.sleep(PAUSE)  # else it is refused in each turn of the loop
 
     async with asyncio.TaskGroup() as group:
         for _ in range(3 * SIZE):
