@@ -33,9 +33,12 @@ assert sys.version_info >= (3, 12), "sys.monitoring tells which test reaches whi
 CORE = ["ledger", "budget", "wait_queue", "timer", "leasing", "waiting", "pool", "store"]
 CORE += ["readiness", "failures", "lease_monitor", "lease", "check", "background", "runtime"]
 CORE += ["maintenance", "entry", "outage", "outage_controller"]
+CORE += ["admission", "service_rate", "patience", "lines", "waiter", "within"]
 OWN = {"leasing": ["acquire", "release"], "pool": ["close", "loops"], "readiness": ["store"]}
 OWN |= {"waiting": ["acquire", "wait_queue"], "failures": ["outages"]}
 OWN |= {"outage_controller": ["outages", "store"], "runtime": ["loops"]}
+OWN |= {"service_rate": ["admission"], "patience": ["admission"], "waiter": ["wait_queue"]}
+OWN |= {"lines": ["overload", "overload_kept"], "within": ["overload"]}
 """Test files whose names are not the module's."""
 SIM = "tests/sim/test_sim.py::test_no_law_is_broken_in_any_schedule"
 TESTS = ["tests/unit", f"{SIM}[0]", "tests/sim/test_machine.py"]
