@@ -18,6 +18,7 @@ from asyncpool.errors import (
     TooManyRequests,
 )
 from asyncpool.faults import Fault, classify
+from asyncpool.fleet import Fleet, FleetStats
 from asyncpool.health import HealthReport
 from asyncpool.insight import ConnectionInfo, Event, Explanation, LeaseInfo, WaiterInfo
 from asyncpool.manager import PoolManager
@@ -39,6 +40,8 @@ __all__ = [
     "Expectation",
     "Explanation",
     "Fault",
+    "Fleet",
+    "FleetStats",
     "Gap",
     "HealthReport",
     "LeaseInfo",

@@ -53,7 +53,7 @@ def explain(core: Core[Any]) -> Explanation:
         overload=tuple(overload(core, stats, now)),
         doing=tuple(_doing(core, stats, now)),
         advice=tuple(_advice(core, stats, held, overload_advice(core, stats, now))),
-        budget=_budget(core),
+        budget=None if (budget := core.ledger.budget) is None else budget.describe(),
     )
 
 
@@ -145,13 +145,6 @@ def _status(core: Core[Any], stats: PoolStats) -> str:
     )
     sizes = f"size {stats.size} of {stats.min_size} to {core.settings.max_size_text}"
     return f"pool {stats.name!r}: {sizes}: {states}"
-
-
-def _budget(core: Core[Any]) -> str | None:
-    budget = core.ledger.budget
-    if budget is None:
-        return None
-    return f"{budget.size} of {budget.max_connections} connections of {budget.pools} pools"
 
 
 def _doing(core: Core[Any], stats: PoolStats, now: float) -> list[str]:
