@@ -15,6 +15,8 @@ import os
 import random
 import weakref
 from contextvars import Context
+from typing import Any
+
 import psycopg
 
 from asyncpool._core.budget import Budget, SupportsLedger, SupportsRefill
@@ -24,7 +26,7 @@ from asyncpool._core.timer import Timer
 from asyncpool._fleet.demand import needed
 from asyncpool._fleet.look import BehindPooler, View, look
 from asyncpool._fleet.mark import NAME, WEIGHTS, SessionMarks
-from asyncpool._fleet.rule import STALE, Member, Share, share, unheld
+from asyncpool._fleet.rule import VALID, Grant, Member, grant, share
 from asyncpool._fleet.stats import FleetStats
 
 __all__ = ["Fleet", "FleetStats"]
@@ -35,8 +37,6 @@ PAUSES = 0.1, 0.5
 """The shortest and the longest time between looks while requests wait for room."""
 BLIND_INTERVAL = 30.0
 """Seconds between looks where they show nothing."""
-VALID = 3.0
-"""Seconds after a look for which the member uses its claim; less than `STALE`."""
 RECENT = 5.0
 """Seconds since its last use after which others may have an idle connection."""
 RETRY = 5.0
@@ -44,7 +44,6 @@ RETRY = 5.0
 FAILURES = 5
 """Failed looks in a row after which the member goes on without them."""
 UNLIMITED = 2**30
-assert VALID < STALE
 
 
 class Fleet(Budget):
@@ -74,8 +73,8 @@ class Fleet(Budget):
     marks: SessionMarks
     _view: View | None
     """What the last look has shown."""
-    _share: Share | None
-    """What the rule has said of that."""
+    _grant: Grant | None
+    """What the rule has made of that."""
     _limit: int
     _valid_until: float
     """The instant at which the claim ends."""
@@ -133,7 +132,7 @@ class Fleet(Budget):
             weight=self._weight,
             sees=not self._blind_since,
             limit=None if self._blind_since else self._limit,
-            share=0 if self._share is None else self._share.target,
+            share=0 if self._grant is None else self._grant.target,
             size=self._size,
             members=self._count,
             fleet_size=known or self._size,
@@ -249,6 +248,8 @@ class Fleet(Budget):
             pause = BLIND_INTERVAL
         elif self._shortage or self._looks_soon:
             self._looks_soon = False
+            if self._grant is not None and self._grant.next > self._grant.limit:
+                self._pause = PAUSES[0]
             pause, self._pause = self._pause, min(self._pause * 2, PAUSES[1])
         else:
             self._pause = PAUSES[0]
@@ -271,17 +272,12 @@ class Fleet(Budget):
         self._valid_until = began + VALID
         members = self._members_in(view)
         places, me = view.places - self._reserve, self.marks.member
-        self._share = share(places, members, me)
-        limit = self._share.claim
-        if limit >= self._size:
-            fits = min(claim, limit, unheld(places, members, me))
-            limit = max(fits, self._size, 1)
-        elif limit < self._limit:
-            text = f"gives back {self._size - limit} of {self._size} connections"
-            self._record(text, logging.DEBUG)
+        self._grant = given = grant(places, members, me, claim)
+        if given.limit < self._size:
+            self._record(f"gives back {self._size - given.limit} of {self._size} connections")
         if self._count != before:
-            self._record(f"{self._count} processes share {places} places; limit {limit}")
-        self._set_limit(limit)
+            self._record(f"{self._count} processes share {places} places; limit {given.limit}")
+        self._set_limit(given.limit)
         for member in list(self._members.values()):
             member.readiness.wake()
 
@@ -315,7 +311,7 @@ class Fleet(Budget):
     def _forget(self) -> None:
         """Begin anew: with one connection, which looks first."""
         self._limit, self._valid_until = UNLIMITED if self._blind_since else 1, math.inf
-        self._view = self._share = None
+        self._view = self._grant = None
         self._looked_at, self._pause = -math.inf, PAUSES[0]
         self._asked = self._looking = False
         self._looks_soon = True

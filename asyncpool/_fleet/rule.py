@@ -17,7 +17,9 @@ from dataclasses import dataclass
 
 STALE = 5.0
 """Seconds after its last look from which a member is held to want nothing, such as one that is
-suspended; its claim has ended before that, by its own clock."""
+suspended."""
+VALID = 3.0
+"""Seconds after its look for which a member uses its claim, by its own clock; less than `STALE`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,18 @@ class Share:
     """Its fair share."""
     claim: int
     """The size to publish and, once it is seen to fit, to use; below the size: to give back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What one member may have after a look."""
+
+    target: int
+    """Its fair share."""
+    limit: int
+    """How many connections it may have now; below its size: it has to give some back."""
+    next: int
+    """The limit after the next look, which publishes this first, if nothing changes."""
 
 
 def targets(places: int, demands: Mapping[str, tuple[int, float]]) -> dict[str, int]:
@@ -141,6 +155,22 @@ def share(places: int, members: Mapping[str, Member], me: str) -> Share:
     total = sum(each.weight for each in members.values())
     more = int(max(spare, 0) * own.weight / total + 1e-9)
     return Share(fair[me], own.size + max(min(grows + more, unclaimed), 0))
+
+
+def grant(places: int, members: Mapping[str, Member], me: str, published: int) -> Grant:
+    """Return what one member may have after a look.
+
+    Args:
+        places: the places for all members together.
+        members: all members, as they were seen after this one had published a claim.
+        me: this member.
+        published: that claim.
+    """
+    size, given = members[me].size, share(places, members, me)
+    if given.claim < size:
+        return Grant(given.target, given.claim, given.claim)
+    free = max(min(given.claim, unheld(places, members, me)), size, 1)
+    return Grant(given.target, max(min(published, free), size, 1), free)
 
 
 def unheld(places: int, members: Mapping[str, Member], me: str) -> int:
