@@ -126,7 +126,7 @@ def share(places: int, members: Mapping[str, Member], me: str) -> Share:
 
     Args:
         places: the places for all members together; it may be less than they have.
-        members: all members, this one as it is now.
+        members: all members, this one as it is now, with what it needs.
         me: this member.
     """
     own = members[me]
