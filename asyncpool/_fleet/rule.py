@@ -132,9 +132,10 @@ def share(places: int, members: Mapping[str, Member], me: str) -> Share:
     own = members[me]
     places -= sum(each.size for each in members.values() if not each.takes_part)
     members = {who: each for who, each in members.items() if each.takes_part}
-    # A member that has just come is given its fair share until it says what it needs.
+    # A member that has just come is given its fair share until it says what it needs. Nobody gives
+    # back its last connection, on which it looks.
     demands = {
-        who: (max(places, 1) if each.want is None else max(each.size + each.want, 0), each.weight)
+        who: (max(places if each.want is None else each.size + each.want, 1), each.weight)
         for who, each in members.items()
     }
     fair = targets(max(places, 0), demands)

@@ -15,24 +15,20 @@ WEIGHTS = st.sampled_from([0.01, 0.5, 1.0, 2.0, 99.99])
 DEMANDS = st.dictionaries(NAMES, st.tuples(st.integers(0, 60), WEIGHTS), min_size=1, max_size=12)
 
 
-@st.composite
-def members(draw: Any) -> dict[str, Member]:
-    """Members of any kind, some of which have not looked yet or not for a while."""
-    return draw(
-        st.dictionaries(
-            NAMES,
-            st.builds(
-                Member,
-                st.integers(1, 20),
-                WEIGHTS,
-                st.none() | st.integers(-20, 40),
-                st.integers(0, 40),
-                st.sampled_from([0.0, 1.0, STALE + 1]),
-            ),
-            min_size=1,
-            max_size=12,
-        )
-    )
+SEEN = st.dictionaries(
+    NAMES,
+    st.builds(
+        Member,
+        st.integers(1, 20),
+        WEIGHTS,
+        st.none() | st.integers(-20, 40),
+        st.integers(0, 40),
+        st.sampled_from([0.0, 1.0, STALE + 1]),
+    ),
+    min_size=1,
+    max_size=12,
+)
+"""Members of any kind, some of which have not looked yet or not for a while."""
 
 
 def looking(seen: dict[str, Member]) -> list[tuple[str, Member]]:
@@ -111,7 +107,7 @@ class TestSplit:
 class TestShare:
     """`share` and `grant`."""
 
-    @given(st.integers(-5, 200), members())
+    @given(st.integers(-5, 200), SEEN)
     def test_all_claims_made_from_one_view_fit_together(
         self, places: int, seen: dict[str, Member]
     ) -> None:
@@ -123,7 +119,7 @@ class TestShare:
             if claim > own.size:
                 assert others + claim <= places
 
-    @given(st.integers(-5, 200), members(), st.integers(0, 60))
+    @given(st.integers(-5, 200), SEEN, st.integers(0, 60))
     def test_a_member_uses_only_what_it_has_published_and_what_fits(
         self, places: int, seen: dict[str, Member], published: int
     ) -> None:
@@ -136,7 +132,7 @@ class TestShare:
                 assert found.limit <= published
                 assert found.limit + others <= places
 
-    @given(st.integers(0, 200), members())
+    @given(st.integers(0, 200), SEEN)
     def test_nobody_gives_back_while_nobody_lacks_anything(
         self, places: int, seen: dict[str, Member]
     ) -> None:
