@@ -193,15 +193,15 @@ class Fleet(Budget):
     def _set_shortage(self, ledger: SupportsLedger, number: int) -> None:
         super()._set_shortage(ledger, number)
         if ledger in self._shortage and not (self._asked or self._looking or self._blind_since):
-            at = max(self._looked_at + self._pause, self._now())
+            at = self._looked_at + self._pause
             if self._timer.at > at:
-                self._timer.set(at)
+                self._timer.set(max(at, self._now()))
 
     # The look
 
     def _request_look(self, _: float = 0.0) -> None:
         """Have a connection looked on: an idle one, else the first that comes."""
-        if self._looking:
+        if self._looking or asyncio._get_running_loop() is not self._home:
             return
         self._asked = True
         self._timer.set(self._now() + RETRY)

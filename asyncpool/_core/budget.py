@@ -151,8 +151,12 @@ class Budget:
 
     @property
     def _is_short(self) -> bool:
-        """Whether a pool may have to close what is returned to it."""
-        return bool(self._shortage) or self._size > self._limit
+        """Whether a pool would open a connection if there were room."""
+        return bool(self._shortage)
+
+    def _may_need_from(self, ledger: SupportsLedger) -> bool:
+        """Whether a pool may have to close what is returned to it, for another or for the limit."""
+        return len(self._shortage) > (ledger in self._shortage) or self._size > self._limit
 
     def _set_limit(self, limit: int) -> None:
         """Change the limit; what is above it is closed, the idle first, the others when returned.
@@ -244,12 +248,14 @@ class Budget:
         if number <= 0:
             self._shortage.pop(ledger, None)
             return
-        if not self._shortage:
+        if ledger not in self._shortage:
             for holder in self._holders:
-                holder.oversize = True  # so that each release calls `_must_yield`
+                if holder is not ledger:
+                    holder.oversize = True  # so that each release calls `_must_yield`
         self._shortage[ledger] = number
         self._offer()
-        self._make_room()
+        if len(self._holders) > 1 or ledger not in self._holders:
+            self._make_room()
 
     def _has_shortage(self, ledger: SupportsLedger) -> bool:
         """Whether a pool would open a connection if there were room."""

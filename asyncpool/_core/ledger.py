@@ -335,8 +335,8 @@ class Ledger(Generic[C]):
     def _is_over_limit(self) -> bool:
         """Whether the next returned connection has to be closed; updates `oversize`."""
         too_many = self.remaining > self.settings.max_size
-        is_short = self.budget is not None and self.budget._is_short
-        self.oversize = too_many or is_short or self._taker is not None
+        is_needed = self.budget is not None and self.budget._may_need_from(self)
+        self.oversize = too_many or is_needed or self._taker is not None
         return too_many or (
             self.oversize and self.budget is not None and self.budget._must_yield(self)
         )

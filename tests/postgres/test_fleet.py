@@ -18,6 +18,7 @@ from psycopg.conninfo import make_conninfo
 from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool, Fleet, PoolTimeout
 from asyncpool.testing import Server, ServerUnsupported, postgres
 
+from ._cli import bouncer
 from ._tools import LIMIT, eventually, in_time, login
 
 SOON = 2.0
@@ -199,6 +200,62 @@ async def test_late_newcomers_are_served_within_two_seconds(
         else:
             await eventually(lambda: min(each.size for each in new) >= 6)
         assert await spy.count() <= 27
+
+
+async def test_pool_wait_ends_with_what_a_full_server_leaves(small: Server, join: Any) -> None:
+    """A `min_size` is not kept at the expense of the requests of others."""
+    async with spying(small), role(small) as dsn:
+        busy = await join(dsn, max_size=30)
+        busy.load(40)
+        await eventually(lambda: busy.size >= 23)
+        late = await join(dsn, min_size=10)
+        await in_time(late.pool.wait(timeout=LIMIT), 2 * SOON)
+        assert 1 <= late.size < 10
+
+
+async def test_cancelled_requests_and_closing_pools_leave_a_working_fleet(
+    small: Server, join: Any
+) -> None:
+    """Requests end at any moment, pools come and go; the others go on."""
+    async with spying(small) as spy, role(small) as dsn:
+        stays = await join(dsn)
+        stays.load(10)
+        for number in range(15):
+            comes = await join(dsn, min_size=number % 3)
+            uses = [asyncio.create_task(comes.pool.fetchval("SELECT 1")) for _ in range(20)]
+            await asyncio.sleep(number / 150)
+            for task in uses[::2]:
+                task.cancel()
+            await asyncio.gather(*uses[::2], return_exceptions=True)
+            closing = asyncio.create_task(comes.pool.close())
+            await asyncio.gather(closing, *uses, return_exceptions=True)
+            assert (comes.fleet.size, comes.fleet.pools) == (0, 0)
+        assert await in_time(stays.pool.fetchval("SELECT 1")) == 1
+        await eventually(lambda: stays.fleet.stats().members == 1)
+        await stays.rest()
+        async with asyncio.timeout(LIMIT):
+            while await spy.count() != stays.size:
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+async def test_behind_pgbouncer_only_the_pools_own_sizes_hold(
+    dsn: str, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The sessions are not the fleet's there; the log says so once."""
+    with bouncer(dsn, pool_mode=mode) as through:
+        fleet = Fleet("bounced")
+        async with AsyncConnectionPool(through, min_size=0, max_size=6, budget=fleet) as pool:
+            conns = await in_time(asyncio.gather(*(pool.acquire() for _ in range(6))))
+            for conn in conns:
+                await pool.release(conn)
+            assert (fleet.stats().sees, fleet.stats().limit) == (False, None)
+            assert "unlimited connections, as the other processes cannot be seen: a pooler" in str(
+                pool.explain()
+            )
+            await pool.drain()
+            assert await in_time(pool.fetchval("SELECT 1")) == 1
+    assert len([each for each in caplog.records if "cannot be seen" in each.message]) == 1
 
 
 async def test_parts_are_by_weight(small: Server, join: Any) -> None:
