@@ -76,8 +76,12 @@ class Spy:
 
     async def alone(self) -> None:
         """Wait until there is none."""
+        await self.sees(lambda: 0)
+
+    async def sees(self, number: Callable[[], int]) -> None:
+        """Wait until there are so many."""
         deadline = time.monotonic() + LIMIT
-        while names := await self.names():
+        while len(names := await self.names()) != number():
             assert time.monotonic() < deadline, names
             await asyncio.sleep(0.01)
 
@@ -233,9 +237,7 @@ async def test_cancelled_requests_and_closing_pools_leave_a_working_fleet(
         assert await in_time(stays.pool.fetchval("SELECT 1")) == 1
         await eventually(lambda: stays.fleet.stats().members == 1)
         await stays.rest()
-        async with asyncio.timeout(LIMIT):
-            while await spy.count() != stays.size:
-                await asyncio.sleep(0.01)
+        await spy.sees(lambda: stays.size)
 
 
 @pytest.mark.parametrize("mode", ["session", "transaction"])
