@@ -122,7 +122,7 @@ class Router:
 
     def _is_useless(self) -> bool:
         """Whether every host refuses access, or has been down for a long time."""
-        hosts, latest = self.members.hosts.values(), now() - self._fail_fast_after
+        hosts, latest = self.members.all(), now() - self._fail_fast_after
         return bool(hosts) and all(
             each.error is not None and (each.fault is Fault.ACCESS or each.down_since <= latest)
             for each in hosts
@@ -153,7 +153,7 @@ class Router:
                 result = await work(host.pool, left)
                 done = True
             except (HostLeft, PoolUnavailable):
-                await self._let_it_be_seen(host)
+                await self.let_it_be_seen(host)
             else:
                 return host, result
             finally:
@@ -192,7 +192,7 @@ class Router:
                 with scope, within(None if timeout is not None else left):
                     return await work(host.pool, None if timeout is None else left)
             except (HostLeft, PoolUnavailable):
-                await self._let_it_be_seen(host)
+                await self.let_it_be_seen(host)
             except psycopg.Error as error:
                 others = any(each not in tried | {host} for each in self.members.readable)
                 if not (again and others and _is_of_host(host, error)):
@@ -210,7 +210,7 @@ class Router:
         """Return the seconds that a request may wait."""
         return self.timeout if timeout is None else duration("timeout", timeout)
 
-    async def _let_it_be_seen(self, host: Host) -> None:
+    async def let_it_be_seen(self, host: Host) -> None:
         """Yield once, so that a host whose pool fails at once is found to be down."""
         self.members.suspect(host.name)
         await asyncio.sleep(0)
@@ -240,7 +240,7 @@ class Router:
             if not host.pool.holds(conn):
                 del self._held[conn]
         held = list(self._held.values())
-        for host in self.members.hosts.values():
+        for host in self.members.all():
             number = held.count(host)
             host.under_way -= host.held - number
             host.held = number
