@@ -82,7 +82,11 @@ class Router:
         return best
 
     async def choose(
-        self, deadline: float, after: str | None = None, without: Container[Host] = ()
+        self,
+        deadline: float,
+        after: str | None = None,
+        without: Container[Host] = (),
+        limit: float | None = None,
     ) -> Host:
         """Return a host for a request, and wait for one until the deadline.
 
@@ -90,14 +94,16 @@ class Router:
             deadline: an instant of `pools.now`.
             after: a token; the host has replayed what the token stands for.
             without: hosts that were tried before.
+            limit: the time limit in seconds, for the error message.
 
         Raises:
             PoolTimeout: no host takes reads in time; it says for each host why.
             PoolUnavailable: every host refuses access.
             PoolClosed: the cluster is closed.
         """
-        began = now()
-        deadline = min(deadline, current_limits().deadline)
+        if limit is None or current_limits().deadline < deadline:
+            deadline = min(deadline, current_limits().deadline)
+            limit = round(max(deadline - now(), 0.0), 3)
         while True:
             host = self.pick() if not without else self._pick_without(without)
             if after is not None and (primary := self.members.primary) is not None:
@@ -109,9 +115,8 @@ class Router:
                 raise PoolUnavailable(f"{msg} {self.members.describe()}")
             left = deadline - now()
             if left <= 0:
-                waited = max(now() - began, 0.0)
-                msg = f"cluster {self.members.name!r}: no host takes reads within {waited:.3g} s:"
-                raise PoolTimeout(f"{msg} {self.members.describe()}", timeout=round(waited, 3))
+                msg = f"cluster {self.members.name!r}: no host takes reads within {limit:g} s:"
+                raise PoolTimeout(f"{msg} {self.members.describe()}", timeout=limit)
             with anyio.move_on_after(left):
                 await self.members.changes.wait()
 
@@ -145,7 +150,7 @@ class Router:
         while True:
             host = self.pick() if after is None else None
             if host is None:
-                host = await self.choose(began + limit, after)
+                host = await self.choose(began + limit, after, limit=limit)
                 left = max(began + limit - now(), 0.0)
             host.under_way += 1
             done = False
@@ -181,7 +186,7 @@ class Router:
         """
         limit, tried = self.limit(timeout), set[Host]()
         while True:
-            host = await self.choose(began + limit, after, tried)
+            host = await self.choose(began + limit, after, tried, limit)
             again = query is not None and host.pool.is_plain_read(query)
             host.under_way += 1
             scope = anyio.CancelScope()

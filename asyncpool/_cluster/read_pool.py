@@ -255,7 +255,7 @@ class ReadPool(ReadShots[ACT]):
             PoolClosed: the cluster is closed, or not open and `open` is false.
         """
         deadline = now() + duration("timeout", timeout)
-        host = await self._router.choose(deadline)
+        host = await self._router.choose(deadline, limit=timeout)
         while not host.pool.is_filled:
             if (left := deadline - now()) <= 0:
                 msg = f"cluster {self.name!r}: {host.name} has too few connections"
@@ -263,7 +263,7 @@ class ReadPool(ReadShots[ACT]):
             await host.pool.wait_filled(left)
             if not host.pool.is_filled:
                 await self._router.let_it_be_seen(host)
-            host = await self._router.choose(deadline)
+            host = await self._router.choose(deadline, limit=timeout)
 
     def stats(self) -> PoolStats:
         """Return the statistics of all hosts' pools together.
