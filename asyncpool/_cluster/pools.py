@@ -7,7 +7,6 @@ on a host that takes no more requests, and the move to another primary.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import time
 from collections.abc import Callable, Coroutine
@@ -264,8 +263,12 @@ def _classify(
 
 def _hang_up(conn: psycopg.AsyncConnection[Any]) -> None:
     """Shut a connection's socket down: what runs on it fails at once, as if the server had left."""
-    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.fileno())) as shared:
-        shared.shutdown(socket.SHUT_RDWR)
+    with suppress(OSError, psycopg.Error):
+        shared = socket.socket(fileno=conn.fileno())
+        try:
+            shared.shutdown(socket.SHUT_RDWR)
+        finally:
+            shared.detach()  # libpq closes it
 
 
 def now() -> float:
