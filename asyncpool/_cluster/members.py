@@ -131,18 +131,24 @@ class Members:
         if before not in (None, host.role):
             text = f"host {host.name} was a {before} and is a {host.role}"
             self.changes.record("role", text, logging.WARNING, host=host.name, role=host.role)
+        had_primary = self.primary is not None
         self.decide()
         if was_down and host is self.primary:
             self.leader.connect_now()
+        if had_primary and self.primary is None:
+            self._look_at_all()
 
     def note_down(self, host: Host, why: HostDown) -> None:
         """Note a look that has failed."""
-        if host.error is None:
+        is_new = host.error is None
+        if is_new:
             text = f"host {host.name} is down: {why}"
             self.changes.record("host down", text, logging.WARNING, host=host.name)
             host.down_since = self.changes.clock()
         host.error, host.fault, host.silent_since = str(why) or "unknown", why.fault, None
         self.decide()
+        if is_new and host is self.primary:
+            self._look_at_all()
 
     def note_busy(self, host: Host, since: float, *, serves: bool) -> None:
         """Note a look for which no connection came free.
@@ -235,6 +241,11 @@ class Members:
             elif old.startswith(beginning) and not reason:
                 text = f"host {host.name} takes reads again"
                 self.changes.record(end, text, logging.WARNING, host=host.name)
+
+    def _look_at_all(self) -> None:
+        """Look at all hosts soon: one of them may be promoted."""
+        for host in self.all():
+            host.trouble.set()
 
     def _check(self, host: Host) -> None:
         if host.pool.is_open and (why := host.pool.why_down()) is not None:
