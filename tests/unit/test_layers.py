@@ -30,6 +30,8 @@ FLOORS = [
     ["manager", "compat"],
     ["_fleet"],
     ["fleet"],
+    ["_cluster"],
+    ["cluster"],
     ["__init__"],
 ]
 """Packages and public modules, from the ground up."""
