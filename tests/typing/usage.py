@@ -20,6 +20,7 @@ from asyncpool import (
     AsyncConnectionPool,
     AsyncNullConnectionPool,
     Explanation,
+    Fleet,
     Gap,
     HealthReport,
     Notifications,
@@ -320,3 +321,11 @@ async def a_pool_whose_work_is_undone(dsn: str) -> None:
         assert_type(pool, AsyncConnectionPool[Plain])
     async with rollback_pool(Pool(dsn, connection_class=Connection)) as mine:
         assert_type(mine, AsyncConnectionPool[Connection])
+
+
+def fleets() -> None:
+    """A fleet is a budget."""
+    fleet = Fleet("shop", reserve=3, weight=0.5)
+    AsyncConnectionPool("dbname=app", max_size=20, budget=fleet)
+    assert_type(fleet.stats().limit, int | None)
+    assert_type(fleet.stats().free, int)
