@@ -42,7 +42,7 @@ RECENT = 5.0
 RETRY = 5.0
 """Seconds after which a connection to look on is asked for again."""
 FAILURES = 5
-"""Failed looks in a row after which the member goes on without them."""
+"""Failed statements in a row after which the member goes on without looks."""
 UNLIMITED = 2**30
 
 
@@ -104,12 +104,12 @@ class Fleet(Budget):
         self.marks = SessionMarks(name, self._weight)
         self._timer = Timer(self._request_look)
         """Set to the next look."""
-        self._blind_since = ""
+        self._blind_reason = ""
         """Why the member sees nobody; else empty."""
         self._looks = 0
         self._error: str | None = None
         self._failures = 0
-        """Looks that have failed in a row."""
+        """Looks in a row whose statement has failed."""
         self._forget()
         _fleets.add(self)
 
@@ -119,7 +119,7 @@ class Fleet(Budget):
         return self._name
 
     def __repr__(self) -> str:
-        sizes = f"size={self._size}/{'unlimited' if self._blind_since else self._limit}"
+        sizes = f"size={self._size}/{'unlimited' if self._blind_reason else self._limit}"
         return f"<Fleet {self._name!r} {sizes} members={self._count}>"
 
     def stats(self) -> FleetStats:
@@ -130,8 +130,8 @@ class Fleet(Budget):
             name=self._name,
             member=self.marks.member,
             weight=self._weight,
-            sees=not self._blind_since,
-            limit=None if self._blind_since else self._limit,
+            sees=not self._blind_reason,
+            limit=None if self._blind_reason else self._limit,
             share=0 if self._grant is None else self._grant.target,
             size=self._size,
             members=self._count,
@@ -192,7 +192,7 @@ class Fleet(Budget):
 
     def _set_shortage(self, ledger: SupportsLedger, number: int) -> None:
         super()._set_shortage(ledger, number)
-        if ledger in self._shortage and not (self._asked or self._looking or self._blind_since):
+        if ledger in self._shortage and not (self._asked or self._looking or self._blind_reason):
             at = self._looked_at + self._pause
             if self._timer.at > at:
                 self._timer.set(max(at, self._now()))
@@ -224,17 +224,18 @@ class Fleet(Budget):
 
     async def _look_on(self, conn: psycopg.AsyncConnection[Any]) -> None:
         began, want, claim = self._now(), self._want(), self._next_claim()
-        if claim < self._limit and not self._blind_since:
+        if claim < self._limit and not self._blind_reason:
             self._limit = max(claim, self._size)  # first, so that no more is used than published
         try:
             view = await look(conn, self.marks, want, claim)
         except BehindPooler:
             self._go_blind("a pooler is between this process and the server")
         except (psycopg.Error, ValueError, TypeError, KeyError) as error:
-            self._failures, self._error = self._failures + 1, describe(error)
-            forbidden = psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedFunction
+            self._error = describe(error)
             if conn.closed:
                 raise
+            self._failures += 1
+            forbidden = psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedFunction
             if self._failures >= FAILURES or isinstance(error, forbidden):
                 self._go_blind(self._error)
         else:
@@ -244,7 +245,7 @@ class Fleet(Budget):
         if not self._members:
             return
         pause = INTERVAL * random.uniform(0.9, 1.0)
-        if self._blind_since:
+        if self._blind_reason:
             pause = BLIND_INTERVAL
         elif self._shortage or self._looks_soon:
             self._looks_soon = False
@@ -266,17 +267,17 @@ class Fleet(Budget):
         before = self._count
         self._view, self._looks, self._looked_at = view, self._looks + 1, self._now()
         self._failures, self._error = 0, None
-        if self._blind_since:
-            self._blind_since = ""
+        if self._blind_reason:
+            self._blind_reason = ""
             self._record("the other processes can be seen again", logging.WARNING)
         self._valid_until = began + VALID
         members = self._members_in(view)
         places, me = view.places - self._reserve, self.marks.member
         self._grant = given = grant(places, members, me, claim)
-        if given.limit < self._size:
+        if given.limit < min(self._size, self._limit):
             self._record(f"gives back {self._size - given.limit} of {self._size} connections")
         if self._count != before:
-            self._record(f"{self._count} processes share {places} places; limit {given.limit}")
+            self._record(f"members: {self._count}, sharing {places} places; limit {given.limit}")
         self._set_limit(given.limit)
         for member in list(self._members.values()):
             member.readiness.wake()
@@ -294,7 +295,7 @@ class Fleet(Budget):
     def _want(self) -> int:
         """Return how many connections more the pools need; negative: some are not used."""
         latest = self._now() - RECENT
-        return sum(needed(ledger, latest) for ledger in self._members) - self._size
+        return sum(needed(ledger, latest) for ledger in list(self._members)) - self._size
 
     def _members_in(self, view: View) -> dict[str, Member]:
         """Return the members of a view, this one as it is now."""
@@ -302,15 +303,15 @@ class Fleet(Budget):
         return {**view.members, self.marks.member: own}
 
     def _go_blind(self, why: str) -> None:
-        if not self._blind_since:
+        if not self._blind_reason:
             text = "the other processes cannot be seen, so only the pools' own sizes limit them"
             self._record(f"{text}: {why}", logging.WARNING)
-        self._blind_since, self._error, self._valid_until = why, why, math.inf
+        self._blind_reason, self._error, self._valid_until = why, why, math.inf
         self._set_limit(UNLIMITED)
 
     def _forget(self) -> None:
         """Begin anew: with one connection, which looks first."""
-        self._limit, self._valid_until = UNLIMITED if self._blind_since else 1, math.inf
+        self._limit, self._valid_until = UNLIMITED if self._blind_reason else 1, math.inf
         self._view = self._grant = None
         self._looked_at, self._pause = -math.inf, PAUSES[0]
         self._asked = self._looking = False
@@ -331,7 +332,7 @@ class Fleet(Budget):
 
     def _record(self, text: str, level: int = logging.INFO) -> None:
         for member in list(self._members.values()):
-            member.runtime.record("fleet", f"fleet {self._name!r}: {text}", level)
+            member.runtime.record("shares", f"fleet {self._name!r}: {text}", level)
 
 
 _fleets: weakref.WeakSet[Fleet] = weakref.WeakSet()

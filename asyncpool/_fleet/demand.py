@@ -15,7 +15,7 @@ def needed(ledger: SupportsLedger, latest: float) -> int:
         ledger: the pool's.
         latest: the instant since which an idle connection must have been used to be needed.
     """
-    return ledger.shortfall() + sum(_is_needed(entry, latest) for entry in ledger.entries)
+    return ledger.shortfall() + sum(_is_needed(entry, latest) for entry in list(ledger.entries))
 
 
 def _is_needed(entry: Entry[Any], latest: float) -> bool:

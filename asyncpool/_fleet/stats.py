@@ -52,7 +52,7 @@ class FleetStats:
             return f"{text}, before the first look at the others"
         failed = "" if self.error is None else f"; the last look failed: {self.error}"
         return (
-            f"{text}, fair share {self.share}; {self.members} processes have {self.fleet_size} of"
-            f" {self.places} places, {self.reserve} of them reserved; {self.others} connections of"
-            f" others; seen {self.last_look:.1f} s ago{failed}"
+            f"{text}, fair share {self.share}; members: {self.members}, using {self.fleet_size} of"
+            f" {self.places} places ({self.reserve} reserved); connections of others:"
+            f" {self.others}; seen {self.last_look:.1f} s ago{failed}"
         )

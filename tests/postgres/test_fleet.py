@@ -19,7 +19,7 @@ from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool, Fleet, PoolT
 from asyncpool.testing import Server, ServerUnsupported, postgres
 
 from ._cli import bouncer
-from ._tools import LIMIT, eventually, in_time, login
+from ._tools import LIMIT, eventually, in_time, login, run_script
 
 SOON = 2.0
 """Seconds within which a newcomer is served."""
@@ -169,7 +169,7 @@ async def test_one_member_alone_gets_all_but_the_reserve(small: Server, join: An
         assert await spy.count() == 23
         now = alone.fleet.stats()
         assert (now.members, now.limit, now.places, now.others, now.free) == (1, 23, 26, 1, 3)
-        assert "23 of 23 connections, fair share 23; 1 processes have 23" in str(
+        assert "23 of 23 connections, fair share 23; members: 1, using 23 of 26 places" in str(
             alone.pool.explain()
         )
         for conn in conns:
@@ -540,20 +540,51 @@ async def test_a_role_that_may_not_look(
             await run(small, revoke.replace("REVOKE", "GRANT").replace("FROM", "TO"))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_is_another_member(small: Server) -> None:
-    """Whether the pool was opened before or not."""
-    fleet = Fleet("fork")
+FORKS = """
+import asyncio, os, sys
+from asyncpool import AsyncConnectionPool, Fleet
+
+fleet = Fleet("forks")
+pool = AsyncConnectionPool(sys.argv[1], min_size=2, max_size=4, budget=fleet)
+
+async def see(members):
+    async with asyncio.timeout(10):
+        await pool.fetchval("SELECT 1")
+        while fleet.stats().members != members or fleet.stats().size != 2:
+            await asyncio.sleep(0.01)
+
+def child(parent):
+    assert fleet.stats().member != parent
+    assert (fleet.size, fleet.pools, fleet.stats().limit) == (0, 0, 1)
+    asyncio.run(work())
+
+async def work():
+    async with pool:
+        await see(2)
+
+async def main():
     name = fleet.stats().member
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            os.write(write, fleet.stats().member.encode())
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
-    with os.fdopen(read) as pipe:
-        os.close(write)
-        assert pipe.read() not in ("", name)
-    assert fleet.stats().member == name
+    async with pool:
+        await see(1)
+        if not (pid := os.fork()):
+            asyncio._set_running_loop(None)
+            status = 1
+            try:
+                child(name)
+                status = 0
+            finally:
+                os._exit(status)
+        ended = await asyncio.to_thread(os.waitpid, pid, 0)
+        assert ended == (pid, 0), ended
+        assert fleet.stats().member == name
+        await see(1)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+async def test_a_forked_child_is_another_member(small: Server) -> None:
+    """It counts for itself, and the parent is not disturbed."""
+    async with spying(small):
+        await run_script(FORKS, small.dsn)

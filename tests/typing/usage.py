@@ -21,6 +21,7 @@ from asyncpool import (
     AsyncNullConnectionPool,
     Cluster,
     Explanation,
+    Fleet,
     Gap,
     HealthReport,
     Notifications,
@@ -355,3 +356,9 @@ async def cluster() -> None:
         return 1
 
     assert_type(await own.read.run_transaction(work), int)
+def fleets() -> None:
+    """A fleet is a budget."""
+    fleet = Fleet("shop", reserve=3, weight=0.5)
+    AsyncConnectionPool("dbname=app", max_size=20, budget=fleet)
+    assert_type(fleet.stats().limit, int | None)
+    assert_type(fleet.stats().free, int)
