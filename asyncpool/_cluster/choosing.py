@@ -246,6 +246,8 @@ class Router:
 
     def let_go(self, conn: object) -> Host | None:
         """Return the host of a connection that is being released; None: it was not borrowed."""
+        if not isinstance(conn, psycopg.AsyncConnection):
+            return None
         session = self._host_of_session()
         if session is not None and session.pool.holds(conn):
             return session
