@@ -246,14 +246,14 @@ class Router:
 
     def let_go(self, conn: object) -> Host | None:
         """Return the host of a connection that is being released; None: it was not borrowed."""
-        session = self._host_of_session()
-        if session is not None and session.pool.holds(conn):
-            return session
-        host = self._held.pop(conn, None)
-        if host is not None:
+        if not isinstance(conn, psycopg.AsyncConnection):
+            return None
+        if (host := self._held.pop(conn, None)) is not None:
             host.held -= 1
             host.under_way -= 1
-        return host
+            return host
+        session = self._host_of_session()
+        return session if session is not None and session.pool.holds(conn) else None
 
     def recount(self) -> None:
         """Do not count connections that were returned in another way than by `release`."""

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -19,12 +20,13 @@ from asyncpool import (
     Cluster,
     PoolUnavailable,
     PoolWrongLoop,
+    ReleaseError,
     TooManyRequests,
     within,
 )
 
 from ._cluster import PORT, ask, cluster_on, name_of, port_of, servers, status
-from ._tools import eventually, in_time
+from ._tools import Proxy, eventually, in_time
 
 if TYPE_CHECKING:
     from ._cluster import Servers
@@ -61,6 +63,76 @@ async def test_a_drained_host_stays_drained_when_the_list_flaps(trio: Servers) -
         listed[:] = full
         await eventually(lambda: len(cluster.hosts()) == 3, 3.0)
         assert status(cluster, first).drained
+
+
+async def test_a_moment_without_the_newer_primary_in_the_list_moves_no_write() -> None:
+    """The old one is up; writes wait for the newer one instead."""
+    async with servers(1) as pair:
+        (replica,) = pair.standbys
+        await replica.promote()
+        full = [each.dsn for each in pair.all]
+        listed = list(full)
+        async with Cluster(lambda: list(listed), min_size=1, max_size=2) as cluster:
+            await cluster.wait()
+            assert await cluster.write.fetchval(PORT) == port_of(replica)
+            listed.remove(replica.dsn)
+            await eventually(lambda: len(cluster.hosts()) == 1, 3.0)
+            await eventually(lambda: cluster.hosts()[0].stats.requests > 2)
+            listed[:] = full
+            await eventually(lambda: len(cluster.hosts()) == 2, 3.0)
+            assert await cluster.write.fetchval(PORT) == port_of(replica)
+            primaries = [each.text for each in cluster.explain().events if each.kind == "primary"]
+            assert all(name_of(replica) in text for text in primaries)
+
+
+async def test_one_slow_look_moves_no_write_to_another_primary() -> None:
+    """Two servers claim to be the primary on one timeline: a standby that was started as one."""
+    async with servers(1) as pair:
+        (replica,) = pair.standbys
+        folder = Path(ask(replica, "SHOW data_directory"))
+        await replica.stop()
+        (folder / "standby.signal").unlink()
+        await replica.start()
+        async with Proxy(pair.primary.dsn) as proxy:
+            dsns = [proxy.dsn, replica.dsn]
+            async with Cluster(lambda: dsns, min_size=1, max_size=2) as cluster:
+                await cluster.wait()
+                before = await cluster.write.fetchval(PORT)
+                proxy.open_way.clear()
+                await eventually(lambda: not cluster.hosts()[0].reachable, 4.0)
+                proxy.open_way.set()
+                await eventually(lambda: cluster.hosts()[0].reachable, 4.0)
+                assert await cluster.write.fetchval(PORT) == before
+
+
+async def test_one_block_in_two_tasks_is_an_error(trio: Servers) -> None:
+    """Of the second task, also while the first one waits; nothing is left."""
+    async with cluster_on(trio, max_size=1) as cluster:
+        await eventually(lambda: sum(each.takes_reads for each in cluster.hosts()) == 2)
+        block = cluster.read.connection()
+
+        async def use() -> None:
+            async with block:
+                await asyncio.sleep(0)
+
+        held = [await cluster.read.acquire() for _ in range(2)]
+        tasks = [asyncio.create_task(use()) for _ in range(2)]
+        await eventually(lambda: sum(each.stats.waiting for each in cluster.hosts()))
+        for conn in held:
+            await cluster.read.release(conn)
+        first, second = await in_time(asyncio.gather(*tasks, return_exceptions=True))
+        assert (first, type(second)) == (None, RuntimeError)
+        await use()
+        assert [each.under_way for each in cluster.hosts()] == [0, 0, 0]
+
+
+async def test_what_is_no_connection_is_refused(trio: Servers) -> None:
+    """With the error for foreign ones."""
+    async with cluster_on(trio) as cluster:
+        others: list[Any] = [5, [], None]
+        for each in others:
+            with pytest.raises(ReleaseError, match="was not borrowed here"):
+                await cluster.read.release(each)
 
 
 async def test_a_block_on_a_host_that_left_the_list_ends_in_peace(trio: Servers) -> None:
