@@ -356,6 +356,8 @@ async def cluster() -> None:
         return 1
 
     assert_type(await own.read.run_transaction(work), int)
+
+
 def fleets() -> None:
     """A fleet is a budget."""
     fleet = Fleet("shop", reserve=3, weight=0.5)
