@@ -307,7 +307,7 @@ async def test_a_fleet_is_seen_with_its_members_and_share(dsn: str) -> None:
         AsyncConnectionPool(dsn, min_size=1, budget=fleets[1]),
     ):
         feed = Feed(pool, 0.05)
-        shown = await until(feed, lambda shown: "2 processes have 3 of" in shown["budget"])
+        shown = await until(feed, lambda shown: "members: 2, using 3 of" in shown["budget"])
         stats = fleets[0].stats()
         assert shown["budget"].startswith(f"fleet {name!r}: 2 of {stats.limit} connections")
         assert f"fair share {stats.share};" in shown["budget"]
