@@ -23,18 +23,10 @@ from asyncpool._core.budget import Budget, SupportsLedger, SupportsRefill
 from asyncpool._core.redact import describe
 from asyncpool._core.settings import count
 from asyncpool._core.timer import Timer
+from asyncpool._fleet import pace
 from asyncpool._fleet.demand import needed
 from asyncpool._fleet.look import BehindPooler, View, look
 from asyncpool._fleet.mark import NAME, WEIGHTS, SessionMarks
-from asyncpool._fleet.pace import (
-    BLIND_INTERVAL,
-    FAILURES,
-    INTERVAL,
-    PAUSES,
-    RECENT,
-    RETRY,
-    UNLIMITED,
-)
 from asyncpool._fleet.rule import VALID, Grant, Member, grant, share
 from asyncpool._fleet.stats import FleetStats
 
@@ -210,7 +202,7 @@ class Fleet(Budget):
         if self._looking or asyncio._get_running_loop() is not self._home:
             return
         self._asked = True
-        self._timer.set(self._now() + RETRY)
+        self._timer.set(self._now() + pace.RETRY)
         resting = [member for ledger, member in self._holders.items() if ledger.idle]
         for member in resting[:1] or list(self._members.values()):
             member.ask(self._look)
@@ -242,7 +234,7 @@ class Fleet(Budget):
                 raise
             self._failures += 1
             forbidden = psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedFunction
-            if self._failures >= FAILURES or isinstance(error, forbidden):
+            if self._failures >= pace.FAILURES or isinstance(error, forbidden):
                 self._go_blind(self._error)
         else:
             self._apply(view, claim, began)
@@ -250,16 +242,16 @@ class Fleet(Budget):
     def _plan_next(self) -> None:
         if not self._members:
             return
-        pause = INTERVAL * random.uniform(0.9, 1.0)
+        pause = pace.INTERVAL * random.uniform(0.9, 1.0)
         if self._blind_reason:
-            pause = BLIND_INTERVAL
+            pause = pace.BLIND_INTERVAL
         elif self._shortage or self._looks_soon:
             self._looks_soon = False
             if self._grant is not None and self._grant.next > self._grant.limit:
-                self._pause = PAUSES[0]
-            pause, self._pause = self._pause, min(self._pause * 2, PAUSES[1])
+                self._pause = pace.PAUSES[0]
+            pause, self._pause = self._pause, min(self._pause * 2, pace.PAUSES[1])
         else:
-            self._pause = PAUSES[0]
+            self._pause = pace.PAUSES[0]
         self._timer.set(self._now() + pause)
 
     def _apply(self, view: View, claim: int, began: float) -> None:
@@ -300,7 +292,7 @@ class Fleet(Budget):
 
     def _want(self) -> int:
         """Return how many connections more the pools need; negative: some are not used."""
-        latest = self._now() - RECENT
+        latest = self._now() - pace.RECENT
         return sum(needed(ledger, latest) for ledger in list(self._members)) - self._size
 
     def _members_in(self, view: View) -> dict[str, Member]:
@@ -313,15 +305,15 @@ class Fleet(Budget):
             text = "the other processes cannot be seen, so only the pools' own sizes limit them"
             self._record(f"{text}: {why}", logging.WARNING)
         self._blind_reason, self._error, self._valid_until = why, why, math.inf
-        self._set_limit(UNLIMITED)
+        self._set_limit(pace.UNLIMITED)
 
     def _forget(self) -> None:
         """Begin anew: with one connection, which looks first."""
         self._limit, self._valid_until = 1, self._now() + VALID
         if self._blind_reason:
-            self._limit, self._valid_until = UNLIMITED, math.inf
+            self._limit, self._valid_until = pace.UNLIMITED, math.inf
         self._view = self._grant = None
-        self._looked_at, self._pause = -math.inf, PAUSES[0]
+        self._looked_at, self._pause = -math.inf, pace.PAUSES[0]
         self._asked = self._looking = False
         self._looks_soon = True
 

@@ -545,8 +545,8 @@ async def test_a_look_that_fails_harms_nobody(
 ) -> None:
     """After some failures the pools' own sizes hold, until a look succeeds again."""
     async with spying(small):
-        monkeypatch.setattr("asyncpool.fleet.INTERVAL", 0.1)
-        monkeypatch.setattr("asyncpool.fleet.BLIND_INTERVAL", 0.1)
+        monkeypatch.setattr("asyncpool._fleet.pace.INTERVAL", 0.1)
+        monkeypatch.setattr("asyncpool._fleet.pace.BLIND_INTERVAL", 0.1)
         with monkeypatch.context() as patch:
             patch.setattr("asyncpool._fleet.look.LOOK", "SELECT 1 / 0")
             member = await join(small.dsn, max_size=5)
