@@ -23,6 +23,7 @@ from asyncpool._core.budget import Budget, SupportsLedger, SupportsRefill
 from asyncpool._core.redact import describe
 from asyncpool._core.settings import count
 from asyncpool._core.timer import Timer
+from asyncpool._fleet import pace
 from asyncpool._fleet.demand import needed
 from asyncpool._fleet.look import BehindPooler, View, look
 from asyncpool._fleet.mark import NAME, WEIGHTS, SessionMarks
@@ -30,20 +31,6 @@ from asyncpool._fleet.rule import VALID, Grant, Member, grant, share
 from asyncpool._fleet.stats import FleetStats
 
 __all__ = ["Fleet", "FleetStats"]
-
-INTERVAL = 1.0
-"""Seconds between looks, less up to a tenth, so that members do not look together."""
-PAUSES = 0.1, 0.5
-"""The shortest and the longest time between looks while requests wait for room."""
-BLIND_INTERVAL = 30.0
-"""Seconds between looks where they show nothing."""
-RECENT = 5.0
-"""Seconds since its last use after which others may have an idle connection."""
-RETRY = 5.0
-"""Seconds after which a connection to look on is asked for again."""
-FAILURES = 5
-"""Failed statements in a row after which the member goes on without looks."""
-UNLIMITED = 2**30
 
 
 class Fleet(Budget):
@@ -102,7 +89,7 @@ class Fleet(Budget):
         self._name, self._weight = name, round(float(weight), 2)
         self._reserve = count("reserve", reserve)
         self.marks = SessionMarks(name, self._weight)
-        self._timer = Timer(self._request_look)
+        self._timer = Timer(self._on_timer)
         """Set to the next look."""
         self._blind_reason = ""
         """Why the member sees nobody; else empty."""
@@ -183,12 +170,18 @@ class Fleet(Budget):
 
     def room_for(self, ledger: SupportsLedger) -> int:
         """Return how many connections a pool may open now."""
-        if self._now() > self._valid_until and asyncio._get_running_loop() is self._home:
-            # All connections are in use for so long that there was none to look on. The others take
-            # the claim as ended. One more may be opened, and looks first.
-            self._limit, self._valid_until = self._size + 1, math.inf
-            self._request_look()
+        self._end_claim()
         return super().room_for(ledger)
+
+    def _end_claim(self) -> None:
+        """End the claim if the last look is long ago, as the others do; then allow one more.
+
+        That one looks first. Else a request would wait for as long as all connections are in use.
+        """
+        now = self._now()
+        if now > self._valid_until and asyncio._get_running_loop() is self._home:
+            self._limit, self._valid_until = self._size + 1, now + VALID
+            self._request_look()
 
     def _set_shortage(self, ledger: SupportsLedger, number: int) -> None:
         super()._set_shortage(ledger, number)
@@ -199,12 +192,17 @@ class Fleet(Budget):
 
     # The look
 
-    def _request_look(self, _: float = 0.0) -> None:
+    def _on_timer(self, _: float) -> None:
+        self._end_claim()
+        self._request_look()
+        self._offer()
+
+    def _request_look(self) -> None:
         """Have a connection looked on: an idle one, else the first that comes."""
         if self._looking or asyncio._get_running_loop() is not self._home:
             return
         self._asked = True
-        self._timer.set(self._now() + RETRY)
+        self._timer.set(self._now() + pace.RETRY)
         resting = [member for ledger, member in self._holders.items() if ledger.idle]
         for member in resting[:1] or list(self._members.values()):
             member.ask(self._look)
@@ -236,7 +234,7 @@ class Fleet(Budget):
                 raise
             self._failures += 1
             forbidden = psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedFunction
-            if self._failures >= FAILURES or isinstance(error, forbidden):
+            if self._failures >= pace.FAILURES or isinstance(error, forbidden):
                 self._go_blind(self._error)
         else:
             self._apply(view, claim, began)
@@ -244,16 +242,16 @@ class Fleet(Budget):
     def _plan_next(self) -> None:
         if not self._members:
             return
-        pause = INTERVAL * random.uniform(0.9, 1.0)
+        pause = pace.INTERVAL * random.uniform(0.9, 1.0)
         if self._blind_reason:
-            pause = BLIND_INTERVAL
+            pause = pace.BLIND_INTERVAL
         elif self._shortage or self._looks_soon:
             self._looks_soon = False
             if self._grant is not None and self._grant.next > self._grant.limit:
-                self._pause = PAUSES[0]
-            pause, self._pause = self._pause, min(self._pause * 2, PAUSES[1])
+                self._pause = pace.PAUSES[0]
+            pause, self._pause = self._pause, min(self._pause * 2, pace.PAUSES[1])
         else:
-            self._pause = PAUSES[0]
+            self._pause = pace.PAUSES[0]
         self._timer.set(self._now() + pause)
 
     def _apply(self, view: View, claim: int, began: float) -> None:
@@ -294,7 +292,7 @@ class Fleet(Budget):
 
     def _want(self) -> int:
         """Return how many connections more the pools need; negative: some are not used."""
-        latest = self._now() - RECENT
+        latest = self._now() - pace.RECENT
         return sum(needed(ledger, latest) for ledger in list(self._members)) - self._size
 
     def _members_in(self, view: View) -> dict[str, Member]:
@@ -307,19 +305,21 @@ class Fleet(Budget):
             text = "the other processes cannot be seen, so only the pools' own sizes limit them"
             self._record(f"{text}: {why}", logging.WARNING)
         self._blind_reason, self._error, self._valid_until = why, why, math.inf
-        self._set_limit(UNLIMITED)
+        self._set_limit(pace.UNLIMITED)
 
     def _forget(self) -> None:
         """Begin anew: with one connection, which looks first."""
-        self._limit, self._valid_until = UNLIMITED if self._blind_reason else 1, math.inf
+        self._limit, self._valid_until = 1, self._now() + VALID
+        if self._blind_reason:
+            self._limit, self._valid_until = pace.UNLIMITED, math.inf
         self._view = self._grant = None
-        self._looked_at, self._pause = -math.inf, PAUSES[0]
+        self._looked_at, self._pause = -math.inf, pace.PAUSES[0]
         self._asked = self._looking = False
         self._looks_soon = True
 
     def _become_another(self) -> None:
         """Be a member of its own in a forked process."""
-        self._timer = Timer(self._request_look)  # the other belongs to the parent's event loop
+        self._timer = Timer(self._on_timer)  # the other belongs to the parent's event loop
         self.marks.renew()
         self._forget()
 

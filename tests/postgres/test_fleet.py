@@ -540,6 +540,30 @@ async def test_a_role_that_may_not_look(
             await run(small, revoke.replace("REVOKE", "GRANT").replace("FROM", "TO"))
 
 
+async def test_a_look_that_fails_harms_nobody(
+    small: Server, join: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After some failures the pools' own sizes hold, until a look succeeds again."""
+    async with spying(small):
+        monkeypatch.setattr("asyncpool._fleet.pace.INTERVAL", 0.1)
+        monkeypatch.setattr("asyncpool._fleet.pace.BLIND_INTERVAL", 0.1)
+        with monkeypatch.context() as patch:
+            patch.setattr("asyncpool._fleet.look.LOOK", "SELECT 1 / 0")
+            member = await join(small.dsn, max_size=5)
+            assert await in_time(member.pool.fetchval("SELECT 1")) == 1
+            assert "DivisionByZero" in (member.fleet.stats().error or "")
+            await eventually(lambda: not member.fleet.stats().sees)
+            conns = await in_time(asyncio.gather(*(member.pool.acquire() for _ in range(5))))
+            assert (member.fleet.stats().sees, member.fleet.stats().limit) == (False, None)
+            for conn in conns:
+                await member.pool.release(conn)
+        await eventually(lambda: member.fleet.stats().sees)
+        assert member.fleet.stats().error is None
+        assert member.pool.stats().lost == 0
+    said = [each.levelname for each in caplog.records if "can" in each.message]
+    assert said == ["WARNING", "WARNING"]
+
+
 FORKS = """
 import asyncio, os, sys
 from asyncpool import AsyncConnectionPool, Fleet

@@ -42,6 +42,8 @@ class Process:
     most: int = 1
     """How many connections it may have now."""
     valid_until: float = math.inf
+    lapsed: bool = False
+    """Whether its claim has ended because it could not look."""
     seen: tuple[int, dict[str, Member]] | None = None
     """The places and the members, as its last look has shown them."""
     pause: float = 0.1
@@ -140,7 +142,8 @@ class World:
 
     def _act(self, process: Process) -> None:
         if self.now > process.valid_until:
-            process.most, process.valid_until = process.size + 1, math.inf
+            process.most, process.valid_until = process.size + 1, self.now + VALID
+            process.lapsed = True
         above = process.size - process.most
         if above > 0:
             returned = process.idle
@@ -151,7 +154,7 @@ class World:
                 self.used -= 1
                 self.changes += 1
         while process.size < min(process.most, process.needed):
-            is_first = not process.size or process.valid_until == math.inf
+            is_first = not process.size or process.lapsed
             come = sum(each.is_new(self.now) for each in self.members.values())
             if self.used >= self.places:
                 process.refused += not is_first and come <= self.reserve
@@ -220,7 +223,7 @@ class World:
         if process.paused:
             self.at(0.1, lambda: self._apply(process, began, claim, places, seen))
             return
-        is_first = process.seen is None
+        is_first, process.lapsed = process.seen is None, False
         process.seen, process.valid_until = (places, seen), began + VALID
         members = {**seen, process.name: self._own(process)}
         given = grant(places, members, process.name, claim)
