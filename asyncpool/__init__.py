@@ -6,6 +6,13 @@ from asyncpool._core.budget import Budget
 from asyncpool._core.label import label
 from asyncpool._core.within import within
 from asyncpool._psycopg.connection import Connection
+from asyncpool.cluster import (
+    Cluster,
+    ClusterExplanation,
+    ClusterHealth,
+    HostStatus,
+    ReadPool,
+)
 from asyncpool.errors import (
     PoolClosed,
     PoolDeadlock,
@@ -18,6 +25,7 @@ from asyncpool.errors import (
     TooManyRequests,
 )
 from asyncpool.faults import Fault, classify
+from asyncpool.fleet import Fleet, FleetStats
 from asyncpool.health import HealthReport
 from asyncpool.insight import ConnectionInfo, Event, Explanation, LeaseInfo, WaiterInfo
 from asyncpool.manager import PoolManager
@@ -33,14 +41,20 @@ __all__ = [
     "AsyncConnectionPool",
     "AsyncNullConnectionPool",
     "Budget",
+    "Cluster",
+    "ClusterExplanation",
+    "ClusterHealth",
     "Connection",
     "ConnectionInfo",
     "Event",
     "Expectation",
     "Explanation",
     "Fault",
+    "Fleet",
+    "FleetStats",
     "Gap",
     "HealthReport",
+    "HostStatus",
     "LeaseInfo",
     "Notifications",
     "PoolClosed",
@@ -52,6 +66,7 @@ __all__ = [
     "PoolTimeout",
     "PoolUnavailable",
     "PoolWrongLoop",
+    "ReadPool",
     "ReleaseError",
     "Times",
     "TooManyRequests",

@@ -118,7 +118,7 @@ class Explanation:
     advice: tuple[str, ...]
     """Recommendations for the application, a sentence each."""
     budget: str | None
-    """The connections of all pools that share its `Budget`."""
+    """The connections of all pools that share its `Budget`, or of all processes of its `Fleet`."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as a dict of JSON types; an infinite number becomes None."""

@@ -170,8 +170,7 @@ class AsyncConnectionPool(
         if close_returns and VERSION < (3, 3):
             msg = f"close_returns needs psycopg 3.3 or later: this is {psycopg.__version__}"
             raise ValueError(msg)
-        self.close_returns = close_returns
-        self.num_workers = num_workers
+        self.close_returns, self.num_workers = close_returns, num_workers
         self._lazy = open is None or bool(open)
         min_size, max_size = sizes(min_size, max_size, keeps_idle=self._keeps_idle)
         settings = Settings(
@@ -193,6 +192,7 @@ class AsyncConnectionPool(
         runs = RunCounts() if self._keeps_idle else None
         driver = PsycopgDriver(conninfo, kwargs, connection_class, configure, reset, runs=runs)
         self._driver, driver.owner = driver, weakref.ref(self)
+        driver.marks = None if budget is None else budget.marks
         self._reconnect_failed = reconnect_failed
         self._overridden = Overrides(type(self), self._originals) or None
         self._traces = leak_timeout is not None

@@ -18,17 +18,22 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncpool._core.entry import Entry
+from asyncpool._core.outage import IDLE_CAP
 from asyncpool._core.settings import count
 from asyncpool._core.waiter import Waiter
 from asyncpool.errors import PoolWrongLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Awaitable, Callable, Collection
+
+    from asyncpool._core.runtime import Runtime
+    from asyncpool._core.settings import Settings
 
 
 class SupportsLedger(Protocol):
     """The part of a pool's `Ledger` that the budget uses."""
 
+    settings: Settings
     opening: int
     late: int
     closing: int
@@ -40,17 +45,40 @@ class SupportsLedger(Protocol):
         """All entries."""
         ...
 
+    def shortfall(self) -> int:
+        """Return how many connections the waiters still need."""
+        ...
+
+
+class SupportsWake(Protocol):
+    """The part of a pool's `Readiness` that the budget uses."""
+
+    def wake(self) -> None:
+        """Have those who wait for the first connections test again whether these are open."""
+        ...
+
 
 class SupportsRefill(Protocol):
     """The part of a pool's `ConnectionStore` that the budget uses."""
+
+    runtime: Runtime
 
     @property
     def ledger(self) -> SupportsLedger:
         """The ledger of the pool."""
         ...
 
+    @property
+    def readiness(self) -> SupportsWake:
+        """Those who wait for the first connections."""
+        ...
+
     def refill(self) -> None:
         """Open the connections that are wanted."""
+        ...
+
+    def ask(self, question: Callable[[Any], Awaitable[object]]) -> None:
+        """Run a question on a connection that is idle, or on the next to come."""
         ...
 
     def discard(self, entry: Entry[Any]) -> None:
@@ -71,6 +99,11 @@ class Budget:
     Raises:
         TypeError, ValueError: `max_connections` is not a whole number of at least 1.
     """
+
+    marks: Any = None
+    """Marks the sessions of the connections, for the driver; None: they have no mark."""
+    longest_pause = IDLE_CAP
+    """Seconds after which a pool tries again to connect to a server that has no place."""
 
     def __init__(self, max_connections: int) -> None:
         self._limit = count("max_connections", max_connections)
@@ -110,11 +143,35 @@ class Budget:
     def __repr__(self) -> str:
         return f"<Budget size={self._size}/{self._limit} pools={self.pools}>"
 
+    def describe(self) -> str:
+        """Return how much of it is used, for `explain()`."""
+        return f"{self._size} of {self._limit} connections of {self.pools} pools"
+
     # The methods below are called by the pools.
 
     @property
     def _is_short(self) -> bool:
+        """Whether a pool would open a connection if there were room."""
         return bool(self._shortage)
+
+    def _may_need_from(self, ledger: SupportsLedger) -> bool:
+        """Whether a pool may have to close what is returned to it, for another or for the limit."""
+        return len(self._shortage) > (ledger in self._shortage) or self._size > self._limit
+
+    def _set_limit(self, limit: int) -> None:
+        """Change the limit; what is above it is closed, the idle first, the others when returned.
+
+        What may be opened below it is opened.
+        """
+        grows, self._limit = limit > self._limit, limit
+        if self._size > limit:
+            for holder in self._holders:
+                holder.oversize = True
+            self._make_room()
+        elif grows:
+            self._offer()
+            for member in list(self._members.values()):
+                member.refill()
 
     def _join(self, member: SupportsRefill) -> None:
         """Add a pool, which opens on the running event loop."""
@@ -170,6 +227,10 @@ class Budget:
             self._queue = deque(each for each in queue if each[2].waiting)
             self._compacted_length = len(self._queue)
 
+    def least_for(self, ledger: SupportsLedger) -> int:
+        """Return how many connections a pool opens before any request waits, if it can."""
+        return ledger.settings.min_size
+
     def room_for(self, ledger: SupportsLedger) -> int:
         """Return how many connections a pool may open now."""
         room = self._limit - self._size
@@ -187,12 +248,14 @@ class Budget:
         if number <= 0:
             self._shortage.pop(ledger, None)
             return
-        if not self._shortage:
+        if ledger not in self._shortage:
             for holder in self._holders:
-                holder.oversize = True  # so that each release calls `_must_yield`
+                if holder is not ledger:
+                    holder.oversize = True  # so that each release calls `_must_yield`
         self._shortage[ledger] = number
         self._offer()
-        self._make_room()
+        if len(self._holders) > 1 or ledger not in self._holders:
+            self._make_room()
 
     def _has_shortage(self, ledger: SupportsLedger) -> bool:
         """Whether a pool would open a connection if there were room."""
@@ -218,6 +281,8 @@ class Budget:
     def _must_yield(self, ledger: SupportsLedger) -> bool:
         """Whether a pool must close its released connection for an earlier waiter of another."""
         coming = self._expected_room
+        if coming < 0:
+            return True  # the limit was lowered
         claims = 0
         for other, claims_it in self._scan():
             if other is ledger:
@@ -231,7 +296,7 @@ class Budget:
 
     @property
     def _expected_room(self) -> int:
-        """The free room, including connections that are being closed."""
+        """The free room, including connections that are being closed; negative above the limit."""
         closing = sum(ledger.closing for ledger in self._holders)
         return closing + self._limit - self._size
 
@@ -239,7 +304,7 @@ class Budget:
         """Close idle connections, as many as the waiters without room need."""
         while (found := self._least_used()) is not None:
             coming = self._expected_room
-            if sum(1 for _ in islice(self._claims(), coming + 1)) <= coming:
+            if coming >= 0 and sum(1 for _ in islice(self._claims(), coming + 1)) <= coming:
                 return
             member, entry = found
             member.discard(entry)

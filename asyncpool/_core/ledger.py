@@ -67,6 +67,8 @@ class Ledger(Generic[C]):
         """Whether returned connections may have to be closed: after a resize or for the budget."""
         self.trial_wanted = False
         """Whether a caller waits for one successful connect without needing the connection."""
+        self._taker: Callable[[Entry[C]], object] | None = None
+        """Gets the next clean entry in place of whoever would get it."""
 
     @property
     def size(self) -> int:
@@ -93,8 +95,9 @@ class Ledger(Generic[C]):
 
     @property
     def has_min_size(self) -> bool:
-        """Whether `min_size` connections are open, as far as is known."""
-        return self.remaining - self.opening >= self.settings.min_size
+        """Whether `min_size` connections are open, or those that the budget allows."""
+        least = self.settings.min_size if self.budget is None else self.budget.least_for(self)
+        return self.remaining - self.opening >= least
 
     @property
     def leases(self) -> int:
@@ -173,10 +176,15 @@ class Ledger(Generic[C]):
             False if the entry must be closed: it has expired, is above a limit, or idle
             connections are not kept.
         """
-        if (entry.expires_at <= now and self._must_close(entry)) or (
-            self.oversize and self._is_over_limit()
-        ):
+        if entry.expires_at <= now and self._must_close(entry):
             return False
+        if self.oversize:
+            taker, self._taker = self._taker, None
+            if taker is not None:
+                taker(entry)
+                return True
+            if self._is_over_limit():
+                return False
         if self.queue.length:
             self._lease(entry, now)
             return self.queue.serve(entry)
@@ -188,6 +196,10 @@ class Ledger(Generic[C]):
         else:
             self.idle.append(entry)
         return True
+
+    def take_next(self, taker: Callable[[Entry[C]], object]) -> None:
+        """Call `taker` with the next entry to enter service, instead; it must `withdraw` it."""
+        self._taker, self.oversize = taker, True
 
     def take_back(self, conn: C) -> Entry[C] | None:
         """End the lease of a connection; return None if this pool has not leased it."""
@@ -310,26 +322,6 @@ class Ledger(Generic[C]):
             if entry.leased_at <= latest and entry.lease.may_leak
         ]
 
-    def next_due(self, now: float) -> float:
-        """Return an instant before which nothing can become due, whatever happens until then."""
-        limits = self.settings
-        soonest = min(limits.max_idle, limits.ping_interval, limits.leak_timeout)
-        instants = [now + min(soonest, 0.95 * limits.max_lifetime)]
-        has_surplus = len(self.entries) > limits.min_size
-        for entry in self.entries:
-            if entry.state is LEASED:
-                if entry.expires_at > now:
-                    instants.append(entry.expires_at)
-                if entry.lease.may_leak:
-                    instants.append(max(entry.leased_at + limits.leak_timeout, now))
-            elif entry.state is IDLE:
-                if not self.keep_expired:
-                    instants.append(entry.expires_at)
-                instants.append(max(entry.used_at, entry.healthy_at) + limits.ping_interval)
-                if has_surplus and not self.keep_expired:
-                    instants.append(entry.used_at + limits.max_idle)
-        return min(instants)
-
     def _lease(self, entry: Entry[C], now: float) -> None:
         entry.state = LEASED
         entry.leased_at = now
@@ -343,7 +335,8 @@ class Ledger(Generic[C]):
     def _is_over_limit(self) -> bool:
         """Whether the next returned connection has to be closed; updates `oversize`."""
         too_many = self.remaining > self.settings.max_size
-        self.oversize = too_many or (self.budget is not None and self.budget._is_short)
+        is_needed = self.budget is not None and self.budget._may_need_from(self)
+        self.oversize = too_many or is_needed or self._taker is not None
         return too_many or (
             self.oversize and self.budget is not None and self.budget._must_yield(self)
         )

@@ -13,6 +13,7 @@ import anyio
 
 from asyncpool._core.driver import C
 from asyncpool._core.entry import Entry, State
+from asyncpool._core.ledger import Ledger
 from asyncpool._core.pool import Core
 
 SHORTEST_PAUSE = 0.5
@@ -74,4 +75,25 @@ def _pause(core: Core[C]) -> float:
     limits = core.settings
     shortest = min(limits.max_idle, limits.ping_interval, limits.max_lifetime, limits.leak_timeout)
     least = min(SHORTEST_PAUSE, shortest) / 2
-    return max(core.ledger.next_due(now) - now, least)
+    return max(next_due(core.ledger, now) - now, least)
+
+
+def next_due(ledger: Ledger[C], now: float) -> float:
+    """Return an instant before which nothing can become due, whatever happens until then."""
+    limits = ledger.settings
+    soonest = min(limits.max_idle, limits.ping_interval, limits.leak_timeout)
+    instants = [now + min(soonest, 0.95 * limits.max_lifetime)]
+    has_surplus = len(ledger.entries) > limits.min_size
+    for entry in ledger.entries:
+        if entry.state is State.LEASED:
+            if entry.expires_at > now:
+                instants.append(entry.expires_at)
+            if entry.lease.may_leak:
+                instants.append(max(entry.leased_at + limits.leak_timeout, now))
+        elif entry.state is State.IDLE:
+            if not ledger.keep_expired:
+                instants.append(entry.expires_at)
+            instants.append(max(entry.used_at, entry.healthy_at) + limits.ping_interval)
+            if has_surplus and not ledger.keep_expired:
+                instants.append(entry.used_at + limits.max_idle)
+    return min(instants)

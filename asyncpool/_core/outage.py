@@ -55,7 +55,12 @@ class Outage:
         return self.failures > 0
 
     def failed(
-        self, now: float, error: Exception, began: float, fault: Fault | None = None
+        self,
+        now: float,
+        error: Exception,
+        began: float,
+        fault: Fault | None = None,
+        full_cap: float = IDLE_CAP,
     ) -> None:
         """Record a failed connect and set the next `retry_at`.
 
@@ -67,6 +72,7 @@ class Outage:
             error: the failure.
             began: when the connect started.
             fault: what the error means, if known.
+            full_cap: the longest delay while the server refuses connections because it is full.
         """
         self.error, self.fault = error, fault
         if self.failures and began <= self.since:
@@ -80,8 +86,9 @@ class Outage:
             self.idle_retry_at = now + rest
         else:
             self.idle_retry_at = now + delay(self.failures, self._random, cap=IDLE_CAP)
-            soon = now + delay(self.failures, self._random)
-            self.retry_at = self.idle_retry_at if fault is Fault.CAPACITY else soon
+            cap = full_cap if fault is Fault.CAPACITY else CAP
+            soon = now + delay(self.failures, self._random, cap=cap)
+            self.retry_at = self.idle_retry_at if cap == IDLE_CAP else soon
 
     def is_unavailable(self, now: float, limit: float) -> bool:
         """Whether waiting is useless: access is refused, or it has lasted `limit` seconds."""

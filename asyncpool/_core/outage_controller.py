@@ -13,7 +13,7 @@ from typing import Any, Generic
 from asyncpool._core.driver import C
 from asyncpool._core.entry import Entry, State
 from asyncpool._core.ledger import Ledger
-from asyncpool._core.outage import Outage
+from asyncpool._core.outage import IDLE_CAP, Outage
 from asyncpool._core.redact import describe, redacted
 from asyncpool._core.runtime import Runtime
 from asyncpool._core.timer import Timer
@@ -72,19 +72,26 @@ class OutageController(Generic[C]):
             runtime.record("outage", text, logging.WARNING, error=said)
         elif before is None or describe(before) != said:
             runtime.record("connect failed", f"still cannot connect: {cause}", error=said)
-        outage.failed(now, error, entry.opened_at, self.fault_of(error))
+        budget, fault = self.ledger.budget, self.fault_of(error)
+        cap = IDLE_CAP if budget is None else budget.longest_pause
+        outage.failed(now, error, entry.opened_at, fault, cap)
         self.ledger.keep_expired, self.ledger.filling = True, False
         lasts = now - outage.since >= self.ledger.settings.reconnect_timeout
         if lasts and not outage.reported and self.on_outage is not None:
             outage.reported = True
             runtime.tasks.spawn(self.on_outage(), "reconnect_failed")
 
-    def connect_cancelled(self, error: BaseException) -> None:
-        """Try again soon after a connect that something other than the pool has ended.
+    def connect_cancelled(self, error: BaseException, entry: Entry[C]) -> None:
+        """Try again soon after a connect that was cancelled.
 
-        Nothing is done or logged before that: the event loop may end, which cancels every task.
+        Nothing is done or logged before that: the event loop may end, which cancels every task. A
+        connect that was retired before is not logged at all: the pool may have cancelled it.
         """
-        if not self.runtime.closed:
+        if self.runtime.closed:
+            return
+        if entry.is_retired:
+            self._retry_at(self.runtime.time())
+        else:
             self._cancelled_by = type(error).__name__
             self._retry_at(self.runtime.time() + CANCELLED_PAUSE)
 

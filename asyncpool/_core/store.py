@@ -116,7 +116,18 @@ class ConnectionStore(Generic[C]):
         assert entry.state is State.IDLE, "bug: only an idle connection may be pinged"
         self.ledger.withdraw(entry, State.CLEANING)
         entry.left_at = self.runtime.time()
-        return self._ping(entry)
+        return self._ping(entry, self.driver.ping)
+
+    def ask(self, question: Callable[[C], Awaitable[object]]) -> None:
+        """Run a question on an idle connection, the least recently used, or the next to come.
+
+        It is run like a ping: it has `ping_timeout` seconds, is no use of the connection, and if it
+        raises, the connection is discarded.
+        """
+        if self.ledger.idle:
+            self._ask(question, self.ledger.idle[0])
+        else:
+            self.ledger.take_next(partial(self._ask, question))
 
     async def clean(self, entry: Entry[C], cleanup: Callable[[], Awaitable[object]] | None) -> None:
         """Clean a released connection and put it into service, or discard it."""
@@ -209,11 +220,16 @@ class ConnectionStore(Generic[C]):
         timer = asyncio.get_running_loop().call_later(after, mark, context=Context())
         connect.add_done_callback(lambda _: timer.cancel(), context=Context())
 
-    async def _ping(self, entry: Entry[C]) -> bool:
+    def _ask(self, question: Callable[[C], Awaitable[object]], entry: Entry[C]) -> None:
+        self.ledger.withdraw(entry, State.CLEANING)
+        entry.left_at = self.runtime.time()
+        self.runtime.tasks.spawn(self._ping(entry, question), "ask")
+
+    async def _ping(self, entry: Entry[C], ping: Callable[[C], Awaitable[object]]) -> bool:
         began = self.runtime.time()
         try:
             with anyio.fail_after(self.ledger.settings.ping_timeout):
-                await self.driver.ping(entry.conn)
+                await ping(entry.conn)
         except BaseException as error:
             self.discard_lost(entry)
             if not isinstance(error, Exception):
@@ -259,7 +275,7 @@ async def _open(store: weakref.ref[ConnectionStore[C]], driver: Driver[C], entry
                 alive.outages.connect_failed(error, entry)
             alive.remove(entry, refill=isinstance(error, Exception))
             if not isinstance(error, Exception) and running_loop() is home:
-                alive.outages.connect_cancelled(error)
+                alive.outages.connect_cancelled(error, entry)
         if not isinstance(error, Exception):
             # The frames hold the socket, and asyncio.run() keeps the task until it is collected.
             error.__traceback__ = None
@@ -277,7 +293,7 @@ def _never_began(
     # A task that is cancelled before its first step runs none of its code.
     if entry.state is State.OPENING and (alive := store()) is not None:
         alive.remove(entry, refill=False)
-        alive.outages.connect_cancelled(asyncio.CancelledError())
+        alive.outages.connect_cancelled(asyncio.CancelledError(), entry)
 
 
 def _mark_late(store: weakref.ref[ConnectionStore[C]], entry: Entry[C]) -> None:

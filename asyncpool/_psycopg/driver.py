@@ -16,7 +16,6 @@ from contextlib import closing, suppress
 from functools import partial
 from typing import Any, Generic, get_origin
 
-import anyio
 import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
@@ -28,6 +27,7 @@ from asyncpool._psycopg.closing import begin_close, close, end_session
 from asyncpool._psycopg.handle import Baseline, ConnectionHandle, notify_handlers
 from asyncpool._psycopg.internals import SUPPORTED, UNSUPPORTED_REASON
 from asyncpool._psycopg.listening import Subscription
+from asyncpool._psycopg.marks import SupportsMarks, renew_mark, reset_statements
 from asyncpool._psycopg.open_work import (
     can_reset,
     forget_prepared,
@@ -37,6 +37,7 @@ from asyncpool._psycopg.open_work import (
     require_idle,
     roll_back,
     roll_back_to,
+    wait_for_lock,
 )
 from asyncpool._psycopg.operation import BAD
 from asyncpool._psycopg.own_statements import RESETS, ResetLevel, is_standby, ping, run
@@ -59,8 +60,6 @@ ACT = TypeVar(
     default=psycopg.AsyncConnection[TupleRow],
 )
 
-LOCK_TIMEOUT = 0.5
-"""Seconds to wait for a task that still uses a connection that was returned."""
 CLOSE_TIMEOUT = 2.0
 """Seconds to close a connection that could not be configured."""
 
@@ -101,6 +100,7 @@ class PsycopgDriver(Generic[ACT]):
         check_sources(conninfo, kwargs, connection_class)
         self.owner: Callable[[], object | None] = lambda: None
         """A weak reference to the pool; returns None without one."""
+        self.marks: SupportsMarks | None = None
         self.conninfo = conninfo
         self.kwargs = kwargs
         self.connection_class = connection_class
@@ -136,7 +136,8 @@ class PsycopgDriver(Generic[ACT]):
 
     async def _open(self, secrets: set[str]) -> ACT:
         conninfo, kwargs = self.resolvers or (self.conninfo, self.kwargs)
-        conn = await connect(conninfo, kwargs, self.connection_class, self._checked, secrets)
+        given = conninfo, kwargs, self.connection_class, self._checked
+        conn = await connect(*given, secrets, marks=self.marks)
         try:
             share_runs(conn, self._runs)
             # Made first, since it reaches the backend whatever `configure` does to the connection.
@@ -197,16 +198,13 @@ class PsycopgDriver(Generic[ACT]):
         handle = self._handles[conn]
         conn._pool = None
         await handle.finish_leftovers(conn)
-        with anyio.move_on_after(LOCK_TIMEOUT):
-            # An abandoned iteration over notifies() takes a moment to end.
-            async with conn.lock:
-                pass
+        await wait_for_lock(conn)
         interrupted = handle.take_interrupted()
         in_use = conn.lock.locked() or handle.must_discard or is_busy(conn)
         if in_use or not await can_reset(conn, interrupted=interrupted):
             msg = f"connection returned in the middle of an operation: {conn!r}"
             raise psycopg.OperationalError(msg)
-        statements = RESETS[self._reset] if isinstance(self._reset, str) else ""
+        statements = reset_statements(self._reset, conn, self.marks)
         if conn.pgconn.transaction_status != IDLE:
             # Not conn.rollback(), which fails inside of a transaction() block that was left open.
             # psycopg sends no BEGIN first while a transaction is open.
@@ -223,6 +221,7 @@ class PsycopgDriver(Generic[ACT]):
             await handle.baseline.restore(conn)
         elif callable(self._reset):
             await self.call_with(self._reset, conn)
+            await renew_mark(conn, self.marks)
         require_idle(conn, "reset")
         handle.resume_watching()
 

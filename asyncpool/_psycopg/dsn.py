@@ -7,7 +7,7 @@ an answer. A limit that the user has set is never replaced.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from psycopg import pq
@@ -37,7 +37,7 @@ def limits_for(*given: Mapping[str, Any]) -> dict[str, Any]:
     The limits of a service file count as given. Its `connect_timeout` is returned as well, because
     psycopg enforces that limit itself and does not read the file.
     """
-    merged = {name: value for each in given for name, value in each.items() if value is not None}
+    merged = _merged(given)
     connect_timeout = os.environ.get("PGCONNECT_TIMEOUT")
     if "service" in merged or "PGSERVICE" in os.environ:
         service = _read_service(merged.get("service"))
@@ -47,6 +47,21 @@ def limits_for(*given: Mapping[str, Any]) -> dict[str, Any]:
     if user_timeout := _user_timeout(merged):
         limits["tcp_user_timeout"] = user_timeout
     return {name: value for name, value in limits.items() if name not in merged}
+
+
+def application_name(*given: Mapping[str, Any]) -> str:
+    """Return the `application_name` of a connection with these parameters; "" without one."""
+    merged = _merged(given)
+    name = merged.get("application_name")
+    if name is None and ("service" in merged or "PGSERVICE" in os.environ):
+        name = _read_service(merged.get("service")).get("application_name")
+    if name is None:
+        name = os.environ.get("PGAPPNAME")
+    return str(name or merged.get("fallback_application_name") or "")
+
+
+def _merged(given: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: value for each in given for name, value in each.items() if value is not None}
 
 
 def _user_timeout(given: Mapping[str, Any]) -> int:
@@ -66,10 +81,10 @@ def _user_timeout(given: Mapping[str, Any]) -> int:
 
 
 def _read_service(name: str | None) -> dict[str, str]:
-    """Return the limits of a service file as libpq reads it; none where it cannot."""
+    """Return what is wanted of a service file as libpq reads it; nothing where it cannot."""
     # The invalid sslmode stops libpq after it has read the file and before it connects.
     conn = pq.PGconn.connect_start(make_conninfo("", service=name, sslmode="none").encode())
-    wanted = {"connect_timeout", "tcp_user_timeout", *KEEPALIVES}
+    wanted = {"application_name", "connect_timeout", "tcp_user_timeout", *KEEPALIVES}
     try:
         options = {each.keyword.decode(): each.val for each in conn.info}
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio
 import psycopg
 from psycopg.pq import TransactionStatus
 
@@ -21,11 +22,20 @@ from asyncpool._psycopg.riding import forget_begin
 Conn = psycopg.AsyncConnection[Any]
 
 IDLE = int(TransactionStatus.IDLE)
+LOCK_TIMEOUT = 0.5
+"""Seconds to wait for a task that still uses a connection that was returned."""
 
 
 def is_busy(conn: Conn) -> bool:
     """Whether the connection's backend may be running a query."""
     return conn.pgconn.transaction_status == ACTIVE or bool(conn.pgconn.pipeline_status)
+
+
+async def wait_for_lock(conn: Conn) -> None:
+    """Wait a moment for an operation to end, such as an abandoned iteration over notifies()."""
+    with anyio.move_on_after(LOCK_TIMEOUT):
+        async with conn.lock:
+            pass
 
 
 def left_error(conn: Conn) -> psycopg.OperationalError:

@@ -18,6 +18,7 @@ from asyncpool._psycopg.conninfo import (
     unknown_option_error,
 )
 from asyncpool._psycopg.dsn import limits_for
+from asyncpool._psycopg.marks import SupportsMarks
 from asyncpool.faults import ConninfoError
 
 C = TypeVar("C", bound=psycopg.AsyncConnection[Any])
@@ -70,6 +71,8 @@ async def connect(
     connection_class: type[C],
     checked: Checked,
     secrets: set[str],
+    *,
+    marks: SupportsMarks | None = None,
 ) -> C:
     """Get the values from their sources, check them, and connect.
 
@@ -77,6 +80,7 @@ async def connect(
         conninfo, kwargs, connection_class: as for the pool.
         checked: the pool's values that were checked before.
         secrets: a set to which the passwords are added as soon as they are known.
+        marks: gives further options.
     """
     if callable(conninfo):
         conninfo = await call("conninfo", conninfo)
@@ -94,6 +98,7 @@ async def connect(
     secrets |= secrets_of("", options)
     checked.check(params, options, connection_class)
     options |= limits_for(params, options)
+    options |= {} if marks is None else marks.options(params, options)
     work = partial(connection_class.connect, conninfo, **options)
     try:
         conn: C = await call("connect", work, math.inf)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from asyncpool.cli._facts import Facts, Plan
+from asyncpool.cli._facts import Facts, FleetSeen, Plan
 from asyncpool.cli._findings import Finding, Level, many
 from asyncpool.cli._pooler import Pooler
 
@@ -14,9 +14,7 @@ def connections(facts: Facts, plan: Plan) -> Iterator[Finding]:
     if facts.pooler is not None:
         yield _check_pooler(facts.pooler, plan)
         return
-    limit = int(facts.number("max_connections"))
-    kept = 0 if facts.superuser else int(facts.number("superuser_reserved_connections"))
-    kept += 0 if facts.uses_reserved else int(facts.number("reserved_connections"))
+    limit, kept = int(facts.number("max_connections")), _reserved(facts)
     less = f", minus {kept} reserved" if kept else ""
     yield _compare(
         "connections",
@@ -24,9 +22,42 @@ def connections(facts: Facts, plan: Plan) -> Iterator[Finding]:
         f"the server allows {limit - kept:,} (max_connections={limit}{less})",
         limit=limit - kept,
         in_use=facts.in_use,
-        remedy="raise max_connections, or use PgBouncer",
+        remedy="raise max_connections, share them in a Fleet, or use PgBouncer",
         numbers={"max_connections": limit, "reserved": kept},
+        fleets=facts.fleets,
     )
+
+
+def fleet(facts: Facts, _: Plan) -> Iterator[Finding]:
+    """Report what each fleet holds whose sessions the server has; no finding, if there is none."""
+    for seen in facts.fleets:
+        found = (
+            f"{many(seen.members, 'member')} of the fleet {seen.name!r}"
+            f" {'has' if seen.members == 1 else 'have'} {many(seen.connections, 'connection')}"
+        )
+        numbers = {"name": seen.name, "members": seen.members, "connections": seen.connections}
+        yield Finding("fleet", "ok", found, facts=numbers)
+
+
+def rolling_deploy(facts: Facts, plan: Plan) -> Iterator[Finding]:
+    """Check that the old and the new processes of a rolling deploy fit at the same time."""
+    limit, allows = _tightest(facts)
+    if limit is None:
+        return  # a pooler's, which does not show it
+    wanted, workers = 2 * plan.connections, 2 * plan.workers
+    processes = f"{workers} workers x {plan.max_size}"
+    found = f"{wanted:,} wanted while old and new processes overlap ({processes}): {allows}"
+    numbers = {"wanted": wanted, "limit": limit}
+    if wanted <= limit:
+        yield Finding("rolling_deploy", "ok", found, facts=numbers)
+    elif facts.fleets and workers <= limit:
+        found += f"; members of a fleet share them, about {limit // workers} each"
+        yield Finding("rolling_deploy", "ok", found, facts=numbers)
+    else:
+        most = limit // workers
+        smaller = f"max_size={most} at most" if most else f"{many(limit // 2, 'worker')} at most"
+        advice = f"{smaller}; or replace fewer processes at a time, or share them in a Fleet"
+        yield Finding("rolling_deploy", "warning", found, advice, numbers)
 
 
 def role_limit(facts: Facts, plan: Plan) -> Iterator[Finding]:
@@ -79,11 +110,17 @@ def _compare(
     in_use: int,
     remedy: str,
     numbers: dict[str, int] | None = None,
+    fleets: tuple[FleetSeen, ...] = (),
 ) -> Finding:
     wanted, free = plan.connections, limit - in_use
     level: Level = "ok"
     advice = ""
-    if wanted > limit:
+    if wanted > limit and fleets and plan.workers <= limit:
+        level = "note"
+        advice = (
+            f"members of a fleet share them, about {limit // plan.workers} each; other pools do not"
+        )
+    elif wanted > limit:
         level = "problem"
         most = limit // plan.workers
         smaller = f"max_size={most} at most" if most else f"{many(limit, 'worker')} at most"
@@ -122,6 +159,30 @@ def _check_pooler(pooler: Pooler, plan: Plan) -> Finding:
         advice = "raise pool_size: in session mode the rest wait until a client disconnects"
         return Finding("connections", "warning", found, advice, numbers)
     return Finding("connections", "ok", found, facts=numbers)
+
+
+def _reserved(facts: Facts) -> int:
+    """Return the number of connections that the server keeps from this role."""
+    kept = 0 if facts.superuser else int(facts.number("superuser_reserved_connections"))
+    return kept + (0 if facts.uses_reserved else int(facts.number("reserved_connections")))
+
+
+def _tightest(facts: Facts) -> tuple[int | None, str]:
+    """Return the lowest limit on connections that applies, and a text; None: it is unknown."""
+    if facts.pooler is not None:
+        clients = facts.pooler.number("max_client_conn")
+        return clients, f"{facts.pooler.name} allows {clients} clients"
+    server = int(facts.number("max_connections")) - _reserved(facts)
+    limits = [(server, f"the server allows {server:,}")]
+    if not facts.superuser:
+        name = facts.place.rpartition("/")[2]
+        for limit, whose in (
+            (facts.role_limit, f"the role {facts.user}"),
+            (facts.database_limit, f"the database {name}"),
+        ):
+            if limit >= 0:
+                limits.append((limit, f"{whose} allows {limit:,}"))
+    return min(limits)
 
 
 def _wanted(plan: Plan) -> str:

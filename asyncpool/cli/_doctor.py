@@ -38,6 +38,8 @@ CHECKS: tuple[Check, ...] = (
     _capacity.connections,
     _capacity.role_limit,
     _capacity.database_limit,
+    _capacity.rolling_deploy,
+    _capacity.fleet,
     _timeouts.connect_timeout,
     _timeouts.keepalives,
     _timeouts.idle_session_timeout,

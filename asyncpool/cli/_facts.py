@@ -45,6 +45,15 @@ FROM pg_catalog.pg_roles r, pg_catalog.pg_database d
 WHERE r.rolname = session_user AND d.datname = current_database()
 """
 RESERVED = "SELECT pg_catalog.pg_has_role(session_user, 'pg_use_reserved_connections', 'USAGE')"
+# The name is what every role may see of a session; the mark of a member is at its end.
+FLEETS = """
+SELECT split_part(mark, '/', 1), count(DISTINCT split_part(mark, '/', 2)), count(*)
+FROM (
+    SELECT substring(application_name FROM '(?:^| )fleet=([A-Za-z0-9_-]{1,20}/[^/ ]+)/') AS mark
+    FROM pg_catalog.pg_stat_activity
+) marks
+WHERE mark IS NOT NULL GROUP BY 1 ORDER BY 1
+"""
 TLS = "SELECT version FROM pg_catalog.pg_stat_ssl WHERE pid = pg_catalog.pg_backend_pid()"
 CLOCK = "SELECT extract(epoch FROM pg_catalog.clock_timestamp())::float8"
 
@@ -60,6 +69,15 @@ class Plan:
     def connections(self) -> int:
         """The connections of all pools together, at most."""
         return self.max_size * self.workers
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSeen:
+    """A fleet that has marked its sessions; see `asyncpool.Fleet`."""
+
+    name: str
+    members: int
+    connections: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +115,8 @@ class Facts:
     clock: float
     """The server's clock minus ours."""
     pooler: Pooler | None
+    fleets: tuple[FleetSeen, ...] = ()
+    """The fleets whose sessions the server has."""
 
     def number(self, setting: str) -> float:
         """Return a setting of the server; 0: it has none of that name."""
@@ -123,6 +143,7 @@ async def gather(
     round_trip = await _round_trip(conn)
     user, superuser, role_limit, database_limit, standby = await _row(conn, LIMITS)
     in_use, by_role, in_database = await _row(conn, USAGE)
+    fleets = await _rows(conn, FLEETS)
     server = conn.info.server_version
     uses_reserved = superuser
     if server >= 160000:
@@ -162,6 +183,7 @@ async def gather(
         round_trip=round_trip,
         clock=clock,
         pooler=pooler,
+        fleets=tuple(FleetSeen(*fleet) for fleet in fleets),
     )
 
 
@@ -176,9 +198,14 @@ def libpq() -> int:
 
 
 async def _row(conn: Connection[Any], query: str) -> tuple[Any, ...]:
+    rows = await _rows(conn, query)
+    return rows[0] if rows else ()
+
+
+async def _rows(conn: Connection[Any], query: str) -> list[tuple[Any, ...]]:
     cursor = conn.cursor(row_factory=tuple_row)
     await cursor.execute(query.encode(), prepare=False)
-    return await cursor.fetchone() or ()
+    return await cursor.fetchall()
 
 
 async def _round_trip(conn: Connection[Any]) -> float:

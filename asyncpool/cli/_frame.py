@@ -124,6 +124,8 @@ def _panel(pool: dict[str, Any], leases: int, width: int) -> Panel:
     overload = pool.get("overload", ())
     notes = [*overload, *pool["doing"], *pool["advice"], *_long_leases(pool["leases"])]
     parts += [Text(_plain(f"- {each}"), "yellow") for each in notes]
+    if budget := pool.get("budget"):
+        parts.append(Text(_plain(f"budget: {budget}"), "dim"))
     if pool["timeline"]:
         parts.append(_timeline(pool["timeline"], stats))
     if pool["leases"]:

@@ -2,7 +2,7 @@
 
 Source: https://opentelemetry.io/docs/specs/semconv/database/database-metrics/#connection-pools
 
-What they do not know, such as refused requests, has names that begin with `asyncpool.`.
+What they do not know, such as refused requests or fleets, has names that begin with `asyncpool.`.
 
 All numbers are read when a reader collects; an acquire or release does no work for them. The three
 histograms are synchronous instruments, so each collection records the durations since the one
@@ -21,9 +21,10 @@ from typing import Any
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation
 
-from asyncpool import AsyncConnectionPool, PoolStats
+from asyncpool import AsyncConnectionPool, Fleet, FleetStats, PoolStats
 
 from ._durations import durations
+from ._fleet import GAUGES
 from ._numbers import refused
 
 __all__ = ["Instrumentation", "instrument"]
@@ -31,7 +32,7 @@ __all__ = ["Instrumentation", "instrument"]
 BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 """Seconds, as the conventions advise for durations of databases."""
 POOL, STATE = "db.client.connection.pool.name", "db.client.connection.state"
-RULE = "asyncpool.rule"
+RULE, FLEET = "asyncpool.rule", "asyncpool.fleet.name"
 MAX_AGE = 0.05
 """Seconds for which a snapshot is reused, since a collection asks once for each instrument."""
 
@@ -40,15 +41,15 @@ Read = Callable[[PoolStats], float | None]
 
 
 def instrument(
-    *pools: Pool,
+    *pools: Pool | Fleet,
     meter_provider: MeterProvider | None = None,
     slow_wait: float | None = None,
     histograms: bool = True,
 ) -> Instrumentation:
-    """Start collecting the metrics of pools.
+    """Start collecting the metrics of pools and fleets.
 
     Args:
-        pools: one pool or more; held weakly, and left out while not open.
+        pools: one or more; held weakly, and pools are left out while not open.
         meter_provider: the provider; None: OpenTelemetry's global one.
         slow_wait: seconds above which a wait for a connection becomes an event of the current
             span, by a callback that replaces the pool's `on_slow_wait`; None: no events.
@@ -56,13 +57,16 @@ def instrument(
             collecting thread some microseconds for each request of the pool.
 
     Raises:
-        TypeError: an argument is no pool, or there are no pools.
+        TypeError: an argument is neither a pool nor a fleet, or there are none.
     """
-    if not pools or not all(isinstance(pool, AsyncConnectionPool) for pool in pools):
-        msg = f"instrument() takes one or more pools: got {pools!r}"
+    if not pools or not all(isinstance(each, AsyncConnectionPool | Fleet) for each in pools):
+        msg = f"instrument() takes one or more pools and fleets: got {pools!r}"
         raise TypeError(msg)
     meters = _meters_of(meter_provider or metrics.get_meter_provider())
     for pool in pools:
+        if isinstance(pool, Fleet):
+            meters.add_fleet(pool)
+            continue
         meters.add(pool, histograms=histograms)
         if slow_wait is not None:
             pool.on_slow_wait(slow_wait, partial(_record_wait, weakref.ref(pool)))
@@ -70,9 +74,9 @@ def instrument(
 
 
 class Instrumentation:
-    """Pools whose metrics are collected until `uninstrument` is called."""
+    """Pools and fleets whose metrics are collected until `uninstrument` is called."""
 
-    def __init__(self, meters: _Meters, pools: Iterable[Pool], *, slow_waits: bool) -> None:
+    def __init__(self, meters: _Meters, pools: Iterable[Pool | Fleet], *, slow_waits: bool) -> None:
         self._meters = meters
         self._pools = [weakref.ref(pool) for pool in pools]
         self._slow_waits = slow_waits
@@ -80,7 +84,10 @@ class Instrumentation:
     def uninstrument(self) -> None:
         """Stop collecting; a second call does nothing."""
         for each in self._pools:
-            if (pool := each()) is not None:
+            pool = each()
+            if isinstance(pool, Fleet):
+                self._meters.remove_fleet(pool)
+            elif pool is not None:
                 self._meters.remove(pool)
                 if self._slow_waits:
                     pool.on_slow_wait(0, None)
@@ -127,6 +134,7 @@ class _Meters:
 
     def __init__(self, provider: MeterProvider) -> None:
         self._watched: list[_Watched] = []
+        self._fleets: list[weakref.ref[Fleet]] = []
         meter = metrics.get_meter("asyncpool", meter_provider=provider)
         unit = "{connection}"
         prefix = "db.client.connection."
@@ -197,6 +205,10 @@ class _Meters:
         for name, (its_unit, text, read) in gauges.items():
             observe = partial(self._observe, read)
             meter.create_observable_gauge(f"asyncpool.{name}", [observe], its_unit, text)
+        for each in GAUGES:
+            seen = partial(self._observe_fleets, each.read)
+            name = f"asyncpool.fleet.{each.key}"
+            meter.create_observable_gauge(name, [seen], each.unit, each.text)
 
     def add(self, pool: Pool, *, histograms: bool) -> None:
         """Add a pool; recording restarts for one that was added before."""
@@ -206,6 +218,15 @@ class _Meters:
     def remove(self, pool: Pool) -> None:
         """Remove a pool."""
         self._watched = [each for each in self._watched if each.pool() not in (pool, None)]
+
+    def add_fleet(self, fleet: Fleet) -> None:
+        """Add a fleet; once is enough."""
+        self.remove_fleet(fleet)
+        self._fleets.append(weakref.ref(fleet))
+
+    def remove_fleet(self, fleet: Fleet) -> None:
+        """Remove a fleet."""
+        self._fleets = [each for each in self._fleets if each() not in (fleet, None)]
 
     def _count(self, options: CallbackOptions) -> Sequence[Observation]:
         # This is a collection's first callback, so the collection includes what it records.
@@ -228,6 +249,13 @@ class _Meters:
     def _observe(self, read: Read, options: CallbackOptions) -> Sequence[Observation]:
         found = ((stats, read(stats)) for stats in self._all())
         return [Observation(n, {POOL: stats.name}) for stats, n in found if n is not None]
+
+    def _observe_fleets(
+        self, read: Callable[[FleetStats], float | None], options: CallbackOptions
+    ) -> Sequence[Observation]:
+        alive = [fleet.stats() for each in self._fleets if (fleet := each()) is not None]
+        found = ((stats, read(stats)) for stats in alive)
+        return [Observation(n, {FLEET: stats.name}) for stats, n in found if n is not None]
 
     def _all(self) -> list[PoolStats]:
         return [stats for each in self._watched if (stats := each.stats()) is not None]

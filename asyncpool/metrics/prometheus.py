@@ -19,8 +19,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from asyncpool import PoolStats
+from asyncpool import FleetStats, PoolStats
 
+from ._fleet import GAUGES as FLEET
 from ._numbers import COUNTERS, GAUGES, REFUSED, STATES, TIMES, buckets, refused
 from ._pools import Pools, Source
 
@@ -28,19 +29,19 @@ __all__ = ["PoolCollector"]
 
 
 class PoolCollector(Collector):
-    """The metrics of some pools, each labelled with its pool's name.
+    """The metrics of some pools and fleets, each labelled with its pool's or fleet's name.
 
     A pool's metrics are exported while it is open. The collector keeps no pool alive. As a context
     manager it is registered for the block, so that a lifespan can run several times.
 
     Args:
-        pools: pools, and callables that are called at each scrape and return the app's pool, its
-            pools, or None while it has none; `add` adds others.
+        pools: pools, fleets, and callables that are called at each scrape and return the app's
+            pool, its pools, or None while it has none; `add` adds others.
         registry: the registry to register with; None: none, register it yourself.
         prefix: the prefix of all names.
 
     Raises:
-        TypeError: an argument is neither a pool nor a callable.
+        TypeError: an argument is neither a pool, a fleet nor a callable.
         ValueError: two pools have the same name, or the registry has metrics of these names.
     """
 
@@ -83,25 +84,26 @@ class PoolCollector(Collector):
             registry.unregister(self)
 
     def add(self, pool: Source) -> None:
-        """Add a pool, or a callable.
+        """Add a pool, a fleet, or a callable.
 
         Raises:
             TypeError: the argument is neither.
-            ValueError: another pool has the same name.
+            ValueError: another pool, or another fleet, has the same name.
         """
         self._pools.add(pool)
 
     def remove(self, pool: Source) -> None:
-        """Remove a pool, or a callable."""
+        """Remove a pool, a fleet, or a callable."""
         self._pools.remove(pool)
 
     def describe(self) -> list[Metric]:
         """Return the metrics without samples, so that registering reads no pool."""
-        return list(self._families({}))
+        return [*self._families({}), *self._fleet_families({})]
 
     def collect(self) -> Iterator[Metric]:
         """Read the current numbers of all open pools; callable from any thread."""
         yield from self._families(self._pools.stats())
+        yield from self._fleet_families(self._pools.fleets())
 
     def _families(self, found: dict[str, PoolStats]) -> Iterator[Metric]:
         def named(name: str) -> str:
@@ -136,3 +138,11 @@ class PoolCollector(Collector):
                 times = read_times(stats)
                 histogram.add_metric([name], buckets(times), times.sum)
             yield histogram
+
+    def _fleet_families(self, fleets: dict[str, FleetStats]) -> Iterator[Metric]:
+        for each in FLEET:
+            gauge = GaugeMetricFamily(f"{self._prefix}_{each.name}", each.text, labels=["fleet"])
+            for name, fleet in fleets.items():
+                if (value := each.read(fleet)) is not None:
+                    gauge.add_metric([name], value)
+            yield gauge

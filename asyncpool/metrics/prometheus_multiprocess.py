@@ -2,7 +2,8 @@
 
 In prometheus_client's multiprocess mode a scrape reads the files that its own gauges, counters and
 histograms write, and no collector. So this module writes the pools' numbers into such objects every
-few seconds. All processes' numbers are summed, but of times the largest is reported.
+few seconds. All processes' numbers are summed, but of times, and of what each process sees of a
+whole fleet, the largest is reported.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import Self
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from asyncpool import PoolStats
+from asyncpool import FleetStats, PoolStats
 
 from ._durations import durations
+from ._fleet import GAUGES as FLEET
 from ._numbers import COUNTERS, GAUGES, LARGEST, REFUSED, STATES, TIMES, bounds, refused
 from ._pools import Pools, Source
 
@@ -33,15 +35,15 @@ class MultiprocessMetrics:
     entry, at each interval, and on exit, when the gauges become 0.
 
     Args:
-        pools: pools, and callables that return the app's pool, its pools, or None while it has
-            none.
+        pools: pools, fleets, and callables that return the app's pool, its pools, or None while
+            it has none.
         interval: seconds between two writes.
         prefix: the prefix of all names.
         histograms: whether the durations are written too, each at a value inside the pool's own
             bucket. This costs some microseconds for each request of the pool.
 
     Raises:
-        TypeError: an argument is neither a pool nor a callable.
+        TypeError: an argument is neither a pool, a fleet nor a callable.
         ValueError: two pools have the same name, or PROMETHEUS_MULTIPROC_DIR is not set.
     """
 
@@ -61,6 +63,8 @@ class MultiprocessMetrics:
         self._histograms = histograms
         self._written: dict[str, PoolStats] = {}
         """The last snapshot of each pool that was written."""
+        self._fleets: set[str] = set()
+        """The names of the fleets that were written."""
         self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:
@@ -78,6 +82,8 @@ class MultiprocessMetrics:
         self.write()
         for name in self._written:
             self._metrics.clear(name)
+        for name in self._fleets:
+            self._metrics.clear_fleet(name)
 
     def write(self) -> None:
         """Write the current numbers of all open pools."""
@@ -93,6 +99,9 @@ class MultiprocessMetrics:
             if self._histograms:
                 self._metrics.observe(stats, before)
             self._written[name] = stats
+        for name, fleet in self._pools.fleets().items():
+            self._fleets.add(name)
+            self._metrics.set_fleet(fleet)
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = loop.call_later(self._interval, self._tick, loop)
@@ -115,6 +124,16 @@ class _Metrics:
 
         self._connections = gauge("connections", "Connections by state.", "state")
         self._gauges = {key: gauge(key, text) for key, (text, _) in GAUGES.items()}
+        self._fleet = {
+            each: Gauge(
+                f"{prefix}_{each.name}",
+                each.text,
+                ["fleet"],
+                registry=None,
+                multiprocess_mode="livesum" if each.own else "livemax",
+            )
+            for each in FLEET
+        }
         self._counters = {
             key: Counter(f"{prefix}_{key}", text, ["pool"], registry=None)
             for key, (text, _) in COUNTERS.items()
@@ -132,6 +151,16 @@ class _Metrics:
             self._connections.labels(stats.name, state).set(getattr(stats, state))
         for key, (_, read) in GAUGES.items():
             self._gauges[key].labels(stats.name).set(read(stats))
+
+    def set_fleet(self, stats: FleetStats) -> None:
+        """Set the gauges of a fleet."""
+        for each, gauge in self._fleet.items():
+            gauge.labels(stats.name).set(each.read(stats) or 0)
+
+    def clear_fleet(self, name: str) -> None:
+        """Set the gauges of a fleet to 0 that this process has left."""
+        for gauge in self._fleet.values():
+            gauge.labels(name).set(0)
 
     def clear(self, name: str) -> None:
         """Set the gauges of a pool that is not open any more to 0."""

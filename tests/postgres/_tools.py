@@ -225,8 +225,8 @@ class Backends:
         return self._observer.ask(query, params, keep=self._keep)
 
     def pids(self) -> set[int]:
-        """The backends of the application."""
-        query = "SELECT pid FROM pg_stat_activity WHERE application_name = %s"
+        """The backends of the application, also those that have a fleet's mark behind its name."""
+        query = "SELECT pid FROM pg_stat_activity WHERE starts_with(application_name, %s)"
         return {pid for (pid,) in self.ask(query, self._name)}
 
     def rows(self, table: str) -> list[Any]:

@@ -8,7 +8,7 @@ import pty
 import re
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from time import monotonic
 from typing import Any
 from uuid import uuid4
@@ -60,7 +60,8 @@ async def test_doctor_of_a_sound_server_has_no_problem(dsn: str, backends: Backe
     found = await examine(dsn)
     assert list(found) == [
         *("server", "role", "round_trip", "clock", "tls", "pooler", "prepared_statements"),
-        *("connections", "role_limit", "database_limit", "connect_timeout", "keepalives"),
+        *("connections", "role_limit", "database_limit", "rolling_deploy"),
+        *("connect_timeout", "keepalives"),
         *("idle_session_timeout", "idle_in_transaction_session_timeout", "statement_timeout"),
         *("server_keepalives", "client"),
     ]
@@ -78,6 +79,21 @@ async def test_doctor_of_a_sound_server_has_no_problem(dsn: str, backends: Backe
         "count": 3,
         "tcp_user_timeout": 15.0 if sys.platform == "linux" else 0.0,
     }
+
+
+async def test_doctor_sees_what_a_fleet_holds(dsn: str) -> None:
+    """The marks in the names of sessions say which members there are, to any role."""
+    fleet = f"f{uuid4().hex[:8]}"
+    marks = ["api fleet={}/a1b2c3/1", "fleet={}/a1b2c3/1/2/4/f0", "fleet={}/d4e5f6/0.5", "fleet={}"]
+    async with AsyncExitStack() as stack:
+        for mark in marks:
+            conn = await psycopg.AsyncConnection.connect(dsn, application_name=mark.format(fleet))
+            stack.push_async_callback(conn.close)
+        own = await stack.enter_async_context(role(dsn, ""))
+        outcome = await run("doctor", own, "--json", "--workers", "4")
+    found = [each for each in outcome.json["findings"] if each["facts"].get("name") == fleet]
+    assert [each["facts"] for each in found] == [{"name": fleet, "members": 2, "connections": 3}]
+    assert [each["level"] for each in found] == ["ok"]
 
 
 async def test_doctor_in_json_has_stable_keys(dsn: str) -> None:

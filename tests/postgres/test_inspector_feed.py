@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool, within
+from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool, Fleet, within
 from asyncpool.inspector._feed import ALIVE, Feed
 from asyncpool.inspector._minute import Minute, between
 from asyncpool.inspector._places import shorter
@@ -295,3 +296,19 @@ def test_places_begin_below_the_folders_that_python_imports_from(
     assert shorter("by GET /srv/x\nfrom /srv/a.py:1 in f") == "by GET /srv/x\nfrom a.py:1 in f"
     assert shorter("/usr/lib/python3/site-packages/x/y.py:1 in f") == "x/y.py:1 in f"
     assert shorter("/home/srv/orders.py:12 in refund") == "/home/srv/orders.py:12 in refund"
+
+
+async def test_a_fleet_is_seen_with_its_members_and_share(dsn: str) -> None:
+    """What the last look has shown is part of the snapshot, and of the text of `explain()`."""
+    name = f"f{uuid4().hex[:8]}"
+    fleets = [Fleet(name), Fleet(name)]
+    async with (
+        AsyncConnectionPool(dsn, min_size=2, budget=fleets[0]) as pool,
+        AsyncConnectionPool(dsn, min_size=1, budget=fleets[1]),
+    ):
+        feed = Feed(pool, 0.05)
+        shown = await until(feed, lambda shown: "members: 2, using 3 of" in shown["budget"])
+        stats = fleets[0].stats()
+        assert shown["budget"].startswith(f"fleet {name!r}: 2 of {stats.limit} connections")
+        assert f"fair share {stats.share};" in shown["budget"]
+        assert f"\nbudget: fleet {name!r}: 2 of" in str(pool.explain())

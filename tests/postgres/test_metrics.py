@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
+from uuid import uuid4
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
@@ -23,7 +24,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
-from asyncpool import AsyncConnectionPool, PoolStats, PoolTimeout
+from asyncpool import AsyncConnectionPool, Fleet, PoolStats, PoolTimeout
 from asyncpool.metrics.otel import BUCKETS, instrument
 from asyncpool.metrics.prometheus import PoolCollector
 
@@ -171,6 +172,74 @@ def test_pools_of_the_same_name_are_refused() -> None:
         collector.add("dsn")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="one or more pools"):
         instrument()
+
+
+FLEET = {
+    "members": "members",
+    "share": "share",
+    "limit": "limit",
+    "size": "size",
+    "connections": "fleet_size",
+    "places": "places",
+    "others": "others",
+}
+"""The numbers of a fleet that do not change by themselves, and where `stats()` has them."""
+
+
+async def test_a_fleet_has_metrics_of_its_own(dsn: str) -> None:
+    """Each number of `stats()` has the fleet's name; before the first look some are missing."""
+    registry, reader = CollectorRegistry(), InMemoryMetricReader()
+    fleet = Fleet(f"f{uuid4().hex[:8]}")
+    PoolCollector(fleet, registry=registry)
+    instrumentation = instrument(fleet, meter_provider=MeterProvider([reader]))
+    assert fleet_scraped(registry)["look_age_seconds"] is None
+    async with AsyncConnectionPool(dsn, min_size=2, budget=fleet) as pool:
+        await pool.wait()
+        await eventually(lambda: fleet.stats().last_look is not None)
+        await eventually(lambda: fleet.stats().members == 1)
+        found, stats = fleet_scraped(registry), fleet.stats()
+        observed = {name: point.value for name, point in fleet_observed(reader, fleet.name)}
+        for key, attribute in FLEET.items():
+            assert found[key] == getattr(stats, attribute), key
+            assert observed[key] == getattr(stats, attribute), key
+        assert stats.size == 2
+        assert stats.places > 0
+        assert 0 <= (found["look_age_seconds"] or 0) < 10
+        assert 0 <= observed["look_age"] < 10
+    instrumentation.uninstrument()
+    assert list(fleet_observed(reader, fleet.name)) == []
+
+
+def fleet_scraped(registry: CollectorRegistry) -> dict[str, float | None]:
+    """Return each number of the one fleet of a registry; None: it has no sample."""
+    prefix = "asyncpool_fleet_"
+    return {
+        family.name.removeprefix(prefix): next((each.value for each in family.samples), None)
+        for family in text_string_to_metric_families(generate_latest(registry).decode())
+        if family.name.startswith(prefix)
+    }
+
+
+def fleet_observed(reader: InMemoryMetricReader, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield each number that a fleet has in a collection."""
+    data = reader.get_metrics_data()
+    for resource in data.resource_metrics if data is not None else []:
+        for scope in resource.scope_metrics:
+            for metric in scope.metrics:
+                for point in metric.data.data_points:
+                    if (point.attributes or {}).get("asyncpool.fleet.name") == name:
+                        yield metric.name.removeprefix("asyncpool.fleet."), point
+
+
+def test_fleets_of_the_same_name_are_refused() -> None:
+    """A pool and a fleet may have the same name."""
+    fleet, other = Fleet("shop"), Fleet("shop")
+    pool = AsyncConnectionPool(open=False, name="shop")
+    collector = PoolCollector(fleet, pool, lambda: fleet, registry=None)
+    with pytest.raises(ValueError, match="two fleets are named 'shop'"):
+        collector.add(other)
+    collector.remove(fleet)
+    collector.add(other)
 
 
 async def test_another_thread_scrapes_a_pool_at_work(dsn: str) -> None:

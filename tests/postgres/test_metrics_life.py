@@ -150,6 +150,67 @@ def test_without_the_directory_of_the_multiprocess_mode_there_is_an_error(
         MultiprocessMetrics()
 
 
+FLEET_MEMBER = """
+import asyncio, sys
+from asyncpool import AsyncConnectionPool, Fleet
+from asyncpool.metrics.prometheus_multiprocess import MultiprocessMetrics
+
+async def main():
+    fleet = Fleet("shop")
+    async with AsyncConnectionPool(sys.argv[1], min_size=2, budget=fleet) as pool:
+        with MultiprocessMetrics(pool, fleet, interval=0.01):
+            while fleet.stats().members < 2 or fleet.stats().fleet_size < 4:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            print("written", flush=True)
+            await asyncio.to_thread(sys.stdin.readline)
+    print("closed", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+
+asyncio.run(main())
+"""
+
+
+def test_what_two_processes_see_of_their_fleet_is_not_added_up(dsn: str, tmp_path: Path) -> None:
+    """Their own sizes are; nothing is left of them when they have left the fleet."""
+    environment = os.environ | {
+        "PROMETHEUS_MULTIPROC_DIR": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+    }
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(tmp_path))  # type: ignore[no-untyped-call]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", FLEET_MEMBER, dsn],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    try:
+        for said in ("written", "closed"):
+            for worker in workers:
+                assert worker.stdout is not None
+                assert worker.stdout.readline().strip() == said
+            found = samples(registry)
+            written = said == "written"
+            assert found["asyncpool_fleet_size", ""] == (4 if written else 0)
+            assert found["asyncpool_fleet_members", ""] == (2 if written else 0)
+            assert found["asyncpool_fleet_connections", ""] == (4 if written else 0)
+            assert (found["asyncpool_fleet_places", ""] > 0) is written
+            for worker in workers:
+                assert worker.stdin is not None
+                worker.stdin.write("\n")
+                worker.stdin.flush()
+        assert [worker.wait(30) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+
+
 def test_the_numbers_of_two_processes_add_up(dsn: str, tmp_path: Path) -> None:
     """Counters and histograms over both and over restarts; gauges of open pools only. Of times the
     largest counts."""

@@ -398,3 +398,18 @@ def test_a_snapshot_without_pools_is_shown(snapshot: dict[str, Any]) -> None:
     console = Console(width=80, record=True, file=StringIO())
     console.print(Frame(snapshot))
     assert "no pool" in console.export_text()
+
+
+async def test_what_a_pool_shares_with_others_is_shown(dsn: str) -> None:
+    """An app with an older version sends nothing of it."""
+    budget = "fleet 'shop': 4 of 8 connections, fair share 4"
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        feed = Inspector(pool, authorize=lambda scope: True)._feed
+        snapshot = json.loads(await feed.snapshot())
+    for given, expected in ((budget, True), (None, False)):
+        snapshot["pools"][0]["budget"] = given
+        console = Console(width=200, record=True, file=StringIO())
+        console.print(Frame(snapshot))
+        assert (f"budget: {budget}" in console.export_text()) is expected
+    del snapshot["pools"][0]["budget"]
+    Console(file=StringIO()).print(Frame(snapshot))

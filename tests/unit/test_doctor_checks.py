@@ -9,7 +9,7 @@ import pytest
 from psycopg import capabilities
 
 from asyncpool.cli import _capacity, _server_checks, _timeouts
-from asyncpool.cli._facts import Facts, Plan
+from asyncpool.cli._facts import Facts, FleetSeen, Plan
 from asyncpool.cli._findings import Finding, span, worst
 from asyncpool.cli._pooler import Pooler
 from asyncpool.cli._refused import refused
@@ -83,6 +83,69 @@ def test_with_too_many_workers_the_advice_is_their_number() -> None:
     found = finding_of(_capacity.role_limit, Plan(max_size=1, workers=5), role_limit=3)
     assert found.level == "problem"
     assert found.advice.startswith("3 workers at most")
+
+
+@pytest.mark.parametrize(
+    ("size", "workers", "changes", "level", "words"),
+    [
+        (10, 4, {}, "ok", "80 wanted while old and new processes overlap (8 workers x 10)"),
+        (10, 5, {}, "warning", "the server allows 92"),
+        (10, 4, {"role_limit": 60}, "warning", "the role app allows 60"),
+        (10, 4, {"role_limit": 60, "superuser": True}, "ok", "the server allows 95"),
+        (10, 4, {"database_limit": 70}, "warning", "the database app allows 70"),
+        (
+            10,
+            5,
+            {"pooler": Pooler("transaction", True, config={"max_client_conn": "99"})},
+            "warning",
+            "a pooler allows 99 clients",
+        ),
+    ],
+)
+def test_a_rolling_deploy_has_twice_the_workers(
+    size: int, workers: int, changes: Any, level: str, words: str
+) -> None:
+    """They are compared with the lowest limit; what is in use may be the workers themselves."""
+    plan = Plan(max_size=size, workers=workers)
+    found = finding_of(_capacity.rolling_deploy, plan, **changes)
+    assert found.level == level
+    assert words in found.found
+    assert found.facts["wanted"] == 2 * size * workers
+
+
+def test_the_advice_for_a_deploy_fits_twice_the_workers() -> None:
+    """The size that it names is one with which there would be no warning."""
+    found = finding_of(_capacity.rolling_deploy, Plan(max_size=10, workers=6))
+    assert found.advice.startswith("max_size=7 at most; ")
+    assert finding_of(_capacity.rolling_deploy, Plan(max_size=7, workers=6)).level == "ok"
+    found = finding_of(_capacity.rolling_deploy, Plan(max_size=10, workers=50))
+    assert found.advice.startswith("46 workers at most; ")
+
+
+def test_members_of_a_fleet_share_what_there_is() -> None:
+    """More than the limit is no problem of theirs, unless there is not one for each."""
+    fleets = (FleetSeen("shop", 6, 24), FleetSeen("jobs", 1, 1))
+    plan = Plan(max_size=10, workers=20)
+    found = finding_of(_capacity.connections, plan, fleets=fleets)
+    assert (found.level, found.facts["wanted"]) == ("note", 200)
+    assert "about 4 each" in found.advice
+    deploy = finding_of(_capacity.rolling_deploy, plan, fleets=fleets)
+    assert deploy.level == "ok"
+    assert "about 2 each" in deploy.found
+    many = Plan(max_size=10, workers=93)
+    assert finding_of(_capacity.connections, many, fleets=fleets).level == "problem"
+    assert finding_of(_capacity.rolling_deploy, many, fleets=fleets).level == "warning"
+    said = [each.found for each in _capacity.fleet(replace(HEALTHY, fleets=fleets), plan)]
+    assert said == [
+        "6 members of the fleet 'shop' have 24 connections",
+        "1 member of the fleet 'jobs' has 1 connection",
+    ]
+
+
+def test_what_a_pooler_hides_is_not_judged() -> None:
+    """A deploy is not compared with the server's limit, which is not the pooler's."""
+    facts = replace(HEALTHY, pooler=Pooler("transaction", False))
+    assert list(_capacity.rolling_deploy(facts, Plan(max_size=10, workers=50))) == []
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,10 @@ FLOORS = [
     ["pool"],
     ["null_pool"],
     ["manager", "compat"],
+    ["_fleet"],
+    ["fleet"],
+    ["_cluster"],
+    ["cluster"],
     ["__init__"],
 ]
 """Packages and public modules, from the ground up."""

@@ -12,6 +12,7 @@ from asyncpool._core import ledger as _ledger
 from asyncpool._core.entry import RETIRED, Entry, State
 from asyncpool._core.lease import NO_LEASE, Lease, SharedLease
 from asyncpool._core.ledger import Ledger
+from asyncpool._core.maintenance import next_due
 from asyncpool._core.settings import Settings
 from asyncpool._core.waiter import Waiter
 from tests.unit._tools import join
@@ -419,46 +420,46 @@ class TestDue:
         """The instant is the earliest end of a lifetime, of `max_idle` or of `ping_interval`."""
         numbers = {"max_idle": 30.0, "ping_interval": 20.0, "max_lifetime": 100.0}
         ledger = make_ledger(1, 4, **numbers)
-        assert ledger.next_due(0.0) == 20.0
+        assert next_due(ledger, 0.0) == 20.0
         add(ledger, "a", 5.0)
-        assert ledger.next_due(5.0) == 25.0
+        assert next_due(ledger, 5.0) == 25.0
         add(ledger, "b", 6.0, expires_at=7.0)
-        assert ledger.next_due(6.0) == 7.0
+        assert next_due(ledger, 6.0) == 7.0
 
     def test_a_use_or_ping_delays_the_next_ping(self) -> None:
         """A ping is due `ping_interval` after the last one, whenever the ledger is asked."""
         ledger = make_ledger(ping_interval=20.0)
         entry = add(ledger, "a", 5.0)
-        assert ledger.next_due(15.0) == 25.0
+        assert next_due(ledger, 15.0) == 25.0
         entry.healthy_at = 14.0
-        assert ledger.next_due(15.0) == 34.0
+        assert next_due(ledger, 15.0) == 34.0
 
     def test_only_surplus_connections_reach_max_idle(self) -> None:
         """In an outage there is no surplus."""
         ledger = make_ledger(1, 4, max_idle=10.0)
         add(ledger, "a")
-        assert ledger.next_due(5.0) == 15.0
+        assert next_due(ledger, 5.0) == 15.0
         add(ledger, "b")
-        assert ledger.next_due(5.0) == 10.0
+        assert next_due(ledger, 5.0) == 10.0
         ledger.keep_expired = True
-        assert ledger.next_due(5.0) == 15.0
+        assert next_due(ledger, 5.0) == 15.0
 
     def test_a_new_connection_does_not_become_due_before_next_due(self) -> None:
         """A new connection lives for at least 95 % of `max_lifetime`."""
         ledger = make_ledger(max_lifetime=10.0)
-        assert ledger.next_due(0.0) == 9.5
+        assert next_due(ledger, 0.0) == 9.5
 
     def test_the_expiry_of_a_leased_connection_is_planned(self) -> None:
         """The connection may be idle by then."""
         ledger = make_ledger()
         add(ledger, "a", 0.0, expires_at=10.0)
         lend(ledger)
-        assert ledger.next_due(0.0) == 10.0
+        assert next_due(ledger, 0.0) == 10.0
 
     def test_an_expired_leased_connection_needs_no_round(self) -> None:
         """The connection is refused at its release; nothing can be done before."""
         ledger = make_ledger()
         add(ledger, "a", 0.0, expires_at=10.0)
         lend(ledger)
-        assert ledger.next_due(10.0) > 10.0
-        assert ledger.next_due(11.0) > 11.0
+        assert next_due(ledger, 10.0) > 10.0
+        assert next_due(ledger, 11.0) > 11.0

@@ -1,0 +1,35 @@
+"""Marks on the sessions of a pool, in their `application_name`, which other sessions can read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import psycopg
+
+from asyncpool._psycopg.own_statements import RESETS, run_in_autocommit
+
+
+class SupportsMarks(Protocol):
+    """What marks the sessions of a pool by their `application_name`."""
+
+    def options(self, *given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options to add to those given, of which the later have precedence."""
+        ...
+
+    def renewal(self, conn: psycopg.AsyncConnection[Any]) -> str:
+        """Return a statement to run after a reset that may have removed the mark; "" for none."""
+        ...
+
+
+def reset_statements(reset: object, conn: Any, marks: SupportsMarks | None) -> str:
+    """Return the statements of a reset level, with that which renews the session's mark."""
+    statements = RESETS[reset] if isinstance(reset, str) else ""
+    renewal = marks.renewal(conn) if statements and marks is not None else ""
+    return f"{statements}; {renewal}" if renewal else statements
+
+
+async def renew_mark(conn: psycopg.AsyncConnection[Any], marks: SupportsMarks | None) -> None:
+    """Renew the session's mark after a reset by the user's callable."""
+    if marks is not None and (renewal := marks.renewal(conn)):
+        await run_in_autocommit(conn, renewal.encode())

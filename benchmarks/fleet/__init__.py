@@ -1,0 +1,1 @@
+"""Compare pools of many processes that share one server: `python -m benchmarks.fleet`."""

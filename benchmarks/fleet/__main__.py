@@ -1,0 +1,13 @@
+"""Run the fleet benchmark: `python -m benchmarks.fleet`."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+
+if missing := [name for name in ("rich", "typer") if find_spec(name) is None]:
+    sys.exit(f"{' and '.join(missing)} not found: pip install --group bench")
+
+from benchmarks.fleet._cli import app
+
+app()
