@@ -1,0 +1,1 @@
+"""A pool for each host of a cluster, under one face."""

@@ -1,0 +1,86 @@
+"""A primary with a standby, for the tests of what is read where it was written elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from asyncpool.testing import Server, postgres
+
+SETTINGS: dict[str, Any] = {"wal_writer_delay": "10s", "max_connections": 40}
+
+
+@dataclass
+class Pair:
+    """Two servers, and how far the second one follows."""
+
+    primary: Server
+    standby: Server
+
+    @property
+    def hosts(self) -> str:
+        """A connection string with both hosts, the standby first."""
+        servers = [psycopg.conninfo.conninfo_to_dict(each.dsn) for each in self._servers]
+        own = {name: value for name, value in servers[0].items() if name not in ("host", "port")}
+        for name in ("host", "port"):
+            own[name] = ",".join(str(each[name]) for each in servers)
+        return psycopg.conninfo.make_conninfo("", **own)
+
+    @property
+    def _servers(self) -> tuple[Server, Server]:
+        return self.standby, self.primary
+
+    def on_primary(self, query: str) -> Any:
+        """Return the first value of a statement on the primary."""
+        return _value(self.primary.dsn, query)
+
+    def on_standby(self, query: str) -> Any:
+        """Return the first value of a statement on the standby."""
+        return _value(self.standby.dsn, query)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Have the standby replay nothing, after all that was flushed by now."""
+        self.catch_up()
+        self.on_standby("SELECT pg_wal_replay_pause()")
+        try:
+            while self.on_standby("SELECT pg_get_wal_replay_pause_state()") != "paused":
+                # A replay that waits for records pauses when the next one comes.
+                self.on_primary("SELECT pg_switch_wal()")
+                time.sleep(0.01)
+            yield
+        finally:
+            self.on_standby("SELECT pg_wal_replay_resume()")
+
+    def catch_up(self) -> None:
+        """Wait until the standby has replayed what the primary has flushed."""
+        position = self.on_primary("SELECT pg_current_wal_flush_lsn()")
+        deadline = time.monotonic() + 15
+        while not self.on_standby(f"SELECT pg_last_wal_replay_lsn() >= '{position}'"):
+            assert time.monotonic() < deadline, "the standby does not follow"
+            time.sleep(0.01)
+
+
+def _value(dsn: str, query: str) -> Any:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        cur = conn.execute(query.encode())
+        return (cur.fetchone() or (None,))[0] if cur.description else None
+
+
+@contextlib.contextmanager
+def started_pair() -> Iterator[Pair]:
+    """A primary and its standby, for as long as the block lasts."""
+    with asyncio.Runner() as runner:
+        stack = contextlib.AsyncExitStack()
+        try:
+            primary = runner.run(stack.enter_async_context(postgres(settings=SETTINGS)))
+            standby = runner.run(stack.enter_async_context(primary.standby()))
+            yield Pair(primary, standby)
+        finally:
+            runner.run(stack.aclose())
