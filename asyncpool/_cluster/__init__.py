@@ -1,1 +1,1 @@
-"""A pool for each host of a cluster, under one face."""
+"""The hosts of a cluster: their addresses, roles and pools, and which one serves a request."""
