@@ -15,6 +15,7 @@ import anyio
 
 from asyncpool._blocks.supports import Exc
 from asyncpool._cluster.addresses import Address, Hosts, addresses_of
+from asyncpool._cluster.changes import Changes
 from asyncpool._cluster.choosing import Router
 from asyncpool._cluster.members import Members
 from asyncpool._cluster.pools import HostPool, WritePool, now
@@ -126,13 +127,12 @@ class Cluster(Generic[ACT]):
 
         self_name = self.name
         self._members = members = Members(
-            self.name,
+            Changes(self.name, now),
             make_pool,
             min_size=min_size,
             max_size=max_size,
             max_lag=math.inf if max_lag is None else duration("max_lag", max_lag),
             read_from_primary=bool(read_from_primary),
-            clock=now,
         )
         source = None
         if isinstance(conninfo, str):
@@ -142,7 +142,7 @@ class Cluster(Generic[ACT]):
         watch = self._watch = Watch(members, source, lazy=lazy)
         keeper = _Keeper(watch)
         self.write: WritePool[ACT] = WritePool(
-            members.conninfo_of_primary,
+            members.leader.conninfo,
             watch.enter,
             members.suspect_primary,
             keeper,
@@ -153,7 +153,7 @@ class Cluster(Generic[ACT]):
             **options,
         )
         """The pool of the primary: an `AsyncConnectionPool` that follows it."""
-        members.serve(self.write)
+        members.leader.serve(self.write)
         timeout = options.get("timeout", 30.0)
         router = Router(members, watch, timeout, options.get("fail_fast_after", 60.0))
         self.read: ReadPool[ACT] = ReadPool(router, keeper)
@@ -208,9 +208,9 @@ class Cluster(Generic[ACT]):
             while members.primary is None or not members.readable:
                 if (left := deadline - now()) <= 0:
                     msg = f"cluster {self.name!r} was not ready within {timeout:g} s, so it was"
-                    raise PoolTimeout(f"{msg} closed: {members.describe_all()}", timeout=timeout)
+                    raise PoolTimeout(f"{msg} closed: {members.leader.describe()}", timeout=timeout)
                 with anyio.move_on_after(left):
-                    await members.changed()
+                    await members.changes.wait()
                 self._watch.enter()
             for pool in (self.write, *(host.pool for host in members.readable)):
                 await pool.wait(max(deadline - now(), 0.001))

@@ -113,7 +113,7 @@ class Router:
                 msg = f"cluster {self.members.name!r}: no host takes reads within {waited:.3g} s:"
                 raise PoolTimeout(f"{msg} {self.members.describe()}", timeout=round(waited, 3))
             with anyio.move_on_after(left):
-                await self.members.changed()
+                await self.members.changes.wait()
 
     def _pick_without(self, without: Container[Host]) -> Host | None:
         self.watch.enter()

@@ -132,7 +132,7 @@ def explain(members: Members, write: Explanation, clock: Callable[[], float]) ->
         name=members.name,
         primary=None if members.primary is None else members.primary.name,
         hosts=tuple(status_of(host) for host in hosts),
-        events=tuple(shown_events(members.events, now)),
+        events=tuple(shown_events(members.changes.events, now)),
         write=write,
         read={host.name: host.pool.explain() for host in hosts},
     )

@@ -106,7 +106,7 @@ class Watch:
             await self._tasks.stop(2.0)
         elif self.home is not None and self.home.is_closed():
             self._tasks.force_close()
-        self.members.fail_waits()
+        self.members.changes.wake()
 
     def abandon(self) -> None:
         """End all tasks without waiting, for a cluster that was dropped."""
@@ -178,7 +178,7 @@ class Watch:
             except Exception as error:  # noqa: BLE001 - it is logged, and the list stays
                 if (said := describe(error)) != failed:
                     failed, text = said, f"the hosts could not be listed: {said}"
-                    self.members.record("hosts unknown", text, logging.WARNING)
+                    self.members.changes.record("hosts unknown", text, logging.WARNING)
             await asyncio.sleep(INTERVAL)
 
 
