@@ -6,7 +6,7 @@ from asyncpool._core.budget import Budget
 from asyncpool._core.label import label
 from asyncpool._core.within import within
 from asyncpool._psycopg.connection import Connection
-from asyncpool.cluster import Cluster, ClusterExplanation, ClusterHealth, HostStatus
+from asyncpool.cluster import Cluster, ClusterExplanation, ClusterHealth, HostStatus, OwnWrites
 from asyncpool.errors import (
     PoolClosed,
     PoolDeadlock,
@@ -48,6 +48,7 @@ __all__ = [
     "HostStatus",
     "LeaseInfo",
     "Notifications",
+    "OwnWrites",
     "PoolClosed",
     "PoolDeadlock",
     "PoolError",

@@ -47,7 +47,8 @@ class NotedBlock(ConnectionBlock[ACT]):
 
     async def __aenter__(self) -> ACT:
         conn = await super().__aenter__()
-        self._noted = noted = noted_of(self._pool)
+        pool: Any = self._pool
+        self._noted = noted = noted_of(pool.noted_for or pool)
         if noted is not None:
             noted.begin()
         return conn

@@ -31,32 +31,42 @@ T = TypeVar("T")
 class NotingPool(AsyncConnectionPool[ACT]):
     """A pool whose writes can be read elsewhere, given their token."""
 
-    async def token(self) -> str:
+    noted_for: object = None
+    """What tells the contexts of this pool from those of others; None: the pool itself."""
+
+    async def token(self, *, timeout: float | None = None) -> str:
         """Return a token for all that was committed by now, which `cluster.read` takes as `after=`.
 
         It is a short str, such as "16/B374D848@1", for a cookie or a header. It is right also with
         `synchronous_commit = off`. In a block of `cluster.own_writes()` it is not needed.
 
+        Args:
+            timeout: as for `execute`.
+
         Raises:
             psycopg.errors.ObjectNotInPrerequisiteState: the server is no primary any more.
             psycopg.OperationalError: `PoolTimeout` and all others of `fetchone`.
         """
-        return str(await self.position())
+        return str(await self.position(timeout))
 
-    async def position(self) -> Token:
+    async def position(self, timeout: float | None = None) -> Token:
         """Return what `token` does, as a `Token`."""
         with nothing_noted():
-            return Token.of_row(await self.fetchone(POSITION, row_factory=tuple_row) or ())
+            row = await self.fetchone(POSITION, timeout=timeout, row_factory=tuple_row)
+        return Token.of_row(row or ())
 
     def own_writes(self, after: str | None = None) -> OwnWrites:
         """Return a context of this pool's writes; see `Cluster.own_writes`."""
-        return own_writes(self, self.position, after)
+        return own_writes(self.noted_for or self, self.position, after)
 
     # What a context notes
 
+    def _noted(self) -> Noted | None:
+        return noted_of(self.noted_for or self)
+
     @property
     def _block_class(self) -> type[ConnectionBlock[ACT]]:
-        if noted_of(self) is None:
+        if self._noted() is None:
             return self._plain_block_class
         return NotedTracedBlock if issubclass(self._plain_block_class, TracedBlock) else NotedBlock
 
@@ -67,19 +77,19 @@ class NotingPool(AsyncConnectionPool[ACT]):
     def _transaction(
         self, timeout: float | None, options: TransactionOptions | None
     ) -> Transaction[ACT]:
-        if (noted := noted_of(self)) is None:
+        if (noted := self._noted()) is None:
             return super()._transaction(timeout, options)
         return NotedTransaction(self, timeout, options, noted)
 
     async def _borrow(self, timeout: float | None) -> ACT:
         conn = await super()._borrow(timeout)
-        if (noted := noted_of(self)) is not None and (lease := self._core.lease_of(conn)):
+        if (noted := self._noted()) is not None and (lease := self._core.lease_of(conn)):
             noted.add_use(lease, self._use(conn, lease))
         return conn
 
     def _acquire_now(self, lease: Lease) -> ACT | None:
         conn = super()._acquire_now(lease)
-        if conn is not None and (noted := noted_of(self)) is not None:
+        if conn is not None and (noted := self._noted()) is not None:
             noted.add_use(lease, self._use(conn, lease))
         return conn
 
@@ -94,7 +104,7 @@ class NotingPool(AsyncConnectionPool[ACT]):
         self, answer: Answer, query: Query, *args: Any, **keywords: Any
     ) -> Coroutine[Any, Any, Any]:
         work = super()._run_one(answer, query, *args, **keywords)
-        if (noted := noted_of(self)) is None:
+        if (noted := self._noted()) is None:
             return work
         is_read = self._dispatcher.profiles.get(query).kind is Kind.READ
         return work if is_read else _noting(noted, work)
@@ -104,7 +114,7 @@ class NotingPool(AsyncConnectionPool[ACT]):
     ) -> int:
         """See `AsyncConnectionPool.executemany`."""
         work = super().executemany(query, params_seq, timeout=timeout)
-        return await _noting(noted_of(self), work)
+        return await _noting(self._noted(), work)
 
     async def batch(
         self,
@@ -114,7 +124,7 @@ class NotingPool(AsyncConnectionPool[ACT]):
     ) -> list[list[Any] | str]:
         """See `AsyncConnectionPool.batch`."""
         work = super().batch(statements, timeout=timeout)
-        return await _noting(noted_of(self), work)
+        return await _noting(self._noted(), work)
 
 
 async def _noting(noted: Noted | None, work: Coroutine[Any, Any, T]) -> T:

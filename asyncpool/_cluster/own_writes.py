@@ -16,6 +16,8 @@ from typing import Self
 
 from asyncpool._cluster.token import Token, latest, parsed
 
+Ask = Callable[[float | None], Awaitable[Token]]
+"""Asks the primary for a token, within some seconds."""
 Use = Callable[[], bool]
 """Whether the borrower of a connection still has it."""
 
@@ -29,9 +31,7 @@ class Noted:
         token: the token to begin with.
     """
 
-    def __init__(
-        self, cluster: object, ask: Callable[[], Awaitable[Token]], token: Token | None
-    ) -> None:
+    def __init__(self, cluster: object, ask: Ask, token: Token | None) -> None:
         self.cluster = cluster
         self.token = token
         """The latest token that is known."""
@@ -52,8 +52,11 @@ class Noted:
         """Whether the token covers all writes so far."""
         return not self._begun and self._ended == self._covered and not self._uses
 
-    async def required(self) -> Token | None:
+    async def required(self, timeout: float | None = None) -> Token | None:
         """Return the token that a read needs now; ask the primary if it is not known.
+
+        Args:
+            timeout: seconds for the question.
 
         Raises:
             psycopg.Error: the primary gave no token.
@@ -61,7 +64,7 @@ class Noted:
         if not self.is_settled:
             self._end_uses()
             covered = self._ended
-            token = await self._ask()
+            token = await self._ask(timeout)
             self._covered = max(self._covered, covered)
             self.see(token)
         return self.token
@@ -134,11 +137,14 @@ class OwnWrites:
         """
         self._noted.see(Token.parse(token))
 
-    async def settle(self) -> str | None:
+    async def settle(self, timeout: float | None = None) -> str | None:
         """Return the token that covers all writes of the context that have ended by now.
 
         This asks the primary, in one round trip, unless each write since the last time was a block
         whose COMMIT brought its token along.
+
+        Args:
+            timeout: as for `execute`.
 
         Returns:
             None if nothing was written and there was no token to begin with.
@@ -146,7 +152,7 @@ class OwnWrites:
         Raises:
             psycopg.Error: the primary gave no token.
         """
-        await self._noted.required()
+        await self._noted.required(timeout)
         return self.token
 
     def __enter__(self) -> Self:
@@ -181,9 +187,7 @@ def noted_of(cluster: object) -> Noted | None:
     return noted
 
 
-def own_writes(
-    cluster: object, ask: Callable[[], Awaitable[Token]], after: str | None
-) -> OwnWrites:
+def own_writes(cluster: object, ask: Ask, after: str | None) -> OwnWrites:
     """Return a context of a cluster; see `Cluster.own_writes`."""
     return OwnWrites(Noted(cluster, ask, parsed(after)))
 

@@ -19,6 +19,7 @@ import psycopg
 from psycopg.abc import Params, Query
 from psycopg.rows import AsyncRowFactory
 
+from asyncpool._cluster.noting import NotingPool
 from asyncpool._cluster.sight import LOOK, Sight, sight_of
 from asyncpool._core.entry import State
 from asyncpool._core.redact import redacted
@@ -179,7 +180,7 @@ class HostPool(AsyncConnectionPool[ACT]):
             self._core.drain()
 
 
-class WritePool(AsyncConnectionPool[ACT]):
+class WritePool(NotingPool[ACT]):
     """The pool of the primary: `cluster.write`.
 
     It is an `AsyncConnectionPool` whose connections go to the host that is the primary.

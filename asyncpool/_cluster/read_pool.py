@@ -190,7 +190,7 @@ class ReadPool(ReadShots[ACT]):
         async def run(pool: HostPool[Any], left: float | None) -> T:
             return await pool.run_transaction(work, left, **options)
 
-        host, result = await self._router.place(run, timeout, after)
+        host, result = await self._router.place(run, timeout, self._router.after(after))
         host.under_way -= 1
         return result
 

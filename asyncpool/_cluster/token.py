@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from asyncpool._cluster.sight import number_of, text_of
+
 POSITION = (
     b"SELECT lsn, pg_catalog.left(pg_catalog.pg_walfile_name(lsn), 8),"
     b" pg_catalog.current_setting('wal_block_size')"
@@ -23,8 +25,6 @@ POSITION = (
 The insert position is the end of the last record, or later. The flush position may be before a
 commit with `synchronous_commit = off`, which does not wait for the flush.
 """
-REPLAYED = b"SELECT pg_catalog.pg_last_wal_replay_lsn()"
-"""The query for the position up to which a standby has replayed."""
 PAGE_HEADER = 24
 """Bytes at the beginning of a page of the log, which belong to no record."""
 
@@ -63,7 +63,7 @@ class Token:
                 f" got {shown!r}"
             )
             raise ValueError(msg)
-        return cls(int(found["timeline"] or 0), lsn_of(text.partition("@")[0]))
+        return cls(int(found["timeline"] or 0), number_of(text.partition("@")[0]))
 
     @classmethod
     def of_row(cls, row: Sequence[bytes | str | None]) -> Self:
@@ -73,25 +73,14 @@ class Token:
         in between. A standby that has replayed all is at the beginning.
         """
         lsn, timeline, block = (as_text(each) for each in row)
-        position = lsn_of(lsn)
+        position = number_of(lsn)
         if position % int(block) == PAGE_HEADER:
             position -= PAGE_HEADER
         return cls(int(timeline, 16), position)
 
     def __str__(self) -> str:
-        lsn = lsn_text(self.lsn)
+        lsn = text_of(self.lsn)
         return f"{lsn}@{self.timeline}" if self.timeline else lsn
-
-
-def lsn_of(text: str) -> int:
-    """Return the number of a position such as "16/B374D848"."""
-    high, _, low = text.partition("/")
-    return (int(high, 16) << 32) + int(low, 16)
-
-
-def lsn_text(lsn: int) -> str:
-    """Return a position as PostgreSQL writes it."""
-    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
 
 
 def as_text(value: bytes | str | None) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -107,6 +107,10 @@ class Watch:
         elif self.home is not None and self.home.is_closed():
             self._tasks.force_close()
         self.members.changes.wake()
+
+    def spawn(self, work: Coroutine[Any, Any, None], job: str) -> None:
+        """Start a task that ends with the watch."""
+        self._tasks.spawn(work, job)
 
     def abandon(self) -> None:
         """End all tasks without waiting, for a cluster that was dropped."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import psycopg
 
 from asyncpool.testing import Server, postgres
 
-SETTINGS: dict[str, Any] = {"wal_writer_delay": "10s", "max_connections": 40}
+SETTINGS: dict[str, Any] = {"wal_writer_delay": "10s"}
 
 
 @dataclass
@@ -26,15 +26,7 @@ class Pair:
     @property
     def hosts(self) -> str:
         """A connection string with both hosts, the standby first."""
-        servers = [psycopg.conninfo.conninfo_to_dict(each.dsn) for each in self._servers]
-        own = {name: value for name, value in servers[0].items() if name not in ("host", "port")}
-        for name in ("host", "port"):
-            own[name] = ",".join(str(each[name]) for each in servers)
-        return psycopg.conninfo.make_conninfo("", **own)
-
-    @property
-    def _servers(self) -> tuple[Server, Server]:
-        return self.standby, self.primary
+        return conninfo_of(self.standby, self.primary)
 
     def on_primary(self, query: str) -> Any:
         """Return the first value of a statement on the primary."""
@@ -67,6 +59,18 @@ class Pair:
             time.sleep(0.01)
 
 
+def conninfo_of(*servers: Server) -> str:
+    """Return a connection string with several hosts."""
+    each = [psycopg.conninfo.conninfo_to_dict(server.dsn) for server in servers]
+    many = {name: ",".join(str(one[name]) for one in each) for name in ("host", "port")}
+    return psycopg.conninfo.make_conninfo("", **{**each[0], **many})
+
+
+def value(server: Server, query: str) -> Any:
+    """Return the first value of a statement."""
+    return _value(server.dsn, query)
+
+
 def _value(dsn: str, query: str) -> Any:
     with psycopg.connect(dsn, autocommit=True) as conn:
         cur = conn.execute(query.encode())
@@ -77,10 +81,16 @@ def _value(dsn: str, query: str) -> Any:
 def started_pair() -> Iterator[Pair]:
     """A primary and its standby, for as long as the block lasts."""
     with asyncio.Runner() as runner:
-        stack = contextlib.AsyncExitStack()
+        started = new_pair()
+        pair = runner.run(started.__aenter__())
         try:
-            primary = runner.run(stack.enter_async_context(postgres(settings=SETTINGS)))
-            standby = runner.run(stack.enter_async_context(primary.standby()))
-            yield Pair(primary, standby)
+            yield pair
         finally:
-            runner.run(stack.aclose())
+            runner.run(started.__aexit__(None, None, None))
+
+
+@contextlib.asynccontextmanager
+async def new_pair() -> AsyncIterator[Pair]:
+    """A primary and its standby, for one test that changes their roles."""
+    async with postgres(settings=SETTINGS) as primary, primary.standby() as standby:
+        yield Pair(primary, standby)

@@ -80,12 +80,16 @@ async def test_the_error_of_a_commit_is_the_commits(
     """A deferred constraint is checked at the COMMIT: the block raises it, and there is no row."""
     backends.ask(f"ALTER TABLE {table} ADD UNIQUE (x) DEFERRABLE INITIALLY DEFERRED")
     async with AsyncConnectionPool(dsn, min_size=1, max_size=1) as pool:
-        with pytest.raises(psycopg.errors.UniqueViolation):
+        questions = []
+
+        async def work() -> None:
             async with block(pool) as conn:
                 await conn.execute(f"INSERT INTO {table} VALUES (1), (1)")
-                question = asked(conn)
-        ask_nothing(conn)
-        assert question.row is None
+                questions.append(asked(conn))
+
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            await work()
+        assert [question.row for question in questions] == [None]
         assert (await at_rest(pool)).lost == 0
         assert await pool.fetchval("SELECT 1") == 1
     assert backends.rows(table) == []

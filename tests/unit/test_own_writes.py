@@ -19,7 +19,7 @@ class Primary:
         self.asked = 0
         self.gate: asyncio.Event | None = None
 
-    async def __call__(self) -> Token:
+    async def __call__(self, timeout: float | None) -> Token:
         """Answer."""
         self.asked += 1
         found = Token(1, self.position)
