@@ -11,7 +11,10 @@ from typing import Any
 
 import psycopg
 
+from asyncpool import Cluster
 from asyncpool.testing import Server, postgres
+
+from ._tools import LIMIT, eventually
 
 SETTINGS: dict[str, Any] = {"wal_writer_delay": "10s"}
 
@@ -57,6 +60,17 @@ class Pair:
         while not self.on_standby(f"SELECT pg_last_wal_replay_lsn() >= '{position}'"):
             assert time.monotonic() < deadline, "the standby does not follow"
             time.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def opened(pair: Pair, **options: Any) -> AsyncIterator[Cluster[Any]]:
+    """A cluster whose hosts are known, after which no other task is left."""
+    before = asyncio.all_tasks()
+    async with Cluster(pair.hosts, **{"min_size": 1, "max_size": 4, **options}) as cluster:
+        await cluster.wait(LIMIT)
+        await eventually(lambda: all(host.role for host in cluster.hosts()))
+        yield cluster
+    assert asyncio.all_tasks() <= before
 
 
 def conninfo_of(*servers: Server) -> str:

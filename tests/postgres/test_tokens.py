@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -14,7 +13,7 @@ import pytest
 from asyncpool import Cluster
 from asyncpool._cluster.token import Token
 
-from ._pair import Pair, conninfo_of, new_pair, started_pair, value
+from ._pair import Pair, conninfo_of, new_pair, opened, started_pair, value
 from ._tools import LIMIT, eventually, in_time
 
 
@@ -32,16 +31,6 @@ def notes(pair: Pair) -> str:
     pair.on_primary(f"CREATE TABLE {name} (x int)")
     pair.catch_up()
     return name
-
-
-@asynccontextmanager
-async def opened(pair: Pair, **options: Any) -> AsyncIterator[Cluster[Any]]:
-    """A cluster whose hosts are known, after which no task is left."""
-    async with Cluster(pair.hosts, **{"min_size": 1, "max_size": 4, **options}) as cluster:
-        await cluster.wait(LIMIT)
-        await eventually(lambda: all(host.role for host in cluster.hosts()))
-        yield cluster
-    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def host_of(cluster: Cluster[Any], after: str | None = None) -> str:
