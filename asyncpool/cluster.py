@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import Context
 from types import TracebackType
 from typing import Any, Generic, Self
 
@@ -187,7 +188,7 @@ class Cluster(Generic[ACT]):
     @property
     def pools(self) -> tuple[AsyncConnectionPool[ACT], ...]:
         """The pool for writes and the pool of each host, such as for metrics."""
-        return (self.write, *(host.pool for host in self._members.hosts.values()))
+        return (self.write, *(host.pool for host in self._members.all()))
 
     async def open(self, wait: bool = False, timeout: float = 30.0) -> None:
         """Open the cluster on the running event loop; do nothing if it is open there already.
@@ -226,8 +227,8 @@ class Cluster(Generic[ACT]):
                 with anyio.move_on_after(left):
                     await members.changes.wait()
                 self._watch.enter()
-            for pool in (self.write, *(host.pool for host in members.readable)):
-                await pool.wait(max(deadline - now(), 0.001))
+            await self.write.wait(max(deadline - now(), 0.0))
+            await self.read.wait(max(deadline - now(), 0.0))
         except PoolTimeout:
             await self.close()
             raise
@@ -241,7 +242,9 @@ class Cluster(Generic[ACT]):
             timeout: seconds to wait for leased connections.
         """
         timeout = duration("timeout", timeout)
-        closing = asyncio.ensure_future(self._close(timeout))
+        self._watch.require_this_loop()
+        work = self._close(timeout)
+        closing = asyncio.get_running_loop().create_task(work, context=Context())
         with anyio.CancelScope(shield=True):
             await asyncio.shield(closing)
 
@@ -283,7 +286,7 @@ class Cluster(Generic[ACT]):
 
     def hosts(self) -> tuple[HostStatus, ...]:
         """Return the status of each host, in the order of the connection string."""
-        return tuple(status_of(host) for host in self._members.hosts.values())
+        return tuple(status_of(host) for host in self._members.all())
 
     def stats(self) -> dict[str, PoolStats]:
         """Return the statistics of each pool by the pool's name."""
@@ -304,7 +307,7 @@ class Cluster(Generic[ACT]):
         """
         with suppress(PoolError):
             self._watch.enter()
-        hosts = list(self._members.hosts.values())
+        hosts = self._members.all()
         write, *reports = await asyncio.gather(
             self.write.health(timeout), *(host.pool.health(timeout) for host in hosts)
         )
@@ -321,7 +324,7 @@ class Cluster(Generic[ACT]):
         await self.close()
 
     async def _close(self, timeout: float) -> None:
-        pools = self.pools
+        pools = [*self.pools, *self._watch.leaving]
         await self._watch.stop()
         await asyncio.gather(*(pool.close(timeout) for pool in pools))
 

@@ -20,8 +20,9 @@ from asyncpool._cluster.host import Host
 from asyncpool._cluster.pools import WritePool
 from asyncpool.faults import Fault
 
-PATIENCE = 5.0
-"""Seconds that a connect waits for a primary; the pool then tries again."""
+PATIENCE = 1.0
+"""Seconds that a connect waits for a primary. Then it fails, so that errors and `explain()` have
+the reason; the pool tries again, at once when there is a primary."""
 READ_WRITE = "primary" if psycopg.pq.version() >= 140000 else "read-write"
 """So that a connect to a host that was demoted meanwhile fails."""
 
