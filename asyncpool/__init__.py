@@ -6,7 +6,14 @@ from asyncpool._core.budget import Budget
 from asyncpool._core.label import label
 from asyncpool._core.within import within
 from asyncpool._psycopg.connection import Connection
-from asyncpool.cluster import Cluster, ClusterExplanation, ClusterHealth, HostStatus, OwnWrites
+from asyncpool.cluster import (
+    Cluster,
+    ClusterExplanation,
+    ClusterHealth,
+    HostStatus,
+    OwnWrites,
+    ReadPool,
+)
 from asyncpool.errors import (
     PoolClosed,
     PoolDeadlock,
@@ -58,6 +65,7 @@ __all__ = [
     "PoolTimeout",
     "PoolUnavailable",
     "PoolWrongLoop",
+    "ReadPool",
     "ReleaseError",
     "Times",
     "TooManyRequests",

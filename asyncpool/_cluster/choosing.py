@@ -247,7 +247,7 @@ class Router:
 
     def hold(self, conn: object, host: Host) -> None:
         """Count a connection that was borrowed without a block, until it is let go."""
-        if self.sessions.get(asyncio.current_task()) is host:
+        if host.pool.is_of_session(conn):
             host.under_way -= 1  # the session counts
         else:
             self._held[conn] = host
@@ -255,14 +255,12 @@ class Router:
 
     def let_go(self, conn: object) -> Host | None:
         """Return the host of a connection that is being released; None: it was not borrowed."""
-        session = self.sessions.get(asyncio.current_task())
-        if session is not None and session.pool.holds(conn):
-            return session
-        host = self._held.pop(conn, None)
-        if host is not None:
+        if (host := self._held.pop(conn, None)) is not None:
             host.held -= 1
             host.under_way -= 1
-        return host
+            return host
+        session = self.sessions.get(asyncio.current_task())
+        return session if session is not None and session.pool.holds(conn) else None
 
     def recount(self) -> None:
         """Do not count connections that were returned in another way than by `release`."""

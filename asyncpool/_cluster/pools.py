@@ -115,6 +115,10 @@ class HostPool(AsyncConnectionPool[ACT]):
         """Whether the pool has leased a connection."""
         return conn in self._core.ledger.leased
 
+    def is_of_session(self, conn: ACT) -> bool:
+        """Whether a connection is that of a session."""
+        return self._session_of(conn) is not None
+
     def in_session(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether a task is in a session of the pool."""
         return task in self._sessions

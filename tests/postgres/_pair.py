@@ -71,7 +71,8 @@ async def opened(pair: Pair, **options: Any) -> AsyncIterator[Cluster[Any]]:
         await cluster.wait(LIMIT)
         await eventually(lambda: all(host.role for host in cluster.hosts()))
         yield cluster
-    assert asyncio.all_tasks() <= before
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    assert not left, f"tasks are left: {left}"
 
 
 def conninfo_of(*servers: Server) -> str:
