@@ -46,13 +46,13 @@ WRITE = "UPDATE counters SET n = n + 1 WHERE id = %s RETURNING n"
 
 async def by_nothing(cluster: Cluster[Any], key: int) -> tuple[int, int, bool]:
     written = await cluster.write.fetchval(WRITE, [key])
-    return written, *await cluster.read.fetchone(READ, [key])
+    return written, *(await cluster.read.fetchone(READ, [key]) or ())
 
 
 async def by_token(cluster: Cluster[Any], key: int) -> tuple[int, int, bool]:
     written = await cluster.write.fetchval(WRITE, [key])
     token = await cluster.write.token()
-    return written, *await cluster.read.fetchone(READ, [key], after=token)
+    return written, *(await cluster.read.fetchone(READ, [key], after=token) or ())
 
 
 async def by_context(cluster: Cluster[Any], key: int) -> tuple[int, int, bool]:
@@ -69,7 +69,7 @@ async def by_async_commit(cluster: Cluster[Any], key: int) -> tuple[int, int, bo
         async with cluster.write.transaction(settings={"synchronous_commit": "off"}) as conn:
             (written,) = await (await conn.execute(WRITE, [key])).fetchone() or (0,)
         token = await own.settle()
-    return written, *await cluster.read.fetchone(READ, [key], after=token)
+    return written, *(await cluster.read.fetchone(READ, [key], after=token) or ())
 
 
 async def played(cluster: Cluster[Any], rounds: int, way: Any) -> Counter[str]:
