@@ -67,7 +67,7 @@ class Router:
         self._held = weakref.WeakKeyDictionary[object, Host]()
         """The hosts of the connections that were borrowed by `acquire` or `getconn`. A connection
         is not kept by it, so that its pool can find a forgotten lease."""
-        self._freshness = Freshness(members, watch, token_wait, self._session)
+        self._freshness = Freshness(members, watch, token_wait, self._host_of_session)
         watch.after_look = self.recount
 
     def pick(self) -> Host | None:
@@ -78,7 +78,7 @@ class Router:
         """
         if self.watch.home is not asyncio.get_running_loop():
             self.watch.enter()
-        if self.sessions and (host := self.sessions.get(asyncio.current_task())) is not None:
+        if self.sessions and (host := self._host_of_session()) is not None:
             return host
         readable = self.members.readable
         if not readable:
@@ -101,6 +101,15 @@ class Router:
             TypeError, ValueError: it is no token.
         """
         return noted_of(self.members) if given is None else Token.parse(given)
+
+    def _host_of_session(self) -> Host | None:
+        """Return the host of the session that the task is in."""
+        task = asyncio.current_task()
+        host = self.sessions.get(task)
+        if host is not None and not host.pool.in_session(task):
+            del self.sessions[task]  # it was in an async generator that was abandoned
+            return None
+        return host
 
     async def choose(
         self,
@@ -143,9 +152,6 @@ class Router:
                 raise PoolTimeout(f"{msg} {self.members.describe()}", timeout=limit)
             with anyio.move_on_after(left):
                 await self.members.changes.wait()
-
-    def _session(self) -> Host | None:
-        return self.sessions.get(asyncio.current_task()) if self.sessions else None
 
     def _pick_without(self, without: Container[Host]) -> Host | None:
         self.watch.enter()
@@ -259,7 +265,7 @@ class Router:
             host.held -= 1
             host.under_way -= 1
             return host
-        session = self.sessions.get(asyncio.current_task())
+        session = self._host_of_session()
         return session if session is not None and session.pool.holds(conn) else None
 
     def recount(self) -> None:
