@@ -100,7 +100,10 @@ class Router:
         Raises:
             TypeError, ValueError: it is no token.
         """
-        return noted_of(self.members) if given is None else Token.parse(given)
+        if given is not None:
+            return Token.parse(given)
+        noted = noted_of(self.members)
+        return noted.token if noted is not None and noted.is_settled else noted
 
     def _host_of_session(self) -> Host | None:
         """Return the host of the session that the task is in."""

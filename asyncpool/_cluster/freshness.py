@@ -50,7 +50,7 @@ class Freshness:
         Args:
             token: the token.
             limit: seconds that it may take.
-            without: standbys that were tried before.
+            without: hosts that were tried before.
 
         Returns:
             None if there is none now.
@@ -70,8 +70,9 @@ class Freshness:
             if await self._replay_of(host).reach(token, wait) and not host.reason:
                 return host
         primary = members.primary
-        usable = primary is not None and primary.error is None and not primary.drained
-        return primary if usable else None
+        if primary is None or primary in without or primary.error is not None or primary.drained:
+            return None
+        return primary
 
     def _is_known_to_have(self, host: Host, token: Token) -> bool:
         if host is self._members.primary:
