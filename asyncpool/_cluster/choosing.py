@@ -48,6 +48,7 @@ class Router:
         timeout: seconds that a request waits for a connection by default.
         fail_fast_after: seconds for which all hosts are down after which requests fail at once.
         token_wait: seconds to wait for a standby to replay a token.
+        keeper: kept as long as the router, so that the cluster is not ended under a block.
     """
 
     def __init__(
@@ -55,20 +56,23 @@ class Router:
         members: Members,
         watch: Watch,
         timeout: float,
+        *,
         fail_fast_after: float,
         token_wait: float,
+        keeper: object,
     ) -> None:
         self.members = members
         self.watch = watch
         self.timeout = duration("timeout", timeout)
+        self._keeper = keeper
         self._fail_fast_after = duration("fail_fast_after", fail_fast_after)
         self.sessions: dict[asyncio.Task[Any] | None, Host] = {}
         """The hosts of the tasks that are in a `session()`."""
         self._held = weakref.WeakKeyDictionary[object, Host]()
         """The hosts of the connections that were borrowed by `acquire` or `getconn`. A connection
         is not kept by it, so that its pool can find a forgotten lease."""
-        self._freshness = Freshness(members, watch, token_wait, self._host_of_session)
-        watch.after_look = self.recount
+        self._freshness = Freshness(members, watch, token_wait)
+        watch.after_look = weakref.WeakMethod(self.recount)
 
     def pick(self) -> Host | None:
         """Return the host with the fewest reads under way; None: no host takes reads now.
@@ -141,7 +145,8 @@ class Router:
             after = await after.required(max(deadline - now(), 0.0))
         while True:
             if after is not None:
-                host = await self._freshness.host_after(after, deadline - now(), without)
+                own = self._host_of_session()
+                host = await self._freshness.host_after(after, deadline - now(), without, own)
             else:
                 host = self.pick() if not without else self._pick_without(without)
             if host is not None:
