@@ -156,7 +156,8 @@ class Router:
                 raise PoolUnavailable(f"{msg} {self.members.describe()}")
             left = deadline - now()
             if left <= 0:
-                msg = f"cluster {self.members.name!r}: no host takes reads within {limit:g} s:"
+                what = "takes reads" if after is None else f"has replayed the token {str(after)!r}"
+                msg = f"cluster {self.members.name!r}: no host {what} within {limit:g} s:"
                 raise PoolTimeout(f"{msg} {self.members.describe()}", timeout=limit)
             with anyio.move_on_after(left):
                 await self.members.changes.wait()
