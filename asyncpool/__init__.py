@@ -11,6 +11,7 @@ from asyncpool.cluster import (
     ClusterExplanation,
     ClusterHealth,
     HostStatus,
+    OwnWrites,
     ReadPool,
 )
 from asyncpool.errors import (
@@ -57,6 +58,7 @@ __all__ = [
     "HostStatus",
     "LeaseInfo",
     "Notifications",
+    "OwnWrites",
     "PoolClosed",
     "PoolDeadlock",
     "PoolError",

@@ -36,7 +36,7 @@ class ReadBlock(Generic[T]):
         self._router = router
         self._make = make
         self._timeout = timeout
-        self._after = after
+        self._after = None if after is None else router.after(after)
         self._block: Any = None
         """The pool's block, while this one lasts."""
 
@@ -54,7 +54,8 @@ class ReadBlock(Generic[T]):
 
         self._block = enter  # the block is in use from here on
         try:
-            self._host, entered = await self._router.place(enter, self._timeout, self._after)
+            after = self._after or self._router.after(None)
+            self._host, entered = await self._router.place(enter, self._timeout, after)
         except BaseException:
             self._block = None
             raise
@@ -116,6 +117,8 @@ class ReadAcquisition(ReadBlock[T]):
             conn: T = await self._make(pool, timeout)
             return conn
 
-        host, conn = await self._router.place(get, self._timeout, self._after)
+        host, conn = await self._router.place(
+            get, self._timeout, self._after or self._router.after(None)
+        )
         self._router.hold(conn, host)
         return conn

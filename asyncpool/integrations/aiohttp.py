@@ -10,14 +10,16 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from psycopg import AsyncConnection
 
-from asyncpool import AsyncConnectionPool, PoolTimeout, TooManyRequests, label
+from asyncpool import AsyncConnectionPool, Cluster, PoolTimeout, TooManyRequests, label
 
 from ._limits import Flow, Limits, Priority, Seconds
+from ._own_writes import COOKIE, MAX_AGE, TokenCarrier
 from ._shared import (
     BusyAnswers,
     Details,
     LazyBlock,
     Source,
+    Sources,
     check_source,
     check_status,
     handler_name,
@@ -25,24 +27,31 @@ from ._shared import (
     opened,
     readiness,
     request_label,
+    write_of,
 )
 
 __all__ = [
+    "CLUSTER",
     "POOL",
     "busy",
+    "cluster_context",
     "health",
     "label_requests",
     "pool_context",
+    "read_own_writes",
     "ready",
     "request_limits",
     "transaction",
     "transaction_per_request",
 ]
 
-Key = web.AppKey[AsyncConnectionPool[Any]]
+Key = web.AppKey[AsyncConnectionPool[Any]] | web.AppKey[Cluster[Any]]
 
 POOL: web.AppKey[AsyncConnectionPool] = web.AppKey("pool", AsyncConnectionPool)
 """The default key of an app's pool."""
+
+CLUSTER: web.AppKey[Cluster[Any]] = web.AppKey("cluster", Cluster)
+"""The default key of an app's cluster."""
 
 # aiohttp before 3.14 has no RequestKey; later versions warn of all other keys.
 BLOCKS: Any = getattr(web, "RequestKey", lambda name, kind: name)("asyncpool.transactions", dict)
@@ -66,15 +75,86 @@ def pool_context(
         TypeError: `pool` is neither a pool nor a callable.
     """
     check_source("pool", pool)
+    return _context(pool, key, wait=wait, timeout=timeout)
 
+
+def cluster_context(
+    cluster: Cluster[Any] | Callable[[], Cluster[Any]],
+    key: web.AppKey[Cluster[Any]] = CLUSTER,
+    *,
+    wait: bool = False,
+    timeout: float = 30.0,
+) -> Callable[[web.Application], AsyncIterator[None]]:
+    """A context for `app.cleanup_ctx` as `pool_context`, for a cluster.
+
+    Args:
+        cluster: the cluster, or a callable that makes it at the start.
+        key: the app's key for the cluster.
+        wait, timeout: as for `pool_context`; see `Cluster.wait`.
+
+    Raises:
+        TypeError: `cluster` is neither a cluster nor a callable.
+    """
+    check_source("cluster", cluster, Cluster)
+    return _context(cluster, key, wait=wait, timeout=timeout)
+
+
+def _context(
+    source: Sources, key: web.AppKey[Any], *, wait: bool, timeout: float
+) -> Callable[[web.Application], AsyncIterator[None]]:
     async def context(app: web.Application) -> AsyncIterator[None]:
         if key in app:
             yield
             return
-        async with opened(pool, wait=wait, timeout=timeout) as app[key]:
+        async with opened(source, wait=wait, timeout=timeout) as app[key]:
             yield
 
     return context
+
+
+def read_own_writes(
+    key: web.AppKey[Cluster[Any]] = CLUSTER,
+    *,
+    cookie: str | None = COOKIE,
+    header: str | None = None,
+    max_age: int = MAX_AGE,
+    secure: bool = False,
+    timeout: float = 1.0,
+) -> Middleware:
+    """Middleware that runs each request in a context of `cluster.own_writes()`.
+
+    See `asyncpool.integrations.own_writes.ReadOwnWrites`. A response that the handler has prepared
+    itself, as a stream or a websocket, has begun by then and carries no token.
+
+    Args:
+        key: the app's key for the cluster.
+        cookie, header, max_age, secure, timeout: as there.
+
+    Raises:
+        ValueError: an argument is invalid.
+    """
+    carrier = TokenCarrier(cookie, header, max_age, secure, timeout)
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = () if header is None else request.headers.getall(header, ())
+        cookies = request.headers.getall("Cookie", ())
+        with carrier.began(request.config_dict[key], cookies, given) as own:
+            came = own.token
+
+            async def carry(response: web.StreamResponse) -> None:
+                if not response.prepared:
+                    response.headers.extend(await carrier.headers_after(own, came))
+
+            try:
+                response = await handler(request)
+            except web.HTTPException as answer:
+                await carry(answer)
+                raise
+            await carry(response)
+            return response
+
+    return middleware
 
 
 @web.middleware
@@ -93,9 +173,8 @@ def _label_of(request: web.Request) -> Callable[[], str]:
 
     def text() -> str:
         resource = match.route.resource
-        return request_label(
-            method, path if resource is None else resource.canonical, match.handler
-        )
+        named = path if resource is None else resource.canonical
+        return request_label(method, named, match.handler)
 
     return text
 
@@ -121,7 +200,9 @@ def transaction_per_request(
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        block = LazyBlock(lambda: request.config_dict[key].transaction(timeout), roll_back_from)
+        block = LazyBlock(
+            lambda: write_of(request.config_dict[key]).transaction(timeout), roll_back_from
+        )
         request[BLOCKS] = {**request.get(BLOCKS, {}), key: block}
         try:
             with label(_label_of(request), default=True):

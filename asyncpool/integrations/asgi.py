@@ -9,16 +9,17 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
-from asyncpool import label
+from asyncpool import Cluster, label
 
 from ._limits import Flow, Limits, Priority, Seconds
-from ._shared import LazyBlock, Pool, check_status, handler_name, request_label
+from ._shared import LazyBlock, Pool, check_status, handler_name, request_label, write_of
 
 __all__ = [
     "CancelOnDisconnect",
     "LabelRequests",
     "RequestLimits",
     "TransactionPerRequest",
+    "cluster_of",
     "pool_of",
     "transaction_of",
 ]
@@ -264,21 +265,41 @@ class CancelOnDisconnect:
 def pool_of(scope: Scope, name: str = "pool") -> Pool:
     """Return the pool of this name in the state of the app that serves the request.
 
+    If it is a cluster, its pool for writes is returned.
+
     The request is labelled, unless the app has set a label; see `LabelRequests`.
 
     Raises:
         LookupError: there is no such pool.
     """
+    return write_of(kept_by(scope, name))
+
+
+def cluster_of(scope: Scope, name: str = "cluster") -> Cluster[Any]:
+    """Return the cluster of this name in the state of the app that serves the request.
+
+    Raises:
+        LookupError: there is no such cluster.
+    """
+    cluster = kept_by(scope, name, "cluster")
+    if not isinstance(cluster, Cluster):
+        msg = f"{name!r} in the app's state is no cluster: {cluster!r}"
+        raise LookupError(msg)
+    return cluster
+
+
+def kept_by(scope: Scope, name: str, what: str = "pool") -> Pool | Cluster[Any]:
+    """Return what the app keeps under this name, and label the request."""
     label(RequestLabel(scope), default=True)
     app = scope.get("litestar_app") or scope["app"]
-    pool: Pool | None = getattr(app.state, name, None)
-    if pool is None:
+    found: Pool | Cluster[Any] | None = getattr(app.state, name, None)
+    if found is None:
         msg = (
-            f"there is no pool {name!r} in the app's state: pass it to the app's lifespan, and run"
-            " the lifespan; a mounted app has a state of its own"
+            f"there is no {what} {name!r} in the app's state: pass it to the app's lifespan, and"
+            " run the lifespan; a mounted app has a state of its own"
         )
         raise LookupError(msg)
-    return pool
+    return found
 
 
 async def transaction_of(scope: Scope, name: str = "pool") -> AsyncConnection[Any]:
