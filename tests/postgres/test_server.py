@@ -316,11 +316,11 @@ async def test_a_standby_that_is_ahead_of_its_new_primary_is_copied_once_stopped
 ) -> None:
     """The one that streams cannot follow; the error says so, with the log."""
     async with server.standby() as first, server.standby() as second:
-        await first.pause()
+        await first.stop()
         await execute(server.dsn, "CREATE TABLE lost AS SELECT 1 AS n")
         await reaches(second, "SELECT to_regclass('lost') IS NOT NULL")
         await server.kill()
-        await first.resume()
+        await first.start()
         await first.promote()
         with pytest.raises(ServerError, match=r"did not stream within 1 s:(?s:.*)fork"):
             await second.follow(first, timeout=1.0)

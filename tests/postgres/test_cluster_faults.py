@@ -1,0 +1,218 @@
+"""A cluster whose hosts fail: nothing is lost or written twice, and who fails takes no reads."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from asyncpool import Cluster, PoolError
+from benchmarks._network import Network, NoNetwork
+from benchmarks.cluster._trio import Trio, ledger, multi_host, port, trio
+
+from ._tools import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="servers of our own need POSIX")
+
+MAX_LAG = 0.5
+NOTICED = 4.0
+"""Seconds within which a host that fails takes no reads: the allowed lag, a look and its limit."""
+BACK = 2.0
+"""Seconds within which a host that is back takes reads."""
+WHERE = "SELECT inet_server_port()"
+WRITE = "INSERT INTO ledger (id) VALUES (%s)"
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Trio]:
+    """A primary with two standbys, for tests that leave the roles as they are."""
+    with asyncio.Runner() as runner:
+        entered = trio()
+        yield runner.run(entered.__aenter__())
+        runner.run(entered.__aexit__(None, None, None))
+
+
+@asynccontextmanager
+async def opened(dsn: str, **options: Any) -> AsyncIterator[Cluster]:
+    dsn = make_conninfo(dsn, connect_timeout=2)
+    given = {"min_size": 2, "max_size": 4, "max_lag": MAX_LAG, **options}
+    async with Cluster(dsn, kwargs={"autocommit": True}, **given) as cluster:
+        await cluster.wait(20)
+        yield cluster
+
+
+async def ports(cluster: Cluster, count: int = 40) -> Counter[int]:
+    """How often each host answers, of reads that are sent in one turn."""
+    return Counter(await asyncio.gather(*(cluster.read.fetchval(WHERE) for _ in range(count))))
+
+
+def takes_reads(cluster: Cluster, host: int) -> bool:
+    (found,) = [each for each in cluster.hosts() if each.port == host]
+    return found.takes_reads
+
+
+async def until_read(cluster: Cluster, host: int) -> float:
+    """Read until a host answers; return the seconds that this took."""
+    start = time.monotonic()
+    async with asyncio.timeout(15):
+        while host not in await ports(cluster, 8):
+            pass
+    return time.monotonic() - start
+
+
+@pytest.mark.parametrize(
+    ("fail", "heal"),
+    [("kill", "start"), ("pause", "resume"), ("pause_replay", "resume_replay")],
+    ids=["killed", "paused", "lagging"],
+)
+async def test_a_standby_that_fails_takes_no_reads_until_it_is_back(
+    servers: Trio, fail: str, heal: str
+) -> None:
+    """The other one answers all; the one that is back is read from again within 2 s."""
+    failed, other = port(servers.first.dsn), port(servers.second.dsn)
+    async with opened(servers.dsn) as cluster:
+        assert (await ports(cluster)).keys() == {failed, other}
+        writing = asyncio.create_task(_keep_writing(cluster))
+        try:
+            await getattr(servers.first, fail)()
+            await eventually(lambda: not takes_reads(cluster, failed), NOTICED)
+            started = time.monotonic()
+            assert (await ports(cluster)).keys() == {other}
+            assert time.monotonic() - started < 1.0
+            await getattr(servers.first, heal)()
+            assert await until_read(cluster, failed) < BACK
+        finally:
+            writing.cancel()
+            await asyncio.wait([writing])
+
+
+async def _keep_writing(cluster: Cluster) -> None:
+    """Write now and then, since a standby that is told nothing does not lag."""
+    while True:
+        await cluster.write.execute(WRITE, [0])
+        await asyncio.sleep(0.05)
+
+
+async def test_reads_under_way_on_a_standby_that_is_killed_run_elsewhere(servers: Trio) -> None:
+    """With `retry_elsewhere`, no plain read fails; those that wait in a line are moved."""
+    async with opened(servers.dsn) as cluster:
+        outcomes: list[object] = []
+
+        async def keep_reading() -> None:
+            while True:
+                outcomes.append(await cluster.read.fetchval(WHERE, retry_elsewhere=True))
+
+        readers = [asyncio.create_task(keep_reading()) for _ in range(8)]
+        await asyncio.sleep(0.3)
+        await servers.first.kill()
+        before = len(outcomes)
+        await eventually(lambda: len(outcomes) > before + 200)
+        ended = [each for each in readers if each.done()]
+        for each in readers:
+            each.cancel()
+        await asyncio.wait(readers)
+        await servers.first.start()
+        assert [each.exception() for each in ended] == []
+
+
+async def test_a_standby_that_is_cut_off_takes_no_reads_until_it_is_back(servers: Trio) -> None:
+    """Packets are dropped both ways, so that no connection breaks."""
+    failed = port(servers.first.dsn)
+    try:
+        network = Network(servers.first.dsn).__enter__()
+    except NoNetwork as error:
+        pytest.skip(str(error))
+    try:
+        dsn = multi_host(servers.primary.dsn, network.dsn, servers.second.dsn)
+        async with opened(dsn, timeout=5.0) as cluster:
+            assert failed in await ports(cluster)
+            network.fall_silent()
+            seen = port(network.dsn)
+            await eventually(lambda: not takes_reads(cluster, seen), NOTICED)
+            assert (await ports(cluster)).keys() == {port(servers.second.dsn)}
+            network.speak()
+            assert await until_read(cluster, failed) < BACK
+    finally:
+        network.__exit__()
+
+
+class Writer:
+    """Writes numbers one after another from several tasks, each number once."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._next = 0
+        self.done: list[int] = []
+        self.failed: dict[int, Exception] = {}
+        self.at: list[float] = []
+        """When writes were answered."""
+        self._tasks = [asyncio.create_task(self._write()) for _ in range(6)]
+
+    async def _write(self) -> None:
+        while True:
+            self._next += 1
+            number = self._next
+            try:
+                await self._cluster.write.execute(WRITE, [number])
+            except (psycopg.Error, PoolError) as error:
+                self.failed[number] = error
+            else:
+                self.done.append(number)
+                self.at.append(time.monotonic())
+            await asyncio.sleep(0.005)
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+
+
+async def test_a_promotion_under_load_loses_no_write_and_doubles_none() -> None:
+    """Only writes under way when the primary died may fail; the others wait in the line."""
+    async with trio(synchronous=True) as servers, opened(servers.dsn) as cluster:
+        writer = Writer(cluster)
+        await asyncio.sleep(0.5)
+        await servers.primary.kill()
+        killed = time.monotonic()
+        await servers.fail_over()
+        promoted = time.monotonic()
+        await eventually(lambda: writer.at[-1] > killed + 0.2)
+        first = min(each for each in writer.at if each > killed + 0.05)
+        await asyncio.sleep(0.5)
+        await servers.primary.follow(servers.first)
+        assert await until_read(cluster, port(servers.primary.dsn)) < BACK
+        await writer.stop()
+        found = Counter(await ledger(servers.first))
+        roles = {each.port: each.role for each in cluster.hosts()}
+    assert roles[port(servers.first.dsn)] == "primary"
+    assert roles[port(servers.primary.dsn)] == "standby"
+    assert first - promoted < 2.0
+    assert set(writer.done) <= found.keys()
+    assert max(found.values()) == 1
+    # Six tasks: each may have had one statement under way.
+    assert len(writer.failed) <= 6, writer.failed
+
+
+async def test_writes_wait_in_the_line_while_there_is_no_primary() -> None:
+    """A write that comes between the end of the primary and the promotion is served after it."""
+    async with trio() as servers, opened(servers.dsn, timeout=20.0) as cluster:
+        await servers.primary.stop()
+        writes = [asyncio.create_task(cluster.write.execute(WRITE, [n])) for n in range(20)]
+        await asyncio.sleep(0.5)
+        assert not any(each.done() for each in writes)
+        assert (await ports(cluster)).total() == 40
+        await servers.fail_over()
+        start = time.monotonic()
+        await asyncio.gather(*writes)
+        assert time.monotonic() - start < 2.0
+        assert await ledger(servers.first) == list(range(20))
