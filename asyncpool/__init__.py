@@ -6,6 +6,7 @@ from asyncpool._core.budget import Budget
 from asyncpool._core.label import label
 from asyncpool._core.within import within
 from asyncpool._psycopg.connection import Connection
+from asyncpool.cluster import Cluster, ClusterExplanation, ClusterHealth, HostStatus
 from asyncpool.errors import (
     PoolClosed,
     PoolDeadlock,
@@ -33,6 +34,9 @@ __all__ = [
     "AsyncConnectionPool",
     "AsyncNullConnectionPool",
     "Budget",
+    "Cluster",
+    "ClusterExplanation",
+    "ClusterHealth",
     "Connection",
     "ConnectionInfo",
     "Event",
@@ -41,6 +45,7 @@ __all__ = [
     "Fault",
     "Gap",
     "HealthReport",
+    "HostStatus",
     "LeaseInfo",
     "Notifications",
     "PoolClosed",
