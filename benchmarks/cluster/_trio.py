@@ -13,7 +13,7 @@ from asyncpool.testing import Server, postgres
 
 LEDGER = "CREATE TABLE ledger (id bigint NOT NULL); CREATE INDEX ON ledger (id)"
 """It has no key, so that a number can be in it twice."""
-FIRST, SECOND = "first", "second"
+FIRST, SECOND = "standby_1", "standby_2"
 """The names by which the primary knows its standbys, for `synchronous_standby_names`."""
 
 

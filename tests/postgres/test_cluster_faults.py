@@ -48,6 +48,7 @@ async def opened(dsn: str, **options: Any) -> AsyncIterator[Cluster]:
     given = {"min_size": 2, "max_size": 4, "max_lag": MAX_LAG, **options}
     async with Cluster(dsn, kwargs={"autocommit": True}, **given) as cluster:
         await cluster.wait(20)
+        await eventually(lambda: sum(each.takes_reads for each in cluster.hosts()) == 2)
         yield cluster
 
 
