@@ -22,6 +22,8 @@ STALE = MAX_LAG + LOOK
 """Seconds since the commit of a row that a read does not see, from which the read is stale."""
 BIN = 1.0
 """Seconds over which a share is taken."""
+ENOUGH_READS = 50
+"""Answers of a second whose share counts; there are fewer while no pool is open."""
 STEP = 0.1
 """Seconds between two instants at which a share is asked for."""
 ENOUGH = 0.6
@@ -84,15 +86,14 @@ def evaluate(row: str, pool: str, observed: Observations, *, balance: bool) -> C
     if answered:
         cell.stale = _stale(observed.requests, answered)
     if balance:
-        shares = [
-            _share(answered, observed.host, begin + number * BIN) or 0.0
-            for number in range(int((observed.end - begin) / BIN))
-        ]
-        cell.share = min(shares, default=0.0), max(shares, default=0.0)
+        bins = (begin + number * BIN for number in range(int((observed.end - begin) / BIN)))
+        found = (_share(answered, observed.host, start, ENOUGH_READS) for start in bins)
+        shares = [share for share in found if share is not None]
+        cell.share = (min(shares), max(shares)) if shares else None
     if observed.back is not None:
         cell.returned = True
         cell.fair = _fair(answered, observed)
-    cell.without = _without(writes, begin, observed.end)
+    cell.without = None if balance else _without(writes, begin, observed.end)
     done = {each.number for each in observed.requests if each.number and each.outcome == ANSWERED}
     entered = Counter(observed.ledger)
     cell.lost = len(done - entered.keys())
@@ -120,10 +121,10 @@ def _stale(requests: list[Request], answered: list[Request]) -> float:
     return sum(stale) / len(stale)
 
 
-def _share(answered: list[Request], host: int, start: float) -> float | None:
-    """The share of a host in the reads answered in a second; None: there were none."""
+def _share(answered: list[Request], host: int, start: float, least: int = 1) -> float | None:
+    """The share of a host in the reads answered in a second; None: there were too few."""
     ports = [each.port for each in answered if start <= each.end < start + BIN]
-    return ports.count(host) / len(ports) if ports else None
+    return ports.count(host) / len(ports) if len(ports) >= least else None
 
 
 def _fair(answered: list[Request], observed: Observations) -> float | None:

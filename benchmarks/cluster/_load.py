@@ -47,16 +47,17 @@ class Load:
     Args:
         peer: the pool, which is open.
         rates: the requests a second of each kind.
+        first: the number of the first write.
         seed: of the instants.
     """
 
-    def __init__(self, peer: Peer, rates: dict[str, float], seed: int = 1) -> None:
+    def __init__(self, peer: Peer, rates: dict[str, float], first: int = 1, seed: int = 1) -> None:
         self._peer = peer
         self._rates = rates
         self._seed = seed
         self._tasks: set[asyncio.Task[None]] = set()
         self._streams: list[asyncio.Task[None]] = []
-        self._number = 0
+        self._number = first - 1
         self.requests: list[Request] = []
 
     def start(self) -> None:

@@ -59,7 +59,7 @@ class Trial:
         self._worker: asyncio.subprocess.Process | None = None
 
     async def start(self, dsn: str | None = None, rates: dict[str, float] | None = None) -> None:
-        """Open the pool, start the load and let it run for a while.
+        """Open the pool, start the load and let it run for a while; again, after `close`.
 
         Args:
             dsn: the connection string; None: that of the trio.
@@ -74,9 +74,10 @@ class Trial:
             limit=2**26,
         )
         setup = {"pool": self._pool, "dsn": dsn or self.trio.dsn, "limit": WRITE_LIMIT}
-        self._send(json.dumps({**setup, "rates": rates or RATES}))
+        numbers = {"rates": rates or RATES, "first": len(self.observed.requests) + 1}
+        self._send(json.dumps({**setup, **numbers}))
         await self._line(30.0)
-        self.observed.begin = time.monotonic()
+        self.observed.begin = self.observed.begin or time.monotonic()
         await self.wait(3.0)
 
     async def wait(self, seconds: float) -> None:
@@ -104,7 +105,7 @@ class Trial:
         self.observed.end = time.monotonic()
         self._send("")
         found = json.loads(await self._line(WRITE_LIMIT + 30.0))
-        self.observed.requests = [Request(*each) for each in found]
+        self.observed.requests += [Request(*each) for each in found]
 
     async def read_ledger(self, *, promoted: bool) -> None:
         """Read the ledger of the server that is the primary at the end."""
@@ -117,6 +118,7 @@ class Trial:
             with suppress(ProcessLookupError):
                 self._worker.kill()
             await self._worker.communicate()
+            self._worker = None
 
     def _send(self, line: str) -> None:
         assert self._worker is not None, "bug: not started"

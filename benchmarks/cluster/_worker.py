@@ -23,7 +23,7 @@ CLOSE = 20.0
 async def _run(given: dict[str, Any]) -> None:
     peer = PEERS[given["pool"]](Setup(given["dsn"], given["limit"]))
     await peer.open()
-    load = Load(peer, given["rates"])
+    load = Load(peer, given["rates"], given["first"])
     load.start()
     print("started", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
