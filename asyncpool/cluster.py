@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import Context
 from types import TracebackType
 from typing import Any, Generic, Self
 
@@ -15,6 +16,7 @@ import anyio
 
 from asyncpool._blocks.supports import Exc
 from asyncpool._cluster.addresses import Address, Hosts, addresses_of
+from asyncpool._cluster.changes import Changes
 from asyncpool._cluster.choosing import Router
 from asyncpool._cluster.members import Members
 from asyncpool._cluster.pools import HostPool, WritePool, now
@@ -126,13 +128,12 @@ class Cluster(Generic[ACT]):
 
         self_name = self.name
         self._members = members = Members(
-            self.name,
+            Changes(self.name, now),
             make_pool,
             min_size=min_size,
             max_size=max_size,
             max_lag=math.inf if max_lag is None else duration("max_lag", max_lag),
             read_from_primary=bool(read_from_primary),
-            clock=now,
         )
         source = None
         if isinstance(conninfo, str):
@@ -142,7 +143,7 @@ class Cluster(Generic[ACT]):
         watch = self._watch = Watch(members, source, lazy=lazy)
         keeper = _Keeper(watch)
         self.write: WritePool[ACT] = WritePool(
-            members.conninfo_of_primary,
+            members.leader.conninfo,
             watch.enter,
             members.suspect_primary,
             keeper,
@@ -153,7 +154,7 @@ class Cluster(Generic[ACT]):
             **options,
         )
         """The pool of the primary: an `AsyncConnectionPool` that follows it."""
-        members.serve(self.write)
+        members.leader.serve(self.write)
         timeout = options.get("timeout", 30.0)
         router = Router(members, watch, timeout, options.get("fail_fast_after", 60.0))
         self.read: ReadPool[ACT] = ReadPool(router, keeper)
@@ -173,7 +174,7 @@ class Cluster(Generic[ACT]):
     @property
     def pools(self) -> tuple[AsyncConnectionPool[ACT], ...]:
         """The pool for writes and the pool of each host, such as for metrics."""
-        return (self.write, *(host.pool for host in self._members.hosts.values()))
+        return (self.write, *(host.pool for host in self._members.all()))
 
     async def open(self, wait: bool = False, timeout: float = 30.0) -> None:
         """Open the cluster on the running event loop; do nothing if it is open there already.
@@ -208,12 +209,12 @@ class Cluster(Generic[ACT]):
             while members.primary is None or not members.readable:
                 if (left := deadline - now()) <= 0:
                     msg = f"cluster {self.name!r} was not ready within {timeout:g} s, so it was"
-                    raise PoolTimeout(f"{msg} closed: {members.describe_all()}", timeout=timeout)
+                    raise PoolTimeout(f"{msg} closed: {members.leader.describe()}", timeout=timeout)
                 with anyio.move_on_after(left):
-                    await members.changed()
+                    await members.changes.wait()
                 self._watch.enter()
-            for pool in (self.write, *(host.pool for host in members.readable)):
-                await pool.wait(max(deadline - now(), 0.001))
+            await self.write.wait(max(deadline - now(), 0.0))
+            await self.read.wait(max(deadline - now(), 0.0))
         except PoolTimeout:
             await self.close()
             raise
@@ -227,7 +228,9 @@ class Cluster(Generic[ACT]):
             timeout: seconds to wait for leased connections.
         """
         timeout = duration("timeout", timeout)
-        closing = asyncio.ensure_future(self._close(timeout))
+        self._watch.require_this_loop()
+        work = self._close(timeout)
+        closing = asyncio.get_running_loop().create_task(work, context=Context())
         with anyio.CancelScope(shield=True):
             await asyncio.shield(closing)
 
@@ -255,7 +258,7 @@ class Cluster(Generic[ACT]):
 
     def hosts(self) -> tuple[HostStatus, ...]:
         """Return the status of each host, in the order of the connection string."""
-        return tuple(status_of(host) for host in self._members.hosts.values())
+        return tuple(status_of(host) for host in self._members.all())
 
     def stats(self) -> dict[str, PoolStats]:
         """Return the statistics of each pool by the pool's name."""
@@ -276,7 +279,7 @@ class Cluster(Generic[ACT]):
         """
         with suppress(PoolError):
             self._watch.enter()
-        hosts = list(self._members.hosts.values())
+        hosts = self._members.all()
         write, *reports = await asyncio.gather(
             self.write.health(timeout), *(host.pool.health(timeout) for host in hosts)
         )
@@ -293,7 +296,7 @@ class Cluster(Generic[ACT]):
         await self.close()
 
     async def _close(self, timeout: float) -> None:
-        pools = self.pools
+        pools = [*self.pools, *self._watch.leaving]
         await self._watch.stop()
         await asyncio.gather(*(pool.close(timeout) for pool in pools))
 

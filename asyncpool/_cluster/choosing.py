@@ -82,7 +82,11 @@ class Router:
         return best
 
     async def choose(
-        self, deadline: float, after: str | None = None, without: Container[Host] = ()
+        self,
+        deadline: float,
+        after: str | None = None,
+        without: Container[Host] = (),
+        limit: float | None = None,
     ) -> Host:
         """Return a host for a request, and wait for one until the deadline.
 
@@ -90,14 +94,16 @@ class Router:
             deadline: an instant of `pools.now`.
             after: a token; the host has replayed what the token stands for.
             without: hosts that were tried before.
+            limit: the time limit in seconds, for the error message.
 
         Raises:
             PoolTimeout: no host takes reads in time; it says for each host why.
             PoolUnavailable: every host refuses access.
             PoolClosed: the cluster is closed.
         """
-        began = now()
-        deadline = min(deadline, current_limits().deadline)
+        if limit is None or current_limits().deadline < deadline:
+            deadline = min(deadline, current_limits().deadline)
+            limit = round(max(deadline - now(), 0.0), 3)
         while True:
             host = self.pick() if not without else self._pick_without(without)
             if after is not None and (primary := self.members.primary) is not None:
@@ -109,11 +115,10 @@ class Router:
                 raise PoolUnavailable(f"{msg} {self.members.describe()}")
             left = deadline - now()
             if left <= 0:
-                waited = max(now() - began, 0.0)
-                msg = f"cluster {self.members.name!r}: no host takes reads within {waited:.3g} s:"
-                raise PoolTimeout(f"{msg} {self.members.describe()}", timeout=round(waited, 3))
+                msg = f"cluster {self.members.name!r}: no host takes reads within {limit:g} s:"
+                raise PoolTimeout(f"{msg} {self.members.describe()}", timeout=limit)
             with anyio.move_on_after(left):
-                await self.members.changed()
+                await self.members.changes.wait()
 
     def _pick_without(self, without: Container[Host]) -> Host | None:
         self.watch.enter()
@@ -122,7 +127,7 @@ class Router:
 
     def _is_useless(self) -> bool:
         """Whether every host refuses access, or has been down for a long time."""
-        hosts, latest = self.members.hosts.values(), now() - self._fail_fast_after
+        hosts, latest = self.members.all(), now() - self._fail_fast_after
         return bool(hosts) and all(
             each.error is not None and (each.fault is Fault.ACCESS or each.down_since <= latest)
             for each in hosts
@@ -145,7 +150,7 @@ class Router:
         while True:
             host = self.pick() if after is None else None
             if host is None:
-                host = await self.choose(began + limit, after)
+                host = await self.choose(began + limit, after, limit=limit)
                 left = max(began + limit - now(), 0.0)
             host.under_way += 1
             done = False
@@ -153,7 +158,7 @@ class Router:
                 result = await work(host.pool, left)
                 done = True
             except (HostLeft, PoolUnavailable):
-                await self._let_it_be_seen(host)
+                await self.let_it_be_seen(host)
             else:
                 return host, result
             finally:
@@ -181,7 +186,7 @@ class Router:
         """
         limit, tried = self.limit(timeout), set[Host]()
         while True:
-            host = await self.choose(began + limit, after, tried)
+            host = await self.choose(began + limit, after, tried, limit)
             again = query is not None and host.pool.is_plain_read(query)
             host.under_way += 1
             scope = anyio.CancelScope()
@@ -192,7 +197,7 @@ class Router:
                 with scope, within(None if timeout is not None else left):
                     return await work(host.pool, None if timeout is None else left)
             except (HostLeft, PoolUnavailable):
-                await self._let_it_be_seen(host)
+                await self.let_it_be_seen(host)
             except psycopg.Error as error:
                 others = any(each not in tried | {host} for each in self.members.readable)
                 if not (again and others and _is_of_host(host, error)):
@@ -210,7 +215,7 @@ class Router:
         """Return the seconds that a request may wait."""
         return self.timeout if timeout is None else duration("timeout", timeout)
 
-    async def _let_it_be_seen(self, host: Host) -> None:
+    async def let_it_be_seen(self, host: Host) -> None:
         """Yield once, so that a host whose pool fails at once is found to be down."""
         self.members.suspect(host.name)
         await asyncio.sleep(0)
@@ -240,7 +245,7 @@ class Router:
             if not host.pool.holds(conn):
                 del self._held[conn]
         held = list(self._held.values())
-        for host in self.members.hosts.values():
+        for host in self.members.all():
             number = held.count(host)
             host.under_way -= host.held - number
             host.held = number

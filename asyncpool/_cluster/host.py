@@ -46,12 +46,12 @@ class Host:
         self.pool = pool
         self.drained = False
         """Whether the application has taken it out of service."""
-        self.trouble = asyncio.Event()
-        """Set when something has failed there, so that the next look is due at once."""
         self.forget()
 
     def forget(self) -> None:
         """Begin as a host that was never looked at."""
+        self.trouble = asyncio.Event()
+        """Set when something has failed there, so that the next look is due at once."""
         self.sight: Sight | None = None
         """The last look that was answered; it may be old."""
         self.error: str | None = None

@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import anyio
 import psycopg
 from psycopg.abc import Params, Query
 from psycopg.rows import AsyncRowFactory
@@ -76,6 +77,16 @@ class HostPool(AsyncConnectionPool[ACT]):
         """Whether the pool is open on the running event loop."""
         return self._core.runtime.phase is Phase.OPEN and self._core.usable
 
+    @property
+    def is_filled(self) -> bool:
+        """Whether `min_size` connections are open."""
+        return self._core.ledger.has_min_size
+
+    async def wait_filled(self, limit: float) -> None:
+        """Wait until `min_size` connections are open, the limit is over, or waiting is useless."""
+        with anyio.move_on_after(limit):
+            await self._core.readiness.wait()
+
     def run_one(  # noqa: PLR0917 - the arguments of a one-shot
         self,
         answer: Answer,
@@ -121,7 +132,7 @@ class HostPool(AsyncConnectionPool[ACT]):
         except (PoolTimeout, TooManyRequests) as error:
             if (why := self.why_down()) is not None:
                 raise why from None
-            if not self._core.ledger.leased:
+            if not (self._core.ledger.leased or self._has_no_room()):
                 msg = f"no connection within {limit:g} s"
                 raise HostDown(msg) from None
             raise HostBusy from error
@@ -136,7 +147,7 @@ class HostPool(AsyncConnectionPool[ACT]):
             sight = sight_of([result.get_value(0, column) for column in range(5)], at)
             failing = False
         except TimeoutError:
-            msg = f"no answer within {left:g} s"
+            msg = f"no answer within {left:.2g} s"
             raise HostDown(msg) from None
         except psycopg.Error as error:
             raise HostDown(redacted(error).strip()) from None
@@ -153,6 +164,11 @@ class HostPool(AsyncConnectionPool[ACT]):
         ):
             return None
         return HostDown(redacted(outage.error).strip(), outage.fault)
+
+    def _has_no_room(self) -> bool:
+        """Whether other pools have used up the budget."""
+        budget = self._core.ledger.budget
+        return budget is not None and budget.size >= budget.max_connections
 
     @property
     def served(self) -> int:

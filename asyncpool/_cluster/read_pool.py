@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar, overload
 
@@ -12,13 +13,15 @@ from psycopg.rows import AsyncRowFactory, Row
 
 from asyncpool._blocks.transaction_options import Isolation, Setting, options_of
 from asyncpool._cluster.choosing import Router
-from asyncpool._cluster.pools import HostPool
+from asyncpool._cluster.pools import HostPool, now
 from asyncpool._cluster.read_blocks import ReadAcquisition, ReadBlock, ReadSession
 from asyncpool._cluster.read_shots import ReadShots
+from asyncpool._core.settings import duration
 from asyncpool._psycopg.driver import ACT
-from asyncpool.errors import ReleaseError
+from asyncpool.errors import PoolError, PoolTimeout, ReleaseError
+from asyncpool.health import HealthReport
 from asyncpool.insight import Explanation
-from asyncpool.stats import PoolStats
+from asyncpool.stats import PoolStats, together
 
 T = TypeVar("T")
 
@@ -39,13 +42,12 @@ class ReadPool(ReadShots[ACT]):
         """Kept as long as this pool, so that the cluster is not ended under it."""
 
     def __repr__(self) -> str:
-        now = [pool.stats() for pool in self._pools()]
-        size, idle, leased, waiting = (
-            sum(getattr(each, name) for each in now)
+        parts = [pool.stats() for pool in self._pools()]
+        sizes = " ".join(
+            f"{name}={sum(getattr(each, name) for each in parts)}"
             for name in ("size", "idle", "leased", "waiting")
         )
-        hosts = f"hosts={len(self._router.members.readable)}/{len(now)}"
-        sizes = f"size={size} idle={idle} leased={leased} waiting={waiting}"
+        hosts = f"hosts={len(self._router.members.readable)}/{len(parts)}"
         return f"<{type(self).__name__} {self.name!r} {hosts} {sizes}>"
 
     @property
@@ -242,16 +244,54 @@ class ReadPool(ReadShots[ACT]):
         for pool in self._pools():
             pool.replace_all()
 
-    def stats(self) -> dict[str, PoolStats]:
-        """Return the statistics of each host's pool by the host's name."""
-        return {host.name: host.pool.stats() for host in self._router.members.hosts.values()}
+    async def wait(self, timeout: float = 30.0) -> None:
+        """Wait until a host takes reads and has `min_size` connections open.
+
+        Args:
+            timeout: seconds to wait.
+
+        Raises:
+            PoolTimeout: it was not so in time; unlike a pool, the cluster stays open.
+            PoolClosed: the cluster is closed, or not open and `open` is false.
+        """
+        deadline = now() + duration("timeout", timeout)
+        host = await self._router.choose(deadline, limit=timeout)
+        while not host.pool.is_filled:
+            if (left := deadline - now()) <= 0:
+                msg = f"cluster {self.name!r}: {host.name} has too few connections"
+                raise PoolTimeout(f"{msg} after {timeout:g} s", timeout=timeout)
+            await host.pool.wait_filled(left)
+            if not host.pool.is_filled:
+                await self._router.let_it_be_seen(host)
+            host = await self._router.choose(deadline, limit=timeout)
+
+    def stats(self) -> PoolStats:
+        """Return the statistics of all hosts' pools together.
+
+        `cluster.hosts()` has those of each host. The looks count as requests.
+        """
+        return together(f"{self.name}: read", [pool.stats() for pool in self._pools()])
 
     def explain(self) -> dict[str, Explanation]:
         """Explain each host's pool by the host's name; `cluster.explain()` is about all."""
-        return {host.name: host.pool.explain() for host in self._router.members.hosts.values()}
+        return {host.name: host.pool.explain() for host in self._router.members.all()}
+
+    async def health(self, timeout: float = 1.0) -> dict[str, HealthReport]:
+        """Report the health of each host's pool by the host's name.
+
+        `cluster.health()` is about all.
+
+        Args:
+            timeout: seconds that each ping may take.
+        """
+        with suppress(PoolError):
+            self._router.watch.enter()
+        hosts = self._router.members.all()
+        reports = await asyncio.gather(*(host.pool.health(timeout) for host in hosts))
+        return {host.name: report for host, report in zip(hosts, reports, strict=True)}
 
     def _pools(self) -> list[HostPool[Any]]:
-        return [host.pool for host in self._router.members.hosts.values()]
+        return [host.pool for host in self._router.members.all()]
 
     async def _let_go(
         self, conn: ACT, give_back: Callable[[HostPool[Any], ACT], Awaitable[None]]

@@ -127,12 +127,12 @@ def status_of(host: Host) -> HostStatus:
 
 def explain(members: Members, write: Explanation, clock: Callable[[], float]) -> ClusterExplanation:
     """Return the explanation of a cluster."""
-    hosts, now = members.hosts.values(), clock()
+    hosts, now = members.all(), clock()
     return ClusterExplanation(
         name=members.name,
         primary=None if members.primary is None else members.primary.name,
         hosts=tuple(status_of(host) for host in hosts),
-        events=tuple(shown_events(members.events, now)),
+        events=tuple(shown_events(members.changes.events, now)),
         write=write,
         read={host.name: host.pool.explain() for host in hosts},
     )
@@ -154,7 +154,7 @@ def health_of(
         problems.append(f"no host takes reads: {members.describe()}")
     problems += [
         f"{host.name} takes no reads: {host.reason}"
-        for host in members.hosts.values()
+        for host in members.all()
         if members.readable and host is not primary and host.reason
     ]
     reads = bool(members.readable)

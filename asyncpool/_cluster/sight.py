@@ -55,20 +55,23 @@ def sight_of(row: Sequence[bytes | None], at: float) -> Sight:
     )
 
 
-def lag_of(sight: Sight, primary: Sight | None, current_at: float) -> float:
-    """Return how many seconds a host lags; infinite: it is not known.
+def progress(sight: Sight, primary: Sight | None, current_at: float) -> tuple[float, float]:
+    """Return how many seconds a host lags, and when it was last known to be current.
 
     Args:
         sight: the last look at the host.
         primary: the last look at the primary, if there was one.
-        current_at: the instant at which the host was last seen to be current.
+        current_at: the instant at which the host was last known to be current.
+
+    Returns:
+        The lag, infinite if it is not known, and the new `current_at`.
     """
     if sight.is_primary or sight.has_replayed_all:
-        return 0.0
+        return 0.0, sight.at
     recent = primary is not None and sight.at - primary.at < FRESH
     if recent and primary is not None and sight.position >= primary.position:
-        return 0.0
-    return min(sight.age, sight.at - current_at)
+        return 0.0, max(current_at, min(primary.at, sight.at))
+    return min(sight.age, sight.at - current_at), current_at
 
 
 def number_of(position: str) -> int:

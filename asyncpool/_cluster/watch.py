@@ -19,7 +19,7 @@ import anyio
 from asyncpool._cluster.addresses import listed_by
 from asyncpool._cluster.host import Host
 from asyncpool._cluster.members import Members
-from asyncpool._cluster.pools import HostBusy, HostDown
+from asyncpool._cluster.pools import HostBusy, HostDown, HostPool
 from asyncpool._core.background import BackgroundTasks
 from asyncpool._core.redact import describe
 from asyncpool.errors import PoolClosed, PoolError, PoolForked, PoolWrongLoop
@@ -53,6 +53,8 @@ class Watch:
         self.home: asyncio.AbstractEventLoop | None = None
         """The event loop on which it runs; None before and after that."""
         self.closed = False
+        self.leaving: set[HostPool[Any]] = set()
+        """The pools of hosts that are no longer in the list, until they are closed."""
         self.after_look: Callable[[], None] = lambda: None
         """Called after each look."""
         self._source = source
@@ -67,15 +69,13 @@ class Watch:
         Raises:
             PoolClosed, PoolForked, PoolWrongLoop: the cluster cannot be used here.
         """
-        loop, name = asyncio.get_running_loop(), self.members.name
+        name = self.members.name
         if self.closed:
             msg = f"cluster {name!r} is already closed, and cannot be reused: make a new one"
             raise PoolClosed(msg)
-        if self.home is loop:
+        self.require_this_loop()
+        if self.home is asyncio.get_running_loop():
             return
-        if self.home is not None and not self.home.is_closed():
-            msg = f"cluster {name!r} is open on another event loop: use one cluster per event loop"
-            raise PoolWrongLoop(msg)
         if self._forked:
             msg = f"cluster {name!r} was opened before a fork: await cluster.open() in the child"
             raise PoolForked(msg)
@@ -83,6 +83,13 @@ class Watch:
             msg = f"cluster {name!r} is not open yet: use `async with cluster` or cluster.open()"
             raise PoolClosed(msg)
         self.start()
+
+    def require_this_loop(self) -> None:
+        """Raise PoolWrongLoop if the cluster is open on another event loop."""
+        home = self.home
+        if home is not None and home is not asyncio.get_running_loop() and not home.is_closed():
+            msg = f"cluster {self.members.name!r} is open on another event loop: use one per loop"
+            raise PoolWrongLoop(msg)
 
     def start(self) -> None:
         """Start the watch on the running event loop, if it does not run there."""
@@ -92,9 +99,10 @@ class Watch:
             return
         if self.home is not None:
             self._tasks.force_close()
+            self.leaving.clear()
         self.members.forget()
         self.home, self._forked = loop, False
-        for host in self.members.hosts.values():
+        for host in self.members.all():
             self._tasks.spawn(self._follow(host), host.name)
         if self._source is not None:
             self._tasks.spawn(self._list(self._source), "hosts")
@@ -106,7 +114,7 @@ class Watch:
             await self._tasks.stop(2.0)
         elif self.home is not None and self.home.is_closed():
             self._tasks.force_close()
-        self.members.fail_waits()
+        self.members.changes.wake()
 
     def abandon(self) -> None:
         """End all tasks without waiting, for a cluster that was dropped."""
@@ -131,7 +139,12 @@ class Watch:
         for task in self._tasks.running(host.name):
             task.cancel()
         if host.pool.is_open:
-            self._tasks.spawn(host.pool.close(), "close")
+            self.leaving.add(host.pool)
+            self._tasks.spawn(self._close(host.pool), "close")
+
+    async def _close(self, pool: HostPool[Any]) -> None:
+        await pool.close()
+        self.leaving.discard(pool)
 
     async def _follow(self, host: Host) -> None:
         """Look at one host until the task is cancelled."""
@@ -178,7 +191,7 @@ class Watch:
             except Exception as error:  # noqa: BLE001 - it is logged, and the list stays
                 if (said := describe(error)) != failed:
                     failed, text = said, f"the hosts could not be listed: {said}"
-                    self.members.record("hosts unknown", text, logging.WARNING)
+                    self.members.changes.record("hosts unknown", text, logging.WARNING)
             await asyncio.sleep(INTERVAL)
 
 
