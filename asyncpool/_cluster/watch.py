@@ -30,6 +30,8 @@ INTERVAL = 1.0
 """Seconds from the beginning of a look to the next one."""
 DOWN_INTERVAL = 0.5
 """The same while the host is down."""
+SEARCH_INTERVAL = 0.2
+"""The same while the primary has been down for a short time, at a host that may be promoted."""
 PAUSE = 0.1
 """The shortest time from the end of a look to the next one."""
 
@@ -162,10 +164,15 @@ class Watch:
             except Exception as error:  # noqa: BLE001 - it is logged, and the next look follows
                 self.members.note_down(host, HostDown(describe(error)))
             self.after_look()
-            interval = INTERVAL if host.error is None else DOWN_INTERVAL
             await asyncio.sleep(PAUSE)
-            with anyio.move_on_after(began + interval - loop.time()):
+            with anyio.move_on_after(began + self._interval(host) - loop.time()):
                 await host.trouble.wait()
+
+    def _interval(self, host: Host) -> float:
+        """Return the seconds from the beginning of a look at a host to the next one."""
+        if host.error is not None:
+            return DOWN_INTERVAL
+        return SEARCH_INTERVAL if self.members.expects_promotion else INTERVAL
 
     async def _look(self, host: Host) -> None:
         loop, members = asyncio.get_running_loop(), self.members
