@@ -204,6 +204,45 @@ async def test_a_promotion_under_load_loses_no_write_and_doubles_none() -> None:
     assert len(writer.failed) <= 6, writer.failed
 
 
+@pytest.mark.exhaustive
+async def test_a_promotion_is_noticed_at_once_while_the_primary_is_down() -> None:
+    """Standbys are then looked at five times a second, not once."""
+    async with trio() as servers, opened(servers.dsn) as cluster:
+        promoted = port(servers.first.dsn)
+
+        def primaries() -> set[int]:
+            return {each.port for each in cluster.hosts() if each.role == "primary"}
+
+        await servers.primary.kill()
+        await eventually(lambda: not all(each.reachable for each in cluster.hosts()))
+        await servers.first.promote()
+        start = time.monotonic()
+        await eventually(lambda: promoted in primaries())
+        assert time.monotonic() - start < 0.6
+
+
+@pytest.mark.exhaustive
+async def test_a_primary_that_wakes_after_a_promotion_gets_no_write() -> None:
+    """It still takes itself for the primary; the one on the later timeline is."""
+    async with trio() as servers, opened(servers.dsn, timeout=20.0) as cluster:
+        await cluster.write.execute(WRITE, [1])
+        await servers.primary.pause()
+        writes = [asyncio.create_task(cluster.write.execute(WRITE, [n])) for n in range(2, 20)]
+        await servers.first.promote()
+        ended = await asyncio.wait_for(asyncio.gather(*writes, return_exceptions=True), 15)
+        await servers.primary.resume()
+        # The pool has two to four connections: more statements cannot have been under way.
+        assert sum(isinstance(each, Exception) for each in ended) <= 4, ended
+        await asyncio.sleep(2.5)  # looks at the old primary
+        await asyncio.gather(*(cluster.write.execute(WRITE, [n]) for n in range(100, 120)))
+        found = await ledger(servers.first)
+        (old,) = [each for each in cluster.hosts() if each.port == port(servers.primary.dsn)]
+        assert (old.role, old.takes_reads) == ("primary", False)
+        assert set(range(100, 120)) <= set(found)
+        done = [n for n, each in enumerate(ended, 2) if not isinstance(each, Exception)]
+        assert set(done) <= set(found)
+
+
 async def test_writes_wait_in_the_line_while_there_is_no_primary() -> None:
     """A write that comes between the end of the primary and the promotion is served after it."""
     async with trio() as servers, opened(servers.dsn, timeout=20.0) as cluster:
