@@ -111,12 +111,12 @@ class Watch:
 
     async def stop(self) -> None:
         """End all tasks."""
-        self.closed = True
-        if self.home is asyncio.get_running_loop():
-            await self._tasks.stop(2.0)
-        elif self.home is not None and self.home.is_closed():
-            self._tasks.force_close()
+        home, self.home, self.closed = self.home, None, True
         self.members.changes.wake()
+        if home is asyncio.get_running_loop():
+            await self._tasks.stop(2.0)
+        elif home is not None and home.is_closed():
+            self._tasks.force_close()
 
     def abandon(self) -> None:
         """End all tasks without waiting, for a cluster that was dropped."""
