@@ -2,7 +2,7 @@
 
 Source: https://opentelemetry.io/docs/specs/semconv/database/database-metrics/#connection-pools
 
-What they do not know, such as refused requests, has names that begin with `asyncpool.`.
+What they do not know, such as refused requests and hosts, has names that begin with `asyncpool.`.
 
 All numbers are read when a reader collects; an acquire or release does no work for them. The three
 histograms are synchronous instruments, so each collection records the durations since the one
@@ -21,10 +21,11 @@ from typing import Any
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation
 
-from asyncpool import AsyncConnectionPool, PoolStats
+from asyncpool import AsyncConnectionPool, Cluster, HostStatus, PoolStats
 
 from ._durations import durations
 from ._numbers import refused
+from ._pools import Given
 
 __all__ = ["Instrumentation", "instrument"]
 
@@ -32,23 +33,27 @@ BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 """Seconds, as the conventions advise for durations of databases."""
 POOL, STATE = "db.client.connection.pool.name", "db.client.connection.state"
 RULE = "asyncpool.rule"
+CLUSTER, HOST, PORT = "asyncpool.cluster", "server.address", "server.port"
+ROLE = "asyncpool.role"
 MAX_AGE = 0.05
 """Seconds for which a snapshot is reused, since a collection asks once for each instrument."""
 
 Pool = AsyncConnectionPool[Any]
 Read = Callable[[PoolStats], float | None]
+ReadHost = Callable[[HostStatus], float | None]
 
 
 def instrument(
-    *pools: Pool,
+    *pools: Given,
     meter_provider: MeterProvider | None = None,
     slow_wait: float | None = None,
     histograms: bool = True,
 ) -> Instrumentation:
-    """Start collecting the metrics of pools.
+    """Start collecting the metrics of pools and clusters.
 
     Args:
-        pools: one pool or more; held weakly, and left out while not open.
+        pools: one pool or cluster, or more; held weakly, and left out while not open. A cluster has
+            the metrics of its pools, and some of each host.
         meter_provider: the provider; None: OpenTelemetry's global one.
         slow_wait: seconds above which a wait for a connection becomes an event of the current
             span, by a callback that replaces the pool's `on_slow_wait`; None: no events.
@@ -56,23 +61,21 @@ def instrument(
             collecting thread some microseconds for each request of the pool.
 
     Raises:
-        TypeError: an argument is no pool, or there are no pools.
+        TypeError: an argument is no pool and no cluster, or there are none.
     """
-    if not pools or not all(isinstance(pool, AsyncConnectionPool) for pool in pools):
-        msg = f"instrument() takes one or more pools: got {pools!r}"
+    if not pools or not all(isinstance(each, (AsyncConnectionPool, Cluster)) for each in pools):
+        msg = f"instrument() takes one or more pools or clusters: got {pools!r}"
         raise TypeError(msg)
     meters = _meters_of(meter_provider or metrics.get_meter_provider())
-    for pool in pools:
-        meters.add(pool, histograms=histograms)
-        if slow_wait is not None:
-            pool.on_slow_wait(slow_wait, partial(_record_wait, weakref.ref(pool)))
+    for each in pools:
+        meters.add(each, histograms=histograms, slow_wait=slow_wait)
     return Instrumentation(meters, pools, slow_waits=slow_wait is not None)
 
 
 class Instrumentation:
     """Pools whose metrics are collected until `uninstrument` is called."""
 
-    def __init__(self, meters: _Meters, pools: Iterable[Pool], *, slow_waits: bool) -> None:
+    def __init__(self, meters: _Meters, pools: Iterable[Given], *, slow_waits: bool) -> None:
         self._meters = meters
         self._pools = [weakref.ref(pool) for pool in pools]
         self._slow_waits = slow_waits
@@ -80,9 +83,9 @@ class Instrumentation:
     def uninstrument(self) -> None:
         """Stop collecting; a second call does nothing."""
         for each in self._pools:
-            if (pool := each()) is not None:
-                self._meters.remove(pool)
-                if self._slow_waits:
+            if (given := each()) is not None:
+                self._meters.remove(given)
+                for pool in _pools_of(given) if self._slow_waits else ():
                     pool.on_slow_wait(0, None)
         self._pools.clear()
 
@@ -122,11 +125,21 @@ class _Watched:
                 instruments[name].record(value, attributes)
 
 
+class _WatchedCluster:
+    """One cluster, and how its pools are watched, also those of hosts that it finds later."""
+
+    def __init__(self, cluster: Cluster[Any], histograms: bool, slow_wait: float | None) -> None:
+        self.cluster = weakref.ref(cluster)
+        self.histograms = histograms
+        self.slow_wait = slow_wait
+
+
 class _Meters:
-    """The instruments of one provider, and the pools that they read."""
+    """The instruments of one provider, and the pools and clusters that they read."""
 
     def __init__(self, provider: MeterProvider) -> None:
         self._watched: list[_Watched] = []
+        self._clusters: list[_WatchedCluster] = []
         meter = metrics.get_meter("asyncpool", meter_provider=provider)
         unit = "{connection}"
         prefix = "db.client.connection."
@@ -198,17 +211,57 @@ class _Meters:
             observe = partial(self._observe, read)
             meter.create_observable_gauge(f"asyncpool.{name}", [observe], its_unit, text)
 
-    def add(self, pool: Pool, *, histograms: bool) -> None:
-        """Add a pool; recording restarts for one that was added before."""
-        self.remove(pool)
-        self._watched.append(_Watched(pool, histograms=histograms))
+        hosts: dict[str, tuple[str, str, ReadHost]] = {
+            "lag": (
+                "s",
+                "The time that the host lags behind the primary.",
+                lambda host: None if host.lag == math.inf else host.lag,
+            ),
+            "reachable": ("1", "Whether the host answers.", lambda host: host.reachable),
+            "takes_reads": ("1", "Whether the host takes reads.", lambda host: host.takes_reads),
+        }
+        for name, (its_unit, text, read_host) in hosts.items():
+            observe_host = partial(self._observe_hosts, read_host, role=True)
+            meter.create_observable_gauge(f"asyncpool.host.{name}", [observe_host], its_unit, text)
+        meter.create_observable_counter(
+            "asyncpool.host.reads",
+            [partial(self._observe_hosts, lambda host: host.reads, role=False)],
+            "{request}",
+            "The number of reads that went to the host.",
+        )
 
-    def remove(self, pool: Pool) -> None:
-        """Remove a pool."""
-        self._watched = [each for each in self._watched if each.pool() not in (pool, None)]
+    def add(self, given: Given, *, histograms: bool, slow_wait: float | None = None) -> None:
+        """Add a pool or cluster; recording restarts for one that was added before."""
+        self.remove(given)
+        if isinstance(given, Cluster):
+            self._clusters.append(_WatchedCluster(given, histograms, slow_wait))
+            self._find_pools()
+        else:
+            self._add_pool(given, histograms, slow_wait)
+
+    def remove(self, given: Given) -> None:
+        """Remove a pool or cluster."""
+        self._clusters = [each for each in self._clusters if each.cluster() not in (given, None)]
+        gone = {None, *_pools_of(given)}
+        self._watched = [each for each in self._watched if each.pool() not in gone]
+
+    def _add_pool(self, pool: Pool, histograms: bool, slow_wait: float | None) -> None:
+        self._watched.append(_Watched(pool, histograms=histograms))
+        if slow_wait is not None:
+            pool.on_slow_wait(slow_wait, partial(_record_wait, weakref.ref(pool)))
+
+    def _find_pools(self) -> None:
+        """Add the pools of hosts that clusters have found meanwhile."""
+        known = {each.pool() for each in self._watched}
+        for each in self._clusters:
+            if (cluster := each.cluster()) is not None:
+                for pool in cluster.pools:
+                    if pool not in known:
+                        self._add_pool(pool, each.histograms, each.slow_wait)
 
     def _count(self, options: CallbackOptions) -> Sequence[Observation]:
         # This is a collection's first callback, so the collection includes what it records.
+        self._find_pools()
         for each in self._watched:
             each.record(self._histograms)
         found = []
@@ -229,6 +282,24 @@ class _Meters:
         found = ((stats, read(stats)) for stats in self._all())
         return [Observation(n, {POOL: stats.name}) for stats, n in found if n is not None]
 
+    def _observe_hosts(
+        self, read: ReadHost, options: CallbackOptions, *, role: bool
+    ) -> Sequence[Observation]:
+        """Return an observation for each host; a counter has no role, since that may change."""
+        found = []
+        for each in self._clusters:
+            cluster = each.cluster()
+            if cluster is None or cluster.closed:
+                continue
+            for host in cluster.hosts():
+                attributes: dict[str, str | int] = {CLUSTER: cluster.name, HOST: host.host}
+                attributes[PORT] = host.port
+                if role:
+                    attributes[ROLE] = host.role or "unknown"
+                if (number := read(host)) is not None:
+                    found.append(Observation(float(number), attributes))
+        return found
+
     def _all(self) -> list[PoolStats]:
         return [stats for each in self._watched if (stats := each.stats()) is not None]
 
@@ -241,6 +312,10 @@ def _meters_of(provider: MeterProvider) -> _Meters:
     if provider not in _meters_by_provider:
         _meters_by_provider[provider] = _Meters(provider)
     return _meters_by_provider[provider]
+
+
+def _pools_of(given: Given) -> tuple[Pool, ...]:
+    return given.pools if isinstance(given, Cluster) else (given,)
 
 
 def _min_size(stats: PoolStats) -> int:

@@ -19,8 +19,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from asyncpool import PoolStats
+from asyncpool import HostStatus, PoolStats
 
+from ._hosts import HOST_GAUGES, HOST_READS, ROLE, ROLES
 from ._numbers import COUNTERS, GAUGES, REFUSED, STATES, TIMES, buckets, refused
 from ._pools import Pools, Source
 
@@ -30,17 +31,18 @@ __all__ = ["PoolCollector"]
 class PoolCollector(Collector):
     """The metrics of some pools, each labelled with its pool's name.
 
+    A cluster has those of its pools, and metrics of its hosts with the labels `cluster` and `host`.
     A pool's metrics are exported while it is open. The collector keeps no pool alive. As a context
     manager it is registered for the block, so that a lifespan can run several times.
 
     Args:
-        pools: pools, and callables that are called at each scrape and return the app's pool, its
-            pools, or None while it has none; `add` adds others.
+        pools: pools and clusters, and callables that are called at each scrape and return the app's
+            pool, its pools, or None while it has none; `add` adds others.
         registry: the registry to register with; None: none, register it yourself.
         prefix: the prefix of all names.
 
     Raises:
-        TypeError: an argument is neither a pool nor a callable.
+        TypeError: an argument is none of these.
         ValueError: two pools have the same name, or the registry has metrics of these names.
     """
 
@@ -83,30 +85,53 @@ class PoolCollector(Collector):
             registry.unregister(self)
 
     def add(self, pool: Source) -> None:
-        """Add a pool, or a callable.
+        """Add a pool, a cluster, or a callable.
 
         Raises:
-            TypeError: the argument is neither.
+            TypeError: the argument is none of these.
             ValueError: another pool has the same name.
         """
         self._pools.add(pool)
 
     def remove(self, pool: Source) -> None:
-        """Remove a pool, or a callable."""
+        """Remove a pool, a cluster, or a callable."""
         self._pools.remove(pool)
 
     def describe(self) -> list[Metric]:
         """Return the metrics without samples, so that registering reads no pool."""
-        return list(self._families({}))
+        return [*self._families({}), *self._host_families({})]
 
     def collect(self) -> Iterator[Metric]:
         """Read the current numbers of all open pools; callable from any thread."""
         yield from self._families(self._pools.stats())
+        if clusters := self._pools.hosts():
+            yield from self._host_families(clusters)
+
+    def _named(self, name: str) -> str:
+        return f"{self._prefix}_{name}"
+
+    def _host_families(self, clusters: dict[str, tuple[HostStatus, ...]]) -> Iterator[Metric]:
+        labels = ["cluster", "host"]
+        hosts = [(name, host) for name, found in clusters.items() for host in found]
+        key, text = ROLE
+        roles = GaugeMetricFamily(self._named(key), text, labels=[*labels, "role"])
+        for name, host in hosts:
+            for role in ROLES:
+                roles.add_metric([name, host.name, role], host.role == role)
+        yield roles
+        for key, (text, read) in HOST_GAUGES.items():
+            gauge = GaugeMetricFamily(self._named(key), text, labels=labels)
+            for name, host in hosts:
+                gauge.add_metric([name, host.name], read(host))
+            yield gauge
+        key, text = HOST_READS
+        reads = CounterMetricFamily(self._named(key), text, labels=labels)
+        for name, host in hosts:
+            reads.add_metric([name, host.name], host.reads)
+        yield reads
 
     def _families(self, found: dict[str, PoolStats]) -> Iterator[Metric]:
-        def named(name: str) -> str:
-            return f"{self._prefix}_{name}"
-
+        named = self._named
         sizes = GaugeMetricFamily(
             named("connections"), "Connections by state.", labels=["pool", "state"]
         )
