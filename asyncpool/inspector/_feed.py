@@ -35,7 +35,7 @@ class Feed:
     """The snapshots of some pools.
 
     Args:
-        pools: one pool or several, held weakly, or a callable that returns them.
+        pools: one pool or cluster, or several, held weakly, or a callable that returns them.
         interval: seconds from one tick to the next.
         stream_duration: seconds after which a stream ends, since a server that stops waits for
             open streams; the page then opens the next one.
@@ -142,21 +142,26 @@ class Feed:
             self._known = known
             self._snapshots.clear()
         if whole not in self._snapshots:
-            started = time.monotonic()
+            started, hosts = time.monotonic(), self._sources.hosts()
             snapshot = {
                 "asyncpool": 1,
                 "at": time.time(),
                 "whole": whole,
                 "interval": self._interval,
                 "process": identity(),
-                "pools": [self._shown(name, pool, whole=whole) for name, pool in pools.items()],
+                "pools": [
+                    self._shown(name, pool, hosts.get(name), whole=whole)
+                    for name, pool in pools.items()
+                ],
             }
             self._snapshots[whole] = json.dumps(snapshot, separators=(",", ":"))
             ended = time.monotonic()
             self._due_at = ended + (ended - started) / SHARE
         return self._snapshots[whole]
 
-    def _shown(self, name: str, pool: Pool, *, whole: bool) -> dict[str, Any]:
+    def _shown(
+        self, name: str, pool: Pool, host: dict[str, Any] | None, *, whole: bool
+    ) -> dict[str, Any]:
         explained = pool.explain()
         shown = explained.as_dict()
         for lease in [*shown["leases"], *(each["lease"] for each in shown["connections"])]:
@@ -173,6 +178,7 @@ class Feed:
         return {
             **shown,
             "name": name,
+            "host": host,
             "database": database(pool),
             "health": self._health.report(name),
             "minute": minute.until(time.monotonic(), explained.stats),
