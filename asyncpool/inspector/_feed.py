@@ -150,7 +150,7 @@ class Feed:
                 "interval": self._interval,
                 "process": identity(),
                 "pools": [
-                    self._shown(name, pool, hosts.get(name), whole=whole)
+                    self._shown(name, pool, whole=whole) | {"host": hosts.get(name)}
                     for name, pool in pools.items()
                 ],
             }
@@ -159,9 +159,7 @@ class Feed:
             self._due_at = ended + (ended - started) / SHARE
         return self._snapshots[whole]
 
-    def _shown(
-        self, name: str, pool: Pool, host: dict[str, Any] | None, *, whole: bool
-    ) -> dict[str, Any]:
+    def _shown(self, name: str, pool: Pool, *, whole: bool) -> dict[str, Any]:
         explained = pool.explain()
         shown = explained.as_dict()
         for lease in [*shown["leases"], *(each["lease"] for each in shown["connections"])]:
@@ -178,7 +176,6 @@ class Feed:
         return {
             **shown,
             "name": name,
-            "host": host,
             "database": database(pool),
             "health": self._health.report(name),
             "minute": minute.until(time.monotonic(), explained.stats),
