@@ -6,7 +6,14 @@ from asyncpool._core.budget import Budget
 from asyncpool._core.label import label
 from asyncpool._core.within import within
 from asyncpool._psycopg.connection import Connection
-from asyncpool.cluster import Cluster, ClusterExplanation, ClusterHealth, HostStatus
+from asyncpool.cluster import (
+    Cluster,
+    ClusterExplanation,
+    ClusterHealth,
+    HostStatus,
+    ReadPool,
+    WritePool,
+)
 from asyncpool.errors import (
     PoolClosed,
     PoolDeadlock,
@@ -57,10 +64,12 @@ __all__ = [
     "PoolTimeout",
     "PoolUnavailable",
     "PoolWrongLoop",
+    "ReadPool",
     "ReleaseError",
     "Times",
     "TooManyRequests",
     "WaiterInfo",
+    "WritePool",
     "classify",
     "label",
     "within",

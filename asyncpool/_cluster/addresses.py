@@ -30,14 +30,16 @@ class Address:
 
     host: str
     """The name, numeric address or socket folder, as given."""
+    hostaddr: str
+    """The numeric address that is used for `host`; empty: none was given."""
     port: int
     conninfo: str
     """A connection string for this host only."""
 
     @property
     def name(self) -> str:
-        """The host's name in messages: "db1:5432"."""
-        return f"{self.host}:{self.port}"
+        """The host's name in messages, "db1:5432", or "10.0.0.1:5432" if it has a `hostaddr`."""
+        return f"{self.hostaddr or self.host}:{self.port}"
 
 
 def addresses_of(conninfo: str) -> list[Address]:
@@ -111,8 +113,8 @@ def _address(
     name = hosts[place] if hosts else ""
     if name:
         own["host"] = name
-    if numeric:
-        own["hostaddr"] = numeric[place]
-        name = name or numeric[place]
+    hostaddr = numeric[place] if numeric else ""
+    if hostaddr:
+        own["hostaddr"] = hostaddr
     own["port"] = number = int(port or 5432)
-    return Address(name or "local", number, make_conninfo("", **own))
+    return Address(name or hostaddr or "local", hostaddr, number, make_conninfo("", **own))

@@ -77,6 +77,11 @@ class Host:
         """Those of reads that are run elsewhere as soon as the host is down."""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What the host may be called."""
+        return self.name, self.address.host, self.address.hostaddr or self.name
+
+    @property
     def is_known(self) -> bool:
         """Whether a look was answered or has failed."""
         return self.sight is not None or self.error is not None

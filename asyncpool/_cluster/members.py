@@ -117,7 +117,7 @@ class Members:
         if not isinstance(name, str):
             msg = f"host must be a str such as 'db1:5432', not {name!r}"
             raise TypeError(msg)
-        found = [each for each in self.all() if name in (each.name, each.address.host)]
+        found = [each for each in self.all() if name in each.names]
         exact = [each for each in found if each.name == name] or found
         if len(exact) == 1:
             return exact[0]

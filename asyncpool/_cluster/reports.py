@@ -25,6 +25,9 @@ class HostStatus:
     host: str
     """The name, numeric address or socket folder, as given."""
     port: int
+    name: str
+    """The host's name in messages and pools: "db1:5432", or "10.0.0.1:5432" if it has a
+    `hostaddr`."""
     role: Literal["primary", "standby"] | None
     """The role at the last look that was answered; None: there was none."""
     reachable: bool
@@ -44,11 +47,6 @@ class HostStatus:
     """The reads that went there, also those that failed or moved to another host."""
     stats: PoolStats
     """The numbers of its pool."""
-
-    @property
-    def name(self) -> str:
-        """The host's name in messages, such as "db1:5432"."""
-        return f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +114,7 @@ def status_of(host: Host) -> HostStatus:
     return HostStatus(
         host=host.address.host,
         port=host.address.port,
+        name=host.name,
         role=host.role,
         reachable=host.reachable,
         lag=host.lag,

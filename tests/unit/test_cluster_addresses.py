@@ -112,6 +112,17 @@ def test_a_host_is_found_by_its_name() -> None:
         asyncio.run(drain(3))
 
 
+def test_an_address_tells_hosts_of_one_name_apart() -> None:
+    """As where DNS has several for it."""
+    cluster = Cluster("host=db,db hostaddr=10.0.0.1,10.0.0.2", min_size=1)
+    assert [(each.host, each.name) for each in cluster.hosts()] == [
+        ("db", "10.0.0.1:5432"),
+        ("db", "10.0.0.2:5432"),
+    ]
+    asyncio.run(cluster.drain("10.0.0.2"))
+    assert [each.drained for each in cluster.hosts()] == [False, True]
+
+
 def test_the_repr_tells_what_is_known() -> None:
     """The primary and how many hosts take reads."""
     cluster = Cluster("host=db1,db2", name="shop")
