@@ -11,6 +11,7 @@ from asyncpool.cluster import (
     ClusterExplanation,
     ClusterHealth,
     HostStatus,
+    OwnWrites,
     ReadPool,
     WritePool,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "HostStatus",
     "LeaseInfo",
     "Notifications",
+    "OwnWrites",
     "PoolClosed",
     "PoolDeadlock",
     "PoolError",

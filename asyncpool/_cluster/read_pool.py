@@ -192,12 +192,12 @@ class ReadPool(ReadShots[ACT]):
         async def run(pool: HostPool[Any], left: float | None) -> T:
             return await pool.run_transaction(work, left, **options)
 
-        host, result = await self._router.place(run, timeout, after)
+        host, result = await self._router.place(run, timeout, self._router.after(after))
         host.under_way -= 1
         return result
 
     def acquire(
-        self, timeout: float | None = None, *, after: str | None = None
+        self, timeout: float | None = None, *, after: str | None = None, session: bool = True
     ) -> ReadAcquisition[ACT]:
         """Borrow a connection of a host that takes reads, until `release`.
 
@@ -205,8 +205,10 @@ class ReadPool(ReadShots[ACT]):
 
         Args:
             timeout, after: as for `connection`.
+            session: as for `AsyncConnectionPool.acquire`.
         """
-        return ReadAcquisition(self._router, HostPool.acquire, timeout, after)
+        get = partial(HostPool.acquire, session=session)
+        return ReadAcquisition(self._router, get, timeout, after)
 
     async def release(self, conn: ACT) -> None:
         """Return a connection without waiting; its pool cleans it in a background task.

@@ -113,7 +113,7 @@ class Load:
         request.end = time.monotonic()
 
     async def _read(self, request: Request) -> None:
-        await self._ask(request, 0, None)
+        await self._ask(request, 0)
 
     async def _write(self, request: Request) -> None:
         self._number += 1
@@ -123,10 +123,11 @@ class Load:
     async def _pair(self, request: Request) -> None:
         self._number += 1
         request.number = self._number
-        token = await self._peer.write(request.number)
-        await self._ask(request, request.number, token)
+        with self._peer.own_writes():
+            await self._peer.write(request.number)
+            await self._ask(request, request.number)
 
-    async def _ask(self, request: Request, number: int, token: str | None) -> None:
-        answer = await self._peer.read(number, token)
+    async def _ask(self, request: Request, number: int) -> None:
+        answer = await self._peer.read(number)
         request.port, request.newest = answer.port, answer.newest or 0
         request.found = answer.found or not number

@@ -6,6 +6,7 @@ All get the same number of connections to read with, and to write with, and the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
@@ -47,11 +48,14 @@ class Peer(Protocol):
     async def close(self) -> None:
         """Close the pool with all its connections."""
 
-    async def write(self, number: int) -> str | None:
-        """Enter a number in the ledger; return the token for reads after it, if there is one."""
+    async def write(self, number: int) -> None:
+        """Enter a number in the ledger."""
 
-    async def read(self, number: int, token: str | None) -> Answer:
+    async def read(self, number: int) -> Answer:
         """Ask for a number on a standby."""
+
+    def own_writes(self) -> AbstractContextManager[Any]:
+        """Return a context whose reads see what was written in it, if the pool can do that."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Ours:
 
     Args:
         setup: its settings.
-        tokens: whether a read waits for what was written before it.
+        tokens: whether the reads of a context see what was written in it.
         options: further arguments of the reads.
     """
 
@@ -90,16 +94,26 @@ class Ours:
     async def close(self) -> None:
         await self._cluster.close()
 
-    async def write(self, number: int) -> str | None:
+    async def write(self, number: int) -> None:
         await self._cluster.write.execute(WRITE, [number])
-        return await self._cluster.write.token() if self._tokens else None
 
-    async def read(self, number: int, token: str | None) -> Answer:
-        options = self._options if token is None else {**self._options, "after": token}
-        return Answer(*await self._cluster.read.fetchone(READ, [number], **options))
+    async def read(self, number: int) -> Answer:
+        return Answer(*await self._cluster.read.fetchone(READ, [number], **self._options))
+
+    def own_writes(self) -> AbstractContextManager[Any]:
+        found: AbstractContextManager[Any]
+        found = self._cluster.own_writes() if self._tokens else nullcontext()
+        return found
 
 
-class Psycopg:
+class _Plain:
+    """Pools that cannot read what was written before."""
+
+    def own_writes(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+
+class Psycopg(_Plain):
     """Two `psycopg_pool.AsyncConnectionPool`s, one for writes and one for reads."""
 
     def __init__(self, setup: Setup) -> None:
@@ -131,17 +145,16 @@ class Psycopg:
         for pool in (self._writes, self._reads):
             await pool.close()
 
-    async def write(self, number: int) -> str | None:
+    async def write(self, number: int) -> None:
         async with self._writes.connection() as conn:
             await conn.execute(WRITE, [number])
-        return None
 
-    async def read(self, number: int, token: str | None) -> Answer:
+    async def read(self, number: int) -> Answer:
         async with self._reads.connection() as conn:
             return Answer(*await (await conn.execute(READ, [number])).fetchone())
 
 
-class Asyncpg:
+class Asyncpg(_Plain):
     """Two pools of `asyncpg.create_pool()`, which has no option for load balancing."""
 
     def __init__(self, setup: Setup) -> None:
@@ -172,11 +185,10 @@ class Asyncpg:
         for pool in (self._writes, self._reads):
             pool.terminate()
 
-    async def write(self, number: int) -> str | None:
+    async def write(self, number: int) -> None:
         await self._writes.execute(WRITE.replace("%s", "$1"), number)
-        return None
 
-    async def read(self, number: int, token: str | None) -> Answer:
+    async def read(self, number: int) -> Answer:
         return Answer(*await self._reads.fetchrow(READ.replace("%s", "$1"), number))
 
 
