@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 from collections import Counter
@@ -14,8 +15,10 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from asyncpool import Cluster, PoolError
+from asyncpool.testing import ServerUnsupported
 from benchmarks._network import Network, NoNetwork
-from benchmarks.cluster._trio import Trio, ledger, multi_host, port, trio
+from benchmarks.cluster._trio import Trio, ledger, multi_host, port
+from benchmarks.cluster._trio import trio as started
 
 from ._tools import eventually
 
@@ -30,7 +33,18 @@ NOTICED = 4.0
 BACK = 2.0
 """Seconds within which a host that is back takes reads."""
 WHERE = "SELECT inet_server_port()"
+IS_THERE = "SELECT EXISTS (SELECT FROM ledger WHERE id = %s)"
 WRITE = "INSERT INTO ledger (id) VALUES (%s)"
+
+
+@asynccontextmanager
+async def trio(*, synchronous: bool = False) -> AsyncIterator[Trio]:
+    """A primary with two standbys, for a test that promotes one."""
+    try:
+        async with started(synchronous=synchronous) as servers:
+            yield servers
+    except ServerUnsupported as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +216,41 @@ async def test_a_promotion_under_load_loses_no_write_and_doubles_none() -> None:
     assert max(found.values()) == 1
     # Six tasks: each may have had one statement under way.
     assert len(writer.failed) <= 6, writer.failed
+
+
+async def test_reads_of_own_writes_are_not_stale_over_a_lag_and_a_promotion() -> None:
+    """A read in a context of `own_writes` fails, or sees what the context has written before."""
+    async with trio(synchronous=True) as servers, opened(servers.dsn, max_lag=None) as cluster:
+        numbers, found, errors = itertools.count(), list[bool](), list[Exception]()
+
+        async def keep_asking() -> None:
+            while True:
+                number = next(numbers)
+                try:
+                    with cluster.own_writes():
+                        await cluster.write.execute(WRITE, [number])
+                        found.append(await cluster.read.fetchval(IS_THERE, [number]))
+                except (psycopg.Error, PoolError) as error:
+                    errors.append(error)
+                await asyncio.sleep(0.01)
+
+        async def until_asked(count: int) -> None:
+            before = len(found)
+            await eventually(lambda: len(found) > before + count)
+
+        tasks = [asyncio.create_task(keep_asking()) for _ in range(4)]
+        await until_asked(50)
+        await servers.second.pause_replay()
+        await until_asked(50)
+        await servers.second.resume_replay()
+        await servers.primary.kill()
+        await servers.fail_over()
+        await until_asked(50)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert all(found)
+        assert len(errors) <= 4, errors
 
 
 @pytest.mark.exhaustive
