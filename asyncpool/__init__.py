@@ -71,7 +71,6 @@ __all__ = [
     "Times",
     "TooManyRequests",
     "WaiterInfo",
-    "WritePool",
     "classify",
     "label",
     "within",

@@ -46,7 +46,6 @@ __all__ = [
     "HostStatus",
     "OwnWrites",
     "ReadPool",
-    "WritePool",
 ]
 
 _numbers = itertools.count(1)
