@@ -13,7 +13,6 @@ from asyncpool.cluster import (
     HostStatus,
     OwnWrites,
     ReadPool,
-    WritePool,
 )
 from asyncpool.errors import (
     PoolClosed,
