@@ -48,6 +48,7 @@ class Router:
         timeout: seconds that a request waits for a connection by default.
         fail_fast_after: seconds for which all hosts are down after which requests fail at once.
         token_wait: seconds to wait for a standby to replay a token.
+        keeper: kept as long as the router, so that the cluster is not ended under a block.
     """
 
     def __init__(
@@ -55,20 +56,23 @@ class Router:
         members: Members,
         watch: Watch,
         timeout: float,
+        *,
         fail_fast_after: float,
         token_wait: float,
+        keeper: object,
     ) -> None:
         self.members = members
         self.watch = watch
         self.timeout = duration("timeout", timeout)
+        self._keeper = keeper
         self._fail_fast_after = duration("fail_fast_after", fail_fast_after)
         self.sessions: dict[asyncio.Task[Any] | None, Host] = {}
         """The hosts of the tasks that are in a `session()`."""
         self._held = weakref.WeakKeyDictionary[object, Host]()
         """The hosts of the connections that were borrowed by `acquire` or `getconn`. A connection
         is not kept by it, so that its pool can find a forgotten lease."""
-        self._freshness = Freshness(members, watch, token_wait, self._session)
-        watch.after_look = self.recount
+        self._freshness = Freshness(members, watch, token_wait)
+        watch.after_look = weakref.WeakMethod(self.recount)
 
     def pick(self) -> Host | None:
         """Return the host with the fewest reads under way; None: no host takes reads now.
@@ -78,7 +82,7 @@ class Router:
         """
         if self.watch.home is not asyncio.get_running_loop():
             self.watch.enter()
-        if self.sessions and (host := self.sessions.get(asyncio.current_task())) is not None:
+        if self.sessions and (host := self._host_of_session()) is not None:
             return host
         readable = self.members.readable
         if not readable:
@@ -100,7 +104,19 @@ class Router:
         Raises:
             TypeError, ValueError: it is no token.
         """
-        return noted_of(self.members) if given is None else Token.parse(given)
+        if given is not None:
+            return Token.parse(given)
+        noted = noted_of(self.members)
+        return noted.token if noted is not None and noted.is_settled else noted
+
+    def _host_of_session(self) -> Host | None:
+        """Return the host of the session that the task is in."""
+        task = asyncio.current_task()
+        host = self.sessions.get(task)
+        if host is not None and not host.pool.in_session(task):
+            del self.sessions[task]  # it was in an async generator that was abandoned
+            return None
+        return host
 
     async def choose(
         self,
@@ -129,7 +145,8 @@ class Router:
             after = await after.required(max(deadline - now(), 0.0))
         while True:
             if after is not None:
-                host = await self._freshness.host_after(after, deadline - now(), without)
+                own = self._host_of_session()
+                host = await self._freshness.host_after(after, deadline - now(), without, own)
             else:
                 host = self.pick() if not without else self._pick_without(without)
             if host is not None:
@@ -143,9 +160,6 @@ class Router:
                 raise PoolTimeout(f"{msg} {self.members.describe()}", timeout=limit)
             with anyio.move_on_after(left):
                 await self.members.changes.wait()
-
-    def _session(self) -> Host | None:
-        return self.sessions.get(asyncio.current_task()) if self.sessions else None
 
     def _pick_without(self, without: Container[Host]) -> Host | None:
         self.watch.enter()
@@ -259,7 +273,7 @@ class Router:
             host.held -= 1
             host.under_way -= 1
             return host
-        session = self.sessions.get(asyncio.current_task())
+        session = self._host_of_session()
         return session if session is not None and session.pool.holds(conn) else None
 
     def recount(self) -> None:

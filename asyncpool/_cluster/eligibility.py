@@ -12,6 +12,8 @@ SILENT = 1.5
 take them."""
 LAGS = "it lags"
 """The beginning of the reason of a standby that lags too much."""
+SERVES_NONE = "no connection came free, and it served nothing"
+"""The reason of a host that is silent: it hangs, or has long statements on all connections."""
 
 
 def reasons_of(
@@ -19,6 +21,7 @@ def reasons_of(
     primary: Host | None,
     now: float,
     *,
+    timeline: int,
     max_lag: float,
     read_from_primary: bool,
 ) -> dict[Host, str]:
@@ -28,11 +31,12 @@ def reasons_of(
         hosts: the hosts.
         primary: the primary, also while it is down.
         now: the current instant.
+        timeline: that of the primary.
         max_lag: seconds that a standby may lag.
         read_from_primary: whether the primary takes reads beside standbys; if not, it does while no
             standby can.
     """
-    reasons = {host: _reason(host, primary, max_lag) for host in hosts}
+    reasons = {host: _reason(host, primary, timeline, max_lag) for host in hosts}
     if primary in reasons and not reasons[primary] and not read_from_primary:
         others = [host for host in hosts if host is not primary]
         # While a host was not looked at yet, it may be found to be a standby that takes reads.
@@ -41,11 +45,11 @@ def reasons_of(
     silent = [host for host in hosts if not reasons[host] and _is_silent(host, now)]
     if any(not reasons[host] and host not in silent for host in hosts):
         for host in silent:
-            reasons[host] = "no connection came free, and nothing was served"
+            reasons[host] = SERVES_NONE
     return reasons
 
 
-def _reason(host: Host, primary: Host | None, max_lag: float) -> str:
+def _reason(host: Host, primary: Host | None, timeline: int, max_lag: float) -> str:
     """Return why a host takes no reads, whatever the others do."""
     if host.drained:
         return "it is drained"
@@ -55,6 +59,13 @@ def _reason(host: Host, primary: Host | None, max_lag: float) -> str:
         return "it was not looked at yet"
     if host.role == "primary":
         return "" if host is primary else "it is not the primary that the cluster follows"
+    return _reason_of_standby(host, host.sight.timeline, timeline, max_lag)
+
+
+def _reason_of_standby(host: Host, follows: int, timeline: int, max_lag: float) -> str:
+    """Return why a standby that answers takes no reads."""
+    if 0 < follows < timeline:
+        return f"it follows a primary on the older timeline {follows}"
     if host.lag > max_lag:
         lag = "an unknown time" if host.lag == math.inf else f"{host.lag:.1f} s"
         return f"{LAGS} {lag} behind (max_lag={max_lag:g})"

@@ -83,8 +83,8 @@ class Host:
 
     @property
     def is_known(self) -> bool:
-        """Whether a look was answered or has failed."""
-        return self.sight is not None or self.error is not None
+        """Whether a look has ended, however it did."""
+        return not (self.sight is None and self.error is None and self.silent_since is None)
 
     @property
     def reachable(self) -> bool:
@@ -104,7 +104,10 @@ class Host:
         return None if self.sight is None else text_of(self.sight.position)
 
     def leave(self, why: str) -> None:
-        """Let the reads that wait here, and those that may be run elsewhere, leave."""
+        """Let the reads that wait here move to another host."""
         self.pool.dismiss_waiting(why)
+
+    def cancel_reads(self) -> None:
+        """Let the reads that run here, and may be run elsewhere, do so: the host is down."""
         for scope in list(self.scopes):
             scope.cancel()

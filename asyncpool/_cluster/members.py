@@ -14,7 +14,7 @@ from typing import Any
 
 from asyncpool._cluster.addresses import Address
 from asyncpool._cluster.changes import Changes
-from asyncpool._cluster.eligibility import LAGS, reasons_of
+from asyncpool._cluster.eligibility import LAGS, SERVES_NONE, reasons_of
 from asyncpool._cluster.host import Host
 from asyncpool._cluster.pools import HostDown, HostPool
 from asyncpool._cluster.primary import Primary
@@ -57,6 +57,8 @@ class Members:
         """The hosts that take reads, the least recently chosen first."""
         self.on_leave: Callable[[Host], None] = lambda _: None
         """Called with a host that is no longer in the list."""
+        self._drained: set[str] = set()
+        """The names of drained hosts, also while the list does not have them."""
         self._make_pool = make_pool
         self._min_size, self._max_size = sizes(min_size, max_size)
         self._max_lag = max_lag
@@ -83,20 +85,25 @@ class Members:
 
     def set_addresses(self, addresses: list[Address]) -> list[Host]:
         """Change the list of hosts; return the new ones."""
-        before, self.hosts = self.hosts, {}
+        before, hosts = self.hosts, dict[str, Host]()
         added = []
         for address in addresses:
             name = address.name
             host = before.get(name)
             if host is None:
                 host = Host(address, self._make_pool(address, partial(self.suspect, name)))
+                host.drained = name in self._drained
                 added.append(host)
-                if before:
-                    self.changes.record("host added", f"host {name} was added", host=name)
-            elif host.address != address:
+            hosts[name] = host
+        # All pools could be made: so the list changes as a whole.
+        self.hosts = hosts
+        for address in addresses:
+            host = hosts[address.name]
+            if host.address != address:
                 host.address = address
                 host.pool.conninfo = address.conninfo
-            self.hosts[name] = host
+        for host in added if before else ():
+            self.changes.record("host added", f"host {host.name} was added", host=host.name)
         for name, host in before.items():
             if name not in self.hosts:
                 host.reason = "it is no longer in the list"
@@ -141,13 +148,17 @@ class Members:
         if before not in (None, host.role):
             text = f"host {host.name} was a {before} and is a {host.role}"
             self.changes.record("role", text, logging.WARNING, host=host.name, role=host.role)
+        had_primary = self.primary is not None
         self.decide()
         if was_down and host is self.primary:
             self.leader.connect_now()
+        if had_primary and self.primary is None:
+            self._look_at_all()
 
     def note_down(self, host: Host, why: HostDown) -> None:
         """Note a look that has failed."""
-        if host.error is None:
+        is_new = host.error is None
+        if is_new:
             text = f"host {host.name} is down: {why}"
             self.changes.record("host down", text, logging.WARNING, host=host.name)
             host.down_since = self.changes.clock()
@@ -156,6 +167,8 @@ class Members:
                     other.trouble.set()  # it may have been promoted
         host.error, host.fault, host.silent_since = str(why) or "unknown", why.fault, None
         self.decide()
+        if is_new and host is self.primary:
+            self._look_at_all()
 
     def note_busy(self, host: Host, since: float, *, serves: bool) -> None:
         """Note a look for which no connection came free.
@@ -186,6 +199,7 @@ class Members:
         if host.drained == drained:
             return
         host.drained = drained
+        (self._drained.add if drained else self._drained.discard)(host.name)
         kind, what = ("drained", "no reads") if drained else ("resumed", "reads again")
         text = f"host {host.name} was {kind}, and takes {what}"
         self.changes.record(kind, text, host=host.name)
@@ -207,14 +221,15 @@ class Members:
         """Decide anew which host is the primary and which hosts take reads."""
         self.leader.choose()
         hosts, primary = self.all(), self.primary
-        sight = None if primary is None else primary.sight
         for host in hosts:
             if host.sight is not None and host.error is None:
-                host.lag, host.current_at = progress(host.sight, sight, host.current_at)
+                positions = self.leader.positions
+                host.lag, host.current_at = progress(host.sight, positions, host.current_at)
         reasons = reasons_of(
             hosts,
             primary,
             self.changes.clock(),
+            timeline=self.leader.timeline,
             max_lag=self._max_lag,
             read_from_primary=self._read_from_primary,
         )
@@ -228,6 +243,8 @@ class Members:
             host.pool.set_sizes(max(1, self._min_size) if is_needed else 1, self._max_size)
         for host in left:
             host.leave(host.reason)
+            if host.error is not None:
+                host.cancel_reads()
         self.changes.wake()
 
     def describe(self) -> str:
@@ -236,13 +253,23 @@ class Members:
         return "; ".join(said) or "no host is known"
 
     def _set_reason(self, host: Host, reason: str) -> None:
-        if reason.startswith(LAGS) and not host.reason.startswith(LAGS):
-            text = f"host {host.name} takes no reads: {reason}"
-            self.changes.record("host lags", text, logging.WARNING, host=host.name)
-        elif host.reason.startswith(LAGS) and not reason:
-            text = f"host {host.name} takes reads again: it lags {host.lag:.1f} s"
-            self.changes.record("host current", text, logging.WARNING, host=host.name)
-        host.reason = reason
+        """Set why a host takes no reads; record a change that no other event tells."""
+        old, host.reason = host.reason, reason
+        for beginning, kind, end in (
+            (LAGS, "host lags", "host current"),
+            (SERVES_NONE, "host silent", "host serves"),
+        ):
+            if reason.startswith(beginning) and not old.startswith(beginning):
+                text = f"host {host.name} takes no reads: {reason}"
+                self.changes.record(kind, text, logging.WARNING, host=host.name)
+            elif old.startswith(beginning) and not reason:
+                text = f"host {host.name} takes reads again"
+                self.changes.record(end, text, logging.WARNING, host=host.name)
+
+    def _look_at_all(self) -> None:
+        """Look at all hosts soon: one of them may be promoted."""
+        for host in self.all():
+            host.trouble.set()
 
     def _check(self, host: Host) -> None:
         if host.pool.is_open and (why := host.pool.why_down()) is not None:

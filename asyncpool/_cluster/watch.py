@@ -18,6 +18,7 @@ import anyio
 
 from asyncpool._cluster.addresses import listed_by
 from asyncpool._cluster.host import Host
+from asyncpool._cluster.knock import answers
 from asyncpool._cluster.members import Members
 from asyncpool._cluster.pools import HostBusy, HostDown, HostPool
 from asyncpool._core.background import BackgroundTasks
@@ -29,7 +30,7 @@ LIMIT = 1.0
 INTERVAL = 1.0
 """Seconds from the beginning of a look to the next one."""
 DOWN_INTERVAL = 0.5
-"""The same while the host is down."""
+"""The same while the host or the primary is down."""
 SEARCH_INTERVAL = 0.2
 """The same while the primary has been down for a short time, at a host that may be promoted."""
 PAUSE = 0.1
@@ -57,8 +58,8 @@ class Watch:
         self.closed = False
         self.leaving: set[HostPool[Any]] = set()
         """The pools of hosts that are no longer in the list, until they are closed."""
-        self.after_look: Callable[[], None] = lambda: None
-        """Called after each look."""
+        self.after_look: weakref.WeakMethod[Callable[[], None]] | None = None
+        """A method to call after each look."""
         self._source = source
         self._forked = False
         self._tasks = BackgroundTasks(members.name)
@@ -149,6 +150,9 @@ class Watch:
             self._tasks.spawn(self._close(host.pool), "close")
 
     async def _close(self, pool: HostPool[Any]) -> None:
+        """Close a pool as soon as all its connections were returned."""
+        while pool.retire():  # noqa: ASYNC110 - the ends of leases have no event
+            await asyncio.sleep(DOWN_INTERVAL)
         await pool.close()
         self.leaving.discard(pool)
 
@@ -167,16 +171,20 @@ class Watch:
                     return
             except Exception as error:  # noqa: BLE001 - it is logged, and the next look follows
                 self.members.note_down(host, HostDown(describe(error)))
-            self.after_look()
+            if self.after_look is not None and (method := self.after_look()) is not None:
+                method()
+                del method
             await asyncio.sleep(PAUSE)
             with anyio.move_on_after(began + self._interval(host) - loop.time()):
                 await host.trouble.wait()
 
     def _interval(self, host: Host) -> float:
         """Return the seconds from the beginning of a look at a host to the next one."""
-        if host.error is not None:
-            return DOWN_INTERVAL
-        return SEARCH_INTERVAL if self.members.expects_promotion else INTERVAL
+        if host.error is None and self.members.expects_promotion:
+            return SEARCH_INTERVAL
+        primary = self.members.primary
+        is_well = host.error is None and primary is not None and primary.error is None
+        return INTERVAL if is_well else DOWN_INTERVAL
 
     async def _look(self, host: Host) -> None:
         loop, members = asyncio.get_running_loop(), self.members
@@ -186,7 +194,11 @@ class Watch:
         except HostDown as why:
             members.note_down(host, why)
         except HostBusy:
-            members.note_busy(host, began, serves=host.pool.served > served)
+            serves = host.pool.served > served
+            if serves or await answers(host.address, LIMIT):
+                members.note_busy(host, began, serves=serves)
+            else:
+                members.note_down(host, HostDown(f"no answer within {LIMIT:g} s"))
         else:
             members.note_sight(host, sight)
 

@@ -46,13 +46,19 @@ class Pair:
         self.catch_up()
         self.on_standby("SELECT pg_wal_replay_pause()")
         try:
-            while self.on_standby("SELECT pg_get_wal_replay_pause_state()") != "paused":
+            while not self.on_standby(f"SELECT {self._paused()}"):
                 # A replay that waits for records pauses when the next one comes.
                 self.on_primary("SELECT pg_switch_wal()")
                 time.sleep(0.01)
             yield
         finally:
             self.on_standby("SELECT pg_wal_replay_resume()")
+
+    def _paused(self) -> str:
+        """Return the expression for whether the standby has paused."""
+        if int(self.on_standby("SHOW server_version_num")) < 140000:
+            return "pg_is_wal_replay_paused()"  # it applies no further record from then on
+        return "pg_get_wal_replay_pause_state() = 'paused'"
 
     def catch_up(self) -> None:
         """Wait until the standby has replayed what the primary has flushed."""

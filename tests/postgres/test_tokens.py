@@ -252,3 +252,60 @@ async def test_a_token_outlives_a_promotion() -> None:
         assert Token.parse(after).timeline == 2
         for token in (before, after):
             assert await cluster.read.fetchval("SELECT count(*) FROM kept", after=token) == 1
+
+
+async def test_an_idle_standby_has_replayed_up_to_the_beginning_of_a_page(pair: Pair) -> None:
+    """The primary's next record would begin behind the page's header, where a token must not be."""
+    emit = "SELECT pg_logical_emit_message(true, '', repeat('x', {}))"
+    insert = "SELECT pg_current_wal_insert_lsn() - '0/0'"
+    async with opened(pair, token_wait=LIMIT) as cluster:
+        write = cluster.write
+        for _ in range(500):
+            before = int(await write.fetchval(insert))
+            await write.fetchval(emit.format(8))
+            least = int(await write.fetchval(insert)) - before - 8
+            left = 8192 - int(await write.fetchval(insert)) % 8192
+            if left >= least + 250:
+                await write.fetchval(emit.format(left - least - 200))
+            elif least <= left:
+                await write.fetchval(emit.format(left - least))
+                if int(await write.fetchval(insert)) % 8192 == 24:
+                    break
+        else:
+            raise AssertionError("no commit has filled a page")
+        token = Token.parse(await write.token())
+        assert token.lsn % 8192 == 0
+        await in_time(until_standby(cluster, str(token)))
+        assert pair.on_standby("SELECT pg_last_wal_replay_lsn()") == str(Token(0, token.lsn))
+
+
+async def test_a_server_without_wait_for_is_asked_again_and_again(
+    pair: Pair, notes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if it were one that has it, but not as expected."""
+    monkeypatch.setattr("asyncpool._cluster.replay.WAITS", 1)
+    async with opened(pair, token_wait=LIMIT) as cluster:
+        with pair.paused():
+            await cluster.write.execute(f"INSERT INTO {notes} VALUES (1)")
+            token = await cluster.write.token()
+            query = f"SELECT count(*) FROM {notes} WHERE pg_is_in_recovery()"
+            read = asyncio.create_task(cluster.read.fetchval(query, after=token))
+            await asyncio.sleep(0.1)
+        assert await in_time(read) == 1
+
+
+async def test_a_role_that_sees_no_receiver_knows_the_timeline_by_the_checkpoint(
+    pair: Pair,
+) -> None:
+    """So that its tokens are served by standbys too, unless there was a promotion lately."""
+    pair.on_primary("DROP ROLE IF EXISTS plain")
+    pair.on_primary("CREATE ROLE plain LOGIN PASSWORD 'plain'")
+    pair.catch_up()
+    login = psycopg.conninfo.conninfo_to_dict("user=plain password=plain")
+    dsn = psycopg.conninfo.make_conninfo(pair.hosts, **login)
+    async with Cluster(dsn, min_size=1, token_wait=LIMIT) as cluster:
+        await cluster.wait(LIMIT)
+        await eventually(lambda: all(host.role for host in cluster.hosts()))
+        token = await cluster.write.token()
+        assert token.endswith("@1")
+        assert await host_of(cluster, token) == "standby"
