@@ -33,6 +33,8 @@ DOWN_INTERVAL = 0.5
 """The same while the host or the primary is down."""
 SEARCH_INTERVAL = 0.2
 """The same while the primary has been down for a short time, at a host that may be promoted."""
+QUIET = 0.3
+"""Seconds in which a host with reads under way serves no other one, after which a look is due."""
 PAUSE = 0.1
 """The shortest time from the end of a look to the next one."""
 
@@ -175,8 +177,18 @@ class Watch:
                 method()
                 del method
             await asyncio.sleep(PAUSE)
-            with anyio.move_on_after(began + self._interval(host) - loop.time()):
+            await self._rest(host, began + self._interval(host))
+
+    async def _rest(self, host: Host, until: float) -> None:
+        """Wait until the next look is due: sooner if the host fails, or falls silent under load."""
+        loop = asyncio.get_running_loop()
+        while (left := until - loop.time()) > 0:
+            served = host.pool.served
+            with anyio.move_on_after(min(left, QUIET)):
                 await host.trouble.wait()
+                return
+            if host.under_way and host.pool.served == served:
+                return
 
     def _interval(self, host: Host) -> float:
         """Return the seconds from the beginning of a look at a host to the next one."""

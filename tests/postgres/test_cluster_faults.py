@@ -177,6 +177,21 @@ async def test_standbys_are_looked_at_more_often_while_the_primary_is_down(serve
         await eventually(lambda: all(each.reachable for each in cluster.hosts()))
 
 
+async def test_a_host_that_serves_nothing_new_is_looked_at_more_often(servers: Trio) -> None:
+    """So that reads under way on a host that falls silent are soon run elsewhere."""
+    async with opened(servers.dsn) as cluster, cluster.read.connection() as conn:
+
+        def looks() -> int:
+            (host,) = [each for each in cluster.hosts() if each.under_way]
+            return host.stats.requests - host.reads
+
+        sleeping = asyncio.create_task(conn.execute("SELECT pg_sleep(3)"))
+        before = looks()
+        await eventually(lambda: looks() >= before + 4, 2.0)
+        sleeping.cancel()
+        await asyncio.wait([sleeping])
+
+
 class Writer:
     """Writes numbers one after another from several tasks, each number once."""
 
