@@ -269,6 +269,8 @@ class Router:
 
     def let_go(self, conn: object) -> Host | None:
         """Return the host of a connection that is being released; None: it was not borrowed."""
+        if not isinstance(conn, psycopg.AsyncConnection):
+            return None
         if (host := self._held.pop(conn, None)) is not None:
             host.held -= 1
             host.under_way -= 1

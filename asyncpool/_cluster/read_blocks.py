@@ -52,9 +52,13 @@ class ReadBlock(Generic[T]):
             entered: T = await block.__aenter__()
             return entered
 
-        self._host, entered = await self._router.place(
-            enter, self._timeout, self._after or self._router.after(None)
-        )
+        self._block = enter  # the block is in use from here on
+        try:
+            after = self._after or self._router.after(None)
+            self._host, entered = await self._router.place(enter, self._timeout, after)
+        except BaseException:
+            self._block = None
+            raise
         self._block = block
         return entered
 
