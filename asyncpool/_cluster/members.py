@@ -23,6 +23,8 @@ from asyncpool._core.settings import sizes
 
 MakePool = Callable[[Address, Callable[[], None]], HostPool[Any]]
 """Makes the pool for an address; the second argument is called in trouble."""
+PROMOTED_WITHIN = 60.0
+"""Seconds for which the primary has been down after which no promotion is expected."""
 
 
 class Members:
@@ -66,6 +68,14 @@ class Members:
     def primary(self) -> Host | None:
         """The host that is the primary, also while it is down."""
         return self.leader.host
+
+    @property
+    def expects_promotion(self) -> bool:
+        """Whether the primary is down, but not for so long that nobody promotes a standby."""
+        primary = self.primary
+        if primary is None or primary.error is None:
+            return False
+        return self.changes.clock() - primary.down_since < PROMOTED_WITHIN
 
     def all(self) -> list[Host]:
         """Return the hosts."""
@@ -152,6 +162,9 @@ class Members:
             text = f"host {host.name} is down: {why}"
             self.changes.record("host down", text, logging.WARNING, host=host.name)
             host.down_since = self.changes.clock()
+            if host is self.primary:
+                for other in self.all():
+                    other.trouble.set()  # it may have been promoted
         host.error, host.fault, host.silent_since = str(why) or "unknown", why.fault, None
         self.decide()
         if is_new and host is self.primary:

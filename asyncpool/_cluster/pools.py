@@ -72,6 +72,8 @@ class HostPool(AsyncConnectionPool[ACT]):
     def __init__(self, conninfo: str, on_trouble: Callable[[], None], **options: Any) -> None:
         options["classify"] = partial(_classify, options["classify"], on_trouble)
         super().__init__(conninfo, **options)
+        self.looks = 0
+        """Looks that were begun, which count as requests of the pool."""
 
     @property
     def is_open(self) -> bool:
@@ -131,6 +133,7 @@ class HostPool(AsyncConnectionPool[ACT]):
             HostBusy: no connection came free.
         """
         at = self._core.runtime.time()
+        self.looks += 1
         try:
             with within(priority=PRIORITY):
                 conn = await self._borrow(limit)

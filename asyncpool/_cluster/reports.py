@@ -43,6 +43,8 @@ class HostStatus:
     """Why it takes no reads; empty: it takes some."""
     under_way: int
     """The reads that wait or run there."""
+    reads: int
+    """The reads that went there, also those that failed or moved to another host."""
     stats: PoolStats
     """The numbers of its pool."""
 
@@ -108,6 +110,7 @@ class ClusterExplanation:
 
 def status_of(host: Host) -> HostStatus:
     """Return the status of a host."""
+    stats = host.pool.stats()
     return HostStatus(
         host=host.address.host,
         port=host.address.port,
@@ -120,7 +123,8 @@ def status_of(host: Host) -> HostStatus:
         takes_reads=not host.reason,
         reason=host.reason,
         under_way=host.under_way,
-        stats=host.pool.stats(),
+        reads=max(0, stats.requests - host.pool.looks),
+        stats=stats,
     )
 
 

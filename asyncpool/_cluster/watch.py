@@ -31,6 +31,10 @@ INTERVAL = 1.0
 """Seconds from the beginning of a look to the next one."""
 DOWN_INTERVAL = 0.5
 """The same while the host or the primary is down."""
+SEARCH_INTERVAL = 0.2
+"""The same while the primary has been down for a short time, at a host that may be promoted."""
+QUIET = 0.3
+"""Seconds in which a host with reads under way serves no other one, after which a look is due."""
 PAUSE = 0.1
 """The shortest time from the end of a look to the next one."""
 
@@ -172,12 +176,27 @@ class Watch:
             if self.after_look is not None and (method := self.after_look()) is not None:
                 method()
                 del method
-            primary = self.members.primary
-            is_well = host.error is None and primary is not None and primary.error is None
-            interval = INTERVAL if is_well else DOWN_INTERVAL
             await asyncio.sleep(PAUSE)
-            with anyio.move_on_after(began + interval - loop.time()):
+            await self._rest(host, began + self._interval(host))
+
+    async def _rest(self, host: Host, until: float) -> None:
+        """Wait until the next look is due: sooner if the host fails, or falls silent under load."""
+        loop = asyncio.get_running_loop()
+        while (left := until - loop.time()) > 0:
+            served = host.pool.served
+            with anyio.move_on_after(min(left, QUIET)):
                 await host.trouble.wait()
+                return
+            if host.under_way and host.pool.served == served:
+                return
+
+    def _interval(self, host: Host) -> float:
+        """Return the seconds from the beginning of a look at a host to the next one."""
+        if host.error is None and self.members.expects_promotion:
+            return SEARCH_INTERVAL
+        primary = self.members.primary
+        is_well = host.error is None and primary is not None and primary.error is None
+        return INTERVAL if is_well else DOWN_INTERVAL
 
     async def _look(self, host: Host) -> None:
         loop, members = asyncio.get_running_loop(), self.members

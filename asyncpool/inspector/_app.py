@@ -29,8 +29,9 @@ class Inspector:
     `authorize` or `basic_auth`. The page shows no password and no parameter of a statement.
 
     Args:
-        pools: one pool, or several with different names, held weakly; or a callable that returns
-            them, called for each snapshot.
+        pools: one pool or cluster, or several with different names, held weakly; or a callable that
+            returns them, called for each snapshot. A cluster has a pool for writes, and one for
+            each host.
         authorize: a plain or async function of the request's ASGI scope. The result `True` allows
             the request. A response, which is an ASGI app such as Starlette's `RedirectResponse`,
             is sent instead of the page. Anything else refuses with status 403.

@@ -35,7 +35,7 @@ class Feed:
     """The snapshots of some pools.
 
     Args:
-        pools: one pool or several, held weakly, or a callable that returns them.
+        pools: one pool or cluster, or several, held weakly, or a callable that returns them.
         interval: seconds from one tick to the next.
         stream_duration: seconds after which a stream ends, since a server that stops waits for
             open streams; the page then opens the next one.
@@ -142,14 +142,17 @@ class Feed:
             self._known = known
             self._snapshots.clear()
         if whole not in self._snapshots:
-            started = time.monotonic()
+            started, hosts = time.monotonic(), self._sources.hosts()
             snapshot = {
                 "asyncpool": 1,
                 "at": time.time(),
                 "whole": whole,
                 "interval": self._interval,
                 "process": identity(),
-                "pools": [self._shown(name, pool, whole=whole) for name, pool in pools.items()],
+                "pools": [
+                    self._shown(name, pool, whole=whole) | {"host": hosts.get(name)}
+                    for name, pool in pools.items()
+                ],
             }
             self._snapshots[whole] = json.dumps(snapshot, separators=(",", ":"))
             ended = time.monotonic()

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from asyncpool import AsyncConnectionPool
+from asyncpool import AsyncConnectionPool, Cluster
 
 Pool = AsyncConnectionPool[Any]
-Pools = Pool | Iterable[Pool]
+One = Pool | Cluster[Any]
+Pools = One | Iterable[One]
 Given = Pools | Callable[[], Pools]
+FACTS = ("name", "role", "reachable", "takes_reads", "reason", "drained", "under_way", "reads")
+"""What the page shows of a host, beside its lag."""
 
 
 class Sources:
-    """The pools of an inspector.
+    """The pools of an inspector; those of a cluster are its pool for writes and one for each host.
 
     Raises:
-        TypeError: an argument is no pool, or there are no pools.
-        ValueError: two pools have the same name.
+        TypeError: an argument is neither a pool nor a cluster, or there are none.
+        ValueError: two pools or two clusters have the same name.
     """
 
     def __init__(self, given: Given) -> None:
         self._call: Callable[[], Pools] | None = None
-        self._pools: list[weakref.ref[Pool]] = []
+        self._given: list[weakref.ref[One]] = []
         if callable(given):
             self._call = given
             return
@@ -35,7 +39,7 @@ class Sources:
         if len(set(names)) < len(names):
             msg = f"two pools of an inspector have the same name: got {names}; give each a name="
             raise ValueError(msg)
-        self._pools = [weakref.ref(pool) for pool in found]
+        self._given = [weakref.ref(each) for each in found]
 
     def current(self) -> dict[str, Pool]:
         """Return the pools that exist now by their names.
@@ -44,33 +48,45 @@ class Sources:
         number.
 
         Raises:
-            TypeError: the callable returned something else than pools.
+            TypeError: the callable returned something else than pools and clusters.
         """
-        if self._call is None:
-            alive = [pool for each in self._pools if (pool := each()) is not None]
-        else:
-            alive = _listed(self._call())
         seen: Counter[str] = Counter()
         found = {}
-        for pool in alive:
-            seen[pool.name] += 1
-            number = seen[pool.name]
-            found[pool.name if number == 1 else f"{pool.name} ({number})"] = pool
+        for one in self._alive():
+            for pool in one.pools if isinstance(one, Cluster) else (one,):
+                seen[pool.name] += 1
+                number = seen[pool.name]
+                found[pool.name if number == 1 else f"{pool.name} ({number})"] = pool
         return found
 
+    def hosts(self) -> dict[str, dict[str, Any]]:
+        """Return what is known of the host of each pool that a cluster has for one, by its name."""
+        found = {}
+        for one in self._alive():
+            for host in one.hosts() if isinstance(one, Cluster) else ():
+                facts = {name: getattr(host, name) for name in FACTS}
+                lag = None if host.lag == math.inf else host.lag
+                found[host.stats.name] = {"cluster": one.name, **facts, "lag": lag}
+        return found
 
-def _listed(given: Pools) -> list[Pool]:
+    def _alive(self) -> list[One]:
+        if self._call is not None:
+            return _listed(self._call())
+        return [one for each in self._given if (one := each()) is not None]
+
+
+def _listed(given: Pools) -> list[One]:
     try:
-        found = [given] if isinstance(given, AsyncConnectionPool) else list(given)
+        found = [given] if isinstance(given, (AsyncConnectionPool, Cluster)) else list(given)
     except TypeError:
         raise TypeError(_wrong(given)) from None
-    if not all(isinstance(each, AsyncConnectionPool) for each in found):
+    if not all(isinstance(each, (AsyncConnectionPool, Cluster)) for each in found):
         raise TypeError(_wrong(given))
     return found
 
 
 def _wrong(given: object) -> str:
     return (
-        "an inspector takes one AsyncConnectionPool or several, or a callable that returns them:"
-        f" got {given!r}"
+        "an inspector takes one AsyncConnectionPool or Cluster, or several, or a callable that"
+        f" returns them: got {given!r}"
     )

@@ -28,8 +28,9 @@ def application(
     """An application with the page and its feed: `app.add_subapp("/pool/", application(...))`.
 
     Args:
-        pools: one pool, or several with different names, held weakly; or a callable that returns
-            them, called for each snapshot.
+        pools: one pool or cluster, or several with different names, held weakly; or a callable that
+            returns them, called for each snapshot. A cluster has a pool for writes, and one for
+            each host.
         authorize: a plain or async function of the request. The result `True` allows the request;
             a response is sent instead of the page; anything else refuses with status 403.
         basic_auth: instead of `authorize`, a user and a password, which browsers ask for.

@@ -38,6 +38,14 @@ function badge(pool) {
   document.title = `${lost ? "NO ANSWER" : word(pool)} - ${pool.name}: ${pool.stats.leased} of ${limit(pool)} in use`;
 }
 
+// What the host of a cluster's pool does, and why it takes no reads.
+function hostOf({ host }) {
+  if (!host) return "";
+  const lag = host.lag === null ? "an unknown time" : seconds(host.lag);
+  const reads = host.takes_reads ? `takes reads, ${many(host.under_way, "read")} under way` : `takes no reads: ${host.reason}`;
+  return `${host.role || "unknown role"}${host.role === "standby" ? `, lags ${lag}` : ""}, ${reads}`;
+}
+
 function who(pool) {
   const { host, pid, uptime } = snapshot.process;
   const base = pool.database;
@@ -47,7 +55,7 @@ function who(pool) {
   const version = health.server_version ? `PostgreSQL ${health.server_version}${health.role ? `, ${health.role}` : ""}` : "";
   const ping = typeof health.latency === "number" ? `ping ${seconds(health.latency)}` : "";
   const one = processes.size > 1 ? `, one of ${processes.size} that have answered` : "";
-  put("who", [`process ${pid} on ${host}${one}, up ${lasts(uptime)}`, server, version, ping].filter(Boolean).join(" · "));
+  put("who", [`process ${pid} on ${host}${one}, up ${lasts(uptime)}`, server, version, hostOf(pool), ping].filter(Boolean).join(" · "));
   const others = processes.size > 1
     ? `${processes.size} processes have answered this page: ${[...processes.values()].join(", ")}.`
     : "Another worker of the app has pools of its own, and a reload may reach it.";
@@ -177,7 +185,7 @@ function choices() {
   }
   select.value = chosen;
   for (const [number, pool] of snapshot.pools.entries()) {
-    const text = `${pool.name} - ${word(pool)}`;
+    const text = `${pool.name}${pool.host ? `, ${pool.host.role || "unknown role"}` : ""} - ${word(pool)}`;
     if (select.options[number].textContent !== text) select.options[number].textContent = text;
   }
   const bad = snapshot.pools.filter((each) => each.name !== chosen && !["ok", "unknown"].includes(statusOf(each)));

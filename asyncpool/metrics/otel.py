@@ -2,7 +2,8 @@
 
 Source: https://opentelemetry.io/docs/specs/semconv/database/database-metrics/#connection-pools
 
-What they do not know, such as refused requests or fleets, has names that begin with `asyncpool.`.
+What they do not know, such as refused requests, hosts and fleets, has names that begin with
+`asyncpool.`.
 
 All numbers are read when a reader collects; an acquire or release does no work for them. The three
 histograms are synchronous instruments, so each collection records the durations since the one
@@ -21,11 +22,12 @@ from typing import Any
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation
 
-from asyncpool import AsyncConnectionPool, Fleet, FleetStats, PoolStats
+from asyncpool import AsyncConnectionPool, Cluster, Fleet, FleetStats, HostStatus, PoolStats
 
 from ._durations import durations
 from ._fleet import GAUGES
 from ._numbers import refused
+from ._pools import Given, pools_of
 
 __all__ = ["Instrumentation", "instrument"]
 
@@ -33,23 +35,27 @@ BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 """Seconds, as the conventions advise for durations of databases."""
 POOL, STATE = "db.client.connection.pool.name", "db.client.connection.state"
 RULE, FLEET = "asyncpool.rule", "asyncpool.fleet.name"
+CLUSTER, HOST, PORT = "asyncpool.cluster", "server.address", "server.port"
+ROLE = "asyncpool.role"
 MAX_AGE = 0.05
 """Seconds for which a snapshot is reused, since a collection asks once for each instrument."""
 
 Pool = AsyncConnectionPool[Any]
 Read = Callable[[PoolStats], float | None]
+ReadHost = Callable[[HostStatus], float | None]
 
 
 def instrument(
-    *pools: Pool | Fleet,
+    *pools: Given,
     meter_provider: MeterProvider | None = None,
     slow_wait: float | None = None,
     histograms: bool = True,
 ) -> Instrumentation:
-    """Start collecting the metrics of pools and fleets.
+    """Start collecting the metrics of pools, clusters and fleets.
 
     Args:
-        pools: one or more; held weakly, and pools are left out while not open.
+        pools: one or more; held weakly, and left out while not open. A cluster has the metrics of
+            its pools, and some of each host.
         meter_provider: the provider; None: OpenTelemetry's global one.
         slow_wait: seconds above which a wait for a connection becomes an event of the current
             span, by a callback that replaces the pool's `on_slow_wait`; None: no events.
@@ -57,26 +63,22 @@ def instrument(
             collecting thread some microseconds for each request of the pool.
 
     Raises:
-        TypeError: an argument is neither a pool nor a fleet, or there are none.
+        TypeError: an argument is none of these, or there are none.
     """
-    if not pools or not all(isinstance(each, AsyncConnectionPool | Fleet) for each in pools):
-        msg = f"instrument() takes one or more pools and fleets: got {pools!r}"
+    kinds = AsyncConnectionPool, Cluster, Fleet
+    if not pools or not all(isinstance(each, kinds) for each in pools):
+        msg = f"instrument() takes one or more pools, clusters and fleets: got {pools!r}"
         raise TypeError(msg)
     meters = _meters_of(meter_provider or metrics.get_meter_provider())
-    for pool in pools:
-        if isinstance(pool, Fleet):
-            meters.add_fleet(pool)
-            continue
-        meters.add(pool, histograms=histograms)
-        if slow_wait is not None:
-            pool.on_slow_wait(slow_wait, partial(_record_wait, weakref.ref(pool)))
+    for each in pools:
+        meters.add(each, histograms=histograms, slow_wait=slow_wait)
     return Instrumentation(meters, pools, slow_waits=slow_wait is not None)
 
 
 class Instrumentation:
-    """Pools and fleets whose metrics are collected until `uninstrument` is called."""
+    """Pools whose metrics are collected until `uninstrument` is called."""
 
-    def __init__(self, meters: _Meters, pools: Iterable[Pool | Fleet], *, slow_waits: bool) -> None:
+    def __init__(self, meters: _Meters, pools: Iterable[Given], *, slow_waits: bool) -> None:
         self._meters = meters
         self._pools = [weakref.ref(pool) for pool in pools]
         self._slow_waits = slow_waits
@@ -84,12 +86,9 @@ class Instrumentation:
     def uninstrument(self) -> None:
         """Stop collecting; a second call does nothing."""
         for each in self._pools:
-            pool = each()
-            if isinstance(pool, Fleet):
-                self._meters.remove_fleet(pool)
-            elif pool is not None:
-                self._meters.remove(pool)
-                if self._slow_waits:
+            if (given := each()) is not None:
+                self._meters.remove(given)
+                for pool in pools_of(given) if self._slow_waits else ():
                     pool.on_slow_wait(0, None)
         self._pools.clear()
 
@@ -129,11 +128,21 @@ class _Watched:
                 instruments[name].record(value, attributes)
 
 
+class _WatchedCluster:
+    """One cluster, and how its pools are watched, also those of hosts that it finds later."""
+
+    def __init__(self, cluster: Cluster[Any], histograms: bool, slow_wait: float | None) -> None:
+        self.cluster = weakref.ref(cluster)
+        self.histograms = histograms
+        self.slow_wait = slow_wait
+
+
 class _Meters:
-    """The instruments of one provider, and the pools that they read."""
+    """The instruments of one provider, and the pools, clusters and fleets that they read."""
 
     def __init__(self, provider: MeterProvider) -> None:
         self._watched: list[_Watched] = []
+        self._clusters: list[_WatchedCluster] = []
         self._fleets: list[weakref.ref[Fleet]] = []
         meter = metrics.get_meter("asyncpool", meter_provider=provider)
         unit = "{connection}"
@@ -209,27 +218,60 @@ class _Meters:
             seen = partial(self._observe_fleets, each.read)
             name = f"asyncpool.fleet.{each.key}"
             meter.create_observable_gauge(name, [seen], each.unit, each.text)
+        hosts: dict[str, tuple[str, str, ReadHost]] = {
+            "lag": (
+                "s",
+                "The time that the host lags behind the primary.",
+                lambda host: None if host.lag == math.inf else host.lag,
+            ),
+            "reachable": ("1", "Whether the host answers.", lambda host: host.reachable),
+            "takes_reads": ("1", "Whether the host takes reads.", lambda host: host.takes_reads),
+        }
+        for name, (its_unit, text, read_host) in hosts.items():
+            observe_host = partial(self._observe_hosts, read_host, role=True)
+            meter.create_observable_gauge(f"asyncpool.host.{name}", [observe_host], its_unit, text)
+        meter.create_observable_counter(
+            "asyncpool.host.reads",
+            [partial(self._observe_hosts, lambda host: host.reads, role=False)],
+            "{request}",
+            "The number of reads that went to the host.",
+        )
 
-    def add(self, pool: Pool, *, histograms: bool) -> None:
-        """Add a pool; recording restarts for one that was added before."""
-        self.remove(pool)
+    def add(self, given: Given, *, histograms: bool, slow_wait: float | None = None) -> None:
+        """Add one of these; recording restarts for a pool that was added before."""
+        self.remove(given)
+        if isinstance(given, Fleet):
+            self._fleets.append(weakref.ref(given))
+        elif isinstance(given, Cluster):
+            self._clusters.append(_WatchedCluster(given, histograms, slow_wait))
+            self._find_pools()
+        else:
+            self._add_pool(given, histograms, slow_wait)
+
+    def remove(self, given: Given) -> None:
+        """Remove one of these."""
+        self._fleets = [each for each in self._fleets if each() not in (given, None)]
+        self._clusters = [each for each in self._clusters if each.cluster() not in (given, None)]
+        gone = {None, given, *pools_of(given)}
+        self._watched = [each for each in self._watched if each.pool() not in gone]
+
+    def _add_pool(self, pool: Pool, histograms: bool, slow_wait: float | None) -> None:
         self._watched.append(_Watched(pool, histograms=histograms))
+        if slow_wait is not None:
+            pool.on_slow_wait(slow_wait, partial(_record_wait, weakref.ref(pool)))
 
-    def remove(self, pool: Pool) -> None:
-        """Remove a pool."""
-        self._watched = [each for each in self._watched if each.pool() not in (pool, None)]
-
-    def add_fleet(self, fleet: Fleet) -> None:
-        """Add a fleet; once is enough."""
-        self.remove_fleet(fleet)
-        self._fleets.append(weakref.ref(fleet))
-
-    def remove_fleet(self, fleet: Fleet) -> None:
-        """Remove a fleet."""
-        self._fleets = [each for each in self._fleets if each() not in (fleet, None)]
+    def _find_pools(self) -> None:
+        """Add the pools of hosts that clusters have found meanwhile."""
+        known = {each.pool() for each in self._watched}
+        for each in self._clusters:
+            if (cluster := each.cluster()) is not None:
+                for pool in cluster.pools:
+                    if pool not in known:
+                        self._add_pool(pool, each.histograms, each.slow_wait)
 
     def _count(self, options: CallbackOptions) -> Sequence[Observation]:
         # This is a collection's first callback, so the collection includes what it records.
+        self._find_pools()
         for each in self._watched:
             each.record(self._histograms)
         found = []
@@ -249,6 +291,24 @@ class _Meters:
     def _observe(self, read: Read, options: CallbackOptions) -> Sequence[Observation]:
         found = ((stats, read(stats)) for stats in self._all())
         return [Observation(n, {POOL: stats.name}) for stats, n in found if n is not None]
+
+    def _observe_hosts(
+        self, read: ReadHost, options: CallbackOptions, *, role: bool
+    ) -> Sequence[Observation]:
+        """Return an observation for each host; a counter has no role, since that may change."""
+        found = []
+        for each in self._clusters:
+            cluster = each.cluster()
+            if cluster is None or cluster.closed:
+                continue
+            for host in cluster.hosts():
+                attributes: dict[str, str | int] = {CLUSTER: cluster.name, HOST: host.host}
+                attributes[PORT] = host.port
+                if role:
+                    attributes[ROLE] = host.role or "unknown"
+                if (number := read(host)) is not None:
+                    found.append(Observation(float(number), attributes))
+        return found
 
     def _observe_fleets(
         self, read: Callable[[FleetStats], float | None], options: CallbackOptions

@@ -24,11 +24,15 @@ from ._backend import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from threading import Event
+
+    from ._backend import Backend, SettingValue
 
 IMAGE = "postgres:17-alpine"
 SOCKET = Path("/var/run/docker.sock")
 START_TIMEOUT = 60.0  # seconds, after the image was pulled
+NO_NETWORK = "a standby would need a network of containers"
 SIGNALS: dict[StopMode, str] = {"smart": "SIGTERM", "fast": "SIGINT", "immediate": "SIGQUIT"}
 
 
@@ -125,8 +129,17 @@ class ContainerServer:
     def promote(self, timeout: float, halt: Event) -> None:
         raise ServerError("this server is not a standby: only a standby can be promoted")
 
-    def standby(self, halt: Event) -> ContainerServer:
-        refuse(self.source, "standby()", "a standby would need a network of containers")
+    def standby(self, settings: Mapping[str, SettingValue], halt: Event) -> ContainerServer:
+        refuse(self.source, "standby()", NO_NETWORK)
+
+    def follow(self, primary: Backend, timeout: float, halt: Event) -> None:
+        refuse(self.source, "follow()", NO_NETWORK)
+
+    def pause_replay(self, timeout: float, halt: Event) -> None:
+        refuse(self.source, "pause_replay()", NO_NETWORK)
+
+    def resume_replay(self, halt: Event) -> None:
+        refuse(self.source, "resume_replay()", NO_NETWORK)
 
     def close(self) -> None:
         self._container.stop()

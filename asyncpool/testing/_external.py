@@ -11,7 +11,10 @@ from asyncpool import AsyncConnectionPool
 from ._backend import Backend, ServerUnavailable, Source, Spec, StopMode, refuse
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from threading import Event
+
+    from ._backend import SettingValue
 
 REASON = "asyncpool did not start it, ASYNCPOOL_TEST_DSN names it"
 
@@ -45,8 +48,17 @@ class ExternalServer:
     def promote(self, timeout: float, halt: Event) -> NoReturn:
         refuse(self.source, "promote()", REASON)
 
-    def standby(self, halt: Event) -> NoReturn:
+    def standby(self, settings: Mapping[str, SettingValue], halt: Event) -> NoReturn:
         refuse(self.source, "standby()", REASON)
+
+    def follow(self, primary: Backend, timeout: float, halt: Event) -> NoReturn:
+        refuse(self.source, "follow()", REASON)
+
+    def pause_replay(self, timeout: float, halt: Event) -> NoReturn:
+        refuse(self.source, "pause_replay()", REASON)
+
+    def resume_replay(self, halt: Event) -> NoReturn:
+        refuse(self.source, "resume_replay()", REASON)
 
     def close(self) -> None:
         pass

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -50,10 +51,18 @@ class Folder:
     def _prepare(self) -> None:
         self.log.touch(mode=0o600)
         for part in (self.data, self._sockets):
-            part.mkdir()
-            part.chmod(0o700)  # independent of the umask
-            self._chown(part)
+            self._make(part)
         self.path.chmod(0o711 if self._who else 0o700)
+
+    def _make(self, part: Path) -> None:
+        part.mkdir()
+        part.chmod(0o700)  # independent of the umask
+        self._chown(part)
+
+    def empty_data(self) -> None:
+        """Replace the data folder of a stopped server with an empty one."""
+        shutil.rmtree(self.data)
+        self._make(self.data)
 
     def _chown(self, path: Path) -> None:
         """Give a file or folder to the server's user."""

@@ -16,8 +16,9 @@ from threading import Event
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from . import _reaper
+from . import _reaper, _replication
 from ._backend import (
+    Backend,
     Found,
     Halted,
     ServerError,
@@ -33,11 +34,12 @@ from ._install import Installation, run_as
 from ._password import new_password, verifier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 START_TIMEOUT = 60.0  # seconds, for a busy machine; a start usually takes 0.5 s
 PORT_ATTEMPTS = 10
 INITDB = ("--auth=scram-sha-256", "--no-sync", "-U", "postgres", "-E", "UTF8", "--locale=C")
+BACKUP = ("pg_basebackup", "-R", "-X", "stream", "-c", "fast", "--no-sync")
 STOP_SIGNALS: dict[StopMode, signal.Signals] = {
     "smart": signal.SIGTERM,
     "fast": signal.SIGINT,
@@ -79,7 +81,7 @@ class LocalServer:
     def _fill(self, halt: Event, program: str, *arguments: str, **variables: str) -> LocalServer:
         """Create the data folder with `program` and start; on failure, remove everything."""
         try:
-            self._run(halt, program, "-D", str(self._folder.data), *arguments, **variables)
+            self._run(halt, program, *self._into(), *arguments, **variables)
             self.start(halt)
         except BaseException:
             self.close()
@@ -142,18 +144,59 @@ class LocalServer:
 
     def promote(self, timeout: float, halt: Event) -> None:
         self._require_not_paused("be promoted")
-        if not (self._folder.data / "standby.signal").exists():
-            raise ServerError("this server is not a standby: only a standby can be promoted")
+        self._require_standby("can be promoted")
         limit = str(math.ceil(timeout))
-        self._run(halt, "pg_ctl", "-D", str(self._folder.data), "promote", "-w", "-t", limit)
+        self._run(halt, "pg_ctl", *self._into(), "promote", "-w", "-t", limit)
 
-    def standby(self, halt: Event) -> LocalServer:
+    def standby(self, settings: Mapping[str, SettingValue], halt: Event) -> LocalServer:
         self._require_not_paused("be copied")
-        replica = LocalServer(self._installation, self._spec, self._password)
-        options = ("-R", "-X", "stream", "-c", "fast", "--no-sync")
+        replica = LocalServer(self._installation, self._spec.changed(settings), self._password)
+        return replica._fill(halt, *BACKUP, *self._to_copy(), PGPASSWORD=self._password)
+
+    def follow(self, primary: Backend, timeout: float, halt: Event) -> None:
+        if not isinstance(primary, LocalServer) or not self._is_related(primary):
+            raise ServerError("a server can follow only another one of the same cluster")
+        primary._require_not_paused("be followed")
+        if self.state == "running" and self._is_standby():
+            _replication.follow(self.dsn, primary.dsn)
+        else:
+            self.kill(halt)
+            self._folder.empty_data()
+            password = {"PGPASSWORD": self._password}
+            self._run(halt, BACKUP[0], *self._into(), *BACKUP[1:], *primary._to_copy(), **password)
+            self.start(halt)
+        port = primary._port
+        self._wait(halt, timeout, "stream", lambda: _replication.streams_from(self.dsn, port))
+
+    def pause_replay(self, timeout: float, halt: Event) -> None:
+        self._require_not_paused("pause its replay")
+        self._require_standby("replays")
+        _replication.pause(self.dsn)
+        self._wait(halt, timeout, "pause its replay", lambda: _replication.is_paused(self.dsn))
+
+    def resume_replay(self, halt: Event) -> None:
+        self._require_not_paused("resume its replay")
+        self._require_standby("replays")
+        _replication.resume(self.dsn)
+
+    def _to_copy(self) -> tuple[str, str]:
+        """Return the option of pg_basebackup that names this server, without its password."""
         # Every user can read a process's arguments; its environment is private.
-        dsn = self.dsn.replace(f":{self._password}@", "@")
-        return replica._fill(halt, "pg_basebackup", *options, "-d", dsn, PGPASSWORD=self._password)
+        return "-d", self.dsn.replace(f":{self._password}@", "@")
+
+    def _into(self) -> tuple[str, str]:
+        return "-D", str(self._folder.data)
+
+    def _is_related(self, other: LocalServer) -> bool:
+        """Whether one of two servers was copied from the other, or both from a third one."""
+        return other is not self and other._password == self._password
+
+    def _is_standby(self) -> bool:
+        return (self._folder.data / "standby.signal").exists()
+
+    def _require_standby(self, what: str) -> None:
+        if not self._is_standby():
+            raise ServerError(f"this server is not a standby: only a standby {what}")
 
     def close(self) -> None:
         try:
@@ -198,7 +241,7 @@ class LocalServer:
         logged = self._folder.log.stat().st_size
         self._paused = False
         config_file = f"config_file={self._folder.configuration}"
-        process = self._popen("postgres", "-D", str(self._folder.data), "-c", config_file)
+        process = self._popen("postgres", *self._into(), "-c", config_file)
         self._process = process
         try:
             self._wait(

@@ -97,13 +97,53 @@ class Server:
         await in_thread(lambda halt: self._backend.promote(timeout, halt), _nothing)
 
     @asynccontextmanager
-    async def standby(self) -> AsyncIterator[Server]:
-        """A streaming replica of this server, read-only until `promote` is called on it."""
-        replica = await in_thread(self._backend.standby, Backend.close)
+    async def standby(
+        self, *, settings: Mapping[str, SettingValue] | None = None
+    ) -> AsyncIterator[Server]:
+        """A streaming replica of this server, read-only until `promote` is called on it.
+
+        A server may have several standbys.
+
+        Args:
+            settings: further settings of the standby's postgresql.conf, which override those of
+                this server, such as `{"recovery_min_apply_delay": "2s"}`.
+
+        Raises:
+            ValueError: the server chooses a setting itself.
+        """
+        found = dict(settings or {})
+        replica = await in_thread(lambda halt: self._backend.standby(found, halt), Backend.close)
         try:
             yield Server(replica)
         finally:
             await run_to_end(replica.close)
+
+    async def follow(self, primary: Server, *, timeout: float = 30.0) -> None:
+        """Become a standby of another server of the same cluster; return when it streams.
+
+        A running standby changes its primary and keeps its connections. Any other server, such as
+        a primary after a failover, is ended, copied anew from `primary`, and started on its own
+        port. So is a stopped standby, which helps where one has replayed what its new primary has
+        not.
+
+        Args:
+            primary: the server on which `promote` was called, or the first one.
+            timeout: seconds, after the copy, until `ServerError`.
+        """
+        await in_thread(
+            lambda halt: self._backend.follow(primary._backend, timeout, halt), _nothing
+        )
+
+    async def pause_replay(self, *, timeout: float = 30.0) -> None:
+        """Let a standby receive changes but show none of them; return when this is in effect.
+
+        A standby that is promoted or restarted replays again.
+        """
+        await in_thread(lambda halt: self._backend.pause_replay(timeout, halt), _nothing)
+
+    async def resume_replay(self) -> None:
+        """Let a standby replay again; nothing happens if it does."""
+        await in_thread(self._backend.resume_replay, _nothing)
 
 
 def postgres(

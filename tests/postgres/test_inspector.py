@@ -308,9 +308,9 @@ def test_bad_arguments_are_refused() -> None:
     pool, other = (AsyncConnectionPool(open=False, name="same") for _ in range(2))
     with pytest.raises(TypeError, match="authorize"):
         Inspector(pool, authorize=None)
-    with pytest.raises(TypeError, match="one AsyncConnectionPool or several"):
+    with pytest.raises(TypeError, match="one AsyncConnectionPool or Cluster, or several"):
         Inspector([], authorize=yes)
-    with pytest.raises(TypeError, match="one AsyncConnectionPool or several"):
+    with pytest.raises(TypeError, match="one AsyncConnectionPool or Cluster, or several"):
         Inspector(3, authorize=yes)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="give each a name="):
         Inspector([pool, other], authorize=yes)

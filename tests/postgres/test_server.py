@@ -282,6 +282,91 @@ async def test_a_standby_streams_and_becomes_read_write_by_promote(server: Serve
         assert await value(replica.dsn, "SELECT pg_is_in_recovery()") is False
 
 
+async def reaches(replica: Server, query: str) -> None:
+    """Wait until a query of a replica gives true."""
+    async with asyncio.timeout(20):
+        while await value(replica.dsn, query) is not True:
+            pass
+
+
+async def test_the_standbys_of_a_server_follow_the_one_that_is_promoted(server: Server) -> None:
+    """A standby keeps its connections; the old primary is copied anew and keeps its port."""
+    async with server.standby() as first, server.standby() as second:
+        await server.kill()
+        await first.promote()
+        await execute(first.dsn, "CREATE TABLE after AS SELECT 1 AS n")
+        before = server.dsn
+        async with connected(second.dsn) as conn:
+            await second.follow(first)
+            await server.follow(first)
+            assert server.dsn == before
+            for replica in (server, second):
+                await reaches(replica, "SELECT to_regclass('after') IS NOT NULL")
+                with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+                    await execute(replica.dsn, "INSERT INTO after VALUES (2)")
+            assert await (await conn.execute("SELECT n FROM after")).fetchone() == (1,)
+        await server.promote()
+        await first.follow(server)
+        assert await value(first.dsn, "SELECT pg_is_in_recovery()") is True
+
+
+@pytest.mark.exhaustive
+async def test_a_standby_that_is_ahead_of_its_new_primary_is_copied_once_stopped(
+    server: Server,
+) -> None:
+    """The one that streams cannot follow; the error says so, with the log."""
+    async with server.standby() as first, server.standby() as second:
+        await first.stop()
+        await execute(server.dsn, "CREATE TABLE lost AS SELECT 1 AS n")
+        await reaches(second, "SELECT to_regclass('lost') IS NOT NULL")
+        await server.kill()
+        await first.start()
+        await first.promote()
+        with pytest.raises(ServerError, match=r"did not stream within 1 s:(?s:.*)fork"):
+            await second.follow(first, timeout=1.0)
+        await second.stop()
+        await second.follow(first)
+        assert await value(second.dsn, "SELECT to_regclass('lost') IS NULL") is True
+
+
+async def test_a_standby_shows_no_changes_while_its_replay_is_paused(server: Server) -> None:
+    """It receives them, and shows them after `resume_replay`."""
+    async with server.standby() as replica:
+        await replica.pause_replay()
+        await execute(server.dsn, "CREATE TABLE later AS SELECT 1 AS n")
+        there = str(await value(server.dsn, "SELECT pg_current_wal_flush_lsn()"))
+        await reaches(replica, f"SELECT pg_last_wal_receive_lsn() >= '{there}'")
+        assert await value(replica.dsn, "SELECT to_regclass('later') IS NULL") is True
+        await replica.resume_replay()
+        await reaches(replica, "SELECT to_regclass('later') IS NOT NULL")
+
+
+async def test_a_standby_may_have_settings_of_its_own(server: Server) -> None:
+    """They override those of the primary, which keeps its own."""
+    with pytest.raises(ValueError, match="'port' is not allowed"):
+        async with server.standby(settings={"port": 5432}):
+            pass
+    async with server.standby(settings={"recovery_min_apply_delay": "2s"}) as replica:
+        assert await value(replica.dsn, "SHOW recovery_min_apply_delay") == "2s"
+        assert await value(server.dsn, "SHOW recovery_min_apply_delay") == "0"
+
+
+@pytest.mark.exhaustive
+async def test_only_a_server_of_the_same_cluster_is_followed(server: Server, own: Source) -> None:
+    """And only a standby has a replay to be paused."""
+    async with postgres(source=own) as other:
+        for stranger in (server, other):
+            with pytest.raises(ServerError, match="of the same cluster"):
+                await server.follow(stranger)
+    for operation in (server.pause_replay, server.resume_replay):
+        with pytest.raises(ServerError, match="only a standby replays"):
+            await operation()
+    async with server.standby() as replica:
+        await server.pause()
+        with pytest.raises(ServerError, match=r"resume\(\) it first"):
+            await replica.follow(server)
+
+
 @pytest.mark.exhaustive
 async def test_two_servers_live_side_by_side(server: Server, own: Source) -> None:
     """Each server has a port and a folder of its own."""
@@ -417,6 +502,7 @@ async def test_a_server_given_by_a_dsn_is_used_and_left_alone(
         for operation in (
             *(given.start, given.stop, given.restart, given.kill),
             *(given.pause, given.resume, given.promote),
+            *(given.pause_replay, given.resume_replay, lambda: given.follow(server)),
         ):
             with pytest.raises(ServerUnsupported, match="is not supported by the 'dsn' server"):
                 await operation()

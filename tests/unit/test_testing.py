@@ -506,8 +506,15 @@ class TestContainer:
     def test_a_container_has_no_standby(self) -> None:
         """A test that needs a standby can skip with this reason."""
         server = ContainerServer(Spec(), threading.Event())
-        with pytest.raises(ServerUnsupported, match="network of containers"):
-            server.standby(threading.Event())
+        halt = threading.Event()
+        for operation in (
+            lambda: server.standby({}, halt),
+            lambda: server.follow(server, 1.0, halt),
+            lambda: server.pause_replay(1.0, halt),
+            lambda: server.resume_replay(halt),
+        ):
+            with pytest.raises(ServerUnsupported, match="network of containers"):
+                operation()
 
 
 class TestPlugin:

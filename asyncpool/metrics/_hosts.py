@@ -1,0 +1,25 @@
+"""The numbers of a cluster's hosts: their names, their texts, and where they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from asyncpool import HostStatus
+
+ROLES = ("primary", "standby")
+ROLE = "host_role", "1 for the role that the host has, 0 for the other one."
+"""The gauge of these: its name and its text."""
+HOST_GAUGES: dict[str, tuple[str, Callable[[HostStatus], float]]] = {
+    "host_reachable": ("Whether the host answers.", lambda host: host.reachable),
+    "host_takes_reads": ("Whether the host takes reads.", lambda host: host.takes_reads),
+    "host_lag_seconds": (
+        "Time that the host lags behind the primary; +Inf: not known.",
+        lambda host: host.lag,
+    ),
+    "host_reads_under_way": (
+        "Reads that wait or run on the host.",
+        lambda host: host.under_way,
+    ),
+}
+HOST_READS = "host_reads", "Reads that went to the host."
+"""The counter of these; the host's share is its rate, in parts of the cluster's."""

@@ -1,0 +1,1 @@
+"""A primary with two standbys under faults: asyncpool's cluster and pools on a multi-host DSN."""

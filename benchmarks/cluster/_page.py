@@ -1,0 +1,56 @@
+"""Write the table between the marks of the page, and reports of several runs as one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cluster._tables import Record, all_figures, markdown, notes
+
+PAGE = "docs/cluster-figures.md"
+BEGIN, END = "<!-- cluster: begin -->", "<!-- cluster: end -->"
+
+
+def write(report: Record, page: Path) -> None:
+    """Write the table into the page.
+
+    Raises:
+        ValueError: the page has no marks.
+    """
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{page} has no {BEGIN} and {END}")
+    errors = "\n".join(f"- {note}" for note in notes(report))
+    parts = [BEGIN, markdown(all_figures(report)), errors, how(report), END]
+    page.write_text(before + "\n\n".join(filter(None, parts)) + after)
+
+
+def how(report: Record) -> str:
+    """Return how the figures were measured."""
+    settings = report["settings"]
+    rates = " and ".join(f"{rate:g} {kind}s" for kind, rate in settings["rates"].items())
+    facts = ", ".join(f"{name} {value}" for name, value in report["facts"].items())
+    return (
+        f"{rates} a second; {settings['size']} to {settings['most']} connections to each host"
+        f" that is read from, and as many to write with. Measured on: {facts}."
+    )
+
+
+def merge(reports: list[Record], rows: tuple[str, ...], pools: tuple[str, ...]) -> Record:
+    """Return the reports of several runs as one; of a cell measured twice, the later run counts.
+
+    Args:
+        reports: the reports; facts and settings are those of the first.
+        rows: all rows, in their order.
+        pools: all pools, in their order.
+    """
+    titles = {key: text for report in reports for key, text in report["rows"].items()}
+    cells: dict[tuple[str, str], Any] = {
+        (cell["row"], cell["pool"]): cell for report in reports for cell in report["cells"]
+    }
+    return reports[0] | {
+        "rows": {key: titles[key] for key in rows if key in titles},
+        "pools": [pool for pool in pools if any(pool == each for _, each in cells)],
+        "cells": [cells[row, pool] for row in rows for pool in pools if (row, pool) in cells],
+    }
