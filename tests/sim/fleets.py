@@ -44,6 +44,8 @@ class Process:
     valid_until: float = math.inf
     lapsed: bool = False
     """Whether its claim has ended because it could not look."""
+    extra_at: float = -math.inf
+    """When it last opened a connection after that."""
     seen: tuple[int, dict[str, Member]] | None = None
     """The places and the members, as its last look has shown them."""
     pause: float = 0.1
@@ -60,8 +62,9 @@ class Process:
         return min(self.demand, self.max_size)
 
     def is_new(self, now: float) -> bool:
-        """Whether it has its first connection, and the others may not have seen that yet."""
-        return self.size > 0 and (self.served_at is None or now - self.served_at < 2.0)
+        """Whether it has opened one without a claim, and the others may not have seen it yet."""
+        is_first = self.size > 0 and (self.served_at is None or now - self.served_at < 2.0)
+        return is_first or now - self.extra_at < 2.0
 
     @property
     def idle(self) -> int:
@@ -159,6 +162,8 @@ class World:
             if self.used >= self.places:
                 process.refused += not is_first and come <= self.reserve
                 break
+            if process.lapsed:
+                process.extra_at = self.now
             process.size += 1
             self.used += 1
             self.changes += 1
