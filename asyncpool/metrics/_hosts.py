@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from asyncpool import HostStatus
+
+ReadHost = Callable[[HostStatus], float | None]
 
 ROLES = ("primary", "standby")
 ROLE = "host_role", "1 for the role that the host has, 0 for the other one."
@@ -23,3 +26,13 @@ HOST_GAUGES: dict[str, tuple[str, Callable[[HostStatus], float]]] = {
 }
 HOST_READS = "host_reads", "Reads that went to the host."
 """The counter of these; the host's share is its rate, in parts of the cluster's."""
+HOSTS: dict[str, tuple[str, str, ReadHost]] = {
+    "lag": (
+        "s",
+        "The time that the host lags behind the primary.",
+        lambda host: None if host.lag == math.inf else host.lag,
+    ),
+    "reachable": ("1", "Whether the host answers.", lambda host: host.reachable),
+    "takes_reads": ("1", "Whether the host takes reads.", lambda host: host.takes_reads),
+}
+"""The gauges of OpenTelemetry, behind "asyncpool.host.": their units and their texts."""

@@ -22,10 +22,11 @@ from typing import Any
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation
 
-from asyncpool import AsyncConnectionPool, Cluster, Fleet, FleetStats, HostStatus, PoolStats
+from asyncpool import AsyncConnectionPool, Cluster, Fleet, FleetStats, PoolStats
 
 from ._durations import durations
 from ._fleet import GAUGES
+from ._hosts import HOSTS, ReadHost
 from ._numbers import refused
 from ._pools import Given, pools_of
 
@@ -42,7 +43,6 @@ MAX_AGE = 0.05
 
 Pool = AsyncConnectionPool[Any]
 Read = Callable[[PoolStats], float | None]
-ReadHost = Callable[[HostStatus], float | None]
 
 
 def instrument(
@@ -215,19 +215,9 @@ class _Meters:
             observe = partial(self._observe, read)
             meter.create_observable_gauge(f"asyncpool.{name}", [observe], its_unit, text)
         for each in GAUGES:
-            seen = partial(self._observe_fleets, each.read)
-            name = f"asyncpool.fleet.{each.key}"
+            name, seen = f"asyncpool.fleet.{each.key}", partial(self._observe_fleets, each.read)
             meter.create_observable_gauge(name, [seen], each.unit, each.text)
-        hosts: dict[str, tuple[str, str, ReadHost]] = {
-            "lag": (
-                "s",
-                "The time that the host lags behind the primary.",
-                lambda host: None if host.lag == math.inf else host.lag,
-            ),
-            "reachable": ("1", "Whether the host answers.", lambda host: host.reachable),
-            "takes_reads": ("1", "Whether the host takes reads.", lambda host: host.takes_reads),
-        }
-        for name, (its_unit, text, read_host) in hosts.items():
+        for name, (its_unit, text, read_host) in HOSTS.items():
             observe_host = partial(self._observe_hosts, read_host, role=True)
             meter.create_observable_gauge(f"asyncpool.host.{name}", [observe_host], its_unit, text)
         meter.create_observable_counter(

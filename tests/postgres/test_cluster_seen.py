@@ -68,7 +68,7 @@ async def test_clusters_of_one_name_are_refused(trio: Servers) -> None:
     first, second = (Cluster(trio.dsn(), name="shop", open=False) for _ in range(2))
     with pytest.raises(ValueError, match="two clusters are named 'shop'"):
         PoolCollector(first, second, registry=None)
-    with pytest.raises(TypeError, match="or a Cluster"):
+    with pytest.raises(TypeError, match="a Cluster or a Fleet"):
         PoolCollector("shop", registry=None)  # type: ignore[arg-type]
     PoolCollector(lambda: [first, second], registry=None)
 

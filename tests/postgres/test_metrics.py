@@ -408,7 +408,7 @@ async def test_opentelemetry_gets_the_numbers_of_an_overload(
                 assert found[f"asyncpool.{name}"]["orders", ""].value > 0
             assert "asyncpool.patience" not in found
             patience = pool._core.ledger.queue.line.patience
-            patience.limit, patience._last = 50.0, pool._core.runtime.time()
+            patience.limit, patience._trusted_at = 50.0, pool._core.runtime.time()
             await asyncio.sleep(0.06)
             assert collected(reader)["asyncpool.patience"]["orders", ""].value == 50.0
     provider.shutdown()

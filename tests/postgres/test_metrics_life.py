@@ -43,7 +43,7 @@ async def serve(uses):
         await pool.wait()
         await refuse(pool)
         patience = pool._core.ledger.queue.line.patience
-        patience.limit, patience._last = 0.5, pool._core.runtime.time()
+        patience.limit, patience._trusted_at = 0.5, pool._core.runtime.time()
         with MultiprocessMetrics(lambda: pool, interval=0.01) as metrics:
             for _ in range(uses):
                 async with pool.connection():
