@@ -6,6 +6,14 @@ from asyncpool._core.budget import Budget
 from asyncpool._core.label import label
 from asyncpool._core.within import within
 from asyncpool._psycopg.connection import Connection
+from asyncpool.cluster import (
+    Cluster,
+    ClusterExplanation,
+    ClusterHealth,
+    HostStatus,
+    ReadPool,
+    WritePool,
+)
 from asyncpool.errors import (
     PoolClosed,
     PoolDeadlock,
@@ -33,6 +41,9 @@ __all__ = [
     "AsyncConnectionPool",
     "AsyncNullConnectionPool",
     "Budget",
+    "Cluster",
+    "ClusterExplanation",
+    "ClusterHealth",
     "Connection",
     "ConnectionInfo",
     "Event",
@@ -41,6 +52,7 @@ __all__ = [
     "Fault",
     "Gap",
     "HealthReport",
+    "HostStatus",
     "LeaseInfo",
     "Notifications",
     "PoolClosed",
@@ -52,10 +64,12 @@ __all__ = [
     "PoolTimeout",
     "PoolUnavailable",
     "PoolWrongLoop",
+    "ReadPool",
     "ReleaseError",
     "Times",
     "TooManyRequests",
     "WaiterInfo",
+    "WritePool",
     "classify",
     "label",
     "within",
