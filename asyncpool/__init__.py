@@ -12,7 +12,6 @@ from asyncpool.cluster import (
     ClusterHealth,
     HostStatus,
     ReadPool,
-    WritePool,
 )
 from asyncpool.errors import (
     PoolClosed,
@@ -69,7 +68,6 @@ __all__ = [
     "Times",
     "TooManyRequests",
     "WaiterInfo",
-    "WritePool",
     "classify",
     "label",
     "within",

@@ -38,7 +38,7 @@ from asyncpool.faults import classify
 from asyncpool.pool import DEFAULT_CLASS, AsyncConnectionPool
 from asyncpool.stats import PoolStats
 
-__all__ = ["Cluster", "ClusterExplanation", "ClusterHealth", "HostStatus", "ReadPool", "WritePool"]
+__all__ = ["Cluster", "ClusterExplanation", "ClusterHealth", "HostStatus", "ReadPool"]
 
 _numbers = itertools.count(1)
 

@@ -65,7 +65,7 @@ class Router:
         """
         if self.watch.home is not asyncio.get_running_loop():
             self.watch.enter()
-        if self.sessions and (host := self.sessions.get(asyncio.current_task())) is not None:
+        if self.sessions and (host := self._host_of_session()) is not None:
             return host
         readable = self.members.readable
         if not readable:
@@ -80,6 +80,15 @@ class Router:
             readable.remove(best)
             readable.append(best)
         return best
+
+    def _host_of_session(self) -> Host | None:
+        """Return the host of the session that the task is in."""
+        task = asyncio.current_task()
+        host = self.sessions.get(task)
+        if host is not None and not host.pool.in_session(task):
+            del self.sessions[task]  # it was in an async generator that was abandoned
+            return None
+        return host
 
     async def choose(
         self,
@@ -222,7 +231,7 @@ class Router:
 
     def hold(self, conn: object, host: Host) -> None:
         """Count a connection that was borrowed without a block, until it is let go."""
-        if self.sessions.get(asyncio.current_task()) is host:
+        if self._host_of_session() is host:
             host.under_way -= 1  # the session counts
         else:
             self._held[conn] = host
@@ -230,7 +239,7 @@ class Router:
 
     def let_go(self, conn: object) -> Host | None:
         """Return the host of a connection that is being released; None: it was not borrowed."""
-        session = self.sessions.get(asyncio.current_task())
+        session = self._host_of_session()
         if session is not None and session.pool.holds(conn):
             return session
         host = self._held.pop(conn, None)

@@ -12,6 +12,8 @@ SILENT = 1.5
 take them."""
 LAGS = "it lags"
 """The beginning of the reason of a standby that lags too much."""
+SERVES_NONE = "no connection came free, and it served nothing"
+"""The reason of a host that is silent: it hangs, or has long statements on all connections."""
 
 
 def reasons_of(
@@ -41,7 +43,7 @@ def reasons_of(
     silent = [host for host in hosts if not reasons[host] and _is_silent(host, now)]
     if any(not reasons[host] and host not in silent for host in hosts):
         for host in silent:
-            reasons[host] = "no connection came free, and nothing was served"
+            reasons[host] = SERVES_NONE
     return reasons
 
 

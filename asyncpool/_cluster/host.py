@@ -83,8 +83,8 @@ class Host:
 
     @property
     def is_known(self) -> bool:
-        """Whether a look was answered or has failed."""
-        return self.sight is not None or self.error is not None
+        """Whether a look has ended, however it did."""
+        return not (self.sight is None and self.error is None and self.silent_since is None)
 
     @property
     def reachable(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from asyncpool._cluster.addresses import Address
 from asyncpool._cluster.changes import Changes
-from asyncpool._cluster.eligibility import LAGS, reasons_of
+from asyncpool._cluster.eligibility import LAGS, SERVES_NONE, reasons_of
 from asyncpool._cluster.host import Host
 from asyncpool._cluster.pools import HostDown, HostPool
 from asyncpool._cluster.primary import Primary
@@ -131,18 +131,24 @@ class Members:
         if before not in (None, host.role):
             text = f"host {host.name} was a {before} and is a {host.role}"
             self.changes.record("role", text, logging.WARNING, host=host.name, role=host.role)
+        had_primary = self.primary is not None
         self.decide()
         if was_down and host is self.primary:
             self.leader.connect_now()
+        if had_primary and self.primary is None:
+            self._look_at_all()
 
     def note_down(self, host: Host, why: HostDown) -> None:
         """Note a look that has failed."""
-        if host.error is None:
+        is_new = host.error is None
+        if is_new:
             text = f"host {host.name} is down: {why}"
             self.changes.record("host down", text, logging.WARNING, host=host.name)
             host.down_since = self.changes.clock()
         host.error, host.fault, host.silent_since = str(why) or "unknown", why.fault, None
         self.decide()
+        if is_new and host is self.primary:
+            self._look_at_all()
 
     def note_busy(self, host: Host, since: float, *, serves: bool) -> None:
         """Note a look for which no connection came free.
@@ -223,13 +229,23 @@ class Members:
         return "; ".join(said) or "no host is known"
 
     def _set_reason(self, host: Host, reason: str) -> None:
-        if reason.startswith(LAGS) and not host.reason.startswith(LAGS):
-            text = f"host {host.name} takes no reads: {reason}"
-            self.changes.record("host lags", text, logging.WARNING, host=host.name)
-        elif host.reason.startswith(LAGS) and not reason:
-            text = f"host {host.name} takes reads again: it lags {host.lag:.1f} s"
-            self.changes.record("host current", text, logging.WARNING, host=host.name)
-        host.reason = reason
+        """Set why a host takes no reads; record a change that no other event tells."""
+        old, host.reason = host.reason, reason
+        for beginning, kind, end in (
+            (LAGS, "host lags", "host current"),
+            (SERVES_NONE, "host silent", "host serves"),
+        ):
+            if reason.startswith(beginning) and not old.startswith(beginning):
+                text = f"host {host.name} takes no reads: {reason}"
+                self.changes.record(kind, text, logging.WARNING, host=host.name)
+            elif old.startswith(beginning) and not reason:
+                text = f"host {host.name} takes reads again"
+                self.changes.record(end, text, logging.WARNING, host=host.name)
+
+    def _look_at_all(self) -> None:
+        """Look at all hosts soon: one of them may be promoted."""
+        for host in self.all():
+            host.trouble.set()
 
     def _check(self, host: Host) -> None:
         if host.pool.is_open and (why := host.pool.why_down()) is not None:

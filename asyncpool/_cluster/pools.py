@@ -7,11 +7,11 @@ on a host that takes no more requests, and the move to another primary.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from contextvars import Context
 from functools import partial
 from typing import Any
 
@@ -136,22 +136,28 @@ class HostPool(AsyncConnectionPool[ACT]):
                 msg = f"no connection within {limit:g} s"
                 raise HostDown(msg) from None
             raise HostBusy from error
-        left = max(at + limit - self._core.runtime.time(), LEAST)
-        failing = True
+        started = self._core.runtime.time()
+        left = max(at + limit - started, LEAST)
+        is_late, failing = False, True
+
+        def end() -> None:
+            # A cancellation would ask a host that hangs to cancel the statement.
+            nonlocal is_late
+            is_late = True
+            _hang_up(conn)
+
+        timer = asyncio.get_running_loop().call_later(left, end, context=Context())
         try:
-            async with asyncio.timeout(left):
-                at = self._core.runtime.time()
-                cur = await run_in_autocommit(conn, LOOK)
+            cur = await run_in_autocommit(conn, LOOK)
             result = cur.pgresult
             assert result is not None, "bug: a look without a result"
-            sight = sight_of([result.get_value(0, column) for column in range(5)], at)
+            sight = sight_of([result.get_value(0, column) for column in range(5)], started)
             failing = False
-        except TimeoutError:
-            msg = f"no answer within {left:.2g} s"
-            raise HostDown(msg) from None
         except psycopg.Error as error:
-            raise HostDown(redacted(error).strip()) from None
+            said = f"no answer within {left:.2g} s" if is_late else redacted(error).strip()
+            raise HostDown(said) from None
         finally:
+            timer.cancel()
             self._release_lease(conn, failing=failing)
         return sight
 
@@ -264,8 +270,12 @@ def _classify(
 
 def _hang_up(conn: psycopg.AsyncConnection[Any]) -> None:
     """Shut a connection's socket down: what runs on it fails at once, as if the server had left."""
-    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.fileno())) as shared:
-        shared.shutdown(socket.SHUT_RDWR)
+    with suppress(OSError, psycopg.Error):
+        shared = socket.socket(fileno=conn.fileno())
+        try:
+            shared.shutdown(socket.SHUT_RDWR)
+        finally:
+            shared.detach()  # libpq closes it
 
 
 def now() -> float:

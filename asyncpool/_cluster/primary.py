@@ -62,6 +62,8 @@ class Primary:
             for host in self._hosts()
             if host.sight is not None and host.sight.is_primary and host.error is None
         ]
+        if not self.timeline and not all(host.is_known for host in self._hosts()):
+            return  # one of the others may be a primary on a newer timeline
         timeline, best = max(claims, key=lambda each: each[0], default=(0, None))
         if best is None or best is current or timeline < self.timeline:
             return

@@ -29,7 +29,7 @@ LIMIT = 1.0
 INTERVAL = 1.0
 """Seconds from the beginning of a look to the next one."""
 DOWN_INTERVAL = 0.5
-"""The same while the host is down."""
+"""The same while the host or the primary is down."""
 PAUSE = 0.1
 """The shortest time from the end of a look to the next one."""
 
@@ -162,7 +162,9 @@ class Watch:
             except Exception as error:  # noqa: BLE001 - it is logged, and the next look follows
                 self.members.note_down(host, HostDown(describe(error)))
             self.after_look()
-            interval = INTERVAL if host.error is None else DOWN_INTERVAL
+            primary = self.members.primary
+            is_well = host.error is None and primary is not None and primary.error is None
+            interval = INTERVAL if is_well else DOWN_INTERVAL
             await asyncio.sleep(PAUSE)
             with anyio.move_on_after(began + interval - loop.time()):
                 await host.trouble.wait()

@@ -450,6 +450,43 @@ async def test_a_saturated_host_is_still_looked_at(trio: Servers) -> None:
             ended.set()
 
 
+@pytest.mark.parametrize("hangs", [True, False])
+async def test_a_host_that_serves_nothing_is_left_while_others_serve(
+    trio: Servers, hangs: bool
+) -> None:
+    """All its connections are in use, so that no look tells whether it hangs."""
+    first, second = trio.standbys
+    async with cluster_on(trio, max_size=1) as cluster:
+        await only_on(cluster, trio, first)
+
+        async def use() -> None:
+            async with cluster.read.connection() as conn:
+                await conn.execute("SELECT pg_sleep(60)")
+
+        task = asyncio.create_task(use())
+        await eventually(lambda: status(cluster, first).stats.leased)
+        late = await waiting_at(cluster, first, cluster.read.fetchval(PORT))
+        if hangs:
+            await first.pause()
+        await cluster.resume(name_of(second))
+        assert await in_time(late, 5.0) == port_of(second)
+        now = status(cluster, first)
+        assert now.reason == "no connection came free, and it served nothing"
+        assert now.reachable
+        for _ in range(3):
+            assert await cluster.read.fetchval(PORT) == port_of(second)
+        # The only host that is left takes reads, whatever is known of it.
+        await cluster.drain(name_of(second))
+        assert status(cluster, trio.primary).takes_reads is False
+        assert status(cluster, first).takes_reads
+        if hangs:
+            await first.resume()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert await in_time(cluster.read.fetchval(PORT)) == port_of(first)
+        assert "host silent" in [each.kind for each in cluster.explain().events]
+
+
 async def test_where_all_hosts_refuse_access_reads_fail_at_once(trio: Servers) -> None:
     """As a pool's requests do."""
     async with cluster_on(trio, ready=False, kwargs={"password": "wrong"}) as cluster:

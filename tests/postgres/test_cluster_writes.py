@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from asyncpool import PoolTimeout
+from asyncpool import Cluster, PoolTimeout
 
 from ._cluster import PORT, Servers, ask, cluster_on, name_of, port_of, servers, status
-from ._tools import eventually, in_time
+from ._tools import Proxy, eventually, in_time
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    from asyncpool import Cluster
 
 
 @pytest.fixture
@@ -93,6 +91,21 @@ async def test_an_old_primary_that_comes_back_is_not_followed(pair: Servers) -> 
         for _ in range(4):
             assert await cluster.write.fetchval(PORT) == port_of(replica)
             assert await cluster.read.fetchval(PORT) == port_of(replica)
+
+
+async def test_a_new_cluster_does_not_write_to_an_old_primary(pair: Servers) -> None:
+    """However late the other one is seen, it follows none before."""
+    (replica,) = pair.standbys
+    await pair.primary.kill()
+    await replica.promote()
+    await pair.primary.start()
+    async with Proxy(replica.dsn) as proxy:
+        proxy.delay = 0.3
+        dsns = [pair.primary.dsn, proxy.dsn]
+        async with Cluster(lambda: dsns, min_size=1, max_size=2) as cluster:
+            assert await cluster.write.fetchval(PORT) == port_of(replica)
+            (event,) = [each for each in cluster.explain().events if each.kind == "primary"]
+            assert "on timeline 2" in event.text
 
 
 async def test_work_on_a_primary_that_was_superseded_is_cut_off(pair: Servers) -> None:
