@@ -131,10 +131,14 @@ async def test_cancellation_anywhere_leaves_nothing(trio: Servers) -> None:
                     task.cancel()
                     if rng.random() < 0.5:
                         asyncio.get_running_loop().call_later(rng.random() * 0.002, task.cancel)
-            errors += [e for e in await in_time(asyncio.gather(*tasks, return_exceptions=True)) if e]
+            errors += [
+                e for e in await in_time(asyncio.gather(*tasks, return_exceptions=True)) if e
+            ]
         ended = True
         await toggler
-        others = {repr(e) for e in errors if not isinstance(e, asyncio.CancelledError | TooManyRequests)}
+        others = {
+            repr(e) for e in errors if not isinstance(e, asyncio.CancelledError | TooManyRequests)
+        }
         print(len(errors), others)
         await eventually(lambda: not any(each.stats.leased for each in cluster.hosts()), 3.0)
         assert [each.under_way for each in cluster.hosts()] == [0, 0, 0]

@@ -32,7 +32,9 @@ async def test_a_standby_of_an_old_primary_takes_no_reads() -> None:
             await asyncio.sleep(4.0)
             seen = status(cluster, second)
             print(seen.lag, seen.takes_reads, seen.reason)
-            found = {await cluster.read.fetchval("SELECT to_regclass('fresh')::text") for _ in range(4)}
+            found = {
+                await cluster.read.fetchval("SELECT to_regclass('fresh')::text") for _ in range(4)
+            }
             assert found == {"fresh"}
 
 
