@@ -11,6 +11,7 @@ from asyncpool.cluster import (
     ClusterExplanation,
     ClusterHealth,
     HostStatus,
+    OwnWrites,
     ReadPool,
 )
 from asyncpool.errors import (
@@ -54,6 +55,7 @@ __all__ = [
     "HostStatus",
     "LeaseInfo",
     "Notifications",
+    "OwnWrites",
     "PoolClosed",
     "PoolDeadlock",
     "PoolError",

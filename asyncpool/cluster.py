@@ -19,6 +19,7 @@ from asyncpool._cluster.addresses import Address, Hosts, addresses_of
 from asyncpool._cluster.changes import Changes
 from asyncpool._cluster.choosing import Router
 from asyncpool._cluster.members import Members
+from asyncpool._cluster.own_writes import OwnWrites
 from asyncpool._cluster.pools import HostPool, WritePool, now
 from asyncpool._cluster.read_pool import ReadPool
 from asyncpool._cluster.reports import (
@@ -38,7 +39,14 @@ from asyncpool.faults import classify
 from asyncpool.pool import DEFAULT_CLASS, AsyncConnectionPool
 from asyncpool.stats import PoolStats
 
-__all__ = ["Cluster", "ClusterExplanation", "ClusterHealth", "HostStatus", "ReadPool"]
+__all__ = [
+    "Cluster",
+    "ClusterExplanation",
+    "ClusterHealth",
+    "HostStatus",
+    "OwnWrites",
+    "ReadPool",
+]
 
 _numbers = itertools.count(1)
 
@@ -66,6 +74,8 @@ class Cluster(Generic[ACT]):
         max_lag: seconds that a standby which takes reads may lag; None: any.
         read_from_primary: whether the primary takes reads beside the standbys; if false, it does
             so only while no standby can.
+        token_wait: seconds that a read with a token waits for a standby before it goes to the
+            primary.
         budget: a limit on the connections of all pools together, or a callable that returns one
             for the name of a host, such as "db1:5432", and for None, the pool for writes.
         name: the prefix of the pools' names; None: "cluster-1" and so on.
@@ -83,6 +93,7 @@ class Cluster(Generic[ACT]):
         min_size: int = 4,
         max_size: int | None = None,
         max_lag: float | None = None,
+        token_wait: float = 0.1,
         read_from_primary: bool = False,
         budget: Budget | Callable[[str | None], Budget | None] | None = None,
         name: str | None = None,
@@ -155,8 +166,10 @@ class Cluster(Generic[ACT]):
         )
         """The pool of the primary: an `AsyncConnectionPool` that follows it."""
         members.leader.serve(self.write)
+        self.write.noted_for = members
         timeout = options.get("timeout", 30.0)
-        router = Router(members, watch, timeout, options.get("fail_fast_after", 60.0), keeper)
+        fail_fast_after = options.get("fail_fast_after", 60.0)
+        router = Router(members, watch, timeout, fail_fast_after, token_wait, keeper)
         self.read: ReadPool[ACT] = ReadPool(router)
         """The pool of the hosts that take reads."""
 
@@ -255,6 +268,20 @@ class Cluster(Generic[ACT]):
             host: as for `drain`.
         """
         self._members.set_drained(self._members.find(host), drained=False)
+
+    def own_writes(self, after: str | None = None) -> OwnWrites:
+        """Return a context whose reads see what was written in it: `with cluster.own_writes():`.
+
+        Blocks and one-shots on `write` inside move the context's token on, and those on `read`
+        inside use it. So code that does both needs no token of its own. See `OwnWrites`.
+
+        Args:
+            after: a token that the reads have to see too, such as that of the user's last request.
+
+        Raises:
+            TypeError, ValueError: `after` is no token.
+        """
+        return self.write.own_writes(after)
 
     def hosts(self) -> tuple[HostStatus, ...]:
         """Return the status of each host, in the order of the connection string."""

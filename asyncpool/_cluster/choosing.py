@@ -15,9 +15,12 @@ import anyio
 import psycopg
 from psycopg.abc import Query
 
+from asyncpool._cluster.freshness import Freshness
 from asyncpool._cluster.host import Host
 from asyncpool._cluster.members import Members
+from asyncpool._cluster.own_writes import Noted, noted_of
 from asyncpool._cluster.pools import HostLeft, HostPool, now
+from asyncpool._cluster.token import Token
 from asyncpool._cluster.watch import Watch
 from asyncpool._core.settings import duration
 from asyncpool._core.within import current_limits, within
@@ -27,6 +30,9 @@ from asyncpool.faults import Fault
 T = TypeVar("T")
 Work = Callable[[HostPool[Any], float | None], Awaitable[T]]
 """Runs a request on a pool, with a time limit or the pool's own."""
+
+After = Token | Noted | None
+"""A token, or the writes of a context, which a read has to see."""
 
 HOST_FAULTS = {Fault.CONNECTION, Fault.SERVER, Fault.FAILOVER, Fault.CAPACITY, Fault.ACCESS}
 CONFLICT = "conflict with recovery"
@@ -41,6 +47,7 @@ class Router:
         watch: looks at them; its start is the start of the cluster.
         timeout: seconds that a request waits for a connection by default.
         fail_fast_after: seconds for which all hosts are down after which requests fail at once.
+        token_wait: seconds to wait for a standby to replay a token.
         keeper: kept as long as the router, so that the cluster is not ended under a block.
     """
 
@@ -50,6 +57,7 @@ class Router:
         watch: Watch,
         timeout: float,
         fail_fast_after: float,
+        token_wait: float,
         keeper: object,
     ) -> None:
         self.members = members
@@ -62,6 +70,7 @@ class Router:
         self._held = weakref.WeakKeyDictionary[object, Host]()
         """The hosts of the connections that were borrowed by `acquire` or `getconn`. A connection
         is not kept by it, so that its pool can find a forgotten lease."""
+        self._freshness = Freshness(members, watch, token_wait, self._host_of_session)
         watch.after_look = weakref.WeakMethod(self.recount)
 
     def pick(self) -> Host | None:
@@ -88,6 +97,17 @@ class Router:
             readable.append(best)
         return best
 
+    def after(self, given: str | None) -> After:
+        """Return what a read has to see: the token that it is given, or its context's writes.
+
+        Raises:
+            TypeError, ValueError: it is no token.
+        """
+        if given is not None:
+            return Token.parse(given)
+        noted = noted_of(self.members)
+        return noted.token if noted is not None and noted.is_settled else noted
+
     def _host_of_session(self) -> Host | None:
         """Return the host of the session that the task is in."""
         task = asyncio.current_task()
@@ -100,7 +120,7 @@ class Router:
     async def choose(
         self,
         deadline: float,
-        after: str | None = None,
+        after: After = None,
         without: Container[Host] = (),
         limit: float | None = None,
     ) -> Host:
@@ -108,7 +128,7 @@ class Router:
 
         Args:
             deadline: an instant of `pools.now`.
-            after: a token; the host has replayed what the token stands for.
+            after: what the host has to have replayed.
             without: hosts that were tried before.
             limit: the time limit in seconds, for the error message.
 
@@ -120,10 +140,13 @@ class Router:
         if limit is None or current_limits().deadline < deadline:
             deadline = min(deadline, current_limits().deadline)
             limit = round(max(deadline - now(), 0.0), 3)
+        if isinstance(after, Noted):
+            after = await after.required(max(deadline - now(), 0.0))
         while True:
-            host = self.pick() if not without else self._pick_without(without)
-            if after is not None and (primary := self.members.primary) is not None:
-                host = None if primary.error is not None else primary
+            if after is not None:
+                host = await self._freshness.host_after(after, deadline - now(), without)
+            else:
+                host = self.pick() if not without else self._pick_without(without)
             if host is not None:
                 return host
             if self._is_useless():
@@ -149,9 +172,7 @@ class Router:
             for each in hosts
         )
 
-    async def place(
-        self, work: Work[T], timeout: float | None, after: str | None
-    ) -> tuple[Host, T]:
+    async def place(self, work: Work[T], timeout: float | None, after: After) -> tuple[Host, T]:
         """Run the part of a request that waits for a connection; move it if its host goes down.
 
         The host counts it as under way afterwards, unless it has failed.
@@ -186,7 +207,7 @@ class Router:
         self,
         work: Work[T],
         timeout: float | None,
-        after: str | None,
+        after: After,
         query: Query | None,
         began: float,
     ) -> T:
@@ -238,7 +259,7 @@ class Router:
 
     def hold(self, conn: object, host: Host) -> None:
         """Count a connection that was borrowed without a block, until it is let go."""
-        if self._host_of_session() is host:
+        if host.pool.is_of_session(conn):
             host.under_way -= 1  # the session counts
         else:
             self._held[conn] = host
@@ -246,14 +267,12 @@ class Router:
 
     def let_go(self, conn: object) -> Host | None:
         """Return the host of a connection that is being released; None: it was not borrowed."""
-        session = self._host_of_session()
-        if session is not None and session.pool.holds(conn):
-            return session
-        host = self._held.pop(conn, None)
-        if host is not None:
+        if (host := self._held.pop(conn, None)) is not None:
             host.held -= 1
             host.under_way -= 1
-        return host
+            return host
+        session = self._host_of_session()
+        return session if session is not None and session.pool.holds(conn) else None
 
     def recount(self) -> None:
         """Do not count connections that were returned in another way than by `release`."""

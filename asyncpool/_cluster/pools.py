@@ -20,6 +20,7 @@ import psycopg
 from psycopg.abc import Params, Query
 from psycopg.rows import AsyncRowFactory
 
+from asyncpool._cluster.noting import NotingPool
 from asyncpool._cluster.sight import LOOK, Sight, sight_of
 from asyncpool._core.entry import State
 from asyncpool._core.redact import redacted
@@ -113,6 +114,10 @@ class HostPool(AsyncConnectionPool[ACT]):
     def holds(self, conn: object) -> bool:
         """Whether the pool has leased a connection."""
         return conn in self._core.ledger.leased
+
+    def is_of_session(self, conn: ACT) -> bool:
+        """Whether a connection is that of a session."""
+        return self._session_of(conn) is not None
 
     def in_session(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether a task is in a session of the pool."""
@@ -208,7 +213,7 @@ class HostPool(AsyncConnectionPool[ACT]):
             self._core.drain()
 
 
-class WritePool(AsyncConnectionPool[ACT]):
+class WritePool(NotingPool[ACT]):
     """The pool of the primary: `cluster.write`.
 
     It is an `AsyncConnectionPool` whose connections go to the host that is the primary.

@@ -36,7 +36,7 @@ class ReadBlock(Generic[T]):
         self._router = router
         self._make = make
         self._timeout = timeout
-        self._after = after
+        self._after = None if after is None else router.after(after)
         self._block: Any = None
         """The pool's block, while this one lasts."""
 
@@ -52,7 +52,9 @@ class ReadBlock(Generic[T]):
             entered: T = await block.__aenter__()
             return entered
 
-        self._host, entered = await self._router.place(enter, self._timeout, self._after)
+        self._host, entered = await self._router.place(
+            enter, self._timeout, self._after or self._router.after(None)
+        )
         self._block = block
         return entered
 
@@ -111,6 +113,8 @@ class ReadAcquisition(ReadBlock[T]):
             conn: T = await self._make(pool, timeout)
             return conn
 
-        host, conn = await self._router.place(get, self._timeout, self._after)
+        host, conn = await self._router.place(
+            get, self._timeout, self._after or self._router.after(None)
+        )
         self._router.hold(conn, host)
         return conn

@@ -206,7 +206,7 @@ class ReadPool(ReadShots[ACT]):
         return cast("T", await retry(make, work, attempts))
 
     def acquire(
-        self, timeout: float | None = None, *, after: str | None = None
+        self, timeout: float | None = None, *, after: str | None = None, session: bool = True
     ) -> ReadAcquisition[ACT]:
         """Borrow a connection of a host that takes reads, until `release`.
 
@@ -214,8 +214,10 @@ class ReadPool(ReadShots[ACT]):
 
         Args:
             timeout, after: as for `connection`.
+            session: as for `AsyncConnectionPool.acquire`.
         """
-        return ReadAcquisition(self._router, HostPool.acquire, timeout, after)
+        get = partial(HostPool.acquire, session=session)
+        return ReadAcquisition(self._router, get, timeout, after)
 
     async def release(self, conn: ACT) -> None:
         """Return a connection without waiting; its pool cleans it in a background task.

@@ -206,7 +206,7 @@ class ReadShots(Generic[ACT]):
         async def work(pool: HostPool[Any], left: float | None) -> int:
             return await pool.executemany(query, given, timeout=left)
 
-        return await self._router.run(work, timeout, after, None, now())
+        return await self._router.run(work, timeout, self._router.after(after), None, now())
 
     async def batch(
         self,
@@ -225,7 +225,7 @@ class ReadShots(Generic[ACT]):
         async def work(pool: HostPool[Any], left: float | None) -> list[list[Any] | str]:
             return await pool.batch(given, timeout=left)
 
-        return await self._router.run(work, timeout, after, None, now())
+        return await self._router.run(work, timeout, self._router.after(after), None, now())
 
     async def _run_one(
         self,
@@ -241,7 +241,8 @@ class ReadShots(Generic[ACT]):
         retry: bool = False,
     ) -> Any:
         began, router = now(), self._router
-        if after is None and not retry and (host := router.pick()) is not None:
+        required = router.after(after)
+        if required is None and not retry and (host := router.pick()) is not None:
             host.under_way += 1
             try:
                 return await host.pool.run_one(
@@ -255,4 +256,4 @@ class ReadShots(Generic[ACT]):
         def work(pool: HostPool[Any], left: float | None) -> Any:
             return pool.run_one(answer, query, params, left, prepare, binary, row_factory)
 
-        return await router.run(work, timeout, after, query if retry else None, began)
+        return await router.run(work, timeout, required, query if retry else None, began)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -116,6 +116,10 @@ class Watch:
             await self._tasks.stop(2.0)
         elif home is not None and home.is_closed():
             self._tasks.force_close()
+
+    def spawn(self, work: Coroutine[Any, Any, None], job: str) -> None:
+        """Start a task that ends with the watch."""
+        self._tasks.spawn(work, job)
 
     def abandon(self) -> None:
         """End all tasks without waiting, for a cluster that was dropped."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
 
 OK = int(ConnStatus.OK)
-COMMAND_OK = int(ExecStatus.COMMAND_OK)
+COMMAND_OK, TUPLES_OK = int(ExecStatus.COMMAND_OK), int(ExecStatus.TUPLES_OK)
 OPEN = {int(TransactionStatus.INTRANS), int(TransactionStatus.INERROR)}
 COMMIT = psycopg.AsyncConnection.commit
 WAIT = Connection.wait
@@ -65,7 +65,10 @@ async def commit(conn: Any) -> None:
     """
     transport, lock = conn._transport, conn.lock
     answers: list[PGresult | psycopg.Error] = []
-    gen = _commit(conn.pgconn, answers)
+    if (question := conn._after_commit) is None:
+        gen = _commit(conn.pgconn, answers)
+    else:
+        gen = _commit_and_ask(conn.pgconn, answers, question)
     lock._locked = True
     shielded = False
     try:
@@ -104,6 +107,57 @@ def _commit(pgconn: Any, answers: list[PGresult | psycopg.Error]) -> PQGen[None]
         raise
     else:
         answers += results[-1:]
+    finally:
+        del answers  # as in `commit`
+
+
+class AfterCommit:
+    """A query that is sent in one packet with the next COMMIT of a connection.
+
+    Args:
+        query: a statement that returns one row.
+    """
+
+    def __init__(self, query: bytes) -> None:
+        self.query = query
+        self.row: list[bytes | None] | None = None
+        """The row that was read after the COMMIT; None: the transaction was not committed that way,
+        or the query has failed, which is no error of the COMMIT."""
+
+
+def ask_after_commit(conn: Any, query: bytes) -> AfterCommit | None:
+    """Send a query with the next COMMIT of `commit`, until `ask_nothing`; None: that cannot be."""
+    if not isinstance(conn, Connection):
+        return None
+    question = conn._after_commit = AfterCommit(query)
+    return question
+
+
+def ask_nothing(conn: Any) -> None:
+    """Undo `ask_after_commit`."""
+    if isinstance(conn, Connection):
+        conn._after_commit = None
+
+
+def _commit_and_ask(
+    pgconn: Any, answers: list[PGresult | psycopg.Error], question: AfterCommit
+) -> PQGen[None]:
+    """Send COMMIT and a query as one simple query; the first result alone is the COMMIT's."""
+    pgconn.send_query(b"COMMIT; " + question.query)
+    try:
+        results = yield from generators.execute(pgconn)
+        if results and results[0].status != COMMAND_OK:
+            raise psycopg.errors.error_from_result(results[0], encoding=pgconn._encoding)
+    except psycopg.Error as error:
+        answers.append(error)
+        raise
+    else:
+        answers += results[:1]
+        # A transaction that had failed was rolled back, which the tag tells.
+        was_committed = bool(results) and results[0].command_status == b"COMMIT"
+        if was_committed and len(results) == 2 and results[1].status == TUPLES_OK:
+            row = results[1]
+            question.row = [row.get_value(0, field) for field in range(row.nfields)]
     finally:
         del answers  # as in `commit`
 

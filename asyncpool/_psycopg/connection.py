@@ -75,6 +75,7 @@ class Connection(psycopg.AsyncConnection[Row]):
 
     lock: Lock
     _transport: Transport | None
+    _after_commit: Any = None  # the query to send with the next COMMIT, see `committing`
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -297,9 +298,8 @@ class Connection(psycopg.AsyncConnection[Row]):
 
     def _keep_notifications(self, gen: PQGen[Any], future: asyncio.Future[Any]) -> None:
         """Keep notifications that came in the same turn as the cancellation for the next call."""
-        if getattr(gen, "gi_code", None) is not NOTIFIES or not future.done():
-            return
-        if not future.cancelled() and future.exception() is None:
+        is_read = getattr(gen, "gi_code", None) is NOTIFIES and future.done()
+        if is_read and not future.cancelled() and future.exception() is None:
             self._unread_notifies += future.result()
 
     def _record_end_of_pipeline(self, gen: PQGen[Any], error: BaseException) -> None:

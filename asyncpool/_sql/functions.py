@@ -94,6 +94,7 @@ _SESSION = """
     inet_client_addr inet_client_port inet_server_addr inet_server_port pg_backend_pid
     pg_client_encoding pg_conf_load_time pg_postmaster_start_time version
     pg_column_size pg_size_bytes pg_size_pretty pg_typeof pg_wal_lsn_diff
+    pg_walfile_name
 """
 _CATALOG = """
     format_type col_description obj_description shobj_description pg_encoding_to_char

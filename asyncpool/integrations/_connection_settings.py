@@ -47,13 +47,18 @@ class ConnectionSettings:
         values = astuple(self)[:-1]
         for name, value in zip(self.__slots__, values, strict=False):
             if value != getattr(now, name):
-                run_without_suspending(getattr(conn, f"set_{name}")(value))
+                run_now(getattr(conn, f"set_{name}")(value))
 
 
 DEFAULTS = ConnectionSettings(False, None, None, None, tuple_row)
 
 
-def run_without_suspending(work: Coroutine[Any, Any, object]) -> None:
+def dedupe_handlers(conn: Conn) -> None:
+    """Remove duplicates: SQLAlchemy adds its notice handler at each "connect", also on a lease."""
+    conn._notice_handlers[:] = dict.fromkeys(conn._notice_handlers)
+
+
+def run_now(work: Coroutine[Any, Any, object]) -> None:
     """Run a coroutine that waits for nothing, in code that cannot await.
 
     psycopg's own `wait` yields to the event loop where that has been busy; such a yield is skipped.

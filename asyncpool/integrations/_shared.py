@@ -17,7 +17,15 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
-from asyncpool import AsyncConnectionPool, PoolTimeout, PoolUnavailable, TooManyRequests
+from asyncpool import (
+    AsyncConnectionPool,
+    Cluster,
+    ClusterHealth,
+    HealthReport,
+    PoolTimeout,
+    PoolUnavailable,
+    TooManyRequests,
+)
 
 logger = logging.getLogger("asyncpool")
 
@@ -26,6 +34,8 @@ Pool = AsyncConnectionPool[Any]
 Block = AbstractAsyncContextManager[AsyncConnection[Any]]
 Source = Pool | Callable[[], Pool]
 """A pool, or a callable that makes one at each start of the app."""
+Sources = Pool | Cluster[Any] | Callable[[], Pool | Cluster[Any]]
+"""The same, or a cluster."""
 MAX_LABEL = 200
 """Characters of a request's label in the log."""
 LOG_FIELDS = {"pool_event": "busy"}
@@ -38,21 +48,30 @@ class RolledBack(Exception):
     """The reason to roll back a transaction that did not fail itself."""
 
 
-def check_source(name: str, source: object) -> None:
+def check_source(name: str, source: object, *kinds: type) -> None:
     """Check the argument at the call, since the app would fail only at its start.
 
+    Args:
+        name: the argument's name.
+        source: its value.
+        kinds: what it may be besides a callable; none: an AsyncConnectionPool.
+
     Raises:
-        TypeError: the source is neither a pool nor a callable.
+        TypeError: the source is of no such kind, and no callable.
     """
-    if not (isinstance(source, AsyncConnectionPool) or callable(source)):
-        msg = f"{name} must be an AsyncConnectionPool, or a callable that makes one: got {source!r}"
+    kinds = kinds or (AsyncConnectionPool,)
+    if not (isinstance(source, kinds) or callable(source)):
+        what = " or ".join(
+            ("an " if kind.__name__[0] in "AEIOU" else "a ") + kind.__name__ for kind in kinds
+        )
+        msg = f"{name} must be {what}, or a callable that makes one: got {source!r}"
         raise TypeError(msg)
 
 
 @asynccontextmanager
-async def opened(source: Source, *, wait: bool, timeout: float) -> AsyncIterator[Pool]:
-    """Keep a pool open for a block."""
-    pool = source if isinstance(source, AsyncConnectionPool) else source()
+async def opened(source: Sources, *, wait: bool, timeout: float) -> AsyncIterator[Any]:
+    """Keep a pool or a cluster open for a block."""
+    pool = source if isinstance(source, AsyncConnectionPool | Cluster) else source()
     async with pool:
         if wait:
             await pool.wait(timeout)
@@ -61,9 +80,9 @@ async def opened(source: Source, *, wait: bool, timeout: float) -> AsyncIterator
 
 @asynccontextmanager
 async def serving(
-    state: Any, name: str, source: Source, *, wait: bool, timeout: float
+    state: Any, name: str, source: Sources, *, wait: bool, timeout: float
 ) -> AsyncIterator[None]:
-    """Keep a pool open in an app's state; if the state has one, such as a test's, use that."""
+    """Keep a pool or cluster open in an app's state; if it has one, such as a test's, use that."""
     if getattr(state, name, None) is not None:
         yield
         return
@@ -76,7 +95,7 @@ async def serving(
 
 
 async def readiness(
-    pools: Mapping[str, Pool], timeout: float, *, details: bool
+    pools: Mapping[str, Pool | Cluster[Any]], timeout: float, *, details: bool
 ) -> tuple[int, dict[str, Any]]:
     """Return an HTTP status and a body; the status is 503 if a pool is down.
 
@@ -85,7 +104,9 @@ async def readiness(
         timeout: seconds for the ping of each.
         details: whether the body has a report of each pool, besides the status of all.
     """
-    found = await asyncio.gather(*(pool.health(timeout) for pool in pools.values()))
+    found: list[HealthReport | ClusterHealth] = await asyncio.gather(
+        *(pool.health(timeout) for pool in pools.values())
+    )
     kinds = {report.status for report in found}
     worst = next((kind for kind in ("down", "degraded") if kind in kinds), "ok")
     body: dict[str, Any] = {"status": worst}

@@ -10,14 +10,16 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from psycopg import AsyncConnection
 
-from asyncpool import AsyncConnectionPool, PoolTimeout, TooManyRequests, label
+from asyncpool import AsyncConnectionPool, Cluster, PoolTimeout, TooManyRequests, label
 
 from ._limits import Flow, Limits, Priority, Seconds
+from ._own_writes import COOKIE, MAX_AGE, TokenCarrier
 from ._shared import (
     BusyAnswers,
     Details,
     LazyBlock,
     Source,
+    Sources,
     check_source,
     check_status,
     handler_name,
@@ -28,11 +30,14 @@ from ._shared import (
 )
 
 __all__ = [
+    "CLUSTER",
     "POOL",
     "busy",
+    "cluster_context",
     "health",
     "label_requests",
     "pool_context",
+    "read_own_writes",
     "ready",
     "request_limits",
     "transaction",
@@ -43,6 +48,9 @@ Key = web.AppKey[AsyncConnectionPool[Any]]
 
 POOL: web.AppKey[AsyncConnectionPool] = web.AppKey("pool", AsyncConnectionPool)
 """The default key of an app's pool."""
+
+CLUSTER: web.AppKey[Cluster[Any]] = web.AppKey("cluster", Cluster)
+"""The default key of an app's cluster."""
 
 # aiohttp before 3.14 has no RequestKey; later versions warn of all other keys.
 BLOCKS: Any = getattr(web, "RequestKey", lambda name, kind: name)("asyncpool.transactions", dict)
@@ -66,15 +74,87 @@ def pool_context(
         TypeError: `pool` is neither a pool nor a callable.
     """
     check_source("pool", pool)
+    return _context(pool, key, wait=wait, timeout=timeout)
 
+
+def cluster_context(
+    cluster: Cluster[Any] | Callable[[], Cluster[Any]],
+    key: web.AppKey[Cluster[Any]] = CLUSTER,
+    *,
+    wait: bool = False,
+    timeout: float = 30.0,
+) -> Callable[[web.Application], AsyncIterator[None]]:
+    """A context for `app.cleanup_ctx` as `pool_context`, for a cluster.
+
+    Args:
+        cluster: the cluster, or a callable that makes it at the start.
+        key: the app's key for the cluster.
+        wait, timeout: as for `pool_context`; see `Cluster.wait`.
+
+    Raises:
+        TypeError: `cluster` is neither a cluster nor a callable.
+    """
+    check_source("cluster", cluster, Cluster)
+    return _context(cluster, key, wait=wait, timeout=timeout)
+
+
+def _context(
+    source: Sources, key: web.AppKey[Any], *, wait: bool, timeout: float
+) -> Callable[[web.Application], AsyncIterator[None]]:
     async def context(app: web.Application) -> AsyncIterator[None]:
         if key in app:
             yield
             return
-        async with opened(pool, wait=wait, timeout=timeout) as app[key]:
+        async with opened(source, wait=wait, timeout=timeout) as app[key]:
             yield
 
     return context
+
+
+def read_own_writes(
+    key: web.AppKey[Cluster[Any]] = CLUSTER,
+    *,
+    cookie: str | None = COOKIE,
+    header: str | None = None,
+    max_age: int = MAX_AGE,
+    secure: bool = False,
+    timeout: float = 1.0,
+) -> Middleware:
+    """Middleware that runs each request in a context of `cluster.own_writes()`.
+
+    See `asyncpool.integrations.own_writes.ReadOwnWrites`. A response that the handler has prepared
+    itself, as a stream or a websocket, has begun by then and carries no token.
+
+    Args:
+        key: the app's key for the cluster.
+        cookie, header, max_age, secure, timeout: as there.
+
+    Raises:
+        ValueError: an argument is invalid.
+    """
+    carrier = TokenCarrier(cookie, header, max_age, secure, timeout)
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = () if header is None else request.headers.getall(header, ())
+        cookies = request.headers.getall("Cookie", ())
+        with carrier.began(request.config_dict[key], cookies, given) as own:
+            came = own.token
+
+            async def carry(response: web.StreamResponse) -> None:
+                if not response.prepared:
+                    for name, value in await carrier.headers_after(own, came):
+                        response.headers.add(name, value)
+
+            try:
+                response = await handler(request)
+            except web.HTTPException as answer:
+                await carry(answer)
+                raise
+            await carry(response)
+            return response
+
+    return middleware
 
 
 @web.middleware

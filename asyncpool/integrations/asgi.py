@@ -9,7 +9,7 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
-from asyncpool import label
+from asyncpool import Cluster, label
 
 from ._limits import Flow, Limits, Priority, Seconds
 from ._shared import LazyBlock, Pool, check_status, handler_name, request_label
@@ -19,6 +19,7 @@ __all__ = [
     "LabelRequests",
     "RequestLimits",
     "TransactionPerRequest",
+    "cluster_of",
     "pool_of",
     "transaction_of",
 ]
@@ -269,16 +270,31 @@ def pool_of(scope: Scope, name: str = "pool") -> Pool:
     Raises:
         LookupError: there is no such pool.
     """
+    pool: Pool = _found(scope, "pool", name)
+    return pool
+
+
+def cluster_of(scope: Scope, name: str = "cluster") -> Cluster[Any]:
+    """Return the cluster of this name in the state of the app that serves the request.
+
+    Raises:
+        LookupError: there is no such cluster.
+    """
+    cluster: Cluster[Any] = _found(scope, "cluster", name)
+    return cluster
+
+
+def _found(scope: Scope, what: str, name: str) -> Any:
     label(RequestLabel(scope), default=True)
     app = scope.get("litestar_app") or scope["app"]
-    pool: Pool | None = getattr(app.state, name, None)
-    if pool is None:
+    found = getattr(app.state, name, None)
+    if found is None:
         msg = (
-            f"there is no pool {name!r} in the app's state: pass it to the app's lifespan, and run"
-            " the lifespan; a mounted app has a state of its own"
+            f"there is no {what} {name!r} in the app's state: pass it to the app's lifespan, and"
+            " run the lifespan; a mounted app has a state of its own"
         )
         raise LookupError(msg)
-    return pool
+    return found
 
 
 async def transaction_of(scope: Scope, name: str = "pool") -> AsyncConnection[Any]:

@@ -14,19 +14,27 @@ from fastapi import Depends
 from psycopg import AsyncConnection
 from starlette.requests import HTTPConnection
 
-from asyncpool import AsyncConnectionPool
+from asyncpool import AsyncConnectionPool, Cluster
 
-from .asgi import pool_of, transaction_of
+from .asgi import cluster_of, pool_of, transaction_of
 
 __all__ = [
+    "ClusterDep",
     "ConnectionDep",
     "Pool",
+    "ReadConnection",
     "RequestTransaction",
     "Transaction",
+    "WriteConnection",
+    "WriteTransaction",
+    "cluster",
     "connection",
     "pool",
+    "read_connection",
     "request_transaction",
     "transaction",
+    "write_connection",
+    "write_transaction",
 ]
 
 
@@ -47,6 +55,30 @@ def connection(name: str = "pool") -> Any:
 def transaction(name: str = "pool") -> Any:
     """A dependency: a connection in an explicit transaction block, also in autocommit mode."""
     return Depends(_transaction(name), scope="function")
+
+
+def cluster(name: str = "cluster") -> Any:
+    """A dependency for `Annotated`: the app's cluster of this name."""
+    return Depends(_cluster(name))
+
+
+def write_connection(name: str = "cluster") -> Any:
+    """A dependency as `connection`, on the primary of a cluster."""
+    return Depends(_write_connection(name), scope="function")
+
+
+def write_transaction(name: str = "cluster") -> Any:
+    """A dependency as `transaction`, on the primary of a cluster."""
+    return Depends(_write_transaction(name), scope="function")
+
+
+def read_connection(name: str = "cluster") -> Any:
+    """A dependency as `connection`, on a host of a cluster that takes reads.
+
+    Where `ReadOwnWrites` is among the app's middleware, the host has what the user has written
+    before this request; a request that writes and then reads borrows from the cluster itself.
+    """
+    return Depends(_read_connection(name), scope="function")
 
 
 def request_transaction(name: str = "pool") -> Any:
@@ -84,6 +116,43 @@ def _transaction(name: str) -> Callable[[HTTPConnection], AsyncIterator[AsyncCon
 
 
 @cache
+def _cluster(name: str) -> Callable[[HTTPConnection], Cluster[Any]]:
+    async def find(request: HTTPConnection) -> Cluster[Any]:
+        return cluster_of(request.scope, name)
+
+    return find  # type: ignore[return-value]
+
+
+@cache
+def _write_connection(name: str) -> Callable[[HTTPConnection], AsyncIterator[AsyncConnection[Any]]]:
+    async def lease(request: HTTPConnection) -> AsyncIterator[AsyncConnection[Any]]:
+        async with cluster_of(request.scope, name).write.connection() as conn:
+            yield conn
+
+    return lease
+
+
+@cache
+def _write_transaction(
+    name: str,
+) -> Callable[[HTTPConnection], AsyncIterator[AsyncConnection[Any]]]:
+    async def lease(request: HTTPConnection) -> AsyncIterator[AsyncConnection[Any]]:
+        async with cluster_of(request.scope, name).write.transaction() as conn:
+            yield conn
+
+    return lease
+
+
+@cache
+def _read_connection(name: str) -> Callable[[HTTPConnection], AsyncIterator[AsyncConnection[Any]]]:
+    async def lease(request: HTTPConnection) -> AsyncIterator[AsyncConnection[Any]]:
+        async with cluster_of(request.scope, name).read.connection() as conn:
+            yield conn
+
+    return lease
+
+
+@cache
 def _request_transaction(name: str) -> Callable[[HTTPConnection], Any]:
     async def find(request: HTTPConnection) -> AsyncConnection[Any]:
         return await transaction_of(request.scope, name)
@@ -95,3 +164,7 @@ Pool = Annotated[AsyncConnectionPool, pool()]
 ConnectionDep = Annotated[AsyncConnection, connection()]
 Transaction = Annotated[AsyncConnection, transaction()]
 RequestTransaction = Annotated[AsyncConnection, request_transaction()]
+ClusterDep = Annotated[Cluster, cluster()]
+WriteConnection = Annotated[AsyncConnection, write_connection()]
+WriteTransaction = Annotated[AsyncConnection, write_transaction()]
+ReadConnection = Annotated[AsyncConnection, read_connection()]

@@ -11,9 +11,9 @@ import asyncio
 import contextlib
 import logging
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import psycopg
 import sqlalchemy
@@ -27,13 +27,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, PoolProxiedConnection
 from sqlalchemy.pool.base import _ConnectionRecord
 
-from asyncpool import AsyncConnectionPool, PoolError
+from asyncpool import AsyncConnectionPool, Cluster, PoolError, ReadPool
 
-from ._connection_settings import DEFAULTS, Conn, ConnectionSettings, run_without_suspending
+from ._connection_settings import DEFAULTS, Conn, ConnectionSettings, dedupe_handlers, run_now
 
-__all__ = ["LeasePool", "async_creator", "create_async_engine"]
+__all__ = ["Engines", "LeasePool", "async_creator", "create_async_engine", "engines"]
 
 logger = logging.getLogger("asyncpool")
+
+Source = AsyncConnectionPool[Any] | ReadPool[Any]
 
 DIALECTS = ("postgresql+psycopg", "postgresql+psycopg_async")
 INSTEAD = {
@@ -52,8 +54,41 @@ INSTEAD = {
 """Options of SQLAlchemy's engines that this one refuses, and what to use instead."""
 
 
+class Engines(NamedTuple):
+    """The engines of a cluster, of which `engines` returns a pair."""
+
+    write: AsyncEngine
+    read: AsyncEngine
+
+
+def engines(
+    cluster: Cluster[Any], url: str | URL = "postgresql+psycopg://", **options: Any
+) -> Engines:
+    """Create an engine for writes, on the primary, and one for reads, on the hosts that take reads.
+
+    The transactions of the second one are read only on every host. In a block of
+    `cluster.own_writes()`, what was committed with the first one is seen by the second one. See
+    docs/reading-own-writes.md for a session that chooses between them.
+
+    Args:
+        cluster: the cluster.
+        url, options: as for `create_async_engine`, for both engines.
+
+    Raises:
+        TypeError, ValueError: as for `create_async_engine`.
+    """
+    if not isinstance(cluster, Cluster):
+        msg = f"cluster must be an asyncpool.Cluster, not {cluster!r}"
+        raise TypeError(msg)
+    read_only = {**options.get("execution_options", {}), "postgresql_readonly": True}
+    return Engines(
+        create_async_engine(cluster.write, url, **options),
+        create_async_engine(cluster.read, url, **{**options, "execution_options": read_only}),
+    )
+
+
 def create_async_engine(
-    pool: AsyncConnectionPool[Any], url: str | URL = "postgresql+psycopg://", **options: Any
+    pool: Source, url: str | URL = "postgresql+psycopg://", **options: Any
 ) -> AsyncEngine:
     """Create an engine of SQLAlchemy that leases its connections from a pool.
 
@@ -63,8 +98,8 @@ def create_async_engine(
     transactions.
 
     Args:
-        pool: the source of connections. Settings that SQLAlchemy changes on a connection, such as
-            its isolation level, are restored when it is returned.
+        pool: the source of connections; `cluster.read` may be one. Settings that SQLAlchemy changes
+            on a connection, such as its isolation level, are restored when it is returned.
         url: names the dialect, which must be psycopg's; the rest of the URL is not used.
         options: options of `sqlalchemy.ext.asyncio.create_async_engine`, except those that belong
             to the pool.
@@ -74,7 +109,7 @@ def create_async_engine(
             instead.
         ValueError: the dialect belongs to another driver.
     """
-    if not isinstance(pool, AsyncConnectionPool):
+    if not isinstance(pool, AsyncConnectionPool | ReadPool):
         msg = f"pool must be an asyncpool.AsyncConnectionPool, not {pool!r}"
         raise TypeError(msg)
     for name in options:
@@ -88,10 +123,8 @@ def create_async_engine(
     class Leases(LeasePool):
         source = pool
 
-    # A subclass may override `acquire` without the keyword.
-    lease = partial(AsyncConnectionPool.acquire, pool, session=False)
     engine = sqlalchemy_asyncio.create_async_engine(
-        url, async_creator=lease, poolclass=Leases, **options
+        url, async_creator=_lease_of(pool), poolclass=Leases, **options
     )
     # With it SQLAlchemy passes to `LeasePool` also connections that it would otherwise drop, such
     # as those collected as garbage.
@@ -131,7 +164,7 @@ def async_creator(pool: AsyncConnectionPool[Any]) -> Callable[[], Coroutine[Any,
         except BaseException:
             await pool.release(conn)
             raise
-        _remove_duplicate_handlers(conn)
+        dedupe_handlers(conn)
         return conn
 
     return lease
@@ -164,7 +197,7 @@ class Record(_ConnectionRecord):
         adapted = super().get_connection()
         if self.engine_settings is None:
             conn = driver(adapted)
-            _remove_duplicate_handlers(conn)
+            dedupe_handlers(conn)
             self.engine_settings = ConnectionSettings.of(conn)
             self.leases.records[conn] = self
         return adapted
@@ -185,7 +218,7 @@ class Record(_ConnectionRecord):
 class LeasePool(NullPool):
     """An engine's pool, which keeps no connections: it leases them from `source`."""
 
-    source: ClassVar[AsyncConnectionPool[Any]]
+    source: ClassVar[Source]
     """The pool that owns the connections."""
 
     def __init__(self, creator: Any, **options: Any) -> None:
@@ -264,7 +297,7 @@ class LeasePool(NullPool):
 
     def _release(self, conn: Conn) -> None:
         try:
-            run_without_suspending(self.source.release(conn))
+            run_now(self.source.release(conn))
         except PoolError as error:
             name = self.source.name
             logger.info("pool %r: %s", name, error, extra={"pool": name})
@@ -278,6 +311,14 @@ class LeasePool(NullPool):
         """Invalidate only this connection; SQLAlchemy's own method invalidates all others too."""
         if _checkin and getattr(connection, "is_valid", False):
             connection.invalidate(exception)
+
+
+def _lease_of(pool: Source) -> Callable[[], Awaitable[Conn]]:
+    """Return a callable that leases a connection, outside of the task's session."""
+    if isinstance(pool, ReadPool):
+        return partial(pool.acquire, session=False)
+    # A subclass may override `acquire` without the keyword.
+    return partial(AsyncConnectionPool.acquire, pool, session=False)
 
 
 def driver(adapted: Any) -> Conn:
@@ -305,8 +346,3 @@ def _type_registration(
                 conn.adapters.register_loader(name, TextLoader)
 
     return register
-
-
-def _remove_duplicate_handlers(conn: Conn) -> None:
-    """Remove duplicates: SQLAlchemy adds its notice handler at each "connect", also on a lease."""
-    conn._notice_handlers[:] = dict.fromkeys(conn._notice_handlers)

@@ -4,33 +4,47 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 from psycopg import AsyncConnection
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from asyncpool import PoolTimeout, TooManyRequests
+from asyncpool import AsyncConnectionPool, Cluster, PoolTimeout, TooManyRequests
 
 from . import asgi
-from ._shared import BusyAnswers, Details, Pool, Source, check_source, is_shown, readiness, serving
+from ._shared import (
+    BusyAnswers,
+    Details,
+    Pool,
+    Source,
+    Sources,
+    check_source,
+    is_shown,
+    readiness,
+    serving,
+)
 from .asgi import (
     CancelOnDisconnect,
     LabelRequests,
     RequestLabel,
     Scope,
     TransactionPerRequest,
+    cluster_of,
     pool_of,
     transaction_of,
 )
+from .own_writes import ReadOwnWrites
 
 __all__ = [
     "CancelOnDisconnect",
     "LabelRequests",
+    "ReadOwnWrites",
     "RequestLimits",
     "TransactionPerRequest",
     "busy",
+    "cluster",
     "health_route",
     "lifespan",
     "pool",
@@ -39,6 +53,7 @@ __all__ = [
 ]
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
+KEPT = AsyncConnectionPool, Cluster
 Handlers = dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]]
 
 
@@ -50,12 +65,12 @@ class RequestLimits(asgi.RequestLimits):
 
 
 def lifespan(
-    pool: Source,
+    pool: Source | None = None,
     *,
     inner: Lifespan | None = None,
     wait: bool = False,
     timeout: float = 30.0,
-    **more: Source,
+    **more: Sources,
 ) -> Lifespan:
     """A lifespan that opens pools when the app starts, and closes them when it stops.
 
@@ -64,18 +79,21 @@ def lifespan(
     used, and neither opened nor closed.
 
     Args:
-        pool: the pool, or a callable that makes it at the start; it becomes `app.state.pool`.
+        pool: the pool, or a callable that makes it at the start; it becomes `app.state.pool`. None:
+            there are others only.
         inner: the app's own lifespan; the pools are open while it runs.
         wait: whether the start fails unless each pool has its `min_size` connections.
         timeout: seconds to wait for them.
-        more: further pools, by their names in `app.state`.
+        more: further pools and clusters, by their names in `app.state`, such as `cluster=`.
 
     Raises:
-        TypeError: an argument is neither a pool nor a callable.
+        TypeError: an argument is neither a pool, nor a cluster, nor a callable, or there is none.
     """
-    pools = {"pool": pool, **more}
+    pools: dict[str, Sources] = (
+        more if pool is None and more else {"pool": cast("Any", pool), **more}
+    )
     for name, source in pools.items():
-        check_source(name, source)
+        check_source(name, source, *((AsyncConnectionPool,) if name == "pool" else KEPT))
 
     @asynccontextmanager
     async def span(app: Any) -> AsyncIterator[Any]:
@@ -95,6 +113,15 @@ def pool(request: HTTPConnection, name: str = "pool") -> Pool:
         LookupError: there is no such pool.
     """
     return pool_of(request.scope, name)
+
+
+def cluster(request: HTTPConnection, name: str = "cluster") -> Cluster[Any]:
+    """Return the app's cluster of this name.
+
+    Raises:
+        LookupError: there is no such cluster.
+    """
+    return cluster_of(request.scope, name)
 
 
 async def transaction(request: HTTPConnection, name: str = "pool") -> AsyncConnection[Any]:

@@ -20,6 +20,7 @@ from asyncpool._blocks.hints import HINTS
 MODULES = [
     *(f"asyncpool.integrations.{name}" for name in ("starlette", "fastapi", "asgi", "aiohttp")),
     *(f"asyncpool.integrations.{name}" for name in ("litestar", "sqlalchemy", "sentry")),
+    "asyncpool.integrations.own_writes",
     *("asyncpool.metrics.prometheus", "asyncpool.metrics.otel"),
     *("asyncpool.inspector", "asyncpool.inspector.aiohttp", "asyncpool.testing"),
     "asyncpool.compat",

@@ -24,10 +24,16 @@ from asyncpool import (
     Gap,
     HealthReport,
     Notifications,
+    OwnWrites,
     PoolStats,
     PoolTimeout,
 )
-from asyncpool.integrations.aiohttp import pool_context, request_limits
+from asyncpool.integrations.aiohttp import (
+    cluster_context,
+    pool_context,
+    read_own_writes,
+    request_limits,
+)
 from asyncpool.integrations.fastapi import (
     ConnectionDep,
     RequestTransaction,
@@ -35,9 +41,10 @@ from asyncpool.integrations.fastapi import (
     connection,
 )
 from asyncpool.integrations.fastapi import Pool as Pooled
-from asyncpool.integrations.sqlalchemy import create_async_engine
+from asyncpool.integrations.sqlalchemy import create_async_engine, engines
 from asyncpool.integrations.starlette import (
     CancelOnDisconnect,
+    ReadOwnWrites,
     RequestLimits,
     TransactionPerRequest,
     busy,
@@ -355,3 +362,34 @@ async def cluster() -> None:
         return 1
 
     assert_type(await own.read.run_transaction(work), int)
+
+
+async def tokens() -> None:
+    """Tokens are str, for reads, contexts, middleware and engines."""
+    cluster = Cluster("host=db1,db2", connection_class=Connection)
+    token = await cluster.write.token(timeout=1.0)
+    assert_type(token, str)
+    async with cluster.read.connection(1.0, after=token) as conn:
+        assert_type(await conn.tenant(), str)
+    with cluster.own_writes(after=token) as own:
+        assert_type(own, OwnWrites)
+        assert_type(own.token, str | None)
+        assert_type(await own.settle(), str | None)
+        async with cluster.write.connection() as written, cluster.write.transaction() as again:
+            assert_type(await written.tenant(), str)
+            assert_type(await again.tenant(), str)
+        assert_type(await cluster.write.fetchall("SELECT 1", row_factory=scalar_row), list[Any])
+    with cluster.own_writes(5):  # type: ignore[arg-type]
+        pass
+
+    def make() -> Cluster[Connection]:
+        return cluster
+
+    Starlette(lifespan=lifespan(cluster=make), middleware=[Middleware(ReadOwnWrites, cookie="t")])
+    Starlette(lifespan=lifespan(AsyncConnectionPool(open=False), cluster=cluster))
+    FastAPI().add_middleware(ReadOwnWrites, cluster, header="X-Token", max_age=60)
+    FastAPI().add_middleware(ReadOwnWrites, 5)  # type: ignore[arg-type]
+    web.Application(middlewares=[read_own_writes(secure=True)])
+    web.Application().cleanup_ctx.append(cluster_context(cluster, wait=True))
+    write, read = engines(cluster, echo=True)
+    assert_type((write, read), tuple[AsyncEngine, AsyncEngine])

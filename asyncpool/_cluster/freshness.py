@@ -1,0 +1,111 @@
+"""Which host has replayed a token: known from the last look, asked for, or else the primary.
+
+A token may stand for what no host has: the end of a log that was lost with an old primary, or what
+somebody has written into a cookie. The primary serves such reads, as it would without a cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Container
+
+import anyio
+
+from asyncpool._cluster.host import Host
+from asyncpool._cluster.members import Members
+from asyncpool._cluster.replay import Replay
+from asyncpool._cluster.token import Token
+from asyncpool._cluster.watch import Watch
+from asyncpool._core.settings import duration
+
+FAR = 1 << 36
+"""Bytes beyond the primary's last known position where no token can be: no server writes 64 GiB of
+log between two looks."""
+
+
+class Freshness:
+    """Chooses hosts that have replayed a token.
+
+    Args:
+        members: the hosts.
+        watch: looks at them.
+        wait: seconds to wait for a standby, before the primary is used.
+        session: returns the host of the running task's session, if it is in one.
+    """
+
+    def __init__(
+        self, members: Members, watch: Watch, wait: float, session: Callable[[], Host | None]
+    ) -> None:
+        self._members = members
+        self._watch = watch
+        self._wait = duration("token_wait", wait)
+        self._session = session
+        self._replays: dict[str, Replay] = {}
+        """By the names of the hosts."""
+
+    async def host_after(
+        self, token: Token, limit: float, without: Container[Host] = ()
+    ) -> Host | None:
+        """Return a host that has replayed a token: a standby that has or soon will, or the primary.
+
+        Args:
+            token: the token.
+            limit: seconds that it may take.
+            without: hosts that were tried before.
+
+        Returns:
+            None if there is none now.
+        """
+        self._watch.enter()
+        members, wait = self._members, min(self._wait, max(limit, 0.0))
+        if 0 < members.leader.timeline < token.timeline:
+            await self._wait_for_timeline(token.timeline, wait)
+        hosts = [host for host in members.readable if host not in without]
+        if (own := self._session()) is not None and own in hosts:
+            hosts = [own]
+        if fresh := [host for host in hosts if self._is_known_to_have(host, token)]:
+            return self._least(fresh)
+        near = [host for host in hosts if host.role == "standby" and host.lag <= self._wait]
+        if near and not self._is_absurd(token):
+            host = self._least(near)
+            if await self._replay_of(host).reach(token, wait) and not host.reason:
+                return host
+        primary = members.primary
+        if primary is None or primary in without or primary.error is not None or primary.drained:
+            return None
+        return primary
+
+    def _is_known_to_have(self, host: Host, token: Token) -> bool:
+        if host is self._members.primary:
+            return token.timeline <= self._members.leader.timeline
+        follows = token.timeline <= self._replay_of(host).timeline
+        return follows and host.sight is not None and token.lsn <= host.sight.position
+
+    def _is_absurd(self, token: Token) -> bool:
+        """Whether the token is so far on that the primary cannot have given it."""
+        primary = self._members.primary
+        known = None if primary is None else primary.sight
+        return known is not None and token.lsn > known.position + FAR
+
+    def _least(self, hosts: Collection[Host]) -> Host:
+        """Return the host with the fewest reads under way, of several the least recently chosen."""
+        best = min(hosts, key=lambda host: host.under_way)
+        readable = self._members.readable
+        readable.remove(best)
+        readable.append(best)
+        return best
+
+    def _replay_of(self, host: Host) -> Replay:
+        replay = self._replays.get(host.name)
+        if replay is None or replay.pool is not host.pool:
+            for name in self._replays.keys() - self._members.hosts.keys():
+                del self._replays[name]
+            replay = self._replays[host.name] = Replay(host.pool, self._watch.spawn)
+        return replay
+
+    async def _wait_for_timeline(self, timeline: int, wait: float) -> None:
+        """Wait until a promotion is seen that another process has seen before."""
+        for host in self._members.all():
+            host.trouble.set()
+        with anyio.move_on_after(wait):
+            while self._members.leader.timeline < timeline:
+                await self._members.changes.wait()
