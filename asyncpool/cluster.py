@@ -169,7 +169,14 @@ class Cluster(Generic[ACT]):
         self.write.noted_for = members
         timeout = options.get("timeout", 30.0)
         fail_fast_after = options.get("fail_fast_after", 60.0)
-        router = Router(members, watch, timeout, fail_fast_after, token_wait, keeper)
+        router = Router(
+            members,
+            watch,
+            timeout=timeout,
+            fail_fast_after=fail_fast_after,
+            token_wait=token_wait,
+            keeper=keeper,
+        )
         self.read: ReadPool[ACT] = ReadPool(router)
         """The pool of the hosts that take reads."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Awaitable, Callable, Container
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import anyio
@@ -55,6 +56,7 @@ class Router:
         self,
         members: Members,
         watch: Watch,
+        *,
         timeout: float,
         fail_fast_after: float,
         token_wait: float,
@@ -154,10 +156,13 @@ class Router:
                 raise PoolUnavailable(f"{msg} {self.members.describe()}")
             left = deadline - now()
             if left <= 0:
-                msg = f"cluster {self.members.name!r}: no host takes reads within {limit:g} s:"
-                raise PoolTimeout(f"{msg} {self.members.describe()}", timeout=limit)
+                raise self._too_late(limit)
             with anyio.move_on_after(left):
                 await self.members.changes.wait()
+
+    def _too_late(self, limit: float) -> PoolTimeout:
+        msg = f"cluster {self.members.name!r}: no host takes reads within {limit:g} s:"
+        return PoolTimeout(f"{msg} {self.members.describe()}", timeout=limit)
 
     def _pick_without(self, without: Container[Host]) -> Host | None:
         self.watch.enter()
@@ -195,13 +200,13 @@ class Router:
                 result = await work(host.pool, left)
                 done = True
             except (HostLeft, PoolUnavailable):
-                await self.let_it_be_seen(host)
+                await self._leave(host, began + limit, limit)
             else:
                 return host, result
             finally:
                 if not done:
                     host.under_way -= 1
-            left = max(began + limit - now(), 0.0)
+            left = began + limit - now()
 
     async def run(
         self,
@@ -218,7 +223,7 @@ class Router:
             timeout: seconds for all; None: the default, for the waits alone.
             after: as for `choose`.
             query: if given, its text: a plain read that fails for its host's sake is run again on
-                another host.
+                another host, once on each.
             began: when the request began.
         """
         limit, tried = self.limit(timeout), set[Host]()
@@ -233,24 +238,32 @@ class Router:
                 left = max(began + limit - now(), 0.0)
                 with scope, within(None if timeout is not None else left):
                     return await work(host.pool, None if timeout is None else left)
+                # Only the host's end has cancelled the scope.
+                msg = f"host {host.name} went down while it ran a read: {host.reason}"
+                raise psycopg.OperationalError(msg)
             except (HostLeft, PoolUnavailable):
-                await self.let_it_be_seen(host)
+                await self._leave(host, began + limit, limit)
+                continue
             except psycopg.Error as error:
-                others = any(each not in tried | {host} for each in self.members.readable)
+                tried.add(host)
+                others = any(each not in tried for each in self.members.readable)
                 if not (again and others and _is_of_host(host, error)):
                     raise
-                tried.add(host)
             finally:
                 host.under_way -= 1
                 host.scopes.discard(scope)
-            if scope.cancelled_caught:
-                tried.add(host)
-            if all(each in tried for each in self.members.readable):
-                tried.clear()
+            if timeout is None:
+                began = now()  # the limit is for the waits alone
 
     def limit(self, timeout: float | None) -> float:
         """Return the seconds that a request may wait."""
         return self.timeout if timeout is None else duration("timeout", timeout)
+
+    async def _leave(self, host: Host, deadline: float, limit: float) -> None:
+        """Go on to another host; raise PoolTimeout if there is no time left for that."""
+        await self.let_it_be_seen(host)
+        if now() >= deadline:
+            raise self._too_late(limit)
 
     async def let_it_be_seen(self, host: Host) -> None:
         """Yield once, so that a host whose pool fails at once is found to be down."""
@@ -267,7 +280,10 @@ class Router:
 
     def let_go(self, conn: object) -> Host | None:
         """Return the host of a connection that is being released; None: it was not borrowed."""
-        if (host := self._held.pop(conn, None)) is not None:
+        host = None
+        with suppress(TypeError):  # of what can have no weak reference
+            host = self._held.pop(conn, None)
+        if host is not None:
             host.held -= 1
             host.under_way -= 1
             return host
