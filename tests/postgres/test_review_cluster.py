@@ -6,12 +6,11 @@ import asyncio
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
-from asyncpool import Budget, Cluster, PoolTimeout, PoolUnavailable
+from asyncpool import Budget, Cluster
 
 from ._cluster import PORT, Servers, ask, cluster_on, name_of, port_of, servers, status
 from ._tools import eventually, in_time
@@ -62,40 +61,6 @@ async def test_a_drained_host_stays_drained_when_the_list_flaps(trio: Servers) -
         assert status(cluster, first).drained
 
 
-async def test_reads_that_wait_for_a_host_are_served_in_order(trio: Servers) -> None:
-    order: list[int] = []
-    async with cluster_on(trio, max_size=1) as cluster:
-        for each in trio.all:
-            await cluster.drain(name_of(each))
-
-        async def read(number: int) -> None:
-            async with cluster.read.connection():
-                order.append(number)
-
-        tasks = [asyncio.create_task(read(each)) for each in range(30)]
-        await asyncio.sleep(0.05)
-        await cluster.resume(name_of(trio.standbys[0]))
-        await in_time(asyncio.gather(*tasks))
-    assert order == sorted(order), order
-
-
-async def test_an_error_of_the_work_does_not_repeat_it(trio: Servers) -> None:
-    """`PoolUnavailable` of another pool, raised in the function."""
-    calls = 0
-
-    async def work(_: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls > 50:
-            raise KeyError
-        raise PoolUnavailable("another pool")
-
-    async with cluster_on(trio) as cluster:
-        with pytest.raises(PoolUnavailable):
-            await in_time(cluster.read.run_transaction(work))
-    assert calls == 1
-
-
 async def test_a_standby_whose_receiver_hangs_lags(trio: Servers) -> None:
     """It has replayed all that it received, but the primary has written more."""
     first, _ = trio.standbys
@@ -133,33 +98,6 @@ async def test_a_failed_change_of_the_list_loses_no_host(trio: Servers) -> None:
         await asyncio.sleep(1.5)
         assert len(cluster.hosts()) >= 2
         assert await cluster.read.fetchval(PORT, timeout=1.0)
-
-
-async def test_a_block_on_a_removed_host_is_not_cut(trio: Servers) -> None:
-    full = [each.dsn for each in trio.all]
-    listed = full[:2]
-    async with Cluster(lambda: list(listed), min_size=1, max_size=2) as cluster:
-        await cluster.wait()
-        await eventually(lambda: status(cluster, trio.standbys[0]).takes_reads)
-        async with cluster.read.connection() as conn:
-            listed.remove(full[1])
-            await eventually(lambda: len(cluster.hosts()) == 1, 3.0)
-            await asyncio.sleep(6.0)
-            await conn.execute("SELECT 1")
-
-
-async def test_release_on_another_loop_is_no_loss(trio: Servers) -> None:
-    from asyncpool import PoolWrongLoop
-
-    async with cluster_on(trio) as cluster:
-        conn = await cluster.read.acquire()
-
-        def elsewhere() -> None:
-            with pytest.raises(PoolWrongLoop):
-                asyncio.run(cluster.read.release(conn))
-
-        await asyncio.to_thread(elsewhere)
-        await cluster.read.release(conn)
 
 
 @pytest.mark.parametrize("places", [2, 3, 4])

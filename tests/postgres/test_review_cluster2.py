@@ -6,15 +6,14 @@ import asyncio
 import gc
 import random
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
-import psycopg
 import pytest
 
 from asyncpool import Cluster, TooManyRequests, within
 
-from ._cluster import PORT, Servers, ask, cluster_on, name_of, port_of, servers, status
+from ._cluster import PORT, Servers, ask, cluster_on, name_of, port_of, servers
 from ._tools import Proxy, eventually, in_time
 
 SLOW = "SELECT count(*) FROM generate_series(1, 20000000) AS g WHERE g % 7 = 3"
@@ -32,29 +31,6 @@ async def test_first_writes_wait_for_a_host_that_answers_later() -> None:
                 await cluster.write.execute("CREATE TABLE first_write (x int)")
                 assert ask(pair.primary, "SELECT to_regclass('first_write')::text") is None
                 assert await cluster.write.fetchval(PORT) == port_of(replica)
-
-
-async def test_a_long_read_that_may_be_retried_ends(trio: Servers) -> None:
-    """It is the only one; its host has one connection and is healthy."""
-    async with cluster_on(trio, max_size=1) as cluster:
-        await eventually(lambda: sum(each.takes_reads for each in cluster.hosts()) == 2)
-        began = time.monotonic()
-        await cluster.read.fetchval(SLOW)
-        alone = time.monotonic() - began
-        began = time.monotonic()
-        task = asyncio.create_task(cluster.read.fetchval(SLOW, retry_elsewhere=True))
-        hosts = []
-        while not task.done() and time.monotonic() - began < 20:
-            await asyncio.sleep(0.05)
-            busy = [each.name for each in cluster.hosts() if each.under_way]
-            if busy and (not hosts or hosts[-1] != busy):
-                hosts.append(busy)
-        done = task.done()
-        task.cancel()
-        print("alone", alone, "retried", time.monotonic() - began, hosts)
-        await asyncio.gather(task, return_exceptions=True)
-        assert done
-        assert len(hosts) == 1
 
 
 async def test_looks_do_not_inherit_a_deadline(trio: Servers) -> None:

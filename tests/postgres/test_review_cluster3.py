@@ -9,13 +9,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from asyncpool import Budget, Cluster, PoolTimeout
-from asyncpool._cluster.addresses import addresses_of
+from asyncpool import Budget
 from asyncpool._cluster.changes import Changes
 from asyncpool._cluster.primary import Primary
 from asyncpool._cluster.sight import Sight
 
-from ._cluster import PORT, Servers, ask, cluster_on, name_of, port_of, servers, status
+from ._cluster import PORT, ask, cluster_on, name_of, port_of, servers, status
 from ._tools import eventually, in_time
 
 
@@ -71,13 +70,6 @@ async def test_a_promotion_under_a_budget_and_reads(places: int) -> None:
             ended = True
             await in_time(asyncio.gather(*tasks))
             assert time.monotonic() - began < 2.5
-
-
-def test_an_empty_name_among_several_hosts() -> None:
-    """As libpq takes it: the default for that place."""
-    for conninfo in ("host=,db2 port=1,2", "host=a,b hostaddr=,1.2.3.4"):
-        for each in addresses_of(conninfo):
-            assert "," not in each.conninfo, each.conninfo
 
 
 class _Host:
