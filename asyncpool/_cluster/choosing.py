@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Awaitable, Callable, Container
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import anyio
@@ -280,10 +279,9 @@ class Router:
 
     def let_go(self, conn: object) -> Host | None:
         """Return the host of a connection that is being released; None: it was not borrowed."""
-        host = None
-        with suppress(TypeError):  # of what can have no weak reference
-            host = self._held.pop(conn, None)
-        if host is not None:
+        if not isinstance(conn, psycopg.AsyncConnection):
+            return None
+        if (host := self._held.pop(conn, None)) is not None:
             host.held -= 1
             host.under_way -= 1
             return host

@@ -1,12 +1,14 @@
 """Which host is the primary, and the pool for writes that follows it.
 
 Of several hosts that claim to be the primary, the one on the highest timeline is. A host that is
-down stays the primary until another one claims to be, on the same timeline or a higher one.
+down stays the primary until another one claims to be on a higher timeline. So a promotion moves the
+writes, and neither a slow look nor a list that lacks a host for a moment does.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -24,6 +26,9 @@ from asyncpool.faults import Fault
 PATIENCE = 1.0
 """Seconds that a connect waits for a primary. Then it fails, so that errors and `explain()` have
 the reason; the pool tries again, at once when there is a primary."""
+GONE = 30.0
+"""Seconds after which a primary that has left the list may be followed by one on an older timeline:
+a list may lack a host for a moment."""
 READ_WRITE = "primary" if psycopg.pq.version() >= 140000 else "read-write"
 """So that a connect to a host that was demoted meanwhile fails."""
 
@@ -46,6 +51,8 @@ class Primary:
         self._changes = changes
         self._hosts = hosts
         self._write: weakref.ref[WritePool[Any]] | None = None
+        self._left_at = math.inf
+        """When the primary has left the list; infinite: it has not."""
         self._connected_to: str | None = None
         """The name of the host to which the write pool's connections go."""
         self._connected_timeline = 0
@@ -83,10 +90,11 @@ class Primary:
         if best is current:
             self.timeline = timeline  # it may have begun again, as after a restore
             return
-        if timeline < self.timeline:
+        if timeline < self.timeline and not self._is_long_gone():
             return
-        if current is not None and current.error is None and timeline == self.timeline:
+        if current is not None and timeline <= self.timeline:
             return
+        self._left_at = math.inf
         previous, before = self._connected_to, self._connected_timeline
         self.host = best
         self._connected_to = best.name
@@ -107,7 +115,7 @@ class Primary:
     def leave(self, host: Host) -> None:
         """Forget a host that is no longer in the list."""
         if self.host is host:
-            self.host, self.timeline = None, 0
+            self.host, self._left_at = None, self._changes.clock()
 
     def forget(self) -> None:
         """Begin again on another event loop."""
@@ -142,6 +150,10 @@ class Primary:
             for host in self._hosts()
         ]
         return "; ".join(said) or "no host is known"
+
+    def _is_long_gone(self) -> bool:
+        """Whether the host on the highest timeline left the list, and did not return for long."""
+        return self._changes.clock() - self._left_at >= GONE
 
     def _pool(self) -> WritePool[Any] | None:
         return None if self._write is None else self._write()

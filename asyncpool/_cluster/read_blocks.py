@@ -13,9 +13,6 @@ from asyncpool._cluster.pools import HostPool
 
 T = TypeVar("T")
 
-ENTERING = object()
-"""Stands for a pool's block for which there is no connection yet."""
-
 
 class ReadBlock(Generic[T]):
     """A block on a connection of a host that takes reads.
@@ -41,13 +38,13 @@ class ReadBlock(Generic[T]):
         self._timeout = timeout
         self._after = None if after is None else router.after(after)
         self._block: Any = None
-        """The pool's block, while this one lasts; `ENTERING` while it is entered."""
+        """The pool's block, while this one lasts."""
 
     async def __aenter__(self) -> T:
         if self._block is not None:
             msg = "this block is in use: call the pool's method again"
             raise RuntimeError(msg)
-        block: Any = ENTERING
+        block: Any = None
 
         async def enter(pool: HostPool[Any], timeout: float | None) -> T:
             nonlocal block
@@ -55,7 +52,7 @@ class ReadBlock(Generic[T]):
             entered: T = await block.__aenter__()
             return entered
 
-        self._block = block
+        self._block = enter  # the block is in use from here on
         try:
             self._host, entered = await self._router.place(
                 enter, self._timeout, self._after or self._router.after(None)
