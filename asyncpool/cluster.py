@@ -163,12 +163,11 @@ class Cluster(Generic[ACT]):
         members.leader.serve(self.write)
         self.write.noted_for = members
         timeout = options.get("timeout", 30.0)
-        fail_fast_after = options.get("fail_fast_after", 60.0)
         router = Router(
             members,
             watch,
-            timeout=timeout,
-            fail_fast_after=fail_fast_after,
+            timeout,
+            fail_fast_after=options.get("fail_fast_after", 60.0),
             token_wait=token_wait,
             keeper=keeper,
         )
@@ -277,8 +276,7 @@ class Cluster(Generic[ACT]):
     def own_writes(self, after: str | None = None) -> OwnWrites:
         """Return a context whose reads see what was written in it: `with cluster.own_writes():`.
 
-        Blocks and one-shots on `write` inside move the context's token on, and those on `read`
-        inside use it. So code that does both needs no token of its own. See `OwnWrites`.
+        Blocks and one-shots on `write` inside move its token on; those on `read` inside use it.
 
         Args:
             after: a token that the reads have to see too, such as that of the user's last request.

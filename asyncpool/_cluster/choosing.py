@@ -55,8 +55,8 @@ class Router:
         self,
         members: Members,
         watch: Watch,
-        *,
         timeout: float,
+        *,
         fail_fast_after: float,
         token_wait: float,
         keeper: object,
@@ -71,7 +71,7 @@ class Router:
         self._held = weakref.WeakKeyDictionary[object, Host]()
         """The hosts of the connections that were borrowed by `acquire` or `getconn`. A connection
         is not kept by it, so that its pool can find a forgotten lease."""
-        self._freshness = Freshness(members, watch, token_wait, self._host_of_session)
+        self._freshness = Freshness(members, watch, token_wait)
         watch.after_look = weakref.WeakMethod(self.recount)
 
     def pick(self) -> Host | None:
@@ -145,7 +145,8 @@ class Router:
             after = await after.required(max(deadline - now(), 0.0))
         while True:
             if after is not None:
-                host = await self._freshness.host_after(after, deadline - now(), without)
+                own = self._host_of_session()
+                host = await self._freshness.host_after(after, deadline - now(), without, own)
             else:
                 host = self.pick() if not without else self._pick_without(without)
             if host is not None:

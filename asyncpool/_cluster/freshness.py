@@ -6,7 +6,7 @@ somebody has written into a cookie. The primary serves such reads, as it would w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container
+from collections.abc import Collection, Container
 
 import anyio
 
@@ -29,21 +29,21 @@ class Freshness:
         members: the hosts.
         watch: looks at them.
         wait: seconds to wait for a standby, before the primary is used.
-        session: returns the host of the running task's session, if it is in one.
     """
 
-    def __init__(
-        self, members: Members, watch: Watch, wait: float, session: Callable[[], Host | None]
-    ) -> None:
+    def __init__(self, members: Members, watch: Watch, wait: float) -> None:
         self._members = members
         self._watch = watch
         self._wait = duration("token_wait", wait)
-        self._session = session
         self._replays: dict[str, Replay] = {}
         """By the names of the hosts."""
 
     async def host_after(
-        self, token: Token, limit: float, without: Container[Host] = ()
+        self,
+        token: Token,
+        limit: float,
+        without: Container[Host] = (),
+        own: Host | None = None,
     ) -> Host | None:
         """Return a host that has replayed a token: a standby that has or soon will, or the primary.
 
@@ -51,6 +51,7 @@ class Freshness:
             token: the token.
             limit: seconds that it may take.
             without: hosts that were tried before.
+            own: the host of the task's session, which no other standby stands in for.
 
         Returns:
             None if there is none now.
@@ -60,7 +61,7 @@ class Freshness:
         if 0 < members.leader.timeline < token.timeline:
             await self._wait_for_timeline(token.timeline, wait)
         hosts = [host for host in members.readable if host not in without]
-        if (own := self._session()) is not None and own in hosts:
+        if own in hosts:
             hosts = [own]
         if fresh := [host for host in hosts if self._is_known_to_have(host, token)]:
             return self._least(fresh)

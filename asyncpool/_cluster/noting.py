@@ -107,7 +107,7 @@ class NotingPool(AsyncConnectionPool[ACT]):
         if (noted := self._noted()) is None:
             return work
         is_read = self._dispatcher.profiles.get(query).kind is Kind.READ
-        return work if is_read else _noting(noted, work)
+        return _unnoted(work) if is_read else _noting(noted, work)
 
     async def executemany(
         self, query: Query, params_seq: Iterable[Params], *, timeout: float | None = None
@@ -134,6 +134,12 @@ async def _noting(noted: Noted | None, work: Coroutine[Any, Any, T]) -> T:
     finally:
         if noted is not None:
             noted.note()
+
+
+async def _unnoted(work: Coroutine[Any, Any, T]) -> T:
+    """Run a plain read, also on a borrowed connection, without a note."""
+    with nothing_noted():
+        return await work
 
 
 def _lasts(pool: NotingPool[Any], found: weakref.ref[Any], lease: Lease) -> bool:

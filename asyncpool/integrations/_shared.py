@@ -68,6 +68,11 @@ def check_source(name: str, source: object, *kinds: type) -> None:
         raise TypeError(msg)
 
 
+def write_of(kept: Pool | Cluster[Any]) -> Pool:
+    """Return a pool, or the one for writes of a cluster."""
+    return kept.write if isinstance(kept, Cluster) else kept
+
+
 @asynccontextmanager
 async def opened(source: Sources, *, wait: bool, timeout: float) -> AsyncIterator[Any]:
     """Keep a pool or a cluster open for a block."""

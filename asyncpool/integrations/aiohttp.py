@@ -27,6 +27,7 @@ from ._shared import (
     opened,
     readiness,
     request_label,
+    write_of,
 )
 
 __all__ = [
@@ -44,7 +45,7 @@ __all__ = [
     "transaction_per_request",
 ]
 
-Key = web.AppKey[AsyncConnectionPool[Any]]
+Key = web.AppKey[AsyncConnectionPool[Any]] | web.AppKey[Cluster[Any]]
 
 POOL: web.AppKey[AsyncConnectionPool] = web.AppKey("pool", AsyncConnectionPool)
 """The default key of an app's pool."""
@@ -143,8 +144,7 @@ def read_own_writes(
 
             async def carry(response: web.StreamResponse) -> None:
                 if not response.prepared:
-                    for name, value in await carrier.headers_after(own, came):
-                        response.headers.add(name, value)
+                    response.headers.extend(await carrier.headers_after(own, came))
 
             try:
                 response = await handler(request)
@@ -173,9 +173,8 @@ def _label_of(request: web.Request) -> Callable[[], str]:
 
     def text() -> str:
         resource = match.route.resource
-        return request_label(
-            method, path if resource is None else resource.canonical, match.handler
-        )
+        named = path if resource is None else resource.canonical
+        return request_label(method, named, match.handler)
 
     return text
 
@@ -201,7 +200,9 @@ def transaction_per_request(
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        block = LazyBlock(lambda: request.config_dict[key].transaction(timeout), roll_back_from)
+        block = LazyBlock(
+            lambda: write_of(request.config_dict[key]).transaction(timeout), roll_back_from
+        )
         request[BLOCKS] = {**request.get(BLOCKS, {}), key: block}
         try:
             with label(_label_of(request), default=True):

@@ -12,7 +12,7 @@ from psycopg import AsyncConnection
 from asyncpool import Cluster, label
 
 from ._limits import Flow, Limits, Priority, Seconds
-from ._shared import LazyBlock, Pool, check_status, handler_name, request_label
+from ._shared import LazyBlock, Pool, check_status, handler_name, request_label, write_of
 
 __all__ = [
     "CancelOnDisconnect",
@@ -265,13 +265,14 @@ class CancelOnDisconnect:
 def pool_of(scope: Scope, name: str = "pool") -> Pool:
     """Return the pool of this name in the state of the app that serves the request.
 
+    If it is a cluster, its pool for writes is returned.
+
     The request is labelled, unless the app has set a label; see `LabelRequests`.
 
     Raises:
         LookupError: there is no such pool.
     """
-    pool: Pool = _found(scope, "pool", name)
-    return pool
+    return write_of(kept_by(scope, name))
 
 
 def cluster_of(scope: Scope, name: str = "cluster") -> Cluster[Any]:
@@ -280,14 +281,18 @@ def cluster_of(scope: Scope, name: str = "cluster") -> Cluster[Any]:
     Raises:
         LookupError: there is no such cluster.
     """
-    cluster: Cluster[Any] = _found(scope, "cluster", name)
+    cluster = kept_by(scope, name, "cluster")
+    if not isinstance(cluster, Cluster):
+        msg = f"{name!r} in the app's state is no cluster: {cluster!r}"
+        raise LookupError(msg)
     return cluster
 
 
-def _found(scope: Scope, what: str, name: str) -> Any:
+def kept_by(scope: Scope, name: str, what: str = "pool") -> Pool | Cluster[Any]:
+    """Return what the app keeps under this name, and label the request."""
     label(RequestLabel(scope), default=True)
     app = scope.get("litestar_app") or scope["app"]
-    found = getattr(app.state, name, None)
+    found: Pool | Cluster[Any] | None = getattr(app.state, name, None)
     if found is None:
         msg = (
             f"there is no {what} {name!r} in the app's state: pass it to the app's lifespan, and"

@@ -64,12 +64,12 @@ def cluster(name: str = "cluster") -> Any:
 
 def write_connection(name: str = "cluster") -> Any:
     """A dependency as `connection`, on the primary of a cluster."""
-    return Depends(_write_connection(name), scope="function")
+    return connection(name)
 
 
 def write_transaction(name: str = "cluster") -> Any:
     """A dependency as `transaction`, on the primary of a cluster."""
-    return Depends(_write_transaction(name), scope="function")
+    return transaction(name)
 
 
 def read_connection(name: str = "cluster") -> Any:
@@ -121,26 +121,6 @@ def _cluster(name: str) -> Callable[[HTTPConnection], Cluster[Any]]:
         return cluster_of(request.scope, name)
 
     return find  # type: ignore[return-value]
-
-
-@cache
-def _write_connection(name: str) -> Callable[[HTTPConnection], AsyncIterator[AsyncConnection[Any]]]:
-    async def lease(request: HTTPConnection) -> AsyncIterator[AsyncConnection[Any]]:
-        async with cluster_of(request.scope, name).write.connection() as conn:
-            yield conn
-
-    return lease
-
-
-@cache
-def _write_transaction(
-    name: str,
-) -> Callable[[HTTPConnection], AsyncIterator[AsyncConnection[Any]]]:
-    async def lease(request: HTTPConnection) -> AsyncIterator[AsyncConnection[Any]]:
-        async with cluster_of(request.scope, name).write.transaction() as conn:
-            yield conn
-
-    return lease
 
 
 @cache

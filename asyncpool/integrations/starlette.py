@@ -32,6 +32,7 @@ from .asgi import (
     Scope,
     TransactionPerRequest,
     cluster_of,
+    kept_by,
     pool_of,
     transaction_of,
 )
@@ -179,7 +180,7 @@ def readiness_route(
     """
 
     async def ready(request: Request) -> Response:
-        pools = {name: pool_of(request.scope, name) for name in names or ("pool",)}
+        pools = {name: kept_by(request.scope, name) for name in names or ("pool",)}
         status, body = await readiness(pools, timeout, details=await is_shown(details, request))
         return JSONResponse(body, status)
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 from uuid import uuid4
 
 import httpx
@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from fastapi import FastAPI
+from psycopg import AsyncConnection
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
@@ -30,14 +31,21 @@ from asyncpool.integrations.fastapi import (
     ReadConnection,
     WriteConnection,
     WriteTransaction,
+    request_transaction,
 )
 from asyncpool.integrations.own_writes import ReadOwnWrites
-from asyncpool.integrations.starlette import cluster, lifespan, readiness_route
+from asyncpool.integrations.starlette import (
+    TransactionPerRequest,
+    cluster,
+    lifespan,
+    readiness_route,
+)
 
 from ._pair import Pair, opened, started_pair
 from ._tools import client_of
 
 COOKIE = "asyncpool_token"
+RequestTransactionOfCluster = Annotated[AsyncConnection, request_transaction("cluster")]
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +293,7 @@ def test_an_invalid_option_is_refused(options: dict[str, Any]) -> None:
 async def test_fastapi_has_dependencies_for_both_sides(pair: Pair, notes: str) -> None:
     """The cluster opens and closes with the app."""
     app = FastAPI(lifespan=lifespan(cluster=lambda: Cluster(pair.hosts, min_size=1)))
+    app.add_middleware(TransactionPerRequest, "cluster")
     app.add_middleware(ReadOwnWrites)
     count = f"SELECT count(*) FROM {notes}"
 
@@ -303,13 +312,18 @@ async def test_fastapi_has_dependencies_for_both_sides(pair: Pair, notes: str) -
         row = await (await conn.execute(count)).fetchone()
         return row and row[0]
 
+    @app.post("/request")
+    async def by_request(conn: RequestTransactionOfCluster) -> str:
+        await conn.execute(f"INSERT INTO {notes} VALUES (1)")
+        return "ok"
+
     @app.get("/standby")
     async def standby(kept: ClusterDep) -> Any:
         return await kept.read.fetchval("SELECT pg_is_in_recovery()")
 
     async with app.router.lifespan_context(app), client_of(app) as client:
         await app.state.cluster.wait()
-        for number, path in enumerate(["/block", "/transaction"] * 3, start=1):
+        for number, path in enumerate(["/block", "/transaction", "/request"] * 3, 1):
             answer = await client.post(path)
             assert "set-cookie" in answer.headers
             assert (await client.get("/read")).json() == number
@@ -336,13 +350,14 @@ def test_a_lifespan_keeps_pools_and_clusters() -> None:
 def aiohttp_app(pair: Pair, notes: str, **options: Any) -> web.Application:
     """An app that writes and reads."""
     count = f"SELECT count(*) FROM {notes}"
-    app = web.Application(middlewares=[aiohttp_side.read_own_writes(**options)])
+    per_request = aiohttp_side.transaction_per_request(aiohttp_side.CLUSTER)
+    app = web.Application(middlewares=[aiohttp_side.read_own_writes(**options), per_request])
     make = lambda: Cluster(pair.hosts, min_size=1, token_wait=0.01)  # noqa: E731
     app.cleanup_ctx.append(aiohttp_side.cluster_context(make, wait=True))
 
     async def write(request: web.Request) -> web.StreamResponse:
-        async with request.app[aiohttp_side.CLUSTER].write.transaction() as conn:
-            await conn.execute(f"INSERT INTO {notes} VALUES (1)")
+        conn = await aiohttp_side.transaction(request, aiohttp_side.CLUSTER)
+        await conn.execute(f"INSERT INTO {notes} VALUES (1)")
         if "redirect" in request.query:
             raise web.HTTPSeeOther("/read")
         if "stream" in request.query:
@@ -356,6 +371,7 @@ def aiohttp_app(pair: Pair, notes: str, **options: Any) -> web.Application:
         return web.json_response(await request.app[aiohttp_side.CLUSTER].read.fetchval(count))
 
     app.add_routes([web.post("/write", write), web.get("/read", read)])
+    app.add_routes([web.get("/ready", aiohttp_side.ready(aiohttp_side.CLUSTER))])
     return app
 
 
@@ -387,3 +403,5 @@ async def test_a_user_of_aiohttp_reads_what_the_user_has_written(pair: Pair, not
             assert await get(Cookie=f'{COOKIE}="{token}"') == 2
             async with client.post("/write?stream=", allow_redirects=False) as answer:
                 assert "Set-Cookie" not in answer.headers
+            async with client.get("/ready") as answer:
+                assert await answer.json() == {"status": "ok"}
