@@ -247,7 +247,8 @@ class Router:
             except psycopg.Error as error:
                 tried.add(host)
                 others = any(each not in tried for each in self.members.readable)
-                if not (again and others and _is_of_host(host, error)):
+                is_late = timeout is not None and now() >= began + limit
+                if not (again and others and _is_of_host(host, error)) or is_late:
                     raise
             finally:
                 host.under_way -= 1

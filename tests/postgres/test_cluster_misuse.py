@@ -55,8 +55,11 @@ async def test_a_callable_for_kwargs_may_not_choose_the_host(trio: Servers) -> N
 
 async def test_a_callable_for_kwargs_is_used(trio: Servers) -> None:
     """A plain one too, for all that does not choose the host."""
-    options = {"min_size": 1, "kwargs": lambda: {"application_name": "of-kwargs"}}
-    async with Cluster(trio.dsn(), **options) as cluster:
+
+    def kwargs() -> dict[str, Any]:
+        return {"application_name": "of-kwargs"}
+
+    async with Cluster(trio.dsn(), min_size=1, kwargs=kwargs) as cluster:
         name = "SELECT current_setting('application_name')"
         assert await cluster.read.fetchval(name) == "of-kwargs"
         assert await cluster.write.fetchval(name) == "of-kwargs"

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
 from asyncpool import PoolTimeout
 
-from ._cluster import cluster_on, name_of, status
+from ._cluster import PORT, cluster_on, name_of, port_of, status
 from ._tools import eventually, in_time
 
 if TYPE_CHECKING:
+    from asyncpool.testing import Server
+
     from ._cluster import Servers
 
 LONG = "SELECT count(*) FROM generate_series(1, 10000) a, generate_series(1, 30000) b"
@@ -34,3 +37,24 @@ async def test_a_read_fails_if_its_host_hangs_and_there_is_no_other(trio: Server
             await in_time(task, 4.0)
         assert not isinstance(caught.value, PoolTimeout)
         assert status(cluster, first).under_way == 0
+
+
+async def read_after_a_crash(cluster: Any, server: Server) -> None:
+    """Read in a session whose server has crashed meanwhile."""
+    async with cluster.read.session() as conn:
+        assert conn.info.port == port_of(server)
+        await server.kill()
+        await eventually(lambda: not status(cluster, server).reachable, 3.0)
+        await cluster.read.fetchval(PORT, timeout=1.0)
+
+
+async def test_a_read_in_a_session_on_a_host_that_is_down_does_not_spin(trio: Servers) -> None:
+    """It fails, as in a pool's session, and is not tried over and over until its time is over."""
+    first, second = trio.standbys
+    async with cluster_on(trio, fail_fast_after=0.2) as cluster:
+        await cluster.drain(name_of(second))
+        began = time.process_time()
+        with pytest.raises(psycopg.OperationalError):
+            await in_time(read_after_a_crash(cluster, first))
+        assert time.process_time() - began < 0.6
+        assert [each.under_way for each in cluster.hosts()] == [0, 0, 0]

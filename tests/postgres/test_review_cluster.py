@@ -13,7 +13,7 @@ import pytest
 from asyncpool import Budget, Cluster
 
 from ._cluster import PORT, Servers, ask, cluster_on, name_of, port_of, servers, status
-from ._tools import eventually, in_time
+from ._tools import eventually
 
 
 async def test_first_writes_do_not_go_to_an_old_primary() -> None:
@@ -138,19 +138,3 @@ async def test_looks_go_on_under_saturation(trio: Servers) -> None:
         await asyncio.gather(*tasks)
         print(max(ages), len(errors), set(errors))
         assert max(ages) < 2.5
-
-
-async def test_a_session_whose_host_is_down_does_not_spin(trio: Servers) -> None:
-    first, second = trio.standbys
-    async with cluster_on(trio, max_size=2, fail_fast_after=0.5) as cluster:
-        await cluster.drain(name_of(second))
-        with pytest.raises(psycopg.OperationalError):
-            async with cluster.read.session() as conn:
-                assert conn.info.port == port_of(first)
-                await first.kill()
-                await asyncio.sleep(1.5)
-                began = time.process_time()
-                try:
-                    await in_time(cluster.read.fetchval(PORT, timeout=2.0))
-                finally:
-                    print("cpu", time.process_time() - began)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import random
 import time
 from typing import Any
 
-import anyio
 import pytest
 
-from asyncpool import Cluster, TooManyRequests, within
+from asyncpool import Cluster, within
 
-from ._cluster import PORT, Servers, ask, cluster_on, name_of, port_of, servers
-from ._tools import Proxy, eventually, in_time
+from ._cluster import PORT, Servers, ask, port_of, servers
+from ._tools import Proxy
 
 SLOW = "SELECT count(*) FROM generate_series(1, 20000000) AS g WHERE g % 7 = 3"
 
@@ -53,73 +51,6 @@ async def test_a_block_keeps_a_dropped_cluster(trio: Servers) -> None:
         await asyncio.sleep(0.3)
         gc.collect()
         await conn.execute("SELECT 1")
-
-
-async def test_cancellation_anywhere_leaves_nothing(trio: Servers) -> None:
-    rng = random.Random(5)
-    async with cluster_on(trio, max_size=2) as cluster:
-        first, second = map(name_of, trio.standbys)
-        ended = False
-
-        async def one() -> None:
-            kind = rng.randrange(6)
-            read = cluster.read
-            if kind == 0:
-                async with read.connection() as conn:
-                    await conn.execute("SELECT pg_sleep(0.002)")
-            elif kind == 1:
-                async with read.session():
-                    await read.fetchval("SELECT 1")
-            elif kind == 2:
-                conn = await read.acquire()
-                try:
-                    await conn.execute("SELECT 1")
-                finally:
-                    await read.release(conn)
-            elif kind == 3:
-                await read.fetchval("SELECT 1, pg_sleep(0.002)", retry_elsewhere=True)
-            elif kind == 4:
-                async with read.transaction() as conn:
-                    await conn.execute("SELECT 1")
-            else:
-                async with read.cursor() as cur:
-                    await cur.execute("SELECT 1")
-
-        async def anyio_one() -> None:
-            with anyio.move_on_after(rng.random() * 0.02):
-                await one()
-
-        async def toggles() -> None:
-            while not ended:
-                await cluster.drain(rng.choice([first, second]))
-                await asyncio.sleep(rng.random() * 0.02)
-                await cluster.resume(first)
-                await cluster.resume(second)
-
-        toggler = asyncio.create_task(toggles())
-        stop = time.monotonic() + 8
-        errors: list[Any] = []
-        while time.monotonic() < stop:
-            tasks = [asyncio.create_task(rng.choice([one, anyio_one])()) for _ in range(20)]
-            await asyncio.sleep(rng.random() * 0.02)
-            for task in tasks:
-                if rng.random() < 0.5:
-                    task.cancel()
-                    if rng.random() < 0.5:
-                        asyncio.get_running_loop().call_later(rng.random() * 0.002, task.cancel)
-            errors += [
-                e for e in await in_time(asyncio.gather(*tasks, return_exceptions=True)) if e
-            ]
-        ended = True
-        await toggler
-        others = {
-            repr(e) for e in errors if not isinstance(e, asyncio.CancelledError | TooManyRequests)
-        }
-        print(len(errors), others)
-        await eventually(lambda: not any(each.stats.leased for each in cluster.hosts()), 3.0)
-        assert [each.under_way for each in cluster.hosts()] == [0, 0, 0]
-        assert not cluster.read._router.sessions
-        assert not others
 
 
 @pytest.mark.parametrize("kind", ["async", "error"])

@@ -40,7 +40,7 @@ async def test_a_standby_of_an_old_primary_takes_no_reads() -> None:
 @pytest.mark.parametrize("places", [4, 5, 6])
 async def test_a_promotion_under_a_budget_and_reads(places: int) -> None:
     async with servers(2) as trio:
-        first, second = trio.standbys
+        first, _ = trio.standbys
         options: dict[str, Any] = {"max_size": 4, "budget": Budget(places), "timeout": 5.0}
         async with cluster_on(trio, **options) as cluster:
             ended = False
