@@ -7,6 +7,7 @@ that must see what a token stands for. The fast path, `pick`, is for all others.
 from __future__ import annotations
 
 import asyncio
+import math
 import weakref
 from collections.abc import Awaitable, Callable, Container
 from typing import Any, TypeVar
@@ -35,6 +36,8 @@ After = Token | Noted | None
 """A token, or the writes of a context, which a read has to see."""
 
 HOST_FAULTS = {Fault.CONNECTION, Fault.SERVER, Fault.FAILOVER, Fault.CAPACITY, Fault.ACCESS}
+VERDICT = 1.5
+"""Seconds to wait for a look at a host that has failed a read."""
 CONFLICT = "conflict with recovery"
 """In the errors of a standby that had to end a read; their SQLSTATE is also a deadlock's."""
 
@@ -246,9 +249,10 @@ class Router:
                 continue
             except psycopg.Error as error:
                 tried.add(host)
-                others = any(each not in tried for each in self.members.readable)
-                is_late = timeout is not None and now() >= began + limit
-                if not (again and others and _is_of_host(host, error)) or is_late:
+                if not (again and _is_of_host(host, error)):
+                    raise
+                left = math.inf if timeout is None else began + limit - now()
+                if left <= 0 or not await self._has_another(host, tried, left):
                     raise
             finally:
                 host.under_way -= 1
@@ -259,6 +263,22 @@ class Router:
     def limit(self, timeout: float | None) -> float:
         """Return the seconds that a request may wait."""
         return self.timeout if timeout is None else duration("timeout", timeout)
+
+    async def _has_another(self, host: Host, tried: Container[Host], left: float) -> bool:
+        """Whether a host takes reads that has not failed this one.
+
+        It waits for the next look at the one that has, because the primary may take reads after
+        that.
+        """
+        seen = host.sight
+        self.members.suspect(host.name)
+        with anyio.move_on_after(min(VERDICT, left)):
+            while not any(each not in tried for each in self.members.readable):
+                if host.error is not None or host.sight is not seen:
+                    return False
+                await self.members.changes.wait()
+            return True
+        return False
 
     async def _leave(self, host: Host, deadline: float, limit: float) -> None:
         """Go on to another host; raise PoolTimeout if there is no time left for that."""

@@ -58,3 +58,22 @@ async def test_a_read_in_a_session_on_a_host_that_is_down_does_not_spin(trio: Se
             await in_time(read_after_a_crash(cluster, first))
         assert time.process_time() - began < 0.6
         assert [each.under_way for each in cluster.hosts()] == [0, 0, 0]
+
+
+async def test_a_read_on_the_only_standby_is_run_on_the_primary_if_it_crashes(
+    trio: Servers,
+) -> None:
+    """The primary takes no reads before the standby is known to be down, so that is waited for."""
+    first, second = trio.standbys
+    async with cluster_on(trio) as cluster:
+        await cluster.drain(name_of(second))
+        await eventually(lambda: not status(cluster, trio.primary).takes_reads)
+        task = asyncio.create_task(cluster.read.fetchval(LONG, retry_elsewhere=True))
+        await eventually(lambda: status(cluster, first).under_way == 1)
+        await asyncio.sleep(0.1)
+        await first.kill()
+        await eventually(lambda: status(cluster, trio.primary).under_way == 1)
+        assert not task.done()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
