@@ -159,12 +159,13 @@ class Router:
                 raise PoolUnavailable(f"{msg} {self.members.describe()}")
             left = deadline - now()
             if left <= 0:
-                raise self._too_late(limit)
+                raise self._too_late(limit, after)
             with anyio.move_on_after(left):
                 await self.members.changes.wait()
 
-    def _too_late(self, limit: float) -> PoolTimeout:
-        msg = f"cluster {self.members.name!r}: no host takes reads within {limit:g} s:"
+    def _too_late(self, limit: float, after: Token | None = None) -> PoolTimeout:
+        what = "takes reads" if after is None else f"has replayed the token {str(after)!r}"
+        msg = f"cluster {self.members.name!r}: no host {what} within {limit:g} s:"
         return PoolTimeout(f"{msg} {self.members.describe()}", timeout=limit)
 
     def _pick_without(self, without: Container[Host]) -> Host | None:

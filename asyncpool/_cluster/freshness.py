@@ -66,7 +66,7 @@ class Freshness:
         if fresh := [host for host in hosts if self._is_known_to_have(host, token)]:
             return self._least(fresh)
         near = [host for host in hosts if host.role == "standby" and host.lag <= self._wait]
-        if near and not self._is_absurd(token):
+        if near and wait > 0 and not self._is_absurd(token):
             host = self._least(near)
             if await self._replay_of(host).reach(token, wait) and not host.reason:
                 return host
@@ -78,8 +78,9 @@ class Freshness:
     def _is_known_to_have(self, host: Host, token: Token) -> bool:
         if host is self._members.primary:
             return token.timeline <= self._members.leader.timeline
-        follows = token.timeline <= self._replay_of(host).timeline
-        return follows and host.sight is not None and token.lsn <= host.sight.position
+        if (sight := host.sight) is None or token.lsn > sight.position:
+            return False
+        return token.timeline <= max(sight.timeline, self._replay_of(host).timeline)
 
     def _is_absurd(self, token: Token) -> bool:
         """Whether the token is so far on that the primary cannot have given it."""

@@ -54,9 +54,8 @@ class ReadBlock(Generic[T]):
 
         self._block = enter  # the block is in use from here on
         try:
-            self._host, entered = await self._router.place(
-                enter, self._timeout, self._after or self._router.after(None)
-            )
+            after = self._after or self._router.after(None)
+            self._host, entered = await self._router.place(enter, self._timeout, after)
         except BaseException:
             self._block = None
             raise

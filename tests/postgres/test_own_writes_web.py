@@ -10,10 +10,12 @@ from typing import Annotated, Any
 from uuid import uuid4
 
 import httpx
+import litestar
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from fastapi import FastAPI
+from litestar.middleware import DefineMiddleware
 from psycopg import AsyncConnection
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -270,6 +272,28 @@ async def test_a_cluster_may_be_given_instead_of_its_name(pair: Pair, notes: str
             assert header.startswith("t=")
             assert header.endswith("; Path=/; Max-Age=60; HttpOnly; SameSite=lax; Secure")
             assert (await client.get("/ready")).json() == {"status": "ok"}
+
+
+async def test_an_app_of_litestar_carries_tokens_too(pair: Pair, notes: str) -> None:
+    """The middleware is plain ASGI."""
+    async with opened(pair, token_wait=0.01) as kept:
+
+        @litestar.post("/write")
+        async def write() -> None:
+            await kept.write.execute(f"INSERT INTO {notes} VALUES (1)")
+
+        @litestar.get("/read")
+        async def read() -> int:
+            return int(await kept.read.fetchval(f"SELECT count(*) FROM {notes}"))
+
+        middleware = [DefineMiddleware(ReadOwnWrites, cluster=kept)]
+        app = litestar.Litestar([write, read], middleware=middleware, openapi_config=None)
+        with pair.paused():
+            async with client_of(app) as client:
+                assert (await client.post("/write")).status_code == 201
+                assert (await client.get("/read")).json() == 1
+                client.cookies.clear()
+                assert (await client.get("/read")).json() == 0
 
 
 @pytest.mark.parametrize(
