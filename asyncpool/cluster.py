@@ -18,6 +18,7 @@ from asyncpool._blocks.supports import Exc
 from asyncpool._cluster.addresses import Address, Hosts, addresses_of
 from asyncpool._cluster.changes import Changes
 from asyncpool._cluster.choosing import Router
+from asyncpool._cluster.kwargs import without_host
 from asyncpool._cluster.members import Members
 from asyncpool._cluster.own_writes import OwnWrites
 from asyncpool._cluster.pools import HostPool, WritePool, now
@@ -50,9 +51,6 @@ __all__ = [
 
 _numbers = itertools.count(1)
 
-FIXED = ("host", "hostaddr", "port", "target_session_attrs", "load_balance_hosts")
-"""Options that only the conninfo may have."""
-
 
 class Cluster(Generic[ACT]):
     """The hosts of one PostgreSQL cluster: `write` goes to the primary, `read` to its standbys.
@@ -67,7 +65,8 @@ class Cluster(Generic[ACT]):
     Args:
         conninfo: a libpq connection string with several hosts, such as "host=db1,db2 dbname=shop",
             or a plain or async callable that returns a list of connection strings with one host
-            each; it is called about once a second. `target_session_attrs` and
+            each; it is called about once a second. A plain callable runs on the event loop, so
+            one that waits, such as for DNS, has to be async. `target_session_attrs` and
             `load_balance_hosts` are ignored: the cluster chooses the host.
         connection_class: as for `AsyncConnectionPool`.
         min_size, max_size: the sizes of each pool.
@@ -109,17 +108,13 @@ class Cluster(Generic[ACT]):
             what = type(conninfo).__name__
             msg = f"conninfo must be a str or a callable that returns a list of str, not {what}"
             raise TypeError(msg)
-        kwargs = options.get("kwargs")
-        for fixed in FIXED:
-            if kwargs is not None and not callable(kwargs) and fixed in kwargs:
-                msg = f"kwargs must not have {fixed}: the cluster sets it for each host"
-                raise ValueError(msg)
         self.name = name or f"cluster-{next(_numbers)}"
         options.setdefault("classify", classify)
         AsyncConnectionPool(
             "", connection_class=connection_class, min_size=min_size, max_size=max_size, **options
         )  # raises at once if an option is invalid
         options["connection_class"] = connection_class
+        options["kwargs"] = without_host(options.get("kwargs"))
         lazy = options.get("open", True)
         options["open"] = lazy = lazy is None or bool(lazy)
 
@@ -264,7 +259,9 @@ class Cluster(Generic[ACT]):
 
         Raises:
             TypeError, ValueError: no host has the name.
+            PoolWrongLoop: the cluster is open on another event loop.
         """
+        self._watch.require_this_loop()
         self._members.set_drained(self._members.find(host), drained=True)
 
     async def resume(self, host: str) -> None:
@@ -273,6 +270,7 @@ class Cluster(Generic[ACT]):
         Args:
             host: as for `drain`.
         """
+        self._watch.require_this_loop()
         self._members.set_drained(self._members.find(host), drained=False)
 
     def own_writes(self, after: str | None = None) -> OwnWrites:

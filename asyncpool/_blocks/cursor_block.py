@@ -20,6 +20,13 @@ from asyncpool._core.lease import Notes
 from asyncpool._psycopg.driver import ACT
 
 
+def check_mode(autocommit: object) -> None:
+    """Raise TypeError if this is no autocommit mode."""
+    if autocommit is not None and not isinstance(autocommit, bool):
+        msg = f"autocommit must be True, False or None, not {autocommit!r}"
+        raise TypeError(msg)
+
+
 class Cursor(Generic[ACT, Row]):
     """`pool.cursor()`: a cursor on a connection of its own, for a block.
 

@@ -80,9 +80,9 @@ class Hint:
         raise AttributeError(msg, name=self._name, obj=owner if instance is None else instance)
 
 
-def give_hints(owner: type) -> None:
+def give_hints(owner: type, hints: Mapping[str, str] = HINTS) -> None:
     """Add a hint to a class for each name that it lacks; type checkers do not see them."""
-    for name, instead in HINTS.items():
+    for name, instead in hints.items():
         if not hasattr(owner, name):
             hint = Hint(instead)
             hint.__set_name__(owner, name)

@@ -13,7 +13,7 @@ from asyncpool._blocks.acquisition import Acquisition
 from asyncpool._blocks.borrowing import Borrowing
 from asyncpool._blocks.commit import commit, warn_of_open_work
 from asyncpool._blocks.connection_block import ConnectionBlock
-from asyncpool._blocks.cursor_block import Cursor
+from asyncpool._blocks.cursor_block import Cursor, check_mode
 from asyncpool._blocks.overrides import (
     ConnectionOverrideBlock,
     borrow,
@@ -154,9 +154,7 @@ class PoolBlocks(Borrowing[ACT]):
             TypeError: `autocommit` is neither a bool nor None.
             psycopg.OperationalError: `PoolTimeout` and all others of `connection`.
         """
-        if autocommit is not None and not isinstance(autocommit, bool):
-            msg = f"autocommit must be True, False or None, not {autocommit!r}"
-            raise TypeError(msg)
+        check_mode(autocommit)
         keywords: dict[str, Any] = {} if row_factory is None else {"row_factory": row_factory}
         return Cursor(
             self._block(timeout),

@@ -59,9 +59,10 @@ def addresses_of(conninfo: str) -> list[Address]:
         ConninfoError: libpq cannot parse it, or the numbers of hosts, addresses and ports differ.
     """
     params = check_conninfo(conninfo)
-    if params.get("service") and not (params.get("host") or params.get("hostaddr")):
-        msg = "conninfo names a service, and a cluster cannot see its hosts: add host="
-        raise ConninfoError(msg)
+    names_hosts = params.get("port") and (params.get("host") or params.get("hostaddr"))
+    if (params.get("service") or os.environ.get("PGSERVICE")) and not names_hosts:
+        msg = "conninfo or PGSERVICE names a service, and a cluster cannot see its hosts and ports"
+        raise ConninfoError(f"{msg}: add host= and port=")
     hosts, numeric, ports = (
         _listed(params, name, env)
         for name, env in (("host", "PGHOST"), ("hostaddr", "PGHOSTADDR"), ("port", "PGPORT"))
@@ -116,15 +117,10 @@ def _listed(params: Mapping[str, Any], name: str, variable: str) -> list[str]:
 def _address(
     params: Mapping[str, Any], hosts: list[str], numeric: list[str], port: str, place: int
 ) -> Address:
-    others = (*DECIDED, "host", "hostaddr")
-    own = {name: value for name, value in params.items() if name not in others}
-    # Set, so that the environment variable does not choose either.
-    own["target_session_attrs"] = "any"
-    name = hosts[place] if hosts else ""
-    if name:
-        own["host"] = name
+    own = {name: value for name, value in params.items() if name not in DECIDED}
+    host = hosts[place] if hosts else ""
     hostaddr = numeric[place] if numeric else ""
-    if hostaddr:
-        own["hostaddr"] = hostaddr
-    own["port"] = number = int(port or 5432)
-    return Address(name or hostaddr or LOCAL, hostaddr, number, make_conninfo("", **own))
+    number = int(port or 5432)
+    # Set even if empty, so that neither the environment nor a service chooses.
+    own |= {"host": host, "hostaddr": hostaddr, "port": number, "target_session_attrs": "any"}
+    return Address(host or hostaddr or LOCAL, hostaddr, number, make_conninfo("", **own))

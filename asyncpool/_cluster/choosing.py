@@ -7,6 +7,7 @@ that must see what a token stands for. The fast path, `pick`, is for all others.
 from __future__ import annotations
 
 import asyncio
+import math
 import weakref
 from collections.abc import Awaitable, Callable, Container
 from typing import Any, TypeVar
@@ -35,6 +36,8 @@ After = Token | Noted | None
 """A token, or the writes of a context, which a read has to see."""
 
 HOST_FAULTS = {Fault.CONNECTION, Fault.SERVER, Fault.FAILOVER, Fault.CAPACITY, Fault.ACCESS}
+VERDICT = 1.5
+"""Seconds to wait for a look at a host that has failed a read."""
 CONFLICT = "conflict with recovery"
 """In the errors of a standby that had to end a read; their SQLSTATE is also a deadlock's."""
 
@@ -156,11 +159,14 @@ class Router:
                 raise PoolUnavailable(f"{msg} {self.members.describe()}")
             left = deadline - now()
             if left <= 0:
-                what = "takes reads" if after is None else f"has replayed the token {str(after)!r}"
-                msg = f"cluster {self.members.name!r}: no host {what} within {limit:g} s:"
-                raise PoolTimeout(f"{msg} {self.members.describe()}", timeout=limit)
+                raise self._too_late(limit, after)
             with anyio.move_on_after(left):
                 await self.members.changes.wait()
+
+    def _too_late(self, limit: float, after: Token | None = None) -> PoolTimeout:
+        what = "takes reads" if after is None else f"has replayed the token {str(after)!r}"
+        msg = f"cluster {self.members.name!r}: no host {what} within {limit:g} s:"
+        return PoolTimeout(f"{msg} {self.members.describe()}", timeout=limit)
 
     def _pick_without(self, without: Container[Host]) -> Host | None:
         self.watch.enter()
@@ -198,13 +204,13 @@ class Router:
                 result = await work(host.pool, left)
                 done = True
             except (HostLeft, PoolUnavailable):
-                await self.let_it_be_seen(host)
+                await self._leave(host, began + limit, limit)
             else:
                 return host, result
             finally:
                 if not done:
                     host.under_way -= 1
-            left = max(began + limit - now(), 0.0)
+            left = began + limit - now()
 
     async def run(
         self,
@@ -221,7 +227,7 @@ class Router:
             timeout: seconds for all; None: the default, for the waits alone.
             after: as for `choose`.
             query: if given, its text: a plain read that fails for its host's sake is run again on
-                another host.
+                another host, once on each.
             began: when the request began.
         """
         limit, tried = self.limit(timeout), set[Host]()
@@ -236,24 +242,50 @@ class Router:
                 left = max(began + limit - now(), 0.0)
                 with scope, within(None if timeout is not None else left):
                     return await work(host.pool, None if timeout is None else left)
+                # Only the host's end has cancelled the scope.
+                msg = f"host {host.name} went down while it ran a read: {host.reason}"
+                raise psycopg.OperationalError(msg)
             except (HostLeft, PoolUnavailable):
-                await self.let_it_be_seen(host)
+                await self._leave(host, began + limit, limit)
+                continue
             except psycopg.Error as error:
-                others = any(each not in tried | {host} for each in self.members.readable)
-                if not (again and others and _is_of_host(host, error)):
-                    raise
                 tried.add(host)
+                if not (again and _is_of_host(host, error)):
+                    raise
+                left = math.inf if timeout is None else began + limit - now()
+                if left <= 0 or not await self._has_another(host, tried, left):
+                    raise
             finally:
                 host.under_way -= 1
                 host.scopes.discard(scope)
-            if scope.cancelled_caught:
-                tried.add(host)
-            if all(each in tried for each in self.members.readable):
-                tried.clear()
+            if timeout is None:
+                began = now()  # the limit is for the waits alone
 
     def limit(self, timeout: float | None) -> float:
         """Return the seconds that a request may wait."""
         return self.timeout if timeout is None else duration("timeout", timeout)
+
+    async def _has_another(self, host: Host, tried: Container[Host], left: float) -> bool:
+        """Whether a host takes reads that has not failed this one.
+
+        It waits for the next look at the one that has, because the primary may take reads after
+        that.
+        """
+        seen = host.sight
+        self.members.suspect(host.name)
+        with anyio.move_on_after(min(VERDICT, left)):
+            while not any(each not in tried for each in self.members.readable):
+                if host.error is not None or host.sight is not seen:
+                    return False
+                await self.members.changes.wait()
+            return True
+        return False
+
+    async def _leave(self, host: Host, deadline: float, limit: float) -> None:
+        """Go on to another host; raise PoolTimeout if there is no time left for that."""
+        await self.let_it_be_seen(host)
+        if now() >= deadline:
+            raise self._too_late(limit)
 
     async def let_it_be_seen(self, host: Host) -> None:
         """Yield once, so that a host whose pool fails at once is found to be down."""

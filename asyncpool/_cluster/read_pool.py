@@ -11,9 +11,12 @@ from typing import Any, TypeVar, cast, overload
 import psycopg
 from psycopg.rows import AsyncRowFactory, Row
 
+from asyncpool._blocks.cursor_block import check_mode
+from asyncpool._blocks.hints import give_hints
 from asyncpool._blocks.retrying import retry
 from asyncpool._blocks.transaction_options import Isolation, Setting, options_of
 from asyncpool._cluster.choosing import Router
+from asyncpool._cluster.hints import READ_HINTS
 from asyncpool._cluster.pools import HostPool, now
 from asyncpool._cluster.read_blocks import ReadAcquisition, ReadBlock, ReadSession
 from asyncpool._cluster.read_shots import ReadShots
@@ -128,7 +131,11 @@ class ReadPool(ReadShots[ACT]):
         Args:
             binary, row_factory, autocommit: as for `AsyncConnectionPool.cursor`.
             timeout, after: as for `connection`.
+
+        Raises:
+            TypeError: `autocommit` is neither a bool nor None.
         """
+        check_mode(autocommit)
 
         def make(pool: HostPool[Any], left: float | None) -> Any:
             return pool.cursor(
@@ -313,3 +320,6 @@ class ReadPool(ReadShots[ACT]):
             msg = f"cluster {self.name!r} cannot accept {conn!r}: it was not borrowed here"
             raise ReleaseError(f"{msg}; was it released already?")
         await give_back(host.pool, conn)
+
+
+give_hints(ReadPool, READ_HINTS)

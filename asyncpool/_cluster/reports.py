@@ -99,9 +99,9 @@ class ClusterExplanation:
         for host in self.hosts:
             reads = "takes reads" if host.takes_reads else f"takes no reads: {host.reason}"
             lag = f", lags {host.lag:.3g} s" if host.role == "standby" else ""
-            state = host.role or "unknown role"
             reached = "" if host.reachable else ", down"
-            lines.append(f"  {host.name}: {state}{reached}{lag}, {reads}")
+            state = f"{host.role}{reached}" if host.role else "not seen yet"
+            lines.append(f"  {host.name}: {state}{lag}, {reads}")
             lines.append(f"    {host.under_way} reads under way; {self.read[host.name].status}")
         lines += ["write: " + "\n  ".join(str(self.write).splitlines())]
         lines += [f"{each.age:.1f} s ago: {each.text}" for each in self.events[:TEXT_LIMIT]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import pytest
@@ -39,6 +40,37 @@ def test_hosts_are_those_that_libpq_would_try(
     for name in ("PGHOST", "PGHOSTADDR", "PGPORT"):
         monkeypatch.delenv(name, raising=False)
     assert hosts_of(conninfo) == hosts
+
+
+@pytest.mark.parametrize(
+    ("conninfo", "hosts"),
+    [
+        ("host=,db2 port=1,2", [("", "", "1"), ("db2", "", "2")]),
+        ("host=a,b hostaddr=,1.2.3.4", [("a", "", "5432"), ("b", "1.2.3.4", "5432")]),
+        ("host=,b hostaddr=1.2.3.4,", [("", "1.2.3.4", "5432"), ("b", "", "5432")]),
+    ],
+)
+def test_an_empty_element_is_the_default_of_its_place(
+    conninfo: str, hosts: list[tuple[str, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is given as an empty value, so that no variable of the environment takes its place."""
+    monkeypatch.setenv("PGHOST", "elsewhere")
+    monkeypatch.delenv("PGHOSTADDR", raising=False)
+    found = [conninfo_to_dict(str(each.conninfo)) for each in Cluster(conninfo).pools[1:]]
+    assert [(each["host"], each["hostaddr"], each["port"]) for each in found] == hosts
+
+
+def test_a_service_needs_hosts_and_ports_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster does not see those of the service, whichever way it is named."""
+    with pytest.raises(ConninfoError, match="add host= and port="):
+        Cluster("service=shop host=db1,db2")
+    assert hosts_of("service=shop host=db1,db2 port=6000") == [("db1", 6000), ("db2", 6000)]
+    monkeypatch.setenv("PGSERVICE", "shop")
+    for conninfo in ("dbname=shop", "host=db1,db2"):
+        with pytest.raises(ConninfoError, match="add host= and port="):
+            Cluster(conninfo)
+    cluster = Cluster("host=db1,db2 port=6000")
+    assert conninfo_to_dict(str(cluster.pools[1].conninfo))["hostaddr"] == ""
 
 
 def test_the_environment_names_the_hosts_as_for_libpq(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +113,7 @@ def test_the_conninfo_of_a_host_has_all_other_options(monkeypatch: pytest.Monkey
         ({"name": 5}, TypeError, "name must be a str"),
         ({"kwargs": {"host": "db1"}}, ValueError, "kwargs must not have host"),
         ({"kwargs": {"nonsense": 1}}, ConninfoError, "nonsense"),
+        ({"kwargs": 5}, TypeError, "kwargs must be a mapping or a callable, not int"),
         ({"timeout": -1}, ValueError, "timeout must be zero or more seconds"),
         ({"nonsense": 1}, TypeError, "nonsense"),
         ({"reset": "nonsense"}, ValueError, "reset must be"),
@@ -132,3 +165,33 @@ def test_the_repr_tells_what_is_known() -> None:
     assert [each.reason for each in cluster.hosts()] == ["it was not looked at yet"] * 2
     assert cluster.closed
     assert cluster.read.closed
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("fetch", "fetchall()"),
+        ("listen", "`async with cluster.write.listen(channel)`"),
+        ("turn", "cluster.write.turn(key)"),
+        ("close", "cluster.close()"),
+        ("max_size", "cluster.write.max_size"),
+    ],
+)
+def test_a_name_that_the_read_pool_lacks_is_explained(name: str, instead: str) -> None:
+    """What the pool has and a read pool has not, and what other libraries call it."""
+    cluster = Cluster("host=db1,db2")
+    with pytest.raises(AttributeError, match=re.escape(f"write {instead}")):
+        getattr(cluster.read, name)
+
+
+def test_an_autocommit_mode_that_is_none_is_an_error_at_the_call() -> None:
+    """As that of a pool's cursor."""
+    cluster: Any = Cluster("host=db1,db2")
+    with pytest.raises(TypeError, match="autocommit must be True, False or None, not 3"):
+        cluster.read.cursor(autocommit=3)
+
+
+def test_a_host_that_was_not_looked_at_is_not_said_to_be_down() -> None:
+    """In the explanation."""
+    text = str(Cluster("host=db1,db2").explain())
+    assert "db1:5432: not seen yet, takes no reads: it was not looked at yet" in text
