@@ -6,6 +6,13 @@ from asyncpool._core.budget import Budget
 from asyncpool._core.label import label
 from asyncpool._core.within import within
 from asyncpool._psycopg.connection import Connection
+from asyncpool.cluster import (
+    Cluster,
+    ClusterExplanation,
+    ClusterHealth,
+    HostStatus,
+    ReadPool,
+)
 from asyncpool.errors import (
     PoolClosed,
     PoolDeadlock,
@@ -33,6 +40,9 @@ __all__ = [
     "AsyncConnectionPool",
     "AsyncNullConnectionPool",
     "Budget",
+    "Cluster",
+    "ClusterExplanation",
+    "ClusterHealth",
     "Connection",
     "ConnectionInfo",
     "Event",
@@ -41,6 +51,7 @@ __all__ = [
     "Fault",
     "Gap",
     "HealthReport",
+    "HostStatus",
     "LeaseInfo",
     "Notifications",
     "PoolClosed",
@@ -52,6 +63,7 @@ __all__ = [
     "PoolTimeout",
     "PoolUnavailable",
     "PoolWrongLoop",
+    "ReadPool",
     "ReleaseError",
     "Times",
     "TooManyRequests",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Any
 
@@ -14,6 +15,8 @@ from asyncpool._core.histogram import BOUNDS, Histogram
 __all__ = ["PoolStats", "Times", "psycopg_keys"]
 
 EDGES = (*BOUNDS, math.inf)
+AT_MOST = ("standing", "expected_wait", "patience")
+"""What is no sum over several pools, but the longest of theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +150,27 @@ def since(now: PoolStats, before: PoolStats) -> PoolStats:
     return replace(now, requests=now.requests - before.requests, **counted, **distributions)
 
 
+def together(name: str, parts: Sequence[PoolStats]) -> PoolStats:
+    """Return the statistics of several pools as those of one.
+
+    Args:
+        name: the name for all.
+        parts: the pools' statistics.
+    """
+    summed: dict[str, Any] = {
+        each.name: sum(getattr(part, each.name) for part in parts)
+        for each in fields(PoolStats)
+        if each.name not in ("name", *AT_MOST, *TIMES)
+    }
+    longest: dict[str, Any] = {
+        each: max((getattr(part, each) for part in parts), default=0.0) for each in AT_MOST
+    }
+    distributions: dict[str, Any] = {
+        each: _summed([getattr(part, each) for part in parts]) for each in TIMES
+    }
+    return PoolStats(name=name, **summed, **longest, **distributions)
+
+
 def psycopg_keys(stats: PoolStats, *, available: int | None = None) -> dict[str, int]:
     """Return the numbers under the keys of psycopg_pool's `get_stats`, times in whole ms.
 
@@ -181,6 +205,14 @@ def _between(now: Times, before: Times) -> Times:
     if longest == before.max:
         longest = min(EDGES[bisect_left(totals, totals[-1])], longest) if totals[-1] else 0.0
     return _times(totals, now.sum - before.sum, longest)
+
+
+def _summed(parts: Sequence[Times]) -> Times:
+    if not parts:
+        return Times()
+    columns = zip(*([number for _, number in part.buckets] for part in parts), strict=True)
+    total, longest = sum(part.sum for part in parts), max(part.max for part in parts)
+    return _times([sum(column) for column in columns], total, longest)
 
 
 def _times(totals: list[int], total: float, longest: float) -> Times:

@@ -79,12 +79,17 @@ class OutageController(Generic[C]):
             outage.reported = True
             runtime.tasks.spawn(self.on_outage(), "reconnect_failed")
 
-    def connect_cancelled(self, error: BaseException) -> None:
-        """Try again soon after a connect that something other than the pool has ended.
+    def connect_cancelled(self, error: BaseException, entry: Entry[C]) -> None:
+        """Try again soon after a connect that was cancelled.
 
-        Nothing is done or logged before that: the event loop may end, which cancels every task.
+        Nothing is done or logged before that: the event loop may end, which cancels every task. A
+        connect that was retired before is not logged at all: the pool may have cancelled it.
         """
-        if not self.runtime.closed:
+        if self.runtime.closed:
+            return
+        if entry.is_retired:
+            self._retry_at(self.runtime.time())
+        else:
             self._cancelled_by = type(error).__name__
             self._retry_at(self.runtime.time() + CANCELLED_PAUSE)
 

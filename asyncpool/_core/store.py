@@ -259,7 +259,7 @@ async def _open(store: weakref.ref[ConnectionStore[C]], driver: Driver[C], entry
                 alive.outages.connect_failed(error, entry)
             alive.remove(entry, refill=isinstance(error, Exception))
             if not isinstance(error, Exception) and running_loop() is home:
-                alive.outages.connect_cancelled(error)
+                alive.outages.connect_cancelled(error, entry)
         if not isinstance(error, Exception):
             # The frames hold the socket, and asyncio.run() keeps the task until it is collected.
             error.__traceback__ = None
@@ -277,7 +277,7 @@ def _never_began(
     # A task that is cancelled before its first step runs none of its code.
     if entry.state is State.OPENING and (alive := store()) is not None:
         alive.remove(entry, refill=False)
-        alive.outages.connect_cancelled(asyncio.CancelledError())
+        alive.outages.connect_cancelled(asyncio.CancelledError(), entry)
 
 
 def _mark_late(store: weakref.ref[ConnectionStore[C]], entry: Entry[C]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from psycopg.pq import TransactionStatus
 
 from asyncpool._core.entry import Entry, State
+from asyncpool._core.events import Events
 from asyncpool._core.label import label_of, named
 from asyncpool._core.pool import Core
 from asyncpool._core.redact import describe
@@ -47,7 +48,7 @@ def explain(core: Core[Any]) -> Explanation:
         connections=tuple(_connections(core, now, leases)),
         leases=tuple(held),
         waiters=tuple(_waiter(each, now) for each in islice(core.ledger.queue, MAX_WAITERS)),
-        events=tuple(_events(core, now)),
+        events=tuple(shown_events(core.runtime.events, now)),
         last_error=None if error is None else describe(error),
         last_error_age=None if error is None else now - outages.last_error_at,
         overload=tuple(overload(core, stats, now)),
@@ -126,7 +127,8 @@ def _where(holder: object) -> tuple[str, ...]:
     return tuple(where(holder))
 
 
-def _events(core: Core[Any], now: float) -> list[Event]:
+def shown_events(events: Events, now: float) -> list[Event]:
+    """Return the kept events as shown to people, the latest first."""
     return [
         Event(
             age=now - each.at,
@@ -134,7 +136,7 @@ def _events(core: Core[Any], now: float) -> list[Event]:
             text=each.text if each.times == 1 else f"{each.text} ({each.times} times)",
             level="warning" if each.level >= logging.WARNING else "info",
         )
-        for each in reversed(core.runtime.events.last)
+        for each in reversed(events.last)
     ]
 
 

@@ -23,6 +23,7 @@ import asyncpool
 from asyncpool import Connection
 from asyncpool.testing import Server, ServerError, postgres
 
+from ._cluster import Servers, servers
 from ._sharing import Ledger, created_ledger
 from ._tools import Backends, Observer, eventually, psycopg_version
 
@@ -195,3 +196,24 @@ def certificate(owner: os.stat_result) -> Iterator[dict[str, str]]:
             for file in (key, cert):
                 os.chown(file, owner.st_uid, owner.st_gid)
         yield {"ssl_key_file": str(key), "ssl_cert_file": str(cert)}
+
+
+@pytest.fixture(scope="session")
+def running_trio() -> Iterator[Servers]:
+    """A primary and two standbys, for tests that promote none."""
+    with asyncio.Runner() as runner:
+        context = servers(2)
+        running = runner.run(context.__aenter__())
+        yield running
+        runner.run(context.__aexit__(None, None, None))
+
+
+@pytest.fixture
+async def trio(running_trio: Servers, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Servers]:
+    """A primary and two standbys: after the test they run again, and no crash was logged."""
+    caplog.set_level(logging.INFO)
+    await running_trio.heal()
+    yield running_trio
+    records = caplog.get_records("call")
+    assert [each.getMessage() for each in records if each.levelno >= logging.ERROR] == []
+    await running_trio.heal()

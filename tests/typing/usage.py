@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass
-from typing import Annotated, Any, assert_type
+from typing import Annotated, Any, Literal, assert_type
 
 from aiohttp import web
 from fastapi import FastAPI
@@ -19,6 +19,7 @@ from asyncpool import (
     Advice,
     AsyncConnectionPool,
     AsyncNullConnectionPool,
+    Cluster,
     Explanation,
     Gap,
     HealthReport,
@@ -320,3 +321,37 @@ async def a_pool_whose_work_is_undone(dsn: str) -> None:
         assert_type(pool, AsyncConnectionPool[Plain])
     async with rollback_pool(Pool(dsn, connection_class=Connection)) as mine:
         assert_type(mine, AsyncConnectionPool[Connection])
+
+
+async def cluster() -> None:
+    """A cluster's pools have the types of a pool."""
+    async with Cluster("host=db1,db2", min_size=1, max_lag=5.0) as plain:
+        async with plain.write.connection() as conn:
+            assert_type(conn, Plain)
+        async with plain.read.connection(after=None) as conn:
+            assert_type(conn, Plain)
+        assert_type(await plain.read.fetchval("SELECT 1", retry_elsewhere=True), Any)
+        assert_type(await plain.read.fetchone("SELECT 1"), Any | None)
+        assert_type(
+            await plain.read.fetchall("SELECT 1", row_factory=dict_row), list[dict[str, Any]]
+        )
+        assert_type(
+            await plain.read.fetchone("SELECT 1", row_factory=class_row(Order)), Order | None
+        )
+        async with plain.read.cursor(row_factory=scalar_row) as cur:
+            assert_type(cur, AsyncCursor[Any])
+        assert_type(
+            [host.role for host in plain.hosts()], list[Literal["primary", "standby"] | None]
+        )
+    own = Cluster("host=db1,db2", connection_class=Connection)
+    async with own.read.transaction(read_only=True) as mine, own.write.transaction() as written:
+        assert_type(await mine.tenant(), str)
+        assert_type(await written.tenant(), str)
+    conn_ = await own.read.acquire(timeout=1.0)
+    assert_type(conn_, Connection)
+    await own.read.release(conn_)
+
+    async def work(conn: Connection) -> int:
+        return 1
+
+    assert_type(await own.read.run_transaction(work), int)

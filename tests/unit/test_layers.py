@@ -28,6 +28,8 @@ FLOORS = [
     ["pool"],
     ["null_pool"],
     ["manager", "compat"],
+    ["_cluster"],
+    ["cluster"],
     ["__init__"],
 ]
 """Packages and public modules, from the ground up."""

@@ -10,7 +10,7 @@ import pytest
 
 from asyncpool._core.counters import COUNTED, TIMES
 from asyncpool._core.histogram import Histogram
-from asyncpool.stats import PoolStats, Times, psycopg_keys, since, times
+from asyncpool.stats import PoolStats, Times, psycopg_keys, since, times, together
 
 KNOWN: dict[str, Any] = {"name": "main", **dict.fromkeys(TIMES, Times())}
 ZERO = PoolStats(
@@ -35,6 +35,21 @@ def test_since_subtracts_counters_and_keeps_sizes() -> None:
     now = dataclasses.replace(ZERO, size=5, requests=15, wait_time=1.5, connects=6)
     delta = since(now, before)
     assert (delta.size, delta.requests, delta.wait_time, delta.connects) == (5, 5, 0.5, 2)
+
+
+def test_several_pools_together_are_summed() -> None:
+    """But for what is no sum: then it is that of the pool where it is longest."""
+    histogram = Histogram()
+    histogram.add(0.5)
+    one = dataclasses.replace(ZERO, size=4, requests=10, patience=2.0, wait=times(histogram))
+    two = dataclasses.replace(ZERO, size=5, requests=15, patience=1.0, wait=times(histogram))
+    both = together("both", [one, two])
+    assert (both.name, both.size, both.requests, both.patience) == ("both", 9, 25, 2.0)
+    assert (both.wait.count, both.wait.sum, both.wait.max) == (2, 1.0, 0.5)
+    assert both.wait.p50 == times(histogram).p50
+    assert both.use == Times()
+    assert together("main", [ZERO]) == ZERO
+    assert dataclasses.replace(together("", []), name="main") == ZERO
 
 
 def test_since_covers_every_counter() -> None:

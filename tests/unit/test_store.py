@@ -484,6 +484,22 @@ class TestOutage:
             assert max(had_at) < 1.0
 
     @virtual_time
+    async def test_a_connect_that_the_pool_gave_up_is_replaced_at_once_without_a_warning(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It was retired before it was cancelled, as where its address is outdated."""
+        driver = Driver()
+        driver.script["open"].append(never)
+        async with running(driver, 0, 2) as core:
+            user = asyncio.create_task(use(core, timeout=20.0))
+            await settle()
+            core.drain()
+            for task in core.runtime.tasks.running("connect"):
+                task.cancel()
+            assert await user < 0.01
+            assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+    @virtual_time
     async def test_an_outage_is_logged_once_when_it_begins(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:

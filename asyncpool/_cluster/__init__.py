@@ -1,0 +1,1 @@
+"""The hosts of a cluster: their addresses, roles and pools, and which one serves a request."""

@@ -1,0 +1,85 @@
+"""What a look at a host finds, and what follows from it. Nothing here does I/O.
+
+A look is one statement. The server's clock is used for no more than the age of the last replayed
+transaction; the lag is never more than the time since the standby was last seen to be current.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LOOK = b"""\
+SELECT r.standby,
+  CASE WHEN r.standby THEN pg_catalog.pg_last_wal_replay_lsn()
+    ELSE pg_catalog.pg_current_wal_flush_lsn() END,
+  CASE WHEN NOT r.standby
+    THEN pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) END,
+  r.standby AND EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver)
+    AND pg_catalog.pg_last_wal_replay_lsn() >= pg_catalog.pg_last_wal_receive_lsn(),
+  CASE WHEN r.standby THEN extract(epoch FROM
+    pg_catalog.clock_timestamp() - pg_catalog.pg_last_xact_replay_timestamp()) END
+FROM (SELECT pg_catalog.pg_is_in_recovery()) AS r(standby)"""
+FRESH = 2.5
+"""Seconds for which the primary's position counts as recent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What one look has found."""
+
+    at: float
+    """The instant of the look, `loop.time()`, before it was sent."""
+    is_primary: bool
+    position: int
+    """The replayed position of the log, or the flushed one of a primary."""
+    timeline: int
+    """The timeline of a primary; 0 for a standby, which need not know it."""
+    has_replayed_all: bool
+    """Whether a standby receives the log and has replayed what it has received."""
+    age: float
+    """Seconds since the last replayed transaction was committed; infinite: none was replayed."""
+
+
+def sight_of(row: Sequence[bytes | None], at: float) -> Sight:
+    """Return what the row of a look says."""
+    standby, position, timeline, current, age = row
+    return Sight(
+        at=at,
+        is_primary=standby == b"f",
+        position=0 if position is None else number_of(position.decode()),
+        timeline=0 if timeline is None else int(timeline, 16),
+        has_replayed_all=current == b"t",
+        age=math.inf if age is None else max(float(age), 0.0),
+    )
+
+
+def progress(sight: Sight, primary: Sight | None, current_at: float) -> tuple[float, float]:
+    """Return how many seconds a host lags, and when it was last known to be current.
+
+    Args:
+        sight: the last look at the host.
+        primary: the last look at the primary, if there was one.
+        current_at: the instant at which the host was last known to be current.
+
+    Returns:
+        The lag, infinite if it is not known, and the new `current_at`.
+    """
+    if sight.is_primary or sight.has_replayed_all:
+        return 0.0, sight.at
+    recent = primary is not None and sight.at - primary.at < FRESH
+    if recent and primary is not None and sight.position >= primary.position:
+        return 0.0, max(current_at, min(primary.at, sight.at))
+    return min(sight.age, sight.at - current_at), current_at
+
+
+def number_of(position: str) -> int:
+    """Return a position of the log, such as "16/B374D848", as a number."""
+    high, _, low = position.partition("/")
+    return (int(high, 16) << 32) + int(low, 16)
+
+
+def text_of(position: int) -> str:
+    """Return a position of the log as PostgreSQL writes it."""
+    return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
