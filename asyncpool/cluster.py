@@ -156,8 +156,8 @@ class Cluster(Generic[ACT]):
         """The pool of the primary: an `AsyncConnectionPool` that follows it."""
         members.leader.serve(self.write)
         timeout = options.get("timeout", 30.0)
-        router = Router(members, watch, timeout, options.get("fail_fast_after", 60.0))
-        self.read: ReadPool[ACT] = ReadPool(router, keeper)
+        router = Router(members, watch, timeout, options.get("fail_fast_after", 60.0), keeper)
+        self.read: ReadPool[ACT] = ReadPool(router)
         """The pool of the hosts that take reads."""
 
     def __repr__(self) -> str:

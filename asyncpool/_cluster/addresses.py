@@ -20,6 +20,8 @@ Hosts = str | Callable[[], Sequence[str]] | Callable[[], Awaitable[Sequence[str]
 
 DECIDED = ("target_session_attrs", "load_balance_hosts")
 """Options of libpq that choose among hosts; the cluster chooses instead."""
+LOCAL = "local"
+"""The host where none is named: libpq's default, which is a Unix socket."""
 LIST_TIMEOUT = 5.0
 """Seconds that a callable may take to list the hosts."""
 
@@ -35,6 +37,13 @@ class Address:
     port: int
     conninfo: str
     """A connection string for this host only."""
+
+    @property
+    def socket(self) -> str | None:
+        """The path of the Unix socket; None: the host is reached over TCP."""
+        if self.host.startswith("/") and not self.hostaddr:
+            return f"{self.host}/.s.PGSQL.{self.port}"
+        return None
 
     @property
     def name(self) -> str:
@@ -107,7 +116,8 @@ def _listed(params: Mapping[str, Any], name: str, variable: str) -> list[str]:
 def _address(
     params: Mapping[str, Any], hosts: list[str], numeric: list[str], port: str, place: int
 ) -> Address:
-    own = {name: value for name, value in params.items() if name not in DECIDED}
+    others = (*DECIDED, "host", "hostaddr")
+    own = {name: value for name, value in params.items() if name not in others}
     # Set, so that the environment variable does not choose either.
     own["target_session_attrs"] = "any"
     name = hosts[place] if hosts else ""
@@ -117,4 +127,4 @@ def _address(
     if hostaddr:
         own["hostaddr"] = hostaddr
     own["port"] = number = int(port or 5432)
-    return Address(name or hostaddr or "local", hostaddr, number, make_conninfo("", **own))
+    return Address(name or hostaddr or LOCAL, hostaddr, number, make_conninfo("", **own))

@@ -23,7 +23,8 @@ class Changes:
         self.name = name
         self.clock = clock
         self.events = Events()
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: dict[asyncio.Future[None], None] = {}
+        """In the order of arrival, in which they are woken."""
 
     def record(self, kind: str, text: str, level: int = logging.INFO, **facts: object) -> None:
         """Log an event and keep it for `explain()`."""
@@ -35,11 +36,11 @@ class Changes:
     async def wait(self) -> None:
         """Wait for the next change."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.add(future)
+        self._waiting[future] = None
         try:
             await future
         finally:
-            self._waiting.discard(future)
+            self._waiting.pop(future, None)
 
     def wake(self) -> None:
         """Wake all who wait."""

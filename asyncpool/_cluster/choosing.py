@@ -41,21 +41,28 @@ class Router:
         watch: looks at them; its start is the start of the cluster.
         timeout: seconds that a request waits for a connection by default.
         fail_fast_after: seconds for which all hosts are down after which requests fail at once.
+        keeper: kept as long as the router, so that the cluster is not ended under a block.
     """
 
     def __init__(
-        self, members: Members, watch: Watch, timeout: float, fail_fast_after: float
+        self,
+        members: Members,
+        watch: Watch,
+        timeout: float,
+        fail_fast_after: float,
+        keeper: object,
     ) -> None:
         self.members = members
         self.watch = watch
         self.timeout = duration("timeout", timeout)
+        self._keeper = keeper
         self._fail_fast_after = duration("fail_fast_after", fail_fast_after)
         self.sessions: dict[asyncio.Task[Any] | None, Host] = {}
         """The hosts of the tasks that are in a `session()`."""
         self._held = weakref.WeakKeyDictionary[object, Host]()
         """The hosts of the connections that were borrowed by `acquire` or `getconn`. A connection
         is not kept by it, so that its pool can find a forgotten lease."""
-        watch.after_look = self.recount
+        watch.after_look = weakref.WeakMethod(self.recount)
 
     def pick(self) -> Host | None:
         """Return the host with the fewest reads under way; None: no host takes reads now.
@@ -239,14 +246,14 @@ class Router:
 
     def let_go(self, conn: object) -> Host | None:
         """Return the host of a connection that is being released; None: it was not borrowed."""
-        session = self._host_of_session()
-        if session is not None and session.pool.holds(conn):
-            return session
-        host = self._held.pop(conn, None)
-        if host is not None:
+        if not isinstance(conn, psycopg.AsyncConnection):
+            return None
+        if (host := self._held.pop(conn, None)) is not None:
             host.held -= 1
             host.under_way -= 1
-        return host
+            return host
+        session = self._host_of_session()
+        return session if session is not None and session.pool.holds(conn) else None
 
     def recount(self) -> None:
         """Do not count connections that were returned in another way than by `release`."""

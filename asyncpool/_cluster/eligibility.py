@@ -21,6 +21,7 @@ def reasons_of(
     primary: Host | None,
     now: float,
     *,
+    timeline: int,
     max_lag: float,
     read_from_primary: bool,
 ) -> dict[Host, str]:
@@ -30,11 +31,12 @@ def reasons_of(
         hosts: the hosts.
         primary: the primary, also while it is down.
         now: the current instant.
+        timeline: that of the primary.
         max_lag: seconds that a standby may lag.
         read_from_primary: whether the primary takes reads beside standbys; if not, it does while no
             standby can.
     """
-    reasons = {host: _reason(host, primary, max_lag) for host in hosts}
+    reasons = {host: _reason(host, primary, timeline, max_lag) for host in hosts}
     if primary in reasons and not reasons[primary] and not read_from_primary:
         others = [host for host in hosts if host is not primary]
         # While a host was not looked at yet, it may be found to be a standby that takes reads.
@@ -47,7 +49,7 @@ def reasons_of(
     return reasons
 
 
-def _reason(host: Host, primary: Host | None, max_lag: float) -> str:
+def _reason(host: Host, primary: Host | None, timeline: int, max_lag: float) -> str:
     """Return why a host takes no reads, whatever the others do."""
     if host.drained:
         return "it is drained"
@@ -57,6 +59,13 @@ def _reason(host: Host, primary: Host | None, max_lag: float) -> str:
         return "it was not looked at yet"
     if host.role == "primary":
         return "" if host is primary else "it is not the primary that the cluster follows"
+    return _reason_of_standby(host, host.sight.timeline, timeline, max_lag)
+
+
+def _reason_of_standby(host: Host, follows: int, timeline: int, max_lag: float) -> str:
+    """Return why a standby that answers takes no reads."""
+    if 0 < follows < timeline:
+        return f"it follows a primary on the older timeline {follows}"
     if host.lag > max_lag:
         lag = "an unknown time" if host.lag == math.inf else f"{host.lag:.1f} s"
         return f"{LAGS} {lag} behind (max_lag={max_lag:g})"

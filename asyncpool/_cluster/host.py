@@ -104,7 +104,10 @@ class Host:
         return None if self.sight is None else text_of(self.sight.position)
 
     def leave(self, why: str) -> None:
-        """Let the reads that wait here, and those that may be run elsewhere, leave."""
+        """Let the reads that wait here move to another host."""
         self.pool.dismiss_waiting(why)
+
+    def cancel_reads(self) -> None:
+        """Let the reads that run here, and may be run elsewhere, do so: the host is down."""
         for scope in list(self.scopes):
             scope.cancel()

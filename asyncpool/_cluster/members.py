@@ -55,6 +55,8 @@ class Members:
         """The hosts that take reads, the least recently chosen first."""
         self.on_leave: Callable[[Host], None] = lambda _: None
         """Called with a host that is no longer in the list."""
+        self._drained: set[str] = set()
+        """The names of drained hosts, also while the list does not have them."""
         self._make_pool = make_pool
         self._min_size, self._max_size = sizes(min_size, max_size)
         self._max_lag = max_lag
@@ -73,20 +75,25 @@ class Members:
 
     def set_addresses(self, addresses: list[Address]) -> list[Host]:
         """Change the list of hosts; return the new ones."""
-        before, self.hosts = self.hosts, {}
+        before, hosts = self.hosts, dict[str, Host]()
         added = []
         for address in addresses:
             name = address.name
             host = before.get(name)
             if host is None:
                 host = Host(address, self._make_pool(address, partial(self.suspect, name)))
+                host.drained = name in self._drained
                 added.append(host)
-                if before:
-                    self.changes.record("host added", f"host {name} was added", host=name)
-            elif host.address != address:
+            hosts[name] = host
+        # All pools could be made: so the list changes as a whole.
+        self.hosts = hosts
+        for address in addresses:
+            host = hosts[address.name]
+            if host.address != address:
                 host.address = address
                 host.pool.conninfo = address.conninfo
-            self.hosts[name] = host
+        for host in added if before else ():
+            self.changes.record("host added", f"host {host.name} was added", host=host.name)
         for name, host in before.items():
             if name not in self.hosts:
                 host.reason = "it is no longer in the list"
@@ -179,6 +186,7 @@ class Members:
         if host.drained == drained:
             return
         host.drained = drained
+        (self._drained.add if drained else self._drained.discard)(host.name)
         kind, what = ("drained", "no reads") if drained else ("resumed", "reads again")
         text = f"host {host.name} was {kind}, and takes {what}"
         self.changes.record(kind, text, host=host.name)
@@ -200,14 +208,15 @@ class Members:
         """Decide anew which host is the primary and which hosts take reads."""
         self.leader.choose()
         hosts, primary = self.all(), self.primary
-        sight = None if primary is None else primary.sight
         for host in hosts:
             if host.sight is not None and host.error is None:
-                host.lag, host.current_at = progress(host.sight, sight, host.current_at)
+                positions = self.leader.positions
+                host.lag, host.current_at = progress(host.sight, positions, host.current_at)
         reasons = reasons_of(
             hosts,
             primary,
             self.changes.clock(),
+            timeline=self.leader.timeline,
             max_lag=self._max_lag,
             read_from_primary=self._read_from_primary,
         )
@@ -221,6 +230,8 @@ class Members:
             host.pool.set_sizes(max(1, self._min_size) if is_needed else 1, self._max_size)
         for host in left:
             host.leave(host.reason)
+            if host.error is not None:
+                host.cancel_reads()
         self.changes.wake()
 
     def describe(self) -> str:

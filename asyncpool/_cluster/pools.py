@@ -195,6 +195,13 @@ class HostPool(AsyncConnectionPool[ACT]):
         if self.is_open and (min_size, max_size) != (self.min_size, self.max_size):
             self._core.resize(min_size, max_size)
 
+    def retire(self) -> bool:
+        """Keep no connection but those in use; return whether there are any."""
+        if self.is_open:
+            self._core.resize(0, self.max_size)
+            self._core.drain()
+        return bool(self._core.ledger.leased)
+
     def replace_all(self) -> None:
         """Retire all connections; those in use when they are returned."""
         if self.is_open:

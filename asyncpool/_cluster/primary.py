@@ -1,12 +1,14 @@
 """Which host is the primary, and the pool for writes that follows it.
 
 Of several hosts that claim to be the primary, the one on the highest timeline is. A host that is
-down stays the primary until another one claims to be, on the same timeline or a higher one.
+down stays the primary until another one claims to be on a higher timeline. So a promotion moves the
+writes, and neither a slow look nor a list that lacks a host for a moment does.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -18,11 +20,15 @@ from psycopg.conninfo import make_conninfo
 from asyncpool._cluster.changes import Changes
 from asyncpool._cluster.host import Host
 from asyncpool._cluster.pools import WritePool
+from asyncpool._cluster.sight import Positions
 from asyncpool.faults import Fault
 
 PATIENCE = 1.0
 """Seconds that a connect waits for a primary. Then it fails, so that errors and `explain()` have
 the reason; the pool tries again, at once when there is a primary."""
+GONE = 30.0
+"""Seconds after which a primary that has left the list may be followed by one on an older timeline:
+a list may lack a host for a moment."""
 READ_WRITE = "primary" if psycopg.pq.version() >= 140000 else "read-write"
 """So that a connect to a host that was demoted meanwhile fails."""
 
@@ -40,11 +46,17 @@ class Primary:
         """The primary, also while it is down; None: none was found, or it is a standby now."""
         self.timeline = 0
         """The highest timeline of a primary."""
+        self.positions = Positions()
+        """The positions of the primary at its last looks."""
         self._changes = changes
         self._hosts = hosts
         self._write: weakref.ref[WritePool[Any]] | None = None
-        self._connected_to: Host | None = None
-        """The host to which the write pool's connections go."""
+        self._left_at = math.inf
+        """When the primary has left the list; infinite: it has not."""
+        self._connected_to: str | None = None
+        """The name of the host to which the write pool's connections go."""
+        self._connected_timeline = 0
+        """Its timeline when it was found."""
 
     def serve(self, write: WritePool[Any]) -> None:
         """Set the pool that follows the primary."""
@@ -52,6 +64,14 @@ class Primary:
 
     def choose(self) -> None:
         """Decide anew which host is the primary; move the pool for writes to a new one."""
+        before = self.host
+        self._choose()
+        if self.host is not before:
+            self.positions.forget()
+        if self.host is not None and self.host.sight is not None:
+            self.positions.note(self.host.sight)
+
+    def _choose(self) -> None:
         current = self.host
         if current is not None and current.role != "primary":
             text = f"host {current.name} is no longer the primary"
@@ -65,20 +85,27 @@ class Primary:
         if not self.timeline and not all(host.is_known for host in self._hosts()):
             return  # one of the others may be a primary on a newer timeline
         timeline, best = max(claims, key=lambda each: each[0], default=(0, None))
-        if best is None or best is current or timeline < self.timeline:
+        if best is None:
             return
-        if current is not None and current.error is None and timeline == self.timeline:
+        if best is current:
+            self.timeline = timeline  # it may have begun again, as after a restore
             return
-        is_newer, previous = timeline > self.timeline, self._connected_to
-        self.host = self._connected_to = best
-        self.timeline = timeline
+        if timeline < self.timeline and not self._is_long_gone():
+            return
+        if current is not None and timeline <= self.timeline:
+            return
+        self._left_at = math.inf
+        previous, before = self._connected_to, self._connected_timeline
+        self.host = best
+        self._connected_to = best.name
+        self.timeline = self._connected_timeline = timeline
         level = logging.INFO if previous is None else logging.WARNING
         text = f"host {best.name} is the primary, on timeline {timeline}"
         self._changes.record("primary", text, level, host=best.name, timeline=timeline)
-        if previous in (None, best):
+        if previous in (None, best.name):
             self.connect_now()
         elif (write := self._pool()) is not None:
-            write.move(cut=is_newer)
+            write.move(cut=timeline > before)
 
     def connect_now(self) -> None:
         """Let the pool for writes connect at once, because the primary answers again."""
@@ -88,11 +115,11 @@ class Primary:
     def leave(self, host: Host) -> None:
         """Forget a host that is no longer in the list."""
         if self.host is host:
-            self.host, self.timeline = None, 0
+            self.host, self._left_at = None, self._changes.clock()
 
     def forget(self) -> None:
         """Begin again on another event loop."""
-        self.host = self._connected_to = None
+        self.host, self._connected_to = None, None
 
     async def conninfo(self) -> str:
         """Return the connection string of the primary, and wait some seconds for one.
@@ -123,6 +150,10 @@ class Primary:
             for host in self._hosts()
         ]
         return "; ".join(said) or "no host is known"
+
+    def _is_long_gone(self) -> bool:
+        """Whether the host on the highest timeline left the list, and did not return for long."""
+        return self._changes.clock() - self._left_at >= GONE
 
     def _pool(self) -> WritePool[Any] | None:
         return None if self._write is None else self._write()

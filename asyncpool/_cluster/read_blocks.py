@@ -52,7 +52,12 @@ class ReadBlock(Generic[T]):
             entered: T = await block.__aenter__()
             return entered
 
-        self._host, entered = await self._router.place(enter, self._timeout, self._after)
+        self._block = enter  # the block is in use from here on
+        try:
+            self._host, entered = await self._router.place(enter, self._timeout, self._after)
+        except BaseException:
+            self._block = None
+            raise
         self._block = block
         return entered
 

@@ -6,17 +6,18 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 import psycopg
 from psycopg.rows import AsyncRowFactory, Row
 
+from asyncpool._blocks.retrying import retry
 from asyncpool._blocks.transaction_options import Isolation, Setting, options_of
 from asyncpool._cluster.choosing import Router
 from asyncpool._cluster.pools import HostPool, now
 from asyncpool._cluster.read_blocks import ReadAcquisition, ReadBlock, ReadSession
 from asyncpool._cluster.read_shots import ReadShots
-from asyncpool._core.settings import duration
+from asyncpool._core.settings import count, duration
 from asyncpool._psycopg.driver import ACT
 from asyncpool.errors import PoolError, PoolTimeout, ReleaseError
 from asyncpool.health import HealthReport
@@ -36,10 +37,8 @@ class ReadPool(ReadShots[ACT]):
     that has replayed what the token stands for.
     """
 
-    def __init__(self, router: Router, keeper: object) -> None:
+    def __init__(self, router: Router) -> None:
         self._router = router
-        self._keeper = keeper
-        """Kept as long as this pool, so that the cluster is not ended under it."""
 
     def __repr__(self) -> str:
         parts = [pool.stats() for pool in self._pools()]
@@ -178,23 +177,33 @@ class ReadPool(ReadShots[ACT]):
         work: Callable[[ACT], Awaitable[T]],
         timeout: float | None = None,
         *,
+        attempts: int = 5,
         after: str | None = None,
         **options: Any,
     ) -> T:
-        """Run an async function in a transaction on one host, and again if that is serialized.
+        """Run an async function in a transaction, and again if that could not be serialized.
+
+        Each attempt is a `transaction` block, perhaps on another host. A standby ends a read that
+        conflicts with what it replays with such an error.
 
         Args:
             work: called with the connection, once for each attempt.
-            timeout, after: as for `connection`.
-            options: those of `AsyncConnectionPool.run_transaction`.
+            timeout, after: as for `connection`, for each attempt.
+            attempts: the largest number of attempts, at least 1.
+            options: the other arguments of `transaction`.
+
+        Raises:
+            TypeError, ValueError: an argument is invalid.
+            Exception: as for `AsyncConnectionPool.run_transaction`.
         """
-
-        async def run(pool: HostPool[Any], left: float | None) -> T:
-            return await pool.run_transaction(work, left, **options)
-
-        host, result = await self._router.place(run, timeout, after)
-        host.under_way -= 1
-        return result
+        if not callable(work):
+            msg = f"work must be an async function of a connection, not {work!r}"
+            raise TypeError(msg)
+        if count("attempts", attempts) < 1:
+            msg = f"attempts must be at least 1: got {attempts}"
+            raise ValueError(msg)
+        make = partial(self.transaction, timeout, after=after, **options)
+        return cast("T", await retry(make, work, attempts))
 
     def acquire(
         self, timeout: float | None = None, *, after: str | None = None
@@ -296,6 +305,7 @@ class ReadPool(ReadShots[ACT]):
     async def _let_go(
         self, conn: ACT, give_back: Callable[[HostPool[Any], ACT], Awaitable[None]]
     ) -> None:
+        self._router.watch.require_this_loop()
         host = self._router.let_go(conn)
         if host is None:
             msg = f"cluster {self.name!r} cannot accept {conn!r}: it was not borrowed here"

@@ -18,6 +18,7 @@ import anyio
 
 from asyncpool._cluster.addresses import listed_by
 from asyncpool._cluster.host import Host
+from asyncpool._cluster.knock import answers
 from asyncpool._cluster.members import Members
 from asyncpool._cluster.pools import HostBusy, HostDown, HostPool
 from asyncpool._core.background import BackgroundTasks
@@ -55,8 +56,8 @@ class Watch:
         self.closed = False
         self.leaving: set[HostPool[Any]] = set()
         """The pools of hosts that are no longer in the list, until they are closed."""
-        self.after_look: Callable[[], None] = lambda: None
-        """Called after each look."""
+        self.after_look: weakref.WeakMethod[Callable[[], None]] | None = None
+        """A method to call after each look."""
         self._source = source
         self._forked = False
         self._tasks = BackgroundTasks(members.name)
@@ -143,6 +144,9 @@ class Watch:
             self._tasks.spawn(self._close(host.pool), "close")
 
     async def _close(self, pool: HostPool[Any]) -> None:
+        """Close a pool as soon as all its connections were returned."""
+        while pool.retire():  # noqa: ASYNC110 - the ends of leases have no event
+            await asyncio.sleep(DOWN_INTERVAL)
         await pool.close()
         self.leaving.discard(pool)
 
@@ -161,7 +165,9 @@ class Watch:
                     return
             except Exception as error:  # noqa: BLE001 - it is logged, and the next look follows
                 self.members.note_down(host, HostDown(describe(error)))
-            self.after_look()
+            if self.after_look is not None and (method := self.after_look()) is not None:
+                method()
+                del method
             primary = self.members.primary
             is_well = host.error is None and primary is not None and primary.error is None
             interval = INTERVAL if is_well else DOWN_INTERVAL
@@ -177,7 +183,11 @@ class Watch:
         except HostDown as why:
             members.note_down(host, why)
         except HostBusy:
-            members.note_busy(host, began, serves=host.pool.served > served)
+            serves = host.pool.served > served
+            if serves or await answers(host.address, LIMIT):
+                members.note_busy(host, began, serves=serves)
+            else:
+                members.note_down(host, HostDown(f"no answer within {LIMIT:g} s"))
         else:
             members.note_sight(host, sight)
 

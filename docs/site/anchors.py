@@ -20,8 +20,7 @@ from asyncpool._blocks.hints import HINTS
 MODULES = [
     *(f"asyncpool.integrations.{name}" for name in ("starlette", "fastapi", "asgi", "aiohttp")),
     *(f"asyncpool.integrations.{name}" for name in ("litestar", "sqlalchemy", "sentry")),
-    *("asyncpool.metrics.prometheus", "asyncpool.metrics.prometheus_cluster"),
-    "asyncpool.metrics.otel",
+    *("asyncpool.metrics.prometheus", "asyncpool.metrics.otel"),
     *("asyncpool.inspector", "asyncpool.inspector.aiohttp", "asyncpool.testing"),
     "asyncpool.compat",
 ]

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
 from psycopg.conninfo import make_conninfo
 
 from asyncpool import Budget, Cluster, PoolClosed, PoolTimeout, PoolWrongLoop
-from asyncpool.metrics.prometheus_cluster import ClusterCollector
 
 from ._cluster import PORT, cluster_on, name_of, port_of, status
 from ._tools import Proxy, eventually, in_time, run_script
@@ -302,30 +300,6 @@ async def test_the_reports_show_each_host(trio: Servers) -> None:
         assert (health.status, health.reason) == ("ok", "")
         assert json.dumps(health.as_dict())
         assert repr(cluster) == (f"<Cluster 'shop' primary={name_of(trio.primary)} readable=2/3>")
-
-
-async def test_the_hosts_have_metrics(trio: Servers) -> None:
-    """By role; a closed or dropped cluster has none, and is not kept."""
-    registry = CollectorRegistry()
-    async with cluster_on(trio, name="shop") as cluster:
-        await eventually(lambda: sum(each.takes_reads for each in cluster.hosts()) == 2)
-        with ClusterCollector(cluster, registry=registry):
-            await cluster.drain(name_of(trio.standbys[0]))
-            labels = {"cluster": "shop", "host": name_of(trio.standbys[0]), "role": "standby"}
-            assert registry.get_sample_value("asyncpool_host_up", labels) == 1.0
-            assert registry.get_sample_value("asyncpool_host_drained", labels) == 1.0
-            assert registry.get_sample_value("asyncpool_host_takes_reads", labels) == 0.0
-            assert registry.get_sample_value("asyncpool_host_lag_seconds", labels) == 0.0
-            assert registry.get_sample_value("asyncpool_host_reads", labels) == 0.0
-            labels = {"cluster": "shop", "host": name_of(trio.primary), "role": "primary"}
-            assert registry.get_sample_value("asyncpool_host_up", labels) == 1.0
-            text = await asyncio.to_thread(generate_latest, registry)
-            assert text.count(b'cluster="shop"') == 15
-        assert generate_latest(registry) == b""
-        collector = ClusterCollector(cluster, registry=None)
-    assert not any(each.samples for each in collector.collect())
-    with pytest.raises(TypeError, match="only a Cluster has these metrics"):
-        ClusterCollector(5, registry=None)  # type: ignore[arg-type]
 
 
 async def test_events_are_logged_with_their_facts(

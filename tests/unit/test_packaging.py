@@ -68,8 +68,7 @@ def test_each_integration_has_an_extra() -> None:
         for path in (ROOT / "asyncpool" / folder).glob("[a-z]*.py")
     }
     extras = PROJECT["project"]["optional-dependencies"].keys()
-    others = {"asgi", "prometheus_cluster", "prometheus_multiprocess"}  # asgi.py needs no library
-    assert modules - others <= extras
+    assert modules - {"asgi", "prometheus_multiprocess"} <= extras  # asgi.py needs no library
 
 
 def test_what_only_developers_need_is_no_extra() -> None:
