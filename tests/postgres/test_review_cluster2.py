@@ -6,15 +6,14 @@ import asyncio
 import gc
 import random
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
-import psycopg
 import pytest
 
 from asyncpool import Cluster, TooManyRequests, within
 
-from ._cluster import PORT, Servers, ask, cluster_on, name_of, port_of, servers, status
+from ._cluster import PORT, Servers, ask, cluster_on, name_of, port_of, servers
 from ._tools import Proxy, eventually, in_time
 
 SLOW = "SELECT count(*) FROM generate_series(1, 20000000) AS g WHERE g % 7 = 3"
@@ -43,7 +42,7 @@ async def test_a_long_read_that_may_be_retried_ends(trio: Servers) -> None:
         alone = time.monotonic() - began
         began = time.monotonic()
         task = asyncio.create_task(cluster.read.fetchval(SLOW, retry_elsewhere=True))
-        hosts = []
+        hosts: list[list[str]] = []
         while not task.done() and time.monotonic() - began < 20:
             await asyncio.sleep(0.05)
             busy = [each.name for each in cluster.hosts() if each.under_way]
@@ -79,7 +78,7 @@ async def test_a_block_keeps_a_dropped_cluster(trio: Servers) -> None:
         await conn.execute("SELECT 1")
 
 
-async def test_cancellation_anywhere_leaves_nothing(trio: Servers) -> None:
+async def test_cancellation_anywhere_leaves_nothing(trio: Servers) -> None:  # noqa: PLR0915
     rng = random.Random(5)
     async with cluster_on(trio, max_size=2) as cluster:
         first, second = map(name_of, trio.standbys)
