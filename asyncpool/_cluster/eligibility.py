@@ -12,6 +12,8 @@ SILENT = 1.5
 take them."""
 LAGS = "it lags"
 """The beginning of the reason of a standby that lags too much."""
+UNLISTED = "it is no longer in the list"
+"""The reason of a host that the callable for the hosts does not list."""
 SERVES_NONE = "no connection came free, and it served nothing"
 """The reason of a host that is silent: it hangs, or has long statements on all connections."""
 
@@ -51,6 +53,8 @@ def reasons_of(
 
 def _reason(host: Host, primary: Host | None, timeline: int, max_lag: float) -> str:
     """Return why a host takes no reads, whatever the others do."""
+    if host.missed:
+        return UNLISTED
     if host.drained:
         return "it is drained"
     if host.error is not None:

@@ -30,6 +30,7 @@ class Host:
         "fault",
         "held",
         "lag",
+        "missed",
         "name",
         "pool",
         "reason",
@@ -46,6 +47,8 @@ class Host:
         self.pool = pool
         self.drained = False
         """Whether the application has taken it out of service."""
+        self.missed = 0
+        """How many of the last lists of hosts, one after another, lacked it."""
         self.forget()
 
     def forget(self) -> None:

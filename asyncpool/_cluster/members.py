@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from asyncpool._cluster.addresses import Address
 from asyncpool._cluster.changes import Changes
-from asyncpool._cluster.eligibility import LAGS, SERVES_NONE, reasons_of
+from asyncpool._cluster.eligibility import LAGS, SERVES_NONE, UNLISTED, reasons_of
 from asyncpool._cluster.host import Host
 from asyncpool._cluster.pools import HostDown, HostPool
 from asyncpool._cluster.primary import Primary
@@ -25,6 +26,9 @@ MakePool = Callable[[Address, Callable[[], None]], HostPool[Any]]
 """Makes the pool for an address; the second argument is called in trouble."""
 PROMOTED_WITHIN = 60.0
 """Seconds for which the primary has been down after which no promotion is expected."""
+ABSENCES = 30
+"""The number of lists, one after another, that lack the primary before it leaves, about one each
+second: those that are short by mistake, as from DNS, must not move writes to an old primary."""
 
 
 class Members:
@@ -96,6 +100,10 @@ class Members:
                 added.append(host)
             hosts[name] = host
         # All pools could be made: so the list changes as a whole.
+        for host in before.values():
+            host.missed = 0 if host.name in hosts else host.missed + 1
+        if (primary := self.primary) is not None and 0 < primary.missed < ABSENCES:
+            hosts[primary.name] = primary
         self.hosts = hosts
         for address in addresses:
             host = hosts[address.name]
@@ -106,7 +114,7 @@ class Members:
             self.changes.record("host added", f"host {host.name} was added", host=host.name)
         for name, host in before.items():
             if name not in self.hosts:
-                host.reason = "it is no longer in the list"
+                host.reason = UNLISTED
                 self.changes.record("host removed", f"host {name}: {host.reason}", host=name)
                 self.leader.leave(host)
                 host.leave(host.reason)
@@ -138,6 +146,9 @@ class Members:
     def note_sight(self, host: Host, sight: Sight) -> None:
         """Note an answered look."""
         before, was_down = host.role, host.error is not None
+        if host.sight is not None and before == "standby" and not sight.is_primary:
+            # While it receives nothing, its history is that of the last primary that it followed.
+            sight = replace(sight, timeline=sight.timeline or host.sight.timeline)
         host.sight, host.error, host.fault, host.silent_since = sight, None, None, None
         if was_down:
             text = f"host {host.name} answers, as a {host.role}"

@@ -1,8 +1,8 @@
 """Which host is the primary, and the pool for writes that follows it.
 
 Of several hosts that claim to be the primary, the one on the highest timeline is. A host that is
-down stays the primary until another one claims to be on a higher timeline. So a promotion moves the
-writes, and neither a slow look nor a list that lacks a host for a moment does.
+down stays the primary until another one claims to be on a higher timeline. A claim on the same or a
+lower one is no promotion: it is followed only where nothing speaks for another primary.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from asyncpool.faults import Fault
 PATIENCE = 1.0
 """Seconds that a connect waits for a primary. Then it fails, so that errors and `explain()` have
 the reason; the pool tries again, at once when there is a primary."""
-GONE = 30.0
-"""Seconds after which a primary that has left the list may be followed by one on an older timeline:
-a list may lack a host for a moment."""
+PROBATION = 10.0
+"""Seconds without a primary after which a claim that is no promotion may be followed."""
 READ_WRITE = "primary" if psycopg.pq.version() >= 140000 else "read-write"
 """So that a connect to a host that was demoted meanwhile fails."""
 
@@ -45,18 +44,20 @@ class Primary:
         self.host: Host | None = None
         """The primary, also while it is down; None: none was found, or it is a standby now."""
         self.timeline = 0
-        """The highest timeline of a primary."""
+        """The timeline of the primary, also of the last one while there is none; 0: any is new."""
         self.positions = Positions()
         """The positions of the primary at its last looks."""
         self._changes = changes
         self._hosts = hosts
         self._write: weakref.ref[WritePool[Any]] | None = None
-        self._left_at = math.inf
-        """When the primary has left the list; infinite: it has not."""
         self._connected_to: str | None = None
         """The name of the host to which the write pool's connections go."""
         self._connected_timeline = 0
-        """Its timeline when it was found."""
+        """Its timeline when it was last seen as the primary."""
+        self._lost_at = -math.inf
+        """The instant since which no host is the primary, if none is."""
+        self._rivals = frozenset[str]()
+        """The names of hosts that were last seen to be primaries on one timeline."""
 
     def serve(self, write: WritePool[Any]) -> None:
         """Set the pool that follows the primary."""
@@ -72,29 +73,29 @@ class Primary:
             self.positions.note(self.host.sight)
 
     def _choose(self) -> None:
-        current = self.host
+        hosts, current = list(self._hosts()), self.host
         if current is not None and current.role != "primary":
             text = f"host {current.name} is no longer the primary"
             self._changes.record("no primary", text, logging.WARNING, host=current.name)
             self.host = current = None
-        claims = [
-            (host.sight.timeline, host)
-            for host in self._hosts()
-            if host.sight is not None and host.sight.is_primary and host.error is None
-        ]
-        if not self.timeline and not all(host.is_known for host in self._hosts()):
+            self._lost_at = self._changes.clock()
+        if current is None and not all(host.is_known for host in hosts):
             return  # one of the others may be a primary on a newer timeline
-        timeline, best = max(claims, key=lambda each: each[0], default=(0, None))
+        claims = {
+            host: host.sight.timeline
+            for host in hosts
+            if host.sight is not None and host.sight.is_primary and host.error is None
+        }
+        if current in claims:
+            # It may have begun again, as after a restore.
+            self.timeline = self._connected_timeline = claims[current]
+        best = max(claims, key=lambda host: (claims[host], host is current), default=None)
         if best is None:
             return
-        if best is current:
-            self.timeline = timeline  # it may have begun again, as after a restore
+        timeline = claims[best]
+        self._warn_of_rivals([host.name for host in claims if claims[host] == timeline], timeline)
+        if best is current or not self._is_followed(timeline, hosts):
             return
-        if timeline < self.timeline and not self._is_long_gone():
-            return
-        if current is not None and timeline <= self.timeline:
-            return
-        self._left_at = math.inf
         previous, before = self._connected_to, self._connected_timeline
         self.host = best
         self._connected_to = best.name
@@ -107,6 +108,26 @@ class Primary:
         elif (write := self._pool()) is not None:
             write.move(cut=timeline > before)
 
+    def _is_followed(self, timeline: int, hosts: Iterable[Host]) -> bool:
+        """Whether another host than the present primary is followed on a timeline."""
+        if timeline > self.timeline:
+            return True
+        latest = self._changes.clock() - PROBATION
+        if (current := self.host) is not None:
+            # One slow look at the primary must not move the writes to another copy of it.
+            is_gone = current.error is not None and current.down_since <= latest
+            return timeline == self.timeline and is_gone
+        # An older timeline may be that of an old primary, until the next one is promoted.
+        all_answer = all(host.error is None for host in hosts)
+        return timeline == self.timeline or (all_answer and self._lost_at <= latest)
+
+    def _warn_of_rivals(self, names: list[str], timeline: int) -> None:
+        if len(names) > 1 and self._rivals != frozenset(names):
+            self._rivals = frozenset(names)
+            text = f"hosts {' and '.join(names)} are primaries on the same timeline {timeline}:"
+            text += " unless they are one server, stop one of them"
+            self._changes.record("two primaries", text, logging.WARNING)
+
     def connect_now(self) -> None:
         """Let the pool for writes connect at once, because the primary answers again."""
         if (write := self._pool()) is not None:
@@ -115,11 +136,12 @@ class Primary:
     def leave(self, host: Host) -> None:
         """Forget a host that is no longer in the list."""
         if self.host is host:
-            self.host, self._left_at = None, self._changes.clock()
+            self.host, self.timeline = None, 0
 
     def forget(self) -> None:
         """Begin again on another event loop."""
         self.host, self._connected_to = None, None
+        self._lost_at = self._changes.clock()
 
     async def conninfo(self) -> str:
         """Return the connection string of the primary, and wait some seconds for one.
@@ -150,10 +172,6 @@ class Primary:
             for host in self._hosts()
         ]
         return "; ".join(said) or "no host is known"
-
-    def _is_long_gone(self) -> bool:
-        """Whether the host on the highest timeline left the list, and did not return for long."""
-        return self._changes.clock() - self._left_at >= GONE
 
     def _pool(self) -> WritePool[Any] | None:
         return None if self._write is None else self._write()

@@ -41,8 +41,8 @@ class Sight:
     position: int
     """The replayed position of the log, or the flushed one of a primary."""
     timeline: int
-    """The timeline of a primary, or the one that a standby receives; 0: it receives none, or the
-    role may not see it, which needs the rights of `pg_read_all_stats`."""
+    """The timeline of a primary, or the one that a standby receives or has received last; 0: that
+    was not seen, for which the role needs the rights of `pg_read_all_stats`."""
     has_replayed_all: bool
     """Whether a standby receives the log and has replayed what it has received."""
     age: float

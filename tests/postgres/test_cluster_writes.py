@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
-from asyncpool import Cluster, PoolTimeout
+from asyncpool import Budget, Cluster, PoolTimeout
 
 from ._cluster import PORT, Servers, ask, cluster_on, name_of, port_of, servers, status
-from ._tools import Proxy, eventually, in_time
+from ._tools import LIMIT, Proxy, eventually, in_time
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -214,3 +215,26 @@ async def test_a_listener_follows_the_primary(pair: Servers) -> None:
         assert not hasattr(gap, "payload")
         await cluster.write.execute("SELECT pg_notify('a', 'after')")
         assert (await in_time(anext(notifications))).payload == "after"
+
+
+async def test_writes_move_although_reads_use_up_the_budget() -> None:
+    """All pools share three places, and thirty tasks read: a promotion is still followed."""
+    async with servers(2) as trio:
+        promoted, _ = trio.standbys
+        ended = False
+        async with cluster_on(trio, max_size=4, budget=Budget(3), timeout=LIMIT) as cluster:
+
+            async def read() -> None:
+                while not ended:
+                    with suppress(psycopg.OperationalError):
+                        async with cluster.read.connection() as conn:
+                            await conn.execute("SELECT pg_sleep(0.02)")
+                    await asyncio.sleep(0)
+
+            tasks = [asyncio.create_task(read()) for _ in range(30)]
+            assert await cluster.write.fetchval(PORT) == port_of(trio.primary)
+            await trio.primary.kill()
+            await promoted.promote()
+            assert await cluster.write.fetchval(PORT, timeout=LIMIT) == port_of(promoted)
+            ended = True
+            await asyncio.gather(*tasks)
