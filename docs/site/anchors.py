@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpool
-from asyncpool._blocks.hints import HINTS
+from asyncpool._blocks.hints import Hint
 
 MODULES = [
     *(f"asyncpool.integrations.{name}" for name in ("starlette", "fastapi", "asgi", "aiohttp")),
@@ -47,9 +47,11 @@ def members(kind: type) -> list[str]:
         name
         for name in dir(kind)
         if not name.startswith("_")
-        and name not in HINTS
         and any(
-            base.__module__.startswith("asyncpool") and name in vars(base) for base in kind.__mro__
+            base.__module__.startswith("asyncpool")
+            and name in vars(base)
+            and not isinstance(vars(base)[name], Hint)
+            for base in kind.__mro__
         )
     ]
 

@@ -17,6 +17,7 @@ ROOT = Path(asyncpool.__file__).parent
 SOURCES = {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in ROOT.rglob("*.py")}
 LISTED = {name for names in ATTRIBUTES.values() for name in names.split()} | OPTIONAL.keys()
 OURS = {
+    "_after_commit",
     "_closed_by",
     "_deferred",
     "_pipeline_end_cancelled",
