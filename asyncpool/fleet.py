@@ -12,7 +12,6 @@ import asyncio
 import logging
 import math
 import os
-import random
 import weakref
 from contextvars import Context
 from typing import Any
@@ -26,7 +25,7 @@ from asyncpool._core.timer import Timer
 from asyncpool._fleet import pace
 from asyncpool._fleet.demand import needed
 from asyncpool._fleet.look import BehindPooler, View, look
-from asyncpool._fleet.mark import NAME, WEIGHTS, SessionMarks
+from asyncpool._fleet.mark import SessionMarks, require_valid
 from asyncpool._fleet.rule import VALID, Grant, Member, grant, share
 from asyncpool._fleet.stats import FleetStats
 
@@ -66,26 +65,16 @@ class Fleet(Budget):
     _valid_until: float
     """The instant at which the claim ends."""
     _looked_at: float
-    _pause: float
-    """Seconds until the next look while requests wait for room."""
+    _pace: pace.Pace
+    """Says how long until the next look."""
     _asked: bool
     """Whether a connection is sought to look on."""
     _looking: bool
     """Whether a look is under way."""
-    _looks_soon: bool
-    """Whether the next look is the second, in which it claims what the first has shown."""
 
     def __init__(self, name: str, *, reserve: int = 3, weight: float = 1.0) -> None:
         super().__init__(1)
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            msg = f"name must be 1 to 20 letters, digits, hyphens and underscores: got {name!r}"
-            raise ValueError(msg) if isinstance(name, str) else TypeError(msg)
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            msg = f"weight must be a number, not {weight!r}"
-            raise TypeError(msg)
-        if not WEIGHTS[0] <= weight <= WEIGHTS[1]:
-            msg = f"weight must be from {WEIGHTS[0]} to {WEIGHTS[1]}: got {weight!r}"
-            raise ValueError(msg)
+        require_valid(name, weight)
         self._name, self._weight = name, round(float(weight), 2)
         self._reserve = count("reserve", reserve)
         self.marks = SessionMarks(name, self._weight)
@@ -157,8 +146,16 @@ class Fleet(Budget):
 
     def _note_removed(self, ledger: SupportsLedger) -> None:
         super()._note_removed(ledger)
-        if not self._size and self._members:
+        if not self._members:
+            return
+        if not self._size:
             self._forget()  # the server may have been restarted
+        elif self._view is None or self._blind_reason or self.marks.is_published:
+            return
+        elif self._limit > self._size:  # the others do not see the claim any more
+            self._limit = self._size
+            self._valid_until = self._now() + (VALID if self._resting else 0.0)
+        if not self._asked:
             self._request_look()
 
     def least_for(self, ledger: SupportsLedger) -> int:
@@ -179,14 +176,15 @@ class Fleet(Budget):
         That one looks first. Else a request would wait for as long as all connections are in use.
         """
         now = self._now()
-        if now > self._valid_until and asyncio._get_running_loop() is self._home:
+        lapsed = now >= self._valid_until and not self._looking
+        if lapsed and asyncio._get_running_loop() is self._home:
             self._limit, self._valid_until = self._size + 1, now + VALID
             self._request_look()
 
     def _set_shortage(self, ledger: SupportsLedger, number: int) -> None:
         super()._set_shortage(ledger, number)
         if ledger in self._shortage and not (self._asked or self._looking or self._blind_reason):
-            at = self._looked_at + self._pause
+            at = self._looked_at + self._pace.pause
             if self._timer.at > at:
                 self._timer.set(max(at, self._now()))
 
@@ -201,11 +199,15 @@ class Fleet(Budget):
         """Have a connection looked on: an idle one, else the first that comes."""
         if self._looking or asyncio._get_running_loop() is not self._home:
             return
-        self._asked = True
-        self._timer.set(self._now() + pace.RETRY)
-        resting = [member for ledger, member in self._holders.items() if ledger.idle]
-        for member in resting[:1] or list(self._members.values()):
+        self._asked, at = True, self._now() + pace.RETRY
+        self._timer.set(min(at, self._valid_until) if self._valid_until > self._now() else at)
+        for member in self._resting[:1] or list(self._members.values()):
             member.ask(self._look)
+
+    @property
+    def _resting(self) -> list[SupportsRefill]:
+        """The pools with an idle connection."""
+        return [member for ledger, member in self._holders.items() if ledger.idle]
 
     async def _look(self, conn: psycopg.AsyncConnection[Any]) -> None:
         """Look on a connection, unless another one was faster."""
@@ -213,8 +215,13 @@ class Fleet(Budget):
             return
         self._asked, self._looking = False, True
         member = self.marks.member
+        is_new = self._view is None and any(each.settings.keeps_idle for each in self._members)
         try:
-            await self._look_on(conn)
+            for _ in range(pace.TURNS):
+                await self._look_on(conn)
+                # Again at once, because soon all connections may be in use for long.
+                if not (self._may_grow and (is_new or self._shortage)):
+                    break
         finally:
             if member == self.marks.member:  # else the process has forked meanwhile
                 self._looking = False
@@ -225,10 +232,10 @@ class Fleet(Budget):
         if claim < self._limit and not self._blind_reason:
             self._limit = max(claim, self._size)  # first, so that no more is used than published
         try:
-            view = await look(conn, self.marks, want, claim)
+            self._apply(await look(conn, self.marks, want, claim), claim, began)
         except BehindPooler:
             self._go_blind("a pooler is between this process and the server")
-        except (psycopg.Error, ValueError, TypeError, KeyError) as error:
+        except Exception as error:
             self._error = describe(error)
             if conn.closed:
                 raise
@@ -236,23 +243,18 @@ class Fleet(Budget):
             forbidden = psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedFunction
             if self._failures >= pace.FAILURES or isinstance(error, forbidden):
                 self._go_blind(self._error)
-        else:
-            self._apply(view, claim, began)
 
     def _plan_next(self) -> None:
-        if not self._members:
-            return
-        pause = pace.INTERVAL * random.uniform(0.9, 1.0)
-        if self._blind_reason:
-            pause = pace.BLIND_INTERVAL
-        elif self._shortage or self._looks_soon:
-            self._looks_soon = False
-            if self._grant is not None and self._grant.next > self._grant.limit:
-                self._pause = pace.PAUSES[0]
-            pause, self._pause = self._pause, min(self._pause * 2, pace.PAUSES[1])
-        else:
-            self._pause = pace.PAUSES[0]
-        self._timer.set(self._now() + pause)
+        if self._members:
+            blind, short = bool(self._blind_reason), bool(self._shortage)
+            after = self._pace.after_look(blind=blind, short=short, grows=self._may_grow)
+            self._timer.set(self._now() + after)
+
+    @property
+    def _may_grow(self) -> bool:
+        """Whether the next look will allow more connections, if nothing changes."""
+        given = self._grant
+        return given is not None and self._error is None and given.next > given.limit
 
     def _apply(self, view: View, claim: int, began: float) -> None:
         """Set the limit by what a look has shown.
@@ -262,16 +264,15 @@ class Fleet(Budget):
             claim: what was published before.
             began: the instant before that.
         """
-        before = self._count
+        before, members = self._count, self._members_in(view)
+        places, me = view.places - self._reserve, self.marks.member
+        self._grant = given = grant(places, members, me, claim)
         self._view, self._looks, self._looked_at = view, self._looks + 1, self._now()
         self._failures, self._error = 0, None
         if self._blind_reason:
-            self._blind_reason = ""
+            self._blind_reason, self.marks.silent = "", False
             self._record("the other processes can be seen again", logging.WARNING)
         self._valid_until = began + VALID
-        members = self._members_in(view)
-        places, me = view.places - self._reserve, self.marks.member
-        self._grant = given = grant(places, members, me, claim)
         if given.limit < min(self._size, self._limit):
             self._record(f"gives back {self._size - given.limit} of {self._size} connections")
         if self._count != before:
@@ -305,6 +306,7 @@ class Fleet(Budget):
             text = "the other processes cannot be seen, so only the pools' own sizes limit them"
             self._record(f"{text}: {why}", logging.WARNING)
         self._blind_reason, self._error, self._valid_until = why, why, math.inf
+        self.marks.silent = True
         self._set_limit(pace.UNLIMITED)
 
     def _forget(self) -> None:
@@ -313,9 +315,8 @@ class Fleet(Budget):
         if self._blind_reason:
             self._limit, self._valid_until = pace.UNLIMITED, math.inf
         self._view = self._grant = None
-        self._looked_at, self._pause = -math.inf, pace.PAUSES[0]
+        self._looked_at, self._pace = -math.inf, pace.Pace()
         self._asked = self._looking = False
-        self._looks_soon = True
 
     def _become_another(self) -> None:
         """Be a member of its own in a forked process."""

@@ -37,8 +37,9 @@ from asyncpool._diagnostics.leaks import last_statement, log_leak
 from asyncpool._diagnostics.snapshot import rolled_back, snapshot, snapshot_from_any_thread
 from asyncpool._pipeline.dispatcher import Dispatcher
 from asyncpool._psycopg.connection import Connection
-from asyncpool._psycopg.driver import ACT, PsycopgDriver
+from asyncpool._psycopg.driver import ACT
 from asyncpool._psycopg.internals import VERSION
+from asyncpool._psycopg.marked import make_driver
 from asyncpool._psycopg.own_statements import ResetLevel
 from asyncpool._psycopg.preparing import RunCounts
 from asyncpool._psycopg.sharing import can_share
@@ -190,9 +191,9 @@ class AsyncConnectionPool(
             keeps_idle=self._keeps_idle,
         )
         runs = RunCounts() if self._keeps_idle else None
-        driver = PsycopgDriver(conninfo, kwargs, connection_class, configure, reset, runs=runs)
+        marks = None if budget is None else budget.marks
+        driver = make_driver(marks, conninfo, kwargs, connection_class, configure, reset, runs)
         self._driver, driver.owner = driver, weakref.ref(self)
-        driver.marks = None if budget is None else budget.marks
         self._reconnect_failed = reconnect_failed
         self._overridden = Overrides(type(self), self._originals) or None
         self._traces = leak_timeout is not None
@@ -213,11 +214,10 @@ class AsyncConnectionPool(
             last_statement=last_statement,
         )
         enabled = bool(pipeline) and self._overridden is None and shared_size != 0
-        width = None if shared_size is None else count("shared_size", shared_size)
         self._set_core(self._make_core(settings))
         self._dispatcher = Dispatcher(
             self._core,
-            width,
+            None if shared_size is None else count("shared_size", shared_size),
             enabled=enabled and can_share(self.connection_class),
             passes_on=not self._driver.resets,
         )

@@ -61,8 +61,9 @@ class Check(Generic[C]):
             store.mark_healthy(entry)
             return True
         self.runtime.record_error("check failed", error)
-        if entry.leased_at == entry.opened_at:
-            # Like a failed connect: back off, or new connections would be opened without a pause.
+        if entry.uses == 1 and entry.leased_at == entry.healthy_at:
+            # It was leased as soon as it was opened. As after a failed connect: back off, or new
+            # connections would be opened without a pause.
             self.outages.connect_failed(error, entry)
         entry.uses -= 1
         store.discard_lost(entry)

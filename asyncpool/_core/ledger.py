@@ -179,8 +179,10 @@ class Ledger(Generic[C]):
         if entry.expires_at <= now and self._must_close(entry):
             return False
         if self.oversize:
-            taker, self._taker = self._taker, None
-            if taker is not None:
+            taker = self._taker
+            # What would be closed is not reset before, so only a new one may be kept instead.
+            if taker is not None and (self._keeps_idle or self.queue.length or not entry.uses):
+                self._taker = None
                 taker(entry)
                 return True
             if self._is_over_limit():

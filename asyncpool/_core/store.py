@@ -208,11 +208,14 @@ class ConnectionStore(Generic[C]):
                 self.discard(old)
         self.put(entry, now)
         self.readiness.note_connect()
-        if self.healthy_when_opened or entry.state is (
-            State.IDLE if limits.keeps_idle else State.CLOSING
-        ):
-            self.mark_healthy(entry)
+        self._mark_unleased(entry)
         self.refill()
+
+    def _mark_unleased(self, entry: Entry[C]) -> None:
+        """Record that a new connection works, unless the user's check will say whether it does."""
+        unleased = State.IDLE if self.ledger.settings.keeps_idle else State.CLOSING
+        if self.healthy_when_opened or entry.state is unleased:
+            self.mark_healthy(entry)
 
     def _start_late_timer(self, connect: asyncio.Task[None], entry: Entry[C]) -> None:
         """After `late_after` seconds, stop counting on this connect, so that another may start."""
@@ -223,7 +226,15 @@ class ConnectionStore(Generic[C]):
     def _ask(self, question: Callable[[C], Awaitable[object]], entry: Entry[C]) -> None:
         self.ledger.withdraw(entry, State.CLEANING)
         entry.left_at = self.runtime.time()
-        self.runtime.tasks.spawn(self._ping(entry, question), "ask")
+        try:
+            self.runtime.tasks.spawn(self._answer(entry, question), "ask")
+        except BaseException:
+            self.put(entry, entry.left_at)  # the application's task factory raised an error
+            raise
+
+    async def _answer(self, entry: Entry[C], question: Callable[[C], Awaitable[object]]) -> None:
+        if await self._ping(entry, question):
+            self._mark_unleased(entry)
 
     async def _ping(self, entry: Entry[C], ping: Callable[[C], Awaitable[object]]) -> bool:
         began = self.runtime.time()
@@ -238,7 +249,8 @@ class ConnectionStore(Generic[C]):
             self.runtime.record_error("ping failed", error)
             return False
         entry.healthy_at = self.runtime.time()
-        self.runtime.counters.ping.add(entry.healthy_at - began)
+        if ping == self.driver.ping:
+            self.runtime.counters.ping.add(entry.healthy_at - began)
         if not self.driver.is_alive(entry.conn):
             self.discard_lost(entry)  # it was lost while its answer was being read
             return False

@@ -21,6 +21,7 @@ from asyncpool.sizing import LIMITS
 
 # `mark` is evaluated before the argument of pg_stat_get_activity, which is before its call: so the
 # mark is published first. Behind a pooler the session may be another client's, and has no mark.
+# Marks of other roles do not count: nobody but a member can claim anything.
 LOOK = """
 WITH mark AS MATERIALIZED (
     SELECT pg_catalog.set_config('application_name', {name} || pg_catalog.to_hex((
@@ -29,10 +30,14 @@ WITH mark AS MATERIALIZED (
     WHERE pg_catalog.pg_backend_pid() = {pid}
 ), backends AS MATERIALIZED (
     SELECT s.usesysid AS role, s.datid AS database,
-        CASE WHEN pg_catalog.strpos(s.application_name, {prefix}) > 0
-            THEN pg_catalog.substr(
-                s.application_name, pg_catalog.strpos(s.application_name, {prefix})) END AS mark,
-        pg_catalog.count(*) AS number
+        CASE WHEN pg_catalog.strpos(s.application_name, {prefix}) > 0 AND (
+            s.usesysid = (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = session_user)
+            OR pg_catalog.strpos(s.application_name, {own}) > 0
+        ) THEN pg_catalog.substr(
+            s.application_name, pg_catalog.strpos(s.application_name, {prefix})) END AS mark,
+        pg_catalog.count(*) AS number,
+        coalesce(pg_catalog.date_part('epoch',
+            pg_catalog.clock_timestamp() - pg_catalog.min(s.backend_start)), 0) AS age
     FROM pg_catalog.pg_stat_get_activity(
         (SELECT CASE WHEN pg_catalog.count(m.name) < 0 THEN 0 END FROM mark m)) s
     WHERE s.usesysid IS NOT NULL AND s.datid IS NOT NULL
@@ -44,7 +49,8 @@ SELECT pg_catalog.json_build_object(
     'pid', pg_catalog.pg_backend_pid(),
     'now', (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 10)::bigint % {stamps},
     'name', (SELECT m.name FROM mark m),
-    'marks', (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(b.mark, b.number))
+    'marks', (SELECT pg_catalog.json_agg(
+            pg_catalog.json_build_array(b.mark, b.number, b.age))
         FROM backends b WHERE b.mark IS NOT NULL),
     'others', (SELECT pg_catalog.json_build_object(
         'all', coalesce(pg_catalog.sum(b.number), 0),
@@ -85,6 +91,7 @@ async def look(
     query = sql.SQL(LOOK).format(
         name=marks.unstamped(name, want, claim),
         prefix=marks.prefix,
+        own=f"{marks.prefix}{marks.member}/",
         pid=conn.info.backend_pid,
         stamps=STAMPS,
         limits=sql.SQL(LIMITS),
@@ -104,27 +111,36 @@ async def look(
 def view_of(facts: dict[str, Any], fleet: str) -> View:
     """Return the view that the statement's answer describes."""
     limits, others = facts["limits"], facts["others"]
-    unmarked, counts = 0, dict[str, int]()
+    unmarked, counts, ages = 0, dict[str, int](), dict[str, float]()
     newest = dict[str, Mark]()
-    for text, number in facts["marks"] or ():
+    for text, number, age in facts["marks"] or ():
         mark = parse(text, fleet)
         if mark is None:
             unmarked += number
             continue
         counts[mark.member] = counts.get(mark.member, 0) + number
+        ages[mark.member] = max(ages.get(mark.member, 0.0), age)
         before = newest.get(mark.member)
         if before is None or _order(mark, facts["now"]) < _order(before, facts["now"]):
             newest[mark.member] = mark
-    members = {
-        who: Member(counts[who], mark.weight, mark.want, mark.claim, mark.age(facts["now"]))
-        for who, mark in newest.items()
-    }
     left = [limits["max_connections"] - others["all"]]
     if not limits["superuser"]:
         reserved = 0 if limits["privileged"] else limits["reserved"]
         left[0] -= limits["for_superusers"] + reserved
         left += [limits[who] - others[who] for who in ("role", "database") if limits[who] >= 0]
-    return View(min(left) - unmarked, others["all"] + unmarked, members)
+    places = min(left) - unmarked
+    members = {
+        who: _member(counts[who], mark, max(places, 0), facts["now"], ages[who])
+        for who, mark in newest.items()
+    }
+    return View(places, others["all"] + unmarked, members)
+
+
+def _member(size: int, mark: Mark, places: int, now: int, age: float) -> Member:
+    """Return the member with this newest mark; no number in it counts for more than `places`."""
+    if mark.want is None:
+        return Member(size, mark.weight, age=age)
+    return Member(size, mark.weight, min(mark.want, places), min(mark.claim, places), mark.age(now))
 
 
 def _order(mark: Mark, now: int) -> tuple[bool, float]:

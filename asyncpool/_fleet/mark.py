@@ -23,6 +23,7 @@ MARK = re.compile(
     r"fleet=([A-Za-z0-9_-]{1,20})/([0-9a-z]{6})/(\d+(?:\.\d+)?)"
     r"(?:/(-?\d{1,4})/(\d{1,4})/([0-9a-f]{1,6}))?"
 )
+MARK_AT_END = re.compile(MARK.pattern + r"\Z")
 MAX_LENGTH = 63
 """Bytes of an application_name that PostgreSQL keeps."""
 MOST = 9999
@@ -52,12 +53,27 @@ class Mark:
         return (now - self.stamp) % STAMPS / 10
 
 
+def require_valid(name: object, weight: object) -> None:
+    """Raise a TypeError or ValueError unless a mark can have this fleet's name and weight."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        msg = f"name must be 1 to 20 letters, digits, hyphens and underscores: got {name!r}"
+        raise ValueError(msg) if isinstance(name, str) else TypeError(msg)
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        msg = f"weight must be a number, not {weight!r}"
+        raise TypeError(msg)
+    if not WEIGHTS[0] <= weight <= WEIGHTS[1]:
+        msg = f"weight must be from {WEIGHTS[0]} to {WEIGHTS[1]}: got {weight!r}"
+        raise ValueError(msg)
+
+
 def parse(name: str, fleet: str) -> Mark | None:
-    """Return the mark in an application_name; None: it has no whole mark of this fleet."""
+    """Return the mark in an application_name; None: it has no valid mark of this fleet."""
     found = MARK.fullmatch(name[max(name.rfind("fleet="), 0) :])
     if found is None or found[1] != fleet:
         return None
     _, member, weight, want, claim, stamp = found.groups()
+    if not WEIGHTS[0] <= float(weight) <= WEIGHTS[1]:
+        return None
     if want is None:
         return Mark(member, float(weight))
     return Mark(member, float(weight), int(want), int(claim), int(stamp, 16))
@@ -65,8 +81,8 @@ def parse(name: str, fleet: str) -> Mark | None:
 
 def own_name(name: str) -> str:
     """Return the part of an application_name that the user has given."""
-    before, mark, _ = name.rpartition("fleet=")
-    return before.rstrip() if mark else name
+    mark = MARK_AT_END.search(name)
+    return name if mark is None else name[: mark.start()].rstrip()
 
 
 class SessionMarks:
@@ -80,6 +96,7 @@ class SessionMarks:
     def __init__(self, fleet: str, weight: float) -> None:
         self.fleet = fleet
         self._weight = f"{weight:.2f}".rstrip("0").rstrip(".")
+        self._prefix = self.prefix.encode()
         self.renew()
 
     def renew(self) -> None:
@@ -87,6 +104,14 @@ class SessionMarks:
         self.member = "".join(secrets.choice(ALPHABET) for _ in range(6))
         self._look = ""
         self._looked_on: weakref.ref[Any] | None = None
+        self.silent = False
+        """Whether new sessions get no mark, because the member sees nobody."""
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the session with the mark of the last look is open."""
+        conn = None if self._looked_on is None else self._looked_on()
+        return conn is not None and not conn.closed
 
     @property
     def prefix(self) -> str:
@@ -100,21 +125,38 @@ class SessionMarks:
 
     def looked(self, conn: psycopg.AsyncConnection[Any], name: str) -> None:
         """Note the mark of the last look, and on which session it is."""
-        found = MARK.search(name)
+        found = MARK_AT_END.search(name)
         self._look = name[found.end(3) :] if found is not None else ""
         self._looked_on = weakref.ref(conn)
 
     def options(self, *given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the application_name for a connect with these parameters."""
+        if self.silent:
+            return {}
         return {
             "application_name": self._with_mark(own_name(application_name(*given))) + self._look
         }
 
-    def renewal(self, conn: psycopg.AsyncConnection[Any]) -> str:
-        """Return a statement that gives a session the mark of the last look, if it had it."""
-        if not self._look or self._looked_on is None or self._looked_on() is not conn:
-            return ""
+    def is_lost(self, conn: psycopg.AsyncConnection[Any]) -> bool:
+        """Whether a session has no mark, as after `SET application_name`."""
+        name = conn.pgconn.parameter_status(b"application_name")
+        return name is not None and self._prefix not in name and not self.silent
+
+    def renewal(self, conn: psycopg.AsyncConnection[Any], *, reset: bool = False) -> str:
+        """Return a statement that gives a session its mark again; "" if it has it.
+
+        Args:
+            conn: the connection.
+            reset: whether it runs after a RESET ALL, which restores the mark of the start.
+        """
         name = conn.info.parameter_status("application_name") or ""
+        if self._look and self._looked_on is not None and self._looked_on() is conn:
+            if reset:
+                name = application_name(conn.info.get_parameters())
+            elif name.endswith(self._look):
+                return ""
+        elif reset or not self.is_lost(conn):
+            return ""
         return set_name(self._with_mark(own_name(name)) + self._look).as_string(conn)
 
     def _with_mark(self, own: str) -> str:

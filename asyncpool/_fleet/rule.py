@@ -34,12 +34,12 @@ class Member:
     claim: int = 0
     """The size up to which it may grow."""
     age: float = 0.0
-    """Seconds since its last look."""
+    """Seconds since its last look, or, before its first one, since it has connected."""
 
     @property
     def takes_part(self) -> bool:
         """Whether it shares: not if it has not looked for a while. What it holds it keeps."""
-        return self.size <= 1 if self.want is None else self.age <= STALE
+        return self.age <= STALE and (self.want is not None or self.size <= 1)
 
     @property
     def held(self) -> int:

@@ -221,6 +221,7 @@ class PsycopgDriver(Generic[ACT]):
             await handle.baseline.restore(conn)
         elif callable(self._reset):
             await self.call_with(self._reset, conn)
+        if not statements:
             await renew_mark(conn, self.marks)
         require_idle(conn, "reset")
         handle.resume_watching()

@@ -17,19 +17,23 @@ class SupportsMarks(Protocol):
         """Return the options to add to those given, of which the later have precedence."""
         ...
 
-    def renewal(self, conn: psycopg.AsyncConnection[Any]) -> str:
-        """Return a statement to run after a reset that may have removed the mark; "" for none."""
+    def is_lost(self, conn: psycopg.AsyncConnection[Any]) -> bool:
+        """Whether a session has to be marked again before its next lease."""
+        ...
+
+    def renewal(self, conn: psycopg.AsyncConnection[Any], *, reset: bool = False) -> str:
+        """Return a statement that marks a session again, `reset`: after RESET ALL; "" for none."""
         ...
 
 
 def reset_statements(reset: object, conn: Any, marks: SupportsMarks | None) -> str:
     """Return the statements of a reset level, with that which renews the session's mark."""
     statements = RESETS[reset] if isinstance(reset, str) else ""
-    renewal = marks.renewal(conn) if statements and marks is not None else ""
+    renewal = marks.renewal(conn, reset=True) if statements and marks is not None else ""
     return f"{statements}; {renewal}" if renewal else statements
 
 
 async def renew_mark(conn: psycopg.AsyncConnection[Any], marks: SupportsMarks | None) -> None:
-    """Renew the session's mark after a reset by the user's callable."""
+    """Renew the session's mark, if it has lost it."""
     if marks is not None and (renewal := marks.renewal(conn)):
         await run_in_autocommit(conn, renewal.encode())

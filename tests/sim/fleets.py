@@ -1,7 +1,9 @@
 """Fleets of many members on the rule alone, on a virtual clock: no pools, and a server in numbers.
 
-A member looks about once a second, and sooner while it lacks connections. A look publishes, then
-reads, then is applied, each some milliseconds after the other; what others do meanwhile is unseen.
+A member looks about once a second, and sooner while it lacks connections. It needs a connection for
+that which is idle, new or just returned. A look publishes, then reads, then is applied, each some
+milliseconds after the other; what others do meanwhile is unseen. What it has published is gone with
+the session that shows it.
 A connect takes a while too, and only then is the connection visible. The server refuses what it has
 no place for.
 """
@@ -18,6 +20,10 @@ from asyncpool._fleet.rule import STALE, VALID, Member, grant, share
 
 RETRY = 0.25
 """The longest pause of a newcomer that the server has refused."""
+TURNS = 3
+"""The most looks one after another on a connection."""
+TICK = 0.05
+"""Seconds between two moments at which connections are returned."""
 WAY = 0.002, 0.05
 """Seconds between publishing and reading, and between reading and its effect."""
 
@@ -48,6 +54,11 @@ class Process:
     """When it last opened a connection after that."""
     seen: tuple[int, dict[str, Member]] | None = None
     """The places and the members, as its last look has shown them."""
+    asks: bool = False
+    """Whether it seeks a connection to look on."""
+    looking: bool = False
+    is_fresh: bool = True
+    """Whether it has not looked yet."""
     pause: float = 0.1
     paused: bool = False
     ended: bool = False
@@ -128,6 +139,11 @@ class World:
         self.used -= process.size
         del self.members[process.name]
 
+    def reap(self, process: Process) -> None:
+        """Close the idle connections of a member, as after `max_idle`."""
+        while process.idle and not process.looking and process.visible > 1:
+            self._close(process)
+
     def jain(self) -> float:
         """Return Jain's index of the sizes by weight."""
         parts = [each.size / each.weight for each in self.members.values()]
@@ -140,8 +156,10 @@ class World:
         if process.ended:
             return
         if not process.paused:
+            if process.asks and (process.idle or self._returned(process)):
+                self._look(process)
             self._act(process)
-        self.at(0.05, lambda: self._tick(process))
+        self.at(TICK, lambda: self._tick(process))
 
     def _act(self, process: Process) -> None:
         if self.now > process.valid_until:
@@ -149,13 +167,8 @@ class World:
             process.lapsed = True
         above = process.size - process.most
         if above > 0:
-            returned = process.idle
-            busy = process.visible - process.idle
-            returned += sum(self.random.random() < 0.05 / process.hold for _ in range(busy))
-            for _ in range(min(above, returned)):
-                process.size, process.visible = process.size - 1, process.visible - 1
-                self.used -= 1
-                self.changes += 1
+            for _ in range(min(above, process.idle + self._returned(process))):
+                self._close(process)
         while process.size < min(process.most, process.needed):
             is_first = not process.size or process.lapsed
             come = sum(each.is_new(self.now) for each in self.members.values())
@@ -173,6 +186,23 @@ class World:
         if process.seen is None and not process.size and process.needed:
             self.at(self.random.uniform(RETRY / 2, RETRY), lambda: self._retry(process))
 
+    def _returned(self, process: Process) -> int:
+        """Return how many of the connections in use are returned now."""
+        busy = process.visible - process.idle
+        return sum(self.random.random() < TICK / process.hold for _ in range(busy))
+
+    def _close(self, process: Process) -> None:
+        shows = not process.looking and (process.idle or not self.random.randrange(process.visible))
+        process.size, process.visible = process.size - 1, process.visible - 1
+        self.used -= 1
+        self.changes += 1
+        if shows and process.seen is not None:  # the session with what it has published
+            process.want, process.claim = None, 0
+            if process.most > process.size:
+                process.most = process.size
+                process.valid_until = self.now + (VALID if process.idle else 0.0)
+            self._ask(process)
+
     def _retry(self, process: Process) -> None:
         if not (process.ended or process.paused or process.size):
             self._act(process)
@@ -182,22 +212,27 @@ class World:
             return
         process.visible += 1
         if process.served_at is None:
-            process.served_at = self.now
+            process.served_at, process.asks = self.now, True
+        if process.asks:
             self._look(process)
 
     # The look
 
-    def _look(self, process: Process) -> None:
-        if process.ended:
+    def _ask(self, process: Process) -> None:
+        if not (process.ended or process.looking):
+            process.asks = True
+            if process.idle and not process.paused:
+                self._look(process)
+
+    def _look(self, process: Process, turn: int = 1) -> None:
+        if process.ended or (process.looking and turn == 1):
             return
-        if process.paused or not process.visible:
-            self.at(0.1, lambda: self._look(process))
-            return
+        process.asks, process.looking = False, True
         began, claim = self.now, self._next_claim(process)
         process.most = min(process.most, max(claim, process.size))
         process.want, process.claim = process.needed - process.size, claim
         process.looked_at = self.now
-        self.at(self._way(), lambda: self._read(process, began, claim))
+        self.at(self._way(), lambda: self._read(process, began, claim, turn))
 
     def _next_claim(self, process: Process) -> int:
         if process.seen is None:
@@ -206,7 +241,7 @@ class World:
         members = {**members, process.name: self._own(process)}
         return min(share(places, members, process.name).claim, process.max_size)
 
-    def _read(self, process: Process, began: float, claim: int) -> None:
+    def _read(self, process: Process, began: float, claim: int, turn: int) -> None:
         seen = {
             each.name: Member(
                 each.visible, each.weight, each.want, each.claim, max(self.now - each.looked_at, 0)
@@ -216,32 +251,44 @@ class World:
         }
         for name, each in seen.items():
             if self.members[name].want is None:
-                seen[name] = Member(each.size, each.weight)
+                age = self.now - self.members[name].started_at
+                seen[name] = Member(each.size, each.weight, age=age)
         places = self.places - self.reserve
-        self.at(self._way(), lambda: self._apply(process, began, claim, places, seen))
+        self.at(self._way(), lambda: self._apply(process, began, claim, turn, (places, seen)))
 
     def _apply(
-        self, process: Process, began: float, claim: int, places: int, seen: dict[str, Member]
+        self,
+        process: Process,
+        began: float,
+        claim: int,
+        turn: int,
+        view: tuple[int, dict[str, Member]],
     ) -> None:
         if process.ended:
             return
         if process.paused:
-            self.at(0.1, lambda: self._apply(process, began, claim, places, seen))
+            self.at(0.1, lambda: self._apply(process, began, claim, turn, view))
             return
-        is_first, process.lapsed = process.seen is None, False
-        process.seen, process.valid_until = (places, seen), began + VALID
+        process.lapsed = False
+        process.seen, process.valid_until = view, began + VALID
+        places, seen = view
         members = {**seen, process.name: self._own(process)}
         given = grant(places, members, process.name, claim)
         process.most = given.limit
         self._act(process)
+        is_short = process.size < process.needed
+        if given.next > given.limit and turn < TURNS and (is_short or process.is_fresh):
+            self._look(process, turn + 1)
+            return
+        process.looking, process.is_fresh = False, False
         pause = self.random.uniform(0.9, 1.0)
-        if process.size < process.needed or is_first:
+        if is_short:
             if given.next > given.limit:
                 process.pause = 0.1
             pause, process.pause = process.pause, min(2 * process.pause, 0.5)
         else:
             process.pause = 0.1
-        self.at(pause, lambda: self._look(process))
+        self.at(pause, lambda: self._ask(process))
 
     def _own(self, process: Process) -> Member:
         return Member(process.size, process.weight, process.needed - process.size)

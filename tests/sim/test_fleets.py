@@ -109,6 +109,20 @@ def test_places_that_change_are_kept_to(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_places_are_found_while_every_connection_is_in_use_for_long(seed: int) -> None:
+    """Nobody returns a connection on which to look, so claims end and one more is opened."""
+    world = World(43, seed)
+    processes = [world.start(10, hold=1000.0) for _ in range(4)]
+    world.run(8.0)
+    assert world.used == 40
+    for each in processes[:2]:
+        world.end(each)
+    processes[2].demand = processes[3].demand = processes[2].max_size = processes[3].max_size = 20
+    world.run(8.0)
+    assert [each.size for each in processes[2:]] == [20, 20]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_paused_process_holds_what_it_has_and_no_more(seed: int) -> None:
     """The others share the rest; when it goes on, it claims nothing that they have taken."""
     world = World(203, seed)
@@ -143,6 +157,8 @@ def test_no_fleet_exceeds_the_places_whatever_happens(seed: int) -> None:
             world.start(world.random.randrange(11))
         elif chance < 0.4:
             each.paused = not each.paused
+        elif chance < 0.6:
+            world.reap(each)
         else:
             each.demand = world.random.randrange(11)
     require_places(world, *gone)

@@ -32,15 +32,15 @@ def test_a_mark_is_read_as_it_was_made(fleet: str, weight: float, own: str, numb
 def test_the_name_of_the_user_is_kept(own: str) -> None:
     """As much of it as there is room for, and again in the next mark."""
     marks = SessionMarks("shop", 1.0)
-    name = marks.unstamped(own, 0, 0)
+    name = marks.unstamped(own, 0, 0) + "ffffff"
     if "fleet=" not in own:
         assert own_name(name) == own[:26].rstrip()
-    assert marks.unstamped(name, 0, 0) == name
+    assert marks.unstamped(name, 0, 0) + "ffffff" == name
 
 
 def test_what_is_not_printable_ascii_is_replaced() -> None:
     """PostgreSQL 16 writes four characters for each such byte, which would push out the mark."""
-    assert own_name(SessionMarks("shop", 1.0).unstamped("café\n", 0, 0)) == "caf??"
+    assert own_name(SessionMarks("shop", 1.0).unstamped("café\n", 0, 0) + "ff") == "caf??"
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,21 @@ def test_what_is_not_printable_ascii_is_replaced() -> None:
         "fleet=shop/abcdef/1/2/3/xyz",
         "fleet=shops/abcdef/1",
         "fleet=shop/abcdef/1 psql",
+        "fleet=shop/abcdef/0",
+        "fleet=shop/abcdef/0.00/5/5/0",
+        "fleet=shop/abcdef/100",
     ],
 )
 def test_other_names_are_no_marks(name: str) -> None:
     """Also those of another fleet, and those that were cut."""
     assert parse(name, "shop") is None
+
+
+@pytest.mark.parametrize("name", ["svc fleet=eu-west", "fleet=shop/abcdef/1 psql", "fleet="])
+def test_only_a_whole_mark_at_the_end_is_no_part_of_the_users_name(name: str) -> None:
+    """The word may be the user's own."""
+    assert own_name(name) == name
+    assert own_name(f"{name} fleet=shop/abcdef/1/2/3/ff") == name
 
 
 def test_stamps_wrap_around() -> None:
@@ -88,7 +98,7 @@ def test_the_name_is_taken_as_libpq_takes_it(
     assert own_name(SessionMarks("shop", 1.0).options(given)["application_name"]) == expected
 
 
-def facts(*marks: tuple[str, int], **changed: Any) -> dict[str, Any]:
+def facts(*marks: tuple[str, int, float], **changed: Any) -> dict[str, Any]:
     """Return what the server answers to a look."""
     limits = {
         "max_connections": 100,
@@ -128,21 +138,26 @@ class TestView:
         """A session keeps the mark of the last look that was made on it."""
         found = view_of(
             facts(
-                ("fleet=shop/aaaaaa/2/3/8/5a", 1),
-                ("fleet=shop/aaaaaa/2/1/9/50", 2),
-                ("fleet=shop/aaaaaa/2", 1),
-                ("fleet=shop/bbbbbb/1", 1),
+                ("fleet=shop/aaaaaa/2/3/8/5a", 1, 9.0),
+                ("fleet=shop/aaaaaa/2/1/9/50", 2, 9.0),
+                ("fleet=shop/aaaaaa/2", 1, 0.5),
+                ("fleet=shop/bbbbbb/1", 1, 7.0),
             ),
             "shop",
         )
         assert found.members == {
             "aaaaaa": Member(4, 2.0, 3, 8, 1.0),
-            "bbbbbb": Member(1, 1.0, None, 0, found.members["bbbbbb"].age),
+            "bbbbbb": Member(1, 1.0, None, 0, 7.0),
         }
+
+    def test_no_number_in_a_mark_counts_for_more_than_there_is(self) -> None:
+        """Else one session could claim all."""
+        found = view_of(facts(("fleet=shop/aaaaaa/1/9999/9999/64", 1, 0.0)), "shop")
+        assert found.members == {"aaaaaa": Member(1, 1.0, 85, 85, 0.0)}
 
     def test_a_mark_that_cannot_be_read_is_of_others(self) -> None:
         """Such as one that was cut."""
-        found = view_of(facts(("fleet=shop/aaa", 3)), "shop")
+        found = view_of(facts(("fleet=shop/aaa", 3, 0.0)), "shop")
         assert (found.places, found.others, found.members) == (82, 13, {})
 
 

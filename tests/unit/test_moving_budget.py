@@ -223,6 +223,39 @@ class TestAsk:
             assert [each is entry for each in core.ledger.idle] == [False]
 
     @virtual_time
+    async def test_a_question_that_cannot_start_leaves_the_connection_idle(self) -> None:
+        """As where the application's task factory fails."""
+        async with running(Driver(), 1, 1) as core:
+            loop, (entry,) = asyncio.get_running_loop(), core.ledger.idle
+
+            def fail(*_: object, **__: object) -> Any:
+                raise Broken
+
+            async def question(_: FakeConn) -> None:
+                pytest.fail("asked")
+
+            loop.set_task_factory(fail)
+            try:
+                with pytest.raises(Broken):
+                    core.store.ask(question)
+            finally:
+                loop.set_task_factory(None)
+            assert core.ledger.idle == [entry]
+
+    @virtual_time
+    async def test_a_question_is_no_ping(self) -> None:
+        """It is not counted as one."""
+        async with running(Driver(), 1, 1) as core:
+
+            async def question(_: FakeConn) -> None:
+                await asyncio.sleep(0.1)
+
+            core.store.ask(question)
+            await asyncio.sleep(0.2)
+            assert core.runtime.counters.ping.count == 0
+            assert core.ledger.idle
+
+    @virtual_time
     async def test_a_pool_that_closes_does_not_ask_any_more(self) -> None:
         """What is returned is closed."""
         asked: list[FakeConn] = []
