@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from asyncpool import Budget, Cluster, PoolTimeout
+from asyncpool import Budget, Cluster, Gap, PoolTimeout
 
 from ._cluster import PORT, Servers, ask, cluster_on, name_of, port_of, servers, status
 from ._tools import LIMIT, Proxy, eventually, in_time
@@ -211,10 +211,12 @@ async def test_a_listener_follows_the_primary(pair: Servers) -> None:
         assert (await in_time(anext(notifications))).payload == "before"
         await pair.primary.stop()
         await replica.promote()
-        gap = await in_time(anext(notifications))
-        assert not hasattr(gap, "payload")
-        await cluster.write.execute("SELECT pg_notify('a', 'after')")
-        assert (await in_time(anext(notifications))).payload == "after"
+        found = await in_time(anext(notifications))
+        assert isinstance(found, Gap)
+        while isinstance(found, Gap):  # a connection made in the middle of it may be lost too
+            await cluster.write.execute("SELECT pg_notify('a', 'after')")
+            found = await in_time(anext(notifications))
+        assert found.payload == "after"
 
 
 async def test_writes_move_although_reads_use_up_the_budget() -> None:
