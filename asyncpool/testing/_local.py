@@ -71,8 +71,11 @@ class LocalServer:
 
     def initialize(self, halt: Event) -> LocalServer:
         """Create a data folder and start the server; on failure, remove everything."""
+        # Before PostgreSQL 14 initdb reads 99 characters of this file; a verifier has 130.
+        old = self._installation.version < (14, 0)
+        given = self._password if old else verifier(self._password)
         try:
-            with self._folder.file_for_server("password", verifier(self._password)) as file:
+            with self._folder.file_for_server("password", given) as file:
                 return self._fill(halt, "initdb", *INITDB, f"--pwfile={file}")
         except BaseException:
             self.close()  # again, where it was started: that does nothing
