@@ -58,9 +58,9 @@ class Fleet(Budget):
     longest_pause = 0.25
     marks: SessionMarks
     _view: View | None
-    """What the last look has shown."""
+    """The result of the last look; None before the first one."""
     _grant: Grant | None
-    """What the rule has made of that."""
+    """The result of the rule for it."""
     _limit: int
     _valid_until: float
     """The instant at which the claim ends."""

@@ -62,7 +62,7 @@ class Host:
         self.down_since = 0.0
         """The instant since which it is down, if it is."""
         self.fault: Fault | None = None
-        """What the last failed connect means."""
+        """The fault of the last failed connect."""
         self.silent_since: float | None = None
         """The first of the last looks for which no connection came free while nothing else was
         served either; None: the last look was answered or failed."""
@@ -81,7 +81,7 @@ class Host:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the host may be called."""
+        """The names by which `drain` and `resume` find the host."""
         return self.name, self.address.host, self.address.hostaddr or self.name
 
     @property

@@ -32,7 +32,7 @@ class NotingPool(AsyncConnectionPool[ACT]):
     """A pool whose writes can be read elsewhere, given their token."""
 
     noted_for: object = None
-    """What tells the contexts of this pool from those of others; None: the pool itself."""
+    """The key of the pool's contexts, which differs from those of other pools; None: the pool."""
 
     async def token(self, *, timeout: float | None = None) -> str:
         """Return a token for all that was committed by now, which `cluster.read` takes as `after=`.

@@ -23,7 +23,7 @@ Use = Callable[[], bool]
 
 
 class Noted:
-    """What is known of the writes of one context.
+    """The writes of one context, as far as they are known.
 
     Args:
         cluster: tells the contexts of several clusters apart.

@@ -39,7 +39,7 @@ Spawn = Callable[[Coroutine[Any, Any, None], str], object]
 
 
 class Replay:
-    """What one standby is known to have replayed, and the reads that wait for it.
+    """The position up to which one standby has replayed, and the reads that wait for more.
 
     Args:
         pool: the pool of the host.

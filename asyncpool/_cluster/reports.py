@@ -1,4 +1,4 @@
-"""What a cluster reports of itself: frozen, made on request."""
+"""The reports of a cluster: frozen, made on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a look at a host finds, and what follows from it. Nothing here does I/O.
+"""The result of a look at a host, and the lag that follows from it. Nothing here does I/O.
 
 A look is one statement. The server's clock is used for no more than the age of the last replayed
 transaction; the lag is never more than the time since the standby was last seen to be current.
@@ -33,7 +33,7 @@ ON_ITS_WAY = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What one look has found."""
+    """The result of one look."""
 
     at: float
     """The instant of the look, `loop.time()`, before it was sent."""

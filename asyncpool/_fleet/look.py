@@ -1,4 +1,4 @@
-"""What a member asks the server: it publishes its mark, then counts the backends.
+"""The statement of a member's look: it publishes the mark, then counts the backends.
 
 One statement does both, in this order, with the rights that every role has: the name, the role and
 the database of all backends are visible to all. Of other roles' backends the kind is not, so their
@@ -69,7 +69,7 @@ class BehindPooler(Exception):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a member has seen in one look."""
+    """The result of one look."""
 
     places: int
     """The places for the fleet, without those of others; the reserve is among them."""

@@ -49,7 +49,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What the rule gives to one member."""
+    """The part of one member by the rule."""
 
     target: int
     """Its fair share."""
@@ -59,7 +59,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What one member may have after a look."""
+    """The connections that one member may have after a look."""
 
     target: int
     """Its fair share."""

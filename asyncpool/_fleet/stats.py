@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class FleetStats:
-    """What a process knows of its fleet; `None` and 0 before the first look."""
+    """The state of a fleet as one process knows it; `None` and 0 before the first look."""
 
     name: str
     member: str

@@ -11,7 +11,7 @@ from asyncpool._psycopg.own_statements import RESETS, run_in_autocommit
 
 
 class SupportsMarks(Protocol):
-    """What marks the sessions of a pool by their `application_name`."""
+    """An object that marks the sessions of a pool in their `application_name`."""
 
     def options(self, *given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options to add to those given, of which the later have precedence."""

@@ -30,7 +30,7 @@ READ = (
 
 
 class Answer(NamedTuple):
-    """What a read found."""
+    """The result of a read."""
 
     port: int
     newest: int | None

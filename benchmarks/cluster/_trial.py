@@ -25,7 +25,7 @@ class Hung(Exception):
 
 @dataclass
 class Observations:
-    """What a trial has recorded; instants are `time.monotonic()`."""
+    """The records of a trial; instants are `time.monotonic()`."""
 
     requests: list[Request] = field(default_factory=list)
     begin: float = 0.0

@@ -1,4 +1,4 @@
-"""What a connection costs: the memory of its backend, its connect, and a round trip.
+"""The cost of a connection: the memory of its backend, its connect, and a round trip.
 
 The same through PgBouncer, if the machine has it: what a pooler would save, and what it would cost.
 """
@@ -28,7 +28,7 @@ WARM = (
     "SELECT count(*) FROM pg_catalog.pg_stat_activity",
     "SELECT count(*) FROM information_schema.columns",
 )
-"""What a backend runs before its memory is read: its caches have then some of the catalogs."""
+"""Statements that a backend runs before its memory is read, which fill its caches."""
 STARTS = 10.0
 """Seconds for PgBouncer to answer."""
 Seconds = dict[str, float | None]

@@ -27,7 +27,7 @@ SIGNALS = {
 
 @dataclass(frozen=True)
 class Line:
-    """What a process has printed; counts are since its start."""
+    """One report of a process; counts are since its start."""
 
     at: float
     """In the time of `time.monotonic`."""

@@ -25,7 +25,7 @@ TASKS = 20
 
 
 class Action(StrEnum):
-    """What happens to processes, or to the server."""
+    """An event that happens to processes, or to the server."""
 
     BUSY = "busy"
     """Open the pool if it is not open, and keep all tasks asking."""

@@ -17,7 +17,7 @@ BYSTANDER = "bystander"
 LOOK, CONNECT = 0.05, 0.25
 """Seconds from one look to the next, and from one connect of the bystander to the next."""
 FULL = "remaining connection slots", "too many clients"
-"""What the server says while it is full (53300)."""
+"""Texts in the error of a server that is full (53300)."""
 SESSIONS = """
 SELECT count(*) FROM pg_catalog.pg_stat_activity
 WHERE usename = %s AND application_name <> %s
