@@ -149,11 +149,6 @@ class Budget:
 
     # The methods below are called by the pools.
 
-    @property
-    def _is_short(self) -> bool:
-        """Whether a pool would open a connection if there were room."""
-        return bool(self._shortage)
-
     def _may_need_from(self, ledger: SupportsLedger) -> bool:
         """Whether a pool may have to close what is returned to it, for another or for the limit."""
         return len(self._shortage) > (ledger in self._shortage) or self._size > self._limit

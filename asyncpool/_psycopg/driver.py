@@ -84,6 +84,7 @@ class PsycopgDriver(Generic[ACT]):
         reset: ResetLevel | Callable[[ACT], Awaitable[None]] | None,
         *,
         runs: RunCounts | None = None,
+        marks: SupportsMarks | None = None,
     ) -> None:
         if not (reset is None or callable(reset) or reset in RESETS):
             msg = f"reset must be None, a callable or one of {', '.join(RESETS)}, not {reset!r}"
@@ -100,7 +101,8 @@ class PsycopgDriver(Generic[ACT]):
         check_sources(conninfo, kwargs, connection_class)
         self.owner: Callable[[], object | None] = lambda: None
         """A weak reference to the pool; returns None without one."""
-        self.marks: SupportsMarks | None = None
+        self.marks = marks
+        """Marks each session at its start; None: the sessions have no mark."""
         self.conninfo = conninfo
         self.kwargs = kwargs
         self.connection_class = connection_class

@@ -29,9 +29,5 @@ def make_driver(  # noqa: PLR0917 - those of the pool, in its order
     runs: RunCounts | None,
 ) -> PsycopgDriver[ACT]:
     """Return the driver of a pool, whose sessions get these marks, if any."""
-    given = conninfo, kwargs, connection_class, configure, reset
-    if marks is None:
-        return PsycopgDriver(*given, runs=runs)
-    driver = MarkedDriver(*given, runs=runs)
-    driver.marks = marks
-    return driver
+    kind: type[PsycopgDriver[ACT]] = PsycopgDriver if marks is None else MarkedDriver
+    return kind(conninfo, kwargs, connection_class, configure, reset, runs=runs, marks=marks)

@@ -56,7 +56,7 @@ async def sharing(
     finally:
         await asyncio.gather(*(pool.close(0) for pool in pools))
     assert budget.size == budget.pools == sum(driver.sockets for driver in drivers) == 0
-    assert not budget._is_short
+    assert not budget._shortage
     assert timers() == []
 
 
@@ -383,7 +383,7 @@ async def test_in_a_forked_child_nothing_is_done_on_the_parents_loop() -> None:
         await settle()
         budget, loop = a.ledger.budget, asyncio.get_running_loop()
         assert budget is not None
-        assert budget._is_short
+        assert budget._shortage
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "call_soon_threadsafe", None)
             b.abandon_all(forked=True)
@@ -411,7 +411,7 @@ def test_nothing_waits_for_what_was_left_on_a_loop_that_has_ended() -> None:
     async def come() -> None:
         core = make_core(Driver(), budget=budget)
         core.open()
-        assert (budget.size, budget.pools, budget._is_short) == (0, 0, False)
+        assert (budget.size, budget.pools, budget._shortage) == (0, 0, {})
         assert not budget._queue
         held = [await asyncio.wait_for(start(core), 1) for _ in range(2)]
         assert budget.size == 2
@@ -585,7 +585,7 @@ async def test_a_pool_without_waiters_does_not_block_the_others() -> None:
         gone.cancel()
         await settle()
         b.store.refill()
-        assert not budget._is_short
+        assert not budget._shortage
         a.release(conn)
         assert len(a.ledger.idle) == 1
         c.release(await asyncio.wait_for(start(c), 1))
