@@ -271,7 +271,8 @@ class TestFolder:
         self, base: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The disk may be full."""
-        installation: Any = SimpleNamespace(for_user=lambda _: None)
+        usable = SimpleNamespace(version=(18, 0))
+        installation: Any = SimpleNamespace(for_user=lambda _: usable)
         monkeypatch.setattr(_local, "run_as", dict)
         server = _local.LocalServer(installation, Spec())
 
