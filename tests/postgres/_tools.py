@@ -30,7 +30,9 @@ T = TypeVar("T")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LIMIT = 15.0
 """Seconds that a test which is going to fail may take; no verdict depends on it."""
-
+SOON = 5.0
+"""Seconds, on a busy machine, for what takes some tenths of a second; less than any time limit that
+would end it too."""
 
 needs_internals = pytest.mark.skipif(not SUPPORTED, reason="needs psycopg's internals")
 """For what psycopg's own connection cannot do."""

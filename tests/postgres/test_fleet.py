@@ -19,10 +19,7 @@ from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool, Fleet, PoolT
 from asyncpool.testing import Server, ServerUnsupported, postgres
 
 from ._cli import bouncer
-from ._tools import LIMIT, eventually, in_time, login, run_script
-
-SOON = 2.0
-"""Seconds within which a newcomer is served."""
+from ._tools import LIMIT, SOON, eventually, in_time, login, run_script
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from benchmarks.fleet._processes import MemberProcess
 from benchmarks.fleet._rows import KEPT, RESERVED, Action
 from benchmarks.fleet._watch import BYSTANDER, ROLE, Watch, role
 
-from ._tools import eventually
+from ._tools import SOON, eventually
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="servers of our own need POSIX")
 
@@ -31,8 +31,6 @@ PLACES, RESERVE, SIZE = 14, 3, 8
 """The places for an ordinary role, those that the fleet leaves free, and the pools' size."""
 OURS_AT_MOST = PLACES - RESERVE
 """The places that the members fill."""
-SOON = 5.0
-"""Seconds in which a busy machine, too, must show what takes two seconds at most."""
 USE = 0.02
 
 

