@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -43,6 +45,16 @@ def pytest_collection_finish() -> None:
     """Leave what the tests import and pytest collects out of each later garbage collection."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _level_of_the_root_logger() -> Iterator[None]:
+    """A test that sets it, as a web framework may, would change what later tests capture."""
+    level = logging.root.level
+    yield
+    now = logging.root.level
+    logging.root.setLevel(level)
+    assert now == level, f"this test leaves the root logger at level {now}, not at {level}"
 
 
 def pytest_configure() -> None:

@@ -287,7 +287,9 @@ async def test_an_app_of_litestar_carries_tokens_too(pair: Pair, notes: str) -> 
             return int(await kept.read.fetchval(f"SELECT count(*) FROM {notes}"))
 
         middleware = [DefineMiddleware(ReadOwnWrites, cluster=kept)]
-        app = litestar.Litestar([write, read], middleware=middleware, openapi_config=None)
+        app = litestar.Litestar(
+            [write, read], middleware=middleware, openapi_config=None, logging_config=None
+        )
         with pair.paused():
             async with client_of(app) as client:
                 assert (await client.post("/write")).status_code == 201
