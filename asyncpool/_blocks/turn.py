@@ -63,8 +63,8 @@ class TurnLine:
             self._require_room(waiter)
             queue.admit(waiter)
         except TooManyRequests as error:
-            waiter.task = None  # the error's traceback has this frame
-            await core.refuse(error)
+            waiter.error = error
+            await core.refuse(waiter)
         except BaseException as error:
             waiter.task = None
             core.count_failure(error)

@@ -36,7 +36,7 @@ WINDOW_SHARE = 0.5
 """The part of a time limit over which the rate is measured."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Refusal:
     """Why a request may not join the queue; durations are seconds."""
 
@@ -89,7 +89,7 @@ def judge(
     rate, since = total.measure(window, now), total.since
     if not rate:
         return ahead + STEP
-    in_use = max(leased, 1)
+    in_use = leased or 1
     line.use = in_use / rate
     if flow.line.length:  # there is an order
         # Higher priorities and other flows will join meanwhile: the line's own rate and the flow's
@@ -99,8 +99,8 @@ def judge(
         own = flow.rate.measure_or_bound(window, limit, now) if flow.length else 0.0
         if own and (flow.length + 1) * rate > (ahead + 1) * own:
             rate, ahead = own, flow.length
-    # Connections that are being opened will do what the others do.
-    rate *= (in_use + coming) / in_use
+    if coming:  # they will do what the others do
+        rate *= (in_use + coming) / in_use
     allowed = limit - reserve(line.use, limit)
     if refuses:
         drains = max(DRAIN * limit - (now - since), STANDING_SHARE * limit)

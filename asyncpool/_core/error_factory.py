@@ -43,11 +43,15 @@ class ErrorClasses:
 
 OWN_CLASSES = ErrorClasses()
 WHY = {
-    "deadline": "it could not be served within the {} s that it has",
+    "deadline": "it could not be served in time",
     "patience": "callers give up before a request could be served",
     "standing": "the wait queue has not been empty for too long",
 }
 """The reason for a refusal by its rule."""
+REFUSED = (
+    "pool %r: %s: %s (time limit %.3g s, expected wait %.3g s, waiting=%d, leased=%d): "
+    "try again in %.3g s"
+)
 STATEMENT = 100
 """Characters of a statement in an error."""
 
@@ -178,22 +182,22 @@ class ErrorFactory:
         """
         ledger = self.ledger
         waiting = ledger.waiting if waiting is None else waiting
-        limit, rule = ledger.settings.max_waiting, refusal.rule
-        if rule == "full":
-            text = f"{waiting} requests are already waiting (max_waiting={limit})"
+        name, limit, rule = self.runtime.name, ledger.settings.max_waiting, refusal.rule
+        expected_wait, retry_after = refusal.expected_wait, refusal.retry_after
+        if expected_wait is None or retry_after is None:
+            text = f"pool {name!r}: {waiting} requests are already waiting (max_waiting={limit})"
             text += ": shed load or raise it"
         else:
             leased = len(ledger.leased) if leased is None else leased
-            why, wait = WHY[rule].format(f"{time_limit:.3g}"), refusal.expected_wait or 0.0
-            text = f"{what}: {why} (expected wait {wait:.3g} s, waiting={waiting}, leased={leased})"
-            text += f": try again in {refusal.retry_after or 0.0:.3g} s"
+            numbers = time_limit, expected_wait, waiting, leased, retry_after
+            text = REFUSED % (name, what, WHY[rule], *numbers)
         return self.classes.too_many(
-            f"pool {self.runtime.name!r}: {text}",
+            text,
             waiting=waiting,
             max_waiting=limit,
             rule=rule,
-            expected_wait=refusal.expected_wait,
-            retry_after=refusal.retry_after,
+            expected_wait=expected_wait,
+            retry_after=retry_after,
         )
 
     def not_ready(self, timeout: float, opened: str, cause: Exception | None) -> PoolTimeout:

@@ -24,7 +24,7 @@ from asyncpool._core.settings import duration
 from asyncpool._core.waiter import Waiter
 from asyncpool._core.waiting import Waiting
 from asyncpool._core.within import NO_LIMITS, apply_limits, current_limits
-from asyncpool.errors import ReleaseError, TooManyRequests
+from asyncpool.errors import ReleaseError
 
 FRESH = 0.001
 """Seconds after its last use for which a watched connection counts as alive without being asked.
@@ -191,10 +191,8 @@ class Leasing(Waiting[C]):
                 waiter.task = current_task()
                 if current_limits() is not NO_LIMITS:
                     apply_limits(waiter, ledger.queue.line)
-                try:
-                    self.queue(waiter, timeout, arrived_at)
-                except TooManyRequests as error:
-                    await self.refuse(error)
+                if not self.queue(waiter, timeout, arrived_at):
+                    await self.refuse(waiter)
                 try:
                     while waiter.waiting:
                         await waiter.wait()

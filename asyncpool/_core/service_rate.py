@@ -75,9 +75,12 @@ class ServiceRate:
 
         Where these were fewer than STEP, the window is longer. 0.0: there were fewer altogether.
         """
-        marks, busy = self._marks, self._busy + max(now - self.since, 0.0)
-        first = min(bisect_left(marks, busy - window), len(marks) - 2)
-        if first < 0:
+        marks, busy = self._marks, self._busy
+        if now > self.since:
+            busy += now - self.since
+        last = len(marks) - 1
+        if last < 1:
             return 0.0
-        served = (len(marks) - 1 - first) * STEP + self.count % STEP
+        first = bisect_left(marks, busy - window, 0, last - 1)
+        served = (last - first) * STEP + self.count % STEP
         return served / max(busy - marks[first], 1e-9)

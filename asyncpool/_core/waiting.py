@@ -70,8 +70,8 @@ class Waiting(Generic[C]):
         if self.home is not get_running_loop():
             raise self.errors.wrong_loop(self.home)
 
-    def queue(self, waiter: Waiter[Entry[C]], timeout: float, arrived_at: float | None) -> None:
-        """Add a request to the wait queue.
+    def queue(self, waiter: Waiter[Entry[C]], timeout: float, arrived_at: float | None) -> bool:
+        """Add a request to the wait queue; return False if it is refused: then await `refuse`.
 
         Args:
             waiter: its `notify` is called when it is served or failed.
@@ -79,7 +79,6 @@ class Waiting(Generic[C]):
             arrived_at: when the request first arrived, if it rejoins the queue; else None.
 
         Raises:
-            TooManyRequests: the request is refused; the caller has to await `refuse`.
             PoolTimeout, PoolClosed, PoolUnavailable: as for `acquire`.
         """
         ledger, now = self.ledger, waiter.joined_at
@@ -91,7 +90,9 @@ class Waiting(Generic[C]):
                 raise self.no_time_left(waiter, timeout, "no connection")
             is_judged = queue.length >= queue.free or waiter.deadline < queue.free_from
             if is_judged and arrived_at is None:
-                self._require_room(waiter)
+                waiter.error = self._refusal_of(waiter)
+                if waiter.error is not None:
+                    return False
             queue.admit(waiter)
             if ledger.budget is not None:
                 since = now if arrived_at is None else arrived_at
@@ -104,18 +105,22 @@ class Waiting(Generic[C]):
                 raise self.errors.unavailable()
         except BaseException as error:
             self._leave(waiter)
-            if not isinstance(error, TooManyRequests):
-                self.count_failure(error)
+            self.count_failure(error)
             raise
         # Where each request gets a connection of its own, the connect is no wait.
         waiter.queued = limits.keeps_idle or ledger.waiting > ledger.opening
         self.runtime.counters.requests_queued += waiter.queued and arrived_at is None
+        return True
 
-    async def refuse(self, error: TooManyRequests) -> NoReturn:
+    async def refuse(self, waiter: Waiter[Any]) -> NoReturn:
         """Raise the error of a refused request in the next turn of the event loop, and count it.
 
-        Without that, code that tries again at once would hold up the loop for ever.
+        If it were raised in this turn, code that tries again at once would hold up the loop for
+        ever.
         """
+        # The error's traceback will have the waiter, and the task may keep the error.
+        error, waiter.error, waiter.task = waiter.error, None, None
+        assert error is not None, "bug: a request is refused without an error"
         self.being_refused += 1
         try:
             await asyncio.sleep(0)
@@ -136,12 +141,12 @@ class Waiting(Generic[C]):
             return self.errors.timed_out(0.0, "the deadline of asyncpool.within() has passed", what)
         return self.errors.timed_out(timeout, what=what)
 
-    def _require_room(self, waiter: Waiter[Entry[C]]) -> None:
-        """Raise TooManyRequests if a new request must not join the queue."""
+    def _refusal_of(self, waiter: Waiter[Entry[C]]) -> TooManyRequests | None:
+        """Return the error of a new request that may not join the queue; None: it may."""
         ledger, limits, now = self.ledger, self.ledger.settings, waiter.joined_at
         queue, most = ledger.queue, limits.max_waiting or math.inf
         if queue.length >= most:
-            raise self.refused(FULL)
+            return self.refused(FULL)
         flow, ahead = queue.place_for(waiter)
         room = math.isqrt(limits.max_size)
         if limits.overload is None:
@@ -150,13 +155,19 @@ class Waiting(Generic[C]):
             queue.doubt_patience(flow.line, now)
             # A scope is looked for last, as that takes longer than all else.
             was_seen = waiter.patience_in(flow.line) != math.inf and self._see_scope(waiter)
-            room = max(room, self._judge(waiter, flow, ahead))
-            if not was_seen and self._see_scope(waiter):
-                self._judge(waiter, flow, ahead)
+            leased, coming = len(ledger.leased), ledger.opening
+            verdict, left = self.verdict(queue, waiter, flow, ahead, leased, coming)
+            if type(verdict) is int:
+                room = max(room, verdict)
+                if not was_seen and self._see_scope(waiter):
+                    verdict, left = self.verdict(queue, waiter, flow, ahead, leased, coming)
+            if isinstance(verdict, Refusal):
+                return self.refused(verdict, left)
         says_nothing = waiter.useful_until == math.inf and not queue.sees_scopes
         if queue.order is None and says_nothing and ledger.is_full():
             # Until some more have been served, this need not be worked out again.
             queue.free, queue.free_from = int(min(room, most)), waiter.deadline
+        return None
 
     def _see_scope(self, waiter: Waiter[Entry[C]]) -> bool:
         """Note the deadline of the anyio scopes around a new waiter; return whether there is one.
@@ -170,19 +181,6 @@ class Waiting(Generic[C]):
         queue.line.may_be_late = queue.sees_scopes = True
         queue.free = 0
         return True
-
-    def _judge(self, waiter: Waiter[Entry[C]], flow: Flow[Waiter[Entry[C]]], ahead: int) -> int:
-        """Return the number of waiters ahead up to which such a request may join the queue.
-
-        Raises:
-            TooManyRequests: it may not.
-        """
-        ledger = self.ledger
-        leased, coming = len(ledger.leased), ledger.opening
-        verdict, left = self.verdict(ledger.queue, waiter, flow, ahead, leased, coming)
-        if isinstance(verdict, Refusal):
-            raise self.refused(verdict, left)
-        return verdict
 
     def verdict(  # noqa: PLR0917 - the arguments of `judge`
         self,
@@ -302,7 +300,8 @@ class Waiting(Generic[C]):
             counters.requests_cancelled += 1
         else:
             counters.requests_failed += 1
-            counters.requests_timed_out += isinstance(error, PoolTimeout)
             if isinstance(error, TooManyRequests):
                 name = f"refused_{error.rule}"
                 setattr(counters, name, getattr(counters, name) + 1)
+            else:
+                counters.requests_timed_out += isinstance(error, PoolTimeout)

@@ -26,7 +26,7 @@ from asyncpool._pipeline.request import AGAIN, Request
 from asyncpool._psycopg.direct_future import DirectFuture
 from asyncpool._psycopg.sharing import is_shareable
 from asyncpool._sql.kinds import Kind
-from asyncpool.errors import PoolError, PoolTimeout, TooManyRequests
+from asyncpool.errors import PoolError, PoolTimeout
 
 MAX_DELAY = 0.005
 """Seconds that a read may wait for those before it, if another connection is possible."""
@@ -126,10 +126,8 @@ class Dispatcher:
             came = started_at
 
     async def _queue(self, waiter: QueuedRequest, wait: float, came: float | None) -> None:
-        try:
-            self.core.queue(waiter, wait, came)
-        except TooManyRequests as error:
-            await self.core.refuse(error)
+        if not self.core.queue(waiter, wait, came):
+            await self.core.refuse(waiter)
 
     def on_served(self, waiter: QueuedRequest) -> None:
         """Send a queued request that was served a connection or a place on a channel."""

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from asyncpool import AsyncConnectionPool
+from asyncpool import AsyncConnectionPool, TooManyRequests
 from benchmarks._sql import ONE_SHOTS, THREE, Counters
 
 QUERY, PARAMS = ONE_SHOTS["key"]
@@ -40,6 +40,34 @@ async def hand_over(pools: Pools, times: int) -> None:
         tasks = [asyncio.create_task(_borrow(pool, 1)) for _ in range(times)]
         await asyncio.sleep(0)
         assert pool.stats().waiting == times, "bug: not every task waits"
+    await asyncio.gather(*tasks)
+
+
+async def refuse(pools: Pools, times: int) -> None:
+    """Refuse a request that could not be served within its time limit."""
+    pool, end = pools.ten, asyncio.Event()
+
+    async def keep() -> None:
+        async with pool.connection():
+            await end.wait()
+
+    async with AsyncExitStack() as held:
+        for _ in range(pool.max_size - 1):
+            await held.enter_async_context(pool.connection())
+        async with pool.connection():
+            # The first wait makes the rate known, the second lasts, and so do those behind it.
+            tasks = [asyncio.create_task(_borrow(pool, 1)) for _ in range(20)]
+            tasks += [asyncio.create_task(keep()) for _ in range(6)]
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks[:20])
+        refused = 0
+        for _ in range(times):
+            try:
+                await pool.acquire(timeout=0.001)
+            except TooManyRequests:
+                refused += 1
+        assert refused == times, "bug: not every request was refused"
+        end.set()
     await asyncio.gather(*tasks)
 
 
@@ -85,6 +113,7 @@ async def three_statements(pools: Pools, times: int) -> None:
 PATHS: dict[str, tuple[Path, int]] = {
     "cycle": (borrow, 500),
     "hand-over": (hand_over, 200),
+    "refusal": (refuse, 500),
     "select, default transaction": (select_in_transaction, 200),
     "select, pool.transaction()": (select_in_block, 200),
     "select, autocommit": (select_in_autocommit, 200),

@@ -234,10 +234,8 @@ class Laws:
         limit = core.settings.timeout if timeout is None else timeout
         waiter = Immediate(core, ticket, now, now + limit)
         apply_limits(waiter, core.ledger.queue.line)
-        try:
-            core.queue(waiter, limit, None)
-        except TooManyRequests as error:
-            await core.refuse(error)
+        if not core.queue(waiter, limit, None):
+            await core.refuse(waiter)
         try:
             return await waiter.future
         except BaseException as error:
