@@ -53,6 +53,25 @@ FULL = Refusal("full")
 """The refusal where `max_waiting` requests wait already."""
 
 
+@dataclass(eq=False, repr=False, slots=True)
+class Decided:
+    """What was decided for the last requests, and holds for those that are like them.
+
+    That are requests without a priority, a flow or a deadline of their own. A queue forgets it with
+    each mark of its rate, and when it is empty.
+    """
+
+    room: int = 0
+    """The length of the queue up to which a request may join..."""
+    room_from: float = math.inf
+    """... whose deadline is this one or later."""
+    refused_from: float = math.inf
+    """The length of the queue from which a request is refused..."""
+    refused_for: float = 0.0
+    """... whose time limit is this one or shorter."""
+    refusal: Refusal = FULL
+
+
 def judge(
     total: ServiceRate,
     flow: Flow[Any],

@@ -16,6 +16,7 @@ from typing import Any
 
 import anyio
 
+from asyncpool._core.admission import Decided
 from asyncpool._core.background import force_close
 from asyncpool._core.budget import Budget
 from asyncpool._core.check import Check
@@ -135,7 +136,7 @@ class Core(Leasing[C]):
             TypeError, ValueError: a setting is invalid; nothing changes.
         """
         self.ledger.settings = changed = replace(self.settings, **settings)
-        self.ledger.queue.free = 0
+        self.ledger.queue.decided = Decided()
         self.ledger.queue.judges = changed.overload is not None
         self.runtime.name = changed.name
 

@@ -50,7 +50,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from asyncpool._core.admission import Pace, pace, reserve
+from asyncpool._core.admission import Decided, Pace, pace, reserve
 from asyncpool._core.lines import Flow, Line, Order
 from asyncpool._core.service_rate import STEP, ServiceRate
 from asyncpool._core.timer import Timer
@@ -89,10 +89,7 @@ class WaitQueue(Generic[T]):
         """The rate of all hand-overs."""
         self.judges = True
         """Whether waiters may be refused because they could not be served in time."""
-        self.free = 0
-        """The length of the queue up to which a request may join without being judged."""
-        self.free_from = math.inf
-        """The deadline from which that is so."""
+        self.decided = Decided()
         self.sees_scopes = False
         """Whether a request was found to have a deadline of anyio's: then each one is judged."""
         # Both keep waiters that have left, until these reach the front, `_compact` runs, or no
@@ -218,7 +215,7 @@ class WaitQueue(Generic[T]):
         rate.count = count = rate.count + 1  # as in `ServiceRate.note`
         if not count % STEP:
             rate.mark(self._clock())
-            self.free = 0
+            self.decided = Decided()
         self._remove(waiter)
         waiter.served = item
         waiter.notify()
@@ -262,6 +259,7 @@ class WaitQueue(Generic[T]):
             # Else ten thousand waiters of a burst would be kept, and collected with, until later.
             self.plain.places.clear()
             self.sees_scopes = False
+            self.decided = Decided()
             self._deadlines.clear()
             self._early.clear()
             if self.order is not None:
@@ -299,7 +297,8 @@ class WaitQueue(Generic[T]):
         if self.order is None:
             for each in self:
                 each.flow = self.plain
-            self.order, self.free = Order(self.line, self, self._clock(), self.rate.since), 0
+            self.order = Order(self.line, self, self._clock(), self.rate.since)
+            self.decided = Decided()
         return self.order
 
     def _first_in_time(self, head: Waiter[T]) -> Waiter[T]:

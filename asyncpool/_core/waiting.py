@@ -15,7 +15,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 import anyio
 
-from asyncpool._core.admission import FULL, RESERVED_USES, Refusal, judge, retry_after
+from asyncpool._core.admission import FULL, RESERVED_USES, Decided, Refusal, judge, retry_after
 from asyncpool._core.driver import C
 from asyncpool._core.entry import Entry
 from asyncpool._core.error_factory import ErrorFactory
@@ -88,7 +88,8 @@ class Waiting(Generic[C]):
                 raise self.errors.already_closed()
             if waiter.deadline <= now:
                 raise self.no_time_left(waiter, timeout, "no connection")
-            is_judged = queue.length >= queue.free or waiter.deadline < queue.free_from
+            decided = queue.decided
+            is_judged = queue.length >= decided.room or waiter.deadline < decided.room_from
             if is_judged and arrived_at is None:
                 waiter.error = self._refusal_of(waiter)
                 if waiter.error is not None:
@@ -147,7 +148,12 @@ class Waiting(Generic[C]):
         queue, most = ledger.queue, limits.max_waiting or math.inf
         if queue.length >= most:
             return self.refused(FULL)
-        flow, ahead = queue.place_for(waiter)
+        decided, left = queue.decided, waiter.deadline - now
+        is_known = queue.length >= decided.refused_from and left <= decided.refused_for
+        says_nothing = waiter.place is None and waiter.useful_until == math.inf
+        if is_known and says_nothing and ledger.is_full():
+            return self.refused(decided.refusal, left)
+        (flow, ahead), refusal = queue.place_for(waiter), None
         room = math.isqrt(limits.max_size)
         if limits.overload is None:
             room = UNBOUNDED
@@ -162,12 +168,15 @@ class Waiting(Generic[C]):
                 if not was_seen and self._see_scope(waiter):
                     verdict, left = self.verdict(queue, waiter, flow, ahead, leased, coming)
             if isinstance(verdict, Refusal):
-                return self.refused(verdict, left)
-        says_nothing = waiter.useful_until == math.inf and not queue.sees_scopes
-        if queue.order is None and says_nothing and ledger.is_full():
+                refusal = verdict
+        is_typical = queue.order is None and waiter.useful_until == math.inf
+        if is_typical and not queue.sees_scopes and ledger.is_full():
             # Until some more have been served, this need not be worked out again.
-            queue.free, queue.free_from = int(min(room, most)), waiter.deadline
-        return None
+            if refusal is None:
+                decided.room, decided.room_from = int(min(room, most)), waiter.deadline
+            elif queue.line.patience.limit == math.inf:
+                decided.refused_from, decided.refused_for, decided.refusal = ahead, left, refusal
+        return None if refusal is None else self.refused(refusal, left)
 
     def _see_scope(self, waiter: Waiter[Entry[C]]) -> bool:
         """Note the deadline of the anyio scopes around a new waiter; return whether there is one.
@@ -179,7 +188,7 @@ class Waiting(Generic[C]):
             return False
         waiter.useful_until = scope
         queue.line.may_be_late = queue.sees_scopes = True
-        queue.free = 0
+        queue.decided = Decided()
         return True
 
     def verdict(  # noqa: PLR0917 - the arguments of `judge`
@@ -264,7 +273,7 @@ class Waiting(Generic[C]):
         oldest = now - queue.oldest(line)
         line.patience.note_cancelled(joined_at, now, served=served, oldest=oldest)
         if line.patience.limit != math.inf:
-            line.may_be_late, queue.free = True, 0
+            line.may_be_late, queue.decided = True, Decided()
 
     def _count_again(self) -> None:
         self._counts_together = False

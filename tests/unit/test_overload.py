@@ -289,6 +289,74 @@ async def test_a_refusal_says_how_long_the_wait_would_be() -> None:
         await asyncio.gather(*others)
 
 
+async def refused(core: Any, timeout: float) -> bool:
+    """Whether a request is refused; one that may wait is cancelled."""
+    task = asyncio.create_task(core.acquire(timeout))
+    await settle()
+    if not task.done():
+        task.cancel()
+        await asyncio.wait([task])
+        return False
+    return isinstance(task.exception(), TooManyRequests)
+
+
+@virtual_time
+async def test_a_refusal_is_remembered_for_requests_like_it() -> None:
+    """Not for one that has more time, a priority or a deadline; nor for a shorter queue."""
+    async with running(Driver(), 1, 1, timeout=100.0) as core:
+        await asyncio.gather(*(use(core, 0.1) for _ in range(40)))
+        others = [asyncio.create_task(use(core, 0.1)) for _ in range(46)]
+        await settle()
+        assert await refused(core, 2.0)
+        for _ in range(2):
+            assert await refused(core, 2.0)
+            assert await refused(core, 1.0)
+            assert not await refused(core, 20.0)
+            with within(priority=1):
+                assert not await refused(core, 2.0)
+        assert await refused(core, 2.0)
+        with within(20.0):
+            assert await refused(core, 2.0)
+            assert not await refused(core, 20.0)
+        others += [asyncio.create_task(use(core, 0.1)) for _ in range(20)]
+        await settle()
+        assert await refused(core, 2.0)
+        for task in others[5:]:
+            task.cancel()
+        await settle()
+        assert not await refused(core, 2.0)
+        await asyncio.wait(others)
+
+
+@virtual_time
+@pytest.mark.parametrize("setting", [{"overload": None}, {"max_size": 20}])
+async def test_a_changed_setting_ends_what_is_remembered(setting: dict[str, Any]) -> None:
+    """Requests are refused by the settings of now."""
+    async with running(Driver(), 1, 1, timeout=100.0) as core:
+        await asyncio.gather(*(use(core, 0.1) for _ in range(40)))
+        others = [asyncio.create_task(use(core, 0.1)) for _ in range(40)]
+        await settle()
+        assert await refused(core, 2.0)
+        if "max_size" in setting:
+            core.resize(1, 20)
+        else:
+            core.change(**setting)
+        assert not await refused(core, 2.0)
+        await asyncio.wait(others)
+
+
+@virtual_time
+async def test_a_new_queue_does_not_know_the_refusals_of_the_last_one() -> None:
+    """What stood for too long was served; the next requests come as one burst."""
+    async with running(Driver(), 1, 1, timeout=1.0, overload="refuse") as core:
+        load = Load(core, cancels=False)
+        await load.run(3.0, 4.0)
+        assert core.runtime.counters.refused_standing
+        await asyncio.sleep(5.0)
+        core.runtime.counters.refused_standing = 0
+        await asyncio.gather(*(use(core, USE) for _ in range(30)))
+
+
 @virtual_time
 async def test_nobody_is_refused_while_the_pool_may_grow() -> None:
     """Where one more connection may be opened, what was measured says too little."""
