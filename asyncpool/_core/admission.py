@@ -57,8 +57,8 @@ FULL = Refusal("full")
 class Decided:
     """What was decided for the last requests, and holds for those that are like them.
 
-    That are requests without a priority, a flow or a deadline of their own. A queue forgets it with
-    each mark of its rate, and when it is empty.
+    That are requests with neither a priority nor a flow. A queue forgets it with each mark of its
+    rate, when it is empty, and when what it depends on has changed.
     """
 
     room: int = 0

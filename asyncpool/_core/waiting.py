@@ -150,8 +150,7 @@ class Waiting(Generic[C]):
             return self.refused(FULL)
         decided, left = queue.decided, waiter.deadline - now
         is_known = queue.length >= decided.refused_from and left <= decided.refused_for
-        says_nothing = waiter.place is None and waiter.useful_until == math.inf
-        if is_known and says_nothing and ledger.is_full():
+        if is_known and waiter.place is None and ledger.is_full():
             return self.refused(decided.refusal, left)
         (flow, ahead), refusal = queue.place_for(waiter), None
         room = math.isqrt(limits.max_size)

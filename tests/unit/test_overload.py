@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from random import Random
@@ -16,6 +17,7 @@ import anyio
 import pytest
 
 from asyncpool import within
+from asyncpool._core.service_rate import STEP
 from asyncpool.errors import PoolTimeout, TooManyRequests
 from tests._tools import few
 from tests.unit._load import USE, Load, Outcomes
@@ -218,8 +220,11 @@ async def test_the_deadline_of_an_anyio_scope_is_seen() -> None:
         assert set(ends) == {"deadline"}
 
 
+@pytest.mark.parametrize("limits", [within, anyio.fail_after])
 @virtual_time
-async def test_who_says_its_deadline_is_not_judged_by_the_patience_of_others() -> None:
+async def test_who_says_its_deadline_is_not_judged_by_the_patience_of_others(
+    limits: Callable[[float], AbstractContextManager[object]],
+) -> None:
     """Where callers give up after 0.5 s, a batch job that has 30 s waits for its turn."""
     async with running(Driver(), 1, 1, timeout=100.0) as core:
 
@@ -240,15 +245,19 @@ async def test_who_says_its_deadline_is_not_judged_by_the_patience_of_others() -
             found = await asyncio.gather(*tasks, return_exceptions=True)
             ends.update(type(each) for each in found)
 
+        async def job() -> None:
+            with limits(30.0):
+                core.release(await core.acquire(None))
+
         ends: set[type] = set()
         others = asyncio.create_task(crowd())
         await asyncio.sleep(0.9)
         assert core.ledger.queue.line.patience.limit == pytest.approx(0.5, rel=0.1)
-        with within(30.0):
-            job = asyncio.ensure_future(core.acquire(None))
+        assert await refused(core, 100.0)
+        jobs = [asyncio.create_task(job()) for _ in range(2)]
         await others
         assert ends == {type(None), TimeoutError, TooManyRequests}
-        core.release(await job)
+        await asyncio.gather(*jobs)
         assert core.runtime.counters.refused_patience > 0
 
 
@@ -347,14 +356,19 @@ async def test_a_changed_setting_ends_what_is_remembered(setting: dict[str, Any]
 
 @virtual_time
 async def test_a_new_queue_does_not_know_the_refusals_of_the_last_one() -> None:
-    """What stood for too long was served; the next requests come as one burst."""
+    """What stood for too long was served; then a burst comes that can be served."""
     async with running(Driver(), 1, 1, timeout=1.0, overload="refuse") as core:
-        load = Load(core, cancels=False)
-        await load.run(3.0, 4.0)
-        assert core.runtime.counters.refused_standing
-        await asyncio.sleep(5.0)
-        core.runtime.counters.refused_standing = 0
-        await asyncio.gather(*(use(core, USE) for _ in range(30)))
+        waiting = [asyncio.create_task(use(core, USE)) for _ in range(6)]
+        while now() < 3.0 or core.ledger.queue.rate.count % STEP != 1:
+            await asyncio.sleep(USE)
+            waiting.append(asyncio.create_task(use(core, USE)))
+        assert await refused(core, 1.0)
+        await asyncio.wait(waiting)
+        burst = [asyncio.create_task(core.acquire(0.9)) for _ in range(10)]
+        for each in burst:
+            conn = await each
+            await asyncio.sleep(USE)
+            core.release(conn)
 
 
 @virtual_time
