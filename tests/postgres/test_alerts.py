@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from asyncpool import AsyncConnectionPool
-from asyncpool.metrics.prometheus import PoolCollector
+from ._scrapes import scrape
 
 DOCS = Path(__file__).parents[2] / "docs"
 ALERTS = DOCS / "alerts.yml"
@@ -33,14 +31,6 @@ def rules() -> list[dict[str, Any]]:
     return [rule for group in groups for rule in group["rules"]]
 
 
-async def scrape(dsn: str) -> str:
-    """Return what Prometheus reads of a pool."""
-    registry = CollectorRegistry()
-    async with AsyncConnectionPool(dsn, min_size=1, name="orders") as pool:
-        PoolCollector(pool, registry=registry)
-        return generate_latest(registry).decode()
-
-
 def promtool(*arguments: str, given: str = "") -> None:
     """Run promtool, which must find nothing to criticize."""
     program = shutil.which("promtool")
@@ -51,23 +41,22 @@ def promtool(*arguments: str, given: str = "") -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-async def test_the_rules_use_existing_metrics_labels_and_states(dsn: str) -> None:
+async def test_the_rules_use_existing_metrics_labels_and_values(dsn: str) -> None:
     """A rule with a name that no scrape has would never fire."""
     text = await scrape(dsn)
     samples = [each for family in text_string_to_metric_families(text) for each in family.samples]
     names = {each.name for each in samples}
     labels = {label for each in samples for label in each.labels} | OF_PROMETHEUS
-    states = {each.labels["state"] for each in samples if "state" in each.labels}
+    values = {item for each in samples for item in each.labels.items()}
     for rule in rules():
         query = rule["expr"]
         asked = set(re.findall(r"\basyncpool_\w+", query))
         assert asked, query
         assert asked <= names, query
-        for group in re.findall(r"by \(([^)]*)\)", query):
+        for group in re.findall(r"\b(?:by|on) \(([^)]*)\)", query):
             assert {each.strip() for each in group.split(",")} <= labels, query
-        for label, _, values in re.findall(r'(\w+)(=~|=)"([^"]*)"', query):
-            assert label == "state"
-            assert set(values.split("|")) <= states, query
+        for label, _, wanted in re.findall(r'(\w+)(=~|=)"([^"]*)"', query):
+            assert {(label, each) for each in wanted.split("|")} <= values, query
 
 
 def test_each_rule_is_complete_and_explained() -> None:

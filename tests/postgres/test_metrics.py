@@ -28,6 +28,7 @@ from asyncpool import AsyncConnectionPool, Fleet, PoolStats, PoolTimeout
 from asyncpool.metrics.otel import BUCKETS, instrument
 from asyncpool.metrics.prometheus import PoolCollector
 
+from ._scrapes import scrape
 from ._tools import eventually, in_time, overloaded
 
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana-dashboard.json"
@@ -508,10 +509,7 @@ async def test_a_failing_callback_of_slow_waits_is_logged(
 
 async def test_the_dashboards_queries_use_existing_metrics(dsn: str) -> None:
     """Each name and label in the queries exists in a scrape."""
-    registry = CollectorRegistry()
-    async with AsyncConnectionPool(dsn, min_size=1, name="orders") as pool:
-        PoolCollector(pool, registry=registry)
-        text = generate_latest(registry).decode()
+    text = await scrape(dsn)
     names, labels = set(), {"pool"}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
