@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 
 DRIVERS = ("psycopg", "asyncpg", "psycopg2-binary", "psqlpy")
-PACKAGES = ("psycopg-asyncpool", "psycopg-pool", "sqlalchemy", "aiopg", "uvloop", *DRIVERS)
+PACKAGES = ("psycopg-asyncpool", "psycopg-pool", "sqlalchemy", "aiopg", "hasql", "uvloop", *DRIVERS)
 
 
 def facts() -> dict[str, str]:

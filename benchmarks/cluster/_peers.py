@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import quote, urlencode
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -20,7 +22,7 @@ MOST = 8
 CONNECT = 2
 """Seconds that a connect to one host may take."""
 MAX_LAG = 1.0
-"""Seconds by which a standby that is read from may lag, for the pool that knows lags."""
+"""Seconds by which a standby that is read from may lag, for the pools that know lags."""
 
 WRITE = "INSERT INTO ledger (id) VALUES (%s)"
 READ = (
@@ -192,6 +194,49 @@ class Asyncpg(_Plain):
         return Answer(*await self._reads.fetchrow(READ.replace("%s", "$1"), number))
 
 
+class Hasql(_Plain):
+    """`hasql`: a `psycopg_pool` for each host, whose role and lag it looks at every second."""
+
+    def __init__(self, setup: Setup) -> None:
+        staleness = import_module("hasql.staleness")
+        checker = staleness.TimeStalenessChecker(max_lag=timedelta(seconds=MAX_LAG))
+        self._manager = import_module("hasql.driver.psycopg3").PoolManager(
+            _url(make_conninfo(setup.dsn, connect_timeout=CONNECT)),
+            acquire_timeout=setup.limit,
+            fallback_master=True,
+            staleness=staleness.StalenessPolicy(checker),
+            pool_factory_kwargs={
+                "min_size": SIZE,
+                "max_size": MOST,
+                "timeout": setup.limit,
+                "kwargs": {"autocommit": True},
+            },
+        )
+
+    async def open(self) -> None:
+        await self._manager.ready(masters_count=1, replicas_count=2)
+
+    async def close(self) -> None:
+        await self._manager.close()
+
+    async def write(self, number: int) -> None:
+        async with self._manager.acquire_master() as conn:
+            await conn.execute(WRITE, [number])
+
+    async def read(self, number: int) -> Answer:
+        async with self._manager.acquire_replica() as conn:
+            return Answer(*await (await conn.execute(READ, [number])).fetchone())
+
+
+def _url(conninfo: str) -> str:
+    """Return a connection string for several hosts as a URL."""
+    parts = {key: str(value) for key, value in conninfo_to_dict(conninfo).items()}
+    hosts = zip(parts.pop("host").split(","), parts.pop("port").split(","), strict=True)
+    where = ",".join(f"{host}:{port}" for host, port in hosts)
+    who = f"{quote(parts.pop('user'))}:{quote(parts.pop('password'))}"
+    return f"postgresql://{who}@{where}/{parts.pop('dbname')}?{urlencode(parts)}"
+
+
 OURS, RETRY, TOKENS = "asyncpool", "asyncpool-retry", "asyncpool-token"
 PEERS: dict[str, Callable[[Setup], Peer]] = {
     OURS: Ours,
@@ -199,6 +244,7 @@ PEERS: dict[str, Callable[[Setup], Peer]] = {
     TOKENS: lambda setup: Ours(setup, tokens=True),
     "psycopg_pool": Psycopg,
     "asyncpg": Asyncpg,
+    "hasql": Hasql,
 }
-MODULES = {"psycopg_pool": "psycopg_pool", "asyncpg": "asyncpg"}
+MODULES = {"psycopg_pool": "psycopg_pool", "asyncpg": "asyncpg", "hasql": "hasql"}
 """The module that a pool needs."""

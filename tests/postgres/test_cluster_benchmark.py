@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ def test_a_tiny_run_has_every_figure_of_every_pool(tmp_path: Path) -> None:
     """One command writes the figures and the page; no password is in them."""
     page, figures = tmp_path / "page.md", tmp_path / "figures.json"
     page.write_text(f"{BEGIN}\n{END}\n")
-    rows, pools = ("failover", "own"), [name for name in PEERS if name != RETRY]
+    rows = ("failover", "own")
+    pools = [
+        name for name in PEERS if name != RETRY and (name != "hasql" or find_spec(name) is not None)
+    ]
     done = subprocess.run(
         [
             *(sys.executable, "-m", "benchmarks.cluster", "--tiny", "--rows", ",".join(rows)),
