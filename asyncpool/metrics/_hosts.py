@@ -24,6 +24,8 @@ HOST_GAUGES: dict[str, tuple[str, Callable[[HostStatus], float]]] = {
         lambda host: host.under_way,
     ),
 }
+HOST_SUMS = {"host_reads_under_way"}
+"""Those of which the processes' numbers are added up; of the others the largest is reported."""
 HOST_READS = "host_reads", "Reads that went to the host."
 """The counter of these; the host's share is its rate, in parts of the cluster's."""
 HOSTS: dict[str, tuple[str, str, ReadHost]] = {

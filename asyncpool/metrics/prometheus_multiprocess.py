@@ -3,7 +3,7 @@
 In prometheus_client's multiprocess mode a scrape reads the files that its own gauges, counters and
 histograms write, and no collector. So this module writes the pools' numbers into such objects every
 few seconds. All processes' numbers are summed, but of times, and of what each process sees of a
-whole fleet, the largest is reported.
+host or of a whole fleet, the largest is reported.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Self
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from asyncpool import FleetStats, PoolStats
+from asyncpool import FleetStats, HostStatus, PoolStats
 
 from ._durations import durations
 from ._fleet import GAUGES as FLEET
+from ._hosts import HOST_GAUGES, HOST_READS, HOST_SUMS, ROLE, ROLES
 from ._numbers import COUNTERS, GAUGES, LARGEST, REFUSED, STATES, TIMES, bounds, refused
 from ._pools import Pools, Source
 
@@ -35,15 +36,15 @@ class MultiprocessMetrics:
     entry, at each interval, and on exit, when the gauges become 0.
 
     Args:
-        pools: pools, fleets, and callables that return the app's pool, its pools, or None while
-            it has none.
+        pools: pools, clusters, fleets, and callables that return the app's pool, its pools, or None
+            while it has none.
         interval: seconds between two writes.
         prefix: the prefix of all names.
         histograms: whether the durations are written too, each at a value inside the pool's own
             bucket. This costs some microseconds for each request of the pool.
 
     Raises:
-        TypeError: an argument is neither a pool, a fleet nor a callable.
+        TypeError: an argument is none of these.
         ValueError: two pools have the same name, or PROMETHEUS_MULTIPROC_DIR is not set.
     """
 
@@ -63,6 +64,8 @@ class MultiprocessMetrics:
         self._histograms = histograms
         self._written: dict[str, PoolStats] = {}
         """The last snapshot of each pool that was written."""
+        self._hosts: dict[tuple[str, str], int] = {}
+        """The reads that were written for each host, by the names of its cluster and its own."""
         self._fleets: set[str] = set()
         """The names of the fleets that were written."""
         self._timer: asyncio.TimerHandle | None = None
@@ -82,6 +85,8 @@ class MultiprocessMetrics:
         self.write()
         for name in self._written:
             self._metrics.clear(name)
+        for names in self._hosts:
+            self._metrics.clear_host(*names)
         for name in self._fleets:
             self._metrics.clear_fleet(name)
 
@@ -99,9 +104,21 @@ class MultiprocessMetrics:
             if self._histograms:
                 self._metrics.observe(stats, before)
             self._written[name] = stats
+        self._write_hosts()
         for name, fleet in self._pools.fleets().items():
             self._fleets.add(name)
             self._metrics.set_fleet(fleet)
+
+    def _write_hosts(self) -> None:
+        clusters = self._pools.hosts().items()
+        found = {(cluster, host.name): host for cluster, hosts in clusters for host in hosts}
+        for names in self._hosts.keys() - found.keys():
+            self._metrics.clear_host(*names)
+        for names, host in found.items():
+            before = self._hosts.get(names, 0)
+            new = host.reads - before if host.reads >= before else host.reads
+            self._metrics.set_host(*names, host, new)
+            self._hosts[names] = host.reads
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = loop.call_later(self._interval, self._tick, loop)
@@ -124,6 +141,20 @@ class _Metrics:
 
         self._connections = gauge("connections", "Connections by state.", "state")
         self._gauges = {key: gauge(key, text) for key, (text, _) in GAUGES.items()}
+
+        def host_gauge(key: str, text: str, *labels: str) -> Gauge:
+            return Gauge(
+                f"{prefix}_{key}",
+                text,
+                ["cluster", "host", *labels],
+                registry=None,
+                multiprocess_mode="livesum" if key in HOST_SUMS else "livemax",
+            )
+
+        self._role = host_gauge(*ROLE, "role")
+        self._host = {key: host_gauge(key, text) for key, (text, _) in HOST_GAUGES.items()}
+        key, text = HOST_READS
+        self._reads = Counter(f"{prefix}_{key}", text, ["cluster", "host"], registry=None)
         self._fleet = {
             each: Gauge(
                 f"{prefix}_{each.name}",
@@ -151,6 +182,21 @@ class _Metrics:
             self._connections.labels(stats.name, state).set(getattr(stats, state))
         for key, (_, read) in GAUGES.items():
             self._gauges[key].labels(stats.name).set(read(stats))
+
+    def set_host(self, cluster: str, name: str, host: HostStatus, new_reads: int) -> None:
+        """Set the gauges of a host, and count its reads since the last time."""
+        for role in ROLES:
+            self._role.labels(cluster, name, role).set(host.role == role)
+        for key, (_, read) in HOST_GAUGES.items():
+            self._host[key].labels(cluster, name).set(read(host))
+        self._reads.labels(cluster, name).inc(new_reads)
+
+    def clear_host(self, cluster: str, name: str) -> None:
+        """Set the gauges of a host to 0 that is not in an open cluster any more."""
+        for role in ROLES:
+            self._role.labels(cluster, name, role).set(0)
+        for gauge in self._host.values():
+            gauge.labels(cluster, name).set(0)
 
     def set_fleet(self, stats: FleetStats) -> None:
         """Set the gauges of a fleet."""

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
 from asyncpool import Cluster
 from asyncpool.inspector._feed import Feed
 from asyncpool.metrics.otel import instrument
 from asyncpool.metrics.prometheus import PoolCollector
+from asyncpool.metrics.prometheus_multiprocess import VARIABLE
 
 from ._cluster import PORT, Servers, cluster_on, name_of, status
-from ._tools import eventually
+from ._tools import eventually, in_time
 
+ROOT = Path(__file__).parents[2]
 Samples = dict[tuple[str, ...], float]
 
 
@@ -61,6 +68,72 @@ async def test_a_scrape_has_the_hosts_of_a_cluster(trio: Servers) -> None:
         assert scraped(registry)["p_host_reachable"][standbys[0]] == 0
         assert scraped(registry)["p_host_takes_reads"][standbys[0]] == 0
     assert "p_host_role" not in scraped(registry)
+
+
+SERVE = """
+import asyncio, sys
+from asyncpool import Cluster
+from asyncpool.metrics.prometheus_multiprocess import MultiprocessMetrics
+
+async def main():
+    for _ in range(2):  # a lifespan that runs twice
+        async with Cluster(sys.argv[1], min_size=1, name="shop") as cluster:
+            await cluster.wait()
+            while sum(each.takes_reads for each in cluster.hosts()) < 2:
+                await asyncio.sleep(0.01)
+            with MultiprocessMetrics(lambda: cluster, interval=0.01) as metrics:
+                for _ in range(10):
+                    await cluster.read.fetchval("SELECT 1")
+                metrics.write()
+                print("written", flush=True)
+                await asyncio.to_thread(sys.stdin.readline)
+
+asyncio.run(main())
+"""
+
+
+async def test_the_hosts_of_two_processes_add_up(trio: Servers, tmp_path: Path) -> None:
+    """Reads are sums; what each process sees of a host is the largest."""
+    environment = os.environ | {VARIABLE: str(tmp_path), "PYTHONPATH": str(ROOT)}
+    workers = [
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", SERVE, trio.dsn()),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=environment,
+        )
+        for _ in range(2)
+    ]
+    names = [("shop", name_of(each)) for each in trio.all]
+
+    async def scrape() -> dict[str, dict[Any, float]]:
+        for each in workers:
+            assert each.stdout is not None
+            assert await in_time(each.stdout.readline(), 60.0) == b"written\n"
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, path=str(tmp_path))
+        return scraped(registry)
+
+    async def go_on() -> None:
+        for each in workers:
+            assert each.stdin is not None
+            each.stdin.write(b"\n")
+            await each.stdin.drain()
+
+    for times in (1, 2):
+        found = await scrape()
+        assert found["asyncpool_host_role"][*names[0], "primary"] == 1
+        assert found["asyncpool_host_role"][*names[1], "primary"] == 0
+        assert [found["asyncpool_host_reachable"][each] for each in names] == [1, 1, 1]
+        assert [found["asyncpool_host_takes_reads"][each] for each in names] == [0, 1, 1]
+        reads = [found["asyncpool_host_reads_total"][each] for each in names]
+        assert reads == [0, 10 * times, 10 * times]
+        await go_on()
+    for each in workers:
+        assert await in_time(each.wait(), 60.0) == 0
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(tmp_path))
+    assert set(scraped(registry)["asyncpool_host_role"].values()) == {0}
 
 
 async def test_clusters_of_one_name_are_refused(trio: Servers) -> None:
