@@ -32,6 +32,10 @@ STANDING_SHARE = 0.1
 """The part of a time limit that a newcomer may wait in a queue that does not drain."""
 MOST_LIMITS = 4.0
 """The time limits after which a refused request may be made again in any case."""
+REMEMBERED_SHARE = 0.1
+"""The part of a time limit for which a refusal is remembered."""
+REMEMBERED = 32
+"""The most time limits for which something is remembered."""
 WINDOW_SHARE = 0.5
 """The part of a time limit over which the rate is measured."""
 
@@ -55,20 +59,19 @@ FULL = Refusal("full")
 
 @dataclass(eq=False, repr=False, slots=True)
 class Decided:
-    """What was decided for the last requests, and holds for those that are like them.
+    """What was decided for requests with one time limit, for the next ones that have it.
 
-    That are requests with neither a priority nor a flow. A queue forgets it with each mark of its
-    rate, when it is empty, and when what it depends on has changed.
+    These have neither a priority nor a flow, and no further deadline. A queue forgets it with each
+    mark of its rate, when it is empty, when a connection is opened, and when a setting or the
+    patience of callers changes.
     """
 
     room: int = 0
-    """The length of the queue up to which a request may join..."""
-    room_from: float = math.inf
-    """... whose deadline is this one or later."""
+    """The length of the queue below which such a request may join."""
     refused_from: float = math.inf
-    """The length of the queue from which a request is refused..."""
-    refused_for: float = 0.0
-    """... whose time limit is this one or shorter."""
+    """The length from which it is refused..."""
+    until: float = -math.inf
+    """... before this instant: in a stall the rate is to be measured again."""
     refusal: Refusal = FULL
 
 

@@ -19,7 +19,6 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import Generic
 
-from asyncpool._core.admission import Decided
 from asyncpool._core.budget import Budget
 from asyncpool._core.driver import C
 from asyncpool._core.entry import Entry, State
@@ -117,6 +116,7 @@ class Ledger(Generic[C]):
         entry: Entry[C] = Entry(now, self._last_number)
         self.entries.add(entry)
         self.opening += 1
+        self.queue.decided.clear()
         if self.budget is not None:
             self.budget._note_reserved(self)
         return entry
@@ -235,7 +235,7 @@ class Ledger(Generic[C]):
         """Set new sizes; return the idle entries above `max_size`."""
         self.settings = replace(self.settings, min_size=min_size, max_size=max_size)
         self._is_over_limit()
-        self.queue.decided = Decided()
+        self.queue.decided.clear()
         self.filling = not self.has_min_size
         return self.idle[: max(0, self.remaining - max_size)]
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import anyio
 
-from asyncpool._core.admission import Decided
 from asyncpool._core.background import force_close
 from asyncpool._core.budget import Budget
 from asyncpool._core.check import Check
@@ -136,7 +135,7 @@ class Core(Leasing[C]):
             TypeError, ValueError: a setting is invalid; nothing changes.
         """
         self.ledger.settings = changed = replace(self.settings, **settings)
-        self.ledger.queue.decided = Decided()
+        self.ledger.queue.decided.clear()
         self.ledger.queue.judges = changed.overload is not None
         self.runtime.name = changed.name
 

@@ -89,7 +89,8 @@ class WaitQueue(Generic[T]):
         """The rate of all hand-overs."""
         self.judges = True
         """Whether waiters may be refused because they could not be served in time."""
-        self.decided = Decided()
+        self.decided: dict[float, Decided] = {}
+        """What was decided by the time limits of requests."""
         self.sees_scopes = False
         """Whether a request was found to have a deadline of anyio's: then each one is judged."""
         # Both keep waiters that have left, until these reach the front, `_compact` runs, or no
@@ -215,7 +216,7 @@ class WaitQueue(Generic[T]):
         rate.count = count = rate.count + 1  # as in `ServiceRate.note`
         if not count % STEP:
             rate.mark(self._clock())
-            self.decided = Decided()
+            self.decided.clear()
         self._remove(waiter)
         waiter.served = item
         waiter.notify()
@@ -259,7 +260,7 @@ class WaitQueue(Generic[T]):
             # Else ten thousand waiters of a burst would be kept, and collected with, until later.
             self.plain.places.clear()
             self.sees_scopes = False
-            self.decided = Decided()
+            self.decided.clear()
             self._deadlines.clear()
             self._early.clear()
             if self.order is not None:
@@ -298,7 +299,7 @@ class WaitQueue(Generic[T]):
             for each in self:
                 each.flow = self.plain
             self.order = Order(self.line, self, self._clock(), self.rate.since)
-            self.decided = Decided()
+            self.decided.clear()
         return self.order
 
     def _first_in_time(self, head: Waiter[T]) -> Waiter[T]:

@@ -15,7 +15,16 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 import anyio
 
-from asyncpool._core.admission import FULL, RESERVED_USES, Decided, Refusal, judge, retry_after
+from asyncpool._core.admission import (
+    FULL,
+    REMEMBERED,
+    REMEMBERED_SHARE,
+    RESERVED_USES,
+    Decided,
+    Refusal,
+    judge,
+    retry_after,
+)
 from asyncpool._core.driver import C
 from asyncpool._core.entry import Entry
 from asyncpool._core.error_factory import ErrorFactory
@@ -33,6 +42,7 @@ from asyncpool.errors import PoolTimeout, TooManyRequests
 
 T = TypeVar("T")
 
+NOTHING = Decided()
 CALM = 10.0
 """Seconds without a refusal after which the next one is recorded as a new overload."""
 
@@ -88,10 +98,10 @@ class Waiting(Generic[C]):
                 raise self.errors.already_closed()
             if waiter.deadline <= now:
                 raise self.no_time_left(waiter, timeout, "no connection")
-            decided = queue.decided
-            is_judged = queue.length >= decided.room or waiter.deadline < decided.room_from
+            decided = queue.decided.get(timeout, NOTHING)
+            is_judged = queue.length >= decided.room or waiter.useful_until != math.inf
             if is_judged and arrived_at is None:
-                waiter.error = self._refusal_of(waiter)
+                waiter.error = self._refusal_of(waiter, timeout, decided)
                 if waiter.error is not None:
                     return False
             queue.admit(waiter)
@@ -142,17 +152,25 @@ class Waiting(Generic[C]):
             return self.errors.timed_out(0.0, "the deadline of asyncpool.within() has passed", what)
         return self.errors.timed_out(timeout, what=what)
 
-    def _refusal_of(self, waiter: Waiter[Entry[C]]) -> TooManyRequests | None:
-        """Return the error of a new request that may not join the queue; None: it may."""
+    def _refusal_of(
+        self, waiter: Waiter[Entry[C]], timeout: float, decided: Decided
+    ) -> TooManyRequests | None:
+        """Return the error of a new request that may not join the queue; None: it may.
+
+        Args:
+            waiter: the request.
+            timeout: its time limit.
+            decided: what was decided for the last requests with this limit.
+        """
         ledger, limits, now = self.ledger, self.ledger.settings, waiter.joined_at
         queue, most = ledger.queue, limits.max_waiting or math.inf
         if queue.length >= most:
             return self.refused(FULL)
-        decided, left = queue.decided, waiter.deadline - now
-        is_known = queue.length >= decided.refused_from and left <= decided.refused_for
-        if is_known and waiter.place is None and ledger.is_full():
-            return self.refused(decided.refusal, left)
-        (flow, ahead), refusal = queue.place_for(waiter), None
+        says_nothing = waiter.place is None and waiter.useful_until == math.inf
+        is_known = queue.length >= decided.refused_from and now < decided.until
+        if is_known and says_nothing and ledger.is_full():
+            return self.refused(decided.refusal, timeout)
+        (flow, ahead), refusal, left = queue.place_for(waiter), None, timeout
         room = math.isqrt(limits.max_size)
         if limits.overload is None:
             room = UNBOUNDED
@@ -171,10 +189,14 @@ class Waiting(Generic[C]):
         is_typical = queue.order is None and waiter.useful_until == math.inf
         if is_typical and not queue.sees_scopes and ledger.is_full():
             # Until some more have been served, this need not be worked out again.
+            if len(queue.decided) == REMEMBERED:
+                queue.decided.clear()
+            decided = queue.decided.setdefault(timeout, Decided())
             if refusal is None:
-                decided.room, decided.room_from = int(min(room, most)), waiter.deadline
+                decided.room = int(min(room, most))
             elif queue.line.patience.limit == math.inf:
-                decided.refused_from, decided.refused_for, decided.refusal = ahead, left, refusal
+                decided.refused_from, decided.refusal = ahead, refusal
+                decided.until = now + REMEMBERED_SHARE * timeout
         return None if refusal is None else self.refused(refusal, left)
 
     def _see_scope(self, waiter: Waiter[Entry[C]]) -> bool:
@@ -187,7 +209,7 @@ class Waiting(Generic[C]):
             return False
         waiter.useful_until = scope
         queue.line.may_be_late = queue.sees_scopes = True
-        queue.decided = Decided()
+        queue.decided.clear()
         return True
 
     def verdict(  # noqa: PLR0917 - the arguments of `judge`
@@ -272,7 +294,8 @@ class Waiting(Generic[C]):
         oldest = now - queue.oldest(line)
         line.patience.note_cancelled(joined_at, now, served=served, oldest=oldest)
         if line.patience.limit != math.inf:
-            line.may_be_late, queue.decided = True, Decided()
+            line.may_be_late = True
+            queue.decided.clear()
 
     def _count_again(self) -> None:
         self._counts_together = False

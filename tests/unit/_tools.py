@@ -165,6 +165,14 @@ def make_core(
     )
 
 
+class Moving(Budget):
+    """A budget with a limit that tests change."""
+
+    def move(self, limit: int) -> None:
+        """Set the limit."""
+        self._set_limit(limit)
+
+
 @contextlib.asynccontextmanager
 async def running(
     driver: Driver, min_size: int = 0, max_size: int = 4, *, keeper: bool = False, **rest: Any

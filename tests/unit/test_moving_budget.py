@@ -11,13 +11,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from asyncpool import Budget
 from asyncpool._core.outage import IDLE_CAP, Outage
 from asyncpool.faults import Fault
 from tests._tools import acquire_now, few
 from tests.fake import Broken, FakeConn
 from tests.unit._tools import (
     Driver,
+    Moving,
     make_core,
     now,
     running,
@@ -27,14 +27,6 @@ from tests.unit._tools import (
     use,
     virtual_time,
 )
-
-
-class Moving(Budget):
-    """A budget with a limit that tests change."""
-
-    def move(self, limit: int) -> None:
-        """Set the limit."""
-        self._set_limit(limit)
 
 
 @contextlib.asynccontextmanager

@@ -21,7 +21,7 @@ from asyncpool._core.service_rate import STEP
 from asyncpool.errors import PoolTimeout, TooManyRequests
 from tests._tools import few
 from tests.unit._load import USE, Load, Outcomes
-from tests.unit._tools import Driver, now, running, settle, use, virtual_time
+from tests.unit._tools import Driver, Moving, now, running, settle, slow, use, virtual_time
 
 MODES = ("wait", "refuse")
 
@@ -63,6 +63,7 @@ def test_the_pool_answers_what_it_can(kind: str, load: float, cancels: bool, mod
 
 
 @pytest.mark.parametrize("cancels", [False, True])
+@pytest.mark.exhaustive
 def test_refusing_keeps_the_answers_quick(cancels: bool) -> None:
     """With `overload="refuse"` 99 of 100 answers take a quarter of the deadline at most."""
 
@@ -351,6 +352,37 @@ async def test_a_changed_setting_ends_what_is_remembered(setting: dict[str, Any]
         else:
             core.change(**setting)
         assert not await refused(core, 2.0)
+        await asyncio.wait(others)
+
+
+@virtual_time
+async def test_each_time_limit_has_its_own_refusal() -> None:
+    """None is told to come back after the limit of another."""
+    async with running(Driver(), 1, 1, timeout=100.0) as core:
+        await asyncio.gather(*(use(core, 0.1) for _ in range(40)))
+        others = [asyncio.create_task(use(core, 0.1)) for _ in range(60)]
+        await settle()
+        found = {}
+        for limit in (3.0, 0.1, 2.0, 0.1, 3.0):
+            with pytest.raises(TooManyRequests) as refusal:
+                await core.acquire(limit)
+            found[limit] = refusal.value.retry_after
+        assert found == pytest.approx({0.1: 0.4, 2.0: 6.0, 3.0: 6.0}, 0.1)
+        await asyncio.wait(others)
+
+
+@virtual_time
+async def test_a_refusal_is_forgotten_when_connections_are_opened() -> None:
+    """As where a budget grows: with ten connections the wait is a tenth."""
+    budget = Moving(1)
+    async with running(Driver(open=slow(1.5)), 1, 10, timeout=100.0, budget=budget) as core:
+        await asyncio.sleep(2.0)
+        await asyncio.gather(*(use(core, 0.1) for _ in range(40)))
+        others = [asyncio.create_task(use(core, 0.1)) for _ in range(60)]
+        await settle()
+        assert await refused(core, 3.0)
+        budget.move(10)
+        assert not await refused(core, 3.0)
         await asyncio.wait(others)
 
 
