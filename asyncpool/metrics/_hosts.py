@@ -12,10 +12,11 @@ ReadHost = Callable[[HostStatus], float | None]
 ROLES = ("primary", "standby")
 ROLE = "host_role", "1 for the role that the host has, 0 for the other one."
 """The gauge of these: its name and its text."""
+REACHABLE, LAG = "host_reachable", "host_lag_seconds"
 HOST_GAUGES: dict[str, tuple[str, Callable[[HostStatus], float]]] = {
-    "host_reachable": ("Whether the host answers.", lambda host: host.reachable),
+    REACHABLE: ("Whether the host answers.", lambda host: host.reachable),
     "host_takes_reads": ("Whether the host takes reads.", lambda host: host.takes_reads),
-    "host_lag_seconds": (
+    LAG: (
         "Time that the host lags behind the primary; +Inf: not known.",
         lambda host: host.lag,
     ),

@@ -2,8 +2,8 @@
 
 In prometheus_client's multiprocess mode a scrape reads the files that its own gauges, counters and
 histograms write, and no collector. So this module writes the pools' numbers into such objects every
-few seconds. All processes' numbers are summed, but of times, and of what each process sees of a
-host or of a whole fleet, the largest is reported.
+few seconds. All processes' numbers are summed; but of times, of a host's state and of a whole
+fleet's numbers, which each process sees for itself, the largest is reported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from asyncpool import FleetStats, HostStatus, PoolStats
 
 from ._durations import durations
 from ._fleet import GAUGES as FLEET
-from ._hosts import HOST_GAUGES, HOST_READS, HOST_SUMS, ROLE, ROLES
+from ._hosts import HOST_GAUGES, HOST_READS, HOST_SUMS, LAG, REACHABLE, ROLE, ROLES
 from ._numbers import COUNTERS, GAUGES, LARGEST, REFUSED, STATES, TIMES, bounds, refused
 from ._pools import Pools, Source
 
@@ -62,10 +62,10 @@ class MultiprocessMetrics:
         self._interval = interval
         self._metrics = _metrics(prefix)
         self._histograms = histograms
-        self._written: dict[str, PoolStats] = {}
-        """The last snapshot of each pool that was written."""
-        self._hosts: dict[tuple[str, str], int] = {}
-        """The reads that were written for each host, by the names of its cluster and its own."""
+        self._written: dict[str, _Written] = {}
+        """What was written of each open pool, by its name."""
+        self._hosts: dict[tuple[str, str], _Written] = {}
+        """What was written of each host, by the names of its cluster and its own."""
         self._fleets: set[str] = set()
         """The names of the fleets that were written."""
         self._timer: asyncio.TimerHandle | None = None
@@ -95,17 +95,20 @@ class MultiprocessMetrics:
         found = self._pools.stats()
         for name in self._written.keys() - found.keys():
             self._metrics.clear(name)
+            del self._written[name]
         for name, stats in found.items():
             self._metrics.set_sizes(stats)
-            before = self._written.get(name)
-            if before is not None and stats.requests < before.requests:
-                before = None  # another pool of this name, or reopened on another event loop
-            self._metrics.count(stats, before)
+            written = self._written.setdefault(name, _Written())
+            before = written.follow(stats)
+            self._metrics.count(stats, written)
             if self._histograms:
                 self._metrics.observe(stats, before)
-            self._written[name] = stats
         self._write_hosts()
-        for name, fleet in self._pools.fleets().items():
+        fleets = self._pools.fleets()
+        for name in self._fleets - fleets.keys():
+            self._metrics.clear_fleet(name)
+            self._fleets.discard(name)
+        for name, fleet in fleets.items():
             self._fleets.add(name)
             self._metrics.set_fleet(fleet)
 
@@ -114,15 +117,43 @@ class MultiprocessMetrics:
         found = {(cluster, host.name): host for cluster, hosts in clusters for host in hosts}
         for names in self._hosts.keys() - found.keys():
             self._metrics.clear_host(*names)
+            del self._hosts[names]
         for names, host in found.items():
-            before = self._hosts.get(names, 0)
-            new = host.reads - before if host.reads >= before else host.reads
-            self._metrics.set_host(*names, host, new)
-            self._hosts[names] = host.reads
+            written = self._hosts.setdefault(names, _Written())
+            written.follow(host.stats)
+            self._metrics.set_host(*names, host, written)
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = loop.call_later(self._interval, self._tick, loop)
         self.write()
+
+
+class _Written:
+    """What was written of one pool, and so of its host."""
+
+    def __init__(self) -> None:
+        self._stats: PoolStats | None = None
+        self._counted: dict[str, float] = {}
+
+    def follow(self, stats: PoolStats) -> PoolStats | None:
+        """Take the next snapshot, and return the last one; None: it counts from 0."""
+        before, self._stats = self._stats, stats
+        if before is not None and (
+            stats.connects < before.connects or stats.use.count < before.use.count
+        ):
+            before = None  # another pool of this name, or reopened on another event loop
+        if before is None:
+            self._counted.clear()
+        return before
+
+    def new(self, key: str, value: float) -> float:
+        """Return by how much a counter exceeds what was written of it.
+
+        A number may fall for a moment, as when a request has left the wait queue and has not ended.
+        """
+        counted = self._counted.get(key, 0)
+        self._counted[key] = max(value, counted)
+        return max(0, value - counted)
 
 
 class _Metrics:
@@ -183,20 +214,27 @@ class _Metrics:
         for key, (_, read) in GAUGES.items():
             self._gauges[key].labels(stats.name).set(read(stats))
 
-    def set_host(self, cluster: str, name: str, host: HostStatus, new_reads: int) -> None:
-        """Set the gauges of a host, and count its reads since the last time."""
+    def set_host(self, cluster: str, name: str, host: HostStatus, written: _Written) -> None:
+        """Set the gauges of a host, and count its reads since the last time.
+
+        The lag is that of the processes which reach the host.
+        """
         for role in ROLES:
             self._role.labels(cluster, name, role).set(host.role == role)
         for key, (_, read) in HOST_GAUGES.items():
-            self._host[key].labels(cluster, name).set(read(host))
-        self._reads.labels(cluster, name).inc(new_reads)
+            value = 0 if key == LAG and not host.reachable else read(host)
+            self._host[key].labels(cluster, name).set(value)
+        self._reads.labels(cluster, name).inc(written.new(HOST_READS[0], host.reads))
 
     def clear_host(self, cluster: str, name: str) -> None:
-        """Set the gauges of a host to 0 that is not in an open cluster any more."""
+        """Set the gauges of a host to 0 that is not in an open cluster any more.
+
+        Whether it answers becomes -1: prometheus_client cannot remove it.
+        """
         for role in ROLES:
             self._role.labels(cluster, name, role).set(0)
-        for gauge in self._host.values():
-            gauge.labels(cluster, name).set(0)
+        for key, gauge in self._host.items():
+            gauge.labels(cluster, name).set(-1 if key == REACHABLE else 0)
 
     def set_fleet(self, stats: FleetStats) -> None:
         """Set the gauges of a fleet."""
@@ -215,14 +253,12 @@ class _Metrics:
         for gauge in self._gauges.values():
             gauge.labels(name).set(0)
 
-    def count(self, stats: PoolStats, before: PoolStats | None) -> None:
-        """Add to the counters what was counted since a snapshot, or since the pool was made."""
+    def count(self, stats: PoolStats, written: _Written) -> None:
+        """Add to the counters what was counted since the last time."""
         for key, (_, read) in COUNTERS.items():
-            known = read(before) if before is not None else 0
-            self._counters[key].labels(stats.name).inc(max(0, read(stats) - known))
-        earlier = dict(refused(before)) if before is not None else {}
+            self._counters[key].labels(stats.name).inc(written.new(key, read(stats)))
         for rule, number in refused(stats):
-            new = max(0, number - earlier.get(rule, 0))
+            new = written.new(f"{REFUSED[0]} {rule}", number)
             self._refused.labels(stats.name, rule).inc(new)
 
     def observe(self, stats: PoolStats, before: PoolStats | None) -> None:

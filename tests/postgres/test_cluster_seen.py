@@ -111,7 +111,7 @@ async def test_the_hosts_of_two_processes_add_up(trio: Servers, tmp_path: Path) 
             assert each.stdout is not None
             assert await in_time(each.stdout.readline(), 60.0) == b"written\n"
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, path=str(tmp_path))
+        MultiProcessCollector(registry, path=str(tmp_path))  # type: ignore[no-untyped-call]
         return scraped(registry)
 
     async def go_on() -> None:
@@ -132,7 +132,7 @@ async def test_the_hosts_of_two_processes_add_up(trio: Servers, tmp_path: Path) 
     for each in workers:
         assert await in_time(each.wait(), 60.0) == 0
     registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=str(tmp_path))
+    MultiProcessCollector(registry, path=str(tmp_path))  # type: ignore[no-untyped-call]
     assert set(scraped(registry)["asyncpool_host_role"].values()) == {0}
 
 
