@@ -42,8 +42,7 @@ class Fleet(Budget):
     `application_name` of the sessions, and every role may do that. A process needs one fleet for
     all its pools on a server; it is used on one event loop at a time.
 
-    Behind a pooler, which hides the sessions of others, only the pools' own sizes hold: the log
-    and `explain()` say so.
+    Behind a pooler, which hides the others' sessions, only the pools' sizes hold: the log says so.
 
     Args:
         name: 1 to 20 letters, digits, hyphens and underscores; equal for all that share.
@@ -176,8 +175,7 @@ class Fleet(Budget):
         That one looks first. Else a request would wait for as long as all connections are in use.
         """
         now = self._now()
-        lapsed = now >= self._valid_until and not self._looking
-        if lapsed and asyncio._get_running_loop() is self._home:
+        if now >= self._valid_until and asyncio._get_running_loop() is self._home:
             self._limit, self._valid_until = self._size + 1, now + VALID
             self._request_look()
 
@@ -197,7 +195,10 @@ class Fleet(Budget):
 
     def _request_look(self) -> None:
         """Have a connection looked on: an idle one, else the first that comes."""
-        if self._looking or asyncio._get_running_loop() is not self._home:
+        if asyncio._get_running_loop() is not self._home:
+            return
+        if self._looking:  # the claim ends, however long that takes
+            self._timer.set(min(self._valid_until, self._now() + pace.RETRY))
             return
         self._asked, at = True, self._now() + pace.RETRY
         self._timer.set(min(at, self._valid_until) if self._valid_until > self._now() else at)
@@ -241,7 +242,8 @@ class Fleet(Budget):
                 raise
             self._failures += 1
             forbidden = psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedFunction
-            if self._failures >= pace.FAILURES or isinstance(error, forbidden):
+            unseen = self._failures >= pace.FAILURES and not self._looks
+            if unseen or isinstance(error, forbidden):
                 self._go_blind(self._error)
 
     def _plan_next(self) -> None:

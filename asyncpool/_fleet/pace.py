@@ -17,7 +17,8 @@ RETRY = 1.0
 TURNS = 3
 """The most looks one after another, on one connection; from the second, claims may be used."""
 FAILURES = 3
-"""Failed statements in a row after which the member goes on without looks."""
+"""Failed statements in a row after which a member that has never seen the others goes on without
+looks."""
 UNLIMITED = 2**30
 """The limit of a member that sees nobody."""
 

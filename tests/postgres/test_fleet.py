@@ -154,6 +154,7 @@ async def settled(*members: Member, sizes: list[int] | None = None) -> None:
     await eventually(fair)
 
 
+@pytest.mark.exhaustive
 async def test_one_member_alone_gets_all_but_the_reserve(small: Server, join: Any) -> None:
     """Nothing of the fleet is in its way."""
     async with spying(small) as spy, role(small) as dsn:
@@ -266,6 +267,7 @@ async def test_parts_are_by_weight(small: Server, join: Any) -> None:
         await settled(heavy, light, sizes=[15, 8])
 
 
+@pytest.mark.exhaustive
 async def test_what_one_does_not_need_another_has(small: Server, join: Any) -> None:
     """It is taken back when its owner needs it."""
     async with spying(small), role(small) as dsn:
@@ -280,6 +282,7 @@ async def test_what_one_does_not_need_another_has(small: Server, join: Any) -> N
 
 
 @pytest.mark.parametrize("reset", ["session", "discard", "callable"])
+@pytest.mark.exhaustive
 async def test_a_reset_does_not_remove_the_mark(small: Server, join: Any, reset: Any) -> None:
     """RESET ALL is a part of it."""
 
@@ -469,6 +472,7 @@ def test_a_fleet_goes_on_on_another_event_loop(small: Server) -> None:
     assert [asyncio.run(use()), asyncio.run(use())] == [1, 1]
 
 
+@pytest.mark.exhaustive
 async def test_looks_do_not_keep_idle_connections(small: Server, join: Any) -> None:
     """They are no use: what was not used for `max_idle` is closed."""
     async with spying(small):
@@ -488,6 +492,7 @@ async def test_looks_go_on_while_no_connection_is_ever_idle(small: Server, join:
         await eventually(lambda: member.pool.stats().waiting == 8)
 
 
+@pytest.mark.exhaustive
 async def test_while_all_are_in_use_for_long_one_more_may_be_opened(
     small: Server, join: Any
 ) -> None:
@@ -533,10 +538,55 @@ async def test_a_role_that_may_not_look(
             await run(small, revoke.replace("REVOKE", "GRANT").replace("FROM", "TO"))
 
 
+@pytest.mark.exhaustive
+async def test_a_claim_ends_also_while_a_look_hangs(
+    small: Server, join: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others do not believe in it for longer. Then one connection may be opened at a time."""
+    member = await join(small.dsn, max_size=20)
+    held = [await member.pool.acquire() for _ in range(3)]
+    await eventually(lambda: member.fleet.stats().limit > 10)
+    hangs = asyncio.Event()
+
+    async def look(*_: Any) -> None:
+        hangs.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("asyncpool.fleet.look", look)
+    await member.pool.release(held.pop())
+    await in_time(hangs.wait())
+    await eventually(lambda: (member.fleet.stats().last_look or 0.0) > 3.2)
+    more = [asyncio.create_task(member.pool.acquire(timeout=1.0)) for _ in range(5)]
+    await asyncio.wait(more)
+    got = [each.result() for each in more if each.exception() is None]
+    assert len(got) <= 2, "one that was idle, and one more"
+    for conn in (*held, *got):
+        await member.pool.release(conn)
+    monkeypatch.undo()
+
+
+@pytest.mark.exhaustive
+async def test_a_look_that_fails_later_only_ends_the_claim(
+    small: Server, join: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All members may have the same trouble: without limits they would use up the server."""
+    monkeypatch.setattr("asyncpool._fleet.pace.INTERVAL", 0.1)
+    member = await join(small.dsn, max_size=20)
+    assert await member.pool.fetchval("SELECT 1") == 1
+    await eventually(lambda: member.fleet.stats().looks > 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("asyncpool._fleet.look.LOOK", "SELECT 1 / 0")
+        await eventually(lambda: "DivisionByZero" in (member.fleet.stats().error or ""))
+        await eventually(lambda: (member.fleet.stats().last_look or 0.0) > 3.2)
+        assert member.fleet.stats().sees
+        assert (member.fleet.stats().limit or 99) <= 2
+    await eventually(lambda: member.fleet.stats().error is None)
+
+
 async def test_a_look_that_fails_harms_nobody(
     small: Server, join: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After some failures the pools' own sizes hold, until a look succeeds again."""
+    """If none has ever succeeded, the pools' own sizes hold, until one does."""
     async with spying(small):
         monkeypatch.setattr("asyncpool._fleet.pace.INTERVAL", 0.1)
         monkeypatch.setattr("asyncpool._fleet.pace.BLIND_INTERVAL", 0.1)

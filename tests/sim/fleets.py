@@ -26,6 +26,8 @@ TICK = 0.05
 """Seconds between two moments at which connections are returned."""
 WAY = 0.002, 0.05
 """Seconds between publishing and reading, and between reading and its effect."""
+SLOW = 0.5, 5.0
+"""The same where looks hang: longer than a claim is valid, and than others believe in it."""
 
 
 @dataclass(eq=False)
@@ -61,6 +63,8 @@ class Process:
     """Whether it has not looked yet."""
     pause: float = 0.1
     paused: bool = False
+    slow: bool = False
+    """Whether its looks take seconds, as on a network that loses packets."""
     ended: bool = False
     started_at: float = 0.0
     served_at: float | None = None
@@ -232,7 +236,7 @@ class World:
         process.most = min(process.most, max(claim, process.size))
         process.want, process.claim = process.needed - process.size, claim
         process.looked_at = self.now
-        self.at(self._way(), lambda: self._read(process, began, claim, turn))
+        self.at(self._way(process), lambda: self._read(process, began, claim, turn))
 
     def _next_claim(self, process: Process) -> int:
         if process.seen is None:
@@ -254,7 +258,9 @@ class World:
                 age = self.now - self.members[name].started_at
                 seen[name] = Member(each.size, each.weight, age=age)
         places = self.places - self.reserve
-        self.at(self._way(), lambda: self._apply(process, began, claim, turn, (places, seen)))
+        self.at(
+            self._way(process), lambda: self._apply(process, began, claim, turn, (places, seen))
+        )
 
     def _apply(
         self,
@@ -293,8 +299,8 @@ class World:
     def _own(self, process: Process) -> Member:
         return Member(process.size, process.weight, process.needed - process.size)
 
-    def _way(self) -> float:
-        return self.random.uniform(*WAY)
+    def _way(self, process: Process) -> float:
+        return self.random.uniform(*(SLOW if process.slow else WAY))
 
 
 assert VALID < STALE

@@ -38,6 +38,7 @@ def test_a_hundred_busy_processes_get_equal_parts(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.exhaustive
 def test_a_settled_fleet_does_not_swing(seed: int) -> None:
     """While no demand changes, nobody opens or closes a connection."""
     world = World(400, seed)
@@ -142,7 +143,7 @@ def test_a_paused_process_holds_what_it_has_and_no_more(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_fleet_exceeds_the_places_whatever_happens(seed: int) -> None:
-    """Members start, end, pause and change what they need, at random."""
+    """Members start, end, pause, look slowly and change what they need, at random."""
     world = World(250, seed)
     gone: list[Process] = []
     start_all(world, 60, 4)
@@ -155,15 +156,17 @@ def test_no_fleet_exceeds_the_places_whatever_happens(seed: int) -> None:
             gone.append(each)
         elif chance < 0.25 and len(world.members) < 110:
             world.start(world.random.randrange(11))
-        elif chance < 0.4:
+        elif chance < 0.35:
             each.paused = not each.paused
+        elif chance < 0.45:
+            each.slow = not each.slow
         elif chance < 0.6:
             world.reap(each)
         else:
             each.demand = world.random.randrange(11)
     require_places(world, *gone)
     for each in world.members.values():
-        each.paused, each.demand = False, 10
-    world.run(8.0)
+        each.paused, each.slow, each.demand = False, False, 10
+    world.run(18.0)
     assert world.jain() >= 0.95
     require_places(world, *gone)

@@ -9,6 +9,7 @@ from tests.sim.machine import Machine, search_for
 from tests.sim.plants import Plant
 
 
+@pytest.mark.exhaustive
 def test_no_script_breaks_a_law() -> None:
     """The scripts are the same each time; `python -m tests.sim --hypothesis N` tries others."""
     search_for(150, derandomize=True)
