@@ -16,6 +16,7 @@ import anyio
 
 from asyncpool._blocks.supports import Exc
 from asyncpool._cluster.addresses import Address, Hosts, addresses_of
+from asyncpool._cluster.budgets import BudgetChooser, Budgets
 from asyncpool._cluster.changes import Changes
 from asyncpool._cluster.choosing import Router
 from asyncpool._cluster.kwargs import without_host
@@ -32,7 +33,6 @@ from asyncpool._cluster.reports import (
     status_of,
 )
 from asyncpool._cluster.watch import Watch
-from asyncpool._core.budget import Budget
 from asyncpool._core.settings import duration
 from asyncpool._psycopg.driver import ACT
 from asyncpool.errors import PoolError, PoolTimeout
@@ -76,7 +76,8 @@ class Cluster(Generic[ACT]):
         token_wait: seconds that a read with a token waits for a standby before it goes to the
             primary.
         budget: a limit on the connections of all pools together, or a callable that returns one
-            for the name of a host, such as "db1:5432", and for None, the pool for writes.
+            for the name of a host, such as "db1:5432", and for None, the pool for writes. A
+            `Fleet` is for one server, so only the callable may return one, a new one each time.
         name: the prefix of the pools' names; None: "cluster-1" and so on.
         options: the other keyword arguments of `AsyncConnectionPool`, for each pool.
 
@@ -94,13 +95,11 @@ class Cluster(Generic[ACT]):
         max_lag: float | None = None,
         token_wait: float = 0.1,
         read_from_primary: bool = False,
-        budget: Budget | Callable[[str | None], Budget | None] | None = None,
+        budget: Budgets = None,
         name: str | None = None,
         **options: Any,
     ) -> None:
-        if not (budget is None or isinstance(budget, Budget) or callable(budget)):
-            msg = f"budget must be an asyncpool.Budget or a callable, not {budget!r}"
-            raise TypeError(msg)
+        budgets = BudgetChooser(budget)
         if not (name is None or isinstance(name, str)):
             msg = f"name must be a str, not {name!r}"
             raise TypeError(msg)
@@ -118,9 +117,6 @@ class Cluster(Generic[ACT]):
         lazy = options.get("open", True)
         options["open"] = lazy = lazy is None or bool(lazy)
 
-        def budget_for(host: str | None) -> Budget | None:
-            return budget if budget is None or isinstance(budget, Budget) else budget(host)
-
         def make_pool(address: Address, on_trouble: Callable[[], None]) -> HostPool[ACT]:
             return HostPool(
                 address.conninfo,
@@ -128,7 +124,7 @@ class Cluster(Generic[ACT]):
                 min_size=1,
                 max_size=max_size or max(min_size, 1),
                 name=f"{self_name}: {address.name}",
-                budget=budget_for(address.name),
+                budget=budgets.choose(address.name),
                 **options,
             )
 
@@ -156,7 +152,7 @@ class Cluster(Generic[ACT]):
             min_size=min_size,
             max_size=max_size,
             name=f"{self.name}: write",
-            budget=budget_for(None),
+            budget=budgets.choose(None),
             **options,
         )
         """The pool of the primary: an `AsyncConnectionPool` that follows it."""

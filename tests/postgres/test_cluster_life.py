@@ -8,12 +8,13 @@ import json
 import logging
 import warnings
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from asyncpool import Budget, Cluster, PoolClosed, PoolTimeout, PoolWrongLoop
+from asyncpool import Budget, Cluster, Fleet, PoolClosed, PoolTimeout, PoolWrongLoop
 
 from ._cluster import PORT, cluster_on, name_of, port_of, status
 from ._tools import Proxy, eventually, in_time, run_script
@@ -90,6 +91,7 @@ async def test_a_cancelled_close_goes_on(trio: Servers) -> None:
         await eventually(lambda: all(not pool.stats().size for pool in cluster.pools))
 
 
+@pytest.mark.exhaustive
 async def test_a_cluster_is_not_ready_in_time(trio: Servers) -> None:
     """Then it is closed, and the error says what is missing."""
     await trio.primary.kill()
@@ -194,6 +196,7 @@ async def test_a_forked_child_has_to_open_it_again(trio: Servers) -> None:
     assert await run_script(FORK, trio.dsn()) == "1 2\n"
 
 
+@pytest.mark.exhaustive
 async def test_a_callable_lists_the_hosts(trio: Servers, caplog: pytest.LogCaptureFixture) -> None:
     """Hosts come and go while the cluster is open."""
     listed = [trio.primary.dsn, trio.standbys[0].dsn]
@@ -240,6 +243,7 @@ async def test_a_callable_that_lists_no_hosts_is_seen(given: Any) -> None:
         assert cluster.read.stats().size == 0
 
 
+@pytest.mark.exhaustive
 async def test_a_network_that_swallows_all_is_a_host_that_is_down(trio: Servers) -> None:
     """Each look ends after a second, and the reads go elsewhere."""
     first, second = trio.standbys
@@ -273,6 +277,41 @@ async def test_all_pools_share_a_budget(trio: Servers) -> None:
     async with cluster_on(trio, budget=budget_of):
         assert asked == [*map(name_of, trio.all), None]
         assert all(budget.size >= 1 for budget in budgets.values())
+
+
+async def test_each_pool_may_have_a_fleet_of_its_own(trio: Servers) -> None:
+    """Two clusters share each server by them."""
+    name = f"f{uuid4().hex[:8]}"
+    fleets: dict[str | None, Fleet] = {}
+
+    def fleet_of(host: str | None) -> Fleet:
+        return fleets.setdefault(host, Fleet(name))
+
+    def other(host: str | None) -> Fleet:
+        return Fleet(name)
+
+    async with (
+        cluster_on(trio, budget=fleet_of, max_size=3) as cluster,
+        cluster_on(trio, budget=other, max_size=3) as second,
+    ):
+        for each in cluster, second:
+            assert await each.write.fetchval(PORT) == port_of(trio.primary)
+            assert await each.read.fetchval(PORT) in map(port_of, trio.standbys)
+        # On the primary each process has two pools, on a standby one.
+        members = {None: 4, name_of(trio.primary): 4} | {name_of(s): 2 for s in trio.standbys}
+        await eventually(
+            lambda: {host: fleet.stats().members for host, fleet in fleets.items()} == members
+        )
+        assert all(each.stats().sees for each in fleets.values())
+
+
+async def test_a_fleet_for_all_hosts_is_refused(trio: Servers) -> None:
+    """It sees the sessions of one server only; the error says what to do."""
+    fleet = Fleet("shop")
+    with pytest.raises(TypeError, match=r"one server: pass a callable .* lambda host: Fleet"):
+        Cluster(trio.dsn(), budget=fleet)
+    with pytest.raises(ValueError, match=r"one Fleet for .* and for .*: make one for each"):
+        Cluster(trio.dsn(), budget=lambda host: fleet)
 
 
 async def test_the_reports_show_each_host(trio: Servers) -> None:
@@ -321,6 +360,7 @@ async def test_events_are_logged_with_their_facts(
         assert events[kind].getMessage().startswith(f"cluster 'shop': host {name_of(first)} ")
 
 
+@pytest.mark.exhaustive
 async def test_a_look_keeps_no_more_than_one_connection_alive(trio: Servers) -> None:
     """The surplus of a host is closed after `max_idle`, though it is looked at each second."""
     first = trio.standbys[0]
