@@ -6,6 +6,7 @@ somebody has written into a cookie. The primary serves such reads, as it would w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Container
 
 import anyio
@@ -20,6 +21,12 @@ from asyncpool._core.settings import duration
 FAR = 1 << 36
 """Bytes beyond the primary's last known position where no token can be: no server writes 64 GiB of
 log between two looks."""
+FIND_LIMIT = 2.0
+"""Seconds in which each host is looked at, for a token of a later timeline than was seen."""
+FIND_AGAIN = 1.0
+"""Seconds for which a timeline is not sought again that no host had."""
+FIND_PAUSE = 0.02
+"""Seconds after which the hosts are asked for again whether they were looked at."""
 
 
 class Freshness:
@@ -35,6 +42,8 @@ class Freshness:
         self._members = members
         self._watch = watch
         self._wait = duration("token_wait", wait)
+        self._absent, self._absent_until = 0, -math.inf
+        """The timeline that no host was found to have, and the instant until which that holds."""
         self._replays: dict[str, Replay] = {}
         """By the names of the hosts."""
 
@@ -59,7 +68,7 @@ class Freshness:
         self._watch.enter()
         members, wait = self._members, min(self._wait, max(limit, 0.0))
         if 0 < members.leader.timeline < token.timeline:
-            await self._wait_for_timeline(token.timeline, wait)
+            await self._find_timeline(token.timeline, min(limit, FIND_LIMIT))
         hosts = [host for host in members.readable if host not in without]
         if own in hosts:
             hosts = [own]
@@ -104,10 +113,22 @@ class Freshness:
             replay = self._replays[host.name] = Replay(host.pool, self._watch.spawn)
         return replay
 
-    async def _wait_for_timeline(self, timeline: int, wait: float) -> None:
-        """Wait until a promotion is seen that another process has seen before."""
-        for host in self._members.all():
+    async def _find_timeline(self, timeline: int, limit: float) -> None:
+        """Look for a promotion that another process has seen: the old primary may still answer.
+
+        It ends when each host was looked at anew. What was not found then is not sought again for a
+        while, so that a made-up token does not keep all hosts busy.
+        """
+        members, began = self._members, self._members.changes.clock()
+        if timeline >= self._absent and began < self._absent_until:
+            return
+        for host in members.all():
             host.trouble.set()
-        with anyio.move_on_after(wait):
-            while self._members.leader.timeline < timeline:
-                await self._members.changes.wait()
+        with anyio.move_on_after(limit):
+            while members.leader.timeline < timeline:
+                if all(host.looked_from >= began for host in members.all()):
+                    self._absent = timeline
+                    self._absent_until = members.changes.clock() + FIND_AGAIN
+                    return
+                with anyio.move_on_after(FIND_PAUSE):
+                    await members.changes.wait()

@@ -30,6 +30,7 @@ class Host:
         "fault",
         "held",
         "lag",
+        "looked_from",
         "missed",
         "name",
         "pool",
@@ -55,6 +56,8 @@ class Host:
         """Begin as a host that was never looked at."""
         self.trouble = asyncio.Event()
         """Set when something has failed there, so that the next look is due at once."""
+        self.looked_from = -math.inf
+        """When the last look that has ended was begun, however it ended."""
         self.sight: Sight | None = None
         """The last look that was answered; it may be old."""
         self.error: str | None = None

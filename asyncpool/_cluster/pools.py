@@ -73,7 +73,11 @@ class HostPool(AsyncConnectionPool[ACT]):
         options["classify"] = partial(_classify, options["classify"], on_trouble)
         super().__init__(conninfo, **options)
         self.looks = 0
-        """Looks that were begun, which count as requests of the pool."""
+        """Looks and questions for tokens that were begun: requests of the pool, but no reads."""
+
+    def _renew(self) -> None:
+        super()._renew()
+        self.looks = 0
 
     @property
     def is_open(self) -> bool:

@@ -111,11 +111,13 @@ class Replay:
 
     async def _ask_for_position(self) -> int:
         self.questions += 1
+        self.pool.looks += 1
         with within(priority=PRIORITY):
             row = await self.pool.fetchone(REPLAYED, timeout=LIMIT, row_factory=tuple_row)
         return number_of(row[0]) if row and row[0] else 0
 
     async def _ask_for_timeline(self) -> None:
+        self.pool.looks += 1
         with within(priority=PRIORITY):
             row = await self.pool.fetchone(FOLLOWED, timeout=LIMIT, row_factory=tuple_row)
         self._version = int(row[0]) if row else 0
@@ -126,6 +128,7 @@ class Replay:
         if self._version >= WAITS:
             milliseconds = max(int(limit * 1000), 1)
             command = f"WAIT FOR LSN '{text_of(lsn)}' WITH (TIMEOUT '{milliseconds}ms', NO_THROW)"
+            self.pool.looks += 1
             try:
                 await self.pool.execute(command.encode(), timeout=limit + LIMIT)
             except PoolError:

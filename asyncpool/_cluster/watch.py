@@ -173,6 +173,7 @@ class Watch:
                     return
             except Exception as error:  # noqa: BLE001 - it is logged, and the next look follows
                 self.members.note_down(host, HostDown(describe(error)))
+            host.looked_from = began
             if self.after_look is not None and (method := self.after_look()) is not None:
                 method()
                 del method
