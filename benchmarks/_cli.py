@@ -24,6 +24,7 @@ from rich.console import Console
 from asyncpool.testing import ServerError, ServerUnavailable, postgres
 from benchmarks._facts import facts
 from benchmarks._numbers import results
+from benchmarks._page import PICTURE, write
 from benchmarks._plan import ROOT, ROWS, Plan, figures, quick, tiny
 from benchmarks._pools import APPLICATION, POOLS
 from benchmarks._report import show
@@ -53,11 +54,17 @@ def main(  # noqa: PLR0917 - typer passes them by name
     dsn: Annotated[str | None, typer.Option(help="The server; else one is started.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw the ratios: a .png or .svg.")] = None,
+    again: Annotated[
+        Path | None, typer.Option(help="Read the figures from such a file, measure nothing.")
+    ] = None,
+    publish: Annotated[
+        bool, typer.Option("--write", help="Write README, docs/performance.md and the picture.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of the shuffling.")] = None,
     toy: Annotated[bool, typer.Option("--tiny", hidden=True)] = False,
 ) -> None:
     """Compare asyncpool with other pools on the same server, alternating them in one run."""
-    _check_files(json_file, picture)
+    _check_files(json_file, ROOT / PICTURE if publish else picture)
     plan = Plan(
         dsn="",
         loop="",
@@ -70,7 +77,10 @@ def main(  # noqa: PLR0917 - typer passes them by name
     loops = [Loop.ASYNCIO, Loop.UVLOOP] if loop is Loop.BOTH else [loop]
     console = Console(width=None if sys.stdout.isatty() else 130)
     try:
-        report = asyncio.run(_run(plan, [each.value for each in loops], dsn))
+        if again is None:
+            report = asyncio.run(_run(plan, [each.value for each in loops], dsn))
+        else:
+            report = json.loads(again.read_text())
     except (WorkerFailed, ServerError, ServerUnavailable) as error:
         console.print(f"{error}", style="red", markup=False)
         raise typer.Exit(1) from error
@@ -81,6 +91,8 @@ def main(  # noqa: PLR0917 - typer passes them by name
         from benchmarks._picture import draw  # noqa: PLC0415 - matplotlib is slow to import
 
         draw(report, picture)
+    if publish:
+        write(report, ROOT)
 
 
 def _check_files(json_file: Path | None, picture: Path | None) -> None:

@@ -50,7 +50,7 @@ def draw(report: dict[str, Any], file: Path) -> None:
         fontsize=8,
         color="#555",
     )
-    picture.savefig(file, dpi=150)
+    picture.savefig(file, dpi=90)
 
 
 def _panel(axes: Axes, records: list[dict[str, Any]], loop: str) -> None:

@@ -153,7 +153,7 @@ def _measured(plan: Plan) -> list[Figure]:
     return [
         Figure(
             "cycle",
-            "uncontended cycle",
+            "acquire and release",
             "µs",
             "acquire and release without contention, by `async with`, no query inside;"
             f" as many as fit into {plan.slice * 1e3:g} ms",
