@@ -50,6 +50,7 @@ def seen(tracer: str, order: str, library: str, dsn: str) -> dict[str, list[str]
 
 @pytest.mark.parametrize("order", few(["before", "after"]))
 @pytest.mark.parametrize("tracer", few(TRACERS, len(TRACERS) - 2))
+@pytest.mark.exhaustive
 async def test_a_tracer_sees_each_statement(database: str, tracer: str, order: str) -> None:
     """It sees each once and nothing else, and in blocks what it sees on psycopg_pool."""
     if importlib.util.find_spec(TRACERS[tracer].library) is None:

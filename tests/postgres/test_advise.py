@@ -158,6 +158,7 @@ async def test_rows_of_another_kind_do_not_matter(dsn: str) -> None:
             assert (await pool.advise()).available is not None
 
 
+@pytest.mark.exhaustive
 async def test_what_cannot_be_asked_is_not_known(dsn: str) -> None:
     """With all lent out, or a server that does not answer, it takes a second and says why."""
     async with Proxy(dsn) as proxy, AsyncConnectionPool(proxy.dsn, min_size=1) as pool:

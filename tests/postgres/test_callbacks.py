@@ -289,6 +289,7 @@ def short_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("short_limit")
 @pytest.mark.parametrize("kind", few(POOLS))
 @pytest.mark.parametrize("name", few(CALLABLES))
+@pytest.mark.exhaustive
 async def test_a_callable_that_never_returns_loses_its_place(
     dsn: str, backends: Backends, name: str, kind: type[AsyncConnectionPool]
 ) -> None:

@@ -29,6 +29,7 @@ async def pair() -> AsyncIterator[Servers]:
         yield pair
 
 
+@pytest.mark.exhaustive
 async def test_a_standby_of_an_old_primary_takes_no_reads() -> None:
     """It is current with a server whose timeline has ended; also when that server has gone."""
     async with servers(2) as trio:
@@ -49,6 +50,7 @@ async def test_a_standby_of_an_old_primary_takes_no_reads() -> None:
             assert status(cluster, second).reason == OLDER
 
 
+@pytest.mark.exhaustive
 async def test_a_standby_whose_receiver_hangs_lags(trio: Servers) -> None:
     """It has replayed all that it received, but the primary has written more."""
     first, _ = trio.standbys
@@ -67,6 +69,7 @@ async def test_a_standby_whose_receiver_hangs_lags(trio: Servers) -> None:
         await eventually(lambda: status(cluster, first).takes_reads, 5.0)
 
 
+@pytest.mark.exhaustive
 async def test_one_slow_look_moves_no_write_to_a_copy_of_the_primary(pair: Servers) -> None:
     """It was started as a primary by mistake, on the same timeline, which is a warning."""
     (replica,) = pair.standbys
@@ -89,6 +92,7 @@ async def test_one_slow_look_moves_no_write_to_a_copy_of_the_primary(pair: Serve
             assert name_of(replica) in events[0].text
 
 
+@pytest.mark.exhaustive
 async def test_no_write_is_lost_after_a_promotion_was_seen(pair: Servers) -> None:
     """What the old primary has acknowledged before that is lost, as it is still up."""
     (replica,) = pair.standbys

@@ -50,6 +50,7 @@ class Source:
         await asyncio.sleep(0.05)
 
 
+@pytest.mark.exhaustive
 async def test_a_short_list_without_the_primary_moves_no_write(promoted: Servers) -> None:
     """An old primary is up and listed; the new one is missing from some answers of the source."""
     (replica,) = promoted.standbys
@@ -68,6 +69,7 @@ async def test_a_short_list_without_the_primary_moves_no_write(promoted: Servers
         assert not kinds["host removed"]
 
 
+@pytest.mark.exhaustive
 async def test_a_short_list_cuts_no_connection_for_writes(trio: Servers) -> None:
     """The block goes on, on the same connection."""
     source = Source(*(each.dsn for each in trio.all))
@@ -83,6 +85,7 @@ async def test_a_short_list_cuts_no_connection_for_writes(trio: Servers) -> None
         assert cluster.write.stats().connects == 1
 
 
+@pytest.mark.exhaustive
 async def test_a_drained_host_that_is_listed_again_is_still_drained(trio: Servers) -> None:
     """A short answer of the source does not put it back into service."""
     first = trio.standbys[0]
@@ -101,6 +104,7 @@ async def test_a_drained_host_that_is_listed_again_is_still_drained(trio: Server
         assert status(cluster, first).takes_reads
 
 
+@pytest.mark.exhaustive
 async def test_a_list_that_cannot_be_used_changes_nothing(trio: Servers) -> None:
     """As where the callable for budgets fails for a new host."""
     full = [each.dsn for each in trio.all]

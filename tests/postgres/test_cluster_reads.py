@@ -209,6 +209,7 @@ async def test_a_read_that_waits_at_a_host_which_goes_down_moves(trio: Servers, 
         assert [each.under_way for each in cluster.hosts()] == [0, 0, 0]
 
 
+@pytest.mark.exhaustive
 async def test_a_read_moves_with_the_rest_of_its_time(trio: Servers) -> None:
     """It does not wait anew where it comes to."""
     first, second = trio.standbys
@@ -286,6 +287,7 @@ async def test_a_host_that_returns_is_used_within_two_seconds(trio: Servers, fau
         assert kinds[:2] == ["host up", "host down"]
 
 
+@pytest.mark.exhaustive
 async def test_a_host_that_hangs_delays_no_other(trio: Servers) -> None:
     """The others are looked at as before."""
     first, second = trio.standbys
@@ -298,6 +300,7 @@ async def test_a_host_that_hangs_delays_no_other(trio: Servers) -> None:
         await eventually(lambda: not status(cluster, first).reachable, 3.0)
 
 
+@pytest.mark.exhaustive
 async def test_a_host_that_lags_takes_no_reads(trio: Servers) -> None:
     """Until it has caught up."""
     first, second = trio.standbys
@@ -327,6 +330,7 @@ async def test_a_host_that_lags_takes_no_reads(trio: Servers) -> None:
         assert kinds[:2] == ["host current", "host lags"]
 
 
+@pytest.mark.exhaustive
 async def test_a_quiet_primary_makes_no_standby_lag(trio: Servers) -> None:
     """However old the last transaction is."""
     async with cluster_on(trio, max_lag=0.0) as cluster:
@@ -394,6 +398,7 @@ async def test_a_read_is_run_once_unless_it_is_asked_for(trio: Servers) -> None:
                 await in_time(task)
 
 
+@pytest.mark.exhaustive
 async def test_a_read_under_way_on_a_host_that_hangs_is_run_elsewhere(trio: Servers) -> None:
     """As soon as the host is found to be down, and long before the read's own limit."""
     first, second = trio.standbys
@@ -422,6 +427,7 @@ async def test_a_statement_that_is_no_plain_read_is_never_run_again(trio: Server
             await in_time(task)
 
 
+@pytest.mark.exhaustive
 async def test_a_saturated_host_is_still_looked_at(trio: Servers) -> None:
     """The look is before all that wait; so the host keeps taking reads."""
     first = trio.standbys[0]
@@ -452,6 +458,7 @@ async def test_a_saturated_host_is_still_looked_at(trio: Servers) -> None:
 
 
 @pytest.mark.parametrize("hangs", [True, False])
+@pytest.mark.exhaustive
 async def test_a_host_that_serves_nothing_is_left_while_others_serve(
     trio: Servers, hangs: bool
 ) -> None:

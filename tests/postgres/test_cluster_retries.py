@@ -23,6 +23,7 @@ LONG = "SELECT count(*) FROM generate_series(1, 10000) a, generate_series(1, 300
 """A plain read of many seconds."""
 
 
+@pytest.mark.exhaustive
 async def test_a_read_fails_if_its_host_hangs_and_there_is_no_other(trio: Servers) -> None:
     """It does not wait for a host that it was already tried on."""
     first, second = trio.standbys

@@ -59,6 +59,7 @@ async def test_what_is_no_connection_is_refused(trio: Servers) -> None:
                 await cluster.read.release(each)
 
 
+@pytest.mark.exhaustive
 async def test_a_block_on_a_host_that_left_the_list_ends_in_peace(trio: Servers) -> None:
     """Its pool is closed after it, and with the cluster at the latest."""
     full = [each.dsn for each in trio.all]
@@ -108,6 +109,7 @@ async def test_an_error_of_the_work_does_not_repeat_it(trio: Servers) -> None:
     assert calls == 1
 
 
+@pytest.mark.exhaustive
 async def test_a_long_read_that_may_be_run_elsewhere_is_run_once(trio: Servers) -> None:
     """Its host has one connection and answers, though no look gets through."""
     slow = "SELECT count(*) FROM generate_series(1, 30000000) AS g WHERE g % 7 = 3"
@@ -144,6 +146,7 @@ async def test_a_budget_with_less_places_than_pools_serves_all(trio: Servers, pl
             assert await cluster.read.fetchval(PORT, timeout=3.0)
 
 
+@pytest.mark.exhaustive
 async def test_looks_go_on_in_an_overload(trio: Servers) -> None:
     """They are never refused, and wait for less than all others."""
     ended = asyncio.Event()
@@ -169,6 +172,7 @@ async def test_looks_go_on_in_an_overload(trio: Servers) -> None:
         assert max(ages[10:]) < 3.0
 
 
+@pytest.mark.exhaustive
 async def test_looks_do_not_inherit_a_deadline(trio: Servers) -> None:
     """That of the request which opened the cluster."""
     cluster = Cluster(trio.dsn(), min_size=1, max_size=2)
@@ -227,6 +231,7 @@ async def test_no_secret_of_a_callable_shows() -> None:
         assert "hunter2" not in str(cluster.explain()) + repr(cluster)
 
 
+@pytest.mark.exhaustive
 async def test_cancellations_while_hosts_come_and_go_leave_nothing(trio: Servers) -> None:
     """Neither `task.cancel()`, once or twice, nor anyio's scopes."""
     rng = random.Random(5)

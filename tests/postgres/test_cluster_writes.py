@@ -33,6 +33,7 @@ async def waiting_writes(cluster: Cluster[Any], number: int) -> list[asyncio.Tas
     return tasks
 
 
+@pytest.mark.exhaustive
 async def test_writes_wait_for_a_promotion_and_none_is_lost(pair: Servers) -> None:
     """Those that waited are served by the new primary, soon after its promotion."""
     (replica,) = pair.standbys
@@ -52,6 +53,7 @@ async def test_writes_wait_for_a_promotion_and_none_is_lost(pair: Servers) -> No
         assert "role" in kinds
 
 
+@pytest.mark.exhaustive
 async def test_a_primary_that_hangs_is_left_at_a_promotion(pair: Servers) -> None:
     """What is under way there fails at once; what waits is served by the new one."""
     (replica,) = pair.standbys
@@ -76,6 +78,7 @@ async def test_a_primary_that_hangs_is_left_at_a_promotion(pair: Servers) -> Non
         await pair.primary.resume()
 
 
+@pytest.mark.exhaustive
 async def test_an_old_primary_that_comes_back_is_not_followed(pair: Servers) -> None:
     """It is on an older timeline; it takes neither writes nor reads."""
     (replica,) = pair.standbys
@@ -94,6 +97,7 @@ async def test_an_old_primary_that_comes_back_is_not_followed(pair: Servers) -> 
             assert await cluster.read.fetchval(PORT) == port_of(replica)
 
 
+@pytest.mark.exhaustive
 async def test_a_new_cluster_does_not_write_to_an_old_primary(pair: Servers) -> None:
     """However late the other one is seen, it follows none before."""
     (replica,) = pair.standbys
@@ -109,6 +113,7 @@ async def test_a_new_cluster_does_not_write_to_an_old_primary(pair: Servers) -> 
             assert "on timeline 2" in event.text
 
 
+@pytest.mark.exhaustive
 async def test_work_on_a_primary_that_was_superseded_is_cut_off(pair: Servers) -> None:
     """Its commits would be lost; the connection is not used again."""
     (replica,) = pair.standbys
@@ -127,6 +132,7 @@ async def test_work_on_a_primary_that_was_superseded_is_cut_off(pair: Servers) -
         assert ask(pair.primary, "SELECT to_regclass('lost')") is None
 
 
+@pytest.mark.exhaustive
 async def test_a_restart_of_the_primary_is_waited_for(pair: Servers) -> None:
     """Writes wait in the line; reads go on."""
     async with cluster_on(pair) as cluster:
@@ -137,6 +143,7 @@ async def test_a_restart_of_the_primary_is_waited_for(pair: Servers) -> None:
         assert await in_time(asyncio.gather(*tasks)) == [port_of(pair.primary)] * 3
 
 
+@pytest.mark.exhaustive
 async def test_without_a_primary_the_error_says_why(pair: Servers) -> None:
     """What each host is; reads do not need one."""
     (replica,) = pair.standbys
@@ -161,6 +168,7 @@ async def test_without_a_primary_the_error_says_why(pair: Servers) -> None:
         assert f"{name_of(pair.primary)} takes no reads: it is down" in health.reason
 
 
+@pytest.mark.exhaustive
 async def test_acknowledged_writes_are_there_after_a_switchover_under_load(pair: Servers) -> None:
     """Each once. A write whose outcome is not known may be there or not."""
     (replica,) = pair.standbys
@@ -200,6 +208,7 @@ async def test_acknowledged_writes_are_there_after_a_switchover_under_load(pair:
     assert len(unknown) <= 16
 
 
+@pytest.mark.exhaustive
 async def test_a_listener_follows_the_primary(pair: Servers) -> None:
     """After a gap, as at any loss."""
     (replica,) = pair.standbys
@@ -219,6 +228,7 @@ async def test_a_listener_follows_the_primary(pair: Servers) -> None:
         assert found.payload == "after"
 
 
+@pytest.mark.exhaustive
 async def test_writes_move_although_reads_use_up_the_budget() -> None:
     """All pools share three places, and thirty tasks read: a promotion is still followed."""
     async with servers(2) as trio:

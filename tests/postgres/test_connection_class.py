@@ -106,6 +106,7 @@ async def test_a_dead_connection_of_psycopgs_own_class_is_not_leased(
         assert pool.stats().lost == 3
 
 
+@pytest.mark.exhaustive
 async def test_a_connection_whose_end_was_announced_is_not_leased(
     dsn: str, backends: Backends
 ) -> None:

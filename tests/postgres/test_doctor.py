@@ -325,6 +325,7 @@ async def test_doctor_of_a_silent_network_ends_when_its_time_is_up() -> None:
     assert found["connect"]["found"] == "the examination did not finish within 500 ms"
 
 
+@pytest.mark.exhaustive
 async def test_doctor_does_not_wait_for_an_error_to_pass(dsn: str) -> None:
     """The first refusal is a finding; an application's pool would retry."""
     found = await examine(make_conninfo(dsn, port=1))

@@ -113,6 +113,7 @@ async def test_an_outage_is_logged_once_not_at_every_attempt(
     assert "connected again after" in warnings[-1].getMessage()
 
 
+@pytest.mark.exhaustive
 async def test_attempts_become_fewer_while_an_outage_lasts(server: Server) -> None:
     """There is one probe at a time, with growing pauses, however many requests wait."""
     await server.stop()
@@ -125,6 +126,7 @@ async def test_attempts_become_fewer_while_an_outage_lasts(server: Server) -> No
 
 
 @pytest.mark.parametrize("is_async", few([False, True]))
+@pytest.mark.exhaustive
 async def test_reconnect_failed_is_called_once_per_outage(server: Server, is_async: bool) -> None:
     """After `reconnect_timeout` of failures, with the pool; the pool goes on trying."""
     told: list[object] = []

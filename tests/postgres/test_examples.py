@@ -170,6 +170,7 @@ async def test_notes_are_written_and_read(app: App, watcher: psycopg.AsyncConnec
     assert (await app.client.get("/ready")).json() == {"status": "ok"}
 
 
+@pytest.mark.exhaustive
 async def test_a_note_is_committed_before_the_response(
     app: App, watcher: psycopg.AsyncConnection[Any]
 ) -> None:
@@ -180,6 +181,7 @@ async def test_a_note_is_committed_before_the_response(
         assert await cursor.fetchone() == (number,)
 
 
+@pytest.mark.exhaustive
 async def test_many_clients_share_few_connections(app: App) -> None:
     """More requests at once than connections: all are served, by at most `max_size` backends."""
     responses = await asyncio.gather(
@@ -192,6 +194,7 @@ async def test_many_clients_share_few_connections(app: App) -> None:
 
 @pytest.mark.parametrize("clients", few([15, 1]))
 @pytest.mark.parametrize("path", few(["/notes", "/notes/1"]))
+@pytest.mark.exhaustive
 async def test_clients_that_hang_up_in_mid_query_leave_nothing_behind(
     app: App, watcher: psycopg.AsyncConnection[Any], clients: int, path: str
 ) -> None:
@@ -465,6 +468,7 @@ async def test_a_worker_that_is_stopped_leaves_the_order_that_it_had_to_others(
         await asyncio.wait({another})
 
 
+@pytest.mark.exhaustive
 async def test_the_program_that_listens_ends_with_sigterm(
     database: str, watcher: psycopg.AsyncConnection[Any]
 ) -> None:

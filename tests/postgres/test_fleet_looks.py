@@ -116,6 +116,7 @@ async def test_a_fleet_alone_opens_for_long_uses_at_once(dsn: str) -> None:
             await uses.end()
 
 
+@pytest.mark.exhaustive
 async def test_places_that_come_free_are_noticed_while_all_connections_are_in_use(
     dsn: str, admin: psycopg.AsyncConnection[Any]
 ) -> None:
@@ -135,6 +136,7 @@ async def test_places_that_come_free_are_noticed_while_all_connections_are_in_us
             await conn.close()
 
 
+@pytest.mark.exhaustive
 async def test_a_null_pool_looks_on_no_session_that_is_not_reset(dsn: str) -> None:
     """A request that comes during the look would get it with the settings of the last one."""
     pool = AsyncNullConnectionPool(dsn, max_size=1, reset="session", budget=Fleet("shop"))
@@ -149,6 +151,7 @@ async def test_a_null_pool_looks_on_no_session_that_is_not_reset(dsn: str) -> No
         assert not any(seen)
 
 
+@pytest.mark.exhaustive
 async def test_a_busy_null_pool_looks_between_two_requests(dsn: str) -> None:
     """On a connection that was reset for the next one."""
     fleet = Fleet("shop")
@@ -193,6 +196,7 @@ async def test_what_another_role_publishes_does_not_count(dsn: str, other: str) 
         await uses.end()
 
 
+@pytest.mark.exhaustive
 async def test_a_mark_of_one_that_never_looks_takes_no_share(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +270,7 @@ async def test_the_users_own_name_may_look_like_a_mark(
         assert fleet.stats().members == 1
 
 
+@pytest.mark.exhaustive
 async def test_a_check_that_fails_backs_off(dsn: str) -> None:
     """Also where the new connection was looked on before the check."""
 

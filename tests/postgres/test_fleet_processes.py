@@ -149,6 +149,7 @@ async def test_newcomers_are_served_while_the_others_are_busy(members: Members) 
     assert [errors(each) for each in members.all] == [{}] * 4
 
 
+@pytest.mark.exhaustive
 async def test_newcomers_are_served_by_idle_members(members: Members) -> None:
     """Members that have nothing to do give back what they hold."""
     old = await members.make(2)

@@ -174,6 +174,7 @@ async def run(
 
 @pytest.mark.parametrize("names", few([list(MAINS)[:5], list(MAINS)[5:]]), ids=["first", "rest"])
 @pytest.mark.parametrize("how", few(RUNS))
+@pytest.mark.exhaustive
 async def test_a_program_that_forgets_to_close_ends_as_it_means_to(
     dsn: str, backends: Backends, how: str, names: list[str]
 ) -> None:
@@ -228,6 +229,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize("how", few(["asyncio.run", "a loop left open"]))
+@pytest.mark.exhaustive
 async def test_a_server_that_does_not_answer_holds_up_no_exit(dsn: str, how: str) -> None:
     """Neither a connect that is under way nor a connection that has gone silent is waited for."""
     mains = {

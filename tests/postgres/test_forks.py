@@ -159,6 +159,7 @@ def on_exit(server):
 
 @pytest.mark.skipif(find_spec("gunicorn") is None, reason="gunicorn is not installed")
 @pytest.mark.parametrize("worker", few(["asgi", "uvicorn_worker.UvicornWorker"]))
+@pytest.mark.exhaustive
 async def test_gunicorns_workers_have_pools_of_their_own(
     dsn: str, backends: Backends, tmp_path: Path, worker: str
 ) -> None:

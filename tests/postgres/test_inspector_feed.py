@@ -41,6 +41,7 @@ async def until(feed: Feed, fact: Callable[[dict[str, Any]], object]) -> dict[st
     return await in_time(read())
 
 
+@pytest.mark.exhaustive
 async def test_a_server_that_has_stopped_is_down_with_the_last_error(dsn: str) -> None:
     """And "ok" again when it is back; the error has no password."""
     secret = conninfo_to_dict(dsn).get("password") or "no password at all"
@@ -61,6 +62,7 @@ async def test_a_server_that_has_stopped_is_down_with_the_last_error(dsn: str) -
         await until(feed, lambda shown: shown["health"]["status"] == "down")
 
 
+@pytest.mark.exhaustive
 async def test_a_server_that_no_longer_answers_is_down(dsn: str) -> None:
     """No packet says so: only the ping of the health check finds it."""
     async with Proxy(dsn) as proxy, AsyncConnectionPool(proxy.dsn, min_size=1) as pool:

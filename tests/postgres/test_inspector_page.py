@@ -68,6 +68,7 @@ def expect(page: Any, selector: str) -> Any:
 
 
 @each_screen
+@pytest.mark.exhaustive
 async def test_the_page_shows_leases_and_waiters(
     dsn: str, browser: Any, width: int, scheme: str
 ) -> None:
@@ -121,6 +122,7 @@ async def test_the_page_shows_leases_and_waiters(
 
 
 @each_screen
+@pytest.mark.exhaustive
 async def test_an_overload_is_shown_with_the_queue(
     dsn: str, browser: Any, width: int, scheme: str
 ) -> None:
@@ -146,6 +148,7 @@ async def test_an_overload_is_shown_with_the_queue(
 
 
 @each_screen
+@pytest.mark.exhaustive
 async def test_the_badge_tells_of_an_outage(
     dsn: str, browser: Any, width: int, scheme: str
 ) -> None:
@@ -175,6 +178,7 @@ async def test_the_badge_tells_of_an_outage(
             await expect(page, "#badge").to_have_text("OK")
 
 
+@pytest.mark.exhaustive
 async def test_an_app_that_does_not_answer_is_not_called_ok(dsn: str, browser: Any) -> None:
     """The last snapshot stays, marked as old."""
     async with AsyncConnectionPool(dsn, min_size=1, name="shop") as pool:
@@ -191,6 +195,7 @@ async def test_an_app_that_does_not_answer_is_not_called_ok(dsn: str, browser: A
             await page.close()
 
 
+@pytest.mark.exhaustive
 async def test_the_page_can_pause(dsn: str, browser: Any) -> None:
     """While it is paused it reads nothing, and it shows what came last."""
     async with AsyncConnectionPool(dsn, min_size=1, name="shop") as pool:
@@ -210,6 +215,7 @@ async def test_the_page_can_pause(dsn: str, browser: Any) -> None:
 
 
 @each_screen
+@pytest.mark.exhaustive
 async def test_a_thousand_leases_can_be_sorted_and_filtered(
     dsn: str, browser: Any, width: int, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +262,7 @@ async def test_a_thousand_leases_can_be_sorted_and_filtered(
                 await expect(page, "#lease-count").to_have_text("10 of 1000 in use")
 
 
+@pytest.mark.exhaustive
 async def test_a_page_whose_snapshots_are_rare_is_not_without_an_answer(
     dsn: str, browser: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +278,7 @@ async def test_a_page_whose_snapshots_are_rare_is_not_without_an_answer(
         await expect(page, "#badge").to_have_text("OK")
 
 
+@pytest.mark.exhaustive
 async def test_the_charts_have_units_and_can_be_read(dsn: str, browser: Any) -> None:
     """By the pointer and by the arrow keys; the queue has a strip and a scale of its own."""
     async with AsyncConnectionPool(dsn, min_size=1, max_size=1, name="shop") as pool:
@@ -295,6 +303,7 @@ async def test_the_charts_have_units_and_can_be_read(dsn: str, browser: Any) -> 
             await expect(page, "#hold-read").to_have_text(re.compile("none of [34] took about"))
 
 
+@pytest.mark.exhaustive
 async def test_each_worker_says_who_it_is(dsn: str, browser: Any) -> None:
     """When another process answers, the page says that it has seen two."""
     async with AsyncConnectionPool(dsn, min_size=1, name="shop") as pool:

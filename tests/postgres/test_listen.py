@@ -307,6 +307,8 @@ async def test_a_wait_that_is_cancelled_loses_nothing(dsn: str, backends: Backen
         async def send() -> None:
             for number in range(100):
                 await asyncio.to_thread(backends.ask, f"NOTIFY a, '{number}'")
+                if not number % 10:
+                    await asyncio.sleep(0.01)  # for ten of the limits below
 
         sending, cut = asyncio.create_task(send()), 0
         async with asyncio.timeout(30):

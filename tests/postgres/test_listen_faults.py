@@ -143,6 +143,7 @@ async def test_who_reads_the_table_after_each_gap_misses_nothing(
         assert gaps
 
 
+@pytest.mark.exhaustive
 async def test_a_server_that_stays_away_ends_no_iteration(server: Server, dsn: str) -> None:
     """Requests fail meanwhile, and the listener's too; it asks again and again."""
     async with (

@@ -73,6 +73,7 @@ async def test_a_standby_refuses_to_listen_until_it_is_promoted(
 
 @KINDS
 @pytest.mark.parametrize("wanted", ["any", "read-write"])
+@pytest.mark.exhaustive
 async def test_after_a_failover_the_listener_is_on_the_promoted_standby(
     server: Server, application: str, kind: type[Any], wanted: str
 ) -> None:
@@ -103,6 +104,7 @@ async def test_after_a_failover_the_listener_is_on_the_promoted_standby(
 
 
 @KINDS
+@pytest.mark.exhaustive
 async def test_a_listener_that_a_standby_refuses_asks_for_another_connection(
     server: Server, application: str, kind: type[Any]
 ) -> None:

@@ -171,6 +171,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.exhaustive
 def test_what_two_processes_see_of_their_fleet_is_not_added_up(dsn: str, tmp_path: Path) -> None:
     """Their own sizes are; nothing is left of them when they have left the fleet."""
     environment = os.environ | {

@@ -165,6 +165,7 @@ async def test_those_that_the_server_ends_for_idleness_are_replaced(
 
 
 @pytest.mark.parametrize("seen", [False, True], ids=["before it is seen", "once it is seen"])
+@pytest.mark.exhaustive
 async def test_no_request_fails_after_all_idle_backends_were_killed(way: Way, seen: bool) -> None:
     """None of 1000 concurrent requests fails, even before the loop has seen the hang-up."""
     async with AsyncConnectionPool(way.dsn, min_size=4, max_size=8) as pool:
@@ -179,6 +180,7 @@ async def test_no_request_fails_after_all_idle_backends_were_killed(way: Way, se
             assert way.is_taken_by(conn)
 
 
+@pytest.mark.exhaustive
 async def test_no_request_of_a_sequence_fails_after_the_kill(way: Way) -> None:
     """None of 1000 sequential requests fails; the backends are killed before the first."""
     async with AsyncConnectionPool(way.dsn, min_size=4) as pool:
@@ -272,6 +274,7 @@ async def test_a_pools_idle_connections_get_the_notifications_of_configure(
         assert pool.stats().requests == 0
 
 
+@pytest.mark.exhaustive
 async def test_an_announced_end_of_the_session_counts_before_the_hang_up(
     dsn: str, backends: Backends
 ) -> None:
@@ -302,6 +305,7 @@ async def in_a_pipeline(conn: psycopg.AsyncConnection[Any]) -> None:
 
 
 @pytest.mark.parametrize("work", few([in_a_block, in_a_pipeline]))
+@pytest.mark.exhaustive
 async def test_a_block_that_begins_after_the_announced_end_raises_it(
     dsn: str, backends: Backends, work: Callable[[Any], Awaitable[None]]
 ) -> None:

@@ -85,6 +85,7 @@ async def test_wait_does_not_wait_for_a_database_that_is_not_there(dsn: str) -> 
     assert pool.closed
 
 
+@pytest.mark.exhaustive
 async def test_a_dropped_database_is_reported_and_found_again(
     dsn: str, backends: Backends, monkeypatch: pytest.MonkeyPatch
 ) -> None:

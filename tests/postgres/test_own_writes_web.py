@@ -145,6 +145,7 @@ PASSED = Middleware(BaseHTTPMiddleware, dispatch=lambda request, following: foll
 
 @pytest.mark.parametrize("more", [(), (PASSED,)], ids=["", "in another task"])
 @pytest.mark.parametrize("path", ["/write", "/one-shot", "/write?redirect="])
+@pytest.mark.exhaustive
 async def test_a_user_reads_what_the_user_has_written(
     pair: Pair, notes: str, path: str, more: tuple[Middleware, ...]
 ) -> None:
@@ -166,6 +167,7 @@ async def test_a_user_reads_what_the_user_has_written(
         assert (await client.get("/read")).json() == 0
 
 
+@pytest.mark.exhaustive
 async def test_a_client_without_cookies_has_a_header(pair: Pair, notes: str) -> None:
     """Of requests and responses; of several tokens the latest counts."""
     app = starlette(notes, cookie=None, header="X-Token")

@@ -150,6 +150,7 @@ async def test_ping_is_bounded_while_a_name_is_looked_up(dsn: str) -> None:
     assert err.decode() == "error: db.example:5432: no answer within 0.5 s\n"
 
 
+@pytest.mark.exhaustive
 async def test_ping_is_one_short_line_where_the_server_refuses(
     dsn: str, conn: psycopg.AsyncConnection[object]
 ) -> None:

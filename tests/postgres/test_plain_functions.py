@@ -164,6 +164,7 @@ WHERE pg_current_xact_id_if_assigned() IS NOT NULL"""
 
 
 @pytest.mark.parametrize("path", ["public", "pg_temp, public"])
+@pytest.mark.exhaustive
 def test_a_call_takes_no_lock_and_no_transaction_id(
     conn: psycopg.Connection[Any], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

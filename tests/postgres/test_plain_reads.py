@@ -108,6 +108,7 @@ JOIN = st.sampled_from([",", " ", "\n", "--;'\n", ",/*;*/", "||", "\r", ";", ";;
 
 @given(values=st.lists(st.tuples(GAP, VALUE, JOIN), min_size=1, max_size=4))
 @FUZZ
+@pytest.mark.exhaustive
 def test_values_in_all_quotes_end_where_the_server_ends_them(
     conn: psycopg.Connection[Any], mode: bool, values: list[tuple[str, str, str]]
 ) -> None:

@@ -273,6 +273,7 @@ async def test_a_finished_pipeline_keeps_its_connection(dsn: str) -> None:
         assert (await at_rest(pool)).connects == 1
 
 
+@pytest.mark.exhaustive
 async def test_a_prepared_two_phase_transaction_is_not_the_next_borrowers() -> None:
     """psycopg is between the two phases, though the server's transaction has ended."""
     async with contextlib.AsyncExitStack() as stack:

@@ -53,6 +53,7 @@ async def is_refused(pool: AsyncConnectionPool, request: Any) -> bool:
 
 
 @each_framework
+@pytest.mark.exhaustive
 async def test_a_deadline_in_a_header_makes_the_pool_refuse_at_once(
     dsn: str, framework: str
 ) -> None:
@@ -140,6 +141,7 @@ async def test_a_function_of_the_request_chooses_its_time(dsn: str, framework: s
     ],
     ids=["flow", "priority"],
 )
+@pytest.mark.exhaustive
 async def test_a_small_tenant_is_served_while_a_large_one_waits(
     dsn: str, framework: str, limits: dict[str, Any], headers: list[dict[str, str]]
 ) -> None:

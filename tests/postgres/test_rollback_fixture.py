@@ -309,6 +309,7 @@ async def test_patience_does_not_limit_a_running_statement(pool: AsyncConnection
     ] * 6 + [1]
 
 
+@pytest.mark.exhaustive
 async def test_nested_transactions_see_each_other_and_end_together(
     nested: AsyncConnectionPool[Any], table: str
 ) -> None:
@@ -643,6 +644,7 @@ async def test_each_begins_with_nothing(asyncpool_rollback_pool, n):
 
 
 @pytest.mark.parametrize("plugin", few(["asyncio", "anyio"]))
+@pytest.mark.exhaustive
 def test_the_fixture_rolls_back_each_tests_work(
     pytester: pytest.Pytester, asyncpool_dsn: str, monkeypatch: pytest.MonkeyPatch, plugin: str
 ) -> None:

@@ -519,6 +519,7 @@ ODDITIES: list[tuple[str, Any]] = [
 ]
 
 
+@pytest.mark.exhaustive
 async def test_the_same_as_on_a_connection_of_ones_own(dsn: str) -> None:
     """Rows, types and exceptions are equal in thousands of concurrent statements."""
     chance = random.Random(4)
@@ -708,6 +709,7 @@ async def test_where_tasks_start_eagerly_it_is_the_same(dsn: str, backends: Back
     loop.set_task_factory(None)
 
 
+@pytest.mark.exhaustive
 async def test_no_write_is_lost_or_done_twice_in_chaos(dsn: str, backends: Backends) -> None:
     """Errors, cancellations, kills and slow statements at random, compared with a table."""
     chance = random.Random(7)

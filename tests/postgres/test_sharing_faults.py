@@ -169,6 +169,7 @@ def through(bouncing: str, application: str) -> str:
     return make_conninfo(bouncing, application_name=application)
 
 
+@pytest.mark.exhaustive
 async def test_writes_through_a_pooler_whose_callers_leave(
     dsn: str, asyncpool_dsn: str, application: str, backends: Backends, ledger: Ledger
 ) -> None:

@@ -334,6 +334,7 @@ CALLS: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("pipeline", few([True, False]))
+@pytest.mark.exhaustive
 async def test_a_preparation_that_was_cancelled_leaves_a_usable_statement(
     dsn: str, table: str, call: str, way: str, pipeline: bool
 ) -> None:

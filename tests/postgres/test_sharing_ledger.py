@@ -228,6 +228,7 @@ async def test_a_write_whose_prepared_statement_was_dropped_is_run_once_or_fails
 
 
 @pytest.mark.parametrize("seed", few(range(3)))
+@pytest.mark.exhaustive
 async def test_random_callers_that_leave_at_random(
     dsn: str, backends: Backends, ledger: Ledger, seed: int
 ) -> None:

@@ -22,6 +22,7 @@ LOOPS = BOTH_LOOPS
 
 @pytest.mark.parametrize("pipeline", [True, False], ids=["shared", "borrowed"])
 @pytest.mark.parametrize("seed", few(range(16)))
+@pytest.mark.exhaustive
 async def test_a_random_program_ends_as_its_model_says(
     dsn: str, backends: Backends, seed: int, pipeline: bool
 ) -> None:

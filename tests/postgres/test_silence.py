@@ -194,6 +194,7 @@ async def test_a_short_silence_costs_nothing(network: Network) -> None:
         assert pool.stats().connects == 1
 
 
+@pytest.mark.exhaustive
 def test_a_query_under_way_ends_with_an_error(
     run: Run, network: Network, backends: Backends
 ) -> None:
@@ -283,6 +284,7 @@ async def test_health_answers_in_time(network: Network) -> None:
         await all_usable(pool)
 
 
+@pytest.mark.exhaustive
 async def test_a_ping_ends_at_its_limit(network: Network) -> None:
     """The connection is given up without its farewell, and another takes its place."""
     async with AsyncConnectionPool(network.dsn, min_size=1, ping_timeout=0.3) as pool:
@@ -296,6 +298,7 @@ async def test_a_ping_ends_at_its_limit(network: Network) -> None:
 
 @needs_internals
 @pytest.mark.parametrize("pipeline", few([False, True]))
+@pytest.mark.exhaustive
 def test_a_cancelled_query_raises_at_once(
     run: Run, network: Network, backends: Backends, pipeline: bool
 ) -> None:

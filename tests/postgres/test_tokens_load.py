@@ -92,6 +92,7 @@ async def played(cluster: Cluster[Any], rounds: int, way: Any) -> Counter[str]:
 
 @pytest.mark.parametrize("delay", few(["10ms", "0", "200ms"]))
 @pytest.mark.parametrize("way", [by_token, by_context, by_async_commit])
+@pytest.mark.exhaustive
 async def test_no_read_with_a_token_is_stale(pair: Pair, way: Any, delay: str) -> None:
     """However far the standby lags, and whoever serves the read in the end."""
     async with lagging(pair, delay) as cluster:
@@ -102,6 +103,7 @@ async def test_no_read_with_a_token_is_stale(pair: Pair, way: Any, delay: str) -
         assert seen["standby"] > 320, "the standby has served next to nothing"
 
 
+@pytest.mark.exhaustive
 async def test_reads_without_a_token_are_stale(pair: Pair) -> None:
     """Otherwise the test above could not fail."""
     async with lagging(pair, "10ms") as cluster:

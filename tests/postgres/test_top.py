@@ -86,6 +86,7 @@ async def test_top_shows_the_holder_of_each_lease(dsn: str) -> None:
 
 
 @pytest.mark.parametrize("share", few([1.0, 1e-9]), ids=["often", "rarely"])
+@pytest.mark.exhaustive
 async def test_top_follows_the_feed_until_it_is_interrupted(
     dsn: str, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,6 +147,7 @@ async def test_who_cannot_have_the_turn_in_time_is_refused(dsn: str) -> None:
         assert pool.stats().refused_deadline == 1
 
 
+@pytest.mark.exhaustive
 async def test_a_turn_learns_from_callers_that_give_up(dsn: str) -> None:
     """Most of them are cancelled in their turn, just after it has come."""
     async with AsyncConnectionPool(dsn, min_size=1) as pool:

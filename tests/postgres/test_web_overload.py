@@ -46,6 +46,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @each_framework
+@pytest.mark.exhaustive
 async def test_an_overloaded_pool_says_when_to_retry(dsn: str, framework: str) -> None:
     """The header follows the error that the request got; a wait that timed out has the default."""
     pool = AsyncConnectionPool(dsn, min_size=1, max_size=1, timeout=1.5)

@@ -545,6 +545,7 @@ class TestPlugin:
         result.stdout.no_fnmatch_line("*asyncpool server*")
         assert "imported: []" in result.outlines
 
+    @pytest.mark.exhaustive
     def test_a_run_that_uses_a_fixture_names_its_server(
         self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
     ) -> None:
