@@ -164,28 +164,12 @@ class LocalServer:
             _replication.follow(self.dsn, primary.dsn)
         else:
             self.kill(halt)
-            source, password = primary._to_copy(), {"PGPASSWORD": self._password}
-            if not self._rewind(source[1], password, halt):
-                self._folder.empty_data()
-                self._run(halt, BACKUP[0], *self._into(), *BACKUP[1:], *source, **password)
+            self._folder.empty_data()
+            password = {"PGPASSWORD": self._password}
+            self._run(halt, BACKUP[0], *self._into(), *BACKUP[1:], *primary._to_copy(), **password)
             self.start(halt)
         port = primary._port
         self._wait(halt, timeout, "stream", lambda: _replication.streams_from(self.dsn, port))
-
-    def _rewind(self, source: str, password: dict[str, str], halt: Event) -> bool:
-        """Copy from a primary only what differs, and become its standby.
-
-        Returns:
-            Whether that was possible: it needs pg_rewind of PostgreSQL 14 or later, and checksums
-            or `wal_log_hints`.
-        """
-        data, settings = str(self._folder.data), str(self._folder.configuration)
-        rewind = "pg_rewind", "-R", "--source-server", source, "--target-pgdata", data
-        try:
-            self._run(halt, *rewind, "--config-file", settings, **password)
-        except (ServerError, OSError):
-            return False
-        return True
 
     def pause_replay(self, timeout: float, halt: Event) -> None:
         self._require_not_paused("pause its replay")

@@ -122,9 +122,9 @@ class Server:
         """Become a standby of another server of the same cluster; return when it streams.
 
         A running standby changes its primary and keeps its connections. Any other server, such as
-        a primary after a failover, is ended, rewound by pg_rewind or copied anew from `primary`,
-        and started on its own port. So is a stopped standby, which helps where one has replayed
-        what its new primary has not.
+        a primary after a failover, is ended, copied anew from `primary`, and started on its own
+        port. So is a stopped standby, which helps where one has replayed what its new primary has
+        not.
 
         Args:
             primary: the server on which `promote` was called, or the first one.

@@ -13,8 +13,6 @@ from asyncpool.testing import Server, postgres
 
 LEDGER = "CREATE TABLE ledger (id bigint NOT NULL); CREATE INDEX ON ledger (id)"
 """It has no key, so that a number can be in it twice."""
-HINTS = {"wal_log_hints": "on", "wal_keep_size": "64MB"}
-"""What pg_rewind needs, by which an old primary comes back as a standby."""
 FIRST, SECOND = "standby_1", "standby_2"
 """The names by which the primary knows its standbys, for `synchronous_standby_names`."""
 
@@ -59,7 +57,7 @@ async def trio(*, synchronous: bool = False) -> AsyncIterator[Trio]:
             this standby loses nothing.
     """
     async with AsyncExitStack() as stack:
-        primary = await stack.enter_async_context(postgres(max_connections=100, settings=HINTS))
+        primary = await stack.enter_async_context(postgres(max_connections=100))
         first, second = [
             await stack.enter_async_context(primary.standby(settings={"cluster_name": name}))
             for name in (FIRST, SECOND)

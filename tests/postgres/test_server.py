@@ -11,7 +11,7 @@ import sys
 import tempfile
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import psycopg
@@ -289,7 +289,6 @@ async def reaches(replica: Server, query: str) -> None:
             pass
 
 
-@pytest.mark.exhaustive
 async def test_the_standbys_of_a_server_follow_the_one_that_is_promoted(server: Server) -> None:
     """A standby keeps its connections; the old primary is copied anew and keeps its port."""
     async with server.standby() as first, server.standby() as second:
@@ -312,34 +311,6 @@ async def test_the_standbys_of_a_server_follow_the_one_that_is_promoted(server: 
 
 
 @pytest.mark.exhaustive
-async def test_an_old_primary_is_rewound_where_that_is_possible(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """What only it has written is gone."""
-    local = pytest.importorskip("asyncpool.testing._local")
-    rewind = local.LocalServer._rewind
-    rewound: list[bool] = []
-
-    def noted(server: Any, *arguments: Any) -> bool:
-        rewound.append(rewind(server, *arguments))
-        return rewound[-1]
-
-    monkeypatch.setattr(local.LocalServer, "_rewind", noted)
-    settings = {"wal_log_hints": "on", "wal_keep_size": "64MB"}
-    async with postgres(settings=settings) as server:
-        if server.source not in ("binaries", "wheel"):
-            pytest.skip(f"{server.source}: no standby")
-        async with server.standby() as first:
-            await first.promote()
-            await execute(first.dsn, "CREATE TABLE after AS SELECT 1 AS n")
-            await execute(server.dsn, "CREATE TABLE lost AS SELECT 1 AS n")
-            await server.follow(first)
-            await reaches(server, "SELECT to_regclass('after') IS NOT NULL")
-            assert await value(server.dsn, "SELECT to_regclass('lost') IS NULL") is True
-    assert rewound == [True]
-
-
-@pytest.mark.exhaustive
 async def test_a_standby_that_is_ahead_of_its_new_primary_is_copied_once_stopped(
     server: Server,
 ) -> None:
@@ -358,7 +329,6 @@ async def test_a_standby_that_is_ahead_of_its_new_primary_is_copied_once_stopped
         assert await value(second.dsn, "SELECT to_regclass('lost') IS NULL") is True
 
 
-@pytest.mark.exhaustive
 async def test_a_standby_shows_no_changes_while_its_replay_is_paused(server: Server) -> None:
     """It receives them, and shows them after `resume_replay`."""
     async with server.standby() as replica:
@@ -371,7 +341,6 @@ async def test_a_standby_shows_no_changes_while_its_replay_is_paused(server: Ser
         await reaches(replica, "SELECT to_regclass('later') IS NOT NULL")
 
 
-@pytest.mark.exhaustive
 async def test_a_standby_may_have_settings_of_its_own(server: Server) -> None:
     """They override those of the primary, which keeps its own."""
     with pytest.raises(ValueError, match="'port' is not allowed"):
@@ -555,7 +524,6 @@ async def test_a_server_given_by_a_dsn_is_used_and_left_alone(
     assert secret not in f"{malformed.value} {malformed.value.__cause__!r}"
 
 
-@pytest.mark.exhaustive
 def test_the_fixtures_give_a_server_to_tests_without_an_event_loop(
     pytester: pytest.Pytester, own: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
