@@ -178,13 +178,14 @@ def send_back_to_the_end(patch: pytest.MonkeyPatch) -> None:
     """A waiter is overtaken: a request served an unusable connection rejoins at the end."""
     queue = Core.queue
 
-    def queue_last(self: Core[Any], waiter: Waiter[Any], *request: Any) -> None:
+    def queue_last(self: Core[Any], waiter: Waiter[Any], *request: Any) -> bool:
         waiters = self.ledger.queue
         before = list(waiters)
-        queue(self, waiter, *request)
+        joined = queue(self, waiter, *request)
         if request[-1] and before:
             waiters.plain.places.remove(waiter)
             waiters.plain.places.append(waiter)
+        return joined
 
     patch.setattr(Core, "queue", queue_last)
 
