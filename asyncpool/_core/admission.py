@@ -59,20 +59,21 @@ FULL = Refusal("full")
 
 @dataclass(eq=False, repr=False, slots=True)
 class Decided:
-    """What was decided for requests with one time limit, for the next ones that have it.
+    """The last decisions on requests with one time limit, which hold for the next ones with it.
 
-    These have neither a priority nor a flow, and no further deadline. A queue forgets it with each
-    mark of its rate, when it is empty, when a connection is opened, and when a setting or the
-    patience of callers changes.
+    They hold for requests with neither a priority nor a flow, and no further deadline. A queue
+    forgets them with each mark of its rate, when it is empty, when a connection is opened, and when
+    a setting or the patience of callers changes.
     """
 
     room: int = 0
     """The length of the queue below which such a request may join."""
     refused_from: float = math.inf
-    """The length from which it is refused..."""
+    """The length of the queue from which such a request is refused."""
     until: float = -math.inf
-    """... before this instant: in a stall the rate is to be measured again."""
+    """The instant until which it is; later the rate is measured again, as it falls in a stall."""
     refusal: Refusal = FULL
+    """Why it is refused."""
 
 
 def judge(

@@ -90,7 +90,7 @@ class WaitQueue(Generic[T]):
         self.judges = True
         """Whether waiters may be refused because they could not be served in time."""
         self.decided: dict[float, Decided] = {}
-        """What was decided by the time limits of requests."""
+        """The last decisions about new requests, by the time limit of the requests in seconds."""
         self.sees_scopes = False
         """Whether a request was found to have a deadline of anyio's: then each one is judged."""
         # Both keep waiters that have left, until these reach the front, `_compact` runs, or no

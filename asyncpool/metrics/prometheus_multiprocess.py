@@ -63,9 +63,9 @@ class MultiprocessMetrics:
         self._metrics = _metrics(prefix)
         self._histograms = histograms
         self._written: dict[str, _Written] = {}
-        """What was written of each open pool, by its name."""
+        """The state of the export of each open pool, by the pool's name."""
         self._hosts: dict[tuple[str, str], _Written] = {}
-        """What was written of each host, by the names of its cluster and its own."""
+        """The state of the export of each host, by the names of the cluster and of the host."""
         self._fleets: set[str] = set()
         """The names of the fleets that were written."""
         self._timer: asyncio.TimerHandle | None = None
@@ -129,11 +129,13 @@ class MultiprocessMetrics:
 
 
 class _Written:
-    """What was written of one pool, and so of its host."""
+    """The state of the export of one pool or one host: what the files have of it so far."""
 
     def __init__(self) -> None:
         self._stats: PoolStats | None = None
+        """The last snapshot."""
         self._counted: dict[str, float] = {}
+        """The highest value of each counter that was added to the files."""
 
     def follow(self, stats: PoolStats) -> PoolStats | None:
         """Take the next snapshot, and return the last one; None: it counts from 0."""
