@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks._markdown import Lines, markdown, replaced
 from benchmarks._pools import OURS, PGBENCH
 
 README, PAGE, PICTURE = "README.md", "docs/performance.md", "docs/benchmarks.png"
@@ -29,7 +30,6 @@ SHORT = (
 """The rows of README's table."""
 
 Report = dict[str, Any]
-Lines = list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def write(report: Report, root: Path) -> None:
         root / README: [markdown(short), briefly(report)],
         root / PAGE: [markdown(full), "\n".join(pgbench(report)), how(report), markdown(judged)],
     }
-    texts = {page: _replace(page, list(filter(None, parts))) for page, parts in pages.items()}
+    texts = {page: replaced(page, BEGIN, END, parts) for page, parts in pages.items()}
     from benchmarks._picture import draw  # noqa: PLC0415 - matplotlib is slow to import
 
     for page, text in texts.items():
@@ -154,13 +154,6 @@ def how(report: Report) -> str:
     )
 
 
-def markdown(lines: Lines) -> str:
-    """Return a table in Markdown, whose first line is its head."""
-    head, *rest = lines
-    rule = ["---", *["--:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *rest))
-
-
 def _loops(report: Report) -> list[str]:
     return list(dict.fromkeys(record["loop"] for record in report["results"]))
 
@@ -195,11 +188,3 @@ def _value(record: dict[str, Any], unit: str) -> str:
 
 def _digits(ratio: float) -> str:
     return f"{ratio:.2f}" if ratio < 1.1 else f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
-
-
-def _replace(page: Path, parts: list[str]) -> str:
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{page} has no {BEGIN} and {END}")
-    return before + "\n\n".join([BEGIN, *parts, END]) + after

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cluster._tables import Record, all_figures, markdown, notes
+from benchmarks._markdown import markdown, replaced
+from benchmarks.cluster._tables import Record, all_figures, notes
 
 PAGE = "docs/cluster-figures.md"
 BEGIN, END = "<!-- cluster: begin -->", "<!-- cluster: end -->"
@@ -17,13 +18,9 @@ def write(report: Record, page: Path) -> None:
     Raises:
         ValueError: the page has no marks.
     """
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{page} has no {BEGIN} and {END}")
     errors = "\n".join(f"- {note}" for note in notes(report))
-    parts = [BEGIN, markdown(all_figures(report)), errors, how(report), END]
-    page.write_text(before + "\n\n".join(filter(None, parts)) + after)
+    parts = [markdown(all_figures(report), texts=2), errors, how(report)]
+    page.write_text(replaced(page, BEGIN, END, parts))
 
 
 def how(report: Record) -> str:

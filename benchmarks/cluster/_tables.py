@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks._markdown import Lines
+
 Record = dict[str, Any]
-Lines = list[list[str]]
 
 HEADS = (
     *("reads", "failed", "p50", "p99", "stale", "share", "fair again"),
@@ -67,13 +68,6 @@ def notes(report: Record) -> Iterator[str]:
             if failed := cell[f"failed_{kind}"]:
                 errors = ", ".join(f"{count} {name}" for name, count in failed.items())
                 yield f"{report['rows'][cell['row']]}, {cell['pool']}, {kind}: {errors}"
-
-
-def markdown(lines: Lines) -> str:
-    """Return a table in Markdown, whose first line is its head."""
-    head, *rest = lines
-    rule = ["---", "---", *["--:"] * (len(head) - 2)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *rest))
 
 
 def line(cell: Record) -> str:

@@ -13,13 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from asyncpool.testing import ServerError, ServerUnavailable
+from benchmarks._markdown import Lines
 from benchmarks._plan import ROOT
 from benchmarks.fleet._figures import Cell
 from benchmarks.fleet._page import write
 from benchmarks.fleet._peers import PEERS
 from benchmarks.fleet._rows import ROWS
 from benchmarks.fleet._run import Settings, run
-from benchmarks.fleet._tables import Lines, costs, how, line, merge, notes, table
+from benchmarks.fleet._tables import costs, how, line, merge, notes, table
 
 QUICK = ("late-busy", "late-idle")
 

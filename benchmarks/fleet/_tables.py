@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from benchmarks._markdown import Lines
+
 Record = dict[str, Any]
-Lines = list[list[str]]
 
 HEADS = (
     *("first answer", "Jain", "answers", "most places", "bystander refused"),
@@ -132,20 +133,6 @@ def how(report: Record) -> str:
         f" {settings['use'] * 1e3:g} ms on the server;"
         f" `Fleet(reserve={settings['reserve']})`.{scale} Measured on: {facts}."
     )
-
-
-def markdown(lines: Lines, texts: int = 1) -> str:
-    """Return a table in Markdown, whose first line is its head; no text, if that is all.
-
-    Args:
-        lines: the lines.
-        texts: the number of the first columns that are texts; the others are on the right.
-    """
-    if len(lines) < 2:
-        return ""
-    head, *rest = lines
-    rule = [*["---"] * texts, *["--:"] * (len(head) - texts)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *rest))
 
 
 def line(cell: Record) -> str:

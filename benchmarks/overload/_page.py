@@ -6,7 +6,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.overload._tables import all_figures, markdown, notes, others, streams, summary
+from benchmarks._markdown import markdown, replaced
+from benchmarks.overload._tables import all_figures, notes, others, streams, summary
 
 PAGE, FIGURES, PICTURE = "overload.md", "overload-figures.md", "overload.png"
 BEGIN, END = "<!-- overload: begin -->", "<!-- overload: end -->"
@@ -22,7 +23,7 @@ def write(report: dict[str, Any], folder: Path) -> None:
     long = [markdown(all_figures(report)), "\n".join(f"- {note}" for note in notes(report))]
     pages = {folder / PAGE: short, folder / FIGURES: long}
     texts = {
-        page: _replace(page, [*filter(None, parts), how(report)]) for page, parts in pages.items()
+        page: replaced(page, BEGIN, END, [*parts, how(report)]) for page, parts in pages.items()
     }
     from benchmarks.overload._picture import draw  # noqa: PLC0415 - matplotlib is slow to import
 
@@ -41,11 +42,3 @@ def how(report: dict[str, Any]) -> str:
         f"{settings['seconds']:g} s a cell, {settings['size']} connections, uses of"
         f" {settings['use'] * 1e3:g} ms{rate}. Measured on: {facts}."
     )
-
-
-def _replace(page: Path, parts: list[str]) -> str:
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{page} has no {BEGIN} and {END}")
-    return before + "\n\n".join([BEGIN, *parts, END]) + after

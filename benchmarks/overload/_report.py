@@ -7,9 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._markdown import Lines
 from benchmarks.overload._page import how
 from benchmarks.overload._tables import (
-    Lines,
     Record,
     all_figures,
     milliseconds,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks._markdown import Lines
 from benchmarks.overload._rows import COST
 
 Record = dict[str, Any]
-Lines = list[list[str]]
 
 HEADS = (
     *("offered", "goodput", "p50", "p99", "refused", "told after"),
@@ -108,15 +108,6 @@ def notes(report: Record) -> Iterator[str]:
         if cell["errors"]:
             errors = ", ".join(f"{count} {name}" for name, count in cell["errors"].items())
             yield f"{where}: {errors}"
-
-
-def markdown(lines: Lines) -> str:
-    """Return a table in Markdown, whose first line is its head; no text, if that is all."""
-    if len(lines) < 2:
-        return ""
-    head, *rest = lines
-    rule = ["---", *["--:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *rest))
 
 
 def _found(report: Record) -> dict[tuple[str, str], Record]:
