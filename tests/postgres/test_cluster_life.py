@@ -154,6 +154,29 @@ async def test_a_new_event_loop_begins_anew(trio: Servers) -> None:
     assert await run_script(THREE_RUNS, trio.dsn()) == "(1, 2) (1, 2) (1, 2)\n"
 
 
+READS = """
+import asyncio, sys, logging
+from asyncpool import Cluster
+logging.disable()
+cluster = Cluster(sys.argv[1], min_size=1)
+async def read(times, pause, close=False):
+    for _ in range(times):
+        await cluster.read.fetchval("SELECT 1")
+    await asyncio.sleep(pause)  # for looks, which are no reads
+    found = sum(host.reads for host in cluster.hosts())
+    if close:
+        await cluster.close()
+    return found
+print(asyncio.run(read(1, 3.0)), asyncio.run(read(2, 0, close=True)))
+"""
+
+
+@pytest.mark.exhaustive
+async def test_the_reads_of_a_new_event_loop_are_counted_anew(trio: Servers) -> None:
+    """The looks of the last one are not taken from them."""
+    assert await run_script(READS, trio.dsn()) == "1 2\n"
+
+
 FORK = """
 import asyncio, os, sys
 from asyncpool import Cluster, PoolForked
