@@ -24,10 +24,12 @@ from asyncpool._blocks.buffer import Buffer
 from asyncpool._core.redact import describe
 from asyncpool._core.stacks import Trace
 from asyncpool._psycopg.driver import ACT
-from asyncpool._psycopg.listening import Subscription
+from asyncpool._psycopg.listening import Subscription, is_session_over
 from asyncpool._psycopg.pooler import is_behind_pooler, is_marked
 from asyncpool.errors import PoolClosed, PoolError, PoolTimeout
 
+LOST_PAUSE = 0.1
+"""Seconds until the next connection after one that was lost before it listened."""
 RETRY_PAUSE = 1.0
 """Seconds between two requests for a connection of which the first failed at once."""
 MOVE_TIMEOUT = 1.0
@@ -118,33 +120,43 @@ class Listener(Generic[ACT]):
     async def _subscribe(
         self, timeout: float | None = None, *, keep: bool = True
     ) -> Subscription[ACT]:
-        """Borrow a connection and listen on it.
+        """Borrow a connection and listen on it; take another one if it turns out to be lost.
 
         Args:
-            timeout: seconds to wait for it.
+            timeout: seconds in which to find a connection that works.
             keep: whether the pool keeps a connection on which the server refuses LISTEN.
 
         Raises:
             PoolTimeout: also if the server does not answer.
         """
         core = self._pool._core
-        conn = await self._pool._borrow(timeout)
-        lease = core.ledger.make_standing(core.ledger.leased[conn])
-        if self._pool._traces:
-            lease.trace = self.trace
-        subscription = Subscription(conn, self._channels)
         limit = core.settings.clean_timeout
-        try:
-            with anyio.fail_after(limit):
-                await subscription.start()
-        except TimeoutError:
-            self._give_back(subscription, discard=True)
-            msg = f"the server has not answered LISTEN within {limit:g} s"
-            raise PoolTimeout(msg, timeout=limit) from None
-        except BaseException as error:
-            self._give_back(subscription, discard=not keep and isinstance(error, psycopg.Error))
-            raise
-        return subscription
+        left = core.settings.timeout if timeout is None else timeout
+        deadline = core.runtime.time() + left
+        while True:
+            conn = await self._pool._borrow(left)
+            lease = core.ledger.make_standing(core.ledger.leased[conn])
+            if self._pool._traces:
+                lease.trace = self.trace
+            subscription = Subscription(conn, self._channels)
+            try:
+                with anyio.fail_after(limit):
+                    await subscription.start()
+                return subscription
+            except TimeoutError:
+                self._give_back(subscription, discard=True)
+                msg = f"the server has not answered LISTEN within {limit:g} s"
+                raise PoolTimeout(msg, timeout=limit) from None
+            except psycopg.Error as error:
+                is_lost = is_session_over(conn, error)
+                self._give_back(subscription, discard=is_lost or not keep)
+                left = deadline - core.runtime.time() - LOST_PAUSE
+                if not is_lost or left <= 0:
+                    raise
+            except BaseException:
+                self._give_back(subscription)
+                raise
+            await asyncio.sleep(LOST_PAUSE)
 
     async def _refuse_shared_session(self, subscription: Subscription[ACT]) -> None:
         """Raise if a pooler gives the session that listens to other clients; else do nothing.

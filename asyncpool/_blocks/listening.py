@@ -33,17 +33,18 @@ class Listening(SupportsListening[ACT]):
 
         `async with pool.listen("orders") as notifications`, then `async for` in the block: each
         item is a `psycopg.Notify` with `channel`, `payload` and `pid`. The connection listens
-        before the block begins. If it is lost, the pool listens again on another one, as soon as it
-        can; notifications sent meanwhile are missed. When the pool is closed, the iteration ends
-        without an error. The connection counts in the pool's size, and its lease is not reported as
-        a leak. Sessions and overridden methods are not used. Behind PgBouncer it needs session
-        pooling; transaction mode is detected where the pool has a second connection.
+        before the block begins. If it is lost then, the pool listens again on another one, as soon
+        as it can; notifications sent meanwhile are missed. When the pool is closed, the iteration
+        ends without an error. The connection counts in the pool's size, and its lease is not
+        reported as a leak. Sessions and overridden methods are not used. Behind PgBouncer it needs
+        session pooling; transaction mode is detected where the pool has a second connection.
 
         Args:
             channels: the names, exactly as written: they are not folded to lower case.
             gaps: whether the iteration also yields a `Gap` wherever notifications may be missing;
                 if not, the log has a warning.
-            timeout: seconds to wait for the first connection; None: the pool's `timeout`.
+            timeout: seconds to wait for the first connection, and for another one if it is lost
+                before it listens; None: the pool's `timeout`.
 
         Raises:
             TypeError: there is no channel, or one is not a str.

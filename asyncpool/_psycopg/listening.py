@@ -86,6 +86,12 @@ class Subscription(Generic[C]):
         await run(self.conn, text.encode(self.conn.info.encoding))
 
 
+def is_session_over(conn: psycopg.AsyncConnection[Any], error: psycopg.Error) -> bool:
+    """Whether an error of a statement is the end of its session."""
+    # psycopg's own connection is not closed before it has read the end of the stream.
+    return conn.closed or error.diag.severity_nonlocalized in ("FATAL", "PANIC")
+
+
 def _quoted(name: str) -> str:
     """Return a name as an identifier that keeps its case."""
     return '"' + name.replace('"', '""') + '"'

@@ -87,6 +87,54 @@ async def test_after_a_restart_of_the_server_the_gap_comes_first(
         assert payload == "after"
 
 
+@KINDS
+async def test_a_connection_that_is_lost_while_the_block_is_entered_is_replaced(
+    dsn: str, backends: Backends, kind: type[Any]
+) -> None:
+    """As when the server restarts at this moment: the time limit is that of the request."""
+    async with (
+        Proxy(dsn) as proxy,
+        AsyncConnectionPool(proxy.dsn, min_size=2, connection_class=kind) as pool,
+    ):
+        notifications = pool.listen("a", gaps=True)
+        await pool.wait()
+        proxy.open_way.clear()
+        entered = asyncio.ensure_future(notifications.__aenter__())
+        await eventually(lambda: pool.stats().leased)
+        backends.terminate(*listening_pids(pool))
+        proxy.open_way.set()
+        await in_time(entered)
+        backends.ask("NOTIFY a, 'first'")
+        assert await next_of(notifications) == "first"
+        await notifications.__aexit__(None, None, None)
+        await at_rest(pool)
+
+
+@KINDS
+async def test_a_time_limit_ends_the_replacements_of_lost_connections(
+    dsn: str, kind: type[Any]
+) -> None:
+    """Its error is that of the server, which ends each session that listens."""
+    async with Proxy(dsn) as proxy, AsyncConnectionPool(proxy.dsn, connection_class=kind) as pool:
+        asked = proxy.said = []
+        cutting = asyncio.ensure_future(cut_at_each(b"LISTEN", asked, proxy))
+        with pytest.raises(psycopg.OperationalError):
+            await in_time(pool.listen("a", timeout=0.3).__aenter__())
+        cutting.cancel()
+        assert sum(b"LISTEN" in each for each in asked) > 1
+        await at_rest(pool)
+
+
+async def cut_at_each(word: bytes, said: list[bytes], proxy: Proxy) -> None:
+    """Break all connections whenever a client has said this."""
+    seen = 0
+    while True:
+        if (now := sum(word in each for each in said)) > seen:
+            seen = now
+            proxy.cut()
+        await asyncio.sleep(0)
+
+
 async def test_who_ignores_gaps_goes_on_and_the_log_has_a_warning(
     dsn: str, backends: Backends, caplog: pytest.LogCaptureFixture
 ) -> None:
