@@ -168,8 +168,10 @@ class LocalServer:
             password = {"PGPASSWORD": self._password}
             self._run(halt, BACKUP[0], *self._into(), *BACKUP[1:], *primary._to_copy(), **password)
             self.start(halt)
-        port = primary._port
-        self._wait(halt, timeout, "stream", lambda: _replication.streams_from(self.dsn, port))
+        port, timeline = primary._port, _replication.timeline(primary.dsn)
+        self._wait(
+            halt, timeout, "stream", lambda: _replication.streams_from(self.dsn, port, timeline)
+        )
 
     def pause_replay(self, timeout: float, halt: Event) -> None:
         self._require_not_paused("pause its replay")

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import psycopg
 
 CONNECT_TIMEOUT = 5
+TIMELINE = """
+SELECT CASE WHEN pg_is_in_recovery() THEN (SELECT received_tli FROM pg_stat_wal_receiver)
+ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END
+"""
 STATE_SINCE = 140000
 """The first version that tells a requested pause from one that is in effect."""
 
@@ -38,11 +42,19 @@ def follow(dsn: str, primary: str) -> None:
         conn.execute("SELECT pg_reload_conf()")
 
 
-def streams_from(dsn: str, port: int) -> bool:
-    """Whether a standby receives the WAL of the server on this port."""
+def timeline(dsn: str) -> int:
+    """The timeline of a server that others follow; a standby's: what it receives, or 0."""
+    return _value(dsn, TIMELINE) or 0
+
+
+def streams_from(dsn: str, port: int, timeline: int) -> bool:
+    """Whether a standby receives the WAL of the server on this port, on this timeline.
+
+    One that cannot follow receives what its new primary has of the old timeline, again and again.
+    """
     with _session(dsn) as conn:
-        query = "SELECT status, sender_port FROM pg_stat_wal_receiver"
-        return conn.execute(query).fetchone() == ("streaming", port)
+        query = "SELECT status, sender_port, received_tli FROM pg_stat_wal_receiver"
+        return conn.execute(query).fetchone() == ("streaming", port, timeline)
 
 
 def pause(dsn: str) -> None:
