@@ -47,6 +47,8 @@ class Pace:
         """The steps that wait, also those that were cancelled; the first is next."""
         self._returned: list[asyncio.Future[None]] = []
         """Steps that were woken in this turn, when the share was already used up."""
+        self.under_way = 0
+        """Works that have begun and not ended; a single one need not share the turns."""
         self._renewing = False
         """Whether `_renew` is scheduled; it is while a share is used up or a step waits for one."""
 
@@ -97,25 +99,32 @@ class Paced(Generic[T]):
     def __await__(self) -> Generator[Any, Any, T]:
         pace, steps = _pace(), self._work.__await__()
         proceed: Callable[[], Any] = partial(next, steps)
-        step = proceed
-        while True:
-            began = perf_counter()
-            try:
-                awaited = step()
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            finally:
-                step = proceed  # an exception that was thrown in is not kept
-                pace.use(perf_counter() - began)
-            try:
-                yield awaited
-                yield from pace.turn()
-            except GeneratorExit:
-                steps.close()
-                raise
-            except BaseException as error:  # noqa: BLE001 - thrown into the work
-                step = partial(steps.throw, error)
+        step, began = proceed, 0.0
+        pace.under_way += 1
+        try:
+            while True:
+                if shares := pace.under_way > 1:
+                    began = perf_counter()
+                try:
+                    awaited = step()
+                except StopIteration as end:
+                    result: T = end.value
+                    return result
+                finally:
+                    step = proceed  # an exception that was thrown in is not kept
+                    if shares:
+                        pace.use(perf_counter() - began)
+                try:
+                    yield awaited
+                    if pace.under_way > 1:
+                        yield from pace.turn()
+                except GeneratorExit:
+                    steps.close()
+                    raise
+                except BaseException as error:  # noqa: BLE001 - thrown into the work
+                    step = partial(steps.throw, error)
+        finally:
+            pace.under_way -= 1
 
 
 @coroutine

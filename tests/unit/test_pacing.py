@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -54,6 +54,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+@pytest.fixture
+async def other() -> AsyncIterator[None]:
+    """A work under way that does nothing, so that the next one has to share the turns."""
+    end = asyncio.Event()
+    waiting = asyncio.create_task(paced(end.wait()))
+    await pause()
+    yield
+    end.set()
+    await waiting
+
+
 async def paced(work: Coroutine[Any, Any, Any]) -> Any:
     """Run work in its turn, as the driver does."""
     try:
@@ -79,6 +90,7 @@ async def pause() -> None:
     await asyncio.sleep(0)
 
 
+@pytest.mark.usefixtures("other")
 @pytest.mark.parametrize(("seconds", "most"), [(1.5 * SHARE, 1), (0.6 * SHARE, 2)])
 async def test_a_turn_has_time_for_few_long_steps(clock: Clock, seconds: float, most: int) -> None:
     """A step starts only while the share of the turn is not used up."""
@@ -88,6 +100,7 @@ async def test_a_turn_has_time_for_few_long_steps(clock: Clock, seconds: float, 
     assert turns.most == most
 
 
+@pytest.mark.usefixtures("other")
 async def test_short_steps_start_in_the_order_in_which_they_came(clock: Clock) -> None:
     """Those that were woken and found no time left keep their places."""
     turns = Turns()
@@ -99,10 +112,10 @@ async def test_short_steps_start_in_the_order_in_which_they_came(clock: Clock) -
 
 
 async def test_a_single_work_never_waits(clock: Clock) -> None:
-    """A pool that opens one connection is as fast as psycopg."""
+    """A pool that opens one connection is as fast as psycopg, however long its steps take."""
     turns = Turns()
     before = turns.number
-    await paced(steps(clock, turns, "it", 0.0, pause))
+    await paced(steps(clock, turns, "it", 2 * SHARE, pause))
     assert turns.number == before + 3
 
 
