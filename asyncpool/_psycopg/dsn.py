@@ -39,7 +39,7 @@ def limits_for(*given: Mapping[str, Any]) -> dict[str, Any]:
     """
     merged = _merged(given)
     connect_timeout = os.environ.get("PGCONNECT_TIMEOUT")
-    if "service" in merged or "PGSERVICE" in os.environ:
+    if uses_service(merged):
         service = _read_service(merged.get("service"))
         connect_timeout = service.pop("connect_timeout", connect_timeout)
         merged = service | merged
@@ -53,11 +53,16 @@ def application_name(*given: Mapping[str, Any]) -> str:
     """Return the `application_name` of a connection with these parameters; "" without one."""
     merged = _merged(given)
     name = merged.get("application_name")
-    if name is None and ("service" in merged or "PGSERVICE" in os.environ):
+    if name is None and uses_service(merged):
         name = _read_service(merged.get("service")).get("application_name")
     if name is None:
         name = os.environ.get("PGAPPNAME")
     return str(name or merged.get("fallback_application_name") or "")
+
+
+def uses_service(*given: Mapping[str, Any]) -> bool:
+    """Whether a service file is read for a connection with these parameters."""
+    return any(each.get("service") is not None for each in given) or "PGSERVICE" in os.environ
 
 
 def _merged(given: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from asyncpool._psycopg.conninfo import (
     secrets_of,
     unknown_option_error,
 )
-from asyncpool._psycopg.dsn import limits_for
+from asyncpool._psycopg.dsn import limits_for, uses_service
 from asyncpool._psycopg.marks import SupportsMarks
 from asyncpool.faults import ConninfoError
 
@@ -40,29 +40,61 @@ def check_sources(conninfo: Conninfo, kwargs: Kwargs | None, connection_class: t
 
 
 class Checked:
-    """The last values that passed the checks: equal ones are not checked again."""
+    """The last values that passed the checks, and what follows from them.
+
+    For equal ones nothing is worked out again: a pool may connect for each request.
+    """
 
     def __init__(self) -> None:
         self._conninfo: tuple[Any, ...] = ()
         self._params: dict[str, Any] = {}
         self._options: tuple[Any, ...] = ()
+        self._limits: dict[str, Any] = {}
+        self._secrets: tuple[set[str], set[str]] = set(), set()
+        """Those of the connection string and those of the options."""
 
-    def params_of(self, conninfo: str) -> dict[str, Any]:
-        """Return the parameters of a connection string; raises as `check_conninfo`."""
+    def params_of(self, conninfo: str, secrets: set[str]) -> dict[str, Any]:
+        """Return the parameters of a connection string, and add its passwords to the secrets.
+
+        Raises:
+            TypeError, ConninfoError: as `check_conninfo`.
+        """
         given = (conninfo, os.environ.get("PGHOST"), os.environ.get("PGHOSTADDR"))
         if given != self._conninfo:
-            self._conninfo, self._params = given, check_conninfo(conninfo)
+            params = check_conninfo(conninfo)
+            self._conninfo, self._params = given, params
+            self._secrets = secrets_of(conninfo, params), self._secrets[1]
+        secrets |= self._secrets[0]
         return self._params
 
-    def check(
-        self, params: dict[str, Any], options: dict[str, Any], connection_class: type[Any]
-    ) -> None:
-        """Check the options for these parameters; raises as `check_options`."""
+    def limits_of(
+        self,
+        params: dict[str, Any],
+        options: dict[str, Any],
+        connection_class: type[Any],
+        secrets: set[str],
+    ) -> dict[str, Any]:
+        """Check the options for these parameters, and add their passwords to the secrets.
+
+        Returns:
+            The time limits to add to the options.
+
+        Raises:
+            ConninfoError: as `check_options`.
+        """
         typed = [(name, type(value), value) for name, value in options.items()]
-        given = (params, typed, connection_class)
+        environment = os.environ.get("PGCONNECT_TIMEOUT"), os.environ.get("PGSERVICE")
+        given = (params, typed, connection_class, environment)
         if given != self._options:
+            hidden = secrets_of("", options)
+            secrets |= hidden
             check_options(params, options, connection_class)
+            self._limits, self._secrets = limits_for(params, options), (self._secrets[0], hidden)
             self._options = given
+        elif uses_service(params, options):
+            self._limits = limits_for(params, options)  # the file may have changed
+        secrets |= self._secrets[1]
+        return self._limits
 
 
 async def connect(
@@ -87,17 +119,14 @@ async def connect(
         if not isinstance(conninfo, str):
             msg = f"the callable conninfo must give a str, not {type(conninfo).__name__}"
             raise ConninfoError(msg)
-    params = checked.params_of(conninfo)
-    secrets |= secrets_of(conninfo, params)
+    params = checked.params_of(conninfo, secrets)
     options: Any = await call("kwargs", kwargs) if callable(kwargs) else kwargs
     try:
         options = dict(options or {})
     except (TypeError, ValueError):
         msg = f"the callable kwargs must give a mapping, not {type(options).__name__}"
         raise ConninfoError(msg) from None
-    secrets |= secrets_of("", options)
-    checked.check(params, options, connection_class)
-    options |= limits_for(params, options)
+    options |= checked.limits_of(params, options, connection_class, secrets)
     options |= {} if marks is None else marks.options(params, options)
     work = partial(connection_class.connect, conninfo, **options)
     try:
