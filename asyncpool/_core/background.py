@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, TypeVar
 
@@ -33,8 +33,8 @@ class BackgroundTasks:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._tasks: dict[asyncio.Task[Any], str] = {}
-        """The job of each task."""
+        self._tasks: dict[asyncio.Task[Any], tuple[str, Callable[[], object] | None]] = {}
+        """The job of each task, and what is called when it has ended."""
         self._exempt: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
@@ -44,9 +44,21 @@ class BackgroundTasks:
         return task in self._tasks
 
     def spawn(
-        self, work: Coroutine[Any, Any, T], job: str, context: Context | None = None
+        self,
+        work: Coroutine[Any, Any, T],
+        job: str,
+        context: Context | None = None,
+        *,
+        ended: Callable[[], object] | None = None,
     ) -> asyncio.Task[T]:
-        """Start a background task."""
+        """Start a background task.
+
+        Args:
+            work: what it does; nothing, if it is cancelled before its first step.
+            job: its name, after the pool's.
+            context: its context; None: an empty one.
+            ended: called when it has ended, however that was.
+        """
         try:
             task = asyncio.get_running_loop().create_task(
                 work, name=f"{self._name}: {job}", context=context or Context()
@@ -54,13 +66,13 @@ class BackgroundTasks:
         except BaseException:
             work.close()
             raise
-        self._tasks[task] = job
+        self._tasks[task] = job, ended
         task.add_done_callback(self._ended, context=Context())
         return task
 
     def running(self, job: str) -> set[asyncio.Task[Any]]:
         """Return the tasks that do a job now."""
-        return {task for task, its_job in self._tasks.items() if its_job == job}
+        return {task for task, (its_job, _) in self._tasks.items() if its_job == job}
 
     def exempt(self, task: asyncio.Task[Any] | None) -> None:
         """Never cancel this task: it runs a user's callback that has called `close()`."""
@@ -94,8 +106,10 @@ class BackgroundTasks:
             pause *= 2
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.pop(task, None)
+        _, ended = self._tasks.pop(task, (None, None))
         self._exempt.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             extra = fields(self._name, "task failed")
             logger.error("task %r failed", task.get_name(), exc_info=error, extra=extra)
+        if ended is not None:
+            ended()

@@ -190,6 +190,7 @@ class Core(Leasing[C]):
         self._set_open_on(None)
         self.runtime.phase = Phase.CLOSED
         self.outages.retry.cancel()
+        self.store.late.cancel()
         self.ledger.queue.stop()
         self.lease_monitor.timer.cancel()
         for entry in self.ledger.leased.values():

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import weakref
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Awaitable, Callable, Coroutine
-from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -26,6 +26,7 @@ from asyncpool._core.ledger import Ledger
 from asyncpool._core.outage_controller import OutageController
 from asyncpool._core.readiness import Readiness
 from asyncpool._core.runtime import Phase, Runtime
+from asyncpool._core.timer import Timer
 
 
 @dataclass(eq=False, repr=False)
@@ -52,6 +53,8 @@ class ConnectionStore(Generic[C]):
     def __post_init__(self) -> None:
         self.readiness = Readiness(self.ledger, self.runtime, self.outages, self.refill)
         """The callers that wait until the connections are open."""
+        self.late = Timer(self._mark_late)
+        """Set when a connect begins, for the first that may be late; not for each, to be cheap."""
 
     def put(self, entry: Entry[C], now: float) -> None:
         """Put an entry into service; it must not be leased, and its connection must be clean."""
@@ -98,14 +101,13 @@ class ConnectionStore(Generic[C]):
         self.runtime.counters.connects += 1
         try:
             work = _open(weakref.ref(self), self.driver, entry)
-            task = self.runtime.tasks.spawn(work, "connect")
+            ended = partial(_never_began, weakref.ref(self), entry)
+            self.runtime.tasks.spawn(work, "connect", ended=ended)
         except BaseException:
             self.remove(entry, refill=False)  # the application's task factory raised an error
             raise
-        ended = partial(_never_began, weakref.ref(self), entry)
-        task.add_done_callback(ended, context=Context())
-        if not task.done():
-            self._start_late_timer(task, entry)
+        if self.late.at == math.inf:
+            self.late.set(entry.opened_at + self.ledger.settings.late_after)
         return entry
 
     def ping(self, entry: Entry[C]) -> Coroutine[Any, Any, bool]:
@@ -163,6 +165,7 @@ class ConnectionStore(Generic[C]):
     def stop_opening(self) -> None:
         """Cancel every connect under way; each entry is removed when its task ends."""
         self.outages.retry.cancel()
+        self.late.cancel()
         for task in self.runtime.tasks.running("connect"):
             task.cancel()
 
@@ -217,11 +220,18 @@ class ConnectionStore(Generic[C]):
         if self.healthy_when_opened or entry.state is unleased:
             self.mark_healthy(entry)
 
-    def _start_late_timer(self, connect: asyncio.Task[None], entry: Entry[C]) -> None:
-        """After `late_after` seconds, stop counting on this connect, so that another may start."""
-        mark, after = partial(_mark_late, weakref.ref(self), entry), self.ledger.settings.late_after
-        timer = asyncio.get_running_loop().call_later(after, mark, context=Context())
-        connect.add_done_callback(lambda _: timer.cancel(), context=Context())
+    def _mark_late(self, due: float) -> None:
+        """Stop counting on connects that take `late_after` seconds, so that others may start."""
+        ledger, after, following = self.ledger, self.ledger.settings.late_after, math.inf
+        for entry in ledger.entries:
+            if entry.state is State.OPENING and not entry.late:
+                if entry.opened_at + after <= due:
+                    ledger.mark_late(entry)
+                else:
+                    following = min(following, entry.opened_at + after)
+        if following != math.inf:
+            self.late.set(following)
+        self.refill()
 
     def _ask(self, question: Callable[[C], Awaitable[object]], entry: Entry[C]) -> None:
         self.ledger.withdraw(entry, State.CLEANING)
@@ -299,19 +309,11 @@ async def _open(store: weakref.ref[ConnectionStore[C]], driver: Driver[C], entry
         await driver.close(conn)
 
 
-def _never_began(
-    store: weakref.ref[ConnectionStore[C]], entry: Entry[C], task: asyncio.Task[None]
-) -> None:
+def _never_began(store: weakref.ref[ConnectionStore[C]], entry: Entry[C]) -> None:
     # A task that is cancelled before its first step runs none of its code.
     if entry.state is State.OPENING and (alive := store()) is not None:
         alive.remove(entry, refill=False)
         alive.outages.connect_cancelled(asyncio.CancelledError(), entry)
-
-
-def _mark_late(store: weakref.ref[ConnectionStore[C]], entry: Entry[C]) -> None:
-    if (alive := store()) is not None and entry.state is State.OPENING:
-        alive.ledger.mark_late(entry)
-        alive.refill()
 
 
 def _notify(
