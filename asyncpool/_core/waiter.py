@@ -19,6 +19,7 @@ class Waiter(asyncio.Condition, Generic[T]):
     because it allocates 1,070 bytes.
     """
 
+    _waiters = ()  # type: ignore[assignment]  # for Condition.__repr__
     needs_own_connection = True
     """Whether this waiter needs a connection of its own."""
     line: Line[Waiter[T]]
@@ -31,7 +32,7 @@ class Waiter(asyncio.Condition, Generic[T]):
     """Its flow, in an `Order`."""
 
     __slots__ = (
-        "_waiters",
+        "_future",
         "counted_own",
         "deadline",
         "error",
@@ -47,7 +48,7 @@ class Waiter(asyncio.Condition, Generic[T]):
     )
 
     def __init__(self, ticket: int, joined_at: float, deadline: float) -> None:
-        self._waiters: tuple[asyncio.Future[bool], ...] = ()  # type: ignore[assignment]
+        self._future: asyncio.Future[bool] | None = None
         self.ticket = ticket
         self.joined_at = joined_at
         self.deadline = deadline
@@ -77,15 +78,13 @@ class Waiter(asyncio.Condition, Generic[T]):
 
     def wait(self) -> asyncio.Future[bool]:  # type: ignore[override]
         """Return a future that `notify` completes."""
-        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiters = (future,)
+        self._future = future = asyncio.get_running_loop().create_future()
         return future
 
     def notify(self, n: int = 1) -> None:
         """Wake the task, unless its wait is already cancelled."""
-        for future in self._waiters:
-            if not future.done():
-                future.set_result(False)
+        if self._future is not None and not self._future.done():
+            self._future.set_result(False)
 
     def __lt__(self, other: Waiter[T]) -> bool:
         return self.deadline < other.deadline

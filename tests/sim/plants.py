@@ -297,7 +297,7 @@ def take_what_was_handed_over_first(patch: pytest.MonkeyPatch) -> None:
             waiter.served = heap().popleft()
 
     def put_on_the_heap(self: Waiter[Any], n: int = 1) -> None:
-        if self.served is not None and self._waiters:
+        if self.served is not None and self._future is not None:
             heap().append(self.served)
         notify(self, n)
 
@@ -356,7 +356,7 @@ def clean_up_with_an_await(patch: pytest.MonkeyPatch) -> None:
 
 def share_the_background_tasks(patch: pytest.MonkeyPatch) -> None:
     """Closing one pool ends another: all pools share their background tasks."""
-    shared: dict[str, dict[Any, str]] = {}
+    shared: dict[str, dict[Any, Any]] = {}
     found = BackgroundTasks.__init__
 
     def join(self: BackgroundTasks, name: str) -> None:
