@@ -97,6 +97,9 @@ class SeededLoop(VirtualLoop):
                 self._step(handle, task)
             else:
                 handle._run()
+            # As in asyncio: an error that a pool keeps has this frame, and would keep the task.
+            del handle
+            task = None
         ready.extend(put_off)
 
     def _mix(self) -> list[Handle]:
