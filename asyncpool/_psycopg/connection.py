@@ -25,6 +25,7 @@ from psycopg.pq import ConnStatus
 from psycopg.rows import Row
 
 from asyncpool._psycopg.adapters import Adapters
+from asyncpool._psycopg.connecting import PARSES, connect, parameters, transport_for
 from asyncpool._psycopg.cursor import Cursor, Lock, ServerCursor
 from asyncpool._psycopg.fairness import yield_if_busy
 from asyncpool._psycopg.internals import (
@@ -76,6 +77,8 @@ class Connection(psycopg.AsyncConnection[Row]):
     lock: Lock
     _transport: Transport | None
     _after_commit: Any = None  # the query to send with the next COMMIT, see `committing`
+    if PARSES:
+        _get_connection_params = classmethod(parameters)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -106,18 +109,15 @@ class Connection(psycopg.AsyncConnection[Row]):
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
         """Connect; the arguments are those of `psycopg.AsyncConnection.connect`."""
-        conn = await super().connect(conninfo, **kwargs)
+        conn = await connect(super().connect, conninfo, kwargs)
         if not isinstance(conn, Connection):
             return conn  # a patch of psycopg's `connect` has made psycopg's own
-        if sys.platform != "win32":
-            try:
-                conn._transport = conn.lock.transport = Transport(conn)
-            except NotImplementedError:
-                pass
-            except OSError as error:
-                await super(Connection, conn).close()
-                msg = f"cannot watch the connection's socket: {error}"
-                raise psycopg.OperationalError(msg) from error
+        try:
+            conn._transport = conn.lock.transport = transport_for(conn)
+        except OSError as error:
+            await super(Connection, conn).close()
+            msg = f"cannot watch the connection's socket: {error}"
+            raise psycopg.OperationalError(msg) from error
         return conn
 
     @property

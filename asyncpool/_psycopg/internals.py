@@ -78,6 +78,7 @@ ATTRIBUTES = {
 """Private attributes, by the class or module that must have them."""
 
 OPTIONAL = {
+    "_get_connection_params": "psycopg 3.3: parses the arguments of `connect`, and no more",
     "_loaders_changed": "psycopg 3.3: resets a cursor's loaders",
     "_notifies_backlog": "psycopg 3.2.4: notifications outside of notifies()",
     "_pipeline_nolock": "psycopg 3.3: enters a pipeline where the caller holds the lock",

@@ -1,0 +1,181 @@
+"""`Connection.connect` connects as psycopg's does, with its attempts, limits and errors."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import anyio
+import psycopg
+import pytest
+import wrapt
+from psycopg.conninfo import make_conninfo
+
+from asyncpool import Connection
+from asyncpool._psycopg import connecting
+
+from ._tools import BOTH_LOOPS, Backends, Proxy, eventually, in_time
+
+KINDS: list[type[psycopg.AsyncConnection[Any]]] = [psycopg.AsyncConnection, Connection]
+LOOPS = BOTH_LOOPS
+
+
+async def error_of(kind: type[psycopg.AsyncConnection[Any]], *args: Any, **kwargs: Any) -> Any:
+    """What a connect that fails says."""
+    with pytest.raises(psycopg.Error) as caught:
+        await in_time(kind.connect(*args, **kwargs))
+    return type(caught.value), str(caught.value), type(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"port": 1},
+        {"host": "127.0.0.1,127.0.0.1", "port": "1,2"},
+        {"host": "no.such.host.invalid"},
+        {"host": "/no/such/folder"},
+        {"dbname": "no_such_database"},
+        {"user": "nobody", "password": "wrong"},
+        {"target_session_attrs": "standby"},
+        {"no_such_option": 1},
+        {"port": "x"},
+        {"dbname": ["a"]},
+    ],
+    ids=str,
+)
+async def test_its_errors_are_psycopgs(dsn: str, options: dict[str, Any]) -> None:
+    """For one address and for several."""
+    theirs, ours = [await error_of(kind, dsn, **options) for kind in KINDS]
+    assert theirs == ours
+
+
+async def test_the_next_address_is_tried(dsn: str, backends: Backends) -> None:
+    """Where the first one refuses."""
+    info = psycopg.conninfo.conninfo_to_dict(dsn)
+    several = make_conninfo(dsn, host=f"127.0.0.1,{info['host']}", port=f"1,{info['port']}")
+    async with await Connection.connect(several) as conn:
+        assert conn.info.backend_pid in backends.pids()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_silent_server_costs_the_time_limit(
+    dsn: str, kind: type[psycopg.AsyncConnection[Any]]
+) -> None:
+    """The limit is that of each address."""
+    async with Proxy(dsn) as proxy:
+        proxy.hung = 1
+        began = asyncio.get_running_loop().time()
+        found = await error_of(kind, proxy.dsn, connect_timeout=2)
+        assert found[:2] == (psycopg.errors.ConnectionTimeout, "connection timeout expired")
+        assert asyncio.get_running_loop().time() - began >= 1.9
+
+
+async def test_a_server_that_hangs_up_meanwhile_is_psycopgs_error(dsn: str) -> None:
+    """It has accepted, and says nothing."""
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        theirs, ours = [await error_of(kind, dsn, port=port) for kind in KINDS]
+        assert theirs == ours
+
+
+async def connect_within(seconds: float, dsn: str, *, scoped: bool) -> None:
+    """Connect and close, by an anyio scope or by asyncio's means."""
+    if scoped:
+        with anyio.fail_after(seconds):
+            await (await Connection.connect(dsn)).close()
+    else:
+        async with asyncio.timeout(seconds):
+            await (await Connection.connect(dsn)).close()
+
+
+def is_left(proxy: Proxy, *, collect: bool) -> bool:
+    """Whether the client has closed all connections of a proxy."""
+    if collect:
+        gc.collect()  # anyio's scope is in a cycle with the error, which refers to the socket
+    return not proxy._writers
+
+
+@pytest.mark.parametrize("scoped", [False, True])
+async def test_a_connect_that_is_cancelled_leaves_nothing(dsn: str, scoped: bool) -> None:
+    """Whatever the server has answered by then, its socket is closed at once."""
+    cancelled = 0
+    async with Proxy(dsn) as proxy:
+        for step in range(20):
+            try:
+                await connect_within(step * 0.0005, proxy.dsn, scoped=scoped)
+            except TimeoutError:
+                cancelled += 1
+            await eventually(partial(is_left, proxy, collect=scoped))
+    assert cancelled
+
+
+async def test_what_changes_is_not_taken_from_what_was_kept(dsn: str) -> None:
+    """Equal values of another type are other values."""
+    for options in (
+        {"application_name": "a"},
+        {"application_name": "b"},
+        {"application_name": 1},
+        {"application_name": True},
+        {"application_name": None},
+    ):
+        theirs, ours = [await kind.connect(dsn, **options) for kind in KINDS]
+        async with theirs, ours:
+            assert theirs.info.get_parameters() == ours.info.get_parameters()
+
+
+Patch = Callable[[Callable[..., Any], list[str]], Any]
+
+
+def with_wrapt(found: Callable[..., Any], calls: list[str]) -> Any:
+    """As OpenTelemetry does."""
+
+    async def traced(wrapped: Any, _: Any, args: Any, kwargs: Any) -> Any:
+        calls.append("wrapt")
+        return await wrapped(*args, **kwargs)
+
+    return wrapt.FunctionWrapper(vars(psycopg.AsyncConnection)["connect"], traced)
+
+
+def by_hand(found: Callable[..., Any], calls: list[str]) -> Any:
+    """As others do."""
+
+    async def connect(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append("hand")
+        return await found.__func__(cls, *args, **kwargs)  # type: ignore[attr-defined]
+
+    return classmethod(connect)
+
+
+@pytest.mark.parametrize("patch", [with_wrapt, by_hand])
+async def test_a_patch_of_psycopgs_connect_is_called(
+    dsn: str, patch: Patch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tracers patch it."""
+    calls: list[str] = []
+    patched = patch(psycopg.AsyncConnection.connect, calls)
+    monkeypatch.setattr(psycopg.AsyncConnection, "connect", patched)
+    async with await Connection.connect(dsn) as conn:
+        await conn.execute("SELECT 1")
+    assert len(calls) == 1
+
+
+async def test_a_function_of_psycopgs_that_differs_is_called_as_it_is(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an older psycopg, whose wait takes no time limit."""
+
+    async def connect() -> None:
+        """It uses no name that is replaced."""
+
+    assert connecting._copy_of(connect) is None
+    monkeypatch.setattr(connecting, "COPY", None)
+    async with await Connection.connect(dsn) as conn:
+        await conn.execute("SELECT 1")
