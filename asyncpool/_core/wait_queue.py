@@ -31,29 +31,20 @@ The lost notification in CPython
     before it runs (python/cpython#112202). A pool that relies on notifications alone then stops,
     with an idle connection and waiters. Here the `Waiter` records the hand-over, and a waiter that
     leaves for any reason returns the connection it was served.
-
-Deadlines
-    One timer serves the whole queue, because a timer for each waiter would cost more than the
-    hand-over. It is set to the earliest deadline. It is not changed when a waiter leaves; when it
-    fires for one that has left, it is set again. If all waiters have the same timeout, deadlines
-    arrive in increasing order and fit in a deque. A deadline earlier than the last one goes to a
-    heap. Both drop waiters that have left when these reach the front or `_compact` runs.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from asyncpool._core.admission import Decided, Pace, pace, reserve
+from asyncpool._core.deadlines import Deadlines
 from asyncpool._core.lines import Flow, Line, Order
 from asyncpool._core.service_rate import STEP, ServiceRate
-from asyncpool._core.timer import Timer
 from asyncpool._core.waiter import Waiter
 
 T = TypeVar("T")
@@ -93,10 +84,7 @@ class WaitQueue(Generic[T]):
         """The last decisions about new requests, by the time limit of the requests in seconds."""
         self.sees_scopes = False
         """Whether a request was found to have a deadline of anyio's: then each one is judged."""
-        # Both keep waiters that have left, until these reach the front, `_compact` runs, or no
-        # waiter is left; so do the flows.
-        self._deadlines: deque[Waiter[T]] = deque()
-        self._early: list[Waiter[T]] = []
+        self._deadlines: Deadlines[T] = Deadlines(self._on_timer)
         self._last_ticket = 0
         self.length = 0
         """The number of waiters."""
@@ -104,8 +92,6 @@ class WaitQueue(Generic[T]):
         """The waiters that need a connection each; all others together need one."""
         self.undelivered_errors = 0
         """Waiters that were failed and whose tasks have not run since."""
-        self._timer = Timer(self._on_timer)
-        """Set to the earliest deadline, or to an earlier one of a waiter that has left."""
 
     def __iter__(self) -> Iterator[Waiter[T]]:
         if self.order is not None:
@@ -142,7 +128,6 @@ class WaitQueue(Generic[T]):
         Tickets decide the position. A request that was served an unusable connection rejoins with
         its first ticket, so it keeps its position.
         """
-        deadlines, deadline = self._deadlines, waiter.deadline
         flow = self.plain
         if not self.length:
             self._begin(waiter.joined_at)
@@ -157,16 +142,11 @@ class WaitQueue(Generic[T]):
         self.length = length = self.length + 1
         waiter.waiting, waiter.counted_own = True, waiter.needs_own_connection
         self.own_demand += waiter.counted_own
-        if deadline != math.inf:
-            if not deadlines or deadlines[-1].deadline <= deadline:
-                deadlines.append(waiter)
-            else:
-                heapq.heappush(self._early, waiter)
-            if deadline < self._timer.at:
-                self._timer.set(deadline)
+        if waiter.deadline != math.inf:
+            self._deadlines.add(waiter)
         if not waiter.ticket % 32:
             kept = len(flow.places) if self.order is None else self.order.kept
-            if kept + len(deadlines) + len(self._early) > 4 * length + 96:
+            if kept + len(self._deadlines) > 4 * length + 96:
                 self._compact()
 
     def leave(self, waiter: Waiter[T]) -> T | None:
@@ -244,9 +224,7 @@ class WaitQueue(Generic[T]):
 
     def stop(self) -> None:
         """Cancel the timer."""
-        self._deadlines.clear()
-        self._early.clear()
-        self._timer.cancel()
+        self._deadlines.stop()
 
     def _remove(self, waiter: Waiter[T]) -> None:
         waiter.waiting = False
@@ -262,7 +240,6 @@ class WaitQueue(Generic[T]):
             self.sees_scopes = False
             self.decided.clear()
             self._deadlines.clear()
-            self._early.clear()
             if self.order is not None:
                 self.order.end()
                 self.order = None
@@ -325,26 +302,10 @@ class WaitQueue(Generic[T]):
         self.plain.compact()
         if self.order is not None:
             self.order.compact()
-        self._deadlines = deque(each for each in self._deadlines if each.waiting)
-        self._early = [each for each in self._early if each.waiting]
-        heapq.heapify(self._early)
+        self._deadlines.compact()
 
     def _on_timer(self, due: float) -> None:
         # With a coarse clock the timer may run slightly before its deadline: treat that as due.
         now = max(asyncio.get_running_loop().time(), due)
-        while (waiter := self._next_to_expire()) is not None:
-            if waiter.deadline > now:
-                self._timer.set(waiter.deadline)
-                return
+        while (waiter := self._deadlines.passed(now)) is not None:
             self.fail(waiter, self._overdue(waiter, False))
-
-    def _next_to_expire(self) -> Waiter[T] | None:
-        """Return the waiter with the earliest deadline, or None if no waiter has a deadline."""
-        queue, heap = self._deadlines, self._early
-        while queue and not queue[0].waiting:
-            queue.popleft()
-        while heap and not heap[0].waiting:
-            heapq.heappop(heap)
-        if queue and heap:
-            return min(queue[0], heap[0])
-        return queue[0] if queue else heap[0] if heap else None

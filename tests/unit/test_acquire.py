@@ -296,7 +296,7 @@ class TestTimeout:
             conn = await take(core)
             waiting = start(core, math.inf)
             await settle()
-            assert core.ledger.queue._timer.at == math.inf
+            assert core.ledger.queue._deadlines.timer.at == math.inf
             core.release(conn)
             await waiting
 

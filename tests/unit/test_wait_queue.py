@@ -345,7 +345,7 @@ class TestDeadlines:
         wait_queue.leave(first)
         for _ in range(200):
             wait_queue.leave(join(wait_queue, now(), 1000.0))
-        assert len(wait_queue._early) == 6
+        assert len(wait_queue._deadlines._early) == 6
         for at in range(2, 8):
             await asyncio.sleep(at + 0.5 - now())
             assert {waiter.deadline for waiter in rest if waiter.error} == set(range(2, at + 1))
@@ -364,9 +364,7 @@ class TestCosts:
         for _ in range(100_000):
             wait_queue.leave(join(wait_queue, now(), 30.0))
         assert wait_queue.length == 1
-        assert (
-            len(wait_queue.plain.places) + len(wait_queue._deadlines) + len(wait_queue._early) < 200
-        )
+        assert len(wait_queue.plain.places) + len(wait_queue._deadlines) < 200
         wait_queue.stop()
 
     @virtual_time
@@ -375,17 +373,18 @@ class TestCosts:
         wait_queue = make_queue()
         waiters = [join(wait_queue, now(), 30.0) for _ in range(10_000)]
         hurried = [join(wait_queue, now(), 29.0) for _ in range(100)]
-        wait_queue.plain.places, wait_queue._deadlines = (
+        deadlines = wait_queue._deadlines
+        wait_queue.plain.places, deadlines._in_order = (
             Untouchable(wait_queue.plain.places),
-            Untouchable(wait_queue._deadlines),
+            Untouchable(deadlines._in_order),
         )
-        frozen: Any = tuple(wait_queue._early)
-        wait_queue._early = frozen
+        frozen: Any = tuple(deadlines._early)
+        deadlines._early = frozen
         for waiter in waiters[4000:6000] + hurried[30:60]:
             wait_queue.leave(waiter)
         assert wait_queue.length == 8070
-        assert wait_queue._early is frozen
-        wait_queue._early = []
+        assert deadlines._early is frozen
+        deadlines._early = []
         wait_queue.stop()
 
     @pytest.mark.parametrize("act", ["join", "leave", "serve"])
@@ -448,9 +447,9 @@ class TestCosts:
         wait_queue = make_queue()
         for deadline in (30.0, 30.0, 31.0):
             join(wait_queue, now(), deadline)
-        assert wait_queue._early == []
+        assert wait_queue._deadlines._early == []
         hurried = join(wait_queue, now(), 1.0)
-        assert wait_queue._early == [hurried]
+        assert wait_queue._deadlines._early == [hurried]
         wait_queue.stop()
 
 
