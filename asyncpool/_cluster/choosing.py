@@ -92,7 +92,7 @@ class Router:
             return None
         best = readable[0]
         for host in readable:
-            if host.under_way < best.under_way:
+            if host.reads.under_way < best.reads.under_way:
                 best = host
         if best is readable[0]:
             readable.append(readable.pop(0))
@@ -171,7 +171,7 @@ class Router:
     def _pick_without(self, without: Container[Host]) -> Host | None:
         self.watch.enter()
         others = [host for host in self.members.readable if host not in without]
-        return min(others, key=lambda host: host.under_way, default=None)
+        return min(others, key=lambda host: host.reads.under_way, default=None)
 
     def _is_useless(self) -> bool:
         """Whether every host refuses access, or has been down for a long time."""
@@ -198,7 +198,7 @@ class Router:
             if host is None:
                 host = await self.choose(began + limit, after, limit=limit)
                 left = max(began + limit - now(), 0.0)
-            host.under_way += 1
+            host.reads.under_way += 1
             done = False
             try:
                 result = await work(host.pool, left)
@@ -209,7 +209,7 @@ class Router:
                 return host, result
             finally:
                 if not done:
-                    host.under_way -= 1
+                    host.reads.under_way -= 1
             left = began + limit - now()
 
     async def run(
@@ -234,10 +234,10 @@ class Router:
         while True:
             host = await self.choose(began + limit, after, tried, limit)
             again = query is not None and host.pool.is_plain_read(query)
-            host.under_way += 1
+            host.reads.under_way += 1
             scope = anyio.CancelScope()
             if again:
-                host.scopes.add(scope)
+                host.reads.scopes.add(scope)
             try:
                 left = max(began + limit - now(), 0.0)
                 with scope, within(None if timeout is not None else left):
@@ -256,8 +256,8 @@ class Router:
                 if left <= 0 or not await self._has_another(host, tried, left):
                     raise
             finally:
-                host.under_way -= 1
-                host.scopes.discard(scope)
+                host.reads.under_way -= 1
+                host.reads.scopes.discard(scope)
             if timeout is None:
                 began = now()  # the limit is for the waits alone
 
@@ -295,18 +295,18 @@ class Router:
     def hold(self, conn: object, host: Host) -> None:
         """Count a connection that was borrowed without a block, until it is let go."""
         if host.pool.is_of_session(conn):
-            host.under_way -= 1  # the session counts
+            host.reads.under_way -= 1  # the session counts
         else:
             self._held[conn] = host
-            host.held += 1
+            host.reads.held += 1
 
     def let_go(self, conn: object) -> Host | None:
         """Return the host of a connection that is being released; None: it was not borrowed."""
         if not isinstance(conn, psycopg.AsyncConnection):
             return None
         if (host := self._held.pop(conn, None)) is not None:
-            host.held -= 1
-            host.under_way -= 1
+            host.reads.held -= 1
+            host.reads.under_way -= 1
             return host
         session = self._host_of_session()
         return session if session is not None and session.pool.holds(conn) else None
@@ -319,8 +319,8 @@ class Router:
         held = list(self._held.values())
         for host in self.members.all():
             number = held.count(host)
-            host.under_way -= host.held - number
-            host.held = number
+            host.reads.under_way -= host.reads.held - number
+            host.reads.held = number
 
 
 def _is_of_host(host: Host, error: psycopg.Error) -> bool:

@@ -99,7 +99,7 @@ class Freshness:
 
     def _least(self, hosts: Collection[Host]) -> Host:
         """Return the host with the fewest reads under way, of several the least recently chosen."""
-        best = min(hosts, key=lambda host: host.under_way)
+        best = min(hosts, key=lambda host: host.reads.under_way)
         readable = self._members.readable
         readable.remove(best)
         readable.append(best)

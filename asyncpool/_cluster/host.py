@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from asyncpool._cluster.sight import Sight, text_of
@@ -18,6 +19,18 @@ if TYPE_CHECKING:
 Role = Literal["primary", "standby"]
 
 
+@dataclass(slots=True)
+class Reads:
+    """The reads on one host."""
+
+    under_way: int = 0
+    """Those that wait or run there."""
+    held: int = 0
+    """Those of them that are connections borrowed without a block."""
+    scopes: set[anyio.CancelScope] = field(default_factory=set)
+    """The scopes of those that are run elsewhere as soon as the host is down."""
+
+
 class Host:
     """One host: its pool, what the last looks have found, and what runs there."""
 
@@ -28,23 +41,19 @@ class Host:
         "drained",
         "error",
         "fault",
-        "held",
         "lag",
         "looked_from",
         "missed",
-        "name",
         "pool",
+        "reads",
         "reason",
-        "scopes",
         "sight",
         "silent_since",
         "trouble",
-        "under_way",
     )
 
     def __init__(self, address: Address, pool: HostPool[Any]) -> None:
         self.address = address
-        self.name = address.name
         self.pool = pool
         self.drained = False
         """Whether the application has taken it out of service."""
@@ -75,12 +84,12 @@ class Host:
         """Seconds that it lags; infinite: not known."""
         self.reason = "it was not looked at yet"
         """Why it takes no reads; empty: it takes some."""
-        self.under_way = 0
-        """The reads that wait or run there."""
-        self.held = 0
-        """Those of them that are connections borrowed without a block."""
-        self.scopes: set[anyio.CancelScope] = set()
-        """Those of reads that are run elsewhere as soon as the host is down."""
+        self.reads = Reads()
+
+    @property
+    def name(self) -> str:
+        """The name by which it is shown."""
+        return self.address.name
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -115,5 +124,5 @@ class Host:
 
     def cancel_reads(self) -> None:
         """Let the reads that run here, and may be run elsewhere, do so: the host is down."""
-        for scope in list(self.scopes):
+        for scope in list(self.reads.scopes):
             scope.cancel()

@@ -72,7 +72,7 @@ class ReadBlock(Generic[T]):
         try:
             return bool(await block.__aexit__(kind, error, tb))
         finally:
-            self._host.under_way -= 1
+            self._host.reads.under_way -= 1
 
     @property
     def host(self) -> Host:

@@ -243,7 +243,7 @@ class ReadShots(Generic[ACT]):
         began, router = now(), self._router
         required = router.after(after)
         if required is None and not retry and (host := router.pick()) is not None:
-            host.under_way += 1
+            host.reads.under_way += 1
             try:
                 return await host.pool.run_one(
                     answer, query, params, timeout, prepare, binary, row_factory
@@ -251,7 +251,7 @@ class ReadShots(Generic[ACT]):
             except (HostLeft, PoolUnavailable):
                 router.members.suspect(host.name)
             finally:
-                host.under_way -= 1
+                host.reads.under_way -= 1
 
         def work(pool: HostPool[Any], left: float | None) -> Any:
             return pool.run_one(answer, query, params, left, prepare, binary, row_factory)

@@ -122,7 +122,7 @@ def status_of(host: Host) -> HostStatus:
         drained=host.drained,
         takes_reads=not host.reason,
         reason=host.reason,
-        under_way=host.under_way,
+        under_way=host.reads.under_way,
         reads=max(0, stats.requests - host.pool.looks),
         stats=stats,
     )

@@ -188,7 +188,7 @@ class Watch:
             with anyio.move_on_after(min(left, QUIET)):
                 await host.trouble.wait()
                 return
-            if host.under_way and host.pool.served == served:
+            if host.reads.under_way and host.pool.served == served:
                 return
 
     def _interval(self, host: Host) -> float:

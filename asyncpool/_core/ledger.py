@@ -42,7 +42,6 @@ class Ledger(Generic[C]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
-        self._keeps_idle = settings.keeps_idle
         self.budget = budget
         """The limit shared with other pools, if any."""
         self.entries: set[Entry[C]] = set()
@@ -160,7 +159,7 @@ class Ledger(Generic[C]):
             entry.uses += 1
             return self.queue.serve(entry)
         del self.leased[entry.conn]
-        if not self._keeps_idle:
+        if not self.settings.keeps_idle:
             return False
         entry.state = IDLE
         self.idle.append(entry)
@@ -182,7 +181,9 @@ class Ledger(Generic[C]):
         if self.oversize:
             taker = self._taker
             # What would be closed is not reset before, so only a new one may be kept instead.
-            if taker is not None and (self._keeps_idle or self.queue.length or not entry.uses):
+            if taker is not None and (
+                self.settings.keeps_idle or self.queue.length or not entry.uses
+            ):
                 self._taker = None
                 taker(entry)
                 return True
@@ -191,7 +192,7 @@ class Ledger(Generic[C]):
         if self.queue.length:
             self._lease(entry, now)
             return self.queue.serve(entry)
-        if not self._keeps_idle:
+        if not self.settings.keeps_idle:
             return False
         entry.state = IDLE
         if entry.used_at < now:
