@@ -232,6 +232,7 @@ class Writer:
         await asyncio.wait(self._tasks)
 
 
+@pytest.mark.exhaustive
 async def test_a_promotion_under_load_loses_no_write_and_doubles_none() -> None:
     """Only writes under way when the primary died may fail; the others wait in the line."""
     async with trio(synchronous=True) as servers, opened(servers.dsn) as cluster:

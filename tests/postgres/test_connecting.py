@@ -16,6 +16,7 @@ from psycopg.conninfo import make_conninfo
 
 from asyncpool import Connection
 from asyncpool._psycopg import connecting
+from tests._tools import few
 
 from ._tools import BOTH_LOOPS, Backends, Proxy, eventually, in_time
 
@@ -60,7 +61,7 @@ async def test_the_next_address_is_tried(dsn: str, backends: Backends) -> None:
         assert conn.info.backend_pid in backends.pids()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few([Connection, psycopg.AsyncConnection]))
 async def test_a_silent_server_costs_the_time_limit(
     dsn: str, kind: type[psycopg.AsyncConnection[Any]]
 ) -> None:
@@ -103,7 +104,7 @@ def is_left(proxy: Proxy, *, collect: bool) -> bool:
     return not proxy._writers
 
 
-@pytest.mark.parametrize("scoped", [False, True])
+@pytest.mark.parametrize("scoped", few([False, True]))
 async def test_a_connect_that_is_cancelled_leaves_nothing(dsn: str, scoped: bool) -> None:
     """Whatever the server has answered by then, its socket is closed at once."""
     cancelled = 0

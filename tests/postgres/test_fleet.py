@@ -17,6 +17,7 @@ from psycopg.conninfo import make_conninfo
 
 from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool, Fleet, PoolTimeout
 from asyncpool.testing import Server, ServerUnsupported, postgres
+from tests._tools import few
 
 from ._cli import bouncer
 from ._tools import LIMIT, SOON, eventually, in_time, login, run_script
@@ -174,7 +175,7 @@ async def test_one_member_alone_gets_all_but_the_reserve(small: Server, join: An
             await alone.pool.release(conn)
 
 
-@pytest.mark.parametrize("busy", [True, False])
+@pytest.mark.parametrize("busy", few([True, False]))
 async def test_late_newcomers_are_served_within_two_seconds(
     small: Server, join: Any, busy: bool
 ) -> None:

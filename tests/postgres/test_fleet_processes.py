@@ -137,6 +137,7 @@ async def members(server: Server) -> AsyncIterator[Members]:
                 await watching
 
 
+@pytest.mark.exhaustive
 async def test_newcomers_are_served_while_the_others_are_busy(members: Members) -> None:
     """They get their part of a full server, and nobody ever has more than there is."""
     old = await members.make(2)

@@ -182,6 +182,7 @@ async def test_a_made_up_timeline_does_not_keep_the_hosts_busy(pair: Pair) -> No
         assert max(made) < 20, made
 
 
+@pytest.mark.exhaustive
 async def test_a_promotion_that_others_have_seen_is_found_for_their_tokens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

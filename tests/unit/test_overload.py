@@ -44,7 +44,7 @@ def even(random: Random) -> float:
 USES = {"even": even, "memoryless": memoryless, "mixed": mixed}
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", few(MODES))
 @pytest.mark.parametrize("cancels", [False, True])
 @pytest.mark.parametrize("load", few([3.0, 1.5, 1.2, 10.0]))
 @pytest.mark.parametrize("kind", few(["memoryless", "even", "mixed"]))
@@ -77,7 +77,7 @@ def test_refusing_keeps_the_answers_quick(cancels: bool) -> None:
     run()
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", few(MODES))
 @pytest.mark.parametrize("cancels", [False, True])
 def test_nothing_is_refused_below_capacity(cancels: bool, mode: str) -> None:
     """At 0.9 of the capacity every request is answered in time."""
@@ -147,7 +147,7 @@ async def run_together(core: Any, loads: list[tuple[float, Load]]) -> list[Outco
     return [task.result() for task in tasks]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", few(MODES))
 @pytest.mark.parametrize("cancels", [False, True])
 def test_small_tenants_do_not_notice_a_large_one(cancels: bool, mode: str) -> None:
     """Three flows of 0.2 of the capacity beside one of 3: all of theirs is answered in time."""
