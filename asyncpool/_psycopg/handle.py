@@ -42,12 +42,17 @@ class Baseline:
     @classmethod
     def of(cls, conn: psycopg.AsyncConnection[Any]) -> Baseline:
         """Return the present attributes of a connection."""
-        handlers = {"notice_handlers", "notify_handlers"}
-        own = {name: getattr(conn, name) for name in cls.__slots__ if name not in handlers}
         return cls(
-            **own,
-            notice_handlers=list(notice_handlers(conn)),
-            notify_handlers=list(notify_handlers(conn)),
+            conn.autocommit,
+            conn.isolation_level,
+            conn.read_only,
+            conn.deferrable,
+            conn.row_factory,
+            conn.cursor_factory,
+            conn.server_cursor_factory,
+            conn.prepare_threshold,
+            notice_handlers(conn)[:],
+            notify_handlers(conn)[:],
         )
 
     async def restore(self, conn: psycopg.AsyncConnection[Any]) -> None:

@@ -215,6 +215,8 @@ class Transport(OperationRunner):
 
     def dispose(self) -> None:
         """Remove the registration and close the socket; may be called from any thread."""
+        if self.socket.fileno() < 0:
+            return  # the pool has waited for the end of the session, and closed it
         with suppress(RuntimeError):
             if self.reading and threading.get_ident() != self._thread and self.loop.is_running():
                 self.loop.call_soon_threadsafe(self.dispose)
