@@ -126,7 +126,8 @@ async def _measure_latency(core: Core[ACT], timeout: float) -> tuple[float | Non
         with anyio.move_on_after(timeout):
             answered = await core.readiness.wait()
     elif ledger.idle:
-        ping = core.runtime.tasks.spawn(core.store.ping(ledger.idle[-1]), "health")
+        entry = ledger.idle[-1]
+        ping = core.store.spawn(entry, core.store.ping(entry), "health")
         with anyio.move_on_after(timeout):
             await asyncio.wait({ping})
         answered = ping.done() and not ping.cancelled() and ping.result()

@@ -85,6 +85,11 @@ class FakeDriver:
         """Do nothing: `close` closes the socket."""
         self._forbid(conn.closed, f"{conn} was closed before")
 
+    def drop(self, conn: FakeConn) -> None:
+        """Close the socket at once, unless it is closed."""
+        self.sockets -= not conn.closed
+        conn.closed = True
+
     async def ping(self, conn: FakeConn) -> None:
         """Make one round trip."""
         self._forbid(conn.leased, f"{conn} was pinged while it was leased")

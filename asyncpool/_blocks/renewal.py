@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 import anyio
 
+from asyncpool._core.background import outcome
 from asyncpool._core.pool import Core
 from asyncpool._core.runtime import Phase
-from asyncpool._core.store import outcome
 from asyncpool._psycopg.driver import ACT, PsycopgDriver
 
 _pools: weakref.WeakSet[SupportsRenewal[Any]] = weakref.WeakSet()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from typing import Any, TypeVar
 
@@ -18,6 +18,15 @@ from asyncpool._core.events import fields
 T = TypeVar("T")
 
 logger = logging.getLogger("asyncpool")
+
+
+async def outcome(work: Callable[[], Awaitable[object]]) -> Exception | None:
+    """Await the work; return the exception that it raised, or None."""
+    try:
+        await work()
+    except Exception as error:  # noqa: BLE001 - returned to the caller
+        return error
+    return None
 
 
 def force_close(task: asyncio.Task[Any]) -> None:

@@ -11,13 +11,14 @@ from typing import Generic
 
 import anyio
 
+from asyncpool._core.background import outcome
 from asyncpool._core.driver import C
 from asyncpool._core.entry import Entry, State
 from asyncpool._core.error_factory import ErrorFactory
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.outage_controller import OutageController
 from asyncpool._core.runtime import Runtime
-from asyncpool._core.store import ConnectionStore, outcome
+from asyncpool._core.store import ConnectionStore
 
 
 @dataclass(eq=False, repr=False)
@@ -55,7 +56,7 @@ class Check(Generic[C]):
         except BaseException:
             self.ledger.cancel_lease(entry)
             if self.ledger.take_back(entry.conn) is not None:
-                self.runtime.tasks.spawn(self._finish(entry, task), "check")
+                self.store.spawn(entry, self._finish(entry, task), "check")
             raise
         if error is None:
             store.mark_healthy(entry)
@@ -78,6 +79,6 @@ class Check(Generic[C]):
                 error = await check
         finally:
             if error is None:
-                self.runtime.tasks.spawn(store.clean(entry, None), "reset")
+                store.spawn(entry, store.clean(entry, None), "reset")
             else:
                 store.discard_lost(entry)

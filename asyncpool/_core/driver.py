@@ -40,6 +40,10 @@ class Driver(Protocol[C]):
         """Close a clean connection on this side, if that needs no wait; `close` follows."""
         ...
 
+    def drop(self, conn: C) -> None:
+        """Close a connection on this side, without waiting for the server."""
+        ...
+
     async def ping(self, conn: C) -> None:
         """Make one round trip; raise an error if the connection is broken."""
         ...

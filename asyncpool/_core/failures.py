@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Generic
+from functools import partial
+from typing import Generic
 
 from asyncpool._core.driver import C
 from asyncpool._core.entry import Entry, State
@@ -84,13 +84,12 @@ class FailureHandler(Generic[C]):
         for entry in list(self.ledger.idle):
             # An eager ping may already have closed other entries.
             if entry.state is State.IDLE:
-                self.runtime.tasks.spawn(self._ping_one(entry, store.ping(entry), now), "ping")
+                then = partial(self._answered, entry, now)
+                store.spawn(entry, store.ping(entry, then), "ping")
 
-    async def _ping_one(
-        self, entry: Entry[C], ping: Coroutine[Any, Any, bool], since: float
-    ) -> None:
+    def _answered(self, entry: Entry[C], since: float, answered: bool) -> None:
         store = self.store
-        if await ping:
+        if answered:
             # Retired although it answered the ping: the server is shutting down.
             self.runtime.counters.lost += entry.is_retired
         elif any(each.opened_at <= since for each in self.ledger.entries if not each.is_retired):

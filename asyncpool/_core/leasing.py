@@ -118,7 +118,7 @@ class Leasing(Waiting[C]):
         elif cleanup is None and (self.closed or not self._needs_reset(conn)):
             self.store.put(entry, entry.used_at)
         else:
-            self.runtime.tasks.spawn(self.store.clean(entry, cleanup), "reset")
+            self.store.spawn(entry, self.store.clean(entry, cleanup), "reset")
 
     def release_channel(self, entry: Entry[C]) -> bool:
         """End the lease of a channel, as `release_now` does.
@@ -146,7 +146,7 @@ class Leasing(Waiting[C]):
     def reclaim(self, entry: Entry[C]) -> None:
         """Take back a connection that nobody returned; it is reset even if it is clean."""
         self._end_lease(entry.conn)
-        self.runtime.tasks.spawn(self.store.clean(entry, None), "reset")
+        self.store.spawn(entry, self.store.clean(entry, None), "reset")
 
     def lease_of(self, conn: C) -> Lease | None:
         """Return the current lease of a connection; None: it is not leased."""

@@ -10,15 +10,15 @@ import asyncio
 import logging
 import math
 import weakref
-from asyncio import _get_running_loop as running_loop
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 import anyio
 
+from asyncpool._core.background import outcome
 from asyncpool._core.driver import C, Driver
 from asyncpool._core.entry import RETIRED, Entry, State
 from asyncpool._core.error_factory import ErrorFactory
@@ -26,7 +26,10 @@ from asyncpool._core.ledger import Ledger
 from asyncpool._core.outage_controller import OutageController
 from asyncpool._core.readiness import Readiness
 from asyncpool._core.runtime import Phase, Runtime
+from asyncpool._core.store_tasks import notify, open_connection, work_ended
 from asyncpool._core.timer import Timer
+
+T = TypeVar("T")
 
 EXIT_TIME = 0.003
 """Seconds in which a process of the server has usually ended, after its client has."""
@@ -52,6 +55,8 @@ class ConnectionStore(Generic[C]):
     """Called when a connection is lost, and for each error of a statement."""
     empty: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     """Set when the last entry is removed."""
+    _works: dict[Entry[C], Coroutine[Any, Any, object]] = field(init=False, default_factory=dict)
+    """What was spawned last for each entry, until its task has ended."""
 
     def __post_init__(self) -> None:
         self.readiness = Readiness(self.ledger, self.runtime, self.outages, self.refill)
@@ -75,7 +80,7 @@ class ConnectionStore(Generic[C]):
             self.ledger.withdraw(entry, State.CLOSING)
             entry.left_at = self.runtime.time()
             entry.retire()  # the loss of its connection need not be handled
-            self.runtime.tasks.spawn(self._close(entry, begun=begun), "close")
+            self.spawn(entry, self._close(entry, begun=begun), "close")
 
     def discard_lost(self, entry: Entry[C]) -> None:
         """Discard an entry whose connection broke while not in use."""
@@ -108,9 +113,7 @@ class ConnectionStore(Generic[C]):
         entry.predecessor = instead_of
         self.runtime.counters.connects += 1
         try:
-            work = _open(weakref.ref(self), self.driver, entry)
-            ended = partial(_never_began, weakref.ref(self), entry)
-            self.runtime.tasks.spawn(work, "connect", ended=ended)
+            self.spawn(entry, open_connection(weakref.ref(self), self.driver, entry), "connect")
         except BaseException:
             self.remove(entry, refill=False)  # the application's task factory raised an error
             raise
@@ -118,15 +121,27 @@ class ConnectionStore(Generic[C]):
             self.late.set(entry.opened_at + self.ledger.settings.late_after)
         return entry
 
-    def ping(self, entry: Entry[C]) -> Coroutine[Any, Any, bool]:
+    def spawn(self, entry: Entry[C], work: Coroutine[Any, Any, T], job: str) -> asyncio.Task[T]:
+        """Start a background task that brings an entry into service or out of the pool.
+
+        If a stranger ends the task before it has done so, the connection is closed.
+        """
+        self._works[entry] = work
+        ended = partial(work_ended, weakref.ref(self), entry, work)
+        return self.runtime.tasks.spawn(work, job, ended=ended)
+
+    def ping(
+        self, entry: Entry[C], then: Callable[[bool], object] = bool
+    ) -> Coroutine[Any, Any, bool]:
         """Ping an idle connection, then put it back or discard it; return whether it answered.
 
-        The entry leaves service at the call, before the coroutine starts.
+        The entry leaves service at the call, before the coroutine starts. `then` gets the answer.
         """
         assert entry.state is State.IDLE, "bug: only an idle connection may be pinged"
+        self._works.pop(entry, None)
         self.ledger.withdraw(entry, State.CLEANING)
         entry.left_at = self.runtime.time()
-        return self._ping(entry, self.driver.ping)
+        return self._ping(entry, self.driver.ping, then)
 
     def ask(self, question: Callable[[C], Awaitable[object]]) -> None:
         """Run a question on an idle connection, the least recently used, or the next to come.
@@ -211,8 +226,8 @@ class ConnectionStore(Generic[C]):
         expires_at = RETIRED if entry.is_retired else now + life
         self.ledger.opened(entry, conn, now, expires_at)
         home = asyncio.get_running_loop()
-        notify = partial(_notify, weakref.ref(self), weakref.ref(entry), home)
-        entry.watched = self.driver.watch(conn, notify)
+        on_change = partial(notify, weakref.ref(self), weakref.ref(entry), home)
+        entry.watched = self.driver.watch(conn, on_change)
         if (old := entry.predecessor) is not None:
             entry.predecessor = None
             if old.state is State.IDLE:
@@ -245,16 +260,26 @@ class ConnectionStore(Generic[C]):
         self.ledger.withdraw(entry, State.CLEANING)
         entry.left_at = self.runtime.time()
         try:
-            self.runtime.tasks.spawn(self._answer(entry, question), "ask")
+            self.spawn(entry, self._ping(entry, question, partial(self._answered, entry)), "ask")
         except BaseException:
             self.put(entry, entry.left_at)  # the application's task factory raised an error
             raise
 
-    async def _answer(self, entry: Entry[C], question: Callable[[C], Awaitable[object]]) -> None:
-        if await self._ping(entry, question):
+    def _answered(self, entry: Entry[C], answered: bool) -> None:
+        if answered:
             self._mark_unleased(entry)
 
-    async def _ping(self, entry: Entry[C], ping: Callable[[C], Awaitable[object]]) -> bool:
+    async def _ping(
+        self,
+        entry: Entry[C],
+        ping: Callable[[C], Awaitable[object]],
+        then: Callable[[bool], object],
+    ) -> bool:
+        answered = await self._is_answered(entry, ping)
+        then(answered)
+        return answered
+
+    async def _is_answered(self, entry: Entry[C], ping: Callable[[C], Awaitable[object]]) -> bool:
         began = self.runtime.time()
         try:
             with anyio.fail_after(self.ledger.settings.ping_timeout):
@@ -285,58 +310,3 @@ class ConnectionStore(Generic[C]):
                     self.runtime.record_error("closing failed", error)
         finally:
             self.remove(entry)
-
-
-async def outcome(work: Callable[[], Awaitable[object]]) -> Exception | None:
-    """Await the work; return the exception that it raised, or None."""
-    try:
-        await work()
-    except Exception as error:  # noqa: BLE001 - returned to the caller
-        return error
-    return None
-
-
-async def _open(store: weakref.ref[ConnectionStore[C]], driver: Driver[C], entry: Entry[C]) -> None:
-    # The pool is held weakly: a hanging connect must not keep a dropped pool alive.
-    home = running_loop()
-    try:
-        conn = await driver.open()
-    except BaseException as error:
-        if (alive := store()) is not None:
-            if isinstance(error, Exception):
-                alive.outages.connect_failed(error, entry)
-            alive.remove(entry, refill=isinstance(error, Exception))
-            if not isinstance(error, Exception) and running_loop() is home:
-                alive.outages.connect_cancelled(error, entry)
-        if not isinstance(error, Exception):
-            # The frames hold the socket, and asyncio.run() keeps the task until it is collected.
-            error.__traceback__ = None
-            raise
-        return
-    if (alive := store()) is not None:
-        alive.opened(entry, conn)
-    else:
-        await driver.close(conn)
-
-
-def _never_began(store: weakref.ref[ConnectionStore[C]], entry: Entry[C]) -> None:
-    # A task that is cancelled before its first step runs none of its code.
-    if entry.state is State.OPENING and (alive := store()) is not None:
-        alive.remove(entry, refill=False)
-        alive.outages.connect_cancelled(asyncio.CancelledError(), entry)
-
-
-def _notify(
-    store: weakref.ref[ConnectionStore[C]],
-    place: weakref.ref[Entry[C]],
-    home: asyncio.AbstractEventLoop,
-    error: BaseException | None = None,
-    *,
-    lost: bool = True,
-) -> None:
-    # Weak references: the event loop holds this callback, and a leased connection holds its pool.
-    alive, entry = store(), place()
-    if alive is None or entry is None or alive.runtime.closed:
-        return
-    if running_loop() is home:  # else the connection outlived its event loop
-        alive.on_failure(entry, error, lost)

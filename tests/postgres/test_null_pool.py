@@ -369,3 +369,22 @@ async def test_drained_and_expired_ones_are_not_handed_over(dsn: str) -> None:
         other = await in_time(waiter)
         assert other is not conn
         await pool.putconn(other)
+
+
+@pytest.mark.parametrize("turns", range(3))
+async def test_a_close_that_a_stranger_cancels_frees_its_place(
+    dsn: str, backends: Backends, turns: int
+) -> None:
+    """As code that cancels every task of the loop; before its first step too."""
+    async with AsyncNullConnectionPool(dsn) as pool:
+        async with pool.connection() as conn:
+            await conn.execute("SELECT 1")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        (closing,) = pool._core.runtime.tasks.running("close")
+        closing.cancel()
+        await asyncio.wait({closing})
+        assert closing.cancelled()
+        await eventually(lambda: pool.stats().size == 0)
+        await eventually(lambda: not backends.pids())
+        assert await pool.fetchval("SELECT 1") == 1

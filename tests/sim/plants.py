@@ -71,6 +71,11 @@ def forget_a_check_under_way(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Check, "_finish", settle)
 
 
+def leave_what_a_struck_task_had(patch: pytest.MonkeyPatch) -> None:
+    """A leak: the entry of a task that a stranger cancels before its first step is lost."""
+    patch.setattr("asyncpool._core.store.work_ended", lambda *_: None)
+
+
 def keep_the_lease_of_a_cancelled_check(patch: pytest.MonkeyPatch) -> None:
     """A leak: the lease of a request cancelled during its check is not ended in the ledger."""
 

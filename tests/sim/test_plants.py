@@ -32,6 +32,7 @@ def first_broken(seeds: Iterable[int]) -> str:
         (plants.notify_whoever_comes_first, "late|TimeoutError|come to rest"),
         (plants.keep_what_was_handed_over, "leases leaked|do not add up|have arrived"),
         (plants.forget_a_check_under_way, "not all at rest"),
+        (plants.leave_what_a_struck_task_had, "not all at rest|come to rest|nothing is opened"),
         (
             plants.keep_the_lease_of_a_cancelled_check,
             "leases leaked|late|do not add up|have arrived",

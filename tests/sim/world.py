@@ -52,6 +52,8 @@ EVENTS = {
     "news": 1,
     "forgetful": 0.3,
 }
+STRUCK = "connect", "close", "reset", "ping", "ask", "health"
+"""The pools' tasks that a stranger may cancel."""
 
 
 class World(SeededLoop):
@@ -180,7 +182,7 @@ class World(SeededLoop):
             )
         for _ in range(random.randrange(5, 40)):
             self._happen(random.choice(self.pools))
-            self._strike_connects()
+            self._strike_tasks()
             await asyncio.sleep(random.choice([0, 0, 0, 0.001, 0.2, 1.0, 5.0]))
         end = random.choice(["in good weather", "in good weather", "at once", "in an outage"])
         if end == "in good weather":
@@ -218,7 +220,8 @@ class World(SeededLoop):
             case "round":
                 core.runtime.tasks.spawn(make_round(core), "round")
             case "ping" if ledger.idle:
-                core.runtime.tasks.spawn(core.store.ping(ledger.idle[-1]), "health")
+                entry = ledger.idle[-1]
+                core.store.spawn(entry, core.store.ping(entry), "health")
             case "ping" if not core.settings.keeps_idle:
                 self._wait_until_full(core)
             case "news" if ledger.entries:
@@ -229,10 +232,11 @@ class World(SeededLoop):
                 error, slow = random.choice([0.0, 0.1]), random.choice([0.0, 0.3])
                 self.drivers[laws].climate = Climate(error=error, slow=slow)
 
-    def _strike_connects(self) -> None:
-        """Cancel some connects that the pool has not cancelled."""
+    def _strike_tasks(self) -> None:
+        """Cancel some of the pools' tasks, as a stranger who cancels all that there are."""
         for laws in self.pools:
-            for task in sorted(laws.core.runtime.tasks.running("connect"), key=hash):
+            running = laws.core.runtime.tasks.running
+            for task in sorted(set().union(*map(running, STRUCK)), key=hash):
                 if self._striker.random() < 0.05:
                     task.cancel()
 

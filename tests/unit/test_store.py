@@ -14,7 +14,7 @@ import pytest
 from asyncpool import Budget
 from asyncpool._core.entry import State
 from asyncpool._core.pool import Core
-from asyncpool._core.store import _open
+from asyncpool._core.store_tasks import open_connection
 from asyncpool.errors import PoolTimeout
 from tests.fake import Broken, FakeConn
 from tests.unit._tools import (
@@ -257,7 +257,7 @@ class TestGrowth:
         """The driver's frames refer to the socket."""
         async with running(Driver(open=never)) as core:
             entry = core.ledger.reserve(now())
-            connect = _open(weakref.ref(core.store), core._driver, entry)
+            connect = open_connection(weakref.ref(core.store), core._driver, entry)
             connect.send(None)
             with pytest.raises(asyncio.CancelledError) as caught:
                 connect.throw(asyncio.CancelledError())

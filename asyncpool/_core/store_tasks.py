@@ -1,0 +1,76 @@
+"""What the event loop runs for a `ConnectionStore`: it holds the store weakly.
+
+A connect that hangs, or a connection that somebody still has, must not keep a dropped pool alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from asyncio import _get_running_loop as running_loop
+from collections.abc import Coroutine
+from typing import Any
+
+from asyncpool._core.driver import C, Driver
+from asyncpool._core.entry import Entry, State
+
+Store = weakref.ref[Any]
+"""A `ConnectionStore`, whose module imports this one."""
+
+
+async def open_connection(store: Store, driver: Driver[C], entry: Entry[C]) -> None:
+    """Connect for an entry, and put it into service."""
+    home = running_loop()
+    try:
+        conn = await driver.open()
+    except BaseException as error:
+        if (alive := store()) is not None:
+            if isinstance(error, Exception):
+                alive.outages.connect_failed(error, entry)
+            alive.remove(entry, refill=isinstance(error, Exception))
+            if not isinstance(error, Exception) and running_loop() is home:
+                alive.outages.connect_cancelled(error, entry)
+        if not isinstance(error, Exception):
+            # The frames hold the socket, and asyncio.run() keeps the task until it is collected.
+            error.__traceback__ = None
+            raise
+        return
+    if (alive := store()) is not None:
+        alive.opened(entry, conn)
+    else:
+        await driver.close(conn)
+
+
+def work_ended(store: Store, entry: Entry[C], work: Coroutine[Any, Any, object]) -> None:
+    """Take over an entry that a task has left behind.
+
+    A task that is cancelled before its first step runs none of its code.
+    """
+    alive = store()
+    if alive is None or alive._works.get(entry) is not work:
+        return
+    del alive._works[entry]
+    if entry.state is State.OPENING:
+        alive.remove(entry, refill=False)
+        alive.outages.connect_cancelled(asyncio.CancelledError(), entry)
+    elif entry.state is State.CLEANING:
+        alive.discard(entry)
+    elif entry.state is State.CLOSING:
+        alive.driver.drop(entry.conn)
+        alive.remove(entry)
+
+
+def notify(
+    store: Store,
+    place: weakref.ref[Entry[C]],
+    home: asyncio.AbstractEventLoop,
+    error: BaseException | None = None,
+    *,
+    lost: bool = True,
+) -> None:
+    """Pass on the loss of a connection, or the error of a statement."""
+    alive, entry = store(), place()
+    if alive is None or entry is None or alive.runtime.closed:
+        return
+    if running_loop() is home:  # else the connection outlived its event loop
+        alive.on_failure(entry, error, lost)
