@@ -2,7 +2,8 @@
 
 psycopg parses the connection string twice for each connect, and sets a timer for each wait for the
 server. What runs here is psycopg's own function, with its attempts and errors; a copy of it finds
-other names for the parser and the wait than those of its module.
+other names for the parser and the wait than those of its module. What was parsed is kept by the
+pool, so a connect without a pool parses anew.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import sys
 from asyncio import get_running_loop
 from collections.abc import Callable, Coroutine
-from functools import lru_cache
+from contextvars import ContextVar
 from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any, TypeVar
 
@@ -19,36 +20,44 @@ from psycopg import errors
 from psycopg.abc import PQGenConn
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from asyncpool._psycopg.internals import READY_R, READY_W, SUPPORTED, VERSION, WAIT_R, WAIT_W
+from asyncpool._psycopg.internals import READY_R, READY_W, SUPPORTED, WAIT_R, WAIT_W
 from asyncpool._psycopg.transport import Transport
 
 RV = TypeVar("RV")
 
 KEPT = 16
-"""Connection strings that are kept as they were parsed, the last ones used."""
-USED = {"make_conninfo", "waiting", "wait_conn_async"}
-"""The names by which psycopg's function finds what is replaced."""
+"""Results that are kept at most; a connect to several addresses has one for each."""
+PLAIN = {str, int, float, bool, type(None)}
+"""The types of values whose text never changes."""
+USED = {"make_conninfo", "waiting", "wait_conn_async", "_WaitTimeout"}
+"""What psycopg's function uses if it is as expected: before 3.3.6 its wait had no time limit."""
 
-parse = lru_cache(KEPT, typed=True)(conninfo_to_dict)
-compose = lru_cache(KEPT, typed=True)(make_conninfo)
+Parsed = dict[tuple[Any, ...], Any]
+"""What connection strings and options were parsed to, by both of them."""
+
+parsed: ContextVar[Parsed | None] = ContextVar("asyncpool_parsed", default=None)
+"""That of the pool which connects in this context."""
 
 
 async def connect(
     method: Callable[..., Coroutine[Any, Any, RV]], conninfo: str, kwargs: dict[str, Any]
 ) -> RV:
     """Call `AsyncConnection.connect`, bound to a class; one that was patched is called as it is."""
-    if COPY is not None and type(method) is MethodType and method.__func__ is ORIGINAL:
+    if COPY is not None and type(method) is MethodType and method.__func__ is CONNECT:
         connected: RV = await COPY(method.__self__, conninfo, **kwargs)
         return connected
     return await method(conninfo, **kwargs)
 
 
-async def parameters(cls: type[Any], /, conninfo: str, **kwargs: Any) -> dict[str, Any]:
-    """Return a connection's parameters, as psycopg's class method of this purpose does."""
-    try:
-        return dict(parse(conninfo, **kwargs))
-    except TypeError:  # a value that cannot be hashed
-        return dict(conninfo_to_dict(conninfo, **kwargs))
+async def parameters(
+    method: Callable[..., Coroutine[Any, Any, dict[str, Any]]],
+    conninfo: str,
+    kwargs: dict[str, Any],
+) -> dict[str, Any]:
+    """Call `AsyncConnection._get_connection_params`, unless what it would return is kept."""
+    if COPY is not None and type(method) is MethodType and method.__func__ is PARAMETERS:
+        return dict(_keep(conninfo_to_dict, conninfo, kwargs))
+    return await method(conninfo, **kwargs)
 
 
 async def wait_until_connected(
@@ -63,27 +72,28 @@ async def wait_until_connected(
         interval: ignored; psycopg looks at the time so often.
         timeout: seconds until `_WaitTimeout`; None: no limit.
     """
-    loop, timer, future, is_late = get_running_loop(), None, None, False
+    loop, timer, future, ready, is_late = get_running_loop(), None, None, 0, False
 
-    def wake(ready: int) -> None:
-        nonlocal is_late
-        is_late |= not ready
+    def wake(state: int) -> None:
+        nonlocal ready, is_late
+        ready |= state
+        is_late |= not state
         if future is not None and not future.done():
-            future.set_result(ready)
+            future.set_result(None)
 
     try:
         fileno, wanted = next(gen)
         if timeout is not None:
             timer = loop.call_later(timeout, wake, 0)
         while True:
-            future = loop.create_future()
+            future, ready = loop.create_future(), 0
             # Anew for each wait, because libpq may have another socket by now, of the same number.
             if wanted & WAIT_R:
                 loop.add_reader(fileno, wake, READY_R)
             if wanted & WAIT_W:
                 loop.add_writer(fileno, wake, READY_W)
             try:
-                ready = await future
+                await future
             finally:
                 if wanted & WAIT_R:
                     loop.remove_reader(fileno)
@@ -104,29 +114,6 @@ async def wait_until_connected(
             timer.cancel()
 
 
-def _copy_of(original: Any) -> Callable[..., Coroutine[Any, Any, Any]] | None:
-    """Return the copy of psycopg's function; None if it is not as expected."""
-    if not (SUPPORTED and VERSION >= (3, 3) and sys.platform != "win32"):
-        return None
-    if type(original) is not FunctionType or not set(original.__code__.co_names) >= USED:
-        return None
-    names = {
-        "make_conninfo": _composed,
-        "waiting": SimpleNamespace(wait_conn_async=wait_until_connected),
-    }
-    found = original.__globals__ | names, original.__name__, original.__defaults__
-    copy = FunctionType(original.__code__, *found, original.__closure__)
-    copy.__kwdefaults__ = original.__kwdefaults__
-    return copy
-
-
-def _composed(conninfo: str, **kwargs: Any) -> str:
-    try:
-        return compose(conninfo, **kwargs)
-    except TypeError:  # a value that cannot be hashed
-        return make_conninfo(conninfo, **kwargs)
-
-
 def transport_for(conn: Any) -> Transport | None:
     """Return what watches a connection's socket; None where the event loop cannot watch any.
 
@@ -141,7 +128,37 @@ def transport_for(conn: Any) -> Transport | None:
         return None
 
 
-ORIGINAL = psycopg.AsyncConnection.connect.__func__  # type: ignore[attr-defined]
-COPY = _copy_of(ORIGINAL)
-PARSES = COPY is not None
-"""Whether `parameters` does what psycopg's method does."""
+def _keep(function: Callable[..., Any], conninfo: str, kwargs: dict[str, Any]) -> Any:
+    """Call a function of psycopg's, or return what it has returned for the same arguments."""
+    kept = parsed.get()
+    if kept is None or not {type(value) for value in kwargs.values()} <= PLAIN:
+        return function(conninfo, **kwargs)
+    key = function, conninfo, *((name, type(value), value) for name, value in kwargs.items())
+    if key not in kept:
+        if len(kept) >= KEPT:
+            kept.clear()
+        kept[key] = function(conninfo, **kwargs)
+    return kept[key]
+
+
+def _copy_of(original: Any) -> Callable[..., Coroutine[Any, Any, Any]] | None:
+    """Return the copy of psycopg's `connect`; None if that is not as expected."""
+    if not SUPPORTED or sys.platform == "win32" or type(original) is not FunctionType:
+        return None
+    if not set(original.__code__.co_names) >= USED:
+        return None
+    names = {
+        "make_conninfo": lambda conninfo, **kwargs: _keep(make_conninfo, conninfo, kwargs),
+        "waiting": SimpleNamespace(wait_conn_async=wait_until_connected),
+    }
+    found = original.__globals__ | names, original.__name__, original.__defaults__
+    copy = FunctionType(original.__code__, *found, original.__closure__)
+    copy.__kwdefaults__ = original.__kwdefaults__
+    return copy
+
+
+CONNECT = getattr(psycopg.AsyncConnection.connect, "__func__", None)
+PARAMETERS = getattr(
+    getattr(psycopg.AsyncConnection, "_get_connection_params", None), "__func__", None
+)
+COPY = _copy_of(CONNECT)

@@ -19,13 +19,13 @@ from typing import Any, Self, TypeVar, cast
 from weakref import ref
 
 import psycopg
-from psycopg.abc import Params, PQGen, Query
+from psycopg.abc import ConnDict, Params, PQGen, Query
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import ConnStatus
 from psycopg.rows import Row
 
 from asyncpool._psycopg.adapters import Adapters
-from asyncpool._psycopg.connecting import PARSES, connect, parameters, transport_for
+from asyncpool._psycopg.connecting import connect, parameters, transport_for
 from asyncpool._psycopg.cursor import Cursor, Lock, ServerCursor
 from asyncpool._psycopg.fairness import yield_if_busy
 from asyncpool._psycopg.internals import (
@@ -77,8 +77,6 @@ class Connection(psycopg.AsyncConnection[Row]):
     lock: Lock
     _transport: Transport | None
     _after_commit: Any = None  # the query to send with the next COMMIT, see `committing`
-    if PARSES:
-        _get_connection_params = classmethod(parameters)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -119,6 +117,10 @@ class Connection(psycopg.AsyncConnection[Row]):
             msg = f"cannot watch the connection's socket: {error}"
             raise psycopg.OperationalError(msg) from error
         return conn
+
+    @classmethod
+    async def _get_connection_params(cls, conninfo: str, **kwargs: Any) -> ConnDict:
+        return await parameters(super()._get_connection_params, conninfo, kwargs)
 
     @property
     def adapters(self) -> AdaptersMap:
@@ -310,8 +312,7 @@ class Connection(psycopg.AsyncConnection[Row]):
     def _defer_end_of_block(self, transport: Transport, gen: PQGen[Any]) -> None:
         """Defer the start or end of a block that was cancelled while it waited for another query.
 
-        psycopg counts its blocks in these generators, and they have not started, so they must run
-        later.
+        psycopg counts its blocks in these generators, which have not started: they must run later.
         """
         code = getattr(gen, "gi_code", None)
         if code is BLOCK_END:
@@ -321,10 +322,7 @@ class Connection(psycopg.AsyncConnection[Row]):
             transport.defer(gen, self)
 
     async def _finish_leftovers(self, transport: Transport, gen: PQGen[Any]) -> None:
-        """End what remains of a cancelled query before the next operation.
-
-        The generator that ends a COPY waits for the cancel request only, and reads the rest itself.
-        """
+        """End what remains of a cancelled query; a COPY's end reads all but the cancel request."""
         transport.raise_session_end_error()
         try:
             await transport.wait_drained()

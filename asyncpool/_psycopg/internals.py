@@ -84,7 +84,7 @@ OPTIONAL = {
     "_pipeline_nolock": "psycopg 3.3: enters a pipeline where the caller holds the lock",
     "_pool": "the pool of a connection; a pool sets it",
     "_register_loader_callback": "psycopg 3.3: calls `_loaders_changed`",
-    "_WaitTimeout": "psycopg 3.3: the error of a wait with a time limit",
+    "_WaitTimeout": "psycopg 3.3.6: the error of a wait with a time limit",
 }
 """Private names that some versions do not have, and the use of each."""
 

@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 import psycopg
 
 from asyncpool._psycopg.callbacks import call
+from asyncpool._psycopg.connecting import PLAIN, Parsed, parsed
 from asyncpool._psycopg.conninfo import (
+    PSYCOPG_KEYWORDS,
     check_conninfo,
     check_options,
     secrets_of,
@@ -52,6 +54,8 @@ class Checked:
         self._limits: dict[str, Any] = {}
         self._secrets: tuple[set[str], set[str]] = set(), set()
         """Those of the connection string and those of the options."""
+        self.parsed: Parsed = {}
+        """What psycopg has parsed of them."""
 
     def params_of(self, conninfo: str, secrets: set[str]) -> dict[str, Any]:
         """Return the parameters of a connection string, and add its passwords to the secrets.
@@ -91,10 +95,19 @@ class Checked:
             check_options(params, options, connection_class)
             self._limits, self._secrets = limits_for(params, options), (self._secrets[0], hidden)
             self._options = given
-        elif uses_service(params, options):
-            self._limits = limits_for(params, options)  # the file may have changed
+        elif uses_service(params, options) or not _are_plain(options):
+            # The file may have changed, or the text of a value.
+            self._limits = limits_for(params, options)
+            self._secrets = self._secrets[0], secrets_of("", options)
         secrets |= self._secrets[1]
         return self._limits
+
+
+def _are_plain(options: Mapping[str, Any]) -> bool:
+    """Whether the texts that libpq gets of these values never change."""
+    return all(
+        type(value) in PLAIN for name, value in options.items() if name not in PSYCOPG_KEYWORDS
+    )
 
 
 async def connect(
@@ -129,6 +142,7 @@ async def connect(
     options |= checked.limits_of(params, options, connection_class, secrets)
     options |= {} if marks is None else marks.options(params, options)
     work = partial(connection_class.connect, conninfo, **options)
+    kept = parsed.set(checked.parsed)
     try:
         conn: C = await call("connect", work, math.inf)
     except psycopg.ProgrammingError as error:
@@ -136,4 +150,6 @@ async def connect(
             raise
     else:
         return conn
+    finally:
+        parsed.reset(kept)
     raise unknown  # outside of `except`, so that libpq's error is not its context

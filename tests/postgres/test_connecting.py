@@ -14,11 +14,11 @@ import pytest
 import wrapt
 from psycopg.conninfo import make_conninfo
 
-from asyncpool import Connection
+from asyncpool import AsyncNullConnectionPool, Connection
 from asyncpool._psycopg import connecting
 from tests._tools import few
 
-from ._tools import BOTH_LOOPS, Backends, Proxy, eventually, in_time
+from ._tools import BOTH_LOOPS, Backends, Proxy, eventually, in_time, run_script
 
 KINDS: list[type[psycopg.AsyncConnection[Any]]] = [psycopg.AsyncConnection, Connection]
 LOOPS = BOTH_LOOPS
@@ -168,10 +168,60 @@ async def test_a_patch_of_psycopgs_connect_is_called(
     assert len(calls) == 1
 
 
+async def test_the_text_of_a_value_is_asked_for_each_time(dsn: str) -> None:
+    """It may be a password that changes; the pool's own errors conceal the present one."""
+
+    class Changing:
+        times = 0
+
+        def __str__(self) -> str:
+            self.times += 1
+            return f"text {self.times}"
+
+    name: Any = Changing()
+    async with AsyncNullConnectionPool(dsn, kwargs={"application_name": name}) as pool:
+        seen = [await pool.fetchval("SHOW application_name") for _ in range(3)]
+    assert len(set(seen)) == 3
+    assert connecting.parsed.get() is None
+
+
+async def test_the_parameters_of_another_class_are_asked_for(dsn: str) -> None:
+    """psycopg asks a class method for them, which may be overridden beside this class."""
+
+    class Named(psycopg.AsyncConnection[Any]):
+        @classmethod
+        async def _get_connection_params(cls, conninfo: str, **kwargs: Any) -> Any:
+            found = await super()._get_connection_params(conninfo, **kwargs)
+            return found | {"application_name": "named"}
+
+    class Mine(Connection[Any], Named):
+        pass
+
+    async with await Mine.connect(dsn) as conn:
+        assert conn.info.get_parameters()["application_name"] == "named"
+
+
+@pytest.mark.parametrize("replaced", ["staticmethod(connect)", "functools.partial(connect)"])
+async def test_another_connect_was_put_in_psycopgs_place_before(dsn: str, replaced: str) -> None:
+    """As a test of an application may do; it is called as it is."""
+    script = """
+import asyncio, functools, sys, psycopg
+connect = psycopg.AsyncConnection.connect
+psycopg.AsyncConnection.connect = %s
+from asyncpool import Connection
+async def main():
+    conn = await Connection.connect(sys.argv[1])
+    print(type(conn).__module__)
+    await conn.close()
+asyncio.run(main())
+"""
+    assert (await run_script(script % replaced, dsn)).startswith("psycopg")
+
+
 async def test_a_function_of_psycopgs_that_differs_is_called_as_it_is(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in an older psycopg, whose wait takes no time limit."""
+    """As in a psycopg before 3.3.6, whose wait takes no time limit."""
 
     async def connect() -> None:
         """It uses no name that is replaced."""
