@@ -168,9 +168,9 @@ class LocalServer:
             password = {"PGPASSWORD": self._password}
             self._run(halt, BACKUP[0], *self._into(), *BACKUP[1:], *primary._to_copy(), **password)
             self.start(halt)
-        port, timeline = primary._port, _replication.timeline(primary.dsn)
+        port = primary._port
         self._wait(
-            halt, timeout, "stream", lambda: _replication.streams_from(self.dsn, port, timeline)
+            halt, timeout, "stream", lambda: _replication.streams_from(self.dsn, primary.dsn, port)
         )
 
     def pause_replay(self, timeout: float, halt: Event) -> None:

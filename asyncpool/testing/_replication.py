@@ -42,19 +42,21 @@ def follow(dsn: str, primary: str) -> None:
         conn.execute("SELECT pg_reload_conf()")
 
 
-def timeline(dsn: str) -> int:
-    """The timeline of a server that others follow; a standby's: what it receives, or 0."""
-    return _value(dsn, TIMELINE) or 0
-
-
-def streams_from(dsn: str, port: int, timeline: int) -> bool:
-    """Whether a standby receives the WAL of the server on this port, on this timeline.
+def streams_from(dsn: str, primary: str, port: int) -> bool:
+    """Whether a standby receives the WAL of a server, on that server's timeline.
 
     One that cannot follow receives what its new primary has of the old timeline, again and again.
+
+    Args:
+        dsn: the standby.
+        primary: the DSN of the other server; a standby that receives nothing has any timeline.
+        port: its port.
     """
+    timeline = _value(primary, TIMELINE)
     with _session(dsn) as conn:
         query = "SELECT status, sender_port, received_tli FROM pg_stat_wal_receiver"
-        return conn.execute(query).fetchone() == ("streaming", port, timeline)
+        status, sender, received = conn.execute(query).fetchone() or (None, None, None)
+    return (status, sender) == ("streaming", port) and timeline in (None, received)
 
 
 def pause(dsn: str) -> None:
