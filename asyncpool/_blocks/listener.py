@@ -132,9 +132,17 @@ class Listener(Generic[ACT]):
         core = self._pool._core
         limit = core.settings.clean_timeout
         left = core.settings.timeout if timeout is None else timeout
-        deadline = core.runtime.time() + left
+        deadline, lost = core.runtime.time() + left, None
         while True:
-            conn = await self._pool._borrow(left)
+            try:
+                conn = await self._pool._borrow(left)
+            except PoolTimeout:
+                if lost is None:
+                    raise
+                try:
+                    raise lost from None
+                finally:
+                    lost = None  # its traceback has this frame
             lease = core.ledger.make_standing(core.ledger.leased[conn])
             if self._pool._traces:
                 lease.trace = self.trace
@@ -148,10 +156,10 @@ class Listener(Generic[ACT]):
                 msg = f"the server has not answered LISTEN within {limit:g} s"
                 raise PoolTimeout(msg, timeout=limit) from None
             except psycopg.Error as error:
-                is_lost = is_session_over(conn, error)
-                self._give_back(subscription, discard=is_lost or not keep)
+                lost = error if is_session_over(conn, error) else None
+                self._give_back(subscription, discard=not keep)
                 left = deadline - core.runtime.time() - LOST_PAUSE
-                if not is_lost or left <= 0:
+                if lost is None or left <= 0:
                     raise
             except BaseException:
                 self._give_back(subscription)
