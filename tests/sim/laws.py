@@ -241,11 +241,14 @@ class Laws:
         except BaseException as error:
             if waiter.task is not None:
                 core.abandon_wait(waiter, error)
-            elif waiter.future.exception() is None:
+            elif (failure := waiter.future.exception()) is None:
                 # It was used, like a statement that was sent; its caller is cancelled.
                 self.leased += 1
                 self.outcomes.update(served=1, cancelled=-1)
                 self.give_back(waiter.future.result())
+            elif failure is not error:
+                # It was counted as failed before its caller was cancelled.
+                self.outcomes.update({type(failure).__name__: 1, "cancelled": -1})
             raise
         finally:
             del waiter.future  # the waiter is kept for a while, and it refers to the connection
