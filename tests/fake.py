@@ -81,9 +81,10 @@ class FakeDriver:
             conn.alive = False
             self.sockets -= 1
 
-    def begin_close(self, conn: FakeConn) -> None:
+    def begin_close(self, conn: FakeConn) -> bool:
         """Do nothing: `close` closes the socket."""
         self._forbid(conn.closed, f"{conn} was closed before")
+        return True
 
     def drop(self, conn: FakeConn) -> None:
         """Close the socket at once, unless it is closed."""

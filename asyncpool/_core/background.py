@@ -66,7 +66,7 @@ class BackgroundTasks:
             work: what it does; nothing, if it is cancelled before its first step.
             job: its name, after the pool's.
             context: its context; None: an empty one.
-            ended: called when it has ended, however that was.
+            ended: called when it has ended, however that was, unless its event loop was closed.
         """
         try:
             task = asyncio.get_running_loop().create_task(

@@ -91,10 +91,10 @@ class Leasing(Waiting[C]):
         self._counters.use_time += spent
         self._uses.append(spent)
         if not self.ledger.give_back(entry, now):
-            begun = not self.ledger.settings.keeps_idle
-            self._close_returned(entry, begun=begun)
-            if begun:
-                self._driver.begin_close(conn)
+            self._counters.returns_bad += not self._driver.is_alive(conn)
+            entry.retire()  # the loss of its connection need not be handled
+            begun = not self.ledger.settings.keeps_idle and self._driver.begin_close(conn)
+            self.store.discard(entry, begun=begun)
         return True
 
     def release(self, conn: C, cleanup: Callable[[], Awaitable[object]] | None = None) -> None:
@@ -232,10 +232,10 @@ class Leasing(Waiting[C]):
         self._counters.note_use(now - entry.leased_at)
         return self.ledger.give_back(entry, now)
 
-    def _close_returned(self, entry: Entry[C], *, begun: bool = False) -> None:
-        """Close a returned connection that must not go into service; `begun` as for `discard`."""
+    def _close_returned(self, entry: Entry[C]) -> None:
+        """Close a returned connection that must not go into service."""
         self._counters.returns_bad += not self._driver.is_alive(entry.conn)
-        self.store.discard(entry, begun=begun)
+        self.store.discard(entry)
 
     def _reject(self, entry: Entry[C]) -> None:
         """Undo the lease of a connection that turned out to be lost."""

@@ -205,6 +205,7 @@ class Core(Leasing[C]):
             return conns
         for entry in list(self.ledger.entries):
             self.ledger.remove(entry)
+        self.store.forget_works()
         self.runtime.tasks.force_close()
         if self._closing is not None:
             force_close(self._closing)

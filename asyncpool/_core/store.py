@@ -74,7 +74,7 @@ class ConnectionStore(Generic[C]):
 
         Args:
             entry: it may be in any state.
-            begun: whether the caller begins to close the connection.
+            begun: whether the connection is closed on this side already.
         """
         if entry.state is not State.CLOSING and entry.state is not State.CLOSED:
             self.ledger.withdraw(entry, State.CLOSING)
@@ -128,7 +128,11 @@ class ConnectionStore(Generic[C]):
         """
         self._works[entry] = work
         ended = partial(work_ended, weakref.ref(self), entry, work)
-        return self.runtime.tasks.spawn(work, job, ended=ended)
+        try:
+            return self.runtime.tasks.spawn(work, job, ended=ended)
+        except BaseException:
+            self._works.pop(entry, None)
+            raise
 
     def ping(
         self, entry: Entry[C], then: Callable[[bool], object] = bool
@@ -184,6 +188,10 @@ class ConnectionStore(Generic[C]):
             self.discard(entry)
         self.readiness.note_drained()
         self.refill()
+
+    def forget_works(self) -> None:
+        """Forget which tasks have entries: the event loop is closed."""
+        self._works.clear()
 
     def stop_opening(self) -> None:
         """Cancel every connect under way; each entry is removed when its task ends."""

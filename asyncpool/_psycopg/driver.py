@@ -172,10 +172,9 @@ class PsycopgDriver(Generic[ACT]):
         with closing(self._handles.pop(conn)) as handle:
             await end_session(conn, handle)
 
-    def begin_close(self, conn: ACT) -> None:
+    def begin_close(self, conn: ACT) -> bool:
         """Close a clean connection on this side, unless its class does more than psycopg's."""
-        if self.is_idle(conn):
-            begin_close(conn, self._handles[conn])
+        return self.is_idle(conn) and begin_close(conn, self._handles[conn])
 
     def is_busy(self, conn: ACT) -> bool:
         """Whether the connection's backend may be running a query."""
