@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -151,5 +152,6 @@ async def connect(
     else:
         return conn
     finally:
-        parsed.reset(kept)
+        with suppress(ValueError):  # this coroutine is closed in another context
+            parsed.reset(kept)
     raise unknown  # outside of `except`, so that libpq's error is not its context

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
+import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 import wrapt
 from psycopg.conninfo import make_conninfo
 
-from asyncpool import AsyncNullConnectionPool, Connection
+from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool, Connection
 from asyncpool._psycopg import connecting
 from tests._tools import few
 
@@ -230,3 +232,29 @@ async def test_a_function_of_psycopgs_that_differs_is_called_as_it_is(
     monkeypatch.setattr(connecting, "COPY", None)
     async with await Connection.connect(dsn) as conn:
         await conn.execute("SELECT 1")
+
+
+def test_a_connect_that_outlives_its_event_loop_is_no_failure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The pool ends it when it is opened on the next event loop."""
+    caplog.set_level(logging.INFO)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        conninfo = f"host=127.0.0.1 port={silent.getsockname()[1]} user=a dbname=a"
+        pool = AsyncConnectionPool(conninfo, min_size=1)
+
+        async def begin() -> None:
+            await pool.open()
+            await asyncio.sleep(0.1)
+
+        async def again() -> None:
+            await pool.open()
+            await pool.close()
+
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(begin())
+        loop.close()
+        asyncio.run(again())
+    said = [each.getMessage() for each in caplog.records]
+    assert any("was not closed before its event loop ended" in each for each in said)
+    assert not any("cannot connect" in each for each in said)
