@@ -82,14 +82,9 @@ class FakeDriver:
             self.sockets -= 1
 
     def begin_close(self, conn: FakeConn) -> bool:
-        """Do nothing: `close` closes the socket."""
+        """Do nothing, as if the socket were closed on this side: `close` closes it."""
         self._forbid(conn.closed, f"{conn} was closed before")
         return True
-
-    def drop(self, conn: FakeConn) -> None:
-        """Close the socket at once, unless it is closed."""
-        self.sockets -= not conn.closed
-        conn.closed = True
 
     async def ping(self, conn: FakeConn) -> None:
         """Make one round trip."""

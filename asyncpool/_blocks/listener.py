@@ -24,7 +24,7 @@ from asyncpool._blocks.buffer import Buffer
 from asyncpool._core.redact import describe
 from asyncpool._core.stacks import Trace
 from asyncpool._psycopg.driver import ACT
-from asyncpool._psycopg.listening import Subscription, is_session_over
+from asyncpool._psycopg.listening import Subscription, is_end_of_session
 from asyncpool._psycopg.pooler import is_behind_pooler, is_marked
 from asyncpool.errors import PoolClosed, PoolError, PoolTimeout
 
@@ -92,7 +92,7 @@ class Listener(Generic[ACT]):
             started: gets the outcome of the first subscription.
         """
         try:
-            self._subscription = await self._subscribe(timeout)
+            self._subscription = await self._begin(timeout)
             await self._refuse_shared_session(self._subscription)
             if not started.done():
                 started.set_result(None)
@@ -117,54 +117,56 @@ class Listener(Generic[ACT]):
             self.buffer.end()
         self.buffer.end(None if isinstance(error, PoolClosed) else error)
 
-    async def _subscribe(
-        self, timeout: float | None = None, *, keep: bool = True
-    ) -> Subscription[ACT]:
-        """Borrow a connection and listen on it; take another one if it turns out to be lost.
+    async def _begin(self, timeout: float | None) -> Subscription[ACT]:
+        """Listen for the first time; take another connection if the first turns out to be lost.
 
         Args:
             timeout: seconds in which to find a connection that works.
+        """
+        core = self._pool._core
+        left = core.settings.timeout if timeout is None else timeout
+        deadline = core.runtime.time() + left
+        while True:
+            try:
+                return await self._subscribe(left)
+            except PoolError:
+                raise
+            except psycopg.OperationalError as error:
+                left = deadline - core.runtime.time() - LOST_PAUSE
+                if left <= 0 or not is_end_of_session(error):
+                    raise
+            await asyncio.sleep(LOST_PAUSE)
+
+    async def _subscribe(
+        self, timeout: float | None = None, *, keep: bool = True
+    ) -> Subscription[ACT]:
+        """Borrow a connection and listen on it.
+
+        Args:
+            timeout: seconds to wait for it.
             keep: whether the pool keeps a connection on which the server refuses LISTEN.
 
         Raises:
             PoolTimeout: also if the server does not answer.
         """
         core = self._pool._core
+        conn = await self._pool._borrow(timeout)
+        lease = core.ledger.make_standing(core.ledger.leased[conn])
+        if self._pool._traces:
+            lease.trace = self.trace
+        subscription = Subscription(conn, self._channels)
         limit = core.settings.clean_timeout
-        left = core.settings.timeout if timeout is None else timeout
-        deadline, lost = core.runtime.time() + left, None
-        while True:
-            try:
-                conn = await self._pool._borrow(left)
-            except PoolTimeout:
-                if lost is None:
-                    raise
-                try:
-                    raise lost from None
-                finally:
-                    lost = None  # its traceback has this frame
-            lease = core.ledger.make_standing(core.ledger.leased[conn])
-            if self._pool._traces:
-                lease.trace = self.trace
-            subscription = Subscription(conn, self._channels)
-            try:
-                with anyio.fail_after(limit):
-                    await subscription.start()
-                return subscription
-            except TimeoutError:
-                self._give_back(subscription, discard=True)
-                msg = f"the server has not answered LISTEN within {limit:g} s"
-                raise PoolTimeout(msg, timeout=limit) from None
-            except psycopg.Error as error:
-                lost = error if is_session_over(conn, error) else None
-                self._give_back(subscription, discard=not keep)
-                left = deadline - core.runtime.time() - LOST_PAUSE
-                if lost is None or left <= 0:
-                    raise
-            except BaseException:
-                self._give_back(subscription)
-                raise
-            await asyncio.sleep(LOST_PAUSE)
+        try:
+            with anyio.fail_after(limit):
+                await subscription.start()
+        except TimeoutError:
+            self._give_back(subscription, discard=True)
+            msg = f"the server has not answered LISTEN within {limit:g} s"
+            raise PoolTimeout(msg, timeout=limit) from None
+        except BaseException as error:
+            self._give_back(subscription, discard=not keep and isinstance(error, psycopg.Error))
+            raise
+        return subscription
 
     async def _refuse_shared_session(self, subscription: Subscription[ACT]) -> None:
         """Raise if a pooler gives the session that listens to other clients; else do nothing.

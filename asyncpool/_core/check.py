@@ -56,7 +56,7 @@ class Check(Generic[C]):
         except BaseException:
             self.ledger.cancel_lease(entry)
             if self.ledger.take_back(entry.conn) is not None:
-                self.store.spawn(entry, self._finish(entry, task), "check")
+                self.store.spawn(entry, self._finish(entry, task), "end of check")
             raise
         if error is None:
             store.mark_healthy(entry)

@@ -43,10 +43,6 @@ class Driver(Protocol[C]):
         """
         ...
 
-    def drop(self, conn: C) -> None:
-        """Close a connection on this side, without waiting for the server."""
-        ...
-
     async def ping(self, conn: C) -> None:
         """Make one round trip; raise an error if the connection is broken."""
         ...

@@ -93,8 +93,11 @@ class Leasing(Waiting[C]):
         if not self.ledger.give_back(entry, now):
             self._counters.returns_bad += not self._driver.is_alive(conn)
             entry.retire()  # the loss of its connection need not be handled
-            begun = not self.ledger.settings.keeps_idle and self._driver.begin_close(conn)
-            self.store.discard(entry, begun=begun)
+            begun = False
+            try:
+                begun = not self.ledger.settings.keeps_idle and self._driver.begin_close(conn)
+            finally:
+                self.store.discard(entry, begun=begun)
         return True
 
     def release(self, conn: C, cleanup: Callable[[], Awaitable[object]] | None = None) -> None:

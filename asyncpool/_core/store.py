@@ -80,7 +80,11 @@ class ConnectionStore(Generic[C]):
             self.ledger.withdraw(entry, State.CLOSING)
             entry.left_at = self.runtime.time()
             entry.retire()  # the loss of its connection need not be handled
-            self.spawn(entry, self._close(entry, begun=begun), "close")
+            self.close(entry, begun=begun)
+
+    def close(self, entry: Entry[C], *, begun: bool = False) -> None:
+        """Start to close the connection of an entry that is out of service; as for `discard`."""
+        self.spawn(entry, self._close(entry, begun=begun), "close")
 
     def discard_lost(self, entry: Entry[C]) -> None:
         """Discard an entry whose connection broke while not in use."""
@@ -126,12 +130,15 @@ class ConnectionStore(Generic[C]):
 
         If a stranger ends the task before it has done so, the connection is closed.
         """
-        self._works[entry] = work
+        before, self._works[entry] = self._works.get(entry), work
         ended = partial(work_ended, weakref.ref(self), entry, work)
         try:
             return self.runtime.tasks.spawn(work, job, ended=ended)
         except BaseException:
-            self._works.pop(entry, None)
+            if before is None:
+                self._works.pop(entry, None)
+            else:
+                self._works[entry] = before
             raise
 
     def ping(

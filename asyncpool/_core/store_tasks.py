@@ -55,9 +55,8 @@ def work_ended(store: Store, entry: Entry[C], work: Coroutine[Any, Any, object])
         alive.outages.connect_cancelled(asyncio.CancelledError(), entry)
     elif entry.state is State.CLEANING:
         alive.discard(entry)
-    elif entry.state is State.CLOSING:
-        alive.driver.drop(entry.conn)
-        alive.remove(entry)
+    elif entry.state is State.CLOSING and not alive.runtime.closed:  # else `abandon` closes it
+        alive.close(entry)
 
 
 def notify(

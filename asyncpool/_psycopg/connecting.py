@@ -157,8 +157,14 @@ def _copy_of(original: Any) -> Callable[..., Coroutine[Any, Any, Any]] | None:
     return copy
 
 
+def _only_parser(method: Any) -> Any:
+    """Return the function of a method that calls psycopg's parser and no more; else None."""
+    function = getattr(method, "__func__", None)
+    names = getattr(getattr(function, "__code__", None), "co_names", ())
+    return function if names == ("conninfo_to_dict",) else None
+
+
 CONNECT = getattr(psycopg.AsyncConnection.connect, "__func__", None)
-PARAMETERS = getattr(
-    getattr(psycopg.AsyncConnection, "_get_connection_params", None), "__func__", None
-)
+PARAMETERS = _only_parser(getattr(psycopg.AsyncConnection, "_get_connection_params", None))
+"""psycopg's method of this name, if it only parses."""
 COPY = _copy_of(CONNECT)

@@ -86,10 +86,9 @@ class Subscription(Generic[C]):
         await run(self.conn, text.encode(self.conn.info.encoding))
 
 
-def is_session_over(conn: psycopg.AsyncConnection[Any], error: psycopg.Error) -> bool:
-    """Whether an error of a statement is the end of its session."""
-    # psycopg's own connection is not closed before it has read the end of the stream.
-    return conn.closed or error.diag.severity_nonlocalized in ("FATAL", "PANIC")
+def is_end_of_session(error: psycopg.OperationalError) -> bool:
+    """Whether an error of a statement is the end of its session: not every one has a message."""
+    return error.sqlstate is None or error.diag.severity_nonlocalized in ("FATAL", "PANIC")
 
 
 def _quoted(name: str) -> str:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from asyncpool import AsyncConnectionPool, PoolClosed, PoolTimeout, ReleaseError
+from asyncpool import AsyncConnectionPool, Connection, PoolClosed, PoolTimeout, ReleaseError
+from asyncpool._core.background import BackgroundTasks
 from asyncpool.testing import ServerUnsupported, postgres
 from tests._tools import at_once, few
 
@@ -441,3 +442,30 @@ async def test_a_block_that_has_ended_may_be_entered_again(
         async with block:
             pass
         await all_usable(pool)
+
+
+@pytest.mark.parametrize("kind", [Connection, psycopg.AsyncConnection])
+async def test_a_close_of_a_busy_connection_may_be_cancelled_too(
+    dsn: str, backends: Backends, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it runs is ended on the server before another request has its place."""
+    struck: list[bool] = []
+    spawn = BackgroundTasks.spawn
+
+    def strike(self: BackgroundTasks, work: Any, job: str, *rest: Any, **options: Any) -> Any:
+        task = spawn(self, work, job, *rest, **options)
+        if job == "close" and not struck:
+            struck.append(task.cancel())
+        return task
+
+    monkeypatch.setattr(BackgroundTasks, "spawn", strike)
+    async with AsyncConnectionPool(dsn, min_size=0, max_size=1, connection_class=kind) as pool:
+        conn = await pool.getconn()
+        running = asyncio.ensure_future(conn.execute("SELECT pg_sleep(60)"))
+        await eventually(lambda: backends.running("pg_sleep"))
+        await pool.putconn(conn)
+        assert await in_time(pool.fetchval("SELECT 1")) == 1
+        assert struck == [True]
+        assert not backends.running("pg_sleep")
+        with pytest.raises(psycopg.Error):
+            await in_time(running)

@@ -52,7 +52,7 @@ EVENTS = {
     "news": 1,
     "forgetful": 0.3,
 }
-STRUCK = "connect", "close", "reset", "ping", "ask", "health"
+STRUCK = "connect", "close", "reset", "ping", "ask", "health", "end of check"
 """The pools' tasks that a stranger may cancel."""
 
 

@@ -101,3 +101,20 @@ def test_a_service_file_is_read_each_time(monkeypatch: pytest.MonkeyPatch, tmp_p
     for limit in ("4", "5"):
         file.write_text(f"[app]\nconnect_timeout={limit}\n")
         assert checked.limits_of(params, {}, Connection, set())["connect_timeout"] == limit
+
+
+def test_the_text_of_a_value_may_change() -> None:
+    """The secrets are those of its present text."""
+
+    class Password:
+        text = "hunter2"
+
+        def __str__(self) -> str:
+            return self.text
+
+    checked, password = Checked(), Password()
+    params = checked.params_of("host=db", set())
+    for text in ("hunter2", "swordfish"):
+        password.text, secrets = text, set[str]()
+        checked.limits_of(params, {"password": password}, Connection, secrets)
+        assert secrets == {text}
