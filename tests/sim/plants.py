@@ -69,6 +69,7 @@ def forget_a_check_under_way(patch: pytest.MonkeyPatch) -> None:
         """Do nothing."""
 
     patch.setattr(Check, "_finish", settle)
+    leave_what_a_struck_task_had(patch)  # else it would be found and closed
 
 
 def leave_what_a_struck_task_had(patch: pytest.MonkeyPatch) -> None:
@@ -93,7 +94,7 @@ def keep_the_lease_of_a_cancelled_check(patch: pytest.MonkeyPatch) -> None:
 def remove_before_closing(patch: pytest.MonkeyPatch) -> None:
     """An overshoot: a connection being closed is not counted."""
 
-    async def close(self: ConnectionStore[Any], entry: Entry[Any]) -> None:
+    async def close(self: ConnectionStore[Any], entry: Entry[Any], **_: object) -> None:
         self.remove(entry)
         await self.driver.close(entry.conn)
 
@@ -282,7 +283,7 @@ def ignore_losses(patch: pytest.MonkeyPatch) -> None:
 
 def ignore_reported_losses(patch: pytest.MonkeyPatch) -> None:
     """A broken connection is leased: its reported loss is ignored."""
-    patch.setattr(asyncpool._core.store, "_notify", lambda *_, **__: None)
+    patch.setattr(asyncpool._core.store, "notify", lambda *_, **__: None)
 
 
 # Bugs that only some schedules show.
