@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks._markdown import replaced
 from benchmarks._numbers import ratios, spread
 
 PAGE = "docs/performance.md"
@@ -38,14 +39,9 @@ def write(report: dict[str, Any], page: Path) -> None:
     Raises:
         ValueError: the page has no marks.
     """
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{page} has no {BEGIN} and {END}")
     from benchmarks.web._picture import draw  # noqa: PLC0415 - matplotlib is slow to import
 
-    parts = [BEGIN, *tables(report), _how(report), END]
-    page.write_text(before + "\n\n".join(parts) + after)
+    page.write_text(replaced(page, BEGIN, END, [*tables(report), _how(report)]))
     draw(report, page.with_name(PICTURE))
 
 
