@@ -56,7 +56,7 @@ class ConnectionStore(Generic[C]):
     empty: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     """Set when the last entry is removed."""
     _works: dict[Entry[C], Coroutine[Any, Any, object]] = field(init=False, default_factory=dict)
-    """What was spawned last for each entry, until its task has ended."""
+    """The coroutine of the last background task for each entry, until that task has ended."""
 
     def __post_init__(self) -> None:
         self.readiness = Readiness(self.ledger, self.runtime, self.outages, self.refill)

@@ -1,4 +1,4 @@
-"""What the event loop runs for a `ConnectionStore`: it holds the store weakly.
+"""Functions that the event loop runs for a `ConnectionStore`, with weak references to it.
 
 A connect that hangs, or a connection that somebody still has, must not keep a dropped pool alive.
 """
@@ -19,7 +19,7 @@ Store = weakref.ref[Any]
 
 
 async def open_connection(store: Store, driver: Driver[C], entry: Entry[C]) -> None:
-    """Connect for an entry, and put it into service."""
+    """Open the connection of a new entry, and put the entry into service."""
     home = running_loop()
     try:
         conn = await driver.open()
@@ -42,9 +42,15 @@ async def open_connection(store: Store, driver: Driver[C], entry: Entry[C]) -> N
 
 
 def work_ended(store: Store, entry: Entry[C], work: Coroutine[Any, Any, object]) -> None:
-    """Take over an entry that a task has left behind.
+    """Close the connection of an entry that a background task has left out of service.
 
-    A task that is cancelled before its first step runs none of its code.
+    A task that is cancelled before its first step runs none of its code. This is called when a task
+    has ended, and does nothing for an entry that is in service, removed, or a later task's.
+
+    Args:
+        store: the entry's store.
+        entry: the entry for which the task was started.
+        work: the coroutine of the task.
     """
     alive = store()
     if alive is None or alive._works.get(entry) is not work:

@@ -43,7 +43,7 @@ from asyncpool.errors import PoolTimeout, TooManyRequests
 T = TypeVar("T")
 
 NOTHING = Decided()
-"""What is remembered of a time limit that no request had lately; it is never changed."""
+"""The entry of `WaitQueue.decided` for a time limit that no request had lately; never changed."""
 CALM = 10.0
 """Seconds without a refusal after which the next one is recorded as a new overload."""
 

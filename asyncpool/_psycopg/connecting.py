@@ -30,13 +30,14 @@ KEPT = 16
 PLAIN = {str, int, float, bool, type(None)}
 """The types of values whose text never changes."""
 USED = {"make_conninfo", "waiting", "wait_conn_async", "_WaitTimeout"}
-"""What psycopg's function uses if it is as expected: before 3.3.6 its wait had no time limit."""
+"""Names that `AsyncConnection.connect` must use to be copied. psycopg before 3.3.6 does not use the
+last one, because its wait has no time limit of its own."""
 
 Parsed = dict[tuple[Any, ...], Any]
-"""What connection strings and options were parsed to, by both of them."""
+"""Results of psycopg's `conninfo_to_dict` and `make_conninfo`, by function and arguments."""
 
 parsed: ContextVar[Parsed | None] = ContextVar("asyncpool_parsed", default=None)
-"""That of the pool which connects in this context."""
+"""The results that are kept by the pool which connects in this context; None outside of a pool."""
 
 
 async def connect(

@@ -56,7 +56,7 @@ class Checked:
         self._secrets: tuple[set[str], set[str]] = set(), set()
         """Those of the connection string and those of the options."""
         self.parsed: Parsed = {}
-        """What psycopg has parsed of them."""
+        """The results of psycopg's parser for the pool's connection strings and options."""
 
     def params_of(self, conninfo: str, secrets: set[str]) -> dict[str, Any]:
         """Return the parameters of a connection string, and add its passwords to the secrets.
