@@ -92,9 +92,9 @@ async def test_the_hot_row_is_updated_by_each_pool(
 
 
 async def test_the_capacity_is_that_of_all_connections(peer: Peer) -> None:
-    """Not more than the uses allow, however fast the machine is."""
+    """Not more than the uses allow, and a tenth of that on a machine that is busy otherwise."""
     most = SIZE / 0.05
-    assert 0 < await capacity(peer, (0.05,), 0.5, Random(1)) < 1.1 * most
+    assert most / 10 < await capacity(peer, (0.05,), 0.5, Random(1)) < 1.1 * most
 
 
 @pytest.mark.parametrize("name", ["asyncpool-refuse", "asyncpg"])

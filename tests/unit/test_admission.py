@@ -284,7 +284,7 @@ BURSTS = st.builds(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(history=st.lists(BURSTS, max_size=12), mode=st.sampled_from(["wait", "refuse"]))
 def test_no_history_makes_a_pool_refuse_for_ever(history: list[Burst], mode: str) -> None:
     """Whatever was before: at 0.7 of the capacity all are soon served, and a burst that fits."""
