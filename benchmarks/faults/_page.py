@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks._markdown import replaced
 from benchmarks.faults._tables import tables
 
 PAGE = "docs/reliability.md"
@@ -13,13 +14,14 @@ BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 
 
 def write(report: dict[str, Any], page: Path) -> None:
-    """Write the tables into the page and, if matplotlib is installed, the picture next to it."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
+    """Write the tables into the page and, if matplotlib is installed, the picture next to it.
+
+    Raises:
+        ValueError: the page has no marks.
+    """
     facts = ", ".join(f"{name} {value}" for name, value in report["facts"].items())
     how = "Measured with `--quick`" if report["settings"]["quick"] else "Measured"
-    parts = [BEGIN, *tables(report), f"{how} on: {facts}.", END]
-    page.write_text(before + "\n\n".join(parts) + after)
+    page.write_text(replaced(page, BEGIN, END, [*tables(report), f"{how} on: {facts}."]))
     if find_spec("matplotlib") is not None:
         from benchmarks.faults._picture import draw  # noqa: PLC0415 - it is slow to import
 

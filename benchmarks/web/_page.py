@@ -39,9 +39,10 @@ def write(report: dict[str, Any], page: Path) -> None:
     Raises:
         ValueError: the page has no marks.
     """
+    text = replaced(page, BEGIN, END, [*tables(report), _how(report)])
     from benchmarks.web._picture import draw  # noqa: PLC0415 - matplotlib is slow to import
 
-    page.write_text(replaced(page, BEGIN, END, [*tables(report), _how(report)]))
+    page.write_text(text)
     draw(report, page.with_name(PICTURE))
 
 
