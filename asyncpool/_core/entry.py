@@ -54,9 +54,9 @@ class Entry(Generic[C]):
 
     conn: C
 
-    def __init__(self, now: float, number: int = 0) -> None:
-        self.number = number
-        """The number of the entry in its pool, for logs and `explain()`."""
+    def __init__(self, now: float) -> None:
+        self.number = 0
+        """The number of the connection in its pool, from 1, for logs and `explain()`."""
         self.state = State.OPENING
         self.opened_at = now
         self.expires_at = now

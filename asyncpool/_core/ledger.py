@@ -56,8 +56,6 @@ class Ledger(Generic[C]):
         self.closing = 0
         self.filling = False
         """Whether a new or resized pool opens its `min_size`; ends when a connect fails."""
-        self._last_number = 0
-        """The number of the newest entry, from 1."""
         self._other_leases = 0
         """The leases of removed entries, less all shared ones, whose one-shots are counted."""
         self.keep_expired = False
@@ -111,8 +109,7 @@ class Ledger(Generic[C]):
     def reserve(self, now: float) -> Entry[C]:
         """Create an entry for a connection that is about to be opened."""
         assert len(self.entries) < self.settings.max_size, "bug: a place reserved above max_size"
-        self._last_number += 1
-        entry: Entry[C] = Entry(now, self._last_number)
+        entry: Entry[C] = Entry(now)
         self.entries.add(entry)
         self.opening += 1
         self.queue.decided.clear()

@@ -116,6 +116,7 @@ class ConnectionStore(Generic[C]):
         entry = self.ledger.reserve(self.runtime.time())
         entry.predecessor = instead_of
         self.runtime.counters.connects += 1
+        entry.number = self.runtime.counters.connects
         try:
             self.spawn(entry, open_connection(weakref.ref(self), self.driver, entry), "connect")
         except BaseException:

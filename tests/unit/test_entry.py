@@ -18,12 +18,6 @@ def test_an_entry_exists_before_its_connection() -> None:
     assert (entry.opened_at, entry.used_at, entry.healthy_at) == (5.0, 5.0, 5.0)
 
 
-def test_an_entry_has_its_number() -> None:
-    """The ledger counts its entries; one that stands for none has the number 0."""
-    assert Entry(5.0, 3).number == 3
-    assert Entry(5.0).number == 0
-
-
 def test_a_new_entry_is_unused() -> None:
     """Its instants are that of its creation, and it has no lease."""
     entry: Entry[str] = Entry(3.0)
