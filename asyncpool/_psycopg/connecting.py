@@ -1,15 +1,17 @@
 """psycopg's `connect`, with less CPU time, for `asyncpool.Connection`.
 
-psycopg parses the connection string twice for each connect, and sets a timer for each wait for the
-server. What runs here is psycopg's own function, with its attempts and errors; a copy of it finds
-other names for the parser and the wait than those of its module. What was parsed is kept by the
-pool, so a connect without a pool parses anew.
+psycopg parses the connection string twice for each connect, sets a timer for each wait for the
+server, and waits for the event loop even where it may send at once. What runs here is psycopg's own
+function, with its attempts and errors; a copy of it finds other names for the parser and the wait
+than those of its module. What was parsed is kept by the pool, so a connect without a pool parses
+anew.
 """
 
 from __future__ import annotations
 
+import select
 import sys
-from asyncio import get_running_loop
+from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from types import FunctionType, MethodType, SimpleNamespace
@@ -87,19 +89,16 @@ async def wait_until_connected(
         if timeout is not None:
             timer = loop.call_later(timeout, wake, 0)
         while True:
-            future, ready = loop.create_future(), 0
-            # Anew for each wait, because libpq may have another socket by now, of the same number.
-            if wanted & WAIT_R:
-                loop.add_reader(fileno, wake, READY_R)
-            if wanted & WAIT_W:
-                loop.add_writer(fileno, wake, READY_W)
-            try:
-                await future
-            finally:
-                if wanted & WAIT_R:
-                    loop.remove_reader(fileno)
-                if wanted & WAIT_W:
-                    loop.remove_writer(fileno)
+            if wanted == WAIT_W and _is_writable(fileno):
+                ready = READY_W
+            else:
+                future, ready = loop.create_future(), 0
+                # Anew for each wait: libpq may have another socket by now, of the same number.
+                _watch(loop, fileno, wanted, wake)
+                try:
+                    await future
+                finally:
+                    _stop_watching(loop, fileno, wanted)
             fileno, wanted = gen.send(ready)
             if is_late:
                 raise errors._WaitTimeout
@@ -129,12 +128,36 @@ def transport_for(conn: Any) -> Transport | None:
         return None
 
 
+def _is_writable(fileno: int) -> bool:
+    """Whether a socket can be written to, or has an error; one that still connects cannot."""
+    poll = select.poll()
+    poll.register(fileno, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
+def _watch(
+    loop: AbstractEventLoop, fileno: int, wanted: int, wake: Callable[[int], object]
+) -> None:
+    if wanted & WAIT_R:
+        loop.add_reader(fileno, wake, READY_R)
+    if wanted & WAIT_W:
+        loop.add_writer(fileno, wake, READY_W)
+
+
+def _stop_watching(loop: AbstractEventLoop, fileno: int, wanted: int) -> None:
+    if wanted & WAIT_R:
+        loop.remove_reader(fileno)
+    if wanted & WAIT_W:
+        loop.remove_writer(fileno)
+
+
 def _keep(function: Callable[..., Any], conninfo: str, kwargs: dict[str, Any]) -> Any:
     """Call a function of psycopg's, or return what it has returned for the same arguments."""
     kept = parsed.get()
-    if kept is None or not {type(value) for value in kwargs.values()} <= PLAIN:
+    types = tuple(map(type, kwargs.values()))
+    if kept is None or not PLAIN.issuperset(types):
         return function(conninfo, **kwargs)
-    key = function, conninfo, *((name, type(value), value) for name, value in kwargs.items())
+    key = function, conninfo, types, *kwargs.items()
     if key not in kept:
         if len(kept) >= KEPT:
             kept.clear()

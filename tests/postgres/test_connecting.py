@@ -6,7 +6,8 @@ import asyncio
 import gc
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ import psycopg
 import pytest
 import wrapt
 from psycopg.conninfo import make_conninfo
+from psycopg.waiting import Ready, Wait
 
 from asyncpool import AsyncConnectionPool, AsyncNullConnectionPool, Connection
 from asyncpool._psycopg import connecting
@@ -258,3 +260,36 @@ def test_a_connect_that_outlives_its_event_loop_is_no_failure(
     said = [each.getMessage() for each in caplog.records]
     assert any("was not closed before its event loop ended" in each for each in said)
     assert not any("cannot connect" in each for each in said)
+
+
+def steps(fileno: int) -> Generator[tuple[int, Wait], Ready | int, Ready | int]:
+    """The start of a connect, as libpq waits for the end of the TCP handshake."""
+    while not (ready := (yield fileno, Wait.W)):
+        pass
+    return ready
+
+
+@pytest.mark.skipif(connecting.COPY is None, reason="psycopg's own wait is used")
+async def test_only_a_socket_that_takes_no_data_is_waited_for() -> None:
+    """A turn of the event loop costs more than to ask for the socket's state."""
+    ours, others = socket.socketpair()
+    with ours, others:
+        ours.setblocking(False)
+        with pytest.raises(StopIteration, match=str(int(Ready.W))):
+            connecting.wait_until_connected(steps(ours.fileno()), timeout=1).send(None)
+        with suppress(BlockingIOError):
+            while True:
+                ours.send(bytes(65536))
+        with pytest.raises(psycopg.errors._WaitTimeout):
+            await connecting.wait_until_connected(steps(ours.fileno()), timeout=0.01)
+        waiting = asyncio.create_task(
+            connecting.wait_until_connected(steps(ours.fileno()), timeout=60)
+        )
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        others.setblocking(False)
+        while not waiting.done():
+            with suppress(BlockingIOError):
+                others.recv(65536)
+            await asyncio.sleep(0)
+        assert await waiting == Ready.W
