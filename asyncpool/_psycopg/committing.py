@@ -16,8 +16,8 @@ from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 
 from asyncpool._psycopg.connection import Connection
 from asyncpool._psycopg.internals import SUPPORTED, generators
+from asyncpool._psycopg.operation import closed_error
 from asyncpool._psycopg.socket_watcher import READY
-from asyncpool._psycopg.transport import closed_error
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult

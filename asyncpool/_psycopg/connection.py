@@ -38,12 +38,12 @@ from asyncpool._psycopg.internals import (
     VERSION,
 )
 from asyncpool._psycopg.notices import on_notice
-from asyncpool._psycopg.operation import ACTIVE, BAD
+from asyncpool._psycopg.operation import ACTIVE, BAD, closed_error
 from asyncpool._psycopg.pipeline import Pipeline
 from asyncpool._psycopg.riding import UnsentBegin, begin_before, begin_now, send_begin
 from asyncpool._psycopg.socket_watcher import LOST, READY
 from asyncpool._psycopg.statement_cache import StatementCache
-from asyncpool._psycopg.transport import Transport, closed_error
+from asyncpool._psycopg.transport import Transport
 
 __all__ = ["Connection"]
 

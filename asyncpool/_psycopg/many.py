@@ -17,11 +17,11 @@ from psycopg.abc import Params, PQGen, Query
 from psycopg.pq import ExecStatus, TransactionStatus
 
 from asyncpool._psycopg.internals import READY_R, READY_W, WAIT_R, WAIT_W, Prepare, generators
+from asyncpool._psycopg.operation import closed_error
 from asyncpool._psycopg.riding import in_transaction
 from asyncpool._psycopg.socket_watcher import READY
 from asyncpool._psycopg.statement import Statement
 from asyncpool._psycopg.statement_cache import Execution, StatementCache
-from asyncpool._psycopg.transport import closed_error
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult

@@ -39,6 +39,11 @@ RETURNED = (
 )
 
 
+def closed_error(result: str = "") -> psycopg.OperationalError:
+    """Return the error for an operation on a closed connection, with what that means for it."""
+    return psycopg.OperationalError(f"the connection is closed{result and ': '}{result}")
+
+
 class Channel(Protocol):
     """The user of a connection in pipeline mode; see `_pipeline/channel.py`."""
 
@@ -146,7 +151,7 @@ class OperationRunner(SocketWatcher):
 
     def wake(self) -> None:
         """Advance the generator with nothing ready, as psycopg before 3.3 does in `notifies`."""
-        if self._gen is not None:
+        if self._gen is not None and not self._ended_by_finish():
             self._advance(0, woken=True)
 
     def drop(self, *, but: object) -> None:
@@ -172,15 +177,16 @@ class OperationRunner(SocketWatcher):
                 self.channel.readable()
             else:
                 self.read_unsolicited()
-        elif self._want & WAIT_R:
-            self._advance(READY_R)
-        else:
-            self._stop_reading()
+        elif self.pgconn.status != BAD or not self._ended_by_finish():
+            if self._want & WAIT_R:
+                self._advance(READY_R)
+            else:
+                self._stop_reading()
 
     def _on_writable(self) -> None:
         if self.channel is not None:
             self.channel.writable()
-        else:
+        elif not self._ended_by_finish():
             self._advance(0)
 
     def _advance(self, ready: int, *, woken: bool = False) -> None:
@@ -219,6 +225,16 @@ class OperationRunner(SocketWatcher):
             del future  # break the cycle: the exception's traceback refers to this frame
         if completed is not None:
             completed.step()  # a task that calls this itself does not wait yet
+
+    def _ended_by_finish(self) -> bool:
+        """Whether somebody has called `pgconn.finish()`; then fail the operation.
+
+        Its generator must not go on, because it has libpq's pointer, which is freed.
+        """
+        if getattr(self.pgconn, "pgconn_ptr", 0) is None and self._future is not None:
+            self._on_error(self._future, closed_error())
+            return True
+        return False
 
     def _on_written(self) -> None:
         """Stop waiting to write, and read again, which may have been stopped meanwhile."""

@@ -13,7 +13,7 @@ from psycopg.abc import PQGen
 from psycopg.pq import ExecStatus, TransactionStatus
 
 from asyncpool._psycopg.internals import generators
-from asyncpool._psycopg.transport import closed_error
+from asyncpool._psycopg.operation import closed_error
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult

@@ -24,18 +24,13 @@ from asyncpool._core.background import force_close
 from asyncpool._psycopg.cancellation import cancel_until_ended, read_leftovers
 from asyncpool._psycopg.direct_future import DirectFuture
 from asyncpool._psycopg.internals import COPY_OUT_END
-from asyncpool._psycopg.operation import ACTIVE, OperationRunner
+from asyncpool._psycopg.operation import ACTIVE, OperationRunner, closed_error
 from asyncpool._psycopg.socket_watcher import DRAINING, ENDING, HUNG_UP, LEFTOVERS, READY
 
 INTERRUPTED, MAYBE_STANDBY = 1, 2
 """Reasons for a reset: a query was cancelled; the server may have become a standby."""
 DRAIN_TIMEOUT = 5.0
 """Seconds that a cancelled query may take to end; then its connection is closed."""
-
-
-def closed_error(result: str = "") -> psycopg.OperationalError:
-    """Return the error for an operation on a closed connection, with what that means for it."""
-    return psycopg.OperationalError(f"the connection is closed{result and ': '}{result}")
 
 
 class Transport(OperationRunner):

@@ -17,7 +17,7 @@ import pytest
 from asyncpool import AsyncConnectionPool, Connection
 from tests._tools import few
 
-from ._tools import BOTH_LOOPS, Backends, eventually, in_time, needs_internals
+from ._tools import BOTH_LOOPS, Backends, eventually, in_time, needs_internals, run_script
 
 LOOPS = BOTH_LOOPS
 
@@ -293,6 +293,63 @@ async def test_what_waits_for_the_server_fails_when_another_task_closes_the_conn
         with pytest.raises(psycopg.OperationalError, match=CLOSED):
             await in_time(task)
     backends.terminate()  # a backend in pg_sleep does not see that its client is gone
+
+
+FINISHED_MEANWHILE = """
+import asyncio, sys, psycopg
+from asyncpool import Connection
+
+SLOW = "SELECT n, pg_sleep(0.02) FROM generate_series(1, 5) n"
+
+async def execute(conn):
+    await conn.execute(SLOW)
+
+async def many(conn):
+    await conn.cursor().executemany(SLOW + " WHERE n > %s", [(0,), (1,)])
+
+async def stream(conn):
+    async for _ in conn.cursor().stream(SLOW):
+        pass
+
+async def copy(conn):
+    async with conn.cursor().copy(f"COPY ({SLOW}) TO STDOUT") as copy:
+        async for _ in copy:
+            pass
+
+async def pipeline(conn):
+    async with conn.pipeline():
+        await conn.execute(SLOW)
+
+async def finish(operation, pause):
+    conn = await Connection.connect(sys.argv[1], autocommit=True)
+    task = asyncio.create_task(operation(conn))
+    await asyncio.sleep(pause)
+    conn.pgconn.finish()
+    try:
+        await task
+    except psycopg.OperationalError as error:
+        print(operation.__name__, error)
+    await conn.close()
+
+async def main():
+    async with asyncio.TaskGroup() as tasks:
+        for operation in execute, many, stream, copy, pipeline:
+            for pause in 0, 0.01, 0.03, 0.05:
+                tasks.create_task(finish(operation, pause))
+
+asyncio.run(main())
+"""
+
+
+@needs_internals
+async def test_what_waits_when_libpqs_connection_is_finished_fails(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """psycopg's generators have the pointer to it, which must not be used once it is freed."""
+    monkeypatch.setenv("MALLOC_PERTURB_", "165")  # glibc: overwrite freed memory
+    said = (await run_script(FINISHED_MEANWHILE, dsn)).splitlines()
+    for operation in ("execute", "many", "stream", "copy", "pipeline"):
+        assert f"{operation} the connection is closed" in said
 
 
 @needs_internals
