@@ -81,10 +81,9 @@ class FakeDriver:
             conn.alive = False
             self.sockets -= 1
 
-    def begin_close(self, conn: FakeConn) -> bool:
-        """Do nothing, as if the socket were closed on this side: `close` closes it."""
+    def begin_close(self, conn: FakeConn) -> None:
+        """Do nothing: `close` closes the socket."""
         self._forbid(conn.closed, f"{conn} was closed before")
-        return True
 
     async def ping(self, conn: FakeConn) -> None:
         """Make one round trip."""

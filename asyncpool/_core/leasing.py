@@ -91,13 +91,9 @@ class Leasing(Waiting[C]):
         self._counters.use_time += spent
         self._uses.append(spent)
         if not self.ledger.give_back(entry, now):
-            self._counters.returns_bad += not self._driver.is_alive(conn)
-            entry.retire()  # the loss of its connection need not be handled
-            begun = False
-            try:
-                begun = not self.ledger.settings.keeps_idle and self._driver.begin_close(conn)
-            finally:
-                self.store.discard(entry, begun=begun)
+            self._close_returned(entry)
+            if not self.ledger.settings.keeps_idle:
+                self._driver.begin_close(conn)
         return True
 
     def release(self, conn: C, cleanup: Callable[[], Awaitable[object]] | None = None) -> None:

@@ -31,9 +31,6 @@ from asyncpool._core.timer import Timer
 
 T = TypeVar("T")
 
-EXIT_TIME = 0.003
-"""Seconds in which a process of the server has usually ended, after its client has."""
-
 
 @dataclass(eq=False, repr=False)
 class ConnectionStore(Generic[C]):
@@ -69,22 +66,17 @@ class ConnectionStore(Generic[C]):
         if self.runtime.closed or not self.ledger.give(entry, now):
             self.discard(entry)
 
-    def discard(self, entry: Entry[C], *, begun: bool = False) -> None:
-        """Take an entry out of service and close its connection; it counts until that is closed.
-
-        Args:
-            entry: it may be in any state.
-            begun: whether the connection is closed on this side already.
-        """
+    def discard(self, entry: Entry[C]) -> None:
+        """Take an entry out of service and close its connection; it counts until that is closed."""
         if entry.state is not State.CLOSING and entry.state is not State.CLOSED:
             self.ledger.withdraw(entry, State.CLOSING)
             entry.left_at = self.runtime.time()
             entry.retire()  # the loss of its connection need not be handled
-            self.close(entry, begun=begun)
+            self.close(entry)
 
-    def close(self, entry: Entry[C], *, begun: bool = False) -> None:
-        """Start to close the connection of an entry that is out of service; as for `discard`."""
-        self.spawn(entry, self._close(entry, begun=begun), "close")
+    def close(self, entry: Entry[C]) -> None:
+        """Start to close the connection of an entry that is out of service."""
+        self.spawn(entry, self._close(entry), "close")
 
     def discard_lost(self, entry: Entry[C]) -> None:
         """Discard an entry whose connection broke while not in use."""
@@ -316,10 +308,8 @@ class ConnectionStore(Generic[C]):
         self.put(entry, entry.healthy_at)
         return True
 
-    async def _close(self, entry: Entry[C], *, begun: bool) -> None:
-        # Its last results are to be read first, where tasks start eagerly. If its end was begun and
-        # nobody needs its place, it is looked for later: to be woken by it would delay a connect.
-        await asyncio.sleep(EXIT_TIME if begun and not self.ledger.is_full() else 0)
+    async def _close(self, entry: Entry[C]) -> None:
+        await asyncio.sleep(0)  # its last results are to be read first, where tasks start eagerly
         try:
             with anyio.move_on_after(self.ledger.settings.close_timeout):
                 if (error := await outcome(partial(self.driver.close, entry.conn))) is not None:

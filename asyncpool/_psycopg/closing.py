@@ -24,15 +24,13 @@ PLAIN_CLOSES = psycopg.AsyncConnection.close, Connection.close
 """The `close` methods that do not suspend on an idle connection of a pool."""
 
 
-def begin_close(conn: psycopg.AsyncConnection[Any], handle: ConnectionHandle) -> bool:
+def begin_close(conn: psycopg.AsyncConnection[Any], handle: ConnectionHandle) -> None:
     """Close an idle connection on this side, unless its class does more than psycopg's."""
-    if getattr(type(conn), "close", None) not in PLAIN_CLOSES:
-        return False
-    handle.was_idle = True
-    conn._pool = None  # or a pool with `close_returns` would take it back
-    with suppress(StopIteration):
-        conn.close().send(None)
-    return True
+    if getattr(type(conn), "close", None) in PLAIN_CLOSES:
+        handle.was_idle = True
+        conn._pool = None  # or a pool with `close_returns` would take it back
+        with suppress(StopIteration):
+            conn.close().send(None)
 
 
 async def end_session(conn: psycopg.AsyncConnection[Any], handle: ConnectionHandle) -> None:

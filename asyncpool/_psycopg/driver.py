@@ -172,9 +172,10 @@ class PsycopgDriver(Generic[ACT]):
         with closing(self._handles.pop(conn)) as handle:
             await end_session(conn, handle)
 
-    def begin_close(self, conn: ACT) -> bool:
+    def begin_close(self, conn: ACT) -> None:
         """Close a clean connection on this side, unless its class does more than psycopg's."""
-        return self.is_idle(conn) and begin_close(conn, self._handles[conn])
+        if self.is_idle(conn):
+            begin_close(conn, self._handles[conn])
 
     def is_busy(self, conn: ACT) -> bool:
         """Whether the connection's backend may be running a query."""

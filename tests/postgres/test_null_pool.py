@@ -376,15 +376,18 @@ async def test_a_close_that_a_stranger_cancels_frees_its_place(
     dsn: str, backends: Backends, turns: int
 ) -> None:
     """As code that cancels every task of the loop; before its first step too."""
-    async with AsyncNullConnectionPool(dsn) as pool:
+    options = {"autocommit": True}
+    async with Proxy(dsn) as proxy, AsyncNullConnectionPool(proxy.dsn, kwargs=options) as pool:
         async with pool.connection() as conn:
             await conn.execute("SELECT 1")
+            proxy.open_way.clear()  # the server is not to see the end before the task is cancelled
         for _ in range(turns):
             await asyncio.sleep(0)
         (closing,) = pool._core.runtime.tasks.running("close")
         closing.cancel()
         await asyncio.wait({closing})
         assert closing.cancelled()
+        proxy.open_way.set()
         await eventually(lambda: pool.stats().size == 0)
         await eventually(lambda: not backends.pids())
         assert await pool.fetchval("SELECT 1") == 1

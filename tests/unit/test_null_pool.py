@@ -14,7 +14,6 @@ from asyncpool import AsyncNullConnectionPool
 from asyncpool._core.entry import State
 from asyncpool._core.pool import Core
 from asyncpool._core.settings import UNBOUNDED, Settings, sizes
-from asyncpool._core.store import EXIT_TIME
 from asyncpool._diagnostics.explain import explain
 from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.errors import PoolClosed, PoolTimeout, PoolUnavailable, TooManyRequests
@@ -67,7 +66,6 @@ async def test_what_nobody_waits_for_is_closed_with_no_reset() -> None:
         assert driver.calls == []
         for _ in range(3):
             await use(core)
-            await asyncio.sleep(EXIT_TIME)
             await settle()
             assert core.ledger.size == 0
         assert [name for name, _ in driver.calls] == ["open", "close"] * 3
@@ -244,22 +242,9 @@ async def test_a_loss_that_only_the_socket_shows_is_counted_too() -> None:
         conn = await core.acquire(None)
         conn.alive = False
         core.release(conn)
-        await asyncio.sleep(EXIT_TIME)
         await settle()
         assert core.ledger.size == 0
         assert snapshot(core).returns_bad == 1
-
-
-@virtual_time
-@pytest.mark.parametrize(("max_size", "left"), [(1, 0), (2, 1)])
-async def test_the_end_of_a_connection_is_looked_for_later_unless_the_pool_is_full(
-    max_size: int, left: int
-) -> None:
-    """In a full pool the next request waits for its place."""
-    async with keeping_none(Driver(), max_size) as core:
-        await use(core)
-        await settle()
-        assert core.ledger.size == left
 
 
 @virtual_time
