@@ -15,13 +15,13 @@ pytest_plugins = ["pytester"]
 TREES = {"tests", "tests/postgres"}
 """What is large enough for several processes."""
 LONG = ["test_faults", "test_soak", "test_benchmarks", "test_web_benchmark", "test_plants"]
-LONG += ["test_sharing_property", "test_tracing", "test_cancelled_steps"]
-LONG += ["test_sharing_limits", "test_sharing_waits", "test_descriptors", "test_server"]
-LONG += ["test_rollback_fixture", "test_sim", "test_notice", "test_silence", "test_leaks"]
-LONG += ["test_demo", "test_sharing_ledger", "test_errors", "test_ping", "test_interrupted"]
-LONG += ["test_cut_short", "test_sizing", "test_loops", "test_callbacks", "test_sharing"]
-LONG += ["test_lost_work", "test_release", "test_doctor", "test_gates", "test_forgotten_close"]
-LONG += ["test_examples", "test_top", "test_starlette", "test_sharing_faults", "test_sqlalchemy"]
+LONG += ["test_sharing_property", "test_tracing", "test_cancelled_steps", "test_sim"]
+LONG += ["test_leaks", "test_server", "test_overload", "test_fleet", "test_fleets", "test_sizing"]
+LONG += ["test_own_writes", "test_demo", "test_cluster_reads", "test_riding", "test_cluster_life"]
+LONG += ["test_doctor", "test_sharing_ledger", "test_overload_kept", "test_cut_short"]
+LONG += ["test_fleet_looks", "test_callbacks", "test_listen_faults", "test_outages"]
+LONG += ["test_examples", "test_gates", "test_credentials", "test_request_limits", "test_errors"]
+LONG += ["test_admission", "test_cluster_faults", "test_fleet_processes"]
 """The files that take longest, in that order."""
 
 

@@ -17,7 +17,7 @@ from asyncpool._core.lines import Line
 from asyncpool._core.patience import ENOUGH, Patience
 from asyncpool._core.service_rate import STEP, ServiceRate
 from asyncpool.errors import PoolTimeout, TooManyRequests
-from tests._tools import acquire_now
+from tests._tools import acquire_now, few
 from tests.unit._load import USE, Load
 from tests.unit._tools import Driver, running, use, virtual_time
 
@@ -284,34 +284,38 @@ BURSTS = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
-@given(history=st.lists(BURSTS, max_size=12), mode=st.sampled_from(["wait", "refuse"]))
-def test_no_history_makes_a_pool_refuse_for_ever(history: list[Burst], mode: str) -> None:
+@pytest.mark.parametrize("examples", few([20, 150]))
+def test_no_history_makes_a_pool_refuse_for_ever(examples: int) -> None:
     """Whatever was before: at 0.7 of the capacity all are soon served, and a burst that fits."""
 
-    @virtual_time
-    async def run() -> None:
-        async with running(Driver(), 4, 4, overload=mode, timeout=30.0) as core:
+    @settings(max_examples=examples, deadline=None)
+    @given(history=st.lists(BURSTS, max_size=12), mode=st.sampled_from(["wait", "refuse"]))
+    def holds(history: list[Burst], mode: str) -> None:
+        @virtual_time
+        async def run() -> None:
+            async with running(Driver(), 4, 4, overload=mode, timeout=30.0) as core:
 
-            async def request(burst: Burst) -> None:
-                try:
-                    async with asyncio.timeout(burst.cancel_after):
-                        conn = acquire_now(core) or await core.acquire(burst.timeout)
-                        conn.clean = False
-                        try:
-                            await asyncio.sleep(burst.use)
-                        finally:
-                            core.release(conn)
-                except (TimeoutError, PoolTimeout, TooManyRequests):
-                    pass
+                async def request(burst: Burst) -> None:
+                    try:
+                        async with asyncio.timeout(burst.cancel_after):
+                            conn = acquire_now(core) or await core.acquire(burst.timeout)
+                            conn.clean = False
+                            try:
+                                await asyncio.sleep(burst.use)
+                            finally:
+                                core.release(conn)
+                    except (TimeoutError, PoolTimeout, TooManyRequests):
+                        pass
 
-            async with asyncio.TaskGroup() as group:
-                for burst in history:
-                    for _ in range(burst.number):
-                        group.create_task(request(burst))
-                    await asyncio.sleep(burst.pause)
-            found = await Load(core, random=Random(3)).run(0.7, 6.0, skip=3.0)
-            assert set(found.ends) == {"in time"}
-            await asyncio.gather(*(use(core, USE, timeout=2.0) for _ in range(150)))
+                async with asyncio.TaskGroup() as group:
+                    for burst in history:
+                        for _ in range(burst.number):
+                            group.create_task(request(burst))
+                        await asyncio.sleep(burst.pause)
+                found = await Load(core, random=Random(3)).run(0.7, 6.0, skip=3.0)
+                assert set(found.ends) == {"in time"}
+                await asyncio.gather(*(use(core, USE, timeout=2.0) for _ in range(150)))
 
-    run()
+        run()
+
+    holds()

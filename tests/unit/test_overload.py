@@ -78,7 +78,7 @@ def test_refusing_keeps_the_answers_quick(cancels: bool) -> None:
 
 
 @pytest.mark.parametrize("mode", few(MODES))
-@pytest.mark.parametrize("cancels", [False, True])
+@pytest.mark.parametrize("cancels", few([True, False]))
 def test_nothing_is_refused_below_capacity(cancels: bool, mode: str) -> None:
     """At 0.9 of the capacity every request is answered in time."""
 
@@ -102,7 +102,7 @@ async def test_a_burst_that_can_be_served_is_served(mode: str) -> None:
             await asyncio.sleep(1.0)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", few(MODES))
 @pytest.mark.parametrize("cancels", [False, True])
 def test_after_a_spike_all_is_well_again(cancels: bool, mode: str) -> None:
     """Two seconds at 5 times the capacity; half a second later 95 % are answered in time."""
@@ -148,7 +148,7 @@ async def run_together(core: Any, loads: list[tuple[float, Load]]) -> list[Outco
 
 
 @pytest.mark.parametrize("mode", few(MODES))
-@pytest.mark.parametrize("cancels", [False, True])
+@pytest.mark.parametrize("cancels", few([True, False]))
 def test_small_tenants_do_not_notice_a_large_one(cancels: bool, mode: str) -> None:
     """Three flows of 0.2 of the capacity beside one of 3: all of theirs is answered in time."""
 
@@ -171,8 +171,8 @@ def test_small_tenants_do_not_notice_a_large_one(cancels: bool, mode: str) -> No
     run()
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("cancels", [False, True])
+@pytest.mark.parametrize("mode", few(MODES))
+@pytest.mark.parametrize("cancels", few([True, False]))
 def test_a_high_priority_does_not_notice_a_low_one(cancels: bool, mode: str) -> None:
     """0.2 of the capacity with priority 1, 3 without: all of the first is answered in time."""
 
