@@ -188,7 +188,7 @@ def send_back_to_the_end(patch: pytest.MonkeyPatch) -> None:
         waiters = self.ledger.queue
         before = list(waiters)
         joined = queue(self, waiter, *request)
-        if request[-1] and before:
+        if request[-1] and before and waiter in waiters.plain.places:
             waiters.plain.places.remove(waiter)
             waiters.plain.places.append(waiter)
         return joined
