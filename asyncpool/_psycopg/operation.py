@@ -151,7 +151,7 @@ class OperationRunner(SocketWatcher):
 
     def wake(self) -> None:
         """Advance the generator with nothing ready, as psycopg before 3.3 does in `notifies`."""
-        if self._gen is not None and not self._ended_by_finish():
+        if self._gen is not None and not self._fail_if_finished():
             self._advance(0, woken=True)
 
     def drop(self, *, but: object) -> None:
@@ -177,7 +177,7 @@ class OperationRunner(SocketWatcher):
                 self.channel.readable()
             else:
                 self.read_unsolicited()
-        elif self.pgconn.status != BAD or not self._ended_by_finish():
+        elif self.pgconn.status != BAD or not self._fail_if_finished():
             if self._want & WAIT_R:
                 self._advance(READY_R)
             else:
@@ -186,7 +186,7 @@ class OperationRunner(SocketWatcher):
     def _on_writable(self) -> None:
         if self.channel is not None:
             self.channel.writable()
-        elif not self._ended_by_finish():
+        elif not self._fail_if_finished():
             self._advance(0)
 
     def _advance(self, ready: int, *, woken: bool = False) -> None:
@@ -226,10 +226,10 @@ class OperationRunner(SocketWatcher):
         if completed is not None:
             completed.step()  # a task that calls this itself does not wait yet
 
-    def _ended_by_finish(self) -> bool:
-        """Whether somebody has called `pgconn.finish()`; then fail the operation.
+    def _fail_if_finished(self) -> bool:
+        """Fail the operation if somebody has called `pgconn.finish()`; return whether it failed.
 
-        Its generator must not go on, because it has libpq's pointer, which is freed.
+        Its generator must not go on: it has libpq's pointer to the connection, which is freed.
         """
         if getattr(self.pgconn, "pgconn_ptr", 0) is None and self._future is not None:
             self._on_error(self._future, closed_error())

@@ -94,7 +94,7 @@ def keep_the_lease_of_a_cancelled_check(patch: pytest.MonkeyPatch) -> None:
 def remove_before_closing(patch: pytest.MonkeyPatch) -> None:
     """An overshoot: a connection being closed is not counted."""
 
-    async def close(self: ConnectionStore[Any], entry: Entry[Any], **_: object) -> None:
+    async def close(self: ConnectionStore[Any], entry: Entry[Any]) -> None:
         self.remove(entry)
         await self.driver.close(entry.conn)
 
