@@ -283,6 +283,8 @@ class Before:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
+        for _ in range(3):  # an accept takes so many turns, and fails once the server is closed
+            await asyncio.sleep(0)
         self._server.close()
         for task in self._tasks:
             task.cancel()
@@ -296,6 +298,10 @@ class Before:
             writer.transport.abort()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert self._server is not None
+        if not self._server.is_serving():  # it was closed after the socket's accept
+            writer.transport.abort()
+            return
         self._writers.add(writer)
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._tasks.add(task)
