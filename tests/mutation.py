@@ -62,12 +62,18 @@ class Hunt:
         self.functions: dict[str, list[FunctionType]] = defaultdict(list)
         self.tally: dict[str, Counter[str]] = defaultdict(Counter)
         self.under_way: dict[int, Mutant] = {}
+        self.failed: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note the tests that fail."""
+        if report.failed:
+            self.failed.append(report.nodeid)
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Run the tests on each mutant, in the place of pytest's own loop."""
         self.watch(session)
         if session.testsfailed:
-            print("some tests fail as they are: see pytest's own run", file=self.out, flush=True)
+            print("these tests fail as they are:", *self.failed, file=self.out, flush=True)
             return True
         gc.unfreeze()  # tests/conftest.py has hidden the functions from the collector
         for each in gc.get_objects():
