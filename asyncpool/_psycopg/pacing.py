@@ -9,6 +9,7 @@ first served. All pools on the loop have one share together.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import weakref
 from asyncio import get_running_loop
@@ -39,7 +40,8 @@ class Pace:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = weakref.ref(loop)
-        self.leaving = asyncio.Semaphore(LEAVING)
+        self.leaving: deque[float] = deque([-math.inf] * LEAVING, LEAVING)
+        """The instants of the last sessions' ends, also of those that are still to come."""
         self._used = 0.0
         """Seconds of the share that are used up in this turn, or in several that did not use it up:
         to renew it after each short step would cost a turn of the loop."""
@@ -135,9 +137,11 @@ def turn() -> Generator[Any, Any, None]:
 
 async def turn_to_leave() -> None:
     """Wait until a session may be ended."""
-    leaving = _pace().leaving
-    await leaving.acquire()
-    get_running_loop().call_later(MOMENT, leaving.release, context=Context())
+    leaving, now = _pace().leaving, get_running_loop().time()
+    at = max(now, leaving[0] + MOMENT)
+    leaving.append(at)
+    if at > now:
+        await asyncio.sleep(at - now)
     await turn()
 
 
