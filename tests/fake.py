@@ -81,10 +81,6 @@ class FakeDriver:
             conn.alive = False
             self.sockets -= 1
 
-    def begin_close(self, conn: FakeConn) -> None:
-        """Do nothing: `close` closes the socket."""
-        self._forbid(conn.closed, f"{conn} was closed before")
-
     async def ping(self, conn: FakeConn) -> None:
         """Make one round trip."""
         self._forbid(conn.leased, f"{conn} was pinged while it was leased")

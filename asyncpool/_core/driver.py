@@ -36,10 +36,6 @@ class Driver(Protocol[C]):
         """Close a connection in any state; return once the server has closed its side."""
         ...
 
-    def begin_close(self, conn: C) -> None:
-        """Close a clean connection on this side, if that needs no wait; `close` follows."""
-        ...
-
     async def ping(self, conn: C) -> None:
         """Make one round trip; raise an error if the connection is broken."""
         ...

@@ -75,10 +75,7 @@ class Leasing(Waiting[C]):
         return None
 
     def release_now(self, entry: Entry[C]) -> bool:
-        """End the lease of a clean connection, or return False and do nothing: use `release`.
-
-        A pool that keeps no idle connection closes it at once.
-        """
+        """End the lease of a clean connection, or return False and do nothing: use `release`."""
         conn = entry.conn
         try:
             if self._open_on is not get_running_loop() or not self._driver.is_clean(conn):
@@ -92,8 +89,6 @@ class Leasing(Waiting[C]):
         self._uses.append(spent)
         if not self.ledger.give_back(entry, now):
             self._close_returned(entry)
-            if not self.ledger.settings.keeps_idle:
-                self._driver.begin_close(conn)
         return True
 
     def release(self, conn: C, cleanup: Callable[[], Awaitable[object]] | None = None) -> None:

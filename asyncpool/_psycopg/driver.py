@@ -23,7 +23,7 @@ from psycopg.rows import TupleRow
 from asyncpool._core.driver import Notify
 from asyncpool._core.redact import conceal
 from asyncpool._psycopg.callbacks import call, resolve
-from asyncpool._psycopg.closing import begin_close, close, end_session
+from asyncpool._psycopg.closing import close, end_session
 from asyncpool._psycopg.handle import Baseline, ConnectionHandle, notify_handlers
 from asyncpool._psycopg.internals import SUPPORTED, UNSUPPORTED_REASON
 from asyncpool._psycopg.listening import Subscription
@@ -31,8 +31,8 @@ from asyncpool._psycopg.marks import SupportsMarks, renew_mark, reset_statements
 from asyncpool._psycopg.open_work import (
     can_reset,
     forget_prepared,
-    in_pipeline,
     is_busy,
+    is_idle,
     nothing_else_open,
     require_idle,
     roll_back,
@@ -172,11 +172,6 @@ class PsycopgDriver(Generic[ACT]):
         with closing(self._handles.pop(conn)) as handle:
             await end_session(conn, handle)
 
-    def begin_close(self, conn: ACT) -> None:
-        """Close a clean connection on this side, unless its class does more than psycopg's."""
-        if self.is_idle(conn):
-            begin_close(conn, self._handles[conn])
-
     def is_busy(self, conn: ACT) -> bool:
         """Whether the connection's backend may be running a query."""
         return is_busy(conn)
@@ -272,13 +267,7 @@ class PsycopgDriver(Generic[ACT]):
 
     def is_idle(self, conn: ACT) -> bool:
         """Whether no transaction or operation is open, so that setting attributes needs no wait."""
-        transport = transport_of(conn)
-        return (
-            conn.pgconn.transaction_status == IDLE
-            and not in_pipeline(conn)
-            and not conn.lock.locked()
-            and (transport is None or transport.is_ready)
-        )
+        return is_idle(conn)
 
     if SUPPORTED:
 

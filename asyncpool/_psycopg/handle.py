@@ -106,8 +106,6 @@ class ConnectionHandle:
         self._standby_error: BaseException | None = None
         self.must_discard = False
         """Whether a borrower's change of the mode could not be undone; a reset then fails."""
-        self.was_idle = False
-        """Whether the pool has closed the connection while it was idle."""
         self._notify: Notify | None = None
         # A duplicate of the socket, which stays open after libpq has closed its own descriptor.
         if self.transport is not None:

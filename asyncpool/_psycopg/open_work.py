@@ -18,6 +18,7 @@ from asyncpool._psycopg.internals import SUPPORTED
 from asyncpool._psycopg.operation import ACTIVE
 from asyncpool._psycopg.own_statements import run
 from asyncpool._psycopg.riding import forget_begin
+from asyncpool._psycopg.transport import transport_of
 
 Conn = psycopg.AsyncConnection[Any]
 
@@ -29,6 +30,17 @@ LOCK_TIMEOUT = 0.5
 def is_busy(conn: Conn) -> bool:
     """Whether the connection's backend may be running a query."""
     return conn.pgconn.transaction_status == ACTIVE or bool(conn.pgconn.pipeline_status)
+
+
+def is_idle(conn: Conn) -> bool:
+    """Whether no transaction or operation is open."""
+    transport = transport_of(conn)
+    return (
+        conn.pgconn.transaction_status == IDLE
+        and not in_pipeline(conn)
+        and not conn.lock.locked()
+        and (transport is None or transport.is_ready)
+    )
 
 
 async def wait_for_lock(conn: Conn) -> None:

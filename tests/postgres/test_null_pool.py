@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 import psycopg
 import psycopg_pool
 import pytest
 
-from asyncpool import AsyncNullConnectionPool, PoolClosed, PoolDeadlock, PoolTimeout
+from asyncpool import AsyncNullConnectionPool, Connection, PoolClosed, PoolDeadlock, PoolTimeout
 
 from ._tools import BOTH_LOOPS, Proxy, backend_of, eventually, in_time, needs_internals
 
@@ -41,7 +41,7 @@ async def test_each_request_has_a_connection_of_its_own(
             async with pool.connection() as conn:
                 assert conn._pool is pool
                 pids.add(await backend_of(conn))
-            assert conn.closed
+            await eventually(lambda conn=conn: conn.closed)  # type: ignore[misc]
             await eventually(lambda: not backends.pids())
         assert len(pids) == 3
         stats = pool.get_stats()
@@ -123,6 +123,26 @@ async def test_check_does_nothing(kind: Any, dsn: str, backends: Backends) -> No
         await pool.check()
         assert pool.get_stats().get("connections_num", 0) == 0
         assert not backends.pids()
+
+
+async def test_a_connect_that_follows_at_once_goes_before_the_close(dsn: str) -> None:
+    """The server would be busy with the end of the last session first."""
+    last: list[Connection] = []
+    was_closed: list[bool] = []
+
+    class Noting(Connection):
+        @classmethod
+        async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+            was_closed.extend(conn.closed for conn in last)
+            return await super().connect(conninfo, **kwargs)
+
+    async with Pool(dsn, connection_class=Noting) as pool:
+        for _ in range(4):
+            async with pool.connection() as conn:
+                assert all(conn.closed for conn in last)
+                last[:] = [conn]
+        await eventually(lambda: conn.closed)
+    assert was_closed == [False] * 3
 
 
 async def test_the_timeout_of_wait_says_what_did_not_open() -> None:
