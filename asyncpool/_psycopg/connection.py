@@ -37,6 +37,7 @@ from asyncpool._psycopg.internals import (
     SUPPORTED,
     VERSION,
 )
+from asyncpool._psycopg.many import Batch
 from asyncpool._psycopg.notices import on_notice
 from asyncpool._psycopg.operation import ACTIVE, BAD, closed_error
 from asyncpool._psycopg.pipeline import Pipeline
@@ -53,7 +54,8 @@ OK = int(ConnStatus.OK)
 BASE = psycopg.AsyncConnection
 BASE_METHODS = BASE.cursor, BASE.execute
 """psycopg's own methods: the fast path is used only while neither is overridden or patched."""
-BEGIN_THEMSELVES = {BLOCK_END, send_begin.__code__, Cursor._execute_gen.__code__}
+BEGINNING = send_begin, Cursor._execute_gen, Batch.run
+BEGIN_THEMSELVES = {BLOCK_END, *(generator.__code__ for generator in BEGINNING)}
 """The generators before which no BEGIN is sent: they send it, or end the block that it begins."""
 ENDS_CANCELLED_START = VERSION >= (3, 3)
 """Whether psycopg runs the end of a block whose start was cancelled."""

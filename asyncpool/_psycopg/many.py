@@ -8,7 +8,7 @@ follows them all, so that in autocommit they are one transaction.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from psycopg.pq import ExecStatus, TransactionStatus
 
 from asyncpool._psycopg.internals import READY_R, READY_W, WAIT_R, WAIT_W, Prepare, generators
 from asyncpool._psycopg.operation import closed_error
-from asyncpool._psycopg.riding import in_transaction
+from asyncpool._psycopg.riding import UnsentBegin, in_transaction, require_accepted, settled_begin
 from asyncpool._psycopg.socket_watcher import READY
 from asyncpool._psycopg.statement import Statement
 from asyncpool._psycopg.statement_cache import Execution, StatementCache
@@ -100,8 +100,8 @@ class Batch:
         self._statement = statement
         self._sent: deque[Execution | None] = deque()
         """The executions in flight; None for one whose statement was prepared before."""
-        self._begins = False
-        """Whether a BEGIN is in flight, before them."""
+        self._begins = 0
+        """The number of commands in flight before them: BEGIN, and the block's settings."""
         self._partial: list[PGresult] = []
         """Results that have come of the first command in flight."""
         self._preparing: list[PGresult] = []
@@ -116,13 +116,12 @@ class Batch:
         conn, pgconn, cursor = self._conn, self._pgconn, self._cursor
         if conn._traced:
             conn._last_query = self._query
+        unsent = None if conn._unsent_begin is None else settled_begin(conn)
+        require_accepted(unsent)
         pgconn.enter_pipeline_mode()
         cursor._reset()
         cursor._rowcount, cursor._execmany_returning = 0, False
-        if commits:
-            self._begin(b"BEGIN")
-        elif not conn._autocommit and pgconn.transaction_status == IDLE:
-            self._begin(conn._get_tx_start_command())
+        self._send_begin(unsent, commits=commits)
         refused: Exception | None = None
         try:
             try:
@@ -140,6 +139,9 @@ class Batch:
                 raise  # else the server has said why it ended the session
         else:
             pgconn.exit_pipeline_mode()
+        if unsent is not None:
+            unsent.refused = pgconn.transaction_status == IDLE
+            conn._unsent_begin = unsent if unsent.refused else None
         cursor._set_results(self._done)
         self._cache.refresh(self._statement)
         if refused is not None:
@@ -149,9 +151,19 @@ class Batch:
         cursor._query, cursor._last_query = self._statement.pgq, self._query
         self._statement.lend(cursor)
 
-    def _begin(self, command: bytes) -> None:
-        self._begins = True
-        self._pgconn.send_query_params(command, None)
+    def _send_begin(self, unsent: UnsentBegin | None, *, commits: bool) -> None:
+        """Send what begins a transaction: of a block, its own, or as autocommit is off."""
+        conn, pgconn = self._conn, self._pgconn
+        commands: Sequence[bytes] = ()
+        if unsent is not None:
+            commands = unsent.commands
+        elif commits:
+            commands = (b"BEGIN",)
+        elif not conn._autocommit and pgconn.transaction_status == IDLE:
+            commands = (conn._get_tx_start_command(),)
+        for command in commands:
+            pgconn.send_query_params(command, None)
+        self._begins = len(commands)
 
     def _send_all(self) -> PQGen[None]:
         """Send all executions, until one has failed."""
@@ -216,7 +228,7 @@ class Batch:
     def _add(self, results: list[PGresult]) -> None:
         """Record the results of the first command in flight."""
         if self._begins:
-            self._begins = False
+            self._begins -= 1
         elif self._sent:
             execution = self._sent[0]
             if execution is not None and execution.state is Prepare.SHOULD:

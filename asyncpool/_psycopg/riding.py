@@ -111,7 +111,7 @@ def with_begin(
         psycopg.Error: libpq refused the statement, or the connection was lost.
     """
     pgconn = conn.pgconn
-    _require_accepted(unsent)
+    require_accepted(unsent)
     refused: Exception | None = None
     answers: list[list[PGresult]] = []
     pgconn.enter_pipeline_mode()
@@ -146,7 +146,7 @@ def with_begin(
     return next((each for each in answers if each[-1].status == FATAL), answers[-1])
 
 
-def _require_accepted(unsent: UnsentBegin | None) -> None:
+def require_accepted(unsent: UnsentBegin | None) -> None:
     """Raise InFailedSqlTransaction if the server has refused a BEGIN before."""
     if unsent is not None and unsent.refused:
         msg = "the server has refused the BEGIN of this block"

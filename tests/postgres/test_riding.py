@@ -210,8 +210,8 @@ FIRST: list[Callable[[Conn, str], Awaitable[None]]] = [
     a_closed_cursor,
     two_tasks,
 ]
-RIDES = [execute, execute_with_values, never_prepared, binary, a_cursor]
-"""Those that are one statement in one round trip."""
+RIDES = [execute, execute_with_values, never_prepared, binary, a_cursor, executemany]
+"""Those that take one round trip."""
 MORE = {
     a_block_that_fails,
     a_closed_cursor,
