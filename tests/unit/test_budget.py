@@ -101,6 +101,23 @@ async def test_pools_have_no_more_than_the_limit_together() -> None:
 
 
 @virtual_time
+async def test_the_minimum_is_what_the_budget_allows() -> None:
+    """A fleet gives a member less than its `min_size` where there is not enough for all."""
+
+    class Small(Budget):
+        def least_for(self, ledger: object) -> int:
+            return 1
+
+    core = make_core(Driver(), 3, 3, budget=Small(1))
+    assert not core.ledger.has_min_size
+    core.open()
+    assert not core.ledger.has_min_size
+    await settle()
+    assert core.ledger.has_min_size
+    await core.close(0)
+
+
+@virtual_time
 async def test_those_who_wait_are_served_in_the_order_of_their_coming_across_pools() -> None:
     """A released connection is closed for a request that has waited longer in another pool."""
     served: list[int] = []

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from asyncpool._core import ledger as _ledger
+from asyncpool._core.admission import Decided
 from asyncpool._core.entry import RETIRED, Entry, State
 from asyncpool._core.lease import NO_LEASE, Lease, SharedLease
 from asyncpool._core.ledger import Ledger
@@ -235,6 +236,21 @@ class TestTakeAndGive:
         lend(ledger)
         assert ledger.leases == 3
 
+    def test_leases_that_served_no_request_do_not_count(self) -> None:
+        """Also those whose connections are closed already."""
+        ledger = make_ledger()
+        for name in ("a", "b", "c"):
+            add(ledger, name)
+        closed = [lend(ledger), lend(ledger)]
+        for entry in closed:
+            ledger.remove(entry)
+        kept = lend(ledger)
+        counts = [ledger.leases]
+        for entry in (*closed, kept):
+            ledger.cancel_lease(entry)
+            counts.append(ledger.leases)
+        assert counts == [3, 2, 1, 0]
+
     def test_a_shared_lease_is_counted_by_its_requests(self) -> None:
         """Each request on it counts as a lease; the shared lease itself does not."""
         ledger = make_ledger()
@@ -281,6 +297,18 @@ class TestTakeAndGive:
         ledger.queue.recount()
         assert (ledger.waiting, ledger.wanted(), ledger.shortfall()) == (4, 4, 4)
 
+    @pytest.mark.parametrize("uses", [0, 1])
+    def test_where_none_is_kept_a_taker_gets_a_new_connection(self, uses: int) -> None:
+        """What has been used is closed, since it would have to be reset for the taker."""
+        taken: list[Entry[str]] = []
+        ledger = make_ledger(keeps_idle=False)
+        entry = ledger.reserve(0.0)
+        ledger.opened(entry, "a", 0.0, math.inf)
+        entry.uses = uses
+        ledger.take_next(taken.append)
+        assert ledger.give(entry, 1.0) is not bool(uses)
+        assert taken == [entry][uses:]
+
 
 class TestSizes:
     def test_a_resize_returns_the_idle_connections_above_max_size(self) -> None:
@@ -304,6 +332,13 @@ class TestSizes:
         assert take_back(ledger, leased[1], 1.0)
         assert take_back(ledger, leased[2], 1.0)
         assert not ledger.oversize
+
+    def test_what_was_decided_for_the_old_sizes_is_forgotten(self) -> None:
+        """A larger pool may take requests that the smaller one refused."""
+        ledger = make_ledger(max_size=2)
+        ledger.queue.decided[1.0] = Decided()
+        ledger.resize(0, 4)
+        assert not ledger.queue.decided
 
     def test_a_closing_connection_does_not_make_the_pool_too_large(self) -> None:
         """Only connections that would stay count against the new size."""
