@@ -283,7 +283,7 @@ class Before:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
-        for _ in range(3):  # an accept takes so many turns, and fails once the server is closed
+        for _turn in range(3):  # an accept takes so many turns, and fails once the server is closed
             await asyncio.sleep(0)
         self._server.close()
         for task in self._tasks:
