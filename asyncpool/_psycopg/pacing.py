@@ -140,8 +140,14 @@ async def turn_to_leave() -> None:
     leaving, now = _pace().leaving, get_running_loop().time()
     at = max(now, leaving[0] + MOMENT)
     leaving.append(at)
-    if at > now:
-        await asyncio.sleep(at - now)
+    try:
+        if at > now:
+            await asyncio.sleep(at - now)
+    except BaseException:
+        if at in leaving:  # its caller ends the session now, so nobody need wait behind it
+            leaving.remove(at)
+            leaving.appendleft(now)
+        raise
     await turn()
 
 

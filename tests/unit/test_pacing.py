@@ -265,3 +265,16 @@ async def test_few_sessions_are_ended_at_the_same_time() -> None:
     moments = [round(at / MOMENT) for at in ended]
     assert moments == [0] * LEAVING + [1] * LEAVING + [2]
     await asyncio.sleep(MOMENT)
+
+
+@virtual_time
+async def test_sessions_that_need_not_wait_any_more_hold_up_no_other() -> None:
+    """A pool's `close(timeout)` ends the rest at once."""
+    waiting = [asyncio.create_task(turn_to_leave()) for _ in range(100 * LEAVING)]
+    await asyncio.sleep(0)
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+    began = now()
+    await turn_to_leave()
+    assert now() - began <= MOMENT
