@@ -109,7 +109,7 @@ async def wait_until_connected(
         connected: RV = end.value
         return connected
     finally:
-        gen.close()  # and its socket: a cycle with the error may keep this frame
+        gen.close()  # closes the socket of one that failed; a cycle may keep this frame
         future = None
         if timer is not None:
             timer.cancel()

@@ -152,7 +152,7 @@ class Batch:
         self._statement.lend(cursor)
 
     def _send_begin(self, unsent: UnsentBegin | None, *, commits: bool) -> None:
-        """Send what begins a transaction: of a block, its own, or as autocommit is off."""
+        """Send the commands that begin a transaction, if one is to begin."""
         conn, pgconn = self._conn, self._pgconn
         commands: Sequence[bytes] = ()
         if unsent is not None:
