@@ -1,19 +1,14 @@
 """An asyncio-native connection pool for psycopg 3."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from asyncpool._blocks.listener import Gap
 from asyncpool._blocks.notifications import Notifications
 from asyncpool._core.budget import Budget
 from asyncpool._core.label import label
 from asyncpool._core.within import within
 from asyncpool._psycopg.connection import Connection
-from asyncpool.cluster import (
-    Cluster,
-    ClusterExplanation,
-    ClusterHealth,
-    HostStatus,
-    OwnWrites,
-    ReadPool,
-)
 from asyncpool.errors import (
     PoolClosed,
     PoolDeadlock,
@@ -26,7 +21,6 @@ from asyncpool.errors import (
     TooManyRequests,
 )
 from asyncpool.faults import Fault, classify
-from asyncpool.fleet import Fleet, FleetStats
 from asyncpool.health import HealthReport
 from asyncpool.insight import ConnectionInfo, Event, Explanation, LeaseInfo, WaiterInfo
 from asyncpool.manager import PoolManager
@@ -34,6 +28,17 @@ from asyncpool.null_pool import AsyncNullConnectionPool
 from asyncpool.pool import AsyncConnectionPool
 from asyncpool.sizing import Advice, Expectation
 from asyncpool.stats import PoolStats, Times
+
+if TYPE_CHECKING:
+    from asyncpool.cluster import (
+        Cluster,
+        ClusterExplanation,
+        ClusterHealth,
+        HostStatus,
+        OwnWrites,
+        ReadPool,
+    )
+    from asyncpool.fleet import Fleet, FleetStats
 
 __version__ = "0.1.0"
 
@@ -77,3 +82,27 @@ __all__ = [
     "label",
     "within",
 ]
+
+_LATER = {
+    "Cluster": "asyncpool.cluster",
+    "ClusterExplanation": "asyncpool.cluster",
+    "ClusterHealth": "asyncpool.cluster",
+    "HostStatus": "asyncpool.cluster",
+    "OwnWrites": "asyncpool.cluster",
+    "ReadPool": "asyncpool.cluster",
+    "Fleet": "asyncpool.fleet",
+    "FleetStats": "asyncpool.fleet",
+}
+"""Names whose modules are imported at their first use, as most programs have one host."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(_LATER[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()

@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+import asyncpool
+
 IMPORTED = """
 import psycopg, sys
 before = set(sys.modules)
@@ -40,6 +44,23 @@ def test_the_first_use_of_anyio_imports_nothing() -> None:
         code += "before = set(sys.modules); asyncio.run(anyio.sleep(0))\n"
         code += "print(*(each for each in set(sys.modules) - before if 'anyio' in each))"
         assert modules_that(code) == set()
+
+
+def test_a_cluster_and_a_fleet_are_imported_at_their_first_use() -> None:
+    """They need a fifth of the modules, and a program with one server and process needs neither."""
+    given = modules_that(IMPORTED)
+    later = ("asyncpool._cluster", "asyncpool.cluster", "asyncpool._fleet", "asyncpool.fleet")
+    assert not {name for name in given if name.startswith((*later, "hmac", "secrets"))}
+    assert "asyncpool.cluster" in modules_that(f"{IMPORTED}asyncpool.Cluster; print(*sys.modules)")
+
+
+def test_the_package_has_each_public_name_and_no_other() -> None:
+    """Names that are imported later are listed and starred like the rest."""
+    assert dir(asyncpool) == asyncpool.__all__ == sorted(asyncpool.__all__)
+    for name in asyncpool.__all__:
+        assert getattr(asyncpool, name).__name__ == name
+    with pytest.raises(AttributeError, match="'asyncpool' has no attribute 'Clutser'"):
+        getattr(asyncpool, "Clutser")  # noqa: B009
 
 
 def modules_that(code: str) -> set[str]:
