@@ -188,18 +188,18 @@ class Order(Generic[W]):
         if not line.length:
             line.rate.end(now)
 
-    def next(self) -> Flow[W] | None:
-        """Return the flow whose head is served next."""
+    def head(self) -> W:
+        """Return the waiter that is served next; there is one as long as there is an order."""
         for line in self._lines:
             turns = line.turns
             while turns:
-                if turns[0].head() is not None:
-                    return turns[0]
+                if (head := turns[0].head()) is not None:
+                    return head
                 flow = turns.popleft()
                 flow.takes_turns = False
                 if flow.key is not None:
                     del line.flows[flow.key]
-        return None
+        raise AssertionError("bug: the queue counts a waiter that it does not have")
 
     def end_turn(self, flow: Flow[W], now: float) -> None:
         """Count a hand-over to the flow, and pass the turn to the next one of its line."""

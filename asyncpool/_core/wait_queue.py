@@ -162,10 +162,7 @@ class WaitQueue(Generic[T]):
 
     def head(self) -> Waiter[T] | None:
         """Return the waiter that is served next; None if there is none."""
-        if self.order is None:
-            return self.plain.head()
-        flow = self.order.next()
-        return None if flow is None else flow.head()
+        return self.plain.head() if self.order is None else self.order.head()
 
     def head_in_time(self) -> Waiter[T] | None:
         """Return the waiter that `serve` would serve; fail those before it that are too late."""
@@ -187,9 +184,7 @@ class WaitQueue(Generic[T]):
                 waiter = self._first_in_time(waiter)
             places.popleft()
         else:
-            if (head := self.head()) is None:
-                return False
-            waiter = self._first_in_time(head)
+            waiter = self._first_in_time(self.order.head())
             waiter.flow.places.popleft()
             self.order.end_turn(waiter.flow, self._clock())
         rate = self.rate

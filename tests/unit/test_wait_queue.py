@@ -125,7 +125,63 @@ class TestOrder:
         assert end.value.value == "a"
 
 
+class TestPlaces:
+    """The position that a new waiter would have, which decides whether it is let in."""
+
+    @staticmethod
+    def new(wait_queue: WaitQueue[str], *place: Any) -> Waiter[str]:
+        waiter: Waiter[str] = Waiter(wait_queue.ticket(), 0.0, math.inf)
+        waiter.place = place or None
+        return waiter
+
+    @pytest.mark.parametrize("place", [(), (1, "flow")])
+    def test_nobody_is_ahead_in_an_empty_queue(self, place: tuple[Any, ...]) -> None:
+        """No order is made for one waiter, whatever its place."""
+        wait_queue = make_queue()
+        assert wait_queue.place_for(self.new(wait_queue, *place)) == (wait_queue.plain, 0)
+        assert wait_queue.order is None
+
+    def test_all_are_ahead_where_nobody_has_a_priority(self) -> None:
+        """No order is made before the first waiter that needs one."""
+        wait_queue = make_queue()
+        for _ in range(2):
+            wait_queue.admit(self.new(wait_queue))
+        assert wait_queue.place_for(self.new(wait_queue)) == (wait_queue.plain, 2)
+        assert wait_queue.order is None
+
+    def test_the_waiters_of_its_own_priority_are_counted(self) -> None:
+        """A higher priority makes the line slower, so its waiters are not counted twice."""
+        wait_queue = make_queue()
+        for place in ((), (), (1, "flow")):
+            wait_queue.admit(self.new(wait_queue, *place))
+        flow, ahead = wait_queue.place_for(self.new(wait_queue, 1, "flow"))
+        assert (flow.line.priority, flow.key, ahead) == (1, "flow", 1)
+        assert wait_queue.place_for(self.new(wait_queue)) == (wait_queue.plain, 2)
+        assert wait_queue.head() in flow.places
+
+    def test_the_first_waiter_of_all_is_passed_over_if_it_is_too_late(self) -> None:
+        """A head is judged once, and none counts as judged before."""
+        wait_queue: WaitQueue[str] = WaitQueue(lambda *_: Late(), lambda: 1.0)
+        first, second = self.new(wait_queue), self.new(wait_queue)
+        first.useful_until, wait_queue.line.may_be_late = 0.5, True
+        wait_queue.admit(first)
+        wait_queue.admit(second)
+        assert wait_queue.head_in_time() is second
+        assert isinstance(first.error, Late)
+
+
 class TestDepartures:
+    @virtual_time
+    async def test_a_waiter_that_has_left_keeps_nothing_alive(self) -> None:
+        """The queue keeps the waiter for a while."""
+        wait_queue = make_queue()
+        waiter = join(wait_queue, now(), math.inf)
+        waiter.task = asyncio.current_task()
+        wait_queue.fail(waiter, Late())
+        wait_queue.leave(waiter)
+        assert (waiter.task, waiter.error, waiter.served) == (None, None, None)
+        assert wait_queue.undelivered_errors == 0
+
     @virtual_time
     async def test_a_waiter_that_leaves_is_removed_at_once(self) -> None:
         """The waiter is not counted, not listed and not served."""
