@@ -87,6 +87,29 @@ class TestCheck:
             assert now() == began
 
     @virtual_time
+    async def test_a_request_whose_check_fails_keeps_its_position(self) -> None:
+        """It is served before requests that came during its check."""
+        driver = Driver()
+
+        async def check(conn: FakeConn) -> None:
+            await asyncio.sleep(1.0)
+            if conn is driver.conns[0]:
+                raise Broken
+
+        async with running(driver, 1, 1, check=check) as core:
+            served: list[str] = []
+
+            async def request(name: str) -> None:
+                conn = await core.acquire(10.0)
+                served.append(name)
+                core.release(conn)
+
+            first = asyncio.create_task(request("first"))
+            await asyncio.sleep(0.5)
+            await asyncio.gather(first, request("second"))
+            assert served == ["first", "second"]
+
+    @virtual_time
     async def test_new_connections_that_fail_their_check_cause_a_back_off(self) -> None:
         """A failed check of a new connection counts as a failed connect."""
 

@@ -224,6 +224,22 @@ class TestShared:
             assert (core.ledger.leases, len(driver.times("reset"))) == (0, 1)
 
     @virtual_time
+    async def test_a_channel_that_is_not_kept_is_closed(self) -> None:
+        """Its lease is a use, as it was not shared."""
+        driver = Driver()
+        async with running(driver, 1, 1) as core:
+            entry = core.ledger.leased[await take(core)]
+            await asyncio.sleep(2.0)
+            entry.expires_at = now()
+            assert core.release_channel(entry)
+            await settle()
+            assert entry not in core.ledger.entries
+            assert driver.conns[0].closed
+            counters = core.runtime.counters
+            assert counters.use_time == pytest.approx(2.0)
+            assert (counters.shared_time, counters.returns_bad) == (0.0, 0)
+
+    @virtual_time
     async def test_a_clean_connection_is_handed_to_the_first_waiter(self) -> None:
         """That is one use and the next; an expired one is not handed over."""
         async with running(Driver(), 1, 1) as core:
