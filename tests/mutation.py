@@ -4,8 +4,9 @@
     python -m tests.mutation --all ledger pool:120  one module, and a line of another
 
 pytest collects the tests once. Each mutant is a fork in which one function's code is exchanged, and
-which runs the tests that reach its line, the quickest first, until one fails. Without `--all` it
-leaves out some long ones. It needs Python 3.12 and no server.
+which runs the tests that reach its line until one fails: first those that are quick and that have
+just failed for other mutants. Without `--all` it leaves out the long ones. It needs Python 3.12 and
+no server.
 
 The changes that no test notices, and why, are in mutation.md beside it.
 """
@@ -45,9 +46,15 @@ TESTS = ["tests/unit", f"{SIM}[0]", "tests/sim/test_machine.py"]
 OPTIONS = ["-qq", "-p", "no:cacheprovider", "-o", "timeout=0", "-m", "", "-k"]
 QUICK = "not planted and not gates and not testing and not layers and not script"
 ALL = "not planted"
+LONG = 0.2
+"""Seconds of a CPU from which a test is left out without `--all`."""
 JOBS = int(os.environ.get("JOBS", os.cpu_count() or 1))
-SPIN, HANG = 2, 120
-"""Seconds of a CPU, and by the clock, that a mutant has above what its tests take."""
+SPIN, HANG = 2, 20
+"""Seconds of a CPU, and by the clock, that a test has above three times what it took."""
+START = 60
+"""Seconds of a CPU to start pytest anew."""
+UNPROVEN, MEMORY = 0.02, 0.9
+"""A test that never failed is worth this part of a failure, and a failure this part of the next."""
 
 
 class Hunt:
@@ -59,9 +66,12 @@ class Hunt:
         self.out = out
         self.reached: dict[tuple[str, int], list[pytest.Item]] = defaultdict(list)
         self.took: dict[pytest.Item, float] = {}
+        self.left_out: list[str] = []
         self.functions: dict[str, list[FunctionType]] = defaultdict(list)
         self.tally: dict[str, Counter[str]] = defaultdict(Counter)
-        self.under_way: dict[int, Mutant] = {}
+        self.under_way: dict[int, tuple[Mutant, int]] = {}
+        """By process: what it tries, and the pipe in which it says which test has failed."""
+        self.kills: dict[str, float] = {}
         self.failed: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -86,16 +96,13 @@ class Hunt:
             for mutant in found:
                 if not line or mutant.line == int(line):
                     self.start(session, tree, mutant)
-        while self.under_way:
-            self.wait()
-        for module, tally in self.tally.items():
+            while self.under_way:
+                self.wait()
+            tally = self.tally.pop(module, Counter())
             total, left = tally.total(), tally["survived"]
-            share = 100 * (1 - left / total)
-            print(
-                f"{module}: {total} mutants, {share:.1f} %: {dict(tally)}",
-                file=self.out,
-                flush=True,
-            )
+            share = 100 * (1 - left / max(total, 1))
+            text = f"{module}: {total} mutants, {share:.1f} %: {dict(tally)}"
+            print(text, file=self.out, flush=True)
         return True
 
     def watch(self, session: pytest.Session) -> None:
@@ -115,6 +122,9 @@ class Hunt:
             began = time.process_time()
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
             self.took[item] = time.process_time() - began
+            if self.some == QUICK and self.took[item] > LONG:
+                self.left_out.append(f"--deselect={item.nodeid}")
+                continue
             for place in lines.copy():
                 self.reached[place].append(item)
         sys.monitoring.free_tool_id(tool)
@@ -127,29 +137,40 @@ class Hunt:
         afresh = not mutant.inside or not tests  # what no test reaches may run at import
         while len(self.under_way) >= JOBS:
             self.wait()
+        source, sink = os.pipe()
         pid = os.fork()
         if pid:
-            self.under_way[pid] = mutant
+            os.close(sink)
+            self.under_way[pid] = mutant, source
             return
         os.dup2(1, 2)
-        took = sum(self.took[test] for test in (self.took if afresh else tests))
-        limit = int(SPIN + 2 * took)
-        signal.alarm(HANG + limit)
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
         resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+        limit(START + sum(self.took.values()))
         if afresh or not exchange(self.functions[path_of(mutant.module)], mutant.code(tree)):
-            which = (mutant.module, str(mutant.number), self.some)
+            which = (mutant.module, str(mutant.number), self.some, *self.left_out)
             os.execv(sys.executable, [sys.executable, "-m", "tests.mutation", "--afresh", *which])  # noqa: S606
-        for item in sorted(tests, key=self.took.__getitem__):
+        for item in sorted(tests, key=self.cost):
+            limit(self.took[item])
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
             if session.testsfailed:
+                os.write(sink, item.nodeid.encode())
                 os._exit(1)
         os._exit(0)
+
+    def cost(self, item: pytest.Item) -> float:
+        """Seconds of a CPU for each mutant that the test is likely to notice."""
+        return self.took[item] / (self.kills.get(item.nodeid, 0) + UNPROVEN)
 
     def wait(self) -> None:
         """Wait for the end of one mutant, and count its outcome."""
         pid, status = os.wait()
-        if (mutant := self.under_way.pop(pid, None)) is not None:
+        if pid in self.under_way:
+            mutant, source = self.under_way.pop(pid)
+            with os.fdopen(source) as pipe:
+                failed = pipe.read()
+            self.kills = {test: kills * MEMORY for test, kills in self.kills.items()}
+            if failed:
+                self.kills[failed] = self.kills.get(failed, 0) + 1
             verdict = "timed out" if os.WIFSIGNALED(status) else "killed" if status else "survived"
             self.count(mutant, verdict)
 
@@ -158,6 +179,12 @@ class Hunt:
         self.tally[mutant.module][verdict] += 1
         if verdict != "killed":
             print(f"{verdict}: {mutant}", file=self.out, flush=True)
+
+
+def limit(took: float) -> None:
+    """End this process if what it does takes much longer, by its CPU time or by the clock."""
+    signal.setitimer(signal.ITIMER_PROF, SPIN + 3 * took)
+    signal.alarm(int(HANG + 3 * took))
 
 
 def exchange(functions: list[FunctionType], code: CodeType) -> bool:
@@ -178,7 +205,7 @@ def exchange(functions: list[FunctionType], code: CodeType) -> bool:
     return True
 
 
-def afresh(module: str, number: str, some: str) -> int:
+def afresh(module: str, number: str, some: str, *left_out: str) -> int:
     """Run the tests on one mutant that is no function's code; the exit code is pytest's."""
     tree, found = mutants(module)
     code = found[int(number)].code(tree)
@@ -189,7 +216,7 @@ def afresh(module: str, number: str, some: str) -> int:
 
     setattr(importlib.machinery.SourceFileLoader, "get_code", get_code)  # noqa: B010
     own = [f"tests/unit/test_{name}.py" for name in OWN.get(module, [module])]
-    return pytest.main([*own, *TESTS, "-x", "--assert=plain", *OPTIONS, some])
+    return pytest.main([*own, *TESTS, "-x", "--assert=plain", *OPTIONS, some, *left_out])
 
 
 def main(arguments: list[str]) -> None:
