@@ -36,8 +36,9 @@ async def retry(
         work: called with the connection.
         attempts: the largest number of attempts.
     """
-    number, result = 1, None
+    number = 1
     while True:
+        result = None  # of this attempt
         try:
             async with make() as conn:
                 result = await work(conn)

@@ -182,6 +182,30 @@ async def test_a_rollback_is_no_failure(dsn: str, table: str, backends: Backends
         assert backends.rows(table) == []
 
 
+async def test_a_rollback_has_no_result_of_an_earlier_attempt(dsn: str) -> None:
+    """The first attempt returned one, but its commit failed."""
+    attempts = 0
+
+    async def work(conn: Any) -> str:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 2:
+            raise psycopg.Rollback
+        await conn.execute(
+            "CREATE FUNCTION pg_temp.fail() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN RAISE serialization_failure; END';"
+            "CREATE TEMPORARY TABLE late (number int);"
+            "CREATE CONSTRAINT TRIGGER fail AFTER INSERT ON late DEFERRABLE INITIALLY DEFERRED"
+            " FOR EACH ROW EXECUTE FUNCTION pg_temp.fail();"
+            "INSERT INTO late VALUES (1)"
+        )
+        return "done"
+
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        assert await pool.run_transaction(work) is None
+        assert attempts == 2
+
+
 async def test_bad_arguments_are_errors(dsn: str) -> None:
     """No connection is borrowed."""
 
