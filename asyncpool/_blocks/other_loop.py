@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import anyio
 
+from asyncpool._blocks.commit import require_no_lost_work, run_shielded, wait_for_cancelled
 from asyncpool._blocks.connection_block import PENDING, ConnectionBlock, in_use_error
 from asyncpool._blocks.supports import Exc, SupportsBorrowing
 from asyncpool._core.pool import Core
@@ -84,8 +85,11 @@ class OtherLoopBlock(ConnectionBlock[ACT]):
     ) -> None:
         conn = self._conn
         try:
-            if kind is None and not conn.closed:
-                await conn.commit()
+            if kind is None:
+                await wait_for_cancelled(self._pool._driver, conn)
+                require_no_lost_work(conn)
+                if not conn.closed:
+                    await run_shielded(conn.commit)
         finally:
             # The end of the session is the roll-back of a failed block.
             self._others.discard(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -97,6 +98,26 @@ async def test_its_work_is_committed_or_rolled_back_as_in_any_block(
             with pytest.raises(LookupError):
                 await elsewhere(fail)
             assert backends.ask("SELECT number FROM elsewhere") == [(1,)]
+    finally:
+        backends.ask("DROP TABLE elsewhere")
+
+
+async def test_its_lost_work_is_not_reported_as_done(dsn: str, backends: Backends) -> None:
+    """A block that handles the loss of its connection raises at its end, as on the pool's loop."""
+    backends.ask("CREATE TABLE elsewhere (number int)")
+
+    async def lose() -> None:
+        async with pool.connection() as conn:
+            await conn.execute("INSERT INTO elsewhere VALUES (1)")
+            with contextlib.suppress(psycopg.OperationalError):
+                await conn.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    try:
+        async with compat.AsyncConnectionPool(dsn, min_size=1) as pool:
+            for place in (lose, partial(elsewhere, lose)):
+                with pytest.raises(psycopg.OperationalError, match="is lost"):
+                    await place()
+            assert backends.ask("SELECT number FROM elsewhere") == []
     finally:
         backends.ask("DROP TABLE elsewhere")
 
