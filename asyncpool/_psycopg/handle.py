@@ -21,7 +21,8 @@ from asyncpool._psycopg.socket_watcher import LOST
 from asyncpool._psycopg.transport import INTERRUPTED, MAYBE_STANDBY, transport_of
 
 ABORT_TIMEOUT = 0.1
-"""Seconds in which the statements of a pipeline are cancelled one by one."""
+ABORT_PAUSE = 0.001
+"""Seconds in which the statements of a pipeline are cancelled one by one, and between two."""
 
 
 @dataclass(repr=False, slots=True)
@@ -136,7 +137,8 @@ class ConnectionHandle:
             self.transport.release()
         with anyio.move_on_after(ABORT_TIMEOUT):
             while not self.is_hung_up():
-                await self.cancel()
+                await self.cancel()  # without a wait, where it cannot be sent
+                await anyio.sleep(ABORT_PAUSE)
             return
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._socket.close()
