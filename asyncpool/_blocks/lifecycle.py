@@ -17,7 +17,6 @@ from asyncpool._blocks.turn import Turns
 from asyncpool._core.maintenance import ping_all, run_maintenance
 from asyncpool._core.runtime import Phase
 from asyncpool._core.settings import duration, sizes
-from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool._psycopg.callbacks import resolve
 from asyncpool._psycopg.driver import ACT
 from asyncpool._psycopg.own_statements import ping
@@ -87,12 +86,14 @@ class Lifecycle(SupportsBorrowing[ACT], SupportsRenewal[ACT]):
                 finally:
                     del failure  # its traceback has this frame
         except TimeoutError:
-            if filled:  # a reset or a close takes longer, which is no reason to end a pool
+            ledger = self._core.ledger
+            if filled and ledger.has_min_size:
+                # A reset or a close takes longer, which is no reason to end a pool.
                 self._core.admit()
                 return
-            ready, cause = snapshot(self._core), self._core.outages.last_error
-            opened = f"{ready.size - ready.opening} of {ready.min_size} connections were opened"
-            what = opened if self._keeps_idle else "no connection was opened"
+            opened, cause = ledger.remaining - ledger.opening, self._core.outages.last_error
+            what = f"{opened} of {ledger.settings.min_size} connections are open"
+            what = what if self._keeps_idle else "no connection was opened"
             await self.close()
             raise self._core.errors.not_ready(timeout, what, cause) from cause
         self._core.admit()

@@ -143,6 +143,30 @@ async def test_a_reset_that_takes_long_does_not_close_a_pool_that_is_full(
         await pool.release(await in_time(task))
 
 
+async def test_wait_does_not_count_a_connection_whose_reset_fails_meanwhile(dsn: str) -> None:
+    """It was open when the wait began; the one in its place is not open in time."""
+    may_fail = asyncio.Event()
+
+    async def reset(_: Any) -> None:
+        await may_fail.wait()
+        raise LookupError
+
+    async with (
+        Proxy(dsn) as proxy,
+        AsyncConnectionPool(proxy.dsn, min_size=1, reset=reset) as pool,
+    ):
+        async with pool.connection() as conn:
+            await conn.execute("SELECT 1")
+        await eventually(lambda: pool.stats().cleaning)
+        waiting = asyncio.create_task(pool.wait(timeout=0.5))
+        await asyncio.sleep(0)
+        proxy.open_way.clear()
+        may_fail.set()
+        with pytest.raises(PoolTimeout, match="0 of 1 connections are open"):
+            await in_time(waiting)
+        assert pool.closed
+
+
 @pytest.mark.parametrize("use", ["acquire", "wait"])
 async def test_close_wakes_all_who_wait(dsn: str, use: str) -> None:
     """Each waiter gets PoolClosed at once, despite a hung connect and a leased connection."""
@@ -204,6 +228,22 @@ async def test_close_ends_a_query_that_runs_for_too_long(dsn: str, backends: Bac
     await in_time(asyncio.wait({task}), 5)
     assert isinstance(task.exception(), psycopg.OperationalError)
     await eventually(lambda: not backends.pids())
+
+
+async def test_close_does_not_block_the_loop_where_nothing_can_be_cancelled(
+    dsn: str, backends: Backends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with libpq before 17: the one-shot's statement goes on when `close` has returned."""
+    monkeypatch.setattr("asyncpool._psycopg.handle.prepare", lambda _: None)
+    async with AsyncConnectionPool(dsn, min_size=1) as pool:
+        await pool.wait()
+        task = asyncio.create_task(pool.fetchval("SELECT pg_sleep(5)"))
+        await eventually(lambda: backends.running("pg_sleep") == 1)
+        await in_time(pool.close(0))
+        assert backends.running("pg_sleep") == 1
+        backends.terminate(*backends.pids())
+        with pytest.raises((psycopg.OperationalError, PoolClosed)):
+            await in_time(task)
 
 
 async def test_what_a_borrower_does_after_that_fails_and_does_not_hang(
