@@ -222,7 +222,8 @@ class Core(Leasing[C]):
         if is_late:
             waiting, leased = self.ledger.waiting, len(self.ledger.leased)
             return self.refused(*self.late_refusal(waiter, waiting, leased))
-        return self.errors.timed_out(round(waiter.deadline - waiter.joined_at, 3))
+        began = waiter.joined_at if waiter.arrived_at is None else waiter.arrived_at
+        return self.errors.timed_out(round(waiter.deadline - began, 3))
 
     async def _close_all(self, deadline: float) -> None:
         self.store.stop_opening()

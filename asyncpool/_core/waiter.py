@@ -26,6 +26,8 @@ class Waiter(asyncio.Condition, Generic[T]):
     """Its line; like its flow, not set before it joins the queue."""
     place: tuple[int, Hashable] | None = None
     """Its priority and the key of its flow; None: it has neither."""
+    arrived_at: float | None = None
+    """When the request arrived, if that was before it joined the queue; else None."""
     useful_until = math.inf
     """The deadline for all of its work, after which a connection is of no use to it."""
     flow: Flow[Waiter[T]]

@@ -105,6 +105,8 @@ class Waiting(Generic[C]):
                 waiter.error = self._refusal_of(waiter, timeout, decided)
                 if waiter.error is not None:
                     return False
+            if arrived_at is not None:
+                waiter.arrived_at = arrived_at
             queue.admit(waiter)
             if ledger.budget is not None:
                 since = now if arrived_at is None else arrived_at

@@ -18,6 +18,7 @@ from tests.unit._tools import (
     go_bad,
     never,
     now,
+    ok,
     running,
     settle,
     start,
@@ -108,6 +109,22 @@ class TestCheck:
             await asyncio.sleep(0.5)
             await asyncio.gather(first, request("second"))
             assert served == ["first", "second"]
+
+    @virtual_time
+    async def test_a_timeout_after_a_failed_check_names_the_whole_time_limit(self) -> None:
+        """The limit is that of the request, not what was left when it waited again."""
+        driver = Driver(open=never)
+        driver.script["open"].append(ok)
+
+        async def check(_: FakeConn) -> None:
+            await asyncio.sleep(10.0)
+            raise Broken
+
+        async with running(driver, 1, 1, check=check) as core:
+            with pytest.raises(PoolTimeout, match="within 30 s") as late:
+                await core.acquire(30.0)
+            assert now() == pytest.approx(30.0)
+            assert late.value.timeout == 30.0
 
     @virtual_time
     async def test_new_connections_that_fail_their_check_cause_a_back_off(self) -> None:
