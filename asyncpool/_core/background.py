@@ -41,7 +41,8 @@ class BackgroundTasks:
     """The background tasks of one pool."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self.name = name
+        """The name of the pool."""
         self._tasks: dict[asyncio.Task[Any], tuple[str, Callable[[], object] | None]] = {}
         """The job of each task, and what is called when it has ended."""
         self._exempt: set[asyncio.Task[Any]] = set()
@@ -70,7 +71,7 @@ class BackgroundTasks:
         """
         try:
             task = asyncio.get_running_loop().create_task(
-                work, name=f"{self._name}: {job}", context=context or Context()
+                work, name=f"{self.name}: {job}", context=context or Context()
             )
         except BaseException:
             work.close()
@@ -84,7 +85,7 @@ class BackgroundTasks:
         return {task for task, (its_job, _) in self._tasks.items() if its_job == job}
 
     def exempt(self, task: asyncio.Task[Any] | None) -> None:
-        """Never cancel this task: it runs a user's callback that has called `close()`."""
+        """Do not cancel this task with the others: it runs a callback that has called `close()`."""
         if task in self._tasks:
             self._exempt.add(task)
 
@@ -118,7 +119,7 @@ class BackgroundTasks:
         _, ended = self._tasks.pop(task, (None, None))
         self._exempt.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            extra = fields(self._name, "task failed")
+            extra = fields(self.name, "task failed")
             logger.error("task %r failed", task.get_name(), exc_info=error, extra=extra)
         if ended is not None:
             ended()

@@ -137,7 +137,7 @@ class Core(Leasing[C]):
         self.ledger.settings = changed = replace(self.settings, **settings)
         self.ledger.queue.decided.clear()
         self.ledger.queue.judges = changed.overload is not None
-        self.runtime.name = changed.name
+        self.runtime.name = self.runtime.tasks.name = changed.name
 
     def resize(self, min_size: int, max_size: int) -> None:
         """Set new sizes; close surplus idle connections now and leased ones when released."""

@@ -13,7 +13,17 @@ import pytest
 
 import tests.sim.loop
 from asyncpool._core.background import BackgroundTasks
-from tests.unit._tools import never, now, ok, settle, slow, stubborn, virtual_time
+from tests.unit._tools import (
+    Driver,
+    never,
+    now,
+    ok,
+    running,
+    settle,
+    slow,
+    stubborn,
+    virtual_time,
+)
 
 user: ContextVar[str] = ContextVar("user", default="nobody")
 
@@ -52,6 +62,17 @@ async def test_a_task_is_named_for_the_pool_and_its_job() -> None:
     tasks = BackgroundTasks("main")
     assert tasks.spawn(never(), "close").get_name() == "main: close"
     await tasks.stop(1.0)
+
+
+@virtual_time
+async def test_a_task_has_the_pools_present_name(caplog: pytest.LogCaptureFixture) -> None:
+    """A pool may be renamed, and its logs are searched by its name."""
+    async with running(Driver(), 0, 1) as core:
+        core.change(name="renamed")
+        task = core.runtime.tasks.spawn(crash(), "close")
+        await settle()
+        assert task.get_name() == "renamed: close"
+        assert [vars(each)["pool"] for each in caplog.records][-1] == "renamed"
 
 
 @virtual_time
