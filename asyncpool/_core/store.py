@@ -11,6 +11,7 @@ import logging
 import math
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -30,6 +31,9 @@ from asyncpool._core.store_tasks import notify, open_connection, work_ended
 from asyncpool._core.timer import Timer
 
 T = TypeVar("T")
+
+NO_TASK_PAUSE = 1.0
+"""Seconds after which an entry is closed for which no task could be made."""
 
 
 @dataclass(eq=False, repr=False)
@@ -112,7 +116,7 @@ class ConnectionStore(Generic[C]):
         try:
             self.spawn(entry, open_connection(weakref.ref(self), self.driver, entry), "connect")
         except BaseException:
-            self.remove(entry, refill=False)  # the application's task factory raised an error
+            self.remove(entry, refill=False)
             raise
         if self.late.at == math.inf:
             self.late.set(entry.opened_at + self.ledger.settings.late_after)
@@ -121,17 +125,16 @@ class ConnectionStore(Generic[C]):
     def spawn(self, entry: Entry[C], work: Coroutine[Any, Any, T], job: str) -> asyncio.Task[T]:
         """Start a background task that brings an entry into service or out of the pool.
 
-        If a stranger ends the task before it has done so, the connection is closed.
+        If other code cancels the task before it has done so, the connection is closed. So it is,
+        somewhat later, if the application's task factory raises an error, which the caller gets.
         """
-        before, self._works[entry] = self._works.get(entry), work
+        self._works[entry] = work
         ended = partial(work_ended, weakref.ref(self), entry, work)
         try:
             return self.runtime.tasks.spawn(work, job, ended=ended)
         except BaseException:
-            if before is None:
-                self._works.pop(entry, None)
-            else:
-                self._works[entry] = before
+            if entry.state is not State.OPENING:  # else `open_one` removes it
+                asyncio.get_running_loop().call_later(NO_TASK_PAUSE, ended, context=Context())
             raise
 
     def ping(
@@ -267,11 +270,7 @@ class ConnectionStore(Generic[C]):
     def _ask(self, question: Callable[[C], Awaitable[object]], entry: Entry[C]) -> None:
         self.ledger.withdraw(entry, State.CLEANING)
         entry.left_at = self.runtime.time()
-        try:
-            self.spawn(entry, self._ping(entry, question, partial(self._answered, entry)), "ask")
-        except BaseException:
-            self.put(entry, entry.left_at)  # the application's task factory raised an error
-            raise
+        self.spawn(entry, self._ping(entry, question, partial(self._answered, entry)), "ask")
 
     def _answered(self, entry: Entry[C], answered: bool) -> None:
         if answered:

@@ -35,9 +35,9 @@ async def open_connection(store: Store, driver: Driver[C], entry: Entry[C]) -> N
             error.__traceback__ = None
             raise
         return
-    if (alive := store()) is not None:
+    if (alive := store()) is not None and entry.state is State.OPENING:
         alive.opened(entry, conn)
-    else:
+    else:  # the pool was dropped, or was closed without waiting for this any longer
         await driver.close(conn)
 
 

@@ -210,7 +210,9 @@ class TestClose:
             assert driver.sockets == 0
 
     @virtual_time
-    async def test_a_connect_that_ignores_cancellation_is_waited_for_up_to_the_limit(self) -> None:
+    async def test_a_connect_that_ignores_cancellation_is_waited_for_up_to_the_limit(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """Then it is abandoned; a connection that it still opens is closed."""
         driver = Driver(open=stubborn(30.0))
         core = make_core(driver, 1)
@@ -221,7 +223,8 @@ class TestClose:
         assert 1.0 < now() - began < 2.5
         assert not core.ledger.entries
         await asyncio.sleep(40.0)
-        assert driver.sockets == 0
+        assert (driver.made, driver.sockets) == (1, 0)
+        assert not [each for each in caplog.records if each.levelname == "ERROR"]
 
     @virtual_time
     async def test_a_reset_that_ignores_cancellation_is_abandoned(self) -> None:

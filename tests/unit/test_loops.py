@@ -207,6 +207,33 @@ class TestForeignLoops:
             assert core.ledger.size == 0
             core.release(await core.acquire(1.0))
 
+    @pytest.mark.parametrize("call", ["release", "discard", "ask"])
+    @virtual_time
+    async def test_a_failing_task_factory_does_not_keep_a_place(self, call: str) -> None:
+        """What cannot be reset, closed or asked now is closed once there are tasks again."""
+
+        def refuse(*_: Any, **__: Any) -> Any:
+            raise TypeError
+
+        loop, driver = asyncio.get_running_loop(), Driver()
+        async with running(driver, 0, 1) as core:
+            conn = await core.acquire(1.0)
+            conn.clean = False
+            if call == "ask":
+                conn.clean = True
+                core.release(conn)
+            loop.set_task_factory(refuse)
+            try:
+                with pytest.raises(TypeError):
+                    core.store.ask(driver.ping) if call == "ask" else getattr(core, call)(conn)
+                await asyncio.sleep(5.5)
+            finally:
+                loop.set_task_factory(None)
+            other = await core.acquire(5.0)
+            assert other is not conn
+            assert conn.closed
+            core.release(other)
+
     def test_a_failure_reported_on_another_loop_is_ignored(self) -> None:
         """A connection that outlived `asyncio.run()` must not wake the pool of that loop."""
 

@@ -215,26 +215,6 @@ class TestAsk:
             assert [each is entry for each in core.ledger.idle] == [False]
 
     @virtual_time
-    async def test_a_question_that_cannot_start_leaves_the_connection_idle(self) -> None:
-        """As where the application's task factory fails."""
-        async with running(Driver(), 1, 1) as core:
-            loop, (entry,) = asyncio.get_running_loop(), core.ledger.idle
-
-            def fail(*_: object, **__: object) -> Any:
-                raise Broken
-
-            async def question(_: FakeConn) -> None:
-                pytest.fail("asked")
-
-            loop.set_task_factory(fail)
-            try:
-                with pytest.raises(Broken):
-                    core.store.ask(question)
-            finally:
-                loop.set_task_factory(None)
-            assert core.ledger.idle == [entry]
-
-    @virtual_time
     async def test_a_question_is_no_ping(self) -> None:
         """It is not counted as one."""
         async with running(Driver(), 1, 1) as core:
