@@ -82,6 +82,7 @@ class Session(SessionConnection[ACT]):
         """
         errors = self.core.errors
         limit = self.core.settings.timeout if timeout is None else duration("timeout", timeout)
+        deadline = self.core.runtime.time() + limit
         if await self._waits_for_itself():
             raise errors.session_deadlock(self.task, SELF_DEADLOCK)
         if not self.busy and self.holds() and self.driver.has_leftovers(self.conn):
@@ -93,7 +94,7 @@ class Session(SessionConnection[ACT]):
                 raise errors.timed_out(limit, "a cancelled operation of this session still runs")
         if self.holds():
             if self.conn.lock.locked():
-                await self._wait_for_lock(limit)
+                await self._wait_for_lock(limit, deadline)
             if self._generators and not self.is_idle:
                 self.used_outside |= any(map(is_suspended, self._generators))
             return

@@ -99,11 +99,12 @@ class SessionConnection(Generic[ACT]):
             and not self.driver.has_leftovers(conn)
         )
 
-    async def _wait_for_lock(self, limit: float) -> None:
-        """Wait until another operation on the connection has ended."""
+    async def _wait_for_lock(self, limit: float, deadline: float) -> None:
+        """Wait until another operation on the connection has ended; `limit` is for the error."""
         try:
-            async with asyncio.timeout(None if limit == math.inf else limit), self.conn.lock:
-                pass
+            async with asyncio.timeout_at(None if deadline == math.inf else deadline):
+                async with self.conn.lock:
+                    pass
         except TimeoutError:
             why = "another operation runs on the session's connection: end it first"
             raise self.core.errors.timed_out(limit, why) from None
