@@ -192,12 +192,12 @@ class OneShots(SupportsBorrowing[ACT]):
         async with borrowed(self, timeout) as conn:
             curs = []
             async with _one_transaction(conn):
-                for number, (query, params) in enumerate(pairs):
+                for number, (query, params) in enumerate(pairs, 1):
                     curs.append(await execute(conn, query, params))
                     if not number % YIELD_EVERY:
                         await asyncio.sleep(0)
             answers: list[list[Any] | str] = []
-            for number, each in enumerate(curs):
+            for number, each in enumerate(curs, 1):
                 rows = each.description is not None
                 answers.append(await each.fetchall() if rows else each.statusmessage or "")
                 if not number % YIELD_EVERY:
