@@ -84,25 +84,29 @@ __all__ = [
 ]
 
 _LATER = {
-    "Cluster": "asyncpool.cluster",
-    "ClusterExplanation": "asyncpool.cluster",
-    "ClusterHealth": "asyncpool.cluster",
-    "HostStatus": "asyncpool.cluster",
-    "OwnWrites": "asyncpool.cluster",
-    "ReadPool": "asyncpool.cluster",
-    "Fleet": "asyncpool.fleet",
-    "FleetStats": "asyncpool.fleet",
+    "cluster": [
+        "Cluster",
+        "ClusterExplanation",
+        "ClusterHealth",
+        "HostStatus",
+        "OwnWrites",
+        "ReadPool",
+    ],
+    "fleet": ["Fleet", "FleetStats"],
 }
-"""Names whose modules are imported at their first use, as most programs have one host."""
+"""Modules that are imported at the first use of one of their names; most programs need neither."""
 
 
-def __getattr__(name: str) -> object:
-    if name not in _LATER:
+if not TYPE_CHECKING:  # else type checkers would take any name for one of the package
+
+    def __getattr__(name: str) -> object:
+        for module, names in _LATER.items():
+            if name == module or name in names:
+                found = import_module(f"asyncpool.{module}")
+                globals().update({each: getattr(found, each) for each in names})
+                return globals()[name]
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(_LATER[name]), name)
-    globals()[name] = value
-    return value
 
 
 def __dir__() -> list[str]:
-    return __all__.copy()
+    return [*__all__, "__version__"]

@@ -15,6 +15,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection
 
+import asyncpool
 from asyncpool import (
     Advice,
     AsyncConnectionPool,
@@ -402,3 +403,8 @@ async def tokens() -> None:
     web.Application().cleanup_ctx.append(cluster_context(cluster, wait=True))
     write, read = engines(cluster, echo=True)
     assert_type((write, read), tuple[AsyncEngine, AsyncEngine])
+
+
+def misspelt() -> None:
+    """A name that the package does not have is an error, though some are imported later."""
+    asyncpool.PoolTimout  # type: ignore[attr-defined]  # noqa: B018

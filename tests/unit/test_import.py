@@ -51,12 +51,15 @@ def test_a_cluster_and_a_fleet_are_imported_at_their_first_use() -> None:
     given = modules_that(IMPORTED)
     later = ("asyncpool._cluster", "asyncpool.cluster", "asyncpool._fleet", "asyncpool.fleet")
     assert not {name for name in given if name.startswith((*later, "hmac", "secrets"))}
-    assert "asyncpool.cluster" in modules_that(f"{IMPORTED}asyncpool.Cluster; print(*sys.modules)")
+    for name, module in (("Cluster", "cluster"), ("FleetStats", "fleet"), ("fleet.Fleet", "fleet")):
+        assert f"asyncpool.{module}" in modules_that(
+            f"import sys, asyncpool; asyncpool.{name}; print(*sys.modules)"
+        )
 
 
 def test_the_package_has_each_public_name_and_no_other() -> None:
     """Names that are imported later are listed and starred like the rest."""
-    assert dir(asyncpool) == asyncpool.__all__ == sorted(asyncpool.__all__)
+    assert dir(asyncpool) == sorted([*asyncpool.__all__, "__version__"])
     for name in asyncpool.__all__:
         assert getattr(asyncpool, name).__name__ == name
     with pytest.raises(AttributeError, match="'asyncpool' has no attribute 'Clutser'"):
