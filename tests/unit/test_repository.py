@@ -77,3 +77,14 @@ def test_dependencies_are_watched_where_they_are_named() -> None:
     """In the workflows and in pyproject.toml."""
     updates = read(GITHUB / "dependabot.yml")["updates"]
     assert {each["package-ecosystem"] for each in updates} == {"github-actions", "pip"}
+
+
+def test_the_list_of_unnoticed_changes_names_what_exists() -> None:
+    """The modules of the core, and functions in them."""
+    rows = (ROOT / "tests" / "mutation.md").read_text(encoding="utf-8").splitlines()
+    places = [place for row in rows if row.startswith("| `") for place in row.split("|")[1:2]]
+    names = re.findall(r"`(\w+)(?:\.(\w+))?`", " ".join(places))
+    assert len(names) > 30
+    for module, function in names:
+        code = (ROOT / "asyncpool" / "_core" / f"{module}.py").read_text(encoding="utf-8")
+        assert not function or re.search(rf"def {function}\(", code), f"{module}.{function}"
