@@ -35,8 +35,6 @@ from asyncpool._psycopg.sharing import has_transaction_characteristics
 from asyncpool._psycopg.wrapped import execute
 from asyncpool._sql.kinds import Kind
 
-logger = logging.getLogger("asyncpool")
-
 YIELD_EVERY = 64
 """Statements of a batch after which it yields to other tasks."""
 
@@ -324,7 +322,7 @@ class OneShots(SupportsBorrowing[ACT]):
                 profile = dispatcher.profiles.get(query)
                 if profile.advice is not None:
                     advice, profile.advice = profile.advice, None
-                    logger.warning("pool %r: %s", self._core.settings.name, advice)
+                    self._core.runtime.record("one-shot", advice, logging.WARNING)
                 if profile.kind is not Kind.OTHER and dispatcher.enabled:
                     request = Request(profile, query, params, prepare=prepare, binary=binary)
                     if await dispatcher.run(request, timeout):

@@ -185,8 +185,9 @@ class ErrorFactory:
         name, limit, rule = self.runtime.name, ledger.settings.max_waiting, refusal.rule
         expected_wait, retry_after = refusal.expected_wait, refusal.retry_after
         if expected_wait is None or retry_after is None:
-            text = f"pool {name!r}: {waiting} requests are already waiting (max_waiting={limit})"
-            text += ": shed load or raise it"
+            who = "1 request is" if waiting == 1 else f"{waiting} requests are"
+            text = f"pool {name!r}: {who} already waiting (max_waiting={limit}):"
+            text += " shed load or raise it"
         else:
             leased = len(ledger.leased) if leased is None else leased
             numbers = time_limit, expected_wait, waiting, leased, retry_after
