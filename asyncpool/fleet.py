@@ -54,7 +54,7 @@ class Fleet(Budget):
         TypeError, ValueError: an argument is invalid.
     """
 
-    longest_pause = 0.25
+    _longest_pause = 0.25
     marks: SessionMarks
     _view: View | None
     """The result of the last look; None before the first one."""
@@ -157,17 +157,17 @@ class Fleet(Budget):
         if not self._asked:
             self._request_look()
 
-    def least_for(self, ledger: SupportsLedger) -> int:
+    def _least_for(self, ledger: SupportsLedger) -> int:
         """Return how many connections a pool opens before any request waits, if it can."""
         least = ledger.settings.min_size
         if self._view is None:
             return least
         return min(least, len(ledger.entries) + max(self._limit - self._size, 0))
 
-    def room_for(self, ledger: SupportsLedger) -> int:
+    def _room_for(self, ledger: SupportsLedger) -> int:
         """Return how many connections a pool may open now."""
         self._end_claim()
-        return super().room_for(ledger)
+        return super()._room_for(ledger)
 
     def _end_claim(self) -> None:
         """End the claim if the last look is long ago, as the others do; then allow one more.

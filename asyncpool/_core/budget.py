@@ -102,7 +102,7 @@ class Budget:
 
     marks: Any = None
     """Marks the sessions of the connections, for the driver; None: they have no mark."""
-    longest_pause = IDLE_CAP
+    _longest_pause = IDLE_CAP
     """Seconds after which a pool tries again to connect to a server that has no place."""
 
     def __init__(self, max_connections: int) -> None:
@@ -222,11 +222,11 @@ class Budget:
             self._queue = deque(each for each in queue if each[2].waiting)
             self._compacted_length = len(self._queue)
 
-    def least_for(self, ledger: SupportsLedger) -> int:
+    def _least_for(self, ledger: SupportsLedger) -> int:
         """Return how many connections a pool opens before any request waits, if it can."""
         return ledger.settings.min_size
 
-    def room_for(self, ledger: SupportsLedger) -> int:
+    def _room_for(self, ledger: SupportsLedger) -> int:
         """Return how many connections a pool may open now."""
         room = self._limit - self._size
         if room <= 0 or not self._shortage:

@@ -93,7 +93,7 @@ class Ledger(Generic[C]):
     @property
     def has_min_size(self) -> bool:
         """Whether `min_size` connections are open, or those that the budget allows."""
-        least = self.settings.min_size if self.budget is None else self.budget.least_for(self)
+        least = self.settings.min_size if self.budget is None else self.budget._least_for(self)
         return self.remaining - self.opening >= least
 
     @property
@@ -279,13 +279,13 @@ class Ledger(Generic[C]):
         need = max(limits.min_size - size, asked)
         need = min(limits.max_size - size, need)
         if need > 0 and self.budget is not None:
-            need = min(need, self.budget.room_for(self))
+            need = min(need, self.budget._room_for(self))
         return max(0, need)
 
     def is_full(self) -> bool:
         """Whether the limits allow no further connection."""
         is_at_limit = len(self.entries) >= self.settings.max_size
-        return is_at_limit or (self.budget is not None and not self.budget.room_for(self))
+        return is_at_limit or (self.budget is not None and not self.budget._room_for(self))
 
     def shortfall(self) -> int:
         """Return how many connections the waiters still need, ignoring the budget's limit."""

@@ -73,7 +73,7 @@ class OutageController(Generic[C]):
         elif before is None or describe(before) != said:
             runtime.record("connect failed", f"still cannot connect: {cause}", error=said)
         budget, fault = self.ledger.budget, self.fault_of(error)
-        cap = IDLE_CAP if budget is None else budget.longest_pause
+        cap = IDLE_CAP if budget is None else budget._longest_pause
         outage.failed(now, error, entry.opened_at, fault, cap)
         self.ledger.keep_expired, self.ledger.filling = True, False
         lasts = now - outage.since >= self.ledger.settings.reconnect_timeout

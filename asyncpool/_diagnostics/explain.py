@@ -174,7 +174,7 @@ def _doing(core: Core[Any], stats: PoolStats, now: float) -> list[str]:
         found.append(f"draining: {leaving} will be replaced when returned")
     if (surplus := ledger.remaining - core.settings.max_size) > 0:
         found.append(f"shrinking: {surplus} will be closed when returned")
-    if ledger.budget is not None and ledger.shortfall() and not ledger.budget.room_for(ledger):
+    if ledger.budget is not None and ledger.shortfall() and ledger.is_full():
         found.append("waiting for room in the budget")
     return found
 

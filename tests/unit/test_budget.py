@@ -105,7 +105,7 @@ async def test_the_minimum_is_what_the_budget_allows() -> None:
     """A fleet gives a member less than its `min_size` where there is not enough for all."""
 
     class Small(Budget):
-        def least_for(self, ledger: object) -> int:
+        def _least_for(self, ledger: object) -> int:
             return 1
 
     core = make_core(Driver(), 3, 3, budget=Small(1))

@@ -262,7 +262,7 @@ async def test_a_pool_takes_that_pause_from_its_budget() -> None:
         raise psycopg.errors.TooManyConnections
 
     budget = Moving(2)
-    budget.longest_pause = 0.1
+    budget._longest_pause = 0.1
     driver = Driver(open=full)
     async with running(driver, 0, 2, budget=budget) as core:
         waiting: asyncio.Task[Any] = start(core, 30.0)
