@@ -6,15 +6,12 @@ another.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING
 
 from ._backend import STOP_MODES, Backend, SettingValue, Source, Spec, StopMode
 from ._discovery import choose
 from ._threads import in_thread, run_to_end
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
 
 
 class Server:
