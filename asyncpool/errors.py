@@ -141,7 +141,7 @@ class ReleaseError(PoolError, ValueError):
 
 
 class PoolWrongLoop(PoolError, RuntimeError):
-    """The pool is open on another event loop, or no event loop is running."""
+    """The pool is open on another event loop, or the connection belongs to one that has ended."""
 
 
 class PoolForked(PoolError, RuntimeError):

@@ -77,7 +77,7 @@ class PoolStats:
     requests_shared: int
     """Requests that were one-shot statements on a shared connection."""
     requests_failed: int
-    """Requests that ended in an error of the pool: a timeout, a full wait queue, or the pool
+    """Requests that ended in an error of the pool: a timeout, a refusal, a deadlock, or the pool
     closed."""
     requests_timed_out: int
     """The failed requests that ended in `PoolTimeout`."""

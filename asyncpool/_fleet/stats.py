@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class FleetStats:
-    """The state of a fleet as one process knows it; `None` and 0 before the first look."""
+    """The state of a fleet as one process knows it.
+
+    Before the first look `last_look` is None, `limit` is 1, and what a look shows is 0.
+    """
 
     name: str
     member: str
