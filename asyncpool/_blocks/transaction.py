@@ -103,12 +103,14 @@ class Transaction(Generic[ACT]):
             pool._release_lease(conn, failing=kind is not None)
             return isinstance(error, psycopg.Rollback) and error.transaction in (None, self._block)
         if broken or (kind is not None and not isinstance(error, psycopg.Rollback)):
-            refusal = closed_error(conn) if conn.closed else failed_error(conn)
             # A new exception: the caller's would lose its traceback in the background task.
             undo = partial(end, psycopg.Rollback, psycopg.Rollback(), None)
+            refusal = None
+            if broken:
+                refusal = closed_error(conn) if conn.closed else failed_error(conn)
             pool._release_lease(conn, failing=True, cleanup=undo)
             try:
-                if broken:
+                if refusal is not None:
                     raise refusal
             finally:
                 del refusal  # its traceback has this frame
