@@ -197,7 +197,10 @@ class PsycopgDriver(Generic[ACT]):
         await handle.finish_leftovers(conn)
         await wait_for_lock(conn)
         interrupted = handle.take_interrupted()
-        in_use = conn.lock.locked() or handle.must_discard or is_busy(conn)
+        if handle.must_discard:
+            msg = f"what an earlier borrower has changed could not be undone: {conn!r}"
+            raise psycopg.OperationalError(msg)
+        in_use = conn.lock.locked() or is_busy(conn)
         if in_use or not await can_reset(conn, interrupted=interrupted):
             msg = f"connection returned in the middle of an operation: {conn!r}"
             raise psycopg.OperationalError(msg)

@@ -106,7 +106,7 @@ class ConnectionHandle:
         self._began_as_standby = conn.info.parameter_status("in_hot_standby") == "on"
         self._standby_error: BaseException | None = None
         self.must_discard = False
-        """Whether a borrower's change of the mode could not be undone; a reset then fails."""
+        """Whether what a borrower has changed could not be undone; a reset then fails."""
         self._notify: Notify | None = None
         # A duplicate of the socket, which stays open after libpq has closed its own descriptor.
         if self.transport is not None:

@@ -243,8 +243,9 @@ class Transport(OperationRunner):
                     await cancel_until_ended(conn, None)  # only one row has ended
         except BaseException as error:
             # A cancel request that may still arrive would cancel the next query.
+            late = f" within {DRAIN_TIMEOUT:g} s" if isinstance(error, TimeoutError) else ""
             self.ended_by = psycopg.OperationalError(
-                f"a cancelled statement could not be ended within {DRAIN_TIMEOUT:g} s: {error!r}"
+                f"a cancelled statement could not be ended{late}: {error!r}"
             )
             self.close_connection()
             if not isinstance(error, Exception):
