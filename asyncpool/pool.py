@@ -24,7 +24,7 @@ from asyncpool._blocks.one_shots import OneShots
 from asyncpool._blocks.options import PoolOptions
 from asyncpool._blocks.overrides import NAMES, OverriddenBlock, Overrides
 from asyncpool._blocks.pool_transactions import PoolTransactions
-from asyncpool._blocks.renewal import renew_after_fork
+from asyncpool._blocks.renewal import register_for_forks
 from asyncpool._blocks.supports import Exc
 from asyncpool._blocks.turn import Turns
 from asyncpool._core.budget import Budget
@@ -221,7 +221,7 @@ class AsyncConnectionPool(
             enabled=enabled and can_share(self.connection_class),
             passes_on=not self._driver.resets,
         )
-        renew_after_fork(self)
+        register_for_forks(self)
 
     def __repr__(self) -> str:
         now = snapshot(self._core)
@@ -265,7 +265,7 @@ class AsyncConnectionPool(
             PoolClosed, PoolForked, PoolWrongLoop: the pool cannot be used here.
         """
         self._ensure_open()
-        self._core.admit()
+        self._core.require_usable()
         return await advise(self._core, self.fetchval, workers, utilisation, p99_wait)
 
     def stats(self) -> PoolStats:

@@ -21,7 +21,7 @@ from asyncpool._psycopg.driver import ACT
 
 
 async def _nothing() -> Any:
-    """Be the coroutine of what needs none."""
+    """Do nothing; it only makes `USED`."""
 
 
 USED = _nothing()

@@ -1,4 +1,4 @@
-"""What a listener has read and nobody has taken yet: in order, and with a limit."""
+"""A queue with a limit, of the items that a listener has read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Buffer(Generic[T]):
         """Set while there are fewer items than the limit."""
         self._room.set()
         self.ended = False
-        """Whether nothing more comes, but what is still there before an error."""
+        """Whether `end` was called; items that came before can still be taken."""
         self._error: BaseException | None = None
         """The error with which it has ended, if any."""
 

@@ -28,7 +28,7 @@ def enclosing(frame: FrameType | None, loop: AbstractEventLoop) -> list[Generato
     the garbage collector.
     """
     found: list[Generator] = []
-    # A plain function is no frame of the task: it may be another task's that eagerly starts it.
+    # It stops at a plain function: with eager tasks, frames beyond it may be another task's.
     while frame is not None and (flags := frame.f_code.co_flags) & AWAITS:
         if flags & CO_ASYNC_GENERATOR:
             generator = getattr(frame, "f_generator", None) or _find(frame, loop)

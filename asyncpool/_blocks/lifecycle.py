@@ -52,7 +52,7 @@ class Lifecycle(SupportsBorrowing[ACT], SupportsRenewal[ACT]):
             renew(self)
         if self._core.runtime.phase in (Phase.NEW, Phase.FORKED):
             self._start()
-        self._core.admit()
+        self._core.require_usable()
         if wait:
             await self.wait(timeout)
 
@@ -72,7 +72,7 @@ class Lifecycle(SupportsBorrowing[ACT], SupportsRenewal[ACT]):
         """
         timeout = duration("timeout", timeout)
         self._ensure_open()
-        self._core.admit()
+        self._core.require_usable()
         filled = None
         try:
             async with asyncio.timeout(timeout):
@@ -89,14 +89,14 @@ class Lifecycle(SupportsBorrowing[ACT], SupportsRenewal[ACT]):
             ledger = self._core.ledger
             if filled and ledger.has_min_size:
                 # A reset or a close takes longer, which is no reason to end a pool.
-                self._core.admit()
+                self._core.require_usable()
                 return
             opened, cause = ledger.remaining - ledger.opening, self._core.outages.last_error
             what = f"{opened} of {ledger.settings.min_size} connections are open"
             what = what if self._keeps_idle else "no connection was opened"
             await self.close()
             raise self._core.errors.not_ready(timeout, what, cause) from cause
-        self._core.admit()
+        self._core.require_usable()
 
     async def close(self, timeout: float = 5.0) -> None:
         """Close the pool: wake all waiters with PoolClosed, wait for leases, close the connections.
@@ -159,12 +159,12 @@ class Lifecycle(SupportsBorrowing[ACT], SupportsRenewal[ACT]):
             PoolClosed, PoolForked, PoolWrongLoop: the pool cannot be used here.
         """
         self._ensure_open()
-        self._core.admit()
+        self._core.require_usable()
         work = ping_all(self._core, list(self._core.ledger.idle))
         task = self._core.runtime.tasks.spawn(work, "check")
         await asyncio.wait({task})
         if task.cancelled():
-            self._core.admit()  # raises if the pool was closed during the pings
+            self._core.require_usable()  # raises if the pool was closed during the pings
         else:
             task.result()
 
@@ -178,7 +178,7 @@ class Lifecycle(SupportsBorrowing[ACT], SupportsRenewal[ACT]):
             PoolClosed, PoolForked, PoolWrongLoop: the pool cannot be used here.
         """
         self._ensure_open()
-        self._core.admit()
+        self._core.require_usable()
         self._core.drain()
 
     async def reconnect_failed(self) -> None:
@@ -214,7 +214,7 @@ class Lifecycle(SupportsBorrowing[ACT], SupportsRenewal[ACT]):
 
     def _start(self) -> None:
         self._core.open()
-        self._core.runtime.tasks.spawn(run_maintenance(weakref.ref(self._core)), "keeper")
+        self._core.runtime.tasks.spawn(run_maintenance(weakref.ref(self._core)), "maintenance")
 
     def _leave_ended_loop(self) -> None:
         if self._lazy and loop_has_ended(self._core) and not self._core.closed:

@@ -37,9 +37,9 @@ MOVE_TIMEOUT = 1.0
 CHECK_TIMEOUT = 5.0
 """Seconds to find out whether a pooler shares the session that listens with other clients."""
 CHECK_ROUNDS = 3
-"""Attempts to see that it does, while other clients use the pooler."""
+"""Attempts to find that out, as it shows only while other clients use the pooler."""
 LONGEST_ROUND = 30.0
-"""Seconds after which at the latest it is asked whether the connection is to be replaced."""
+"""Maximum seconds between two checks whether the connection is due to be replaced."""
 
 
 @dataclass(frozen=True, slots=True)

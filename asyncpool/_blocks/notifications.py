@@ -61,7 +61,7 @@ class Notifications(Generic[T]):
             raise RuntimeError(msg)
         pool = self._pool
         pool._ensure_open()
-        pool._core.admit()
+        pool._core.require_usable()
         self._listener.trace = capture(sys._getframe(1))
         self._was_entered = True
         self._started = started = asyncio.get_running_loop().create_future()

@@ -194,13 +194,13 @@ class OverriddenBlock(ConnectionBlock[ACT]):
             raise in_use_error()
 
     def holds(self) -> bool:
-        """See `Lease`."""
+        """See `ConnectionBlock`."""
         if self.joined:
             return self._join.is_open()
         return self._lease is None or is_still_leased(self._pool, self._conn, self._lease)
 
     async def abort(self, cleanup: Callable[[], Awaitable[object]]) -> None:
-        """See `Lease`."""
+        """See `ConnectionBlock`."""
         if self.joined:
             await self._join.leave(psycopg.Rollback(), cleanup=cleanup)
         elif self.holds():
@@ -240,7 +240,7 @@ class ConnectionOverrideBlock(OverriddenBlock[ACT]):
         await self._manager.__aexit__(kind, error, tb)
 
     async def abort(self, cleanup: Callable[[], Awaitable[object]]) -> None:
-        """See `Lease`."""
+        """See `ConnectionBlock`."""
         pool: Any = self._pool
         if self.joined:
             self._join.cleanup = cleanup

@@ -33,7 +33,7 @@ class PoolBlocks(Borrowing[ACT]):
 
     def _usable_turns(self) -> Turns:
         self._ensure_open()
-        self._core.admit()
+        self._core.require_usable()
         return self._turns
 
     def connection(self, timeout: float | None = None) -> ConnectionBlock[ACT]:
@@ -65,7 +65,7 @@ class PoolBlocks(Borrowing[ACT]):
     def turn(self, key: Hashable, timeout: float | None = None) -> Turn:
         """Wait for the turn of a key: `async with pool.turn("stock of item 7"):`.
 
-        One task a key is in such a block at a time; the others wait in the order of arrival. If
+        One task per key is in such a block at a time; the others wait in the order of arrival. If
         they borrow their connections inside, a row that everybody updates costs one connection, and
         not all of them. It does not replace the row's lock, as other processes do not know of it.
         Tasks that take the turns of two keys in opposite order wait for each other until the
@@ -80,7 +80,7 @@ class PoolBlocks(Borrowing[ACT]):
             TooManyRequests: on entry, if it could not come in time.
             PoolClosed: on entry, if the pool is closed, or was closed meanwhile.
             RuntimeError: on entry, if the task has the turn of this key, or a connection of the
-                pool: it would be waited for by those for which it waits.
+                pool: it and the tasks before it could wait for each other for ever.
             TypeError: `key` is not hashable.
         """
         return Turn(self._usable_turns, key, timeout)
@@ -232,7 +232,7 @@ class PoolBlocks(Borrowing[ACT]):
         """
         if key is not None:
             self._ensure_open()
-            self._core.admit()
+            self._core.require_usable()
             return await self._keys.borrow(key, timeout, self._borrow)
         if self._sessions and (session := self._sessions.get(current_task())) is not None:
             return await session.borrow(timeout)

@@ -37,7 +37,7 @@ class SupportsRenewal(Protocol[ACT]):
         """Replace the core by one that was never opened."""
 
 
-def renew_after_fork(pool: SupportsRenewal[Any]) -> None:
+def register_for_forks(pool: SupportsRenewal[Any]) -> None:
     """Register a pool, so that a forked child abandons the parent's sessions."""
     _pools.add(pool)
 

@@ -161,7 +161,7 @@ class Session(SessionConnection[ACT]):
         if join not in self._joins or not self.holds():
             if self.core.closed:
                 return self.core.errors.closed()
-            return self._error("no longer belongs to it: a block inside ended after the session")
+            return self._error("cannot be used: the session ended before a block inside it")
         if current_task() is not self.task:
             return self._error("has a block inside that ended in another task")
         if self._joins[-1] is not join:

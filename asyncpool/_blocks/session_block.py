@@ -103,6 +103,6 @@ class SessionBlock(Generic[ACT]):
 
 
 def _unregister(pool: SupportsBorrowing[ACT], session: Session[ACT], *_: object) -> None:
-    """End the part of a session's task in it."""
+    """Stop using the session for what its task borrows."""
     if pool._sessions.get(session.task) is session:
         del pool._sessions[session.task]

@@ -1,4 +1,4 @@
-"""`pool.turn(key)`: one task a key goes on, before it borrows a connection.
+"""`pool.turn(key)`: one task per key goes on, before it borrows a connection.
 
 Many tasks that update the same row would each hold a connection while they wait for its lock. With
 a turn they wait in a queue of their own, which is a `WaitQueue` like the pool's: first in, first
@@ -125,7 +125,7 @@ class TurnLine:
 
 
 class Turn:
-    """`pool.turn(key)`: a block that one task a key is in at a time."""
+    """`pool.turn(key)`: a block that one task per key is in at a time."""
 
     def __init__(self, turns: Callable[[], Turns], key: Hashable, timeout: float | None) -> None:
         try:

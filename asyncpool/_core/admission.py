@@ -45,8 +45,9 @@ class Refusal:
     """Why a request may not join the queue; durations are seconds."""
 
     rule: str
-    """"deadline": it could not be served within its time limit; "patience": nor before its caller
-    would be cancelled, as others were; "standing": the queue does not drain; "full"."""
+    """"deadline": it could not be served within its time limit; "patience": it could not be served
+    before its caller is expected to give up, as others did; "standing": the queue does not drain;
+    "full"."""
     expected_wait: float | None = None
     """The mean wait of a request that joined now; None: it is not known."""
     retry_after: float | None = None
@@ -93,7 +94,7 @@ def judge(
     Args:
         total: the rate of all hand-overs of the queue.
         flow: the flow.
-        ahead: the number of waiters that would be served before it.
+        ahead: the number of waiters of its priority that would be served before it.
         time_limit: what is left of the request's own time limit.
         now: the current instant.
         patience: how long callers like this one wait, as far as is known.

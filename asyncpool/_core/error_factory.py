@@ -88,7 +88,7 @@ class ErrorFactory:
         if (budget := ledger.budget) is not None and budget.size >= budget.max_connections:
             parts.append(f"the budget is used up (pools={budget.pools}, connections={budget.size})")
         if standing := len(leased) - len(passing):
-            parts.append(f"{standing} of them held by pool.listen()")
+            parts.append(f"{standing} of the leased held by pool.listen()")
         if oldest is not None and not why:
             whose = self._held_by(oldest)
             parts.append(f"the longest lease is {longest:.1f} s old, {whose}: see pool.explain()")
@@ -228,7 +228,7 @@ class ErrorFactory:
 
     def closed_in_use(self) -> PoolClosed:
         """The error at the return of a connection that `close` has closed during its lease."""
-        return self._closed("was closed while this was in use: its work is lost")
+        return self._closed("was closed while this was in use: uncommitted work is lost")
 
     def _closed(self, what: str) -> PoolClosed:
         return self.classes.closed(f"pool {self.runtime.name!r} {what}")
@@ -254,7 +254,7 @@ class ErrorFactory:
 
     def orphaned(self, conn: object) -> PoolWrongLoop:
         """The error for a connection leased on an event loop that has ended."""
-        what = "was leased on an event loop that has ended, and is closed: its work is lost"
+        what = "was leased on an event loop that has ended, and is closed: uncommitted work is lost"
         return PoolWrongLoop(f"pool {self.runtime.name!r}: {conn!r} {what}")
 
 

@@ -169,7 +169,7 @@ class Leasing(Waiting[C]):
     async def acquire_entry(self, timeout: float | None, lease: Lease) -> Entry[C]:
         """Lease a connection as `acquire` does, and return its entry."""
         if self._open_on is not get_running_loop():
-            self.admit()
+            self.require_usable()
         ledger, check, now = self.ledger, self.check, self._now()
         timeout = ledger.settings.timeout if timeout is None else duration("timeout", timeout)
         deadline, arrived_at = now + timeout, None

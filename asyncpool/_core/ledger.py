@@ -3,7 +3,7 @@
 It starts no tasks. The core calls it, then acts on the answer. Five laws hold between calls:
 
 1. Idle connections and waiters are never both present.
-2. The size is `len(entries)`, counted from the reservation until the socket is closed.
+2. The size is `len(entries)`, counted from the reservation until the server has closed its side.
 3. No method awaits.
 4. One rule, `wanted`, decides how many connections to open.
 5. Every entry enters service through `give` or `give_back`, and leaves the ledger through `remove`.
@@ -177,7 +177,8 @@ class Ledger(Generic[C]):
             return False
         if self.oversize:
             taker = self._taker
-            # What would be closed is not reset before, so only a new one may be kept instead.
+            # With neither idle connections nor waiters, `clean` skips the reset: then only a
+            # connection that was never leased may be kept.
             if taker is not None and (
                 self.settings.keeps_idle or self.queue.length or not entry.uses
             ):
@@ -240,7 +241,7 @@ class Ledger(Generic[C]):
     def drain(self, before: float = math.inf) -> list[Entry[C]]:
         """Retire the connections opened until that instant; return the idle ones.
 
-        A connection that was still opening at that instant is retired too.
+        One that is still opening now, and began by that instant, is retired too.
         """
         for entry in self.entries:
             if entry.opened_at <= before:

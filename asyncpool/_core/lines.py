@@ -57,7 +57,7 @@ class Flow(Generic[W]):
 
     @property
     def ahead(self) -> int:
-        """The waiters that will be served before a new one of this flow, as far as is known."""
+        """The waiters of its line that will be served before a new one, as far as is known."""
         flows = len(self.line.turns) + (not self.takes_turns)
         return min(self.line.length, (self.length + 1) * flows - 1)
 

@@ -1,7 +1,6 @@
 """The periodic maintenance: close surplus and expired connections, ping quiet ones, refill.
 
-The ledger decides what is due and when the next round starts. Between rounds the pool is held
-weakly.
+The ledger decides what is due. Between rounds the pool is held weakly.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from asyncpool._core.entry import Entry, State
 from asyncpool._core.ledger import Ledger
 from asyncpool._core.pool import Core
 
-SHORTEST_PAUSE = 0.5
-"""Seconds; work that falls due within a shorter time is done in the same round."""
+SHORTEST_PAUSE = 0.25
+"""Seconds between two rounds at least, unless a limit is shorter than twice that."""
 
 
 async def run_maintenance(pool: weakref.ref[Core[C]]) -> None:
@@ -74,7 +73,7 @@ def _pause(core: Core[C]) -> float:
     now = core.runtime.time()
     limits = core.settings
     shortest = min(limits.max_idle, limits.ping_interval, limits.max_lifetime, limits.leak_timeout)
-    least = min(SHORTEST_PAUSE, shortest) / 2
+    least = min(SHORTEST_PAUSE, shortest / 2)
     return max(next_due(core.ledger, now) - now, least)
 
 

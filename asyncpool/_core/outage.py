@@ -91,7 +91,10 @@ class Outage:
             self.retry_at = self.idle_retry_at if cap == IDLE_CAP else soon
 
     def is_unavailable(self, now: float, limit: float) -> bool:
-        """Whether waiting is useless: access is refused, or it has lasted `limit` seconds."""
+        """Whether waiting is useless: access is refused, or it has lasted `limit` seconds.
+
+        A server that is only full may have room at any time.
+        """
         if not self.failures or self.has_lapsed(now):
             return False
         refused = self.fault is Fault.ACCESS and not self._may_be_temporary(now)

@@ -164,8 +164,8 @@ class OutageController(Generic[C]):
         if ledger.budget is not None and ledger.budget._has_shortage(ledger):
             return False
         limit = ledger.settings.fail_fast_after
-        idle = ledger.remaining == ledger.late
-        return idle and self.outage.is_unavailable(self.runtime.time(), limit)
+        only_late = ledger.remaining == ledger.late
+        return only_late and self.outage.is_unavailable(self.runtime.time(), limit)
 
     def _end(self) -> None:
         self.outage.end()

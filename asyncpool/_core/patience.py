@@ -36,7 +36,7 @@ class Patience:
         self._last = -math.inf
         """The instant of the last counted cancellation."""
         self._joined_at = -math.inf
-        """When that request was made."""
+        """When the request of the last counted cancellation was made."""
         self._outlasted = 0
         """Waits longer than `limit` since the last cancellation."""
         self._trusted_at = -math.inf

@@ -53,6 +53,7 @@ class Core(Leasing[C]):
             listened on.
         budget: the limit shared with other pools.
         error_classes: the classes of the pool's errors.
+        last_statement: returns a connection's last statement, for errors; None: it is not known.
         random: the source of jitter.
     """
 
@@ -142,7 +143,7 @@ class Core(Leasing[C]):
     def resize(self, min_size: int, max_size: int) -> None:
         """Set new sizes; close surplus idle connections now and leased ones when released."""
         if self.home is not None:
-            self.admit()
+            self.require_usable()
         for entry in self.ledger.resize(min_size, max_size):
             self.store.discard(entry)
         text = f"resized: min_size={min_size}, max_size={self.settings.max_size_text}"

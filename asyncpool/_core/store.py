@@ -83,10 +83,10 @@ class ConnectionStore(Generic[C]):
         self.spawn(entry, self._close(entry), "close")
 
     def discard_lost(self, entry: Entry[C]) -> None:
-        """Discard an entry whose connection broke while not in use."""
+        """Discard an entry whose connection broke while not in use, or failed its check."""
         self.runtime.counters.lost += 1
-        now, text = self.runtime.time(), "a connection broke while idle"
-        self.runtime.events.note(now, "lost", text, logging.INFO)
+        text = "a connection was lost while not in use, or failed its check"
+        self.runtime.events.note(self.runtime.time(), "lost", text, logging.INFO)
         self.discard(entry)
 
     def refill(self) -> None:

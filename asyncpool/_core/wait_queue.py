@@ -109,7 +109,7 @@ class WaitQueue(Generic[T]):
         return self.own_demand + (self.length > self.own_demand)
 
     def place_for(self, waiter: Waiter[T]) -> tuple[Flow[Waiter[T]], int]:
-        """Return the flow of a new waiter, and the number of waiters that are served before it."""
+        """Return the flow of a new waiter, and how many of its line are served before it."""
         if not self.length or (self.order is None and waiter.place is None):
             return self.plain, self.length
         flow = self._ordered().flow(waiter.place)

@@ -74,7 +74,7 @@ class Waiting(Generic[C]):
         """Whether `close` was called."""
         return self.runtime.closed
 
-    def admit(self) -> None:
+    def require_usable(self) -> None:
         """Raise an error unless the pool is usable on the running event loop."""
         if self.closed:
             raise self.errors.already_closed()

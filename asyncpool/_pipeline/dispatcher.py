@@ -81,7 +81,7 @@ class Dispatcher:
         """
         core, loop = self.core, get_running_loop()
         if not core.usable:
-            core.admit()
+            core.require_usable()
         request.started_at = started_at = core.runtime.time()
         ledger = core.ledger
         wait = ledger.settings.timeout if timeout is None else duration("timeout", timeout)

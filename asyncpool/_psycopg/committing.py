@@ -77,7 +77,7 @@ async def commit(conn: Any) -> None:
         except StopIteration:
             pass  # the answer was there without waiting
         except CancelledError as error:
-            # anyio gives its reason, and cancels again and again. A task is cancelled once.
+            # Only a cancellation by an anyio scope has a message; it is repeated at every await.
             if not (error.args and anyio.current_effective_deadline() == -math.inf):
                 raise
             shielded = True
@@ -126,7 +126,7 @@ class AfterCommit:
 
 
 def ask_after_commit(conn: Any, query: bytes) -> AfterCommit | None:
-    """Send a query with the next COMMIT of `commit`, until `ask_nothing`; None: that cannot be."""
+    """Have `commit` send a query with its COMMIT, until `ask_nothing`; return None if it cannot."""
     if not isinstance(conn, Connection):
         return None
     question = conn._after_commit = AfterCommit(query)

@@ -1,6 +1,7 @@
 """BEGIN in one packet with the first statement of a transaction.
 
-All are sent in libpq's pipeline mode before the first answer is read, which saves a round trip.
+BEGIN, the settings and the statement are sent in libpq's pipeline mode before the first answer is
+read, which saves a round trip.
 """
 
 from __future__ import annotations

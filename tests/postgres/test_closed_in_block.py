@@ -195,6 +195,6 @@ async def test_a_pools_transaction_fails_when_the_pool_is_closed_in_it(
             await conn.execute(f"INSERT INTO {table} VALUES (1)")
             await pool.close(timeout=0)
 
-    with pytest.raises(PoolClosed, match="its work is lost"):
+    with pytest.raises(PoolClosed, match="uncommitted work is lost"):
         await in_time(work())
     assert backends.rows(table) == []

@@ -104,7 +104,7 @@ async def test_close_while_a_connection_is_leased(kind: Any, dsn: str) -> None:
     await in_time(pool.close(timeout=0.1))
     assert conn.closed is (kind is OURS)
     if kind is OURS:
-        with pytest.raises(asyncpool.PoolClosed, match="its work is lost"):
+        with pytest.raises(asyncpool.PoolClosed, match="uncommitted work is lost"):
             await pool.putconn(conn)
     else:
         await conn.execute("SELECT 1")

@@ -250,7 +250,7 @@ async def test_closeall_closes_leased_connections_too(dsn: str, backends: Backen
         await pool.getconn(key="k")
     with pytest.raises(ReleaseError, match="which holds no connection"):
         await pool.putconn(conns[0], "k")
-    with pytest.raises(PoolClosed, match="its work is lost"):
+    with pytest.raises(PoolClosed, match="uncommitted work is lost"):
         await pool.putconn(conns[0])
     await pool.closeall()
 

@@ -69,7 +69,7 @@ class World(SeededLoop):
         self.pools: list[Laws] = []
         self.drivers: dict[Laws, WeatherDriver] = {}
         self.users = Users(self, random, self.pools)
-        self._keepers: list[Task[None]] = []
+        self._maintenance_tasks: list[Task[None]] = []
         self.budget: Budget | None = None
         pools = random.choice([1, 1, 1, 2])
         aside = Random(f"the budget of {seed}")  # separate, so that other draws do not change
@@ -170,8 +170,9 @@ class World(SeededLoop):
         random = self.random
         for laws in self.pools:
             laws.core.open()
-            keeper = run_maintenance(weakref.ref(laws.core))
-            self._keepers.append(laws.core.runtime.tasks.spawn(keeper, "keeper"))
+            maintenance = run_maintenance(weakref.ref(laws.core))
+            task = laws.core.runtime.tasks.spawn(maintenance, "maintenance")
+            self._maintenance_tasks.append(task)
             self.drivers[laws].climate = Climate(
                 error=random.choice([0.0, 0.05, 0.3]),
                 slow=random.choice([0.0, 0.1, 0.5]),
@@ -255,7 +256,7 @@ class World(SeededLoop):
         await self.users.gone()
         if self.users.forgot:
             gc.collect()  # the traceback of a cancelled user may refer to a forgotten connection
-        for laws, keeper in zip(self.pools, self._keepers, strict=True):
+        for laws, maintenance in zip(self.pools, self._maintenance_tasks, strict=True):
             ledger = laws.core.ledger
             end = self.time() + 60.0
             while self.time() < end:  # with short lifetimes a connection is often being replaced
@@ -264,7 +265,7 @@ class World(SeededLoop):
                     break
                 await asyncio.sleep(0.01 if self.random.random() < 0.1 else 0.5)
             laws.check_at_rest()
-            laws.require(not keeper.done(), "the maintenance task has ended")
+            laws.require(not maintenance.done(), "the maintenance task has ended")
             if laws.core.outages.outage:
                 await asyncio.sleep(1.0)  # no probe starts before, and requests may fail
             # An idle connection may be lost without notice; then another has to be opened.

@@ -175,13 +175,13 @@ class Moving(Budget):
 
 @contextlib.asynccontextmanager
 async def running(
-    driver: Driver, min_size: int = 0, max_size: int = 4, *, keeper: bool = False, **rest: Any
+    driver: Driver, min_size: int = 0, max_size: int = 4, *, upkeep: bool = False, **rest: Any
 ) -> AsyncIterator[Core[FakeConn]]:
     """An open pool, `min_size` connections and all; closed at the end, with nothing left of it."""
     core, of_others = make_core(driver, min_size, max_size, **rest), timers()
     core.open()
-    if keeper:
-        core.runtime.tasks.spawn(run_maintenance(weakref.ref(core)), "keeper")
+    if upkeep:
+        core.runtime.tasks.spawn(run_maintenance(weakref.ref(core)), "maintenance")
     await settle()
     try:
         yield core

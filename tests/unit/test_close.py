@@ -166,7 +166,7 @@ class TestClose:
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
             await core.close(0)
-            with pytest.raises(PoolClosed, match="closed while this was in use: its work is lost"):
+            with pytest.raises(PoolClosed, match="while this was in use: uncommitted work is lost"):
                 core.release(conn)
 
     @virtual_time

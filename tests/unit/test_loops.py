@@ -59,7 +59,7 @@ class TestLoops:
         found.append((core.home is not None, core.usable, core.closed))
         await core.close(0)
         found.append((core.home is not None, core.usable, core.closed))
-        for use_it in (core.admit, lambda: core.resize(1, 1)):
+        for use_it in (core.require_usable, lambda: core.resize(1, 1)):
             with pytest.raises(PoolClosed):
                 use_it()
         assert found == [(False, False, False), (True, True, False), (True, False, True)]

@@ -41,7 +41,7 @@ class TestIdle:
     async def test_one_round_closes_the_whole_surplus_down_to_min_size(self) -> None:
         """The round closes neither one connection only nor one too many."""
         driver = Driver()
-        async with running(driver, 2, 10, keeper=True, max_idle=60.0) as core:
+        async with running(driver, 2, 10, upkeep=True, max_idle=60.0) as core:
             await grow(core, 10)
             await asyncio.sleep(59.0)
             assert core.ledger.size == 10
@@ -53,7 +53,7 @@ class TestIdle:
     async def test_min_size_connections_stay_however_long_they_are_idle(self) -> None:
         """Connections are never closed only to be opened again."""
         driver = Driver()
-        async with running(driver, 3, 10, keeper=True, max_idle=60.0):
+        async with running(driver, 3, 10, upkeep=True, max_idle=60.0):
             await asyncio.sleep(10_000.0)
             assert len(driver.conns) == 3
             assert driver.times("close") == []
@@ -61,7 +61,7 @@ class TestIdle:
     @virtual_time
     async def test_a_light_load_leaves_the_surplus_idle(self) -> None:
         """A single task needs one connection."""
-        async with running(Driver(), 1, 10, keeper=True, max_idle=60.0) as core:
+        async with running(Driver(), 1, 10, upkeep=True, max_idle=60.0) as core:
             await grow(core, 10)
             for _ in range(100):
                 await use(core, 0.5)
@@ -74,7 +74,7 @@ class TestLifetime:
     async def test_idle_connections_are_replaced_when_they_expire(self) -> None:
         """No request is needed; the lifetime is shortened by up to 5 %."""
         driver = Driver()
-        async with running(driver, 1, 2, keeper=True, max_lifetime=100.0):
+        async with running(driver, 1, 2, upkeep=True, max_lifetime=100.0):
             await asyncio.sleep(1000.0)
             times = driver.times("open")
             lives = [later - earlier for earlier, later in pairwise(times)]
@@ -86,7 +86,7 @@ class TestLifetime:
     async def test_with_room_the_replacement_opens_before_the_old_one_closes(self) -> None:
         """There is an idle connection at every moment."""
         driver = Driver(open=slow(1.0))
-        async with running(driver, 1, 2, keeper=True, max_lifetime=100.0) as core:
+        async with running(driver, 1, 2, upkeep=True, max_lifetime=100.0) as core:
             await asyncio.sleep(2.0)
             while len(driver.conns) < 5:
                 assert core.ledger.idle
@@ -115,7 +115,7 @@ class TestLifetime:
     async def test_without_room_the_old_connection_is_closed_first(self) -> None:
         """There are never more than `max_size`."""
         driver = Driver(open=slow(1.0))
-        async with running(driver, 1, 1, keeper=True, max_lifetime=100.0) as core:
+        async with running(driver, 1, 1, upkeep=True, max_lifetime=100.0) as core:
             await asyncio.sleep(150.0)
             assert len(driver.conns) == 2
             assert len(core.ledger.idle) == 1
@@ -125,7 +125,7 @@ class TestLifetime:
     async def test_an_expired_connection_above_min_size_is_not_replaced(self) -> None:
         """The pool does not need another one."""
         driver = Driver()
-        async with running(driver, 1, 5, keeper=True, max_lifetime=100.0) as core:
+        async with running(driver, 1, 5, upkeep=True, max_lifetime=100.0) as core:
             await grow(core, 5)
             await asyncio.sleep(101.0)
             assert core.ledger.size == 1
@@ -134,7 +134,7 @@ class TestLifetime:
     async def test_an_expired_leased_connection_is_closed_when_released(self) -> None:
         """The caller is not interrupted."""
         driver = Driver()
-        async with running(driver, 1, 1, keeper=True, max_lifetime=100.0) as core:
+        async with running(driver, 1, 1, upkeep=True, max_lifetime=100.0) as core:
             await use(core, 200.0)
             await settle()
             assert [conn.closed for conn in driver.conns] == [True, False]
@@ -143,7 +143,7 @@ class TestLifetime:
     async def test_in_an_outage_expired_connections_are_kept(self) -> None:
         """Each is kept until its replacement is open."""
         driver = Driver()
-        async with running(driver, 2, 3, keeper=True, max_lifetime=100.0) as core:
+        async with running(driver, 2, 3, upkeep=True, max_lifetime=100.0) as core:
             driver.usual["open"] = fails
             driver.conns[0].die()
             await asyncio.sleep(500.0)
@@ -155,7 +155,7 @@ class TestLifetime:
         """The limit is that of all connects."""
         driver = Driver(open=slow(1.0))
         limits = {"max_lifetime": 100.0, "open_at_once": 2, "fill_at_once": 2}
-        async with running(driver, 6, 20, keeper=True, **limits) as core:
+        async with running(driver, 6, 20, upkeep=True, **limits) as core:
             await asyncio.sleep(150.0)
             assert len(driver.conns) >= 12
             assert driver.most["open"] == 2
@@ -167,7 +167,7 @@ class TestPings:
     async def test_only_connections_idle_for_ping_interval_are_pinged(self) -> None:
         """A use counts as much as a ping."""
         driver = Driver()
-        async with running(driver, 2, 2, keeper=True, ping_interval=30.0) as core:
+        async with running(driver, 2, 2, upkeep=True, ping_interval=30.0) as core:
             for _ in range(10):
                 await asyncio.sleep(10.0)
                 await use(core)
@@ -177,7 +177,7 @@ class TestPings:
     async def test_a_connection_that_fails_its_ping_is_replaced(self) -> None:
         """The broken connection is not leased again."""
         driver = Driver()
-        async with running(driver, 2, 2, keeper=True, ping_interval=30.0) as core:
+        async with running(driver, 2, 2, upkeep=True, ping_interval=30.0) as core:
             driver.script["ping"].append(fails)
             await asyncio.sleep(31.0)
             assert [conn.closed for conn in driver.conns] == [True, False, False]
@@ -289,7 +289,7 @@ class TestRounds:
             raise ZeroDivisionError
 
         driver = Driver()
-        async with running(driver, 1, 1, keeper=True, ping_interval=10.0) as core:
+        async with running(driver, 1, 1, upkeep=True, ping_interval=10.0) as core:
             monkeypatch.setattr(core.lease_monitor, "report_overdue", fail)
             await asyncio.sleep(15.0)
             assert not driver.times("ping")
@@ -311,7 +311,7 @@ class TestRounds:
     async def test_rounds_are_as_frequent_as_the_shortest_limit_needs(self) -> None:
         """A limit shorter than the usual pause is observed too."""
         driver = Driver()
-        async with running(driver, 1, 1, keeper=True, ping_interval=0.1):
+        async with running(driver, 1, 1, upkeep=True, ping_interval=0.1):
             await asyncio.sleep(1.0)
             assert 6 <= len(driver.times("ping")) <= 10
 
@@ -320,7 +320,7 @@ class TestRounds:
         """A quiet pool rarely wakes."""
         driver = Driver()
         numbers = {"max_idle": 600.0, "ping_interval": 30.0, "max_lifetime": 3600.0}
-        async with running(driver, 1, 4, keeper=True, **numbers):
+        async with running(driver, 1, 4, upkeep=True, **numbers):
             await asyncio.sleep(3000.0)
             assert 95 <= len(driver.times("ping")) <= 100
 
@@ -329,7 +329,7 @@ class TestRounds:
         """A connection leased for days, as for LISTEN, has expired and causes no rounds."""
         loop, woken = asyncio.get_running_loop(), 0
         driver = Driver()
-        async with running(driver, 1, 1, keeper=True, max_lifetime=100.0) as core:
+        async with running(driver, 1, 1, upkeep=True, max_lifetime=100.0) as core:
             conn = acquire_now(core)
             assert conn is not None
             await asyncio.sleep(200.0)
@@ -352,14 +352,14 @@ class TestRounds:
         """Between rounds it holds the pool weakly."""
         core = make_core(Driver(), 2, max_idle=10.0)
         core.open()
-        keeper = asyncio.create_task(run_maintenance(weakref.ref(core)))
+        maintenance = asyncio.create_task(run_maintenance(weakref.ref(core)))
         await settle()
         dead = weakref.ref(core)
         del core
         gc.collect()
         assert dead() is None
         await asyncio.sleep(20.0)
-        assert keeper.done()
+        assert maintenance.done()
 
     @virtual_time
     async def test_concurrent_rounds_do_no_harm(self) -> None:

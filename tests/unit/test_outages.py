@@ -259,7 +259,7 @@ class TestKeeping:
             told.append(now())
 
         driver = Driver()
-        async with running(driver, 4, 8, keeper=True, ping_interval=30.0, on_outage=alarm) as core:
+        async with running(driver, 4, 8, upkeep=True, ping_interval=30.0, on_outage=alarm) as core:
             held = [await core.acquire(None) for _ in range(4)]
             if blip:
                 driver.script["open"].append(partial(refused, FULL))
@@ -325,7 +325,7 @@ class TestKeeping:
         """`max_lifetime` and `max_idle` apply again afterwards."""
         driver = Driver()
         limits = {"max_lifetime": 50.0, "max_idle": 20.0, "ping_interval": 1000.0}
-        async with running(driver, 1, 3, keeper=True, **limits) as core:
+        async with running(driver, 1, 3, upkeep=True, **limits) as core:
             conns = [await core.acquire(None) for _ in range(2)]
             driver.usual["open"] = partial(refused, FULL)
             waiting = asyncio.create_task(use(core, timeout=10.0))

@@ -846,7 +846,7 @@ async def test_an_outage_lapses_when_no_connect_is_due(
 ) -> None:
     """Expired connections are closed again."""
     caplog.set_level(logging.INFO, "asyncpool")
-    async with running(Driver(open=fails), 0, 1, keeper=True, ping_interval=1.0) as core:
+    async with running(Driver(open=fails), 0, 1, upkeep=True, ping_interval=1.0) as core:
         with pytest.raises(PoolTimeout):
             await core.acquire(0.1)
         await asyncio.sleep(60.0)
