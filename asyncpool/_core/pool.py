@@ -178,7 +178,7 @@ class Core(Leasing[C]):
             if self.ledger.budget is not None:
                 self.ledger.budget._offer()
             self.lease_monitor.timer.cancel()
-            self.readiness.full.set()
+            self.readiness.wake()
             shut = self._close_all(self._now() + timeout)
             self._closing = get_running_loop().create_task(shut, context=contextvars.Context())
         with anyio.CancelScope(shield=True):
@@ -206,7 +206,6 @@ class Core(Leasing[C]):
             return conns
         for entry in list(self.ledger.entries):
             self.ledger.remove(entry)
-        self.store.forget_works()
         self.runtime.tasks.force_close()
         if self._closing is not None:
             force_close(self._closing)

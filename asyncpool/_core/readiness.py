@@ -22,8 +22,8 @@ class Readiness:
     """Says whether waiting is useless."""
     refill: Callable[[], None]
     """Opens the connections that are wanted."""
-    full: asyncio.Event = field(init=False, default_factory=asyncio.Event)
-    """Set while `min_size` connections are open at the same time, as far as is known."""
+    _changed: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+    """Set when a caller in `wait` may have nothing more to wait for."""
     callers = 0
     """The number of callers in `wait`."""
     _connects_succeeded = 0
@@ -39,13 +39,13 @@ class Readiness:
         self.callers += 1
         try:
             while not (self._is_ready(before) or self.runtime.closed):
-                self.full.clear()
+                self._changed.clear()
                 ledger.trial_wanted = not ledger.settings.keeps_idle
                 self.refill()
                 if self.outages.is_unavailable():
                     return False
                 if self._connects_succeeded == before:
-                    await self.full.wait()
+                    await self._changed.wait()
             return True
         finally:
             self.callers -= 1
@@ -60,18 +60,11 @@ class Readiness:
             ledger.trial_wanted = False
             self.wake()
         elif ledger.has_min_size:
-            self.full.set()
-
-    def note_drained(self) -> None:
-        """Record that connections were retired: new ones have to be opened."""
-        if not self.runtime.closed and not self.ledger.has_min_size:
-            self.full.clear()
+            self.wake()
 
     def wake(self) -> None:
-        """Wake the callers, so that they test again whether waiting is useless."""
-        if not self.full.is_set():
-            self.full.set()
-            self.full.clear()
+        """Wake the callers, so that they test again whether to wait."""
+        self._changed.set()
 
     def _is_ready(self, connects_before: int) -> bool:
         ledger = self.ledger

@@ -189,12 +189,7 @@ class ConnectionStore(Generic[C]):
         ledger = self.ledger
         for entry in ledger.drain():
             self.discard(entry)
-        self.readiness.note_drained()
         self.refill()
-
-    def forget_works(self) -> None:
-        """Forget which tasks have entries: the event loop is closed."""
-        self._works.clear()
 
     def stop_opening(self) -> None:
         """Cancel every connect under way; each entry is removed when its task ends."""

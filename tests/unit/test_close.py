@@ -88,7 +88,7 @@ class TestClose:
     async def test_close_ends_the_wait_for_min_size(self) -> None:
         """A closed pool opens no connections."""
         async with running(Driver(open=never), 1, 1) as core:
-            waiting = asyncio.create_task(core.readiness.full.wait())
+            waiting = asyncio.create_task(core.readiness.wait())
             await core.close(0)
             await settle()
             assert waiting.done()

@@ -37,8 +37,24 @@ from tests.unit._tools import (
 
 
 async def wait_until_full(core: Core[FakeConn]) -> float:
-    await core.readiness.full.wait()
+    await core.readiness.wait()
     return now()
+
+
+@virtual_time
+async def test_a_ping_that_begins_in_the_turn_in_which_a_reset_ends_is_undisturbed() -> None:
+    """The task of the reset has ended, and its end is noted while the ping runs."""
+    driver = Driver(ping=slow(1.0))
+    async with running(driver, 1, 1) as core:
+        conn = await core.acquire(None)
+        conn.clean = False
+        core.release(conn)
+        while not core.ledger.idle:  # noqa: ASYNC110 - each turn of the event loop counts
+            await asyncio.sleep(0)
+        (entry,) = core.ledger.idle
+        assert await core.store.ping(entry)
+        assert core.ledger.idle == [entry]
+        assert len(driver.conns) == 1
 
 
 def connects() -> list[asyncio.Task[object]]:
