@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import math
 import sys
@@ -203,6 +204,45 @@ class TestQueue:
             core.release(conn)
             core.release(await tasks[1])
             core.release(await third)
+
+    @virtual_time
+    async def test_requests_that_are_refused_in_one_turn_are_counted_meanwhile(self) -> None:
+        """Each gets its error in the next turn; the sum of all requests is right in both."""
+        async with running(Driver(), 1, 1, max_waiting=1) as core:
+            conn = await take(core)
+            waiting = start(core)
+            await settle()
+            refused = [start(core) for _ in range(3)]
+            await asyncio.sleep(0)
+            stats = snapshot(core)
+            assert (stats.requests, stats.refused_full) == (5, 0)
+            await asyncio.wait(refused)
+            stats = snapshot(core)
+            assert (stats.requests, stats.refused_full) == (5, 3)
+            assert {type(task.exception()) for task in refused} == {TooManyRequests}
+            core.release(conn)
+            core.release(await waiting)
+
+    @virtual_time
+    async def test_a_refusal_is_freed_without_the_garbage_collector(self) -> None:
+        """In an overload there are many of them, each with a traceback."""
+        async with running(Driver(), 1, 1, max_waiting=1) as core:
+            conn = await take(core)
+            waiting = start(core)
+            await settle()
+            gc.disable()
+            try:
+                with contextlib.suppress(TooManyRequests):
+                    try:
+                        await core.acquire(None)
+                    except TooManyRequests as error:
+                        refusal = weakref.ref(error)
+                        raise
+                assert refusal() is None
+            finally:
+                gc.enable()
+            core.release(conn)
+            core.release(await waiting)
 
     @virtual_time
     async def test_a_full_queue_does_not_refuse_a_request_that_need_not_wait(self) -> None:

@@ -8,9 +8,7 @@ from contextvars import ContextVar
 import pytest
 
 from asyncpool._diagnostics.snapshot import snapshot
-from asyncpool.errors import (
-    PoolTimeout,
-)
+from asyncpool.errors import PoolClosed, PoolTimeout
 from tests.fake import Broken, FakeConn
 from tests.unit._tools import (
     Driver,
@@ -21,6 +19,7 @@ from tests.unit._tools import (
     ok,
     running,
     settle,
+    slow,
     start,
     take,
     take_all,
@@ -88,6 +87,60 @@ class TestCheck:
             assert now() == began
 
     @virtual_time
+    async def test_a_failed_check_is_an_event_and_no_use(self) -> None:
+        """Only the lease that the caller got is counted."""
+        bad: list[FakeConn] = []
+
+        async def check(conn: FakeConn) -> None:
+            if conn in bad:
+                raise Broken
+
+        async with running(Driver(), 2, 2, check=check) as core:
+            entry = core.ledger.idle[-1]
+            entry.uses = 5  # as after five requests
+            bad.append(entry.conn)
+            core.release(await core.acquire(None))
+            events = [(each.kind, each.text) for each in core.runtime.events.last]
+            assert ("check failed", "check failed: Broken") in events
+            assert core.ledger.leases == 5 + 1
+
+    @virtual_time
+    async def test_a_check_that_was_cancelled_is_no_use_and_one_that_fails_later_a_loss(
+        self,
+    ) -> None:
+        """The caller has gone when the check of its connection fails."""
+
+        async def check(_: FakeConn) -> None:
+            await asyncio.sleep(1.0)
+            raise Broken
+
+        async with running(Driver(), 1, 1, check=check) as core:
+            task = start(core)
+            await asyncio.sleep(0.5)
+            task.cancel()
+            await settle()
+            stats = snapshot(core)
+            assert (stats.requests, stats.requests_cancelled, core.ledger.leases) == (1, 1, 0)
+            await asyncio.sleep(1.0)
+            assert snapshot(core).lost == 1
+
+    @virtual_time
+    async def test_a_check_that_ends_after_close_has_taken_its_connection(self) -> None:
+        """It passes, but the connection is closed: the caller gets `PoolClosed`."""
+
+        async def check(_: FakeConn) -> None:
+            await asyncio.sleep(1.0)
+
+        async with running(Driver(close=slow(0.2)), 1, 1, check=check) as core:
+            task = start(core)
+            await asyncio.sleep(0.9)
+            closing = asyncio.create_task(core.close(0))
+            with pytest.raises(PoolClosed):
+                await task
+            assert now() == pytest.approx(1.0)
+            await closing
+
+    @virtual_time
     async def test_a_request_whose_check_fails_keeps_its_position(self) -> None:
         """It is served before requests that came during its check."""
         driver = Driver()
@@ -150,7 +203,7 @@ class TestCheck:
 
         async with running(driver, 1, 1, check=check) as core:
             began = now()
-            with pytest.raises(PoolTimeout):
+            with pytest.raises(PoolTimeout, match="the check of a connection did not finish"):
                 await core.acquire(2.0)
             assert now() - began == pytest.approx(2.0)
             assert not core.ledger.leased

@@ -222,6 +222,26 @@ class TestForgotten:
                 await core.acquire(5.0)
 
     @virtual_time
+    async def test_a_connection_that_is_listened_on_is_not_reclaimed(self) -> None:
+        """It is asked of the connection whether it is."""
+        asked: list[FakeConn] = []
+        driver = Driver()
+
+        def is_listening(conn: FakeConn) -> bool:
+            asked.append(conn)
+            return True
+
+        async with running(driver, 1, 1, is_listening=is_listening) as core:
+
+            async def forget() -> None:
+                await core.acquire(None)
+
+            await asyncio.create_task(forget())
+            core.lease_monitor.reclaim()
+            assert asked == driver.conns
+            assert len(core.ledger.leased) == 1
+
+    @virtual_time
     async def test_a_reclaimed_connection_counts_as_just_used(self) -> None:
         """`max_idle` and `ping_interval` start at that instant."""
         driver = Driver()

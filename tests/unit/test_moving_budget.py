@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from asyncpool._core.entry import Entry
 from asyncpool._core.outage import IDLE_CAP, Outage
 from asyncpool.faults import Fault
 from tests._tools import acquire_now, few
@@ -19,6 +20,7 @@ from tests.unit._tools import (
     Driver,
     Moving,
     make_core,
+    never,
     now,
     running,
     settle,
@@ -213,6 +215,26 @@ class TestAsk:
             await settle()
             await settle()
             assert [each is entry for each in core.ledger.idle] == [False]
+
+    @pytest.mark.parametrize("fails", [False, True])
+    @virtual_time
+    async def test_an_answer_ends_an_outage(self, fails: bool) -> None:
+        """It shows that the server works; a question that fails shows nothing."""
+        driver = Driver()
+        async with running(driver, 1, 2) as core:
+            core.outages.connect_failed(Broken(), Entry(now()))
+            (entry,) = core.ledger.idle
+            entry.opened_at = now()
+
+            async def question(_: FakeConn) -> None:
+                if fails:
+                    raise Broken
+
+            driver.usual["open"] = never
+            core.store.ask(question)
+            await settle()
+            await settle()
+            assert bool(core.outages.outage) is fails
 
     @virtual_time
     async def test_a_question_is_no_ping(self) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from asyncpool import within
 from asyncpool._core.service_rate import STEP
+from asyncpool._diagnostics.snapshot import snapshot
 from asyncpool.errors import PoolTimeout, TooManyRequests
 from tests._tools import few
 from tests.unit._load import USE, Load, Outcomes
@@ -520,8 +521,17 @@ class TestWithin:
             held = await core.acquire(None)
             with within(1.0):
                 await asyncio.sleep(1.5)
-                with pytest.raises(PoolTimeout):
-                    await core.acquire(None)
+                passed = r"within 0 s .*the deadline of asyncpool.within\(\) has passed"
+                for limit in (None, 0.5):
+                    with pytest.raises(PoolTimeout, match=passed):
+                        await core.acquire(limit)
+                with pytest.raises(PoolTimeout, match=r"no connection within 0 s \(") as late:
+                    await core.acquire(0)
+                assert "deadline" not in str(late.value)
+            with within(1.0), pytest.raises(PoolTimeout, match="no connection within 0 s") as late:
+                await core.acquire(0)
+            assert "deadline" not in str(late.value)
+            assert snapshot(core).requests_timed_out == 4
             core.release(held)
 
     @pytest.mark.parametrize(

@@ -159,6 +159,33 @@ class TestPlaces:
         assert wait_queue.place_for(self.new(wait_queue)) == (wait_queue.plain, 2)
         assert wait_queue.head() in flow.places
 
+    def test_the_oldest_waiter_of_a_line_is_known(self) -> None:
+        """With and without an order; a line without waiters has none."""
+        wait_queue = make_queue()
+        assert wait_queue.oldest(wait_queue.line) == math.inf
+        for number, place in enumerate([(), (), (1, "flow")]):
+            waiter = self.new(wait_queue, *place)
+            waiter.joined_at = 1.0 + number
+            wait_queue.admit(waiter)
+        assert (wait_queue.oldest(wait_queue.line), wait_queue.oldest(waiter.line)) == (1.0, 3.0)
+        wait_queue.leave(waiter)
+        assert wait_queue.oldest(waiter.line) == math.inf
+
+    def test_waiters_that_share_a_connection_need_one_together(self) -> None:
+        """Their need may change while they wait."""
+        wait_queue = make_queue()
+        waiters = [self.new(wait_queue) for _ in range(3)]
+        for waiter in waiters:
+            wait_queue.admit(waiter)
+        assert (wait_queue.own_demand, wait_queue.demand) == (3, 3)
+        for waiter in waiters[:2]:
+            waiter.needs_own_connection = False
+        wait_queue.recount()
+        assert (wait_queue.own_demand, wait_queue.demand) == (1, 2)
+        waiters[0].needs_own_connection = True
+        wait_queue.recount()
+        assert (wait_queue.own_demand, wait_queue.demand) == (2, 3)
+
     def test_the_first_waiter_of_all_is_passed_over_if_it_is_too_late(self) -> None:
         """A head is judged once, and none counts as judged before."""
         wait_queue: WaitQueue[str] = WaitQueue(lambda *_: Late(), lambda: 1.0)
