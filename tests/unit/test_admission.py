@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncpool._core.admission import Refusal, judge
-from asyncpool._core.lines import Line
+from asyncpool._core.admission import Pace, Refusal, judge, pace
+from asyncpool._core.lines import Flow, Line
 from asyncpool._core.patience import ENOUGH, Patience
-from asyncpool._core.service_rate import STEP, ServiceRate
+from asyncpool._core.service_rate import MARKS, STEP, ServiceRate
+from asyncpool._core.settings import UNBOUNDED
 from asyncpool.errors import PoolTimeout, TooManyRequests
 from tests._tools import acquire_now, few
 from tests.unit._load import USE, Load
@@ -78,6 +79,57 @@ class TestServiceRate:
             rate.note(11.0 + number * 0.01)
         assert rate.measure(0.1, 11.0 + 2 * STEP * 0.01) == pytest.approx(100, rel=0.1)
 
+    def test_its_first_value_is_that_of_the_first_hand_overs(self) -> None:
+        """STEP of them, from the instant at which requests began to wait."""
+        rate = ServiceRate()
+        assert rate.begin(10.0)
+        for number in range(STEP):
+            rate.note(10.5 + number / 2)
+        assert rate.measure(1.0, 18.0) == pytest.approx(2.0)
+        assert rate.measure(1.0, 26.0) == pytest.approx(1.0)
+        assert rate.measure_or_bound(1.0, 1.0, 18.0) == pytest.approx(2.0)
+
+    def test_without_a_value_a_long_wait_bounds_it(self) -> None:
+        """There were fewer than STEP hand-overs in it."""
+        rate = ServiceRate()
+        rate.begin(10.0)
+        assert rate.measure_or_bound(1.0, 4.0, 14.0) == 0.0
+        assert rate.measure_or_bound(1.0, 4.0, 15.0) == pytest.approx(STEP / 5.0)
+
+    def test_a_short_pause_keeps_it_and_a_long_one_begins_anew(self) -> None:
+        """Of the count too, so that the marks stay STEP hand-overs apart."""
+        rate = ServiceRate()
+        rate.begin(0.0)
+        for number in range(STEP + 3):
+            rate.note(float(number + 1))
+        rate.end(19.0)
+        assert rate.since == math.inf
+        assert not rate.begin(37.0)
+        rate.end(37.0)
+        assert rate.measure(100.0, 37.0) == pytest.approx(1.0)
+        assert rate.count == STEP + 3
+        assert rate.begin(57.0)
+        assert (rate.measure(100.0, 57.0), rate.count) == (0.0, 0)
+
+    def test_a_request_that_rejoins_came_before_the_end(self) -> None:
+        """Time is not counted twice."""
+        rate = ServiceRate()
+        rate.begin(0.0)
+        for number in range(STEP):
+            rate.note(float(number + 1))
+        rate.end(16.0)
+        rate.begin(3.0)
+        assert rate.since == 16.0
+        assert rate.measure(100.0, 16.0) == pytest.approx(1.0)
+
+    def test_its_memory_is_limited(self) -> None:
+        """It is kept for each flow."""
+        rate = ServiceRate()
+        rate.begin(0.0)
+        for number in range(MARKS * STEP * 2):
+            rate.note(number * 0.01)
+        assert len(rate._marks) == MARKS
+
 
 class TestPatience:
     """`Patience`: the age at which callers cancel."""
@@ -105,6 +157,37 @@ class TestPatience:
         patience.note_cancelled(-1.9, 0.1, served=20, oldest=1.0)
         assert patience.limit == pytest.approx(1.0)
 
+    def test_it_is_near_the_earliest_of_the_ages(self) -> None:
+        """A quarter of them is below it, and the last ENOUGH count."""
+        patience = Patience()
+        for age in range(ENOUGH):
+            now = 10.0 * age
+            patience.note_cancelled(now - (100 + age), now, served=0, oldest=100.0)
+        assert patience.limit == 100 + ENOUGH // 4
+        for age in range(ENOUGH):
+            now = 1000.0 + 10 * age
+            patience.note_cancelled(now - (900 + age), now, served=0, oldest=900.0)
+        assert patience.limit == 900 + ENOUGH // 4
+
+    @pytest.mark.parametrize("more", [0, 1])
+    def test_fewer_than_four_hand_overs_for_each_are_no_accidents(self, more: int) -> None:
+        """Those together count too, as they are cancellations."""
+        patience = Patience()
+        for number in range(ENOUGH):
+            last = number == ENOUGH - 1
+            served = 4 * ENOUGH - 1 + more if last else 0
+            patience.note_cancelled(number - 1.0, float(number), served=served, oldest=1.0)
+        assert patience.limit == (math.inf if more else 1.0)
+
+    def test_a_new_count_of_hand_overs_begins_anew(self) -> None:
+        """Cancellations before the queue was empty for long are not counted with those after."""
+        patience = Patience()
+        self.learn(patience, 1.0, ENOUGH - 1, served=100.0)
+        patience.note_cancelled(99.0, 100.0, served=0, oldest=1.0)
+        assert patience.limit == math.inf
+        self.learn(patience, 1.0, ENOUGH - 1, until=200.0, served=0)
+        assert patience.limit == pytest.approx(1.0)
+
     def test_rare_cancellations_are_accidents(self) -> None:
         """Where most requests are served, some clients that disconnect teach nothing."""
         patience = Patience()
@@ -130,6 +213,13 @@ class TestPatience:
         patience = Patience()
         self.learn(patience, 1.0, oldest=1.2)
         assert patience.limit == pytest.approx(1.0)
+        patience = Patience()
+        self.learn(patience, 4.0, oldest=4.8)
+        assert patience.limit == pytest.approx(4.0)
+        patience.extend(100.0, oldest=4.8)
+        assert patience.limit == pytest.approx(8.0)
+        patience.extend(300.0, oldest=4.8)
+        assert patience.limit == pytest.approx(16.0)
 
     def test_waits_that_are_longer_disprove_it(self) -> None:
         """ENOUGH requests that were served after a longer wait, and it is forgotten."""
@@ -140,6 +230,25 @@ class TestPatience:
         assert patience.limit == pytest.approx(1.0)
         patience.note_served()
         assert patience.limit == math.inf
+
+    def test_a_cancellation_confirms_it_against_longer_waits(self) -> None:
+        """The longer waits are counted anew; so they are once it was forgotten and learnt again."""
+        patience = Patience()
+        self.learn(patience, 1.0)
+        for _ in range(ENOUGH - 1):
+            patience.note_served()
+        patience.note_cancelled(49.0, 50.0, served=20, oldest=1.0)
+        for _ in range(ENOUGH - 1):
+            patience.note_served()
+        assert patience.limit == pytest.approx(1.0)
+        patience.note_served()
+        assert patience.limit == math.inf
+        patience.note_cancelled(59.0, 60.0, served=20, oldest=1.0)
+        assert patience.limit == math.inf, "one is not enough, though there were others before"
+        self.learn(patience, 1.0, until=80.0, served=20)
+        for _ in range(ENOUGH - 1):
+            patience.note_served()
+        assert patience.limit == pytest.approx(1.0)
 
     def test_it_is_forgotten_when_nothing_confirms_it(self) -> None:
         """Where requests wait again much later, the callers may be others."""
@@ -258,6 +367,116 @@ class TestJudge:
         assert most(0.1) == most(0.4) == int((math.sqrt(1 + 97) - 1) ** 2)
         assert most(1.0) == int((math.sqrt(1 + 50) - 1) ** 2)
         assert most(1.5) == most(90.0) == int((math.sqrt(1 + 10) - 1) ** 2)
+
+    def test_connections_that_are_being_opened_will_serve_too(self) -> None:
+        """Each does what one of those in use does."""
+        flow = Line[Any](0).plain
+        rest: dict[str, Any] = {"patience": math.inf, "refuses": False}
+        for leased, coming, times in ((1, 0, 1), (1, 1, 2), (2, 1, 1.5), (0, 2, 3)):
+            verdict = judge(rate_of(10), flow, 0, 100.0, 0.0, leased=leased, coming=coming, **rest)
+            allowed = 100.0 - 3 * max(leased, 1) / 10
+            assert verdict == int((math.sqrt(1 + times * 10 * allowed) - 1) ** 2)
+
+    def test_the_shorter_of_limit_and_patience_decides(self) -> None:
+        """The refusal names it, and when to come again."""
+        flow = Line[Any](0).plain
+        rest: dict[str, Any] = {"leased": 1, "coming": 0, "refuses": False}
+        for patience, rule, limit in ((0.5, "patience", 0.5), (2.0, "deadline", 1.0)):
+            verdict = judge(rate_of(10), flow, 19, 1.0, 0.0, patience=patience, **rest)
+            assert isinstance(verdict, Refusal)
+            assert verdict.rule == rule
+            assert verdict.expected_wait == pytest.approx(2.0)
+            assert verdict.retry_after == pytest.approx(min(2.0, 4 * limit))
+        assert asked(rate_of(10), 5, math.inf) == UNBOUNDED
+        assert asked(ServiceRate(), 5, 1.0) == 5 + STEP
+
+    @staticmethod
+    def in_order(line_rate: float, flow_rate: float = 0.0, waiting: int = 1) -> Flow[Any]:
+        """A flow of a line with an order, of which nobody waits."""
+        line = Line[Any](0)
+        line.length, line.rate = 40, rate_of(line_rate)
+        flow = line.flow("flow")
+        if flow_rate:
+            flow.length, flow.rate, flow.since = waiting, rate_of(flow_rate), -100.0
+        return flow
+
+    def ordered(self, flow: Flow[Any], ahead: int, *, refuses: bool = False) -> Refusal | int:
+        """Judge a request in an order, where the queue serves a hundred a second."""
+        rest: dict[str, Any] = {"patience": math.inf, "leased": 1, "coming": 0}
+        return judge(rate_of(100), flow, ahead, 1.0, 0.0, refuses=refuses, **rest)
+
+    def test_in_an_order_the_lines_own_rate_counts(self) -> None:
+        """Higher priorities leave it only a part of all."""
+        assert self.ordered(self.in_order(10), 0) == int((math.sqrt(1 + 9.7) - 1) ** 2)
+        assert self.ordered(self.in_order(200), 0) == int((math.sqrt(1 + 97) - 1) ** 2)
+        late = self.ordered(self.in_order(10), 9)
+        assert isinstance(late, Refusal)
+        assert late.expected_wait == pytest.approx(1.0)
+
+    def test_in_an_order_a_flow_that_is_served_rarely_counts(self) -> None:
+        """If it says a longer wait than the line does."""
+        late = self.ordered(self.in_order(10, 2, waiting=3), 9)
+        assert isinstance(late, Refusal)
+        assert late.expected_wait == pytest.approx(4 / 2, rel=0.1)
+        late = self.ordered(self.in_order(10, 8, waiting=3), 19)
+        assert isinstance(late, Refusal)
+        assert late.expected_wait == pytest.approx(20 / 10)
+
+    def test_in_an_order_a_flow_stands_for_itself(self) -> None:
+        """One that has just begun to wait, or that nobody waits in, does not stand."""
+        full = int((math.sqrt(1 + 97) - 1) ** 2)
+        flow = self.in_order(100)
+        assert self.ordered(flow, 0, refuses=True) == full
+        flow = self.in_order(100, 100)
+        assert self.ordered(flow, 0, refuses=True) == int((math.sqrt(1 + 10) - 1) ** 2)
+        flow.since = -0.1
+        assert self.ordered(flow, 0, refuses=True) == full
+
+
+class TestPace:
+    """`pace`: how a line waits and is served, for `stats()`."""
+
+    @staticmethod
+    def of(line: Line[Any], total: ServiceRate, limit: float = 1.0, **more: int) -> Pace:
+        """The pace at the instant 0, with 19 waiters before a new one."""
+        numbers = {"leased": 1, "coming": 0} | more
+        return pace(total, line, 19, limit, 0.0, **numbers)
+
+    def test_it_is_zero_where_nobody_waits(self) -> None:
+        """But for the patience."""
+        line = Line[Any](0)
+        assert self.of(line, ServiceRate()) == Pace()
+        line.patience.limit = 0.5
+        assert self.of(line, ServiceRate()) == Pace(patience=0.5)
+
+    def test_it_is_that_of_the_queue_or_in_an_order_of_the_line(self) -> None:
+        """The wait is shorter for connections that are being opened."""
+        line = Line[Any](0)
+        found = self.of(line, rate_of(10, stands=7.0))
+        assert (found.service_rate, found.expected_wait, found.standing) == pytest.approx(
+            (10, 2.0, 7.0), rel=0.02
+        )
+        assert self.of(line, rate_of(10), coming=1).expected_wait == pytest.approx(1.0)
+        assert self.of(line, rate_of(10), leased=3, coming=1).expected_wait == pytest.approx(1.5)
+        assert self.of(line, rate_of(10), leased=0, coming=1).expected_wait == pytest.approx(1.0)
+        line.rate = rate_of(5)
+        assert self.of(line, rate_of(10)).service_rate == pytest.approx(10)
+        line.length = 1
+        assert self.of(line, rate_of(10)).service_rate == pytest.approx(5)
+
+    def test_it_is_measured_over_half_of_the_shorter_limit(self) -> None:
+        """A change shows as soon as that has passed."""
+        total = ServiceRate()
+        total.begin(-100.0)
+        for number in range(900):
+            total.note(-100.0 + number / 10)
+        for number in range(1000):
+            total.note(-10.0 + number / 100)
+        line = Line[Any](0)
+        assert self.of(line, total, 4.0).service_rate == pytest.approx(100, rel=0.05)
+        assert self.of(line, total, 40.0).service_rate == pytest.approx(55, rel=0.1)
+        line.patience.limit = 4.0
+        assert self.of(line, total, 40.0).service_rate == pytest.approx(100, rel=0.05)
 
 
 @dataclass(frozen=True)
