@@ -51,6 +51,8 @@ class FakeDriver:
         self.watches = False
         """Whether it reports every loss."""
         self.sockets = 0
+        self.deaf = 0
+        """Connects that were cancelled in vain: a pool that closes gives them up."""
         self.most_sockets = 0
         self.misuse = ""
         """A forbidden call by the pool; the exception could be taken for a fault."""

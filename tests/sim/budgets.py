@@ -33,7 +33,7 @@ class BudgetLaws:
     def check(self) -> None:
         """Check the limit; no request waits for room while there is room or an idle connection."""
         entries = sum(len(laws.core.ledger.entries) for laws in self._pools)
-        sockets = sum(laws.driver.sockets for laws in self._pools)
+        sockets = sum(laws.driver.sockets - laws.driver.deaf for laws in self._pools)
         if self.budget.size != entries:
             self._broken(f"{self.budget}: there are {entries} entries")
         if max(sockets, entries) > self.budget.max_connections:

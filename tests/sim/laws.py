@@ -122,6 +122,7 @@ class Laws:
         self.random = Random(f"immediate, {core.settings.name}")
         self._observe_queue()
         self._observe_connects()
+        self._observe_tasks()
 
     def arrived_at(self, waiter: Waiter[Any]) -> float:
         """Return when the request of a waiter arrived."""
@@ -144,7 +145,7 @@ class Laws:
         """Check the laws if anything has changed since the last turn; return whether it has."""
         ledger = self.core.ledger
         queue, entries = ledger.queue, ledger.entries
-        if self.driver.sockets > len(entries):
+        if self.driver.sockets > len(entries) + self.driver.deaf:
             self._broken(f"{self.driver.sockets} sockets for {len(entries)} entries")
         if self.driver.misuse:
             self._broken(self.driver.misuse)
@@ -394,6 +395,18 @@ class Laws:
             return reserve(now)
 
         ledger.reserve = reserved  # type: ignore[method-assign]
+
+    def _observe_tasks(self) -> None:
+        """Require that no background task fails: the pool handles all errors of its driver."""
+        tasks = self.core.runtime.tasks
+        note_end = tasks._ended
+
+        def ended(task: Task[Any]) -> None:
+            failed = None if task.cancelled() else task.exception()
+            self.require(failed is None, f"{task.get_name()!r} failed: {failed!r}")
+            note_end(task)
+
+        tasks._ended = ended  # type: ignore[method-assign]
 
     def _observe_queue(self) -> None:
         """Record which waiters join, in which order they are served, and which are failed."""

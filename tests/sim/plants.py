@@ -330,6 +330,21 @@ def swallow_the_first_cancellation(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Core, "acquire", acquire_again)
 
 
+def revive_a_removed_entry(patch: pytest.MonkeyPatch) -> None:
+    """A connect that outlasts `close()` brings its entry, which was removed, into service."""
+    remove = ConnectionStore.remove
+
+    def remove_as_opening(
+        self: ConnectionStore[Any], entry: Entry[Any], *, refill: bool = True
+    ) -> None:
+        state = entry.state
+        remove(self, entry, refill=refill)
+        if self.runtime.closed and state is State.OPENING:
+            entry.state = state
+
+    patch.setattr(ConnectionStore, "remove", remove_as_opening)
+
+
 def let_a_scope_end_the_close(patch: pytest.MonkeyPatch) -> None:
     """A leak: only `task.cancel()` is handled, not a cancelled scope."""
     close = Core.close

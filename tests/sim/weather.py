@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
 
@@ -32,6 +33,8 @@ class Climate:
     hang: float = 0.0
     stubborn: float = 0.0
     """A cancellation takes effect only after a while, as in psycopg's wait."""
+    deaf: float = 0.0
+    """A connect that is cancelled succeeds all the same, after a while."""
     refuse: float = 0.0
     """The server refuses a connect, for lack of permission or of room."""
     die: float = 0.0
@@ -58,7 +61,18 @@ class WeatherDriver(FakeDriver):
     async def call(self, name: str, conn: FakeConn | None) -> None:
         """Apply the climate; the server may refuse a connect, and no close loses a connection."""
         if name == "open":
-            await self.weather(longest_hang=20.0)
+            deaf = self.climate.deaf
+            try:
+                await self.weather(longest_hang=20.0)
+            except asyncio.CancelledError:
+                if self.random.random() >= deaf:
+                    raise
+                self.deaf += 1
+                loop = asyncio.get_running_loop()
+                until = loop.time() + 30.0
+                while (left := until - loop.time()) > 0:
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.sleep(left)
             if self.random.random() < self.climate.refuse:
                 raise Judged(self.random.choice([Fault.ACCESS, Fault.CAPACITY]))
         else:
