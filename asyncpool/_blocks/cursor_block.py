@@ -27,7 +27,7 @@ def check_mode(autocommit: object) -> None:
         raise TypeError(msg)
 
 
-class Cursor(Generic[ACT, Row]):
+class CursorBlock(Generic[ACT, Row]):
     """`pool.cursor()`: a cursor on a connection of its own, for a block.
 
     Args:

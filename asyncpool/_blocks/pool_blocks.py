@@ -13,7 +13,7 @@ from asyncpool._blocks.acquisition import Acquisition
 from asyncpool._blocks.borrowing import Borrowing
 from asyncpool._blocks.commit import commit, warn_of_open_work
 from asyncpool._blocks.connection_block import ConnectionBlock
-from asyncpool._blocks.cursor_block import Cursor, check_mode
+from asyncpool._blocks.cursor_block import CursorBlock, check_mode
 from asyncpool._blocks.overrides import (
     ConnectionOverrideBlock,
     borrow,
@@ -119,7 +119,7 @@ class PoolBlocks(Borrowing[ACT]):
         row_factory: AsyncRowFactory[Row],
         autocommit: bool | None = None,
         timeout: float | None = None,
-    ) -> Cursor[ACT, Row]: ...
+    ) -> CursorBlock[ACT, Row]: ...
 
     @overload
     def cursor(
@@ -129,7 +129,7 @@ class PoolBlocks(Borrowing[ACT]):
         row_factory: None = None,
         autocommit: bool | None = None,
         timeout: float | None = None,
-    ) -> Cursor[ACT, Any]: ...
+    ) -> CursorBlock[ACT, Any]: ...
 
     def cursor(
         self,
@@ -138,7 +138,7 @@ class PoolBlocks(Borrowing[ACT]):
         row_factory: AsyncRowFactory[Any] | None = None,
         autocommit: bool | None = None,
         timeout: float | None = None,
-    ) -> Cursor[ACT, Any]:
+    ) -> CursorBlock[ACT, Any]:
         """Borrow a connection for a block and open a cursor on it.
 
         The block commits and rolls back as that of `connection`.
@@ -156,7 +156,7 @@ class PoolBlocks(Borrowing[ACT]):
         """
         check_mode(autocommit)
         keywords: dict[str, Any] = {} if row_factory is None else {"row_factory": row_factory}
-        return Cursor(
+        return CursorBlock(
             self._block(timeout),
             lambda conn: conn.cursor(binary=binary, **keywords),
             autocommit,

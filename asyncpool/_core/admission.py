@@ -147,7 +147,7 @@ def retry_after(expected_wait: float, limit: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class QueuePace:
     """How a line waits and is served now; durations are seconds."""
 
     service_rate: float = 0.0
@@ -169,17 +169,17 @@ def pace(
     *,
     leased: int,
     coming: int,
-) -> Pace:
+) -> QueuePace:
     """Return how a line waits and is served; the arguments are those of `judge`."""
     patience = line.patience.limit
     if total.since == math.inf:
-        return Pace(patience=patience)
+        return QueuePace(patience=patience)
     window = min(time_limit, patience) * WINDOW_SHARE
     rate = (line.rate.measure(window, now) if line.length else 0.0) or total.measure(window, now)
     expected = (ahead + 1) / rate if rate else 0.0
     in_use = max(leased, 1)
     expected *= in_use / (in_use + coming)
-    return Pace(rate, expected, max(now - total.since, 0.0), patience)
+    return QueuePace(rate, expected, max(now - total.since, 0.0), patience)
 
 
 def reserve(use: float, limit: float) -> float:

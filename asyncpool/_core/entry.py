@@ -45,10 +45,10 @@ class Entry(Generic[C]):
         "number",
         "opened_at",
         "predecessor",
-        "queued",
         "state",
         "used_at",
         "uses",
+        "wait_before",
         "watched",
     )
 
@@ -72,7 +72,7 @@ class Entry(Generic[C]):
         """The current lease; `NO_LEASE` also in the state LEASED, during a hand-over."""
         self.uses = 0
         """The number of leases so far."""
-        self.queued: tuple[int, float, Line[Any]] | None = None
+        self.wait_before: tuple[int, float, Line[Any]] | None = None
         """The last use that had to wait: its number, when it joined the queue, and its line."""
         self.late = False
         self.watched = False

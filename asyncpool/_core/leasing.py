@@ -250,9 +250,9 @@ class Leasing(Waiting[C]):
             msg = f"pool {self.runtime.name!r} has not leased {conn!r}: {what}"
             raise ReleaseError(msg)
         entry.used_at = self._now()
-        queued = entry.queued
-        if queued is not None and isinstance(sys.exception(), asyncio.CancelledError):
-            number, joined_at, line = queued
+        wait = entry.wait_before
+        if wait is not None and isinstance(sys.exception(), asyncio.CancelledError):
+            number, joined_at, line = wait
             if number == entry.uses:
                 queue = self.ledger.queue
                 self.note_cancelled(queue, line, joined_at, len(self.ledger.leased))

@@ -224,7 +224,7 @@ class Ledger(Generic[C]):
 
     def cancel_lease(self, entry: Entry[C]) -> None:
         """Uncount a lease that served no request; the entry may be closed already."""
-        entry.queued = None
+        entry.wait_before = None
         if entry.state is State.CLOSED:
             self._other_leases -= 1
         else:

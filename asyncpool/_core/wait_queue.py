@@ -41,7 +41,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from asyncpool._core.admission import Decided, Pace, pace, reserve
+from asyncpool._core.admission import Decided, QueuePace, pace, reserve
 from asyncpool._core.deadlines import Deadlines
 from asyncpool._core.lines import Flow, Line, Order
 from asyncpool._core.service_rate import STEP, ServiceRate
@@ -115,7 +115,7 @@ class WaitQueue(Generic[T]):
         flow = self._ordered().flow(waiter.place)
         return flow, flow.ahead
 
-    def pace(self, time_limit: float, *, leased: int, coming: int) -> Pace:
+    def pace(self, time_limit: float, *, leased: int, coming: int) -> QueuePace:
         """Return how the requests without a priority wait and are served; see `judge`."""
         ahead = self.length if self.order is None else self.plain.ahead
         return pace(

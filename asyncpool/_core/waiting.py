@@ -266,7 +266,7 @@ class Waiting(Generic[C]):
         assert entry is not None, "bug: a waiter woke up with neither item nor error"
         entry.lease, lease.holder = lease, waiter.task
         line = waiter.line
-        entry.queued = entry.uses, waiter.joined_at, line
+        entry.wait_before = entry.uses, waiter.joined_at, line
         self.end_wait(waiter, entry.leased_at)
         if line.may_be_late and waiter.waited >= waiter.patience_in(line):
             line.patience.note_served()

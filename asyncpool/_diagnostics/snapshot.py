@@ -8,7 +8,7 @@ import contextlib
 from contextvars import Context
 from typing import Any
 
-from asyncpool._core.admission import Pace
+from asyncpool._core.admission import QueuePace
 from asyncpool._core.counters import COUNTED
 from asyncpool._core.entry import State
 from asyncpool._core.pool import Core
@@ -82,14 +82,14 @@ def snapshot(core: Core[Any], *, flush: bool = True) -> PoolStats:
     )
 
 
-def _pace(core: Core[Any]) -> Pace:
+def _pace(core: Core[Any]) -> QueuePace:
     ledger = core.ledger
     try:
         return ledger.queue.pace(
             core.settings.timeout, leased=len(ledger.leased), coming=ledger.opening
         )
     except IndexError:  # in another thread: the loop has begun a new measurement meanwhile
-        return Pace()
+        return QueuePace()
 
 
 def rolled_back(core: Core[Any]) -> int:

@@ -35,7 +35,7 @@ MOMENT = 0.005
 """Seconds."""
 
 
-class Pace:
+class LoopPace:
     """The share of one event loop, and the steps that wait for it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -152,15 +152,15 @@ async def turn_to_leave() -> None:
 
 
 class _Current(threading.local):
-    pace: Pace | None = None
+    pace: LoopPace | None = None
 
 
 _current = _Current()
 
 
-def _pace() -> Pace:
+def _pace() -> LoopPace:
     """Return the pace of the running loop; a thread runs one loop at a time."""
     loop, pace = get_running_loop(), _current.pace
     if pace is None or pace.loop() is not loop:
-        pace = _current.pace = Pace(loop)
+        pace = _current.pace = LoopPace(loop)
     return pace

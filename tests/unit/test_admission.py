@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncpool._core.admission import Pace, Refusal, judge, pace
+from asyncpool._core.admission import QueuePace, Refusal, judge, pace
 from asyncpool._core.lines import Flow, Line
 from asyncpool._core.patience import ENOUGH, Patience
 from asyncpool._core.service_rate import MARKS, STEP, ServiceRate
@@ -437,7 +437,7 @@ class TestPace:
     """`pace`: how a line waits and is served, for `stats()`."""
 
     @staticmethod
-    def of(line: Line[Any], total: ServiceRate, limit: float = 1.0, **more: int) -> Pace:
+    def of(line: Line[Any], total: ServiceRate, limit: float = 1.0, **more: int) -> QueuePace:
         """The pace at the instant 0, with 19 waiters before a new one."""
         numbers = {"leased": 1, "coming": 0} | more
         return pace(total, line, 19, limit, 0.0, **numbers)
@@ -445,9 +445,9 @@ class TestPace:
     def test_it_is_zero_where_nobody_waits(self) -> None:
         """But for the patience."""
         line = Line[Any](0)
-        assert self.of(line, ServiceRate()) == Pace()
+        assert self.of(line, ServiceRate()) == QueuePace()
         line.patience.limit = 0.5
-        assert self.of(line, ServiceRate()) == Pace(patience=0.5)
+        assert self.of(line, ServiceRate()) == QueuePace(patience=0.5)
 
     def test_it_is_that_of_the_queue_or_in_an_order_of_the_line(self) -> None:
         """The wait is shorter for connections that are being opened."""
