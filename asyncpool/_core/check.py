@@ -43,7 +43,12 @@ class Check(Generic[C]):
             deadline += self.ledger.settings.ping_timeout
         # In a background task, so that the caller's deadline and cancellation always take effect.
         work = outcome(partial(self.check, entry.conn))
-        task = self.runtime.tasks.spawn(work, "check", contextvars.copy_context())
+        try:
+            task = self.runtime.tasks.spawn(work, "check", contextvars.copy_context())
+        except BaseException:  # the application's task factory raised an error
+            self.ledger.cancel_lease(entry)
+            self.store.discard(entry)
+            raise
         try:
             await asyncio.wait({task}, timeout=deadline - self.runtime.time())
             if not task.done():
@@ -66,7 +71,7 @@ class Check(Generic[C]):
             # It was leased as soon as it was opened. As after a failed connect: back off, or new
             # connections would be opened without a pause.
             self.outages.connect_failed(error, entry)
-        entry.uses -= 1
+        self.ledger.cancel_lease(entry)
         store.discard_lost(entry)
         return False
 

@@ -25,6 +25,7 @@ from tests.fake import FakeConn
 from tests.unit._tools import (
     Driver,
     VirtualLoop,
+    check_alive,
     fails,
     make_core,
     never,
@@ -207,25 +208,32 @@ class TestForeignLoops:
             assert core.ledger.size == 0
             core.release(await core.acquire(1.0))
 
-    @pytest.mark.parametrize("call", ["release", "discard", "ask"])
+    @pytest.mark.parametrize("call", ["release", "discard", "ask", "check"])
     @virtual_time
     async def test_a_failing_task_factory_does_not_keep_a_place(self, call: str) -> None:
-        """What cannot be reset, closed or asked now is closed once there are tasks again."""
+        """What cannot be reset, closed, asked or checked now is closed a little later."""
 
         def refuse(*_: Any, **__: Any) -> Any:
             raise TypeError
 
-        loop, driver = asyncio.get_running_loop(), Driver()
-        async with running(driver, 0, 1) as core:
-            conn = await core.acquire(1.0)
-            conn.clean = False
+        async def begin() -> None:
             if call == "ask":
-                conn.clean = True
+                core.store.ask(driver.ping)
+            elif call == "check":
+                await core.acquire(1.0)
+            else:
+                getattr(core, call)(conn)
+
+        loop, driver = asyncio.get_running_loop(), Driver()
+        async with running(driver, 0, 1, check=check_alive if call == "check" else None) as core:
+            conn = await core.acquire(1.0)
+            conn.clean = call in {"ask", "check"}
+            if conn.clean:
                 core.release(conn)
             loop.set_task_factory(refuse)
             try:
                 with pytest.raises(TypeError):
-                    core.store.ask(driver.ping) if call == "ask" else getattr(core, call)(conn)
+                    await begin()
                 await asyncio.sleep(5.5)
             finally:
                 loop.set_task_factory(None)
