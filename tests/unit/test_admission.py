@@ -367,6 +367,9 @@ class TestJudge:
         assert most(0.1) == most(0.4) == int((math.sqrt(1 + 97) - 1) ** 2)
         assert most(1.0) == int((math.sqrt(1 + 50) - 1) ** 2)
         assert most(1.5) == most(90.0) == int((math.sqrt(1 + 10) - 1) ** 2)
+        for stands, allowed in ((0.5, 3.97), (5.0, 1.0), (90.0, 0.4)):
+            room = int((math.sqrt(1 + 100 * allowed) - 1) ** 2)
+            assert asked(rate_of(100, stands=stands), 0, 4.0, refuses=True) == room
 
     def test_connections_that_are_being_opened_will_serve_too(self) -> None:
         """Each does what one of those in use does."""
@@ -430,6 +433,8 @@ class TestJudge:
         flow = self.in_order(100, 100)
         assert self.ordered(flow, 0, refuses=True) == int((math.sqrt(1 + 10) - 1) ** 2)
         flow.since = -0.1
+        assert self.ordered(flow, 0, refuses=True) == full
+        flow.length, flow.since, flow.rate = 0, -100.0, rate_of(1)  # all have left
         assert self.ordered(flow, 0, refuses=True) == full
 
 

@@ -194,12 +194,30 @@ class TestMemory:
             queue.leave(queue.join((priority, None)))
         assert len(queue.order._lines) <= KEPT_LINES + 1
         assert queue.line in queue.order._lines
+        assert queue.order.flow(None) is queue.line.plain
         few = Queue(PLAIN)
         line = few.join((1, None)).flow.line
         few.leave(few.requests[1])
         for priority in range(2, KEPT_LINES):
             few.join((priority, None))
         assert few.order.flow((1, None)).line is line
+
+    def test_lines_with_waiters_are_kept_however_many_there_are(self) -> None:
+        """So is the usual one, without waiters too."""
+        queue = Queue(*((priority, None) for priority in range(1, 3 * KEPT_LINES)))
+        assert [queue.serve() for _ in range(3)] == [23, 22, 21]
+        assert queue.line in queue.order._lines
+        assert [each.ticket for each in queue.order] == list(range(20, 0, -1))
+
+    def test_the_oldest_of_a_line_is_that_of_all_its_flows(self) -> None:
+        """Those that have left do not count."""
+        queue = Queue(A, B, A, PLAIN)
+        assert queue.order.oldest(queue.line) == 1.0
+        queue.leave(queue.requests[0])
+        assert queue.order.oldest(queue.line) == 2.0
+        for request in queue.requests[1:]:
+            queue.leave(request)
+        assert queue.order.oldest(queue.line) == math.inf
 
     def test_at_the_end_the_usual_line_is_as_before(self) -> None:
         """It outlives the order."""
