@@ -1,7 +1,8 @@
 """Which small changes of a module's code some test should notice; `tests/mutation.py` tries them.
 
 Left out is what nobody but a reader sees: annotations, docstrings, texts, logging, the messages of
-asserts, `__repr__`, `__slots__`, and what only a type checker reads.
+asserts, `__repr__`, `__slots__`, what only a type checker reads, and how a field of a dataclass is
+made.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ SWAPS: dict[type[ast.AST], list[type[ast.AST]]] = {
 }
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any"}
 TEXTS = {"logger", "msg", "what", "why", "TypeVar", "cast", "repr", "__slots__", "__all__"}
+TEXTS |= {"field"}
 UNSEEN = {"annotation", "returns", "msg", "ctx", "decorator_list"}
 NONE, NOTHING = ast.Constant(None), ast.Tuple([], ast.Load())
 
