@@ -128,24 +128,23 @@ class WaitQueue(Generic[T]):
         Tickets decide the position. A request that was served an unusable connection rejoins with
         its first ticket, so it keeps its position.
         """
-        flow = self.plain
         if not self.length:
             self._begin(waiter.joined_at)
         if self.order is None and waiter.place is None:
-            waiter.line, places = self.line, flow.places
+            waiter.line, places = self.line, self.plain.places
             if not places or places[-1].ticket <= waiter.ticket:  # as in `Flow.put`
                 places.append(waiter)
             else:
-                flow.put(waiter)
+                self.plain.put(waiter)
         else:
-            flow = self._put_in_order(waiter)
+            self._put_in_order(waiter)
         self.length = length = self.length + 1
         waiter.waiting, waiter.counted_own = True, waiter.needs_own_connection
         self.own_demand += waiter.counted_own
         if waiter.deadline != math.inf:
             self._deadlines.add(waiter)
         if not waiter.ticket % 32:
-            kept = len(flow.places) if self.order is None else self.order.kept
+            kept = len(self.plain.places) if self.order is None else self.order.kept
             if kept + len(self._deadlines) > 4 * length + 96:
                 self._compact()
 
@@ -257,13 +256,12 @@ class WaitQueue(Generic[T]):
             self.line.use = 0.0
         self.line.patience.expire(now)
 
-    def _put_in_order(self, waiter: Waiter[T]) -> Flow[Waiter[T]]:
-        """Add a waiter to its flow in the order of all waiters, and return the flow."""
+    def _put_in_order(self, waiter: Waiter[T]) -> None:
+        """Add a waiter to its flow in the order of all waiters."""
         order = self._ordered()
         waiter.flow = flow = order.flow(waiter.place)
         waiter.line = flow.line
         order.add(waiter, flow)
-        return flow
 
     def _ordered(self) -> Order[Waiter[T]]:
         """Return the order of all waiters; it lasts until the queue is empty."""
