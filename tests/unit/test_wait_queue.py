@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from asyncpool._core.admission import Decided
+from asyncpool._core.service_rate import STEP
 from asyncpool._core.wait_queue import WaitQueue
 from asyncpool._core.waiter import Waiter
 from tests.unit._tools import join, now, settle, timers, virtual_time
@@ -148,6 +150,46 @@ class TestPlaces:
             wait_queue.admit(self.new(wait_queue))
         assert wait_queue.place_for(self.new(wait_queue)) == (wait_queue.plain, 2)
         assert wait_queue.order is None
+        assert wait_queue.head_in_time() is wait_queue.head() is next(iter(wait_queue))
+
+    @pytest.mark.parametrize(("joined_at", "limit"), [(99.0, 2.0), (98.5, math.inf)])
+    def test_a_doubtful_patience_is_extended_or_disproved(
+        self, joined_at: float, limit: float
+    ) -> None:
+        """By the oldest request that waits, if no cancellation has confirmed it for long."""
+        wait_queue: WaitQueue[str] = WaitQueue(lambda *_: Late(), lambda: 100.0)
+        waiter = self.new(wait_queue)
+        waiter.joined_at = joined_at
+        wait_queue.admit(waiter)
+        wait_queue.line.patience.limit = 1.0
+        wait_queue.doubt_patience(wait_queue.line, 100.0)
+        assert wait_queue.line.patience.limit == limit
+        wait_queue.doubt_patience(wait_queue.line, 101.0)
+        assert wait_queue.line.patience.limit == limit
+
+    def test_what_was_measured_long_ago_is_forgotten_when_requests_wait_again(self) -> None:
+        """The duration of a use, and a patience that nothing has confirmed."""
+        clock = [0.0]
+        wait_queue: WaitQueue[str] = WaitQueue(lambda *_: Late(), lambda: clock[0])
+        line = wait_queue.line
+
+        def come(count: int = 1) -> None:
+            for _ in range(count):
+                waiter = self.new(wait_queue)
+                waiter.joined_at = clock[0]
+                wait_queue.admit(waiter)
+
+        come(STEP)
+        clock[0] = 0.9
+        for _ in range(STEP):
+            wait_queue.serve("item")
+        line.use, line.patience.limit, line.patience._trusted_at = 5.0, 1.0, 0.9
+        for instant, known in ((1.0, True), (500.0, False)):
+            clock[0] = instant
+            come()
+            assert (line.use, line.patience.limit) == ((5.0, 1.0) if known else (0.0, math.inf))
+            wait_queue.serve("item")
+            assert line.may_be_late is known
 
     def test_the_waiters_of_its_own_priority_are_counted(self) -> None:
         """A higher priority makes the line slower, so its waiters are not counted twice."""
@@ -185,6 +227,31 @@ class TestPlaces:
         waiters[0].needs_own_connection = True
         wait_queue.recount()
         assert (wait_queue.own_demand, wait_queue.demand) == (2, 3)
+
+    @pytest.mark.parametrize("event", ["an order begins", "nobody waits", "STEP were served"])
+    def test_decisions_are_forgotten_when(self, event: str) -> None:
+        """They hold for a queue without an order whose rate was not measured again."""
+        wait_queue = make_queue()
+        for _ in range(STEP + 1):
+            wait_queue.admit(self.new(wait_queue))
+        wait_queue.decided[1.0] = Decided()
+        wait_queue.sees_scopes = True
+        if event == "an order begins":
+            wait_queue.admit(self.new(wait_queue, 1, None))
+        else:
+            for _ in range(STEP + (event == "nobody waits")):
+                wait_queue.serve("item")
+        assert not wait_queue.decided
+        assert wait_queue.sees_scopes is (event != "nobody waits")
+
+    def test_an_order_knows_since_when_requests_wait(self) -> None:
+        """The queue does not become younger by the first request with a flow."""
+        wait_queue: WaitQueue[str] = WaitQueue(lambda *_: Late(), lambda: 9.0)
+        first = self.new(wait_queue)
+        first.joined_at = 1.0
+        wait_queue.admit(first)
+        wait_queue.admit(self.new(wait_queue, 0, "flow"))
+        assert wait_queue.plain.since == 1.0
 
     def test_the_first_waiter_of_all_is_passed_over_if_it_is_too_late(self) -> None:
         """A head is judged once, and none counts as judged before."""
