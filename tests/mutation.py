@@ -1,6 +1,6 @@
 """Mutation testing of the core: every small change to it must make some test fail.
 
-    python -m tests.mutation                          the whole core: some hours
+    python -m tests.mutation                          the whole core: under an hour
     python -m tests.mutation --all ledger pool:120  one module, and a line of another
 
 pytest collects the tests once. Each mutant is a fork in which one function's code is exchanged, and
