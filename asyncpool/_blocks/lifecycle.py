@@ -161,7 +161,7 @@ class Lifecycle(SupportsBorrowing[ACT], SupportsRenewal[ACT]):
         self._ensure_open()
         self._core.require_usable()
         work = ping_all(self._core, list(self._core.ledger.idle))
-        task = self._core.runtime.tasks.spawn(work, "check")
+        task = self._core.runtime.tasks.spawn(work, "pings")
         await asyncio.wait({task})
         if task.cancelled():
             self._core.require_usable()  # raises if the pool was closed during the pings

@@ -19,7 +19,7 @@ from asyncpool._pipeline.profiles import INTERNAL, StatementProfiles
 from asyncpool._pipeline.request import AGAIN, LARGE, Request
 from asyncpool._psycopg.direct_future import DirectFuture
 from asyncpool._psycopg.internals import PostgresQuery, Prepare
-from asyncpool._psycopg.statement_cache import cache_of
+from asyncpool._psycopg.sending import sender_of
 from asyncpool._psycopg.transport import transport_of
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Exchange:
         """The connection's socket."""
         self.requests: deque[Request] = deque()
         """The requests in flight in the order in which they were sent; the first one runs."""
-        self.cache = cache_of(conn)
+        self.sender = sender_of(conn)
         self._completed: list[DirectFuture] = []
         """Futures of requests that have their results; their tasks have yet to go on."""
         self._to_flush = conn._prepared._to_flush
@@ -82,16 +82,16 @@ class Exchange:
             psycopg.Error, TypeError, ...: its parameters cannot be converted.
         """
         if self._to_flush:
-            for _ in self.cache.evict():
+            for _ in self.sender.evict():
                 self._append(Request(INTERNAL, b""))
-        self.cache.convert(request)
+        self.sender.convert(request)
         pgq = request.statement.pgq
         try:
             if self.shared:
                 request.size = size = _size_of(pgq)
                 if size > LARGE:
                     return False
-            self.cache.send(request)
+            self.sender.send(request)
         except BaseException:
             with suppress(psycopg.Error):  # an error here is that of the lost connection
                 self._append(Request(INTERNAL, b""))  # a Sync after a part that may be sent
@@ -150,13 +150,13 @@ class Exchange:
             return
         results, future = request.results, request.future
         if request.state is not Prepare.YES:
-            self.cache.record_outcome(request, results)
+            self.sender.record_outcome(request, results)
         failure = results[-1] if results else None
         if failure is not None and failure.status == ABORTED:
             failure = results[0]  # the PREPARE failed
         if failure is None or (status := failure.status) != FATAL:
             if failure is not None and status == TUPLES and not self.shared:
-                self.cache.refresh(request.statement)  # a plain read changes no setting
+                self.sender.refresh(request.statement)  # a plain read changes no setting
             profile = request.profile
             if profile.credit < 0 and not request.slow:
                 profile.record_quick()
@@ -188,7 +188,7 @@ class Exchange:
             pass  # the plan is out of date: a table was altered
         elif where != b"FetchPreparedStatement" or state != NO_SUCH_STATEMENT:
             return False
-        self.cache.forget(request)
+        self.sender.forget(request)
         request.prepare, request.retried = False, True
         return True
 

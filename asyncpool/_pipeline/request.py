@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg.abc import Params, Query
 
 from asyncpool._psycopg.direct_future import DirectFuture
-from asyncpool._psycopg.statement_cache import BINARY, TEXT, Execution
+from asyncpool._psycopg.sending import BINARY, TEXT, Execution
 from asyncpool._sql.kinds import Kind
 
 if TYPE_CHECKING:

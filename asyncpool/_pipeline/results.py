@@ -16,7 +16,7 @@ from psycopg.rows import tuple_row
 
 from asyncpool._pipeline.request import Request
 from asyncpool._psycopg.cursor import Cursor
-from asyncpool._psycopg.statement_cache import BINARY
+from asyncpool._psycopg.sending import BINARY
 
 Answer = tuple[Callable[[Request], Any], Callable[[psycopg.AsyncCursor[Any]], Awaitable[Any]]]
 

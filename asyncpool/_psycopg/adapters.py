@@ -1,6 +1,6 @@
 """The adapters of a connection, which tell when they change.
 
-Converted statements are kept from one execution to the next; see `statement_cache.py`. They are
+Converted statements are kept from one execution to the next; see `sending.py`. They are
 out of date as soon as a dumper, a loader or a type is registered.
 """
 

@@ -42,8 +42,8 @@ from asyncpool._psycopg.notices import on_notice
 from asyncpool._psycopg.operation import ACTIVE, BAD, closed_error
 from asyncpool._psycopg.pipeline import Pipeline
 from asyncpool._psycopg.riding import UnsentBegin, begin_before, begin_now, send_begin
+from asyncpool._psycopg.sending import StatementSender
 from asyncpool._psycopg.socket_watcher import LOST, READY
-from asyncpool._psycopg.statement_cache import StatementCache
 from asyncpool._psycopg.transport import Transport
 
 __all__ = ["Connection"]
@@ -84,7 +84,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         super().__init__(*args, **kwargs)
         self._transport = None
         self.lock = Lock()
-        self._statements = StatementCache(self)
+        self._statements = StatementSender(self)
         """The statements that were converted for this connection."""
         self._unsent_begin: UnsentBegin | None = None
         """The BEGIN of a block that has been entered, until it is sent with its first statement."""

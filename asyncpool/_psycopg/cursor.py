@@ -2,7 +2,7 @@
 
 In psycopg a statement passes three coroutines and a lock before it waits, and `conn.execute()`
 copies the connection's adapters for its cursor. The fast path is one coroutine and copies the
-adapters on first access. It uses the connection's cache of converted statements, and sends BEGIN
+adapters on first access. It sends by the connection's `StatementSender`, and sends BEGIN
 with the first statement of a transaction. Any other case takes psycopg's path.
 """
 
@@ -25,8 +25,8 @@ from psycopg.rows import AsyncRowFactory, Row
 from asyncpool._psycopg.internals import generators
 from asyncpool._psycopg.many import execute_many
 from asyncpool._psycopg.riding import IDLE, send_begin, settled_begin, with_begin
+from asyncpool._psycopg.sending import BINARY, TEXT, StatementSender, Version
 from asyncpool._psycopg.socket_watcher import READY
-from asyncpool._psycopg.statement_cache import BINARY, TEXT, StatementCache, Version
 from asyncpool._psycopg.transport import Transport
 
 TUPLES = int(ExecStatus.TUPLES_OK)
@@ -211,16 +211,16 @@ class Cursor(psycopg.AsyncCursor[Row]):
         prepare: bool | None = None,
         binary: bool | None = None,
     ) -> PQGen[None]:
-        """Execute a statement with the connection's cache of converted statements.
+        """Execute a statement by the connection's `StatementSender`.
 
-        Where the cache cannot be used, or the statement is to be prepared first, psycopg's own
+        Where that is not possible, or the statement is to be prepared first, psycopg's own
         generator does it.
         """
         conn, run = self._conn, None
         unsent = None if conn._unsent_begin is None else settled_begin(conn)
-        cache: StatementCache = conn._statements
+        sender: StatementSender = conn._statements
         if (
-            self._adapters is cache.version
+            self._adapters is sender.version
             and conn._pipeline is None
             and not (self._closed or conn._prepared._to_flush)
             and type(self) is Cursor
@@ -229,7 +229,7 @@ class Cursor(psycopg.AsyncCursor[Row]):
                 not conn._autocommit and conn.pgconn.transaction_status == IDLE
             )
             result_format = self.format if binary is None else BINARY if binary else TEXT
-            run = cache.begin(query, params, prepare, result_format, in_pipeline=begins)
+            run = sender.begin(query, params, prepare, result_format, in_pipeline=begins)
         if run is None:
             if unsent is not None:
                 yield from send_begin(conn)
@@ -240,13 +240,13 @@ class Cursor(psycopg.AsyncCursor[Row]):
         self._reset()
         self._query = run.statement.pgq
         if begins:
-            results = yield from with_begin(conn, unsent, partial(cache.send, run))
+            results = yield from with_begin(conn, unsent, partial(sender.send, run))
         else:
-            cache.send(run)
+            sender.send(run)
             results = yield from generators.execute(conn.pgconn)
         if run.new:
-            cache.record_outcome(run, results)
-        cache.refresh(run.statement)
+            sender.record_outcome(run, results)
+        sender.refresh(run.statement)
         run.statement.lend(self)
         if len(results) == 1 and results[0].status == TUPLES:
             self._results = results

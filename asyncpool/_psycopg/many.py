@@ -19,9 +19,9 @@ from psycopg.pq import ExecStatus, TransactionStatus
 from asyncpool._psycopg.internals import READY_R, READY_W, WAIT_R, WAIT_W, Prepare, generators
 from asyncpool._psycopg.operation import closed_error
 from asyncpool._psycopg.riding import UnsentBegin, in_transaction, require_accepted, settled_begin
+from asyncpool._psycopg.sending import Execution, StatementSender
 from asyncpool._psycopg.socket_watcher import READY
 from asyncpool._psycopg.statement import Statement
-from asyncpool._psycopg.statement_cache import Execution, StatementCache
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
@@ -52,7 +52,7 @@ async def execute_many(
     conn = cursor._conn
     if commits and (in_transaction(conn) or not conn._autocommit):
         return False
-    cache: StatementCache = conn._statements
+    sender: StatementSender = conn._statements
     transport = conn._transport
     if (
         transport is None
@@ -62,13 +62,13 @@ async def execute_many(
         or conn.lock._locked
         or conn.lock._waiters
         or cursor._closed
-        or cursor._adapters is not cache.version
+        or cursor._adapters is not sender.version
         or not isinstance(params_seq, list | tuple)
         or not params_seq
     ):
         return False
     try:
-        statement = cache.find(query, params_seq[0])
+        statement = sender.find(query, params_seq[0])
     except Exception:  # noqa: BLE001 - psycopg raises it again, when it has begun a transaction
         return False
     if not statement.may_follow_begin:
@@ -94,7 +94,7 @@ class Batch:
         self._cursor = cursor
         self._conn = cursor._conn
         self._pgconn = cursor._conn.pgconn
-        self._cache: StatementCache = cursor._conn._statements
+        self._sender: StatementSender = cursor._conn._statements
         self._query = query
         self._rows = iter(rows)
         self._statement = statement
@@ -143,7 +143,7 @@ class Batch:
             unsent.refused = pgconn.transaction_status == IDLE
             conn._unsent_begin = unsent if unsent.refused else None
         cursor._set_results(self._done)
-        self._cache.refresh(self._statement)
+        self._sender.refresh(self._statement)
         if refused is not None:
             raise refused
         if self._failure:
@@ -195,8 +195,8 @@ class Batch:
         Raises:
             psycopg.Error, TypeError, ...: values cannot be converted; those before are sent.
         """
-        cache, pgconn, sent = self._cache, self._pgconn, self._sent
-        statement, prepared, result_format = self._statement, cache.prepared, self._cursor.format
+        sender, pgconn, sent = self._sender, self._pgconn, self._sent
+        statement, prepared, result_format = self._statement, sender.prepared, self._cursor.format
         pgq = statement.pgq
         rows = list(islice(self._rows, AT_ONCE))
         for params in rows:
@@ -207,8 +207,8 @@ class Batch:
                 sent.append(None)
                 continue
             execution = Execution(self._query, params, True, result_format)
-            cache.identify(execution, statement)
-            cache.send(execution)
+            sender.identify(execution, statement)
+            sender.send(execution)
             sent.append(execution)
         return len(rows) == AT_ONCE
 
@@ -237,10 +237,10 @@ class Batch:
                     return
                 results, self._preparing = self._preparing + results, []
                 if results[0].status in FAILED:
-                    self._cache.prepared._names.pop(execution.key, None)
+                    self._sender.prepared._names.pop(execution.key, None)
             self._sent.popleft()
             if execution is not None:
-                self._cache.record_outcome(execution, results)
+                self._sender.record_outcome(execution, results)
             if not self._failure and results[-1].status not in FAILED:
                 self._done += results
                 if len(self._done) >= AT_ONCE:

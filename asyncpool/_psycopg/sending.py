@@ -1,8 +1,9 @@
-"""A cache of the converted statements of one connection.
+"""Sends the statements of one connection, and keeps what was converted for it.
 
 At each execution psycopg's cursor parses the placeholders of a query and looks up the dumpers of
-its values and the loaders of its columns. This cache keeps them: a repeated statement only has its
-values dumped. Borrowed connections and one-shot statements use the same one.
+its values and the loaders of its columns. Here they are kept: a repeated statement only has its
+values dumped. The cursors of borrowed connections and the one-shot statements on it send by the
+same `StatementSender`.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ class Execution:
         result_format: the format of the rows.
     """
 
-    # Set by `StatementCache.convert`:
+    # Set by `StatementSender.convert`:
     statement: Statement
     key: tuple[bytes, tuple[int, ...]]
     """The key of psycopg's map of prepared statements."""
     state: Prepare
     name: bytes
     """The name of its prepared statement."""
-    # Set by `StatementCache.send`:
+    # Set by `StatementSender.send`:
     new: bool
     """Whether psycopg's map of prepared statements did not know the statement."""
 
@@ -72,11 +73,11 @@ class Version:
     """A copy, made when they changed; None: they are the connection's still."""
 
 
-class StatementCache:
-    """The converted statements of one connection, and those that psycopg has prepared there.
+class StatementSender:
+    """Sends statements on one connection; keeps the converted ones, and those prepared there.
 
     Args:
-        conn: the connection; the cache keeps a weak reference.
+        conn: the connection; there is only a weak reference to it.
     """
 
     def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
@@ -92,7 +93,7 @@ class StatementCache:
         self._settings: list[bytes | None] = []
 
     def copy_adapters(self, template: adapt.AdaptersMap | None) -> Adapters:
-        """Return a copy of adapters, or of the global ones, whose changes empty the cache."""
+        """Return a copy of adapters, or of the global ones; a change forgets all statements."""
         return Adapters(template or psycopg.adapters, partial(_adapters_change, ref(self)))
 
     def adapters_change(self, adapters: adapt.AdaptersMap) -> None:
@@ -253,11 +254,11 @@ class StatementCache:
         return known
 
 
-def _adapters_change(cache: ref[StatementCache], adapters: adapt.AdaptersMap) -> None:
-    if (alive := cache()) is not None:
+def _adapters_change(sender: ref[StatementSender], adapters: adapt.AdaptersMap) -> None:
+    if (alive := sender()) is not None:
         alive.adapters_change(adapters)
 
 
-def cache_of(conn: Any) -> StatementCache:
-    """Return the cache of an `asyncpool.Connection`."""
-    return cast("StatementCache", conn._statements)
+def sender_of(conn: Any) -> StatementSender:
+    """Return the sender of an `asyncpool.Connection`."""
+    return cast("StatementSender", conn._statements)
