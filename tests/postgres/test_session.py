@@ -927,3 +927,20 @@ async def test_a_session_is_reported_like_any_lease(
         assert pool.stats().leaks == 1
     text = "".join(each.getMessage() for each in caplog.records)
     assert "in test_a_session_is_reported_like_any_lease" in text
+
+
+async def test_a_session_waits_for_its_connection_no_longer_than_asked(dsn: str) -> None:
+    """The background work of a cancelled operation, and an operation of another task, together."""
+    async with AsyncConnectionPool(dsn, min_size=1) as pool, pool.session() as conn:
+        (session,) = pool._sessions.values()
+        session._start(asyncio.sleep(0.3))
+
+        async def operate() -> None:
+            async with conn.lock:
+                await asyncio.sleep(0.65)
+
+        operation = asyncio.create_task(operate())
+        await asyncio.sleep(0)
+        with pytest.raises(PoolTimeout, match=r"within 0\.5 s.*another operation runs"):
+            await pool.acquire(timeout=0.5)
+        await operation
