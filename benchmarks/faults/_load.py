@@ -186,15 +186,19 @@ class Load:
     async def _cancelled_by_anyio(self, request: Request, after: float) -> None:
         scope = anyio.CancelScope(deadline=anyio.current_time() + after)
         request.left = time.monotonic() + after
+        refused = False
         try:
             with scope:
                 await self.sleep(request)
         except Exception as error:  # noqa: BLE001 - as above
-            mark_failed(request, error_name(error))
-        else:
+            # A pool may see the deadline of a scope, and say at once that it cannot be kept.
+            refused = request.borrowed is None and error_name(error) == "TooManyRequests"
+            if not refused:
+                mark_failed(request, error_name(error))
+        if not request.error:
             request.outcome = "cancelled"
         request.ended = time.monotonic()
-        if not scope.cancelled_caught and not request.error:
+        if not (scope.cancelled_caught or refused or request.error):
             mark_failed(request, "cancellation swallowed")
 
 
