@@ -83,28 +83,19 @@ __all__ = [
     "within",
 ]
 
-_LATER = {
-    "cluster": [
-        "Cluster",
-        "ClusterExplanation",
-        "ClusterHealth",
-        "HostStatus",
-        "OwnWrites",
-        "ReadPool",
-    ],
-    "fleet": ["Fleet", "FleetStats"],
-}
+_LATER = "fleet", "cluster"
 """Modules that are imported at the first use of one of their names; most programs need neither."""
 
 
 if not TYPE_CHECKING:  # else type checkers would take any name for one of the package
 
     def __getattr__(name: str) -> object:
-        for module, names in _LATER.items():
-            if name == module or name in names:
-                found = import_module(f"asyncpool.{module}")
-                globals().update({each: getattr(found, each) for each in names})
-                return globals()[name]
+        for later in _LATER if name in __all__ or name in _LATER else ():
+            module = import_module(f"asyncpool.{later}")
+            if name == later:
+                return module
+            if name in module.__all__:
+                return getattr(module, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
