@@ -163,7 +163,8 @@ async def test_the_connection_is_one_of_the_pools(dsn: str) -> None:
     async with AsyncConnectionPool(dsn, min_size=1) as pool:
         async with pool.listen("a"):
             assert (pool.stats().size, pool.stats().leased) == (1, 1)
-            with pytest.raises(PoolTimeout, match="1 of the leased held") as raised:
+            held = r"1 of the leased held by pool.listen\(\)"
+            with pytest.raises(PoolTimeout, match=held) as raised:
                 await pool.acquire(timeout=0.01)
             assert (raised.value.leased, raised.value.longest_lease) == (1, 0.0)
         await all_usable(pool)

@@ -166,7 +166,8 @@ class TestClose:
         async with running(Driver(), 1, 1) as core:
             conn = await take(core)
             await core.close(0)
-            with pytest.raises(PoolClosed, match="while this was in use: uncommitted work is lost"):
+            lost = "was closed while this was in use: uncommitted work is lost"
+            with pytest.raises(PoolClosed, match=lost):
                 core.release(conn)
 
     @virtual_time
